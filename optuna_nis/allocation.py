@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ class TableAllocation:
                     f"`tiers` of {self.name!r} must hold positive integers, got {tuple(tier)}."
                 )
         widths = [tier.embedding_dim for tier in tiers]
-        if any(a <= b for a, b in zip(widths, widths[1:])):
+        if any(a <= b for a, b in itertools.pairwise(widths)):
             raise ValueError(f"`tiers` of {self.name!r} must fall in width, got widths {widths}.")
         if widths and widths[0] > self.embedding_dim:
             raise ValueError(
@@ -140,7 +141,7 @@ class Allocation(Mapping[str, TableAllocation]):
     """
 
     def __init__(self, tables: Iterable[TableAllocation]) -> None:
-        self._tables = {}
+        self._tables: dict[str, TableAllocation] = {}
         for table in tables:
             if table.name in self._tables:
                 raise ValueError(f"`tables` names the feature {table.name!r} twice.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 import json
 from typing import Any, Literal
 
@@ -462,7 +462,7 @@ class _Table:
             self.names = [spec.name]
         else:
             cuts = [0, *spec.row_cuts]
-            self.names = [f"{spec.name}[{a}:{b}]" for a, b in zip(cuts, cuts[1:])]
+            self.names = [f"{spec.name}[{a}:{b}]" for a, b in pairwise(cuts)]
 
     @property
     def min_parameters(self) -> int:
@@ -600,7 +600,7 @@ def _default_row_blocks(num_embeddings: int) -> tuple[int, ...]:
     if num_embeddings < _SMALL_VOCABULARY:
         return (int(num_embeddings),)
     cuts = [round(share * num_embeddings) for share in accumulate((0.0, *_ROW_SHARES))]
-    return tuple(b - a for a, b in zip(cuts, cuts[1:]))
+    return tuple(b - a for a, b in pairwise(cuts))
 
 
 def _default_col_blocks(embedding_dim: int) -> tuple[int, ...]:
@@ -609,4 +609,4 @@ def _default_col_blocks(embedding_dim: int) -> tuple[int, ...]:
         widths.append(widths[-1] * 2)
     if embedding_dim > 1:
         widths.append(int(embedding_dim))
-    return tuple(b - a for a, b in zip(widths, widths[1:]))
+    return tuple(b - a for a, b in pairwise(widths))
