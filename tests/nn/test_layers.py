@@ -1,0 +1,231 @@
+"""The supernet under a choice and the multi-size layer are the same function."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optuna_nis import EmbeddingSpec, SearchSpace, TableAllocation, Tier
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+    SupernetEmbedding,
+    set_choices,
+    supernet_layers,
+)
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> SearchSpace:
+    rows = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    columns = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    spec = EmbeddingSpec("f", sum(rows), sum(columns), row_blocks=rows, col_blocks=columns)
+    return SearchSpace([spec], mode=draw(st.sampled_from(["multi", "single"])))
+
+
+def _supernet(spec: EmbeddingSpec, **options: object) -> SupernetEmbedding:
+    layer = SupernetEmbedding(spec, init_std=1.0, **options)  # type: ignore[arg-type]
+    nn.init.normal_(layer.projection)
+    return layer
+
+
+def _check_gradients(supernet: SupernetEmbedding, layer: nn.Module) -> None:
+    """The gradients of the tiers are those of the supernet's blocks, nothing is left over."""
+    weight = torch.zeros_like(supernet.weight)
+    projection = torch.zeros_like(supernet.projection)
+    start = 0
+    for tier in layer.tier_modules():
+        end = start + tier.weight.shape[0]
+        weight[start:end, : tier.weight.shape[1]] = tier.weight.grad
+        if tier.projection is not None:
+            projection[: tier.projection.shape[0]] += tier.projection.grad
+        start = end
+    torch.testing.assert_close(supernet.weight.grad, weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(supernet.projection.grad, projection, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(space=spaces(), seed=st.integers(0, 99), permute=st.booleans(), many=st.booleans())
+def test_supernet_equals_multi_size(
+    space: SearchSpace, seed: int, permute: bool, many: bool
+) -> None:
+    torch.manual_seed(seed)
+    (spec,) = space.specs
+    ranks = torch.randperm(spec.num_embeddings) if permute else None
+    allocation = space.sample(np.random.default_rng(seed), space.full_parameters)
+    supernet = _supernet(spec, ranks=ranks)
+    set_choices(supernet, space, [allocation])
+    layer = MultiSizeEmbedding(allocation["f"], ranks=ranks)
+    supernet.copy_to(layer)
+    # Few ids take the way through the tiers, many that through the projected table.
+    ids = torch.randint(0, spec.num_embeddings + 1, (64, 2) if many else (3,))
+    torch.testing.assert_close(supernet(ids), layer(ids), rtol=1e-4, atol=1e-5)
+    target = torch.randn(*ids.shape, spec.embedding_dim)
+    (supernet(ids) * target).sum().backward()
+    if allocation["f"].tiers:
+        (layer(ids) * target).sum().backward()
+        _check_gradients(supernet, layer)
+
+
+@settings(max_examples=40, deadline=None)
+@given(space=spaces(), seed=st.integers(0, 99), mode=st.sampled_from(["sum", "mean"]))
+def test_supernet_bag_equals_multi_size_bag(space: SearchSpace, seed: int, mode: str) -> None:
+    torch.manual_seed(seed)
+    (spec,) = space.specs
+    allocation = space.sample(np.random.default_rng(seed), space.full_parameters)
+    supernet = _supernet(spec, mode=mode)
+    set_choices(supernet, space, [allocation])
+    layer = MultiSizeEmbeddingBag(allocation["f"], mode=mode)  # type: ignore[arg-type]
+    supernet.copy_to(layer)
+    ids = torch.randint(0, spec.num_embeddings + 1, (7, 3))
+    torch.testing.assert_close(supernet(ids), layer(ids), rtol=1e-4, atol=1e-5)
+    target = torch.randn(7, spec.embedding_dim)
+    (supernet(ids) * target).sum().backward()
+    if allocation["f"].tiers:
+        (layer(ids) * target).sum().backward()
+        _check_gradients(supernet, layer)
+
+
+def test_each_run_of_the_batch_sees_its_choice() -> None:
+    space = SearchSpace([EmbeddingSpec("f", 60, 8)])
+    (spec,) = space.specs
+    rng = np.random.default_rng(0)
+    choices = [space.sample(rng, cost) for cost in (480, 200, 60)]
+    supernet = _supernet(spec)
+    ids = torch.randint(0, 61, (10,))
+    alone = []
+    for choice in choices:
+        set_choices(supernet, space, [choice])
+        alone.append(supernet(ids))
+    set_choices(supernet, space, choices)
+    torch.testing.assert_close(supernet(ids.repeat(3)), torch.cat(alone))
+    assert not torch.equal(alone[0], alone[2])
+
+
+TABLE = TableAllocation("f", 20, 8, (Tier(4, 8), Tier(6, 2)))
+
+
+def test_holds_exactly_the_parameters_of_the_allocation() -> None:
+    for layer in (MultiSizeEmbedding(TABLE), MultiSizeEmbeddingBag(TABLE)):
+        assert sum(p.numel() for p in layer.parameters()) == TABLE.num_parameters
+        assert not list(layer.buffers())
+
+
+def test_full_width_is_a_plain_embedding() -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 20, 8, (Tier(20, 8),)))
+    plain = nn.Embedding(20, 8, _weight=layer.tier_modules()[0].weight.detach())
+    ids = torch.randint(0, 20, (5, 3))
+    assert torch.equal(layer(ids), plain(ids))
+    assert torch.equal(layer.dense_weight(), plain.weight)
+
+
+@pytest.mark.parametrize("ids", [torch.tensor([10, 19, 20]), torch.arange(10, 21).repeat(9)])
+def test_out_of_vocabulary_is_zero(ids: Tensor) -> None:
+    assert torch.equal(MultiSizeEmbedding(TABLE)(ids), torch.zeros(len(ids), 8))
+
+
+def test_removed_feature_is_zero() -> None:
+    removed = TableAllocation("f", 20, 8, ())
+    assert torch.equal(MultiSizeEmbedding(removed)(torch.tensor([0, 3])), torch.zeros(2, 8))
+    bag = MultiSizeEmbeddingBag(removed)
+    assert torch.equal(bag(torch.tensor([[0, 3]])), torch.zeros(1, 8))
+    assert torch.equal(bag.dense_weight(), torch.zeros(20, 8))
+
+
+def test_initial_output_has_the_same_scale_in_every_tier() -> None:
+    torch.manual_seed(0)
+    table = TableAllocation("f", 4000, 64, (Tier(2000, 64), Tier(2000, 16)))
+    rows = MultiSizeEmbedding(table, init_std=0.1).dense_weight()
+    assert rows[:2000].std().item() == pytest.approx(0.1, rel=0.05)
+    assert rows[2000:].std().item() == pytest.approx(0.1, rel=0.2)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bag_agrees_with_torch(mode: str) -> None:
+    layer = MultiSizeEmbeddingBag(TABLE, mode=mode)  # type: ignore[arg-type]
+    ids = torch.tensor([3, 11, 0, 9, 9])
+    offsets = torch.tensor([0, 2, 2])
+    plain = nn.EmbeddingBag(20, 8, mode=mode, _weight=layer.dense_weight().detach())
+    torch.testing.assert_close(layer(ids, offsets), plain(ids, offsets))
+
+
+def test_bag_with_weights_agrees_with_torch() -> None:
+    layer = MultiSizeEmbeddingBag(TABLE, mode="sum")
+    ids, weights = torch.randint(0, 20, (4, 3)), torch.randn(4, 3)
+    plain = nn.EmbeddingBag(20, 8, mode="sum", _weight=layer.dense_weight().detach())
+    torch.testing.assert_close(
+        layer(ids, per_sample_weights=weights), plain(ids, per_sample_weights=weights)
+    )
+
+
+def test_mean_leaves_padding_out_but_counts_cut_ids() -> None:
+    layer = MultiSizeEmbeddingBag(TABLE, mode="mean")
+    row = layer(torch.tensor([[2]]))
+    torch.testing.assert_close(layer(torch.tensor([[2, 20, 20]])), row)
+    torch.testing.assert_close(layer(torch.tensor([[2, 15]])), row / 2)
+    assert torch.equal(layer(torch.tensor([[20, 20]])), torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize("wrong", [-1, 21])
+def test_id_out_of_range(wrong: int) -> None:
+    spec = EmbeddingSpec("f", 20, 8)
+    for layer in (MultiSizeEmbedding(TABLE), SupernetEmbedding(spec)):
+        with pytest.raises(ValueError, match=rf"`ids` of 'f' must be between 0 and 20 .* {wrong}"):
+            layer(torch.tensor([0, wrong]))
+
+
+def test_bad_arguments() -> None:
+    spec = EmbeddingSpec("f", 20, 8)
+    with pytest.raises(TypeError, match=r"`ids` of 'f' must be int64 or int32, got torch.float32"):
+        MultiSizeEmbedding(TABLE)(torch.tensor([0.5]))
+    with pytest.raises(ValueError, match="`ranks` of 'f' must be a permutation of 0 to 19"):
+        MultiSizeEmbedding(TABLE, ranks=torch.zeros(20, dtype=torch.int64))
+    with pytest.raises(ValueError, match="cannot be projected after pooling"):
+        MultiSizeEmbeddingBag(TABLE, mode="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cannot be projected after pooling"):
+        SupernetEmbedding(spec, mode="max")  # type: ignore[arg-type]
+    bag = MultiSizeEmbeddingBag(TABLE, mode="mean")
+    with pytest.raises(ValueError, match="`offsets` of 'f' must be None"):
+        bag(torch.tensor([[0]]), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"`ids` of 'f' must be of shape \(batch, length\)"):
+        bag(torch.tensor([0]))
+    with pytest.raises(ValueError, match="needs mode='sum', got 'mean'"):
+        bag(torch.tensor([[0]]), per_sample_weights=torch.ones(1, 1))
+    supernet = SupernetEmbedding(spec)
+    with pytest.raises(ValueError, match=r"`widths` of 'f' must hold 1 widths for each choice"):
+        supernet.set_widths([[8, 8]])
+    with pytest.raises(ValueError, match=r"`widths` of 'f' must be between 0 and 8"):
+        supernet.set_widths([[9]])
+    supernet.set_widths([[8], [4]])
+    with pytest.raises(ValueError, match="must be a multiple of the 2 choices, got 3 examples"):
+        supernet(torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="`layer` must be of"):
+        supernet.copy_to(MultiSizeEmbedding(TableAllocation("g", 20, 8, ())))
+
+
+def test_supernet_layers_finds_them_and_refuses_twins() -> None:
+    spec = EmbeddingSpec("f", 20, 8)
+    model = nn.ModuleDict({"a": SupernetEmbedding(spec), "b": nn.Linear(1, 1)})
+    assert supernet_layers(model) == {"f": model["a"]}
+    model["c"] = SupernetEmbedding(spec)
+    with pytest.raises(ValueError, match="two supernet embeddings of 'f'"):
+        supernet_layers(model)
+
+
+def test_state_dict_round_trip() -> None:
+    ranks = torch.randperm(20)
+    layer = MultiSizeEmbedding(TABLE, ranks=ranks)
+    other = MultiSizeEmbedding(TABLE, ranks=torch.arange(20))
+    other.load_state_dict(layer.state_dict())
+    ids = torch.arange(21)
+    assert torch.equal(layer(ids), other(ids))
+
+
+def test_layers_show_their_sizes() -> None:
+    assert "f: 4x8 + 6x2 (of 20x8)" in repr(MultiSizeEmbedding(TABLE))
+    assert "mode='mean'" in repr(MultiSizeEmbeddingBag(TABLE))
+    assert "f: 20x8, rows=[20]" in repr(SupernetEmbedding(EmbeddingSpec("f", 20, 8)))
