@@ -1,0 +1,588 @@
+"""The controller: a distribution over categorical choices that learns from rewards.
+
+An actor and a critic, as in A3C (Mnih et al., 2016), for problems with one step:
+
+* The *actor* is one categorical distribution per parameter. Parameters are drawn one after the
+  other; options that a constraint rules out after the earlier draws are masked, so that every
+  draw is feasible and its log-probability exact.
+* The *critic* is a ridge regression of the reward on the chosen options. It estimates the
+  advantage of every option, also of those not drawn this time, and serves as a control variate:
+  the sampled policy gradient has to account only for what the critic cannot explain.
+
+The critic's part of the policy gradient is taken as a natural gradient step with entropy
+regularisation, which has a closed form (Cen et al., 2022): logits move a fraction of the way
+towards ``initial + advantage / temperature``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from dataclasses import dataclass, fields
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from optuna_nis.budget import BoolArray, Choice, Constraint, IntArray
+
+FloatArray = NDArray[np.float64]
+Pick = Callable[[FloatArray, slice], IntArray]
+
+_WINDOW = 256
+_OUTLIER = 5.0
+_MAX_ADVANTAGE = 3.0
+# Scale and location of the first rewards are guesses: their targets are made anew with every
+# trial until there are this many.
+_EARLY = 32
+_INTERCEPT_VARIANCE = 100.0
+_LARGEST_REWARD = 1e100
+_MIN_LOGIT = -12.0
+_MARGINAL_DRAWS = 256
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How fast a :class:`Policy` learns and how long it explores.
+
+    Rewards are divided by their running standard deviation, so none of these depends on the scale
+    of the rewards.
+
+    Args:
+        learning_rate: Step of the logits along the critic's advantages, for a single trial; for a
+            group it is multiplied by the square root of its size.
+        temperature: Weight of the entropy bonus; it is divided by the number of parameters plus
+            one, which keeps the total cost of exploring about the same in spaces of any size.
+        optimism: Standard errors of the critic added to the advantage of an option, which favours
+            options seen seldom.
+        sampled_learning_rate: The same along the sampled policy gradient, which learns what the
+            critic cannot express: interactions, and what a choice leaves of a budget.
+        ridge: Strength with which the critic pulls the advantage of an option to 0, in trials.
+        max_importance: Upper bound on the importance weight of a trial that was drawn from an
+            older policy.
+
+    Raises:
+        ValueError: If a setting is negative or not finite, or if one that must be positive is 0.
+
+    Example:
+        >>> PolicySettings(learning_rate=0.5).temperature
+        1.0
+    """
+
+    learning_rate: float = 1.0
+    temperature: float = 1.0
+    optimism: float = 0.5
+    sampled_learning_rate: float = 0.05
+    ridge: float = 2.0
+    max_importance: float = 2.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{field.name}` must be finite and not negative, got {value!r}.")
+        for name in ("temperature", "ridge"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
+
+
+class Policy:
+    """A learned distribution over categorical choices.
+
+    Args:
+        choices: For every parameter, its options. May be left out with a constraint, or name
+            further parameters that the constraint does not know.
+        constraint: A hard limit, such as a :class:`~optuna_nis.SearchSpace` or an
+            :class:`~optuna_nis.AdditiveBudget`; no draw ever breaks it.
+        settings: How to learn.
+
+    Raises:
+        ValueError: If there is no parameter, a parameter has no option, or the options of a
+            parameter are not those of the constraint.
+
+    Example:
+        >>> policy = Policy({"dim": (4, 8, 16), "pool": ("sum", "mean")})
+        >>> rng = np.random.default_rng(0)
+        >>> for _ in range(30):
+        ...     options, log_probs = policy.sample(8, rng)
+        ...     rewards = [params["dim"] / 16 for params in policy.params(options)]
+        ...     policy.update(options, rewards, log_probs)
+        >>> policy.params(policy.mode())[0]["dim"]
+        16
+    """
+
+    def __init__(
+        self,
+        choices: Mapping[str, Sequence[Choice]] | None = None,
+        constraint: Constraint | None = None,
+        settings: PolicySettings | None = None,
+    ) -> None:
+        self.settings = settings or PolicySettings()
+        self._constraint = constraint
+        self._choices: dict[str, tuple[Choice, ...]] = {}
+        if constraint is not None:
+            self._choices.update((n, tuple(options)) for n, options in constraint.choices.items())
+        self._num_constrained = len(self._choices)
+        for name, options in (choices or {}).items():
+            if self._choices.setdefault(name, tuple(options)) != tuple(options):
+                raise ValueError(
+                    f"`choices[{name!r}]` must be those of the constraint, "
+                    f"{list(self._choices[name])}, got {list(options)}."
+                )
+        if not self._choices:
+            raise ValueError("`choices` must name at least one parameter, got none.")
+        for name, known in self._choices.items():
+            if not known:
+                raise ValueError(f"`choices[{name!r}]` must hold at least one option, got none.")
+        self._num_options = np.array([len(options) for options in self._choices.values()])
+        self._valid = np.arange(self._num_options.max()) < self._num_options[:, None]
+        self._initial = self._initial_logits()
+        self._logits = self._initial.copy()
+        self._temperature = self.settings.temperature / (len(self._choices) + 1)
+        self._scale = _RewardScale()
+        self._critic = _Critic(int(self._num_options.sum()), self.settings.ridge)
+
+    def _initial_logits(self) -> FloatArray:
+        logits = np.zeros(self._valid.shape)
+        if self._constraint is not None:
+            weights = self._constraint.initial_log_weights()
+            for row, name in enumerate(self._constraint.choices):
+                logits[row, : self._num_options[row]] = weights[name]
+        return _bounded(logits, self._valid)
+
+    @property
+    def choices(self) -> Mapping[str, tuple[Choice, ...]]:
+        """The options of every parameter, in the order in which they are drawn."""
+        return self._choices
+
+    def copy(self) -> Policy:
+        """A policy that learns on its own from here."""
+        other = copy.copy(self)
+        other._logits = self._logits.copy()
+        other._scale = copy.copy(self._scale)
+        other._critic = self._critic.copy()
+        return other
+
+    def params(self, options: ArrayLike) -> list[dict[str, Choice]]:
+        """The choices that options stand for.
+
+        Args:
+            options: Indices of options, shape ``(n, number of parameters)``.
+
+        Returns:
+            For every row, a choice for every parameter.
+        """
+        checked = self._checked(options)
+        return [
+            {name: known[option] for (name, known), option in zip(self._choices.items(), row)}
+            for row in checked.tolist()
+        ]
+
+    def options(self, params: Iterable[Mapping[str, Any]]) -> IntArray:
+        """The inverse of :meth:`params`.
+
+        Args:
+            params: Mappings with a choice for every parameter; further entries are ignored.
+
+        Raises:
+            ValueError: If a parameter is missing or has a value that is not one of its choices.
+        """
+        rows = []
+        for index, row in enumerate(params):
+            for name, known in self._choices.items():
+                if name not in row:
+                    raise ValueError(f"`params[{index}]` must hold a choice for {name!r}.")
+                option = find_choice(known, row[name])
+                if option is None:
+                    raise ValueError(
+                        f"`params[{index}][{name!r}]` must be one of {list(known)}, "
+                        f"got {row[name]!r}."
+                    )
+                rows.append(option)
+        return np.array(rows, dtype=np.int64).reshape(-1, len(self._choices))
+
+    def sample(
+        self, n: int, rng: np.random.Generator, fixed: Mapping[str, Any] | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """Draw choices.
+
+        Args:
+            n: Number of draws.
+            rng: Source of randomness.
+            fixed: Choices already made. A draw that cannot keep to all of them within the
+                constraint has a log-probability of minus infinity.
+
+        Returns:
+            Indices of the options, shape ``(n, number of parameters)``, and the log-probability
+            of each draw, shape ``(n,)``.
+        """
+        uniform = rng.random((n, len(self._choices)))
+
+        def pick(probabilities: FloatArray, columns: slice) -> IntArray:
+            cumulative = probabilities.cumsum(axis=-1)
+            # The factor keeps rounding from reaching past the last option with a probability.
+            level = uniform[:, columns] * cumulative[..., -1] * (1 - 1e-12)
+            return np.asarray((cumulative <= level[..., None]).sum(axis=-1), dtype=np.int64)
+
+        pinned = {
+            row: find_choice(known, fixed[name])
+            for row, (name, known) in enumerate(self._choices.items())
+            if fixed is not None and name in fixed
+        }
+        options, masks = self._draw(n, pick, pinned)
+        log_prob = _log_prob(options, self._probabilities(masks))
+        for row, option in pinned.items():
+            log_prob[options[:, row] != option] = -np.inf
+        return options, log_prob
+
+    def mode(self) -> IntArray:
+        """The greedy choice: the likeliest option of every parameter, one after the other.
+
+        Returns:
+            Indices of the options, shape ``(1, number of parameters)``.
+        """
+        options, _ = self._draw(
+            1, lambda p, columns: np.broadcast_to(p.argmax(-1), (1, p.shape[-2]))
+        )
+        return options
+
+    def _draw(
+        self, n: int, pick: Pick, pinned: Mapping[int, int | None] | None = None
+    ) -> tuple[IntArray, BoolArray]:
+        pinned = pinned or {}
+        masks = np.repeat(self._valid[None], n, axis=0)
+
+        def pin(row: int) -> None:
+            option = pinned.get(row)
+            if option is not None:
+                only = np.arange(masks.shape[2]) == option
+                masks[:, row] = np.where(masks[:, row, option, None], only, masks[:, row])
+
+        for row in pinned:
+            if row >= self._num_constrained:
+                pin(row)
+        options = np.empty((n, len(self._choices)), dtype=np.int64)
+        free = slice(self._num_constrained, None)
+        if self._num_constrained < len(self._choices):
+            options[:, free] = pick(self._probabilities(masks[:, free], free), free)
+        if self._constraint is not None:
+            walk = self._constraint.walk(n)
+            for row, name in enumerate(self._constraint.choices):
+                masks[:, row, : self._num_options[row]] = walk.allowed(name)
+                pin(row)
+                column = slice(row, row + 1)
+                options[:, column] = pick(self._probabilities(masks[:, column], column), column)
+                walk.take(name, options[:, row])
+        return options, masks
+
+    def masks(self, options: ArrayLike) -> BoolArray:
+        """Options that were open when each parameter was drawn.
+
+        Args:
+            options: Indices of the options taken, shape ``(n, number of parameters)``.
+
+        Returns:
+            Shape ``(n, number of parameters, largest number of options)``.
+        """
+        checked = self._checked(options)
+        masks = np.repeat(self._valid[None], len(checked), axis=0)
+        if self._constraint is not None:
+            walk = self._constraint.walk(len(checked))
+            for row, name in enumerate(self._constraint.choices):
+                masks[:, row, : self._num_options[row]] = walk.allowed(name)
+                walk.take(name, checked[:, row])
+        return masks
+
+    def feasible(self, options: ArrayLike, masks: BoolArray | None = None) -> BoolArray:
+        """Whether each row of options keeps to the constraint."""
+        checked = self._checked(options)
+        masks = self.masks(checked) if masks is None else masks
+        taken = np.take_along_axis(masks, checked[:, :, None], axis=2)[:, :, 0]
+        return np.asarray(taken.all(axis=1))
+
+    def log_prob(self, options: ArrayLike) -> FloatArray:
+        """Log-probability of drawing each row of options, minus infinity if infeasible."""
+        checked = self._checked(options)
+        return _log_prob(checked, self._probabilities(self.masks(checked)))
+
+    def probabilities(self) -> dict[str, FloatArray]:
+        """Probability of every option of every parameter.
+
+        Exact without a constraint. With one, what is left for a parameter depends on the earlier
+        draws: the probabilities are then averages over a fixed set of draws.
+        """
+        mean = self._typical().mean(axis=0)
+        return {
+            name: mean[row, : self._num_options[row]].copy()
+            for row, name in enumerate(self._choices)
+        }
+
+    def entropy(self) -> float:
+        """Entropy of a draw in nats, with a constraint as an average over a fixed set of draws."""
+        p = self._typical()
+        return float(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=(1, 2)).mean())
+
+    def _typical(self) -> FloatArray:
+        if self._constraint is None:
+            return self._probabilities(self._valid)[None]
+        options, _ = self.sample(_MARGINAL_DRAWS, np.random.default_rng(0))
+        return self._probabilities(self.masks(options))
+
+    def update(
+        self,
+        options: ArrayLike,
+        rewards: ArrayLike,
+        log_probs: ArrayLike | None = None,
+        masks: BoolArray | None = None,
+    ) -> None:
+        """Learn from one trial, or from a group of trials scored on the same examples.
+
+        The baseline of a group is its mean: only differences within the group count. The baseline
+        of a single trial is the running average that the critic keeps. Infinite rewards count as
+        the worst or best finite one so far, and outliers are clipped.
+
+        Args:
+            options: Indices of the options taken, shape ``(k, number of parameters)``.
+            rewards: Reward of each trial, larger is better, shape ``(k,)``.
+            log_probs: Log-probability with which each trial was drawn, shape ``(k,)``. NaN, or
+                :obj:`None` for all, stands for a trial from elsewhere; it weighs as if it had been
+                drawn uniformly among the feasible options, and at most like a trial of the
+                policy's own.
+            masks: What :meth:`masks` returns for the options, if they are known to be feasible.
+
+        Raises:
+            ValueError: If shapes do not fit, a reward is NaN, or options are infeasible.
+        """
+        options = self._checked(options)
+        k = len(options)
+        rewards = np.asarray(rewards, dtype=np.float64)
+        drawn = np.full(k, np.nan) if log_probs is None else np.asarray(log_probs, np.float64)
+        for argument, values in (("rewards", rewards), ("log_probs", drawn)):
+            if values.shape != (k,):
+                raise ValueError(
+                    f"`{argument}` must have one number for each of {k} trials, "
+                    f"got shape {values.shape}."
+                )
+        if np.isnan(rewards).any():
+            raise ValueError(f"`rewards` must not be NaN, got {rewards.tolist()}.")
+        if masks is None:
+            masks = self.masks(options)
+            if not self.feasible(options, masks).all():
+                raise ValueError("`options` must keep to the constraint; check with `feasible`.")
+
+        observed = self._scale.observe(rewards)
+        if observed is None or k == 0:
+            return
+        chosen = options[:, :, None] == np.arange(masks.shape[2])
+        rows = np.zeros((k, len(self._critic.weights)))
+        rows[:, :-1] = chosen[:, self._valid]
+        if k == 1:
+            rows[:, -1] = 1.0
+        else:
+            rows -= rows.mean(axis=0)
+        surprise = self._critic.learn(rows, observed)
+        advantage = np.clip(surprise / observed.scale, -_MAX_ADVANTAGE, _MAX_ADVANTAGE)
+        self._step(chosen, masks, advantage, drawn, observed.scale)
+
+    def _step(
+        self,
+        chosen: BoolArray,
+        masks: BoolArray,
+        advantage: FloatArray,
+        drawn: FloatArray,
+        scale: float,
+    ) -> None:
+        settings = self.settings
+        probabilities = self._probabilities(masks)
+        log_prob = np.log(probabilities[chosen]).reshape(len(chosen), -1).sum(axis=1)
+        uniform = -np.log(masks.sum(axis=2)).sum(axis=1)
+        foreign = np.isnan(drawn)
+        ratio = log_prob - np.where(foreign, uniform, drawn)
+        importance = np.minimum(
+            np.exp(np.clip(ratio, -50.0, 50.0)), np.where(foreign, 1.0, settings.max_importance)
+        )
+        sampled = np.einsum("k,kpo->po", importance * advantage, chosen - probabilities)
+
+        values = np.zeros(self._valid.shape)
+        spread = np.zeros(self._valid.shape)
+        values[self._valid] = self._critic.weights[:-1] / scale
+        spread[self._valid] = self._critic.standard_errors()
+        target = self._initial + (values + settings.optimism * spread) / self._temperature
+        # A group tells less than as many trials that are each drawn by a better policy.
+        steps = math.sqrt(len(chosen))
+        way = -math.expm1(-settings.learning_rate * self._temperature * steps)
+        self._logits = _bounded(
+            self._logits
+            + way * (target - self._logits)
+            + settings.sampled_learning_rate * sampled / steps,
+            self._valid,
+        )
+
+    def _probabilities(self, masks: BoolArray, columns: slice = slice(None)) -> FloatArray:
+        logits = np.where(masks, self._logits[columns], -np.inf)
+        largest = logits.max(axis=-1, keepdims=True)
+        # Past the first forbidden option of an infeasible row nothing may be left to take.
+        weights = np.exp(logits - np.where(np.isfinite(largest), largest, 0.0))
+        return np.asarray(weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300))
+
+    def _checked(self, options: ArrayLike) -> IntArray:
+        array = np.asarray(options)
+        if array.ndim != 2 or array.shape[1] != len(self._choices):
+            raise ValueError(
+                f"`options` must have shape (n, {len(self._choices)}), got {array.shape}."
+            )
+        if not np.issubdtype(array.dtype, np.integer) and array.size:
+            raise ValueError(f"`options` must be integers, got {array.dtype}.")
+        if ((array < 0) | (array >= self._num_options)).any():
+            raise ValueError("`options` must be indices of choices, got one out of range.")
+        return array.astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """Rewards of an update, and how to bring them to the critic's scale."""
+
+    rewards: FloatArray
+    center: float
+    radius: float
+    scale: float
+
+
+class _RewardScale:
+    """Running location and scale of the rewards, which outliers cannot move."""
+
+    def __init__(self) -> None:
+        self._worst = np.inf
+        self._best = -np.inf
+        self._singles = np.empty(0)
+        self._differences = np.empty(0)
+
+    def observe(self, rewards: FloatArray) -> _Observed | None:
+        """Take notice of rewards; nothing comes back while only infinite ones are known."""
+        rewards = np.where(
+            np.isinf(rewards), rewards, np.clip(rewards, -_LARGEST_REWARD, _LARGEST_REWARD)
+        )
+        finite = rewards[np.isfinite(rewards)]
+        if finite.size:
+            self._worst = min(self._worst, float(finite.min()))
+            self._best = max(self._best, float(finite.max()))
+        if self._worst > self._best:
+            return None
+        rewards = np.clip(rewards, self._worst, self._best)
+        k = len(rewards)
+        center = 0.0
+        if k == 1:
+            self._singles = np.append(self._singles, rewards)[-_WINDOW:]
+            center = _quantile(np.sort(self._singles), 0.5)
+        else:
+            rewards = rewards - _quantile(np.sort(rewards), 0.5)
+            unbiased = (rewards - rewards.mean()) * math.sqrt(k / (k - 1))
+            self._differences = np.append(self._differences, unbiased)[-_WINDOW:]
+        spread = self._differences
+        if len(self._singles):
+            middle = center if k == 1 else _quantile(np.sort(self._singles), 0.5)
+            spread = np.concatenate([self._singles - middle, spread])
+        ordered = np.sort(spread)
+        deviation = (_quantile(ordered, 0.75) - _quantile(ordered, 0.25)) / 1.349
+        if deviation <= 0:
+            deviation = math.sqrt(float(np.square(spread).mean()))
+        radius = _OUTLIER * deviation
+        clipped = np.clip(spread, -radius, radius)
+        scale = math.sqrt(float(np.square(clipped).mean()))
+        return _Observed(rewards, center, radius, scale or 1.0)
+
+
+class _Critic:
+    """Ridge regression of rewards on options, one trial at a time (recursive least squares)."""
+
+    def __init__(self, num_options: int, ridge: float) -> None:
+        self.weights = np.zeros(num_options + 1)
+        self._covariance = np.eye(num_options + 1) / ridge
+        self._covariance[-1, -1] = _INTERCEPT_VARIANCE
+        self._early: list[tuple[FloatArray, float]] = []
+        self._origin: float | None = None
+        self._squares = 0.0
+        self._count = 0
+
+    def copy(self) -> _Critic:
+        other = copy.copy(self)
+        other.weights = self.weights.copy()
+        other._covariance = self._covariance.copy()
+        other._early = self._early.copy()
+        return other
+
+    def standard_errors(self) -> FloatArray:
+        """Uncertainty of the weight of every option, in units of the reward's scale."""
+        noise = math.sqrt(self._squares / max(self._count, 1))
+        return np.asarray(noise * np.sqrt(np.maximum(self._covariance.diagonal()[:-1], 0.0)))
+
+    def learn(self, rows: FloatArray, observed: _Observed) -> FloatArray:
+        """Learn from rows of options; returns by how much the rewards surprised."""
+        early = len(self._early) < _EARLY
+        low, high = observed.center - observed.radius, observed.center + observed.radius
+        targets = np.clip(observed.rewards, low, high)
+        if len(rows) > 1:
+            targets -= targets.mean()
+        else:
+            if early or self._origin is None:
+                self._origin = observed.center
+            targets -= self._origin
+        surprise: FloatArray = targets - np.einsum("ij,j->i", rows, self.weights)
+        for row, target in zip(rows, targets):
+            # Not `@`: the order of summation in BLAS may change with the number of threads.
+            gain = np.einsum("ij,j->i", self._covariance, row)
+            error = target - float((row * self.weights).sum())
+            scaled = gain / (1.0 + float((row * gain).sum()))
+            self.weights += scaled * error
+            self._covariance -= np.multiply.outer(gain, scaled)
+        if early:
+            self._early += zip(rows, observed.rewards.tolist())
+            self._relearn(observed)
+        clipped = np.clip(surprise / observed.scale, -_MAX_ADVANTAGE, _MAX_ADVANTAGE)
+        self._squares += float(np.square(clipped).sum())
+        self._count += len(rows)
+        return surprise
+
+    def _relearn(self, observed: _Observed) -> None:
+        moment = np.zeros(len(self.weights))
+        middle = self._origin or 0.0
+        for row, reward in self._early:
+            offset = middle if row[-1] else 0.0
+            moment += row * min(max(reward - offset, -observed.radius), observed.radius)
+        self.weights = np.einsum("ij,j->i", self._covariance, moment)
+
+
+def find_choice(choices: Sequence[Choice], value: Any) -> int | None:
+    """Index of a value among choices, or :obj:`None`; floats may differ by rounding."""
+    try:
+        return choices.index(value)
+    except ValueError:
+        pass
+    if isinstance(value, float):
+        for index, choice in enumerate(choices):
+            if isinstance(choice, float) and (
+                math.isclose(value, choice, rel_tol=1e-9, abs_tol=1e-12)
+                or (math.isnan(value) and math.isnan(choice))
+            ):
+                return index
+    return None
+
+
+def _quantile(ordered: FloatArray, q: float) -> float:
+    last = len(ordered) - 1
+    low, high = math.floor(q * last), math.ceil(q * last)
+    if q < 0.5:
+        return float(ordered[low])
+    return float(ordered[high]) if q > 0.5 else float(ordered[low] / 2 + ordered[high] / 2)
+
+
+def _bounded(logits: FloatArray, valid: BoolArray) -> FloatArray:
+    largest = np.where(valid, logits, -np.inf).max(axis=1, keepdims=True)
+    return np.asarray(np.where(valid, np.maximum(logits - largest, _MIN_LOGIT), 0.0))
+
+
+def _log_prob(options: IntArray, probabilities: FloatArray) -> FloatArray:
+    taken = np.take_along_axis(probabilities, options[:, :, None], axis=2)[:, :, 0]
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(taken).sum(axis=1))

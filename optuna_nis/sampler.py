@@ -1,0 +1,260 @@
+"""The controller as an ordinary Optuna sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import threading
+from typing import Any
+import weakref
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_nis.budget import Constraint
+from optuna_nis.policy import Policy, PolicySettings
+from optuna_nis.replay import (
+    FINISHED,
+    GROUP_KEY,
+    GROUP_SIZE_KEY,
+    LOG_PROB_KEY,
+    PROPOSAL_KEY,
+    PolicyHistory,
+    Replay,
+    check_budget,
+    enumerate_choices,
+    fingerprint,
+    policy_history,
+)
+
+__all__ = [
+    "GROUP_KEY",
+    "GROUP_SIZE_KEY",
+    "LOG_PROB_KEY",
+    "NISSampler",
+    "PolicyHistory",
+    "policy_history",
+]
+
+_FIXED_DRAWS = 64
+
+_logger = optuna.logging.get_logger(__name__)
+
+
+class NISSampler(BaseSampler):
+    """A sampler that learns a policy over choices by reinforcement learning.
+
+    It is the controller of Neural Input Search (`Joglekar et al., 2020
+    <https://arxiv.org/abs/1907.04471>`__): an actor-critic over categorical parameters. It suits
+    many categorical parameters whose effects mostly add up, such as the sizes of embedding
+    tables, with tens to thousands of trials.
+
+    It learns over categorical parameters, and over integers and floats with a step that have at
+    most 32 values; all else is left to the independent sampler. Without a budget, the parameters
+    learned are those that all finished trials have in common.
+
+    The policy is a function of the finished trials alone. Studies resume where they stopped, and
+    any number of processes may share a storage. Trials from elsewhere, enqueued ones included,
+    are learned with bounded weight; pruned trials count with their last intermediate value.
+
+    Example:
+        .. code-block:: python
+
+            import optuna
+            from optuna_nis import NISSampler
+
+
+            def objective(trial):
+                dim = trial.suggest_categorical("dim", [4, 8, 16, 32])
+                pool = trial.suggest_categorical("pool", ["sum", "mean"])
+                return abs(dim - 16) + (pool == "sum")
+
+
+            study = optuna.create_study(sampler=NISSampler())
+            study.optimize(objective, n_trials=50)
+
+    Args:
+        budget: A hard limit on the choices, a :class:`~optuna_nis.SearchSpace` or an
+            :class:`~optuna_nis.AdditiveBudget`. No choice beyond it is ever proposed. Its
+            parameters must be suggested by ``suggest_categorical`` with its choices.
+        seed: Seed of the random number generator.
+        independent_sampler: Sampler of all parameters that the policy does not learn; by default
+            :class:`~optuna.samplers.RandomSampler`.
+        warn_independent_sampling: Whether to log a warning for every such parameter.
+        settings: How the policy learns.
+
+    Raises:
+        TypeError: If the budget is a number or a string; a budget needs the cost of every choice.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: Constraint | None = None,
+        seed: int | None = None,
+        independent_sampler: BaseSampler | None = None,
+        warn_independent_sampling: bool = True,
+        settings: PolicySettings | None = None,
+    ) -> None:
+        check_budget(budget)
+        self._budget = budget
+        self._rng = np.random.default_rng(seed)
+        self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
+        self._warn_independent_sampling = warn_independent_sampling
+        self._settings = settings
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.RLock()
+        self._replays: weakref.WeakKeyDictionary[BaseStorage, dict[int, Replay]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_lock"], state["_replays"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def reseed_rng(self) -> None:
+        """Draw a new seed, for threads and processes that share this sampler."""
+        with self._lock:
+            self._rng = np.random.default_rng()
+            self._independent_sampler.reseed_rng()
+
+    def policy(self, study: Study) -> Policy:
+        """The policy that the finished trials of a study add up to.
+
+        Args:
+            study: A study with a single objective.
+
+        Returns:
+            A copy, free to be updated.
+
+        Raises:
+            ValueError: If the study has several objectives, or there is no budget and no finished
+                trial to take the parameters from.
+        """
+        with self._lock:
+            policy = self._learn(study, use_cache=False).policy
+            if policy is None:
+                raise ValueError(
+                    "`study` must have a finished trial with parameters that can be learned, or "
+                    "the sampler a `budget`, got neither."
+                )
+            return policy.copy()
+
+    def _learn(self, study: Study, use_cache: bool = True) -> Replay:
+        self._raise_error_if_multi_objective(study)
+        trials = study._get_trials(deepcopy=False, states=FINISHED, use_cache=use_cache)
+        replays = self._replays.setdefault(study._storage, {})
+        if study._study_id not in replays:
+            replays[study._study_id] = Replay(study.direction, self._budget, self._settings)
+        replay = replays[study._study_id]
+        replay.learn(trials)
+        return replay
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The parameters that the policy draws."""
+        with self._lock:
+            return dict(self._learn(study).distributions)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw parameters from the policy."""
+        params: dict[str, Any] = {}
+        attrs: dict[str, str | float] = {}
+        with self._lock:
+            replay = self._learn(study)
+            policy = replay.policy
+            known = [
+                name
+                for name, distribution in replay.distributions.items()
+                if search_space.get(name) == distribution
+            ]
+            if policy is not None and known:
+                fixed = {
+                    name: value
+                    for name, value in trial.system_attrs.get("fixed_params", {}).items()
+                    if name in policy.choices
+                }
+                options, log_prob = policy.sample(
+                    _FIXED_DRAWS if fixed else 1, self._rng, fixed=fixed
+                )
+                row = int(np.isfinite(log_prob).argmax())
+                if fixed and not np.isfinite(log_prob[row]):
+                    _logger.warning(
+                        f"The enqueued parameters {fixed} of Trial#{trial.number} leave no choice "
+                        "within the budget for the others."
+                    )
+                drawn = policy.params(options[row : row + 1])[0]
+                params = {name: drawn[name] for name in known}
+                if not fixed and len(known) == len(policy.choices):
+                    attrs[PROPOSAL_KEY] = fingerprint(policy, options)
+                    attrs[LOG_PROB_KEY] = float(log_prob[0])
+        for key, value in attrs.items():
+            study._storage.set_trial_system_attr(trial._trial_id, key, value)
+        for name, distribution in search_space.items():
+            if name not in params:
+                params[name] = self._independent_sampler.sample_independent(
+                    study, trial, name, distribution
+                )
+        return params
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Leave a parameter to the independent sampler."""
+        self._raise_error_if_multi_objective(study)
+        if self._warn_independent_sampling and any(
+            past.state == TrialState.COMPLETE
+            for past in study._get_trials(deepcopy=False, use_cache=True)
+        ):
+            self._log_independent_sampling(trial, param_name, param_distribution)
+        return self._independent_sampler.sample_independent(
+            study, trial, param_name, param_distribution
+        )
+
+    def _log_independent_sampling(
+        self, trial: FrozenTrial, param_name: str, distribution: BaseDistribution
+    ) -> None:
+        if enumerate_choices(distribution) is None:
+            reason = "the policy learns only over parameters with few distinct values"
+        else:
+            reason = "dynamic search space is not supported by the policy"
+        own = self.__class__.__name__
+        _logger.warning(
+            f"The parameter `{param_name}` in Trial#{trial.number} is sampled independently using "
+            f"`{self._independent_sampler.__class__.__name__}` instead of `{own}`, potentially "
+            f"degrading the optimization performance. This fallback happened because {reason}. "
+            "You can suppress this warning by setting `warn_independent_sampling` to `False` in "
+            f"the constructor of `{own}` if this independent sampling is intended behavior."
+        )
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Tell the independent sampler."""
+        self._independent_sampler.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Tell the independent sampler; the policy learns by replay instead."""
+        self._independent_sampler.after_trial(study, trial, state, values)
