@@ -1,0 +1,70 @@
+"""Data sets ready to use as Lightning data modules, and tables of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    import lightning  # noqa: F401
+    import pandas  # noqa: F401
+    import pyarrow  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"`optuna_nis.datasets` needs the package `{error.name}`, which is not installed: "
+        'pip install "optuna-nis[lightning,datasets]"',
+        name=error.name,
+    ) from error
+
+from optuna_nis.datasets.base import EmbeddingDataModule, Source, split_rows
+from optuna_nis.datasets.features import UNSEEN_TARGET, Features, Task
+from optuna_nis.datasets.flights import FlightsRanking, FlightsRetrieval
+from optuna_nis.datasets.table import TableDataModule, read_table
+from optuna_nis.datasets.vocabulary import Vocabulary
+
+_DATASETS: dict[str, dict[str, type[EmbeddingDataModule]]] = {
+    "flights": {"ranking": FlightsRanking, "retrieval": FlightsRetrieval},
+}
+
+
+def load_dataset(name: str, task: Task = "ranking", **options: Any) -> EmbeddingDataModule:
+    """Make the data module of a data set by name.
+
+    Args:
+        name: ``"flights"``.
+        task: ``"ranking"`` or ``"retrieval"``.
+        options: Arguments of the data module, such as ``seed``.
+
+    Raises:
+        ValueError: If there is no such data set, or not for this task.
+
+    Example:
+        >>> load_dataset("flights", "retrieval", seed=1).task
+        'retrieval'
+    """
+    if name not in _DATASETS:
+        raise ValueError(
+            f"`name` must be one of {', '.join(map(repr, _DATASETS))}, got {name!r}; a table of "
+            "your own is a `TableDataModule`."
+        )
+    tasks = _DATASETS[name]
+    if task not in tasks:
+        raise ValueError(
+            f"`task` of {name!r} must be one of {', '.join(map(repr, tasks))}, got {task!r}."
+        )
+    return tasks[task](**options)
+
+
+__all__ = [
+    "UNSEEN_TARGET",
+    "EmbeddingDataModule",
+    "Features",
+    "FlightsRanking",
+    "FlightsRetrieval",
+    "Source",
+    "TableDataModule",
+    "Task",
+    "Vocabulary",
+    "load_dataset",
+    "read_table",
+    "split_rows",
+]

@@ -1,0 +1,361 @@
+"""What all data sets share: three disjoint parts, and batches that are cheap to make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from lightning.pytorch import LightningDataModule
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from optuna_nis.datasets.features import (
+    LABEL,
+    Features,
+    Task,
+    check_task,
+)
+from optuna_nis.datasets.vocabulary import Vocabulary
+from optuna_nis.space import EmbeddingSpec
+
+Split = Literal["random", "chronological"]
+Batch = dict[str, Tensor]
+
+_MIN_ROWS = 10
+
+
+class Parts(NamedTuple):
+    """Positions of the rows of each part."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def split_rows(
+    num_rows: int, *, split: Split, seed: int, order: NDArray[Any] | None = None
+) -> Parts:
+    """Divide rows into 80 % for training, 10 % for validation and 10 % for the test.
+
+    Args:
+        num_rows: Number of rows.
+        split: ``"random"``, or ``"chronological"``: the test is on the last rows, validation on
+            the ones before.
+        seed: Seed of the random split, and of the order of the validation rows, of which any run
+            is a fair sample in both splits.
+        order: For every row a number that grows with time; by default rows are in order of time.
+
+    Raises:
+        ValueError: If there are fewer than 10 rows or the split is unknown.
+
+    Example:
+        >>> parts = split_rows(100, split="random", seed=0)
+        >>> [len(part) for part in parts]
+        [80, 10, 10]
+    """
+    if num_rows < _MIN_ROWS:
+        raise ValueError(
+            f"A data set must have at least {_MIN_ROWS} rows for its three parts, got {num_rows}."
+        )
+    rng = np.random.default_rng(seed)
+    tenth = num_rows // 10
+    if split == "random":
+        rows = rng.permutation(num_rows)
+    elif split == "chronological":
+        rows = np.arange(num_rows) if order is None else np.argsort(order, kind="stable")
+    else:
+        raise ValueError(f'`split` must be "random" or "chronological", got {split!r}.')
+    train, validation, test = np.split(rows, [num_rows - 2 * tenth, num_rows - tenth])
+    return Parts(train, rng.permutation(validation), test)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a data set before they are split.
+
+    Attributes:
+        frame: One column for each feature.
+        target: Labels 0 and 1 for ranking, the values to find for retrieval; none missing.
+        order: For every row a number that grows with time, or :obj:`None` if rows are in order.
+    """
+
+    frame: pd.DataFrame
+    target: pd.Series[Any]
+    order: NDArray[Any] | None = None
+
+
+class EmbeddingDataModule(LightningDataModule):
+    """Base of the data sets: categorical features, held in memory as tensors.
+
+    A batch is a dictionary: under the name of every feature ids of shape ``(batch,)``, or
+    ``(batch, length)`` for bags, padded with the feature's ``num_embeddings``; under ``"label"``
+    floats 0 and 1 (ranking) or the class of the target (retrieval). Validation and test rows
+    whose target was never seen in training have the label ``UNSEEN_TARGET``: they count as
+    misses.
+
+    Training, validation and test are 80, 10 and 10 % of the rows and disjoint. Vocabularies come
+    from the training part alone. The test part is made by ``setup("test")``, which
+    :meth:`Trainer.test <lightning.pytorch.Trainer.test>` calls, and by nothing else.
+
+    A subclass implements :meth:`load`.
+
+    Args:
+        task: ``"ranking"`` or ``"retrieval"``.
+        separators: For every feature that is a bag, the text between its values, or :obj:`None`
+            if its cells are lists.
+        split: ``"random"`` or ``"chronological"``.
+        batch_size: Rows in a training batch. The last rows of an epoch that do not fill one are
+            left out.
+        eval_batch_size: Rows in a validation or test batch.
+        seed: Seed of the split. Keep it from the search to the final test: another seed would
+            move rows that were searched on into the test.
+        shuffle_seed: Seed of the order of training rows, by default ``seed``.
+        max_vocabulary: Keep only so many of the most frequent values of every feature.
+        max_bag_length: Values kept of a bag, the first ones.
+        withhold_test: Drop the test part for good, as a search should: ``setup("test")`` fails.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        separators: Mapping[str, str | None] | None = None,
+        split: Split = "random",
+        batch_size: int = 4096,
+        eval_batch_size: int = 16384,
+        seed: int = 0,
+        shuffle_seed: int | None = None,
+        max_vocabulary: int | None = None,
+        max_bag_length: int = 50,
+        withhold_test: bool = False,
+    ) -> None:
+        super().__init__()
+        check_task(task)
+        if split not in ("random", "chronological"):
+            raise ValueError(f'`split` must be "random" or "chronological", got {split!r}.')
+        shuffle_seed = seed if shuffle_seed is None else shuffle_seed
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("seed", seed, 0),
+            ("shuffle_seed", shuffle_seed, 0),
+            ("max_vocabulary", 1 if max_vocabulary is None else max_vocabulary, 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"`{name}` must be an integer of at least {least}, got {value!r}."
+                )
+        self.task: Task = task
+        self.split: Split = split
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.shuffle_seed = shuffle_seed
+        self.max_vocabulary = max_vocabulary
+        self.max_bag_length = max_bag_length
+        self._separators = dict(separators or {})
+        self._withhold_test = withhold_test
+        self._features: Features | None = None
+        self._tensors: dict[str, Batch] = {}
+        self._test_source: Source | None = None
+        self._sizes: dict[str, int] = {}
+
+    def load(self) -> Source:
+        """Read all rows."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the training and validation part and, for the stage ``"test"``, the test part.
+
+        Costs nothing the second time.
+
+        Args:
+            stage: ``"fit"``, ``"validate"`` or ``"test"``; :obj:`None` is ``"fit"``.
+
+        Raises:
+            RuntimeError: If the stage is ``"test"`` and the test part is withheld.
+            ValueError: If the data cannot be used.
+        """
+        if stage == "test" and self._withhold_test:
+            raise RuntimeError(
+                "This data module withholds its test part (`withhold_test=True`), so that a "
+                "search cannot reach it. Make another one for the final test."
+            )
+        if self._features is None:
+            self._setup_fit()
+        if stage == "test" and self._test_source is not None:
+            self._tensors["test"] = self._encode(self._test_source)
+            self._test_source = None
+
+    def _setup_fit(self) -> None:
+        source = self.load()
+        parts = split_rows(len(source.frame), split=self.split, seed=self.seed, order=source.order)
+        train, validation, test = (
+            Source(source.frame.iloc[rows], source.target.iloc[rows]) for rows in parts
+        )
+        _check_targets(self.task, {"training": train, "validation": validation, "test": test})
+        self._features = Features.fit(
+            train.frame,
+            task=self.task,
+            separators=self._separators,
+            max_bag_length=self.max_bag_length,
+            max_vocabulary=self.max_vocabulary,
+            targets=train.target if self.task == "retrieval" else None,
+        )
+        self._tensors = {"train": self._encode(train), "validation": self._encode(validation)}
+        self._test_source = None if self._withhold_test else test
+        self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
+
+    def _encode(self, source: Source) -> Batch:
+        batch = self.features.encode(source.frame)
+        if self.task == "retrieval":
+            batch[LABEL] = self.features.encode_targets(source.target)
+        else:
+            batch[LABEL] = torch.from_numpy(source.target.to_numpy(np.float32, copy=True))
+        return batch
+
+    @property
+    def withhold_test(self) -> bool:
+        """Whether the test part is dropped."""
+        return self._withhold_test
+
+    @property
+    def features(self) -> Features:
+        """The features with their vocabularies, which is what new rows are encoded with.
+
+        Raises:
+            RuntimeError: Before :meth:`setup`.
+        """
+        if self._features is None:
+            raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
+        return self._features
+
+    @property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """The vocabulary of every feature."""
+        return dict(self.features.vocabularies)
+
+    @property
+    def bags(self) -> frozenset[str]:
+        """Names of the features of which a row has several values."""
+        return frozenset(self._separators)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of targets to choose from, for retrieval."""
+        return self.features.num_classes
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of rows of every part: ``"train"``, ``"validation"`` and ``"test"``."""
+        return dict(self._sizes)
+
+    def embedding_specs(self, embedding_dim: int) -> list[EmbeddingSpec]:
+        """The largest table of every feature, cut where the frequency of its ids changes.
+
+        Args:
+            embedding_dim: Largest width considered.
+        """
+        return self.features.embedding_specs(embedding_dim)
+
+    def encode(self, frame: pd.DataFrame) -> Batch:
+        """Turn new rows into a batch without labels, as :meth:`Features.encode` does."""
+        return self.features.encode(frame)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches, the same ones for the same ``shuffle_seed`` and epoch."""
+        return self._loader("train", self.batch_size, self.shuffle_seed)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation part, in a random order that stays the same."""
+        return self._loader("validation", self.eval_batch_size, None)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test part.
+
+        Raises:
+            RuntimeError: Unless ``setup("test")`` has been called.
+        """
+        if "test" not in self._tensors:
+            raise RuntimeError(
+                'The test part is not there: only `setup("test")`, which `Trainer.test` calls, '
+                "makes it."
+            )
+        return self._loader("test", self.eval_batch_size, None)
+
+    def _loader(self, part: str, batch_size: int, seed: int | None) -> DataLoader[Batch]:
+        if part not in self._tensors:
+            raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
+        rows = _Rows(self._tensors[part])
+        sampler: Any = _Batches(len(rows), batch_size, seed)
+        return DataLoader(rows, sampler=sampler, batch_size=None)
+
+
+class _Rows(Dataset[Batch]):
+    """Rows of which a whole batch is taken at once."""
+
+    def __init__(self, tensors: Batch) -> None:
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors[LABEL])
+
+    def __getitem__(self, rows: Any) -> Batch:
+        rows = torch.as_tensor(rows).reshape(-1)
+        return {name: tensor[rows] for name, tensor in self._tensors.items()}
+
+
+class _Batches(Sampler[Tensor]):
+    """Rows of every batch, shuffled by a seed and the epoch, or in order without a seed."""
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int | None) -> None:
+        self._num_rows = num_rows
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+        full = num_rows // batch_size
+        self._length = full if seed is not None and full else -(-num_rows // batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning, so that a resumed training goes on with the right order."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rows = np.arange(self._num_rows)
+        if self._seed is not None:
+            rows = np.random.default_rng([self._seed, self._epoch]).permutation(rows)
+            self._epoch += 1
+        batches = torch.split(torch.from_numpy(rows), self._batch_size)
+        yield from batches[: self._length]
+
+
+def _check_targets(task: Task, parts: Mapping[str, Source]) -> None:
+    for name, part in parts.items():
+        if task == "ranking" and part.target.nunique() < 2:
+            raise ValueError(
+                f"The label must be 0 and 1 in every part, got only {part.target.iloc[0]:g} in "
+                f"the {len(part.target)} rows of the {name} part."
+            )
+    if task == "retrieval":
+        targets = Vocabulary.from_values(parts["training"].target)
+        if len(targets) < 2:
+            raise ValueError(
+                f"The label must have at least two values, got only {targets.values[0]!r} in the "
+                "training part."
+            )
+        if (targets.encode(parts["validation"].target) == len(targets)).all():
+            raise ValueError(
+                "The label must have values that come again, got a validation part in which all "
+                "are unseen in training."
+            )

@@ -1,0 +1,375 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch import LightningModule, Trainer
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optuna_nis.datasets import (
+    UNSEEN_TARGET,
+    EmbeddingDataModule,
+    Source,
+    split_rows,
+)
+
+
+class Synthetic(EmbeddingDataModule):
+    """Rows of which each has an id of its own, beside a few cities and a bag."""
+
+    def __init__(self, *, num_rows: int = 200, task: Any = "ranking", **options: Any) -> None:
+        super().__init__(task, separators={"tags": None}, **options)
+        self.num_rows = num_rows
+        self.loads = 0
+
+    def load(self) -> Source:
+        self.loads += 1
+        rng = np.random.default_rng(0)
+        row = np.arange(self.num_rows)
+        frame = pd.DataFrame({"row": row, "city": rng.choice(list("abcde"), self.num_rows)})
+        frame["tags"] = [list(rng.integers(0, 5, rng.integers(0, 4))) for _ in row]
+        if self.task == "ranking":
+            return Source(frame, pd.Series(row % 2))
+        return Source(frame, pd.Series(rng.choice(list("xyz"), self.num_rows)))
+
+
+@given(
+    st.integers(10, 300),
+    st.sampled_from(["random", "chronological"]),
+    st.integers(0, 5),
+)
+def test_parts_are_disjoint_and_complete(num_rows: int, split: Any, seed: int) -> None:
+    parts = split_rows(num_rows, split=split, seed=seed)
+
+    assert sorted(np.concatenate(parts).tolist()) == list(range(num_rows))
+    assert len(parts.validation) == len(parts.test) == num_rows // 10
+
+
+def test_random_parts_are_fixed_by_the_seed() -> None:
+    first, again, other = (split_rows(100, split="random", seed=seed) for seed in (1, 1, 2))
+
+    assert all((a == b).all() for a, b in zip(first, again))
+    assert set(first.test.tolist()) != set(other.test.tolist())
+
+
+def test_chronological_parts_follow_time() -> None:
+    order = np.random.default_rng(0).permutation(100)
+
+    parts = split_rows(100, split="chronological", seed=0, order=order)
+
+    assert order[parts.train].max() < order[parts.validation].min()
+    assert order[parts.validation].max() < order[parts.test].min()
+    assert (np.diff(order[parts.validation]) < 0).any()
+
+
+def test_chronological_parts_without_time_follow_the_rows() -> None:
+    assert split_rows(50, split="chronological", seed=0).test.tolist() == [45, 46, 47, 48, 49]
+
+
+def test_vocabularies_come_from_training_alone() -> None:
+    data = Synthetic()
+    data.setup("test")
+
+    train = next(iter(data.train_dataloader()))
+    unknown = data.vocabularies["row"].num_embeddings
+
+    assert unknown == data.sizes["train"] == 160
+    assert sorted(train["row"].tolist()) == list(range(160))
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        rows = torch.cat([batch["row"] for batch in loader])
+        assert rows.tolist() == [unknown] * 20
+
+
+def test_batches_hold_all_features_and_the_label() -> None:
+    data = Synthetic(batch_size=32)
+    data.setup("fit")
+
+    batch = next(iter(data.train_dataloader()))
+
+    assert {name: tuple(each.shape) for name, each in batch.items()} == {
+        "row": (32,),
+        "city": (32,),
+        "tags": (32, 3),
+        "label": (32,),
+    }
+    assert batch["label"].dtype == torch.float32
+    assert batch["tags"].max() == data.vocabularies["tags"].num_embeddings
+    assert data.bags == {"tags"}
+    assert [spec.name for spec in data.embedding_specs(4)] == ["row", "city", "tags"]
+
+
+def test_labels_stay_with_their_rows() -> None:
+    data = Synthetic()
+    data.setup("fit")
+
+    batch = next(iter(data.train_dataloader()))
+
+    rows = data.vocabularies["row"].decode(batch["row"].tolist())
+    assert batch["label"].tolist() == [row % 2 for row in rows]
+
+
+def epochs(data: EmbeddingDataModule, number: int) -> list[list[int]]:
+    loader = data.train_dataloader()
+    return [torch.cat([batch["row"] for batch in loader]).tolist() for _ in range(number)]
+
+
+def test_epochs_are_shuffled_anew_and_reproducible() -> None:
+    data, again = Synthetic(batch_size=16), Synthetic(batch_size=16)
+    other = Synthetic(batch_size=16, shuffle_seed=1)
+    for each in (data, again, other):
+        each.setup("fit")
+
+    first, second = epochs(data, 2)
+
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(160))
+    assert epochs(again, 2) == [first, second]
+    assert epochs(other, 1) != [first]
+    assert other.vocabularies == data.vocabularies
+
+
+def test_a_resumed_training_goes_on_with_the_order_of_its_epoch() -> None:
+    data = Synthetic(batch_size=16)
+    data.setup("fit")
+    _, second = epochs(data, 2)
+
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(1)
+
+    assert torch.cat([batch["row"] for batch in loader]).tolist() == second
+
+
+@pytest.mark.parametrize(("batch_size", "batches", "rows"), [(64, 2, 128), (500, 1, 160)])
+def test_rows_that_fill_no_batch_are_left_out(batch_size: int, batches: int, rows: int) -> None:
+    data = Synthetic(batch_size=batch_size)
+    data.setup("fit")
+
+    loader = data.train_dataloader()
+
+    assert len(loader) == len(list(loader)) == batches
+    assert sum(len(batch["row"]) for batch in loader) == rows
+
+
+def test_validation_is_complete_and_stays_in_order() -> None:
+    data = Synthetic(eval_batch_size=8)
+    data.setup("fit")
+    loader = data.val_dataloader()
+
+    first, second = ([batch["label"].tolist() for batch in loader] for _ in range(2))
+
+    assert [len(batch) for batch in first] == [8, 8, 4]
+    assert first == second
+
+
+def test_processes_share_the_batches() -> None:
+    data = Synthetic(batch_size=16)
+    data.setup("fit")
+    sampler: Any = data.train_dataloader().sampler
+
+    shares = []
+    for rank in (0, 1):
+        wrapper = DistributedSamplerWrapper(sampler, num_replicas=2, rank=rank, shuffle=False)
+        wrapper.set_epoch(3)
+        shares += list(wrapper)
+
+    assert sorted(torch.cat(shares).tolist()) == list(range(160))
+
+
+def test_the_test_part_wants_setup_test() -> None:
+    data = Synthetic()
+    for stage in ("fit", "validate", None):
+        data.setup(stage)
+
+    with pytest.raises(RuntimeError, match=r'only `setup\("test"\)`'):
+        data.test_dataloader()
+
+    data.setup("test")
+    assert sum(len(batch["row"]) for batch in data.test_dataloader()) == data.sizes["test"] == 20
+
+
+def test_a_withheld_test_part_is_gone() -> None:
+    data = Synthetic(withhold_test=True)
+    data.setup("fit")
+
+    assert data.withhold_test
+    with pytest.raises(RuntimeError, match="withholds its test part"):
+        data.setup("test")
+    with pytest.raises(RuntimeError, match=r'only `setup\("test"\)`'):
+        data.test_dataloader()
+    held = set(data.vocabularies["row"].values)
+    assert len(held) == 160
+
+
+def test_withholding_changes_no_other_part() -> None:
+    data, whole = Synthetic(withhold_test=True), Synthetic()
+    for each in (data, whole):
+        each.setup("fit")
+
+    assert data.features == whole.features
+    assert epochs(data, 1) == epochs(whole, 1)
+
+
+def test_setup_loads_once() -> None:
+    data = Synthetic()
+    for stage in ("fit", "fit", "validate", "test", "test", "fit"):
+        data.setup(stage)
+
+    assert data.loads == 1
+
+
+def test_nothing_is_there_before_setup() -> None:
+    data = Synthetic()
+
+    with pytest.raises(RuntimeError, match=r'call `setup\("fit"\)` first'):
+        _ = data.vocabularies
+    with pytest.raises(RuntimeError, match=r'call `setup\("fit"\)` first'):
+        data.train_dataloader()
+
+
+def test_retrieval_targets_are_classes() -> None:
+    data = Synthetic(task="retrieval")
+    data.setup("fit")
+
+    label = next(iter(data.train_dataloader()))["label"]
+
+    assert label.dtype == torch.int64
+    assert data.num_classes == 3
+    assert torch.bincount(label).tolist() == sorted(torch.bincount(label).tolist(), reverse=True)
+
+
+class Targets(EmbeddingDataModule):
+    def __init__(self, targets: list[Any], task: Any) -> None:
+        super().__init__(task, split="chronological")
+        self.targets = targets
+
+    def load(self) -> Source:
+        return Source(pd.DataFrame({"row": range(len(self.targets))}), pd.Series(self.targets))
+
+
+def test_unseen_targets_are_kept_as_misses() -> None:
+    data = Targets([*"ab" * 8, "a", "new", "newer", "b"], "retrieval")
+    data.setup("test")
+
+    validation = next(iter(data.val_dataloader()))["label"].tolist()
+    test = next(iter(data.test_dataloader()))["label"].tolist()
+
+    assert sorted(validation) == [UNSEEN_TARGET, 0]
+    assert test == [UNSEEN_TARGET, 1]
+    assert data.num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("targets", "task", "message"),
+    [
+        ([0] * 16 + [0, 1] * 2, "ranking", "only 0 in the 16 rows of the training part"),
+        ([0, 1] * 8 + [1, 1, 0, 1], "ranking", "only 1 in the 2 rows of the validation part"),
+        ([0, 1] * 9 + [1, 1], "ranking", "only 1 in the 2 rows of the test part"),
+        (["a"] * 16 + ["b"] * 4, "retrieval", "at least two values, got only 'a'"),
+        (["a", "b"] * 8 + ["c"] * 4, "retrieval", "all are unseen in training"),
+        ([0, 1] * 4, "ranking", "at least 10 rows for its three parts, got 8"),
+    ],
+)
+def test_useless_labels_are_refused(targets: list[Any], task: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Targets(targets, task).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "sorting"}, '`task` must be "ranking"'),
+        ({"split": "sorted"}, '`split` must be "random" or "chronological", got \'sorted\''),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1, got 0"),
+        ({"eval_batch_size": 2.5}, "`eval_batch_size` must be an integer"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
+        ({"shuffle_seed": True}, "`shuffle_seed` must be an integer"),
+        ({"max_vocabulary": 0}, "`max_vocabulary` must be an integer of at least 1"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Synthetic(**options)
+
+
+def test_split_rows_checks_the_split() -> None:
+    with pytest.raises(ValueError, match='`split` must be "random"'):
+        split_rows(20, split="stratified", seed=0)  # type: ignore[arg-type]
+
+
+class Counter(LightningModule):
+    """Sees rows and learns nothing from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: dict[str, list[Tensor]] = {"train": [], "validation": [], "test": []}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.seen["train"].append(batch["row"])
+        return (self.weight * batch["label"]).sum()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.seen["validation"].append(batch["row"])
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.seen["test"].append(batch["row"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def make_trainer(**options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+def test_trainer_runs_fit_and_test() -> None:
+    data, model = Synthetic(batch_size=16), Counter()
+    trainer = make_trainer(max_epochs=2)
+
+    trainer.fit(model, data)
+    assert model.seen["test"] == []
+    trainer.test(model, data, verbose=False)
+
+    assert torch.cat(model.seen["train"]).bincount().tolist() == [2] * 160
+    assert len(torch.cat(model.seen["validation"])) == 2 * 20
+    assert len(torch.cat(model.seen["test"])) == 20
+
+
+def test_trainer_cannot_test_on_a_withheld_part() -> None:
+    with pytest.raises(RuntimeError, match="withholds its test part"):
+        make_trainer().test(Counter(), Synthetic(withhold_test=True), verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_trainer_can_overfit_batches() -> None:
+    model = Counter()
+
+    make_trainer(max_epochs=1, overfit_batches=2).fit(model, Synthetic(batch_size=16))
+
+    assert all(rows.dim() == 1 for rows in model.seen["train"])
+
+
+def test_an_epoch_is_cheap() -> None:
+    data = Synthetic(num_rows=50_000, batch_size=1024)
+    data.setup("fit")
+    start = time.perf_counter()
+
+    for _ in data.train_dataloader():
+        pass
+
+    assert time.perf_counter() - start < 1.0

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from optuna_nis.datasets import FlightsRanking, FlightsRetrieval, load_dataset
+from optuna_nis.datasets.flights import _read_flights, add_history
+
+
+def test_ranking_rows() -> None:
+    data = FlightsRanking(max_rows=2000, batch_size=500)
+    data.setup("test")
+
+    batch = next(iter(data.train_dataloader()))
+
+    names = ["carrier", "flight", "tailnum", "origin", "dest"]
+    names += ["month", "day", "weekday", "hour", "minute"]
+    assert list(batch) == [*names, "label"]
+    assert data.sizes == {"train": 1600, "validation": 200, "test": 200}
+    assert set(data.vocabularies["origin"].values) == {"EWR", "JFK", "LGA"}
+    assert 0.1 < batch["label"].mean() < 0.35
+    assert not data.bags
+
+
+def test_ranking_labels_and_weekdays() -> None:
+    source = FlightsRanking().load()
+    flights = _read_flights()
+    first = flights.iloc[0]
+
+    assert len(source.frame) == flights["dep_delay"].notna().sum() == 328_521
+    assert source.target.sum() == (flights["dep_delay"] > 15).sum()
+    # The first of January 2013 was a Tuesday.
+    assert (first["month"], first["day"], first["weekday"]) == (1, 1, 1)
+
+
+def test_retrieval_rows() -> None:
+    data = FlightsRetrieval(max_rows=2000, batch_size=500)
+    data.setup("fit")
+
+    batch = next(iter(data.train_dataloader()))
+
+    names = ["carrier", "origin", "tailnum", "hour", "month", "weekday", "last_dest", "history"]
+    assert list(batch) == [*names, "label"]
+    assert batch["history"].shape == (500, 10)
+    assert batch["label"].dtype == torch.int64
+    assert batch["label"].max() < data.num_classes
+    assert data.bags == {"history"}
+
+
+def test_history_holds_earlier_flights_of_the_aircraft() -> None:
+    source = FlightsRetrieval().load()
+    rows = source.frame.reset_index(drop=True)
+    target = source.target.reset_index(drop=True)
+    aircraft = rows["tailnum"].value_counts().index[0]
+
+    own = rows[rows["tailnum"] == aircraft]
+    flown: list[str] = []
+    for row in own.head(30).itertuples():
+        assert row.history == flown[::-1][:10]
+        assert row.last_dest == (flown[-1] if flown else None)
+        flown.append(target[row.Index])
+
+
+def test_add_history_keeps_aircraft_apart() -> None:
+    flights = pd.DataFrame({"tailnum": list("aab"), "dest": ["X", "Y", "Z"]}, index=[5, 3, 9])
+
+    added = add_history(flights)
+
+    assert added["history"].tolist() == [[], ["X"], []]
+    assert added["last_dest"].tolist() == [None, "X", None]
+
+
+@pytest.mark.parametrize("kind", [FlightsRanking, FlightsRetrieval])
+def test_chronological_split(kind: Any) -> None:
+    data = kind(max_rows=3000, split="chronological")
+    data.setup("test")
+
+    months = data.vocabularies["month"]
+    assert 12 not in months
+    test = next(iter(data.test_dataloader()))["month"]
+    assert (test == months.num_embeddings).float().mean() > 0.5
+
+
+def test_max_rows_is_drawn_with_the_seed() -> None:
+    first, again, other = (FlightsRanking(max_rows=500, seed=seed).load() for seed in (0, 0, 1))
+
+    assert first.frame.equals(again.frame)
+    assert not first.frame.index.equals(other.frame.index)
+    assert len(first.frame) == len(first.target) == 500
+
+
+@pytest.mark.parametrize("max_rows", [0, True])
+def test_max_rows_is_checked(max_rows: int) -> None:
+    with pytest.raises(ValueError, match="`max_rows` must be at least 1"):
+        FlightsRanking(max_rows=max_rows)
+
+
+def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    _read_flights.cache_clear()
+    try:
+        with pytest.raises(ModuleNotFoundError, match=r'pip install "optuna-nis\[datasets\]"'):
+            FlightsRanking().setup("fit")
+    finally:
+        _read_flights.cache_clear()
+
+
+def test_load_dataset() -> None:
+    data = load_dataset("flights", "retrieval", seed=3, withhold_test=True)
+
+    assert isinstance(data, FlightsRetrieval)
+    assert (data.seed, data.withhold_test) == (3, True)
+    assert isinstance(load_dataset("flights"), FlightsRanking)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("trains", "ranking", "`name` must be one of 'flights', got 'trains'"),
+        ("flights", "sorting", "`task` of 'flights' must be one of 'ranking', 'retrieval'"),
+    ],
+)
+def test_load_dataset_checks_its_arguments(name: str, task: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name, task)
