@@ -1,0 +1,326 @@
+"""The command ``optuna-nis``: search, retrain, report, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import json
+import logging
+from pathlib import Path
+import sys
+from typing import Annotated, Any
+import warnings
+
+try:
+    from rich.console import Console
+    import typer
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"The command optuna-nis needs the package `{error.name}`, which is not installed: "
+        'pip install "optuna-nis[cli]"'
+    ) from error
+
+import optuna
+from optuna import Study
+
+app = typer.Typer(
+    help="""Find the size of every embedding table under a memory budget.
+
+    Three steps: *search* scores choices with a supernet and writes them into an Optuna study,
+    *retrain* trains the best one from scratch and compares it with uniform sizes at the same
+    memory, *report* shows what was found. They meet in the study: give each the same --storage
+    and --study-name.
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+_console = Console(stderr=True)
+
+Storage = Annotated[
+    str,
+    typer.Option(
+        help="Where the study is kept: sqlite:///FILE, postgresql://..., mysql://..., or a file "
+        "named *.journal for Optuna's journal."
+    ),
+]
+StudyName = Annotated[str, typer.Option(help="Name of the study.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
+
+
+@app.command()
+def search(
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set that comes with the package: flights.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Your own table: a CSV, TSV or Parquet file.")
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="ranking (a yes-or-no label) or retrieval (one of many items).")
+    ] = "ranking",
+    label: Annotated[str | None, typer.Option(help="Label column of the table.")] = None,
+    features: Annotated[
+        str, typer.Option(help="Feature columns of the table, separated by commas.")
+    ] = "",
+    bags: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column with several values in a cell and what stands between them, such as "
+            "genres:'|'. Can be given more than once."
+        ),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Time column of the table: test on the latest rows.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="random or chronological.", show_default="random")
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(help="Embedding memory: 25% of the full tables, 64MB, or 50000 parameters."),
+    ] = "25%",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="multi: frequent ids get wider rows; single: one width for each feature."
+        ),
+    ] = "multi",
+    embedding_dim: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest width considered.", show_default="32 for ranking, 64 for retrieval"
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the supernet.")] = 5,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1, help="Use only so many rows of the data set.")
+    ] = None,
+    storage: Storage = "sqlite:///optuna-nis.db",
+    study_name: StudyName = "optuna-nis",
+    quiet: Quiet = False,
+) -> None:
+    """Search embedding sizes, into a study. Starting it again resumes it.
+
+    The search sees training and validation data only; a test part is kept for *retrain*.
+
+    Examples:
+        optuna-nis search --dataset flights --budget 25%
+
+        optuna-nis search --table clicks.parquet --label clicked --features user,item,city
+        --bags genres:'|' --budget 20%
+    """
+    with _errors(quiet):
+        from lightning.pytorch.callbacks import RichProgressBar
+
+        from optuna_nis.lightning import DataConfig
+        from optuna_nis.lightning import search as run_search
+
+        data = DataConfig(
+            dataset=dataset,
+            table=None if table is None else str(table.resolve()),
+            task=task,  # type: ignore[arg-type]
+            label=label,
+            features=tuple(name.strip() for name in features.split(",") if name.strip()),
+            bags=dict(_bag(text) for text in bags or ()),
+            time=time,
+            split=split,  # type: ignore[arg-type]
+            max_rows=max_rows,
+        )
+        study = optuna.create_study(
+            storage=_storage(storage),
+            study_name=study_name,
+            direction="maximize",
+            load_if_exists=True,
+        )
+        best = run_search(
+            study,
+            data,
+            budget=_budget(budget),
+            mode=mode,  # type: ignore[arg-type]
+            embedding_dim=embedding_dim,
+            epochs=epochs,
+            num_updates=updates,
+            seed=seed,
+            callbacks=[] if quiet else [RichProgressBar()],
+            progress=_progress(quiet),
+        )
+        print(best)
+        print(
+            f"{best.num_parameters:,} parameters, {best.num_projection_parameters:,} of them "
+            "in projections"
+        )
+
+
+@app.command()
+def retrain(
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of the trainings, separated by commas.")
+    ] = "0,1,2",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the trained model, for predict.")
+    ] = None,
+    max_epochs: Annotated[int, typer.Option(min=1, help="Most epochs of a training.")] = 30,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Epochs without improvement after which to stop.")
+    ] = 2,
+    storage: Storage = "sqlite:///optuna-nis.db",
+    study_name: StudyName = "optuna-nis",
+    quiet: Quiet = False,
+) -> None:
+    """Train the best sizes from scratch, uniform ones and the full tables; test each once."""
+    with _errors(quiet):
+        from optuna_nis.lightning import retrain as run_retrain
+        from optuna_nis.report import format_table
+
+        study = _load(storage, study_name)
+        results = run_retrain(
+            study,
+            seeds=_seeds(seeds),
+            output=None if output is None else str(output),
+            max_epochs=max_epochs,
+            patience=patience,
+            progress=_progress(quiet),
+        )
+        Console().print(format_table(results))
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as one JSON object, last.")
+    ] = False,
+    storage: Storage = "sqlite:///optuna-nis.db",
+    study_name: StudyName = "optuna-nis",
+    quiet: Quiet = False,
+) -> None:
+    """Print the results and write one self-contained HTML page with figures."""
+    with _errors(quiet):
+        from optuna_nis.report import format_table, write_report
+        from optuna_nis.results import best_allocation, results_of, summary_of
+
+        study = _load(storage, study_name)
+        write_report(study, output)
+        results = results_of(study)
+        if results:
+            Console().print(format_table(results))
+        else:
+            print("Nothing has been retrained yet: optuna-nis retrain")
+        print(best_allocation(study))
+        print(f"report: {output}")
+        if as_json:
+            print(json.dumps(summary_of(study)))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="Folder written by retrain --output.")],
+    table: Annotated[Path, typer.Option(help="New rows: a CSV, TSV or Parquet file.")],
+    output: Annotated[Path, typer.Option(help="The CSV file to write.")],
+    quiet: Quiet = False,
+) -> None:
+    """Predict for new rows with a retrained model: unknown ids are fine."""
+    with _errors(quiet):
+        import pandas as pd
+
+        from optuna_nis.datasets import read_table
+        from optuna_nis.lightning import Predictor
+
+        found = Predictor.load(model).predict(read_table(table))
+        names = (
+            ["prediction"] if found.ndim == 1 else [f"top_{i + 1}" for i in range(len(found.T))]
+        )
+        pd.DataFrame(found, columns=names).to_csv(output, index=False)
+        print(f"{len(found):,} predictions: {output}")
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+@contextmanager
+def _errors(quiet: bool) -> Iterator[None]:
+    """Say in a line what went wrong; what is in the study stays there."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
+    optuna.logging.disable_default_handler()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("Interrupted. Finished trials are kept; the same command goes on.", 130)
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        _fail(f"The storage cannot be used: {error}")
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError) as error:
+        _fail(str(error.args[0] if isinstance(error, KeyError) else error))
+
+
+def _fail(message: str, code: int = 1) -> None:
+    _console.print(message, style="bold red", markup=False, highlight=False)
+    raise typer.Exit(code)
+
+
+def _progress(quiet: bool) -> Any:
+    if quiet:
+        return lambda text: None
+    return lambda text: _console.print(text, markup=False, highlight=False)
+
+
+def _storage(storage: str) -> Any:
+    if storage.endswith(".journal") and "://" not in storage:
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        return JournalStorage(JournalFileBackend(storage))
+    if "://" not in storage:
+        raise ValueError(
+            f"`--storage` must be a URL such as sqlite:///study.db or a *.journal file, got "
+            f"{storage!r}."
+        )
+    return storage
+
+
+def _load(storage: str, study_name: str) -> Study:
+    try:
+        return optuna.load_study(study_name=study_name, storage=_storage(storage))
+    except KeyError as error:
+        raise ValueError(
+            f"`--study-name` {study_name!r} is not in the storage {storage!r}; search first."
+        ) from error
+
+
+def _budget(text: str) -> int | float | str:
+    """A plain number is one of parameters, or a fraction if it has a decimal point."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _bag(text: str) -> tuple[str, str]:
+    name, colon, separator = text.partition(":")
+    if not (name and colon and separator):
+        raise ValueError(f"`--bags` must be COLUMN:SEPARATOR such as genres:'|', got {text!r}.")
+    return name, separator
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"`--seeds` must be numbers such as 0,1,2, got {text!r}.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

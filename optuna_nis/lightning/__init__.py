@@ -1,0 +1,43 @@
+"""The search inside Lightning: the callback, reference models, and the main job."""
+
+try:
+    import lightning  # noqa: F401
+    import torch  # noqa: F401
+    import torchmetrics  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"`optuna_nis.lightning` needs the package `{error.name}`, which is not installed: "
+        'pip install "optuna-nis[lightning,datasets]"',
+        name=error.name,
+    ) from error
+
+from optuna_nis.lightning.callback import NISCallback, Searchable
+from optuna_nis.lightning.job import DataConfig, retrain, search
+from optuna_nis.lightning.modules import (
+    EmbeddingModule,
+    RankingModule,
+    RetrievalModule,
+    reference_model,
+)
+from optuna_nis.lightning.predictor import Predictor
+from optuna_nis.lightning.shortlist import Candidate, train_shortlist, warm_start
+from optuna_nis.lightning.training import Training, evaluate, train
+
+__all__ = [
+    "Candidate",
+    "DataConfig",
+    "EmbeddingModule",
+    "NISCallback",
+    "Predictor",
+    "RankingModule",
+    "RetrievalModule",
+    "Searchable",
+    "Training",
+    "evaluate",
+    "reference_model",
+    "retrain",
+    "search",
+    "train",
+    "train_shortlist",
+    "warm_start",
+]

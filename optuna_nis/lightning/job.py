@@ -1,0 +1,336 @@
+"""The main job on a data set: search, retrain against baselines, test once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+import json
+from statistics import fmean
+import time
+from typing import Any
+
+from lightning.pytorch import Callback
+from optuna import Study
+from optuna.logging import get_logger
+import torch
+
+from optuna_nis import baselines
+from optuna_nis.allocation import Allocation
+from optuna_nis.datasets import EmbeddingDataModule, TableDataModule, Task, load_dataset
+from optuna_nis.datasets.base import Split
+from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.modules import EmbeddingModule, reference_model
+from optuna_nis.lightning.predictor import Predictor
+from optuna_nis.lightning.recorder import TrialRecorder
+from optuna_nis.lightning.shortlist import train_shortlist
+from optuna_nis.lightning.training import Training, evaluate, quiet_trainer, train
+from optuna_nis.results import (
+    DATA_ATTR,
+    METRIC_ATTR,
+    PLAIN_SECONDS_ATTR,
+    SEARCH_SECONDS_ATTR,
+    TRAINED,
+    RetrainResult,
+    best_allocation,
+    finished_trials,
+    is_trained,
+    save_results,
+    save_space,
+    space_of,
+)
+from optuna_nis.reward import penalised_reward
+from optuna_nis.sampler import NISSampler
+from optuna_nis.space import Mode, SearchSpace
+
+_logger = get_logger(__name__)
+
+_EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
+# Small data sets need smaller batches, or an epoch is over after a handful of steps.
+_MIN_STEPS_PER_EPOCH = 50
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data a study is about: a data set by name, or a table of one's own.
+
+    Args:
+        dataset: Name of a data set, or None for a table.
+        table: Path of a CSV or Parquet file, or None for a data set.
+        task: ``"ranking"`` or ``"retrieval"``.
+        label: Column of the label of a table.
+        features: Columns of the features of a table.
+        bags: Columns of a table with several values in a cell, and what stands between them.
+        time: Column of a table to split chronologically.
+        split: ``"random"`` or ``"chronological"``; None is random, or chronological with a time.
+        seed: Seed of the split.
+        max_rows: Use only so many rows of a data set.
+
+    Raises:
+        ValueError: Unless there is either a data set or a table, and a label with a table.
+    """
+
+    dataset: str | None = None
+    table: str | None = None
+    task: Task = "ranking"
+    label: str | None = None
+    features: tuple[str, ...] = ()
+    bags: dict[str, str | None] = field(default_factory=dict)
+    time: str | None = None
+    split: Split | None = None
+    seed: int = 0
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.dataset is None) == (self.table is None):
+            raise ValueError(
+                f"Either `dataset` or `table` must be given, got dataset={self.dataset!r} and "
+                f"table={self.table!r}."
+            )
+        if self.table is not None and self.label is None:
+            raise ValueError("`label` must name the label's column of the table, got None.")
+
+    @property
+    def name(self) -> str:
+        """The data set or table, for people."""
+        return self.dataset or str(self.table)
+
+    def datamodule(self, *, withhold_test: bool, shuffle_seed: int = 0) -> EmbeddingDataModule:
+        """The data, ready to train on.
+
+        Args:
+            withhold_test: Whether the test part is dropped, as a search wants it.
+            shuffle_seed: Seed of the order of the training rows.
+
+        Raises:
+            ValueError: If the data cannot be used.
+        """
+        options: dict[str, Any] = {
+            "seed": self.seed,
+            "shuffle_seed": shuffle_seed,
+            "withhold_test": withhold_test,
+        }
+        data: EmbeddingDataModule
+        if self.dataset is not None:
+            if self.max_rows is not None:
+                options["max_rows"] = self.max_rows
+            data = load_dataset(self.dataset, self.task, split=self.split or "random", **options)
+        else:
+            assert self.table is not None
+            assert self.label is not None
+            data = TableDataModule(
+                self.table,
+                label=self.label,
+                features=self.features,
+                bags=self.bags,
+                time=self.time,
+                task=self.task,
+                split=self.split,
+                **options,
+            )
+        data.setup("fit")
+        while (
+            data.batch_size > 64 and data.sizes["train"] < data.batch_size * _MIN_STEPS_PER_EPOCH
+        ):
+            data.batch_size //= 2
+        return data
+
+    def to_json(self) -> str:
+        """Write as JSON, to be read back by :meth:`from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DataConfig:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: If the text is not such a configuration.
+        """
+        try:
+            data = json.loads(text)
+            return cls(**(data | {"features": tuple(data["features"])}))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"This data configuration is malformed: {error!r}.") from error
+
+
+def search(
+    study: Study,
+    data: DataConfig,
+    *,
+    budget: int | float | str,
+    mode: Mode = "multi",
+    embedding_dim: int | None = None,
+    epochs: int = 5,
+    num_updates: int = 100,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    progress: Callable[[str], None] = lambda text: None,
+    **model_options: Any,
+) -> Allocation:
+    """Search the embedding sizes of the reference model on a data set, into a study.
+
+    A supernet and a controller learn together (:class:`NISCallback`), then the best choice of
+    each range of cost is trained for real (:func:`train_shortlist`). A study that was interrupted
+    goes on where its trials end.
+
+    Args:
+        study: A study that maximises. Its sampler is replaced by a
+            :class:`~optuna_nis.NISSampler` with the budget.
+        data: The data; its test part is never touched.
+        budget: As in :class:`~optuna_nis.SearchSpace`.
+        mode: As in :class:`~optuna_nis.SearchSpace`.
+        embedding_dim: Largest width considered; by default 32 for ranking, 64 for retrieval.
+        epochs: Epochs of the supernet.
+        num_updates: Updates of the controller.
+        seed: Seed of the supernet and the controller.
+        callbacks: Further callbacks of the trainer, such as a progress bar.
+        progress: Called with a line of text whenever something begins.
+        **model_options: Arguments of the reference model.
+
+    Returns:
+        The best allocation.
+
+    Raises:
+        ValueError: If an argument is out of range, the data cannot be used, or the study was
+            searched with another space or other data.
+    """
+    datamodule = data.datamodule(withhold_test=True, shuffle_seed=seed)
+    build = reference_model(datamodule.features, **model_options)
+    dim = embedding_dim or _EMBEDDING_DIM[data.task]
+    space = SearchSpace(datamodule.embedding_specs(dim), budget=budget, mode=mode)
+    _save_data(study, data)
+    save_space(study, space)
+    study.sampler = NISSampler(budget=space, seed=seed)
+    if any(is_trained(trial) for trial in finished_trials(study)):
+        progress("The study has been searched to the end; nothing is left to do.")
+        return best_allocation(study)
+
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    supernet = build(space)
+    study.set_user_attr(METRIC_ATTR, supernet.metric_name)
+    callback = NISCallback(space, study, num_updates=num_updates, seed=seed)
+    progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
+    trainer = quiet_trainer(
+        max_epochs=epochs, callbacks=[callback, *callbacks], enable_progress_bar=bool(callbacks)
+    )
+    trainer.fit(supernet, datamodule=datamodule)
+    progress(f"Training the best {len(callback.candidates)} choices for real.")
+    found = train_shortlist(callback.candidates, supernet, build, datamodule, progress=progress)
+    TrialRecorder(study, space).record(
+        [space.params(candidate.allocation) for candidate in found],
+        [
+            penalised_reward(
+                candidate.val_metric, candidate.allocation.num_parameters, space.budget
+            )
+            for candidate in found
+        ],
+        fidelity=TRAINED,
+        step=trainer.global_step,
+    )
+    study.set_user_attr(SEARCH_SECONDS_ATTR, time.perf_counter() - start)
+    return best_allocation(study)
+
+
+def retrain(
+    study: Study,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    output: str | None = None,
+    max_epochs: int = 30,
+    patience: int = 2,
+    progress: Callable[[str], None] = lambda text: None,
+    **model_options: Any,
+) -> list[RetrainResult]:
+    """Train the best allocation of a study from scratch, and baselines, and test them.
+
+    The baselines are the full tables and uniform sizes at the same budget; of the latter the rows
+    are taken as they are or projected to the full width, whichever validates better. Each
+    training goes on until validation stops improving and returns to its best epoch.
+
+    Args:
+        study: A searched study; the results are written into it.
+        seeds: Seeds of the weights and of the order of the training rows.
+        output: Folder for the model of the best allocation with the best validation, see
+            :class:`Predictor`.
+        max_epochs: Most epochs of a training.
+        patience: Epochs without improvement after which a training stops.
+        progress: Called with a line of text before each training.
+        **model_options: Arguments of the reference model, as given to the search.
+
+    Returns:
+        The results, best allocation first.
+
+    Raises:
+        ValueError: If the study has not been searched, or there is no seed.
+    """
+    if not seeds:
+        raise ValueError("`seeds` must hold at least one seed, got none.")
+    data, space, best = _data_of(study), space_of(study), best_allocation(study)
+    datamodule = data.datamodule(withhold_test=False)
+    build = reference_model(datamodule.features, **model_options)
+
+    def trained(label: str, allocation: Allocation, seed: int) -> Training:
+        progress(f"{label}, seed {seed}: {allocation.num_parameters:,} embedding parameters.")
+        datamodule.shuffle_seed = seed
+        return train(
+            build, allocation, datamodule, seed=seed, max_epochs=max_epochs, patience=patience
+        )
+
+    def result(
+        name: str, label: str, allocation: Allocation, done: Sequence[Training] = ()
+    ) -> tuple[RetrainResult, list[Training]]:
+        runs = [*done, *(trained(label, allocation, seed) for seed in seeds[len(done) :])]
+        model = runs[0].model
+        assert isinstance(model, EmbeddingModule)
+        return (
+            RetrainResult(
+                name=name,
+                label=label,
+                metric=model.metric_name,
+                values=tuple(evaluate(run.model, datamodule) for run in runs),
+                seeds=tuple(seeds),
+                num_parameters=allocation.num_parameters,
+                num_dense_parameters=model.num_dense_parameters(),
+                allocation=allocation,
+                seconds=sum(run.seconds for run in runs),
+            ),
+            runs,
+        )
+
+    nis, nis_runs = result("nis", "NIS", best)
+    if output is not None:
+        model = max(nis_runs, key=lambda run: run.val_metric).model
+        assert isinstance(model, EmbeddingModule)
+        Predictor(model, best, datamodule.features).save(output)
+    variants = []
+    for projected in (False, True):
+        sizes = baselines.uniform(space, projected=projected)
+        label = "Uniform, projected" if projected else "Uniform"
+        variants.append((label, sizes, trained(label, sizes, seeds[0])))
+    label, sizes, first = max(variants, key=lambda variant: variant[2].val_metric)
+    uniform, _ = result("uniform", label, sizes, [first])
+    full, full_runs = result("full", "Full size", space.full())
+    results = [nis, uniform, full]
+    save_results(study, results)
+    study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in full_runs))
+    return results
+
+
+def _save_data(study: Study, data: DataConfig) -> None:
+    before = study.user_attrs.get(DATA_ATTR)
+    if before is None:
+        study.set_user_attr(DATA_ATTR, data.to_json())
+    elif DataConfig.from_json(before) != data:
+        raise ValueError(
+            f"`study` {study.study_name!r} was searched on other data: {before}, now asked: "
+            f"{data.to_json()}. Use another study name."
+        )
+
+
+def _data_of(study: Study) -> DataConfig:
+    text = study.user_attrs.get(DATA_ATTR)
+    if text is None:
+        raise ValueError(
+            f"`study` {study.study_name!r} does not say which data it is about; search first."
+        )
+    return DataConfig.from_json(text)

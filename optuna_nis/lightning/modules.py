@@ -1,0 +1,330 @@
+"""Reference models: ranking and retrieval over categorical features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
+from typing import Any
+
+from lightning.pytorch import LightningModule
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC
+from torchmetrics.functional.classification import binary_auroc
+
+from optuna_nis.allocation import Allocation
+from optuna_nis.datasets.features import UNSEEN_TARGET, Features
+from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
+from optuna_nis.space import SearchSpace
+
+Batch = dict[str, Tensor]
+
+
+class FeatureEmbeddings(nn.Module):
+    """The embeddings of all features of a batch, stacked.
+
+    Args:
+        tables: A space gives supernet embeddings, an allocation multi-size ones.
+        bags: Names of the features whose ids come as bags, pooled by their mean.
+
+    Raises:
+        TypeError: If ``tables`` is neither.
+        ValueError: If the widths seen downstream differ between features, or a bag is unknown.
+
+    Shapes:
+        - batch: for every feature ``(batch,)``, or ``(batch, length)`` for bags
+        - output: ``(batch, features, embedding_dim)``
+    """
+
+    def __init__(
+        self, tables: SearchSpace | Allocation, *, bags: Collection[str] = (), init_std: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        self.names: list[str] = []
+        widths: set[int] = set()
+        if isinstance(tables, SearchSpace):
+            for spec in tables.specs:
+                mode: Any = "mean" if spec.name in bags else None
+                self.layers.append(SupernetEmbedding(spec, mode=mode, init_std=init_std))
+                self.names.append(spec.name)
+                widths.add(spec.embedding_dim)
+        elif isinstance(tables, Allocation):
+            for table in tables.values():
+                kind = MultiSizeEmbeddingBag if table.name in bags else MultiSizeEmbedding
+                self.layers.append(kind(table, init_std=init_std))
+                self.names.append(table.name)
+                widths.add(table.embedding_dim)
+        else:
+            raise TypeError(
+                f"`tables` must be a SearchSpace or an Allocation, got {type(tables).__name__}."
+            )
+        if unknown := set(bags) - set(self.names):
+            raise ValueError(f"`bags` names unknown features {sorted(unknown)}.")
+        if len(widths) > 1:
+            raise ValueError(
+                "All features must have the same `embedding_dim` in this model, got "
+                f"{sorted(widths)}."
+            )
+        self.embedding_dim = widths.pop()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Look up every feature."""
+        return torch.stack([layer(batch[n]) for n, layer in zip(self.names, self.layers)], dim=1)
+
+
+def _mlp(sizes: Sequence[int], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+class EmbeddingModule(LightningModule):
+    """What the reference models share: embeddings, optimiser, one metric for each part.
+
+    Subclasses log ``"val_metric"`` and ``"test_metric"``, larger is better.
+    """
+
+    #: Name of the metric for people.
+    metric_name: str
+    #: The arguments, besides tables and features, that :func:`reference_model` was given.
+    options: dict[str, Any]
+
+    def __init__(
+        self,
+        tables: SearchSpace | Allocation,
+        *,
+        bags: Collection[str],
+        learning_rate: float,
+        l2: float,
+        init_std: float,
+    ) -> None:
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.l2 = l2
+        self.embeddings = FeatureEmbeddings(tables, bags=bags, init_std=init_std)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam on all parameters."""
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def num_dense_parameters(self) -> int:
+        """Number of parameters outside the embeddings."""
+        embeddings = {id(parameter) for parameter in self.embeddings.parameters()}
+        return sum(p.numel() for p in self.parameters() if id(p) not in embeddings)
+
+    def _penalty(self, rows: Tensor) -> Tensor:
+        return self.l2 * rows.square().sum((1, 2)).mean()
+
+
+class RankingModule(EmbeddingModule):
+    """A DeepFM-style model of a yes-or-no label, measured by ROC-AUC.
+
+    The logit is a factorisation-machine term (the pairwise products of the embeddings) plus an
+    MLP and a linear term over all of them (Guo et al., 2017).
+
+    Args:
+        tables: A :class:`~optuna_nis.SearchSpace` makes a supernet to be searched, an
+            :class:`~optuna_nis.Allocation` a model of these sizes.
+        bags: Names of the features whose ids come as bags.
+        hidden: Widths of the layers of the MLP.
+        learning_rate: Of Adam.
+        l2: Weight of the mean squared norm of the embeddings looked up.
+        dropout: Probability after each layer of the MLP.
+        init_std: Standard deviation of the initial embeddings.
+
+    Shapes:
+        - batch: for every feature ids ``(batch,)``, or ``(batch, length)`` for bags, and
+          ``"label"`` of 0 and 1, ``(batch,)``
+        - output: logits ``(batch,)``
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec
+        >>> space = SearchSpace([EmbeddingSpec("user", 100, 8), EmbeddingSpec("item", 50, 8)])
+        >>> model = RankingModule(space.full())
+        >>> model({"user": torch.tensor([1, 2]), "item": torch.tensor([3, 4])}).shape
+        torch.Size([2])
+    """
+
+    metric_name = "ROC-AUC"
+
+    def __init__(
+        self,
+        tables: SearchSpace | Allocation,
+        *,
+        bags: Collection[str] = (),
+        hidden: Sequence[int] = (128, 64),
+        learning_rate: float = 2e-3,
+        l2: float = 1e-3,
+        dropout: float = 0.0,
+        init_std: float = 0.03,
+    ) -> None:
+        super().__init__(tables, bags=bags, learning_rate=learning_rate, l2=l2, init_std=init_std)
+        inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
+        self.mlp = _mlp([inputs, *hidden], dropout)
+        self.head = nn.Linear(hidden[-1], 1)
+        self.wide = nn.Linear(inputs, 1, bias=False)
+        self.val_auroc = BinaryAUROC()
+        self.test_auroc = BinaryAUROC()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the label."""
+        return self._logits(self.embeddings(batch))
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        interaction = 0.5 * (rows.sum(1).square() - rows.square().sum(1)).sum(1)
+        flat = rows.flatten(1)
+        deep: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
+        return interaction + deep.squeeze(1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Binary cross-entropy and the penalty of the embeddings."""
+        rows = self.embeddings(batch)
+        loss = functional.binary_cross_entropy_with_logits(self._logits(rows), batch["label"])
+        return loss + self._penalty(rows)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """ROC-AUC over the whole part."""
+        self.val_auroc.update(self(batch), batch["label"].int())
+        self.log("val_metric", self.val_auroc, prog_bar=True, batch_size=len(batch["label"]))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """ROC-AUC over the whole part."""
+        self.test_auroc.update(self(batch), batch["label"].int())
+        self.log("test_metric", self.test_auroc, batch_size=len(batch["label"]))
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
+        """Probabilities of the label."""
+        return self(batch).sigmoid()
+
+    def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
+        """ROC-AUC of several choices on the same examples; NaN if these are all of one class."""
+        target = batch["label"].view(num_choices, -1)[0].int()
+        if target.min() == target.max():
+            return torch.full((num_choices,), torch.nan)
+        logits = self(batch).view(num_choices, -1)
+        return torch.stack([binary_auroc(choice, target) for choice in logits])
+
+
+class RetrievalModule(EmbeddingModule):
+    """A softmax over all items from the features of a query, measured by Recall@k.
+
+    Args:
+        tables: As in :class:`RankingModule`.
+        num_classes: Number of items.
+        bags: As in :class:`RankingModule`.
+        hidden: Widths of the layers of the MLP; the last one is the width of the items' vectors.
+        learning_rate: Of Adam.
+        l2: Weight of the mean squared norm of the embeddings looked up.
+        dropout: Probability after each layer of the MLP.
+        init_std: Standard deviation of the initial embeddings.
+        top_k: The k of the Recall@k that are reported; the first is ``"val_metric"``.
+
+    Shapes:
+        - batch: as in :class:`RankingModule`, with ``"label"`` the index of the item,
+          ``(batch,)``; an item unknown in training, ``UNSEEN_TARGET``, is never found
+        - output: logits ``(batch, num_classes)``
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec
+        >>> space = SearchSpace([EmbeddingSpec("history", 100, 8)])
+        >>> model = RetrievalModule(space.full(), num_classes=5, bags={"history"})
+        >>> model({"history": torch.tensor([[1, 2, 100]])}).shape
+        torch.Size([1, 5])
+    """
+
+    def __init__(
+        self,
+        tables: SearchSpace | Allocation,
+        *,
+        num_classes: int,
+        bags: Collection[str] = (),
+        hidden: Sequence[int] = (256, 64),
+        learning_rate: float = 2e-3,
+        l2: float = 1e-4,
+        dropout: float = 0.0,
+        init_std: float = 0.03,
+        top_k: Sequence[int] = (1, 10),
+    ) -> None:
+        super().__init__(tables, bags=bags, learning_rate=learning_rate, l2=l2, init_std=init_std)
+        if num_classes < 2:
+            raise ValueError(f"`num_classes` must be at least 2, got {num_classes!r}.")
+        inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
+        self.mlp = _mlp([inputs, *hidden], dropout)
+        self.items = nn.Linear(hidden[-1], num_classes)
+        self.top_k = tuple(min(k, num_classes) for k in top_k)
+        self.metric_name = f"Recall@{self.top_k[0]}"
+        self.val_recall = nn.ModuleList(MeanMetric() for _ in self.top_k)
+        self.test_recall = nn.ModuleList(MeanMetric() for _ in self.top_k)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the items."""
+        return self._logits(self.embeddings(batch))
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self.items(self.mlp(rows.flatten(1)))
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy over all items and the penalty of the embeddings."""
+        rows = self.embeddings(batch)
+        loss = functional.cross_entropy(
+            self._logits(rows), batch["label"], ignore_index=UNSEEN_TARGET
+        )
+        return loss + self._penalty(rows)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Recall@k over the whole part."""
+        self._log_recall("val", self.val_recall, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Recall@k over the whole part."""
+        self._log_recall("test", self.test_recall, batch)
+
+    def _log_recall(self, part: str, metrics: nn.ModuleList, batch: Batch) -> None:
+        size = len(batch["label"])
+        best = self(batch).topk(max(self.top_k)).indices
+        hits = best == batch["label"].unsqueeze(1)
+        for index, (k, metric) in enumerate(zip(self.top_k, metrics)):
+            metric.update(hits[:, :k].any(1).float())
+            name = f"{part}_metric" if index == 0 else f"{part}_recall@{k}"
+            self.log(name, metric, prog_bar=part == "val", batch_size=size)
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
+        """Indices of the best items, best first, of shape ``(batch, max(top_k))``."""
+        return self(batch).topk(max(self.top_k)).indices
+
+    def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
+        """Recall of several choices on the same examples."""
+        hits = self(batch).argmax(1) == batch["label"]
+        return hits.view(num_choices, -1).float().mean(1)
+
+
+def reference_model(
+    features: Features, **options: Any
+) -> Callable[[SearchSpace | Allocation], EmbeddingModule]:
+    """Makes the reference model of a data set's task.
+
+    Args:
+        features: Features of the data set.
+        **options: Arguments of :class:`RankingModule` or :class:`RetrievalModule`.
+
+    Returns:
+        A function that makes a supernet from a search space and a model from an allocation.
+    """
+
+    def build(tables: SearchSpace | Allocation) -> EmbeddingModule:
+        model: EmbeddingModule
+        if features.task == "ranking":
+            model = RankingModule(tables, bags=features.bags, **options)
+        else:
+            model = RetrievalModule(
+                tables, num_classes=features.num_classes, bags=features.bags, **options
+            )
+        model.options = options
+        return model
+
+    return build

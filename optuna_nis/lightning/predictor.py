@@ -1,0 +1,106 @@
+"""A trained model in a folder, with all that it takes to predict for new rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+import torch
+
+from optuna_nis.allocation import Allocation
+from optuna_nis.datasets import Features
+from optuna_nis.lightning.modules import EmbeddingModule, RetrievalModule, reference_model
+
+_VERSION = 1
+_ALLOCATION, _FEATURES, _MODEL, _WEIGHTS = (
+    "allocation.json",
+    "features.json",
+    "model.json",
+    "weights.pt",
+)
+
+
+class Predictor:
+    """A reference model with the vocabularies that it was trained with.
+
+    Args:
+        model: A trained model with multi-size embeddings.
+        allocation: Its embedding sizes.
+        features: Its features.
+    """
+
+    def __init__(self, model: EmbeddingModule, allocation: Allocation, features: Features) -> None:
+        self.model = model.eval()
+        self.allocation = allocation
+        self.features = features
+
+    def predict(self, frame: pd.DataFrame, *, batch_size: int = 16384) -> NDArray[Any]:
+        """Predict for new rows.
+
+        Args:
+            frame: A column for each feature, with the same names and types as in training;
+                unknown and missing ids are fine, other columns are ignored.
+            batch_size: Rows at a time.
+
+        Returns:
+            For ranking the probability of a positive label, shape ``(rows,)``; for retrieval the
+            best targets, best first, shape ``(rows, k)``.
+
+        Raises:
+            ValueError: If a column is missing or of another type than in training.
+        """
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(frame), batch_size):
+                batch = self.features.encode(frame.iloc[start : start + batch_size])
+                parts.append(self.model.predict_step(batch).cpu().numpy())
+        if not parts:
+            width = (max(self.model.top_k),) if isinstance(self.model, RetrievalModule) else ()
+            return np.empty((0, *width))
+        found = np.concatenate(parts)
+        if self.features.targets is None:
+            return found
+        values = np.array(self.features.targets.values, dtype=object)
+        return np.asarray(values[found])
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model, its sizes and its vocabularies into a folder.
+
+        Args:
+            folder: Made if it is not there. Files of an earlier model are replaced.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _ALLOCATION).write_text(self.allocation.to_json())
+        (folder / _FEATURES).write_text(self.features.to_json())
+        meta = {"version": _VERSION, "options": self.model.options}
+        (folder / _MODEL).write_text(json.dumps(meta))
+        torch.save(self.model.state_dict(), folder / _WEIGHTS)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Predictor:
+        """Read what :meth:`save` wrote. Nothing in the folder is executed.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If the folder holds another version or is malformed.
+        """
+        folder = Path(folder)
+        for name in (_ALLOCATION, _FEATURES, _MODEL, _WEIGHTS):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"`folder` must hold a model written by `optuna-nis retrain`, but "
+                    f"{str(folder / name)!r} is not there."
+                )
+        allocation = Allocation.from_json((folder / _ALLOCATION).read_text())
+        features = Features.from_json((folder / _FEATURES).read_text())
+        meta = json.loads((folder / _MODEL).read_text())
+        if not isinstance(meta, dict) or meta.get("version") != _VERSION:
+            raise ValueError(f"`folder` {str(folder)!r} must hold a model of version {_VERSION}.")
+        model = reference_model(features, **meta["options"])(allocation)
+        model.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
+        return cls(model, allocation, features)

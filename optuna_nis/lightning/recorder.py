@@ -1,0 +1,83 @@
+"""Scored choices as trials of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+import uuid
+
+from optuna import Study, create_trial
+
+from optuna_nis.recording import add_finished_trials
+from optuna_nis.results import (
+    FIDELITY_ATTR,
+    NUM_PARAMETERS_ATTR,
+    PENALTY_ATTR,
+    QUALITY_ATTR,
+    STEP_ATTR,
+    save_space,
+)
+from optuna_nis.reward import Reward
+from optuna_nis.sampler import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY
+from optuna_nis.space import SearchSpace
+
+
+class TrialRecorder:
+    """Writes groups of choices that were scored on the same examples.
+
+    Args:
+        study: Where the trials go. It remembers the space.
+        space: The space of the choices.
+
+    Raises:
+        ValueError: If the study is of another space.
+    """
+
+    def __init__(self, study: Study, space: SearchSpace) -> None:
+        save_space(study, space)
+        self._study = study
+        self._distributions = space.distributions()
+
+    def record(
+        self,
+        params: Sequence[Mapping[str, Any]],
+        rewards: Sequence[Reward],
+        *,
+        fidelity: str,
+        step: int,
+        log_probs: Sequence[float] | None = None,
+    ) -> None:
+        """Add a group of choices, all or none.
+
+        Args:
+            params: The parameters of each choice.
+            rewards: What each was worth.
+            fidelity: How they were scored, ``"supernet"`` or ``"trained"``.
+            step: Training step of the supernet at which they were scored.
+            log_probs: Log-probability of each under the policy that drew it; None if none did.
+        """
+        group: dict[str, Any] = {GROUP_KEY: uuid.uuid4().hex[:12], GROUP_SIZE_KEY: len(params)}
+        trials = []
+        for index, (choice, reward) in enumerate(zip(params, rewards)):
+            drawn = {} if log_probs is None else {LOG_PROB_KEY: float(log_probs[index])}
+            trials.append(
+                create_trial(
+                    params=dict(choice),
+                    distributions=self._distributions,
+                    value=reward.value,
+                    user_attrs={
+                        QUALITY_ATTR: reward.quality,
+                        PENALTY_ATTR: reward.penalty,
+                        NUM_PARAMETERS_ATTR: reward.num_parameters,
+                        FIDELITY_ATTR: fidelity,
+                        STEP_ATTR: step,
+                    },
+                    system_attrs=group | drawn,
+                )
+            )
+        # One moment for the whole group, so that trials sort by group whatever their clocks say.
+        now = datetime.now()
+        for trial in trials:
+            trial.datetime_start = trial.datetime_complete = now
+        add_finished_trials(self._study, trials)

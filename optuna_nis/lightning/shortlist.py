@@ -1,0 +1,140 @@
+"""Trying the most promising choices for real, since a supernet ranks badly across costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import tempfile
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+import torch
+from torch import nn
+
+from optuna_nis.allocation import Allocation
+from optuna_nis.lightning.training import BuildModel, quiet_trainer
+from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, supernet_layers
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice that was trained for real.
+
+    Attributes:
+        allocation: The choice.
+        val_metric: Its best metric on the validation data.
+    """
+
+    allocation: Allocation
+    val_metric: float
+
+
+def train_shortlist(
+    allocations: Sequence[Allocation],
+    supernet: LightningModule,
+    build_model: BuildModel,
+    datamodule: LightningDataModule,
+    *,
+    epochs: Sequence[int] = (1, 2),
+    progress: Callable[[str], None] | None = None,
+) -> list[Candidate]:
+    """Train choices from the weights of the supernet and keep the better half, several times.
+
+    Starting from the supernet, a choice shows after an epoch what it would be worth after many
+    from scratch (successive halving: Jamieson and Talwalkar, 2016).
+
+    Args:
+        allocations: The choices.
+        supernet: A trained supernet.
+        build_model: Makes a model of given sizes; its weights outside the embeddings must have
+            the names that they have in the supernet.
+        datamodule: Train and validation data.
+        epochs: Epochs of each round; after each but the last, half of the choices are dropped.
+        progress: Called with a line of text before each training.
+
+    Returns:
+        All choices, best first.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [
+            _Run(allocation, supernet, build_model, Path(folder) / f"{index}.ckpt")
+            for index, allocation in enumerate(allocations)
+        ]
+        alive = runs
+        for index, more in enumerate(epochs):
+            for position, run in enumerate(alive, start=1):
+                if progress is not None:
+                    progress(f"round {index + 1} of {len(epochs)}: {position} of {len(alive)}")
+                run.train(datamodule, more)
+            alive = sorted(alive, key=lambda run: run.best, reverse=True)
+            alive = alive[: (len(alive) + 1) // 2]
+        runs.sort(key=lambda run: run.best, reverse=True)
+        return [Candidate(run.allocation, run.best) for run in runs]
+
+
+class _Run:
+    """The training of one choice, in pieces."""
+
+    def __init__(
+        self,
+        allocation: Allocation,
+        supernet: LightningModule,
+        build_model: BuildModel,
+        checkpoint: Path,
+    ) -> None:
+        self.allocation = allocation
+        self.best = float("-inf")
+        self._model = build_model(allocation)
+        self._checkpoint = checkpoint
+        self._epochs = 0
+        warm_start(self._model, supernet)
+
+    def train(self, datamodule: LightningDataModule, epochs: int) -> None:
+        resume = self._checkpoint if self._epochs else None
+        self._epochs += epochs
+        best = _BestMetric()
+        trainer = quiet_trainer(max_epochs=self._epochs, callbacks=[best])
+        trainer.fit(self._model, datamodule=datamodule, ckpt_path=resume)
+        trainer.save_checkpoint(self._checkpoint)
+        self.best = max(self.best, best.value)
+
+
+class _BestMetric(Callback):
+    def __init__(self) -> None:
+        self.value = float("-inf")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.value = max(self.value, float(trainer.callback_metrics["val_metric"]))
+
+
+def warm_start(model: LightningModule, supernet: LightningModule) -> None:
+    """Give a model with multi-size layers the weights of a supernet.
+
+    Args:
+        model: A model of chosen sizes, changed in place.
+        supernet: The supernet that it was chosen from.
+
+    Raises:
+        ValueError: If the parameters outside the embeddings are not the same in both.
+    """
+    embeddings = supernet_layers(supernet)
+    layers = [
+        m for m in model.modules() if isinstance(m, MultiSizeEmbedding | MultiSizeEmbeddingBag)
+    ]
+    shared = _outside(supernet, list(embeddings.values()))
+    own = _outside(model, layers)
+    if {n: p.shape for n, p in shared.items()} != {n: p.shape for n, p in own.items()}:
+        raise ValueError(
+            "The model must have the parameters of the supernet outside its embeddings, they "
+            f"differ in {sorted(set(shared) ^ set(own)) or 'their shapes'}."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(shared[name])
+    for layer in layers:
+        embeddings[layer.table.name].copy_to(layer)
+
+
+def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in inside}

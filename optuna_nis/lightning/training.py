@@ -1,0 +1,103 @@
+"""Training from scratch: until validation stops improving, back to the best epoch, test once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+import tempfile
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+import torch
+
+from optuna_nis.allocation import Allocation
+
+#: Makes a model of given embedding sizes.
+BuildModel = Callable[[Allocation], LightningModule]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        model: The model, with the weights of its best epoch.
+        val_metric: Its metric on the validation data.
+        epochs: Number of epochs until it stopped.
+        seconds: Time it took.
+    """
+
+    model: LightningModule
+    val_metric: float
+    epochs: int
+    seconds: float
+
+
+def train(
+    build_model: BuildModel,
+    allocation: Allocation,
+    datamodule: LightningDataModule,
+    *,
+    seed: int,
+    max_epochs: int = 30,
+    patience: int = 2,
+    callbacks: list[Callback] | None = None,
+    **trainer_options: Any,
+) -> Training:
+    """Train a model from scratch until its validation metric stops improving.
+
+    Args:
+        build_model: Makes the model; called once the seed is set.
+        allocation: Its embedding sizes.
+        datamodule: Train and validation data.
+        seed: Seed of the initial weights.
+        max_epochs: Most epochs.
+        patience: Epochs without improvement of ``"val_metric"`` after which to stop.
+        callbacks: Further callbacks of the trainer.
+        **trainer_options: Further arguments of the :class:`lightning.pytorch.Trainer`.
+
+    Returns:
+        The model at its best epoch, and what it took.
+    """
+    torch.manual_seed(seed)
+    model = build_model(allocation)
+    with tempfile.TemporaryDirectory() as folder:
+        best = ModelCheckpoint(
+            dirpath=folder, monitor="val_metric", mode="max", save_weights_only=True
+        )
+        stopping = EarlyStopping("val_metric", mode="max", patience=patience)
+        trainer = quiet_trainer(
+            max_epochs=max_epochs,
+            enable_checkpointing=True,
+            callbacks=[best, stopping, *(callbacks or [])],
+            **trainer_options,
+        )
+        start = time.perf_counter()
+        trainer.fit(model, datamodule=datamodule)
+        seconds = time.perf_counter() - start
+        if best.best_model_score is None:
+            raise RuntimeError("The training ended before its first validation.")
+        state = torch.load(Path(best.best_model_path), weights_only=True)["state_dict"]
+    model.load_state_dict(state)
+    return Training(model, float(best.best_model_score), trainer.current_epoch, seconds)
+
+
+def evaluate(model: LightningModule, datamodule: LightningDataModule) -> float:
+    """The metric on the test data."""
+    (metrics,) = quiet_trainer().test(model, datamodule=datamodule, verbose=False)
+    return float(metrics["test_metric"])
+
+
+def quiet_trainer(**options: Any) -> Trainer:
+    """A trainer that writes no files and no summary unless it is asked to."""
+    defaults: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(**(defaults | options))

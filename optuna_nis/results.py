@@ -1,0 +1,406 @@
+"""What a study holds after a search, read back with types.
+
+A search writes its space and its metric into the user attributes of the study and what each trial
+is made of into those of the trial; a retraining adds its results. Here are the names of these
+attributes and the functions that read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+import json
+import math
+from statistics import fmean, stdev
+from typing import Any
+
+from optuna import Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_nis.allocation import Allocation
+from optuna_nis.space import SearchSpace
+
+SPACE_ATTR = "nis:space"
+METRIC_ATTR = "nis:metric"
+DATASET_ATTR = "nis:dataset"
+TASK_ATTR = "nis:task"
+DATA_ATTR = "nis:data"
+RESULTS_ATTR = "nis:results"
+SEARCH_SECONDS_ATTR = "nis:search_seconds"
+PLAIN_SECONDS_ATTR = "nis:plain_seconds"
+
+QUALITY_ATTR = "quality"
+PENALTY_ATTR = "penalty"
+NUM_PARAMETERS_ATTR = "num_parameters"
+FIDELITY_ATTR = "fidelity"
+STEP_ATTR = "step"
+
+# How a trial was scored: on a validation batch with the supernet's weights, on all validation
+# data with them, or on all validation data after a training of its own.
+SUPERNET = "supernet"
+VALIDATED = "validated"
+TRAINED = "trained"
+_FIDELITIES = (SUPERNET, VALIDATED, TRAINED)
+
+# MySQL keeps at most 65,535 bytes of an attribute. ASCII text at most doubles when Optuna writes
+# it as JSON.
+_PART_LENGTH = 32_000
+
+
+@dataclass(frozen=True)
+class RetrainResult:
+    """One choice of sizes, trained from scratch with several seeds and tested.
+
+    Args:
+        name: Short name, such as ``"nis"``, ``"uniform"`` or ``"full"``.
+        label: Name for people.
+        metric: Name of the metric.
+        values: The metric on the test data, one number per seed.
+        seeds: The seeds.
+        num_parameters: Embedding parameters, projections included.
+        num_dense_parameters: Parameters of the rest of the model.
+        allocation: The sizes, or :obj:`None` for a model without tiers.
+        seconds: Time of all trainings together.
+
+    Raises:
+        ValueError: If there is no value, a value is not finite, there are not as many seeds as
+            values, or a count or time is negative.
+
+    Example:
+        >>> result = RetrainResult("full", "Full size", "ROC-AUC", (0.74, 0.76), (0, 1), 1000)
+        >>> result.mean, round(result.std, 4)
+        (0.75, 0.0141)
+        >>> RetrainResult.from_dict(result.to_dict()) == result
+        True
+    """
+
+    name: str
+    label: str
+    metric: str
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+    num_parameters: int
+    num_dense_parameters: int = 0
+    allocation: Allocation | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(float(value) for value in self.values))
+        object.__setattr__(self, "seeds", tuple(int(seed) for seed in self.seeds))
+        if not self.values or not all(math.isfinite(value) for value in self.values):
+            raise ValueError(
+                f"`values` of {self.name!r} must be at least one number, all finite, "
+                f"got {list(self.values)}."
+            )
+        if len(self.seeds) != len(self.values):
+            raise ValueError(
+                f"`seeds` of {self.name!r} must be as many as the values, {len(self.values)}, "
+                f"got {list(self.seeds)}."
+            )
+        for field in ("num_parameters", "num_dense_parameters", "seconds"):
+            value = getattr(self, field)
+            if not value >= 0:
+                raise ValueError(
+                    f"`{field}` of {self.name!r} must not be negative, got {value!r}."
+                )
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the seeds, 0 for a single seed."""
+        return stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON, mean and standard deviation included."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "metric": self.metric,
+            "mean": self.mean,
+            "std": self.std,
+            "values": list(self.values),
+            "seeds": list(self.seeds),
+            "num_parameters": self.num_parameters,
+            "num_dense_parameters": self.num_dense_parameters,
+            "allocation": None if self.allocation is None else self.allocation.to_json(),
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RetrainResult:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: If the data are not such a result.
+        """
+        try:
+            allocation = data.get("allocation")
+            return cls(
+                name=str(data["name"]),
+                label=str(data["label"]),
+                metric=str(data["metric"]),
+                values=tuple(data["values"]),
+                seeds=tuple(data["seeds"]),
+                num_parameters=int(data["num_parameters"]),
+                num_dense_parameters=int(data.get("num_dense_parameters", 0)),
+                allocation=None if allocation is None else Allocation.from_json(allocation),
+                seconds=float(data.get("seconds", 0.0)),
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"This retraining result is malformed: {error!r}.") from error
+
+
+def save_space(study: Study, space: SearchSpace) -> None:
+    """Write the search space into a study.
+
+    Args:
+        study: The study that is searched.
+        space: Its space.
+
+    Raises:
+        ValueError: If the study was searched with another space.
+    """
+    before = _read_text(study, SPACE_ATTR)
+    if before and (old := SearchSpace.from_json(before)) != space:
+        raise ValueError(
+            f"`study` {study.study_name!r} was searched with another space, {old!r}, now asked: "
+            f"{space!r}. Use another study name."
+        )
+    _save_text(study, SPACE_ATTR, space.to_json())
+
+
+def space_of(study: Study) -> SearchSpace:
+    """The search space that a study was searched with.
+
+    Args:
+        study: A study of an embedding search.
+
+    Raises:
+        ValueError: If the study holds no space.
+    """
+    text = _read_text(study, SPACE_ATTR)
+    if not text:
+        raise ValueError(
+            f"`study` {study.study_name!r} holds no search space (user attribute "
+            f"{SPACE_ATTR!r}); only a study written by an embedding search has one."
+        )
+    return SearchSpace.from_json(text)
+
+
+def metric_of(study: Study) -> str:
+    """Name of the metric that a study improves, ``"quality"`` if it does not say."""
+    return str(study.user_attrs.get(METRIC_ATTR, "quality"))
+
+
+def finished_trials(study: Study) -> list[FrozenTrial]:
+    """Trials that are complete with a finite value, in their order.
+
+    Args:
+        study: A study that maximises a reward.
+
+    Raises:
+        ValueError: If the study has another direction or several objectives.
+    """
+    if study.directions != [StudyDirection.MAXIMIZE]:
+        directions = [direction.name.lower() for direction in study.directions]
+        raise ValueError(
+            f"`study` {study.study_name!r} must maximize one reward, got directions {directions}."
+        )
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+
+
+def value_of(trial: FrozenTrial) -> float:
+    """The reward of a finished trial.
+
+    Raises:
+        ValueError: If the trial has none.
+    """
+    if trial.value is None:
+        raise ValueError(f"`trial` {trial.number} has no value.")
+    return trial.value
+
+
+def is_trained(trial: FrozenTrial) -> bool:
+    """Whether a trial was trained for real, not scored with shared weights."""
+    return trial.user_attrs.get(FIDELITY_ATTR) == TRAINED
+
+
+def best_trial(study: Study) -> FrozenTrial:
+    """The trial that a search recommends.
+
+    Trials that were trained for real, scored on all validation data with shared weights, and
+    scored on a batch of it cannot be compared: the best of the first kind that there is counts.
+
+    Args:
+        study: A study of an embedding search.
+
+    Raises:
+        ValueError: If no trial has finished with a finite value, or the study does not maximise
+            one reward.
+    """
+    trials = finished_trials(study)
+    for fidelity in reversed(_FIDELITIES):
+        if alike := [t for t in trials if t.user_attrs.get(FIDELITY_ATTR) == fidelity]:
+            return max(alike, key=value_of)
+    if not trials:
+        raise ValueError(
+            f"`study` {study.study_name!r} has no finished trial with a finite value; "
+            "search first."
+        )
+    return max(trials, key=value_of)
+
+
+def best_allocation(study: Study) -> Allocation:
+    """The allocation that a search recommends: that of :func:`best_trial`.
+
+    Args:
+        study: A study of an embedding search.
+
+    Raises:
+        ValueError: If no trial has finished, the study holds no space, or its best trial is not
+            of that space.
+    """
+    return space_of(study).allocation(best_trial(study).params)
+
+
+def save_results(study: Study, results: Iterable[RetrainResult]) -> None:
+    """Write retraining results into a study, in place of earlier ones.
+
+    Args:
+        study: The study whose best allocation was retrained.
+        results: The results, best allocation and baselines.
+
+    Raises:
+        ValueError: If two results have the same name.
+    """
+    found = list(results)
+    names = [result.name for result in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"`results` has two entries named {name!r}.")
+    _save_text(study, RESULTS_ATTR, json.dumps([result.to_dict() for result in found]))
+
+
+def results_of(study: Study) -> list[RetrainResult]:
+    """The retraining results of a study, none if nothing was retrained.
+
+    Args:
+        study: A study of an embedding search.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+    """
+    text = _read_text(study, RESULTS_ATTR)
+    if not text:
+        return []
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"The retraining results of {study.study_name!r} are no JSON: {error}."
+        ) from error
+    if not isinstance(data, list):
+        raise ValueError(
+            f"The retraining results of {study.study_name!r} must be a list, "
+            f"got {type(data).__name__}."
+        )
+    return [RetrainResult.from_dict(item) for item in data]
+
+
+def relative_gain(results: Iterable[RetrainResult], *, over: str = "uniform") -> float | None:
+    """How much better the searched sizes are than a baseline, relative to the baseline.
+
+    Args:
+        results: Retraining results.
+        over: Name of the baseline.
+
+    Returns:
+        ``nis / baseline - 1`` of the means, or :obj:`None` if one of them is missing or the
+        baseline is 0.
+
+    Example:
+        >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)
+        >>> uniform = RetrainResult("uniform", "Uniform", "ROC-AUC", (0.7,), (0,), 1000)
+        >>> round(relative_gain([nis, uniform]), 3)
+        0.1
+    """
+    means = {result.name: result.mean for result in results}
+    if "nis" not in means or not means.get(over):
+        return None
+    return means["nis"] / means[over] - 1.0
+
+
+def search_cost_ratio(study: Study) -> float | None:
+    """Time of the search over that of one plain training, :obj:`None` if not recorded."""
+    search = study.user_attrs.get(SEARCH_SECONDS_ATTR)
+    plain = study.user_attrs.get(PLAIN_SECONDS_ATTR)
+    return float(search) / float(plain) if search is not None and plain else None
+
+
+def summary_of(study: Study) -> dict[str, Any]:
+    """The retraining of a study in one JSON object.
+
+    Returns:
+        ``dataset``, ``task``, ``budget`` (parameters), for every result its ``mean``, ``std``,
+        ``num_parameters`` and ``seeds`` under its name, ``relative_gain`` over uniform sizes and
+        ``search_cost_ratio``.
+
+    Raises:
+        ValueError: If nothing has been retrained.
+    """
+    results = results_of(study)
+    if not results:
+        raise ValueError(f"`study` {study.study_name!r} has not been retrained; retrain first.")
+    summary: dict[str, Any] = {
+        "dataset": study.user_attrs.get(DATASET_ATTR),
+        "task": study.user_attrs.get(TASK_ATTR),
+        "metric": metric_of(study),
+        "budget": space_of(study).budget,
+    }
+    for result in results:
+        summary[result.name] = {
+            "mean": result.mean,
+            "std": result.std,
+            "num_parameters": result.num_parameters,
+            "num_dense_parameters": result.num_dense_parameters,
+            "seeds": list(result.seeds),
+        }
+    return summary | {
+        "relative_gain": relative_gain(results),
+        "search_cost_ratio": search_cost_ratio(study),
+    }
+
+
+def _save_text(study: Study, key: str, text: str) -> None:
+    parts = [text[i : i + _PART_LENGTH] for i in range(0, len(text), _PART_LENGTH)] or [""]
+    attrs = study.user_attrs
+    stale = len(parts)
+    while attrs.get(_part(key, stale)):
+        stale += 1
+    for index in range(stale):
+        part = parts[index] if index < len(parts) else ""
+        if attrs.get(_part(key, index)) != part:
+            study.set_user_attr(_part(key, index), part)
+
+
+def _read_text(study: Study, key: str) -> str:
+    attrs = study.user_attrs
+    parts: list[str] = []
+    while part := attrs.get(_part(key, len(parts))):
+        if not isinstance(part, str):
+            raise ValueError(
+                f"The user attribute {_part(key, len(parts))!r} of {study.study_name!r} must be "
+                f"text, got {type(part).__name__}."
+            )
+        parts.append(part)
+    return "".join(parts)
+
+
+def _part(key: str, index: int) -> str:
+    return key if index == 0 else f"{key}:{index}"

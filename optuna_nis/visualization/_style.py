@@ -1,0 +1,149 @@
+"""What all figures share: colours, layout, safe labels, thinning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+import html
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+# Okabe and Ito's palette, readable with every kind of colour blindness; the blue is lighter, for
+# dark pages.
+BLUE = "#2383C9"
+VERMILION = "#D55E00"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
+PINK = "#CC79A7"
+GREY = "#8a9099"
+# Muted palette of Paul Tol, for more kinds of things at once.
+MANY = (
+    "#88CCEE",
+    "#CC6677",
+    "#DDCC77",
+    "#117733",
+    "#6f62c4",
+    "#AA4499",
+    "#44AA99",
+    "#999933",
+    "#b3446c",
+    "#4477AA",
+)
+SCALE = "Viridis"
+# Greys with enough contrast on white and on nearly black paper alike.
+TEXT = "#777c85"
+GRID = "rgba(128, 128, 128, 0.22)"
+
+_AXIS = {
+    "gridcolor": GRID,
+    "zerolinecolor": GRID,
+    "linecolor": GRID,
+    "automargin": True,
+    "title": {"standoff": 8},
+}
+_TEMPLATE = go.layout.Template(
+    layout={
+        "paper_bgcolor": "rgba(0, 0, 0, 0)",
+        "plot_bgcolor": "rgba(0, 0, 0, 0)",
+        "font": {"color": TEXT, "family": "system-ui, sans-serif", "size": 13},
+        "title": {
+            "x": 0.0,
+            "xref": "container",
+            "xanchor": "left",
+            "pad": {"l": 12},
+            "font": {"size": 15},
+        },
+        "hoverlabel": {"align": "left", "namelength": -1},
+        "legend": {
+            "orientation": "h",
+            "y": -0.15,
+            "yanchor": "top",
+            "x": 0,
+            "itemsizing": "constant",
+        },
+        "margin": {"l": 60, "r": 30, "t": 60, "b": 50},
+        "modebar": {"bgcolor": "rgba(0, 0, 0, 0)", "color": TEXT, "activecolor": BLUE},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
+
+
+def style(figure: go.Figure, title: str, height: int, **layout: Any) -> go.Figure:
+    """Give a figure the common look.
+
+    Args:
+        figure: The figure.
+        title: Title, already safe to show.
+        height: Height in pixels.
+        **layout: Anything else for the layout.
+    """
+    figure.update_layout(template=_TEMPLATE, title_text=title, height=height, **layout)
+    return figure
+
+
+def label(text: object, limit: int = 32) -> str:
+    """A name as Plotly shows it literally: markup escaped, too long ones cut in the middle."""
+    name = " ".join(str(text).split())
+    if len(name) > limit:
+        tail = limit // 3
+        name = f"{name[: limit - tail - 1]}…{name[-tail:]}"
+    return html.escape(name)
+
+
+def full_label(text: object) -> str:
+    """A name of any sensible length, for hover texts."""
+    return label(text, 200)
+
+
+def percent(share: float) -> str:
+    """A share as a percentage of three digits at most, such as ``"0.25 %"`` or ``"12.5 %"``."""
+    value = 100 * share
+    if value != 0 and abs(value) < 0.01:
+        return "< 0.01 %"
+    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    text = f"{value:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
+def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Places and texts of the ticks of a logarithmic axis between two positive numbers."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(decades) <= 5 else (1,)
+    places = [step * 10.0**decade for decade in decades for step in steps]
+    return places, [_si(place) for place in places]
+
+
+def _si(value: float) -> str:
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:g}{unit}"
+    return f"{value:g}"
+
+
+def compact(values: Iterable[float], digits: int = 5) -> list[float]:
+    """Round to significant digits, to keep figures small."""
+    return [float(f"{value:.{digits}g}") for value in values]
+
+
+def thin(length: int, limit: int) -> list[int]:
+    """At most ``limit`` indices evenly spread over a sequence, both ends included."""
+    if length <= limit:
+        return list(range(length))
+    return [int(i) for i in np.unique(np.linspace(0, length - 1, limit).round())]
+
+
+def moving_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of every value and the ones before it, ``window`` at most."""
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return [float(mean) for mean in (sums[ends] - sums[starts]) / (ends - starts)]
+
+
+def window_of(length: int) -> int:
+    """Width of a moving mean over so many trials."""
+    return max(1, min(200, math.ceil(length / 20)))
