@@ -3,6 +3,7 @@
 from optuna_nis.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.budget import AdditiveBudget
 from optuna_nis.reward import Reward, penalised_reward
+from optuna_nis.sampler import NISSampler
 from optuna_nis.space import EmbeddingSpec, SearchSpace
 
 __version__ = "0.1.0"
@@ -11,6 +12,7 @@ __all__ = [
     "AdditiveBudget",
     "Allocation",
     "EmbeddingSpec",
+    "NISSampler",
     "Reward",
     "SearchSpace",
     "TableAllocation",

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import json
 import logging
 from pathlib import Path
-import sys
 from typing import Annotated, Any
 import warnings
 
@@ -93,8 +92,8 @@ def search(
             help="Largest width considered.", show_default="32 for ranking, 64 for retrieval"
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the supernet.")] = 5,
-    updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 100,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the supernet.")] = 4,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     max_rows: Annotated[
         int | None, typer.Option(min=1, help="Use only so many rows of the data set.")
@@ -234,7 +233,7 @@ def predict(
         names = (
             ["prediction"] if found.ndim == 1 else [f"top_{i + 1}" for i in range(len(found.T))]
         )
-        pd.DataFrame(found, columns=names).to_csv(output, index=False)
+        pd.DataFrame(found, columns=columns).to_csv(output, index=False)
         print(f"{len(found):,} predictions: {output}")
 
 
@@ -323,4 +322,4 @@ def _seeds(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -89,12 +89,12 @@ def test_plain_tuples_become_tiers() -> None:
         ({"tiers": ((3, 4.0),)}, "`tiers` of 'user' must hold positive integers"),
         (
             {"tiers": ((3, 4), (3, 4))},
-            r"`tiers` of 'user' must fall in width, got widths \[4, 4\]",
+            r"`tiers` of 'user' must fall in width, got .*\[4, 4\]",
         ),
         ({"tiers": ((3, 17),)}, "`tiers` of 'user' must be at most 16 wide, got 17"),
         (
             {"tiers": ((600, 8), (401, 4))},
-            "`tiers` of 'user' must hold at most 1000 ids, got 1001",
+            "`tiers` of 'user' must hold at most 1000 ids",
         ),
     ],
 )

@@ -69,6 +69,8 @@ def test_bytes_depend_on_the_dtype() -> None:
         (1e-9, "`budget` must be positive, got 1e-09, which is 0 parameters"),
         (1001, r"`budget` must be at most the full tables \(1,000 parameters\), got 1001"),
         ("1GB", "`budget` must be at most the full tables"),
+        ("9" * 400 + "B", "`budget` must be at most the full tables"),
+        ("9" * 400 + "%", "`budget` must be at most the full tables"),
         ("101%", "`budget` must be at most the full tables"),
         (1.5, r"`budget` as a float is a fraction of the full tables in \(0, 1\], got 1.5"),
         (0.0, r"`budget` as a float is a fraction of the full tables in \(0, 1\], got 0.0"),

@@ -31,7 +31,7 @@ def test_soft_penalty_counts_only_what_exceeds_the_budget(
 
 
 def test_the_formula() -> None:
-    assert penalised_reward(0.8, 125, 100, penalty_weight=2.0) == Reward(0.3, 0.8, 0.5, 125)
+    assert penalised_reward(0.75, 125, 100, penalty_weight=2.0) == Reward(0.25, 0.75, 0.5, 125)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from itertools import cycle
 import math
 from typing import Any, Protocol, runtime_checkable
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import numpy as np
 from optuna import Study
 from optuna.logging import get_logger
@@ -103,9 +103,9 @@ class NISCallback(Callback):
         space: SearchSpace,
         study: Study,
         *,
-        num_updates: int = 120,
+        num_updates: int = 60,
         group_size: int = 8,
-        score_examples: int = 8192,
+        score_examples: int = 4096,
         warmup: float = 0.7,
         choices_per_step: int = 4,
         penalty_weight: float = 1.0,

@@ -26,9 +26,11 @@ from optuna_nis.lightning.shortlist import train_shortlist
 from optuna_nis.lightning.training import Training, evaluate, quiet_trainer, train
 from optuna_nis.results import (
     DATA_ATTR,
+    DATASET_ATTR,
     METRIC_ATTR,
     PLAIN_SECONDS_ATTR,
     SEARCH_SECONDS_ATTR,
+    TASK_ATTR,
     TRAINED,
     RetrainResult,
     best_allocation,
@@ -128,9 +130,8 @@ class DataConfig:
                 **options,
             )
         data.setup("fit")
-        while (
-            data.batch_size > 64 and data.sizes["train"] < data.batch_size * _MIN_STEPS_PER_EPOCH
-        ):
+        rows = data.sizes["train"]
+        while data.batch_size > 64 and rows < data.batch_size * _MIN_STEPS_PER_EPOCH:
             data.batch_size //= 2
         return data
 
@@ -159,8 +160,8 @@ def search(
     budget: int | float | str,
     mode: Mode = "multi",
     embedding_dim: int | None = None,
-    epochs: int = 5,
-    num_updates: int = 100,
+    epochs: int = 4,
+    num_updates: int = 60,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     progress: Callable[[str], None] = lambda text: None,
@@ -320,6 +321,8 @@ def _save_data(study: Study, data: DataConfig) -> None:
     before = study.user_attrs.get(DATA_ATTR)
     if before is None:
         study.set_user_attr(DATA_ATTR, data.to_json())
+        study.set_user_attr(DATASET_ATTR, data.name)
+        study.set_user_attr(TASK_ATTR, data.task)
     elif DataConfig.from_json(before) != data:
         raise ValueError(
             f"`study` {study.study_name!r} was searched on other data: {before}, now asked: "

@@ -198,7 +198,7 @@ class RankingModule(EmbeddingModule):
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Probabilities of the label."""
-        return self(batch).sigmoid()
+        return self._logits(self.embeddings(batch)).sigmoid()
 
     def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
         """ROC-AUC of several choices on the same examples; NaN if these are all of one class."""
@@ -289,17 +289,18 @@ class RetrievalModule(EmbeddingModule):
         best = self(batch).topk(max(self.top_k)).indices
         hits = best == batch["label"].unsqueeze(1)
         for index, (k, metric) in enumerate(zip(self.top_k, metrics)):
+            assert isinstance(metric, MeanMetric)
             metric.update(hits[:, :k].any(1).float())
             name = f"{part}_metric" if index == 0 else f"{part}_recall@{k}"
             self.log(name, metric, prog_bar=part == "val", batch_size=size)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Indices of the best items, best first, of shape ``(batch, max(top_k))``."""
-        return self(batch).topk(max(self.top_k)).indices
+        return self._logits(self.embeddings(batch)).topk(max(self.top_k)).indices
 
     def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
         """Recall of several choices on the same examples."""
-        hits = self(batch).argmax(1) == batch["label"]
+        hits = self._logits(self.embeddings(batch)).argmax(1) == batch["label"]
         return hits.view(num_choices, -1).float().mean(1)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import uuid
 
 from optuna import Study, create_trial
+from optuna.distributions import BaseDistribution
 
 from optuna_nis.recording import add_finished_trials
+from optuna_nis.replay import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY
 from optuna_nis.results import (
     FIDELITY_ATTR,
     NUM_PARAMETERS_ATTR,
@@ -19,7 +21,6 @@ from optuna_nis.results import (
     save_space,
 )
 from optuna_nis.reward import Reward
-from optuna_nis.sampler import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY
 from optuna_nis.space import SearchSpace
 
 
@@ -37,7 +38,7 @@ class TrialRecorder:
     def __init__(self, study: Study, space: SearchSpace) -> None:
         save_space(study, space)
         self._study = study
-        self._distributions = space.distributions()
+        self._distributions: dict[str, BaseDistribution] = dict(space.distributions())
 
     def record(
         self,

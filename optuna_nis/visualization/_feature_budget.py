@@ -45,8 +45,11 @@ def plot_feature_budget(study: Study) -> go.Figure:
 def _feature_budget_info(study: Study) -> _FeatureBudgetInfo:
     space = results.space_of(study)
     finished = results.finished_trials(study)
-    # What the policy proposes; trials of the short-list are picked from these by another rule.
-    finished = [trial for trial in finished if not results.is_trained(trial)] or finished
+    # What the policy proposes; those scored better are picked from these by another rule.
+    proposed = (None, results.SUPERNET)
+    finished = [
+        trial for trial in finished if trial.user_attrs.get(results.FIDELITY_ATTR) in proposed
+    ] or finished
     numbers: list[int] = []
     costs: dict[str, list[float]] = {spec.name: [] for spec in space.specs}
     for index in _style.thin(len(finished), _MAX_TRIALS):

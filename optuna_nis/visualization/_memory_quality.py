@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from optuna_nis import results
 from optuna_nis.results import RetrainResult
 from optuna_nis.visualization import _style
-from optuna_nis.visualization._points import Point, points_of
+from optuna_nis.visualization._points import KINDS, Point, by_kind, dearest, points_of
 
 _MAX_POINTS = 2_000
 _RESULT_STYLES = {
@@ -24,15 +24,13 @@ _OTHER_SYMBOLS = ("triangle-up", "cross", "pentagon", "hexagon", "triangle-down"
 class _MemoryQualityInfo(NamedTuple):
     """Trials by how they were scored, each kind with its own Pareto front.
 
-    A score with shared weights and one after real training are not comparable, hence two fronts.
+    Scores with shared weights and after real training are not comparable, hence several fronts.
     """
 
     metric: str
-    scored: tuple[Point, ...]
-    trained: tuple[Point, ...]
-    scored_front: tuple[Point, ...]
-    trained_front: tuple[Point, ...]
-    best: int
+    points: dict[str | None, tuple[Point, ...]]
+    fronts: dict[str | None, tuple[Point, ...]]
+    best: Point
     budget: int
     full_parameters: int
     results: tuple[RetrainResult, ...]
@@ -59,19 +57,16 @@ def plot_memory_vs_quality(study: Study) -> go.Figure:
 
 def _memory_quality_info(study: Study) -> _MemoryQualityInfo:
     space = results.space_of(study)
-    points = points_of(study, space)
-    trained = tuple(point for point in points if point.trained)
-    scored = [point for point in points if not point.trained]
-    front = _pareto_front(scored)
-    best = max(trained or scored, key=lambda point: point.reward).number
-    shown = {scored[i].number for i in _style.thin(len(scored), _MAX_POINTS)}
-    shown |= {point.number for point in front} | {best}
+    groups = by_kind(points_of(study, space))
+    fronts = {kind: _pareto_front(points) for kind, points in groups.items()}
+    best = max(groups[dearest(groups)], key=lambda point: point.reward)
+    shown = {best.number} | {point.number for front in fronts.values() for point in front}
+    for points in groups.values():
+        shown |= {points[i].number for i in _style.thin(len(points), _MAX_POINTS)}
     return _MemoryQualityInfo(
         results.metric_of(study),
-        tuple(point for point in scored if point.number in shown),
-        trained,
-        front,
-        _pareto_front(trained),
+        {kind: tuple(p for p in points if p.number in shown) for kind, points in groups.items()},
+        fronts,
         best,
         space.budget,
         space.full_parameters,
@@ -90,27 +85,22 @@ def _pareto_front(points: Sequence[Point]) -> tuple[Point, ...]:
 
 def _draw(info: _MemoryQualityInfo) -> go.Figure:
     figure = go.Figure()
-    costs = [point.num_parameters for point in (*info.scored, *info.trained)]
+    costs = [point.num_parameters for points in info.points.values() for point in points]
     costs += [result.num_parameters for result in info.results]
     # No place on a logarithmic axis for a model without embeddings: it goes to the left edge.
     left = min(cost for cost in [*costs, info.budget] if cost > 0) / 1.5
     tickvals, ticktext = _style.log_ticks(left, max([*costs, info.budget]))
     metric = _style.label(info.metric)
-    kinds = (
-        ("shared weights", info.scored, info.scored_front, _style.SKY, "circle", 5, 0.45),
-        ("trained", info.trained, info.trained_front, _style.GREEN, "diamond", 10, 1.0),
-    )
-    for kind, points, front, color, symbol, size, opacity in kinds:
-        if not points:
-            continue
+    for fidelity, points in info.points.items():
+        kind, front = KINDS[fidelity], info.fronts[fidelity]
         figure.add_scatter(
             x=[max(point.num_parameters, left) for point in points],
             y=_style.compact(point.quality for point in points),
             mode="markers",
-            name=f"Trials, {kind} (validation)",
-            marker={"color": color, "symbol": symbol, "size": size, "opacity": opacity},
+            name=f"Trials, {kind.label} (validation)",
+            marker=kind.marker(),
             customdata=[_details(point, info.full_parameters) for point in points],
-            hovertemplate=f"Trial %{{customdata[0]}}, {kind}<br>{metric} %{{y:.4f}} (validation)"
+            hovertemplate=f"Trial %{{customdata[0]}}, {kind.label}<br>{metric} %{{y:.4f}} (validation)"
             "<br>%{customdata[1]:,} parameters, %{customdata[2]} of full"
             "<br>reward %{customdata[3]}, penalty %{customdata[4]}<extra></extra>",
         )
@@ -118,14 +108,13 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
             x=[max(point.num_parameters, left) for point in front],
             y=_style.compact(point.quality for point in front),
             mode="lines",
-            name=f"Pareto front, {kind}",
-            line={"color": color, "width": 2, "shape": "hv"},
+            name=f"Pareto front, {kind.label}",
+            line={"color": kind.color, "width": 2, "shape": "hv"},
             hoverinfo="skip",
         )
-    best = next(p for p in (*info.trained, *info.scored) if p.number == info.best)
     figure.add_scatter(
-        x=[max(best.num_parameters, left)],
-        y=_style.compact([best.quality]),
+        x=[max(info.best.num_parameters, left)],
+        y=_style.compact([info.best.quality]),
         mode="markers",
         name="Best trial",
         marker={

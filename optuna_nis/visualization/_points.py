@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from optuna import Study
 
 from optuna_nis import results
 from optuna_nis.space import SearchSpace
+from optuna_nis.visualization import _style
+
+
+class Kind(NamedTuple):
+    """How trials of one way of scoring are named and drawn."""
+
+    label: str
+    color: str
+    symbol: str
+    size: int
+    opacity: float
+
+    def marker(self, scale: float = 1.0) -> dict[str, Any]:
+        """The marker of a trace of such trials."""
+        return {
+            "color": self.color,
+            "symbol": self.symbol,
+            "size": round(self.size * scale),
+            "opacity": self.opacity,
+        }
+
+
+# From the cheapest way of scoring to the dearest; None is a trial that does not say.
+KINDS: dict[str | None, Kind] = {
+    results.SUPERNET: Kind("shared weights", _style.SKY, "circle", 5, 0.45),
+    None: Kind("no fidelity given", _style.SKY, "circle", 5, 0.45),
+    results.VALIDATED: Kind(
+        "shared weights, all validation data", _style.ORANGE, "triangle-up", 8, 0.8
+    ),
+    results.TRAINED: Kind("trained", _style.GREEN, "diamond", 10, 1.0),
+}
 
 
 class Point(NamedTuple):
@@ -18,7 +50,7 @@ class Point(NamedTuple):
     quality: float
     penalty: float
     num_parameters: int
-    trained: bool
+    fidelity: str | None
     step: int | None
 
 
@@ -35,6 +67,7 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
     for trial in results.finished_trials(study):
         attrs = trial.user_attrs
         reward = results.value_of(trial)
+        fidelity = attrs.get(results.FIDELITY_ATTR)
         cost = attrs.get(results.NUM_PARAMETERS_ATTR)
         if cost is None:
             try:
@@ -48,7 +81,7 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
                 float(attrs.get(results.QUALITY_ATTR, reward)),
                 float(attrs.get(results.PENALTY_ATTR, 0.0)),
                 int(cost),
-                results.is_trained(trial),
+                fidelity if fidelity in KINDS else None,
                 attrs.get(results.STEP_ATTR),
             )
         )
@@ -58,3 +91,21 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
             "search first."
         )
     return points
+
+
+def dearest(groups: Mapping[str | None, object]) -> str | None:
+    """The kind that a recommendation is taken from, as in :func:`optuna_nis.results.best_trial`."""
+    return next(
+        (
+            kind
+            for kind in (results.TRAINED, results.VALIDATED, results.SUPERNET)
+            if kind in groups
+        ),
+        None,
+    )
+
+
+def by_kind(points: Sequence[Point]) -> dict[str | None, tuple[Point, ...]]:
+    """Points apart by how they were scored, without empty kinds, cheapest scoring first."""
+    groups = {kind: tuple(p for p in points if p.fidelity == kind) for kind in KINDS}
+    return {kind: group for kind, group in groups.items() if group}

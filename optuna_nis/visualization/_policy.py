@@ -89,8 +89,12 @@ def policy_of(
 
 def _policy_info(study: Study, budget: Constraint | None, num_points: int) -> _PolicyInfo:
     history = policy_of(study, budget, num_points)
+    # Trials of several workers finish out of order: what is drawn is the last number so far.
+    numbers = np.maximum.accumulate(np.asarray(history.trial_numbers))
+    moments = np.flatnonzero(np.append(numbers[1:] != numbers[:-1], True))
     probabilities = {
-        name: np.asarray(history.probabilities[name], dtype=np.float64) for name in history.choices
+        name: np.asarray(history.probabilities[name], dtype=np.float64)[moments]
+        for name in history.choices
     }
     shown = list(history.choices)
     if len(shown) > _MAX_PARAMETERS:
@@ -107,7 +111,7 @@ def _policy_info(study: Study, budget: Constraint | None, num_points: int) -> _P
         options = tuple(str(choice) for choice in history.choices[name])
         parameters.append(_ParameterInfo(name, options, p, summary))
     return _PolicyInfo(
-        tuple(history.trial_numbers),
+        tuple(numbers[moments].tolist()),
         tuple(parameters),
         "Expected size, % of the largest" if sized else "Probability of the likeliest choice, %",
         len(history.choices) - len(shown),

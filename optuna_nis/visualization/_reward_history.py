@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from optuna_nis import results
 from optuna_nis.visualization import _style
-from optuna_nis.visualization._points import Point, points_of
+from optuna_nis.visualization._points import KINDS, Point, by_kind, points_of
 from optuna_nis.visualization._policy import policy_of
 
 _MAX_POINTS = 1_500
@@ -18,14 +18,13 @@ _MAX_POINTS = 1_500
 class _RewardHistoryInfo(NamedTuple):
     """Trials in their order.
 
-    The means and the running best are those of ``points``, the trials scored with shared weights,
-    or all trials if none was; ``trained`` are the others.
+    The means and the running best are those of ``points``, the trials scored in the cheapest way;
+    ``others`` were scored in another.
     """
 
     metric: str
     points: tuple[Point, ...]
-    trained: tuple[Point, ...]
-    all_trained: bool
+    others: tuple[Point, ...]
     best: tuple[float, ...]
     mean_reward: tuple[float, ...]
     mean_quality: tuple[float, ...]
@@ -54,10 +53,7 @@ def plot_reward_history(study: Study) -> go.Figure:
 
 def _reward_history_info(study: Study) -> _RewardHistoryInfo:
     space = results.space_of(study)
-    found = points_of(study, space)
-    scored = [point for point in found if not point.trained]
-    trained = [point for point in found if point.trained] if scored else []
-    points = scored or found
+    points, *others = by_kind(points_of(study, space)).values()
     window = _style.window_of(len(points))
     full = space.full_parameters
 
@@ -81,8 +77,7 @@ def _reward_history_info(study: Study) -> _RewardHistoryInfo:
     return _RewardHistoryInfo(
         results.metric_of(study),
         tuple(points[i] for i in keep),
-        tuple(trained),
-        not scored,
+        tuple(point for group in others for point in group),
         kept(best),
         kept(mean(lambda point: point.reward)),
         kept(mean(lambda point: point.quality)),
@@ -96,7 +91,7 @@ def _reward_history_info(study: Study) -> _RewardHistoryInfo:
 
 
 def _draw(info: _RewardHistoryInfo) -> go.Figure:
-    penalised = any(point.penalty for point in (*info.points, *info.trained))
+    penalised = any(point.penalty for point in (*info.points, *info.others))
     titles = [f"Reward ({_style.label(info.metric)}, validation)", "Memory (% of full tables)"]
     titles += ["Penalty"] if penalised else []
     titles += ["Entropy of the policy (nats)"] if info.entropy else []
@@ -140,22 +135,14 @@ def _draw(info: _RewardHistoryInfo) -> go.Figure:
 
 def _add_rewards(figure: go.Figure, info: _RewardHistoryInfo, penalised: bool) -> None:
     numbers = [point.number for point in info.points]
-    kinds = [("trained" if info.all_trained else "shared weights", info.points, _style.SKY)]
-    if info.trained:
-        kinds.append(("trained", info.trained, _style.GREEN))
-    for kind, points, color in kinds:
-        faint = points is info.points
+    for fidelity, points in by_kind((*info.points, *info.others)).items():
+        kind = KINDS[fidelity]
         figure.add_scatter(
             x=[point.number for point in points],
             y=_style.compact(point.reward for point in points),
             mode="markers",
-            name=f"Reward, {kind}",
-            marker={
-                "color": color,
-                "symbol": "circle" if faint else "diamond",
-                "size": 5 if faint else 10,
-                "opacity": 0.45 if faint else 1.0,
-            },
+            name=f"Reward, {kind.label}",
+            marker=kind.marker(),
             customdata=[
                 [
                     f"{point.quality:.4f}",
@@ -164,7 +151,7 @@ def _add_rewards(figure: go.Figure, info: _RewardHistoryInfo, penalised: bool) -
                 ]
                 for point in points
             ],
-            hovertemplate=f"Trial %{{x}}, {kind}<br>reward %{{y:.4f}}"
+            hovertemplate=f"Trial %{{x}}, {kind.label}<br>reward %{{y:.4f}}"
             "<br>quality %{customdata[0]}, penalty %{customdata[1]}%{customdata[2]}"
             "<extra></extra>",
             row=1,
@@ -186,9 +173,7 @@ def _add_rewards(figure: go.Figure, info: _RewardHistoryInfo, penalised: bool) -
 
 
 def _add_memory(figure: go.Figure, info: _RewardHistoryInfo) -> None:
-    kinds = [(info.points, _style.SKY)] + [(info.trained, _style.GREEN)] * bool(info.trained)
-    for points, color in kinds:
-        faint = points is info.points
+    for fidelity, points in by_kind((*info.points, *info.others)).items():
         figure.add_scatter(
             x=[point.number for point in points],
             y=_style.compact(
@@ -197,12 +182,7 @@ def _add_memory(figure: go.Figure, info: _RewardHistoryInfo) -> None:
             mode="markers",
             name="Memory",
             showlegend=False,
-            marker={
-                "color": color,
-                "symbol": "circle" if faint else "diamond",
-                "size": 4 if faint else 9,
-                "opacity": 0.45 if faint else 1.0,
-            },
+            marker=KINDS[fidelity].marker(0.8),
             customdata=[point.num_parameters for point in points],
             hovertemplate="Trial %{x}<br>%{customdata:,} parameters, %{y:.3g} % of the full tables"
             "<extra></extra>",
@@ -213,7 +193,7 @@ def _add_memory(figure: go.Figure, info: _RewardHistoryInfo) -> None:
     shares = [100 * share for share in info.mean_share]
     _add_mean(figure, "memory", numbers, shares, info.window, _style.BLUE, 2)
     figure.add_scatter(
-        x=[min(numbers), max([*numbers, *(point.number for point in info.trained)])],
+        x=[min(numbers), max([*numbers, *(point.number for point in info.others)])],
         y=_style.compact([100 * info.budget_share] * 2),
         mode="lines",
         name="Budget",

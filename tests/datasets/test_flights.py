@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
+import optuna_nis.datasets
 from optuna_nis.datasets import FlightsRanking, FlightsRetrieval, load_dataset
 from optuna_nis.datasets.flights import _read_flights, add_history
 
@@ -107,6 +110,15 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
             FlightsRanking().setup("fit")
     finally:
         _read_flights.cache_clear()
+
+
+def test_missing_dependency_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(
+        ModuleNotFoundError, match=r'`pyarrow`, .* pip install "optuna-nis\[lightning,datasets\]"'
+    ):
+        importlib.reload(optuna_nis.datasets)
 
 
 def test_load_dataset() -> None:
