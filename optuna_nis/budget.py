@@ -119,8 +119,15 @@ def _parse_text(budget: str, full: int, dtype: str) -> int:
     if unit is None:
         return int(number) if number.is_integer() else parse_budget(number, full, dtype)
     if unit == "%":
-        return math.floor(number / 100 * full)
-    return math.floor(number * _UNITS[unit.removesuffix("B")] / bytes_per_element(dtype))
+        parameters = number / 100 * full
+    else:
+        parameters = number * _UNITS[unit.removesuffix("B")] / bytes_per_element(dtype)
+    if not math.isfinite(parameters):
+        raise ValueError(
+            f"`budget` must be at most the full tables ({full:,} parameters), got a number of "
+            f"{len(text)} digits."
+        )
+    return math.floor(parameters)
 
 
 class Walk(Protocol):
@@ -159,8 +166,8 @@ class AdditiveBudget:
         costs: For every parameter, the cost of each of its choices.
 
     Raises:
-        ValueError: If a cost is negative or not finite, or if even the cheapest choices exceed
-            the limit.
+        ValueError: If a parameter has no choice, a cost is negative or not finite, or even the
+            cheapest choices exceed the limit.
 
     Example:
         >>> budget = AdditiveBudget(3, {"x": {"small": 1, "large": 2}, "y": {0: 0, 1: 2}})
@@ -174,6 +181,8 @@ class AdditiveBudget:
         if not costs:
             raise ValueError("`costs` must name at least one parameter, got an empty mapping.")
         for name, options in costs.items():
+            if not options:
+                raise ValueError(f"`costs[{name!r}]` must hold at least one choice, got none.")
             for choice, cost in options.items():
                 if not (math.isfinite(cost) and cost >= 0):
                     raise ValueError(

@@ -230,9 +230,9 @@ def predict(
         from optuna_nis.lightning import Predictor
 
         found = Predictor.load(model).predict(read_table(table))
-        names = (
-            ["prediction"] if found.ndim == 1 else [f"top_{i + 1}" for i in range(len(found.T))]
-        )
+        columns = ["prediction"]
+        if found.ndim == 2:
+            columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]
         pd.DataFrame(found, columns=columns).to_csv(output, index=False)
         print(f"{len(found):,} predictions: {output}")
 
@@ -245,7 +245,11 @@ def main() -> None:
 @contextmanager
 def _errors(quiet: bool) -> Iterator[None]:
     """Say in a line what went wrong; what is in the study stays there."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    # Importing Lightning sets the level of its loggers.
+    import lightning.pytorch  # noqa: F401
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
     optuna.logging.disable_default_handler()

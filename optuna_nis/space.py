@@ -90,8 +90,8 @@ class EmbeddingSpec:
             columns = _blocks("col_blocks", col_blocks, embedding_dim, name)
         for field, value in (
             ("name", name),
-            ("num_embeddings", num_embeddings),
-            ("embedding_dim", embedding_dim),
+            ("num_embeddings", int(num_embeddings)),
+            ("embedding_dim", int(embedding_dim)),
             ("row_blocks", rows),
             ("col_blocks", columns),
         ):
@@ -235,9 +235,12 @@ class SearchSpace:
         # Cheap tables draw first: they are worth the most per parameter, and whoever comes last
         # finds only what the others have left of the budget.
         order = sorted(self._tables, key=lambda table: table.spec.num_parameters)
-        self._choices: dict[str, tuple[Choice, ...]] = {
-            name: table.choices(index) for table in order for index, name in enumerate(table.names)
-        }
+        self._choices: dict[str, tuple[Choice, ...]] = {}
+        for table in order:
+            for index, name in enumerate(table.names):
+                if name in self._choices:
+                    raise ValueError(f"`specs` gives two parameters the name {name!r}.")
+                self._choices[name] = table.choices(index)
 
     @property
     def min_parameters(self) -> int:
@@ -321,19 +324,22 @@ class SearchSpace:
         if spec.name not in allocation:
             raise ValueError(f"`allocation` has no feature {spec.name!r}.")
         table = allocation[spec.name]
-        widths = [0] * len(spec.row_blocks)
         starts = [0, *spec.row_cuts]
-        row = 0
-        for tier in table.tiers:
-            end = row + tier.num_embeddings
-            if row not in starts or end not in starts or tier.embedding_dim not in spec.widths:
-                raise ValueError(
-                    f"`allocation` must follow the cuts of the space, rows {spec.row_cuts} and "
-                    f"widths {spec.widths}, got {table}."
-                )
-            for block in range(starts.index(row), starts.index(end)):
+        ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
+        if (
+            (table.num_embeddings, table.embedding_dim)
+            != (spec.num_embeddings, spec.embedding_dim)
+            or not set(starts).issuperset(ends)
+            or not set(spec.widths).issuperset(tier.embedding_dim for tier in table.tiers)
+        ):
+            raise ValueError(
+                f"`allocation` must follow the cuts of the space, rows {spec.row_cuts} and "
+                f"widths {spec.widths}, got {table}."
+            )
+        widths = [0] * len(spec.row_blocks)
+        for start, end, tier in zip([0, *ends], ends, table.tiers):
+            for block in range(starts.index(start), starts.index(end)):
                 widths[block] = tier.embedding_dim
-            row = end
         return tuple(widths)
 
     def full(self) -> Allocation:

@@ -54,6 +54,7 @@ def test_sizes_are_sums(allocation: Allocation) -> None:
 
 def test_only_narrow_tiers_carry_projections() -> None:
     assert (USER.num_embedding_parameters, USER.num_projection_parameters) == (3600, 64)
+    assert USER.num_parameters == 3664
 
 
 def test_text() -> None:

@@ -100,8 +100,8 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
             name=f"Trials, {kind.label} (validation)",
             marker=kind.marker(),
             customdata=[_details(point, info.full_parameters) for point in points],
-            hovertemplate=f"Trial %{{customdata[0]}}, {kind.label}<br>{metric} %{{y:.4f}} (validation)"
-            "<br>%{customdata[1]:,} parameters, %{customdata[2]} of full"
+            hovertemplate=f"Trial %{{customdata[0]}}, {kind.label}<br>{metric} %{{y:.4f}} "
+            "(validation)<br>%{customdata[1]:,} parameters, %{customdata[2]} of full"
             "<br>reward %{customdata[3]}, penalty %{customdata[4]}<extra></extra>",
         )
         figure.add_scatter(

@@ -94,15 +94,9 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
 
 
 def dearest(groups: Mapping[str | None, object]) -> str | None:
-    """The kind that a recommendation is taken from, as in :func:`optuna_nis.results.best_trial`."""
-    return next(
-        (
-            kind
-            for kind in (results.TRAINED, results.VALIDATED, results.SUPERNET)
-            if kind in groups
-        ),
-        None,
-    )
+    """The kind of which the best trial is recommended, as in ``results.best_trial``."""
+    order = (results.TRAINED, results.VALIDATED, results.SUPERNET)
+    return next((kind for kind in order if kind in groups), None)
 
 
 def by_kind(points: Sequence[Point]) -> dict[str | None, tuple[Point, ...]]:

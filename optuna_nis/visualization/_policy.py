@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from optuna_nis import results
-from optuna_nis.budget import Choice, Constraint
+from optuna_nis.budget import Choice
 from optuna_nis.visualization import _style
 
 if TYPE_CHECKING:
@@ -43,18 +43,17 @@ class _PolicyInfo(NamedTuple):
     num_left_out: int
 
 
-def plot_policy(
-    study: Study, *, budget: Constraint | None = None, num_points: int = 50
-) -> go.Figure:
+def plot_policy(study: Study, *, history: PolicyHistory | None = None) -> go.Figure:
     """Plot how the probabilities of the policy change over the trials.
 
     Above, one row per parameter: its expected size as a share of the largest one. Below, the
     probabilities of all choices of one parameter, chosen from the menu.
 
     Args:
-        study: A study searched by :class:`~optuna_nis.sampler.NISSampler`.
-        budget: The budget of that sampler; by default the search space of the study, if any.
-        num_points: Number of moments shown.
+        study: A study searched by :class:`~optuna_nis.sampler.NISSampler`, of any search space.
+        history: What :func:`~optuna_nis.sampler.policy_history` returned for it, for a sampler
+            with a budget or settings that the study does not tell; by default the budget is the
+            search space of the study, if it holds one.
 
     Returns:
         The figure; at most 200 parameters are shown, those that changed most.
@@ -62,12 +61,10 @@ def plot_policy(
     Raises:
         ValueError: If the study has no finished trial for the policy to learn from.
     """
-    return _draw(_policy_info(study, budget, num_points))
+    return _draw(_policy_info(history or policy_of(study)))
 
 
-def policy_of(
-    study: Study, budget: Constraint | None = None, num_points: int = 50
-) -> PolicyHistory:
+def policy_of(study: Study) -> PolicyHistory:
     """The policy of a study over time.
 
     Raises:
@@ -75,11 +72,8 @@ def policy_of(
     """
     from optuna_nis.sampler import policy_history
 
-    if not results.finished_trials(study):
-        raise ValueError(f"`study` {study.study_name!r} has no finished trial; search first.")
-    if budget is None and results.SPACE_ATTR in study.user_attrs:
-        budget = results.space_of(study)
-    history = policy_history(study, budget, num_points=num_points)
+    searched = results.SPACE_ATTR in study.user_attrs
+    history = policy_history(study, results.space_of(study) if searched else None)
     if not history.trial_numbers or not history.choices:
         raise ValueError(
             f"`study` {study.study_name!r} has no finished trial that a policy learned from."
@@ -87,8 +81,7 @@ def policy_of(
     return history
 
 
-def _policy_info(study: Study, budget: Constraint | None, num_points: int) -> _PolicyInfo:
-    history = policy_of(study, budget, num_points)
+def _policy_info(history: PolicyHistory) -> _PolicyInfo:
     # Trials of several workers finish out of order: what is drawn is the last number so far.
     numbers = np.maximum.accumulate(np.asarray(history.trial_numbers))
     moments = np.flatnonzero(np.append(numbers[1:] != numbers[:-1], True))

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 from optuna import Study
 import plotly.graph_objects as go
@@ -11,6 +12,9 @@ from optuna_nis import results
 from optuna_nis.visualization import _style
 from optuna_nis.visualization._points import KINDS, Point, by_kind, points_of
 from optuna_nis.visualization._policy import policy_of
+
+if TYPE_CHECKING:
+    from optuna_nis.sampler import PolicyHistory
 
 _MAX_POINTS = 1_500
 
@@ -36,11 +40,12 @@ class _RewardHistoryInfo(NamedTuple):
     entropy: tuple[tuple[int, float], ...]
 
 
-def plot_reward_history(study: Study) -> go.Figure:
+def plot_reward_history(study: Study, *, history: PolicyHistory | None = None) -> go.Figure:
     """Plot reward, quality, memory and penalty over the trials, and the entropy of the policy.
 
     Args:
         study: A study of an embedding search.
+        history: The policy over time, as for :func:`plot_policy`.
 
     Returns:
         The figure; the penalty has a panel if there was any, and so has the entropy.
@@ -48,10 +53,10 @@ def plot_reward_history(study: Study) -> go.Figure:
     Raises:
         ValueError: If the study holds no search space or no finished trial.
     """
-    return _draw(_reward_history_info(study))
+    return _draw(_reward_history_info(study, history))
 
 
-def _reward_history_info(study: Study) -> _RewardHistoryInfo:
+def _reward_history_info(study: Study, history: PolicyHistory | None) -> _RewardHistoryInfo:
     space = results.space_of(study)
     points, *others = by_kind(points_of(study, space)).values()
     window = _style.window_of(len(points))
@@ -70,8 +75,10 @@ def _reward_history_info(study: Study) -> _RewardHistoryInfo:
         return tuple(values[i] for i in keep)
 
     try:
-        history = policy_of(study, space)
-        entropy = tuple(zip(history.trial_numbers, map(float, history.entropy)))
+        history = history or policy_of(study)
+        # Trials of several workers finish out of order; a line must not go back.
+        numbers = accumulate(history.trial_numbers, max)
+        entropy = tuple(zip(numbers, map(float, history.entropy)))
     except ValueError:
         entropy = ()
     return _RewardHistoryInfo(
