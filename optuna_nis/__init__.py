@@ -2,6 +2,8 @@
 
 from optuna_nis.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.budget import AdditiveBudget
+from optuna_nis.policy import Policy, PolicySettings
+from optuna_nis.replay import PolicyHistory, policy_history
 from optuna_nis.reward import Reward, penalised_reward
 from optuna_nis.sampler import NISSampler
 from optuna_nis.space import EmbeddingSpec, SearchSpace
@@ -13,9 +15,13 @@ __all__ = [
     "Allocation",
     "EmbeddingSpec",
     "NISSampler",
+    "Policy",
+    "PolicyHistory",
+    "PolicySettings",
     "Reward",
     "SearchSpace",
     "TableAllocation",
     "Tier",
     "penalised_reward",
+    "policy_history",
 ]

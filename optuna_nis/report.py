@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+import contextlib
 import html
 import json
 import os
@@ -21,17 +22,6 @@ from optuna_nis.space import SearchSpace
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from rich.table import Table
-
-_COLUMNS = (
-    "Sizes",
-    "Test {metric}",
-    "Seeds",
-    "Embedding parameters",
-    "Of full size",
-    "Other parameters",
-    "Against uniform",
-    "Seconds",
-)
 
 
 def format_table(results: Sequence[RetrainResult]) -> Table:
@@ -57,9 +47,9 @@ def format_table(results: Sequence[RetrainResult]) -> Table:
     from rich.text import Text
 
     header, rows = _result_rows(results)
-    table = Table(title="Trained from scratch, tested once")
+    table = Table(title="Trained from scratch, tested once per seed")
     for index, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if index == 0 else "right")
+        table.add_column(Text(name), justify="left" if index == 0 else "right", no_wrap=index > 0)
     for row in rows:
         # Text and not str: square brackets in a name are no markup.
         table.add_row(*(Text(cell) for cell in row))
@@ -157,13 +147,11 @@ def _result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[s
             str(len(result.seeds)),
             f"{result.num_parameters:,}",
             _share(result.num_parameters, full),
-            f"{result.num_dense_parameters:,}",
             _gain(result, uniform),
-            f"{result.seconds:.0f}",
         ]
         for result in found
     ]
-    return [column.format(metric=metric) for column in _COLUMNS], rows
+    return ["Sizes", f"Test {metric}", "Seeds", "Parameters", "Of full", "Vs uniform"], rows
 
 
 def _share(num_parameters: int, full: RetrainResult | None) -> str:
@@ -176,6 +164,10 @@ def _gain(result: RetrainResult, uniform: RetrainResult | None) -> str:
     if uniform is None or result is uniform or not uniform.mean:
         return "-"
     return f"{100 * (result.mean / uniform.mean - 1):+.2f} %"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _percent(share: float) -> str:
@@ -195,11 +187,11 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
         results.SUPERNET: "shared weights, on a validation batch",
     }.get(best.user_attrs.get(results.FIDELITY_ATTR, ""), "validation")
     quality = float(best.user_attrs.get(results.QUALITY_ATTR, results.value_of(best)))
-    removed = sum(not table.tiers for table in allocation.values())
+    gone = _count(sum(not table.tiers for table in allocation.values()), "feature")
     lines += [
         (
             "Full tables",
-            f"{len(space.specs)} features, {space.full_parameters:,} parameters",
+            f"{_count(len(space.specs), 'feature')}, {space.full_parameters:,} parameters",
         ),
         (
             "Budget",
@@ -209,7 +201,7 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
         (
             "Best sizes",
             f"{used:,} parameters, {_percent(used / space.full_parameters)} of the full tables "
-            f"({projections:,} of them in projections); {removed} features removed",
+            f"({projections:,} of them in projections); {gone} removed",
         ),
         ("Best trial", f"number {best.number}, {metric} {quality:.4f} ({scored})"),
         ("Finished trials", f"{len(results.finished_trials(study)):,}"),
@@ -220,10 +212,8 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
 def _data(study: Study) -> Iterable[tuple[str, str]]:
     attrs = study.user_attrs
     described: dict[str, Any] = {}
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         described = dict(json.loads(attrs.get(results.DATA_ATTR, "{}")))
-    except (TypeError, ValueError):
-        pass
     table = described.get("table")
     name = attrs.get(results.DATASET_ATTR) or described.get("dataset")
     yield "Data", str(name or (Path(str(table)).name if table else ""))
@@ -237,8 +227,8 @@ def _allocation_rows(allocation: Allocation) -> tuple[list[str], list[list[str]]
     rows = [
         [
             table.name,
-            f"{table.num_embeddings:,} × {table.embedding_dim}",
-            " + ".join(f"{tier.num_embeddings:,} × {tier.embedding_dim}" for tier in table.tiers)
+            f"{table.num_embeddings:,} x {table.embedding_dim}",
+            " + ".join(f"{tier.num_embeddings:,} x {tier.embedding_dim}" for tier in table.tiers)
             or "removed",
             f"{table.num_parameters:,}",
             _percent(table.num_parameters / total if total else 0.0),
@@ -260,7 +250,9 @@ def _results_section(study: Study, found: Sequence[RetrainResult]) -> str:
     lines = []
     if (gain := results.relative_gain(found)) is not None:
         word = "better" if gain >= 0 else "worse"
-        lines.append(f"The sizes found are {abs(gain):.2%} {word} than uniform ones (relative).")
+        lines.append(
+            f"The sizes found are {_percent(abs(gain))} {word} than uniform ones (relative)."
+        )
     if (ratio := results.search_cost_ratio(study)) is not None:
         lines.append(f"The search took {ratio:.1f} times as long as one plain training.")
     text = " ".join(lines)
@@ -268,6 +260,17 @@ def _results_section(study: Study, found: Sequence[RetrainResult]) -> str:
         "<p>Each trained from scratch and tested once per seed, on data that neither training "
         f"nor search has seen; mean ± standard deviation over the seeds. {text}</p>"
         + _table(*_result_rows(found), numbers_from=1)
+        + f"<p>Parameters are those of the embeddings, projections included. {_rest(found)}</p>"
+    )
+
+
+def _rest(found: Sequence[RetrainResult]) -> str:
+    dense = sorted({result.num_dense_parameters for result in found})
+    numbers = " to ".join(f"{number:,}" for number in (dense[0], dense[-1])[: len(dense)])
+    seconds = sum(result.seconds for result in found)
+    return (
+        f"The rest of the model has {numbers} parameters. "
+        f"All trainings together took {seconds:,.0f} seconds."
     )
 
 
@@ -328,7 +331,7 @@ dd { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-size: 0.94rem; }
 th, td { padding: 0.35rem 0.75rem 0.35rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: normal; }
-td:first-child { overflow-wrap: anywhere; min-width: 7rem; }
+td:first-child { overflow-wrap: anywhere; min-width: 9rem; }
 th { position: sticky; top: 0; background: var(--paper); color: var(--soft); font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 td.number { white-space: nowrap; }

@@ -60,8 +60,9 @@ def plot_allocation(study_or_allocation: Study | Allocation) -> go.Figure:
     Example:
         >>> from optuna_nis import Allocation, TableAllocation, Tier
         >>> user = TableAllocation("user", 1000, 16, (Tier(100, 16), Tier(300, 4)))
-        >>> plot_allocation(Allocation([user])).layout.title.text
-        'Embedding sizes: 2,864 parameters, 17.9 % of the full tables'
+        >>> figure = plot_allocation(Allocation([user]))
+        >>> "2,864 parameters, 17.9 % of the full tables" in figure.layout.title.text
+        True
     """
     return _draw(_allocation_info(study_or_allocation))
 
@@ -132,16 +133,16 @@ def _draw(info: _AllocationInfo) -> go.Figure:
         col=2,
     )
     count = len(info.features)
-    height = 190 + count * (_ROW_HEIGHT if count <= 40 else _MIN_ROW_HEIGHT)
-    title = (
-        f"Embedding sizes: {info.num_parameters:,} parameters, "
+    height = 205 + count * (_ROW_HEIGHT if count <= 40 else _MIN_ROW_HEIGHT)
+    details = (
+        f"{info.num_parameters:,} parameters, "
         f"{_style.percent(info.num_parameters / info.full_parameters)} of the full tables"
     )
     if info.budget is not None:
-        title += f" (budget {_style.percent(info.budget / info.full_parameters)})"
+        details += f" (budget {_style.percent(info.budget / info.full_parameters)})"
     _style.style(
         figure,
-        title,
+        f'Embedding sizes<br><span style="font-size:12px">{details}</span>',
         height,
         barmode="overlay",
         bargap=0.25,
@@ -167,23 +168,19 @@ def _draw(info: _AllocationInfo) -> go.Figure:
             },
         },
         legend={"yref": "container", "y": 0.0, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
-        margin={"l": 60, "r": 40, "t": 60, "b": 110},
+        margin={"l": 60, "r": 40, "t": 75, "b": 110},
     )
     figure.update_yaxes(
         tickvals=list(range(count)),
-        ticktext=[_style.label(feature.name) for feature in info.features],
+        ticktext=[_style.label(feature.name, 24) for feature in info.features],
         range=[count - 0.5, -0.5],
         showgrid=False,
         zeroline=False,
     )
     figure.update_yaxes(showticklabels=False, col=2)
-    figure.update_xaxes(
-        title_text="Rows by falling frequency (% of the vocabulary)", range=[0, 100], col=1
-    )
+    figure.update_xaxes(title_text="Rows by falling frequency (%)", range=[0, 100], col=1)
     largest = max(feature.share for feature in info.features)
-    figure.update_xaxes(
-        title_text="Share of the memory (%)", range=[0, 135 * largest or 1], nticks=5, col=2
-    )
+    figure.update_xaxes(title_text="Memory (%)", range=[0, 135 * largest or 1], nticks=5, col=2)
     return figure
 
 
@@ -196,6 +193,7 @@ def _add_segments(figure: go.Figure, info: _AllocationInfo, *, kept: bool) -> No
     ]
     if not rows:
         return
+    widest = max(feature.embedding_dim for feature in info.features)
     details = (
         "width %{customdata[3]} of %{customdata[4]}<br>%{customdata[5]:,} parameters"
         if kept
@@ -216,6 +214,7 @@ def _add_segments(figure: go.Figure, info: _AllocationInfo, *, kept: bool) -> No
         text=[str(s.width) for _, _, s in rows] if kept else None,
         textposition="inside" if kept else None,
         insidetextanchor="middle",
+        insidetextfont={"color": [_ink(s.width, widest) for _, _, s in rows]},
         textangle=0,
         customdata=[
             [
@@ -234,3 +233,8 @@ def _add_segments(figure: go.Figure, info: _AllocationInfo, *, kept: bool) -> No
         row=1,
         col=1,
     )
+
+
+def _ink(width: int, widest: int) -> str:
+    """Text colour on the colour of a width."""
+    return "#15171a" if width > 1 and math.log2(width) > 0.55 * math.log2(widest) else "white"

@@ -186,7 +186,7 @@ def _draw(info: _PolicyInfo) -> go.Figure:
     )
     figure.update_yaxes(
         tickvals=list(range(count)),
-        ticktext=[_style.label(parameter.name) for parameter in info.parameters],
+        ticktext=[_style.label(parameter.name, 28) for parameter in info.parameters],
         range=[count - 0.5, -0.5],
         showgrid=False,
         tickfont={"size": 11 if count <= 40 else 9},

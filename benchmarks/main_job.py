@@ -1,0 +1,52 @@
+"""The main job on flights: search, retrain with several seeds, compare.
+
+    python benchmarks/main_job.py --task ranking --output benchmarks/results/flights_ranking.json
+
+Prints one JSON object as its last line: test metric of the sizes found, of uniform sizes at the
+same budget and of the full tables, and the time of the search in plain trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+import warnings
+
+import optuna
+
+from optuna_nis.lightning import DataConfig, retrain, search
+from optuna_nis.results import best_allocation, summary_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=("ranking", "retrieval"), default="ranking")
+    parser.add_argument("--budget", default="25%")
+    parser.add_argument("--search-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--storage", help="keeps the study; it is resumed when stopped")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", module="lightning")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    study = optuna.create_study(
+        study_name=f"flights-{args.task}",
+        storage=args.storage,
+        direction="maximize",
+        load_if_exists=True,
+    )
+    data = DataConfig(dataset="flights", task=args.task)
+    search(study, data, budget=args.budget, seed=args.search_seed, progress=print)
+    retrain(study, seeds=args.seeds, progress=print)
+    summary = summary_of(study) | {"allocation": str(best_allocation(study)).splitlines()}
+    if args.output is not None:
+        args.output.write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

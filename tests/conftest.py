@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna import Study
+import pytest
+
+from optuna_nis import EmbeddingSpec, SearchSpace, penalised_reward
+from optuna_nis.results import (
+    METRIC_ATTR,
+    RetrainResult,
+    best_allocation,
+    save_results,
+    save_space,
+)
+
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture
+def make_study() -> MakeStudy:
+    """Studies as a search leaves them, with random choices and made-up qualities."""
+    return _make_study
+
+
+def _make_study(
+    features: int | Sequence[str] = 3,
+    *,
+    supernet: int = 12,
+    validated: int = 0,
+    trained: int = 0,
+    mode: Any = "multi",
+    excess: float = 1.0,
+    results: bool = False,
+    name: str = "flights",
+    seed: int = 0,
+) -> Study:
+    rng = np.random.default_rng(seed)
+    names = [f"f{i}" for i in range(features)] if isinstance(features, int) else features
+    sizes = np.where(rng.random(len(names)) < 0.5, 20, rng.integers(60, 2_000, len(names)))
+    space = SearchSpace(
+        [EmbeddingSpec(n, int(size), 8) for n, size in zip(names, sizes)], budget=0.25, mode=mode
+    )
+    study = optuna.create_study(direction="maximize", study_name=name)
+    save_space(study, space)
+    study.set_user_attr(METRIC_ATTR, "ROC-AUC")
+    distributions = space.distributions()
+    kinds = ["supernet"] * supernet + ["validated"] * validated + ["trained"] * trained
+    trials = []
+    for step, fidelity in enumerate(kinds):
+        allocation = space.sample(rng, space.budget * rng.uniform(0.1, excess), removal=0.1)
+        cost = allocation.num_parameters
+        reward = penalised_reward(rng.uniform(0.7, 0.8), cost, space.budget, penalty_weight=0.05)
+        trials.append(
+            optuna.create_trial(
+                params=space.params(allocation),
+                distributions=distributions,
+                value=reward.value,
+                user_attrs={
+                    "quality": reward.quality,
+                    "penalty": reward.penalty,
+                    "num_parameters": cost,
+                    "fidelity": fidelity,
+                    "step": step,
+                },
+            )
+        )
+    study.add_trials(trials)
+    if results:
+        best = best_allocation(study)
+        full = space.full_parameters
+        save_results(
+            study,
+            [
+                RetrainResult(
+                    "nis", "NIS", "ROC-AUC", (0.77, 0.78), (0, 1), best.num_parameters, 90, best, 3
+                ),
+                RetrainResult(
+                    "uniform",
+                    "Uniform",
+                    "ROC-AUC",
+                    (0.74, 0.76),
+                    (0, 1),
+                    space.budget,
+                    90,
+                    None,
+                    4,
+                ),
+                RetrainResult("full", "Full", "ROC-AUC", (0.76,), (0,), full, 90, space.full(), 5),
+            ],
+        )
+    return study

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+import optuna
+import pytest
+import torch
+
+from optuna_nis import NISSampler, SearchSpace
+from optuna_nis.datasets import TableDataModule
+from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, reference_model
+from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.nn import supernet_layers
+from optuna_nis.results import space_of
+
+
+def _space(datamodule: TableDataModule) -> SearchSpace:
+    return SearchSpace(datamodule.embedding_specs(8), budget=0.5)
+
+
+def _study(space: SearchSpace, seed: int = 0) -> optuna.Study:
+    return optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=seed))
+
+
+def _fit(
+    datamodule: TableDataModule, study: optuna.Study, space: SearchSpace, **options: Any
+) -> tuple[NISCallback, EmbeddingModule]:
+    torch.manual_seed(0)
+    model = reference_model(datamodule.features)(space)
+    settings = {"num_updates": 6, "group_size": 4, "score_examples": 200, "warmup": 0.5}
+    callback = NISCallback(space, study, **(settings | options))
+    trainer = quiet_trainer(max_epochs=2, callbacks=[callback])
+    trainer.fit(model, datamodule=datamodule)
+    return callback, model
+
+
+def test_scored_choices_become_trials(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    callback, model = _fit(datamodule, study, space)
+    scored = [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
+    assert len(scored) == 24
+    assert space_of(study) == space
+    for trial in scored:
+        allocation = space.allocation(trial.params)
+        assert trial.user_attrs["num_parameters"] == allocation.num_parameters <= space.budget
+        assert trial.value == trial.user_attrs["quality"] - trial.user_attrs["penalty"]
+        assert 0.0 < trial.user_attrs["quality"] < 1.0
+        assert trial.system_attrs["nis:group_size"] == 4
+        assert trial.system_attrs["nis:log_prob"] < 0
+    assert len({t.system_attrs["nis:group"] for t in scored}) == 6
+    steps = [t.user_attrs["step"] for t in scored]
+    assert steps == sorted(steps)
+    assert min(steps) > 36  # The warm-up is half of two epochs of 37 steps.
+    validated = [t for t in study.trials if t.user_attrs["fidelity"] == "validated"]
+    finalists = {space.allocation(t.params) for t in validated}
+    assert callback.candidates
+    assert set(callback.candidates) <= finalists
+    assert all(layer.num_choices == 1 for layer in supernet_layers(model).values())
+
+
+def test_the_policy_in_memory_is_the_one_that_a_replay_gives(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    callback, _ = _fit(datamodule, study, space)
+    study_again = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space))
+    study_again.add_trials([t for t in study.trials if t.user_attrs["fidelity"] == "supernet"])
+    sampler = study_again.sampler
+    assert isinstance(sampler, NISSampler)
+    replayed = sampler.policy(study_again).probabilities()
+    for name, probabilities in callback._policy.probabilities().items():
+        assert probabilities == pytest.approx(replayed[name], abs=1e-9)
+
+
+def test_a_study_is_resumed(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    _fit(datamodule, study, space, num_updates=2)
+    _fit(datamodule, study, space, num_updates=6)
+    scored = [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
+    assert len(scored) == 24
+
+
+def test_same_seed_same_trials(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    runs = []
+    for _ in range(2):
+        study = _study(space)
+        datamodule = datamodule.__class__(**_again(datamodule))
+        datamodule.setup("fit")
+        _fit(datamodule, study, space)
+        runs.append([(t.params, t.value) for t in study.trials])
+    assert runs[0] == runs[1]
+
+
+def _again(datamodule: TableDataModule) -> dict[str, Any]:
+    return {
+        "path": datamodule.path,
+        "label": "clicked",
+        "features": ["user", "city"],
+        "bags": {"genres": "|"},
+    }
+
+
+def test_an_exception_keeps_the_trials(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+
+    class Diverging(RankingModule):
+        calls = 0
+
+        def choice_quality(self, batch: Any, num_choices: int) -> torch.Tensor:
+            self.calls += 1
+            quality = super().choice_quality(batch, num_choices)
+            return quality * torch.inf if self.calls > 3 else quality
+
+    model = Diverging(space, bags=datamodule.bags)
+    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200)
+    with pytest.raises(ValueError, match="`quality` must be a finite number, got inf"):
+        quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
+    assert len(study.trials) == 12
+
+
+def test_batches_of_one_class_are_passed_over_or_refused(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+
+    class Blind(RankingModule):
+        calls = 0
+        seeing = 3
+
+        def choice_quality(self, batch: Any, num_choices: int) -> torch.Tensor:
+            self.calls += 1
+            quality = super().choice_quality(batch, num_choices)
+            return quality if self.calls % self.seeing == 0 else quality * torch.nan
+
+    def fit(model: RankingModule) -> optuna.Study:
+        study = _study(space)
+        callback = NISCallback(space, study, num_updates=2, group_size=4, score_examples=50)
+        quiet_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
+        return study
+
+    model = Blind(space, bags=datamodule.bags)
+    assert len(fit(model).trials) >= 8
+    model = Blind(space, bags=datamodule.bags)
+    model.seeing = 10**9
+    with pytest.raises(ValueError, match="one class only"):
+        fit(model)
+
+
+def test_bad_arguments(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    for wrong in ({"num_updates": 0}, {"group_size": 1}, {"score_examples": 0}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be an integer"):
+            NISCallback(space, study, **wrong)
+    with pytest.raises(ValueError, match=r"`warmup` must be a share in \[0, 1\), got 1.0"):
+        NISCallback(space, study, warmup=1.0)
+
+
+class Unsearchable(LightningModule):
+    def training_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> None: ...
+
+
+def test_bad_set_ups(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    build = reference_model(datamodule.features)
+
+    def fit(model: LightningModule, study: optuna.Study, space: SearchSpace = space) -> None:
+        callback = NISCallback(space, study)
+        quiet_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
+
+    with pytest.raises(MisconfigurationException, match="must define `choice_quality"):
+        fit(Unsearchable(), _study(space))
+    with pytest.raises(MisconfigurationException, match="must have a SupernetEmbedding for each"):
+        fit(build(space.full()), _study(space))
+    with pytest.raises(MisconfigurationException, match="its sampler is TPESampler"):
+        fit(build(space), optuna.create_study(direction="maximize"))
+    other = SearchSpace(space.specs, budget=0.25)
+    study = _study(space)
+    fit(build(space), study)
+    with pytest.raises(ValueError, match="was searched with another space"):
+        fit(build(other), study, other)
+    callback = NISCallback(space, _study(space))
+    with pytest.raises(MisconfigurationException, match="needs a validation dataloader"):
+        quiet_trainer(max_epochs=1, callbacks=[callback]).fit(
+            build(space), train_dataloaders=datamodule.train_dataloader()
+        )
+    with pytest.raises(MisconfigurationException, match="needs `max_epochs` or `max_steps`"):
+        quiet_trainer(max_epochs=-1, callbacks=[callback]).fit(build(space), datamodule=datamodule)

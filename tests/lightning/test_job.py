@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+
+from optuna_nis.lightning import DataConfig, Predictor, retrain, search
+from optuna_nis.results import best_allocation, results_of, summary_of
+
+FAST = {"budget": 0.5, "embedding_dim": 8, "epochs": 1, "num_updates": 3}
+
+
+def test_search_retrain_predict(
+    data: DataConfig, study: optuna.Study, clicks: Path, tmp_path: Path
+) -> None:
+    best = search(study, data, **FAST)  # type: ignore[arg-type]
+    assert best == best_allocation(study)
+    fidelities = {trial.user_attrs["fidelity"] for trial in study.trials}
+    assert fidelities == {"supernet", "validated", "trained"}
+    results = retrain(study, seeds=[0, 1], output=str(tmp_path / "model"), max_epochs=2)
+    assert (
+        [result.name for result in results]
+        == ["nis", "uniform", "full"]
+        == [result.name for result in results_of(study)]
+    )
+    assert all(len(result.values) == 2 for result in results)
+    nis, uniform, full = results
+    assert nis.num_parameters <= summary_of(study)["budget"]
+    assert uniform.num_parameters <= summary_of(study)["budget"] < full.num_parameters
+    summary = json.loads(json.dumps(summary_of(study)))
+    assert {"dataset", "task", "budget", "nis", "uniform", "full"} <= set(summary)
+    assert summary["search_cost_ratio"] > 0
+    assert summary["relative_gain"] == pytest.approx(nis.mean / uniform.mean - 1)
+
+    predictor = Predictor.load(tmp_path / "model")
+    rows = pd.read_csv(clicks).head(7).assign(user="stranger")
+    found = predictor.predict(rows.drop(columns="clicked"))
+    assert found.shape == (7,)
+    assert ((found > 0) & (found < 1)).all()
+    again = tmp_path / "again"
+    predictor.save(again)
+    np.testing.assert_array_equal(Predictor.load(again).predict(rows), found)
+    assert predictor.predict(rows.head(0)).shape == (0,)
+    with pytest.raises(ValueError, match="no column 'city'"):
+        predictor.predict(rows.drop(columns="city"))
+    (again / "weights.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights\.pt"):
+        Predictor.load(again)
+
+
+def test_a_finished_search_is_not_repeated(data: DataConfig, study: optuna.Study) -> None:
+    best = search(study, data, **FAST)  # type: ignore[arg-type]
+    trials = len(study.trials)
+    lines: list[str] = []
+    assert search(study, data, **FAST, progress=lines.append) == best  # type: ignore[arg-type]
+    assert len(study.trials) == trials
+    assert "nothing is left to do" in lines[0]
+
+
+def test_another_space_or_other_data_are_refused(data: DataConfig, study: optuna.Study) -> None:
+    search(study, data, **FAST)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="was searched with another space"):
+        search(study, data, **(FAST | {"budget": 0.2}))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="was searched on other data"):
+        search(study, dataclasses.replace(data, seed=1), **FAST)  # type: ignore[arg-type]
+
+
+def test_retrain_needs_a_search_and_seeds(study: optuna.Study) -> None:
+    with pytest.raises(ValueError, match="`seeds` must hold at least one seed"):
+        retrain(study, seeds=[])
+    with pytest.raises(ValueError, match="does not say which data it is about"):
+        retrain(study)
+
+
+def test_data_config() -> None:
+    config = DataConfig(table="a.csv", label="y", features=("a", "b"), bags={"c": "|"})
+    assert DataConfig.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match="Either `dataset` or `table` must be given"):
+        DataConfig()
+    with pytest.raises(ValueError, match="`label` must name"):
+        DataConfig(table="a.csv")
+    with pytest.raises(ValueError, match="malformed"):
+        DataConfig.from_json("{}")
+
+
+@pytest.mark.slow
+def test_retrieval_on_flights(study: optuna.Study, tmp_path: Path) -> None:
+    data = DataConfig(dataset="flights", task="retrieval", max_rows=4_000)
+    search(study, data, budget="25%", epochs=1, num_updates=2)
+    results = retrain(study, seeds=[0], output=str(tmp_path), max_epochs=1)
+    assert results[0].metric == "Recall@1"
+    data_module = data.datamodule(withhold_test=True)
+    predictor = Predictor.load(tmp_path)
+    found = predictor.predict(data_module.load().frame.head(3))
+    assert found.shape == (3, 10)
+    assert set(found.ravel()) <= set(predictor.features.targets.values)  # type: ignore[union-attr]

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+from sklearn.metrics import roc_auc_score
+import torch
+
+from optuna_nis import EmbeddingSpec, SearchSpace
+from optuna_nis.datasets import TableDataModule
+from optuna_nis.datasets.features import UNSEEN_TARGET
+from optuna_nis.lightning import (
+    RankingModule,
+    RetrievalModule,
+    evaluate,
+    reference_model,
+    train,
+    train_shortlist,
+    warm_start,
+)
+from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.nn import set_choices
+
+SPECS = [EmbeddingSpec("user", 60, 8), EmbeddingSpec("genres", 9, 8)]
+SPACE = SearchSpace(SPECS, budget=0.5)
+
+
+def _batch(size: int = 16) -> dict[str, torch.Tensor]:
+    return {
+        "user": torch.randint(0, 61, (size,)),
+        "genres": torch.randint(0, 10, (size, 3)),
+        "label": (torch.arange(size) % 3 == 0).float(),
+    }
+
+
+def test_auc_of_choices_is_that_of_each_alone() -> None:
+    import numpy as np
+
+    model = RankingModule(SPACE, bags={"genres"}, init_std=1.0).eval()
+    rng = np.random.default_rng(0)
+    choices = [SPACE.sample(rng, cost) for cost in (500, 100, 30)]
+    batch = _batch()
+    set_choices(model, SPACE, choices)
+    found = model.choice_quality({k: torch.cat([v] * 3) for k, v in batch.items()}, 3)
+    for choice, auc in zip(choices, found):
+        set_choices(model, SPACE, [choice])
+        assert auc.item() == pytest.approx(roc_auc_score(batch["label"], model(batch).detach()))
+
+
+def test_auc_of_one_class_is_nan() -> None:
+    model = RankingModule(SPACE, bags={"genres"})
+    batch = _batch() | {"label": torch.zeros(16)}
+    assert model.choice_quality(batch, 1).isnan().all()
+
+
+def test_recall_counts_unseen_targets_as_misses() -> None:
+    model = RetrievalModule(SPACE.full(), num_classes=4, bags={"genres"}).eval()
+    batch = _batch(4)
+    batch["label"] = model(batch).argmax(1)
+    assert model.choice_quality(batch, 1).tolist() == [1.0]
+    batch["label"][:2] = UNSEEN_TARGET
+    assert model.choice_quality(batch, 1).tolist() == [0.5]
+    assert torch.isfinite(model.training_step(batch, 0))
+
+
+def test_top_k_is_at_most_the_number_of_items() -> None:
+    model = RetrievalModule(SPACE.full(), num_classes=4, bags={"genres"}, top_k=(1, 10))
+    assert model.top_k == (1, 4)
+    assert model.metric_name == "Recall@1"
+    assert model.predict_step(_batch(5)).shape == (5, 4)
+
+
+def test_counts_dense_parameters() -> None:
+    model = RankingModule(SPACE.full(), bags={"genres"}, hidden=(4,))
+    assert model.num_dense_parameters() == (16 * 4 + 4) + (4 + 1) + 16
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(TypeError, match="`tables` must be a SearchSpace or an Allocation"):
+        RankingModule(SPECS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`bags` names unknown features \['tags'\]"):
+        RankingModule(SPACE, bags={"tags"})
+    mixed = SearchSpace([SPECS[0], EmbeddingSpec("city", 9, 4)])
+    with pytest.raises(ValueError, match="must have the same `embedding_dim`"):
+        RankingModule(mixed)
+    with pytest.raises(ValueError, match="`num_classes` must be at least 2, got 1"):
+        RetrievalModule(SPACE, num_classes=1)
+
+
+def test_training_returns_to_its_best_epoch(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features, learning_rate=0.02)
+    run = train(build, space.full(), datamodule, seed=0, max_epochs=12, patience=1)
+    assert run.epochs < 12
+    assert 0.6 < run.val_metric < 1.0
+    (metrics,) = quiet_trainer().validate(run.model, datamodule=datamodule, verbose=False)
+    assert metrics["val_metric"] == pytest.approx(run.val_metric)
+    with pytest.raises(RuntimeError, match="withholds its test part"):
+        evaluate(run.model, datamodule)
+
+
+def test_warm_start_gives_the_output_of_the_supernet(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    supernet, model = build(space), build(space.full())
+    warm_start(model, supernet)
+    batch = next(iter(datamodule.train_dataloader()))
+    torch.testing.assert_close(model(batch), supernet(batch))
+    with pytest.raises(ValueError, match="must have the parameters of the supernet"):
+        warm_start(reference_model(datamodule.features, hidden=(4,))(space.full()), supernet)
+
+
+def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataModule) -> None:
+    import numpy as np
+
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    rng = np.random.default_rng(0)
+    choices = [space.sample(rng, space.full_parameters * share) for share in (0.2, 0.5, 1.0)]
+    lines: list[str] = []
+    found = train_shortlist(
+        choices, build(space), build, datamodule, epochs=(1, 2), progress=lines.append
+    )
+    assert {candidate.allocation for candidate in found} == set(choices)
+    values = [candidate.val_metric for candidate in found]
+    assert values == sorted(values, reverse=True)
+    assert len(lines) == 3 + 2

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from optuna_nis.cli import app
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    city = rng.integers(0, 9, 1200)
+    frame = pd.DataFrame({"user": rng.integers(0, 80, 1200), "city": city})
+    frame["clicked"] = (rng.random(1200) < (0.2 + 0.6 * (city % 2))).astype(int)
+    frame["genres"] = ["war|love" if c % 2 else "noir" for c in city]
+    frame.to_csv(tmp_path / "clicks.csv", index=False)
+    return tmp_path / "clicks.csv"
+
+
+def _run(*args: object) -> tuple[int, str]:
+    result = runner.invoke(app, [str(arg) for arg in args])
+    return result.exit_code, result.output
+
+
+def _search(table: Path, *more: object) -> tuple[int, str]:
+    return _run(
+        "search", "--table", table, "--label", "clicked", "--features", "user,city",
+        "--bags", "genres:|", "--budget", "50%", "--embedding-dim", 4, "--epochs", 1,
+        "--updates", 2, "--storage", f"sqlite:///{table.parent}/s.db", "--quiet", *more,
+    )  # fmt: skip
+
+
+def test_search_retrain_report_predict(table: Path) -> None:
+    study = ("--storage", f"sqlite:///{table.parent}/s.db", "--quiet")
+    code, output = _search(table)
+    assert code == 0, output
+    assert "parameters" in output
+    code, output = _run("report", *study, "--output", table.parent / "early.html")
+    assert code == 0, output
+    assert "Nothing has been retrained yet" in output
+    folder = table.parent / "model"
+    code, output = _run("retrain", *study, "--seeds", "0,1", "--max-epochs", 1, "--output", folder)
+    assert code == 0, output
+    assert "Uniform" in output
+    page = table.parent / "report.html"
+    code, output = _run("report", *study, "--output", page, "--json")
+    assert code == 0, output
+    summary = json.loads(output.strip().splitlines()[-1])
+    assert summary["nis"]["seeds"] == [0, 1]
+    assert "plotly" in page.read_text()
+    found = table.parent / "found.csv"
+    code, output = _run("predict", "--model", folder, "--table", table, "--output", found)
+    assert code == 0, output
+    assert len(pd.read_csv(found)) == 1200
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--budget", "0"), "`budget` must be positive"),
+        (("--budget", "-5"), "`budget` must be positive"),
+        (("--budget", "9999999"), "`budget` must be at most the full tables"),
+        (("--budget", "1"), "`budget` must be at least"),
+        (("--budget", "lots"), "`budget` as a string must be bytes"),
+        (("--mode", "double"), '`mode` must be "multi" or "single"'),
+        (("--task", "sorting"), '`task` must be "ranking" or "retrieval"'),
+        (("--split", "fair"), '`split` must be "random" or "chronological"'),
+        (("--bags", "genres"), "`--bags` must be COLUMN:SEPARATOR"),
+        (("--features", "user,town"), "'town'"),
+        (("--label", "city"), "city"),
+        (("--dataset", "flights"), "Either `dataset` or `table`"),
+        (("--storage", "study.db"), "`--storage` must be a URL"),
+        (("--storage", "sqlite:////nowhere/at/all.db"), "The storage cannot be used"),
+    ],
+)
+def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message: str) -> None:
+    code, output = _search(table, *more)
+    assert code == 1
+    assert message in " ".join(output.split())
+    assert "Traceback" not in output
+
+
+def test_a_study_that_is_not_there(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/s.db"
+    for command in (("retrain",), ("report", "--output", tmp_path / "r.html")):
+        code, output = _run(*command, "--storage", storage)
+        assert code == 1
+        assert "is not in the storage" in " ".join(output.split())
+    code, output = _run("retrain", "--seeds", "a", "--storage", storage)
+    assert code == 1
+
+
+def test_journal_storage(table: Path) -> None:
+    code, output = _search(table, "--storage", table.parent / "s.journal")
+    assert code == 0, output
+    code, output = _search(table, "--storage", table.parent / "s.journal")
+    assert code == 0, output
+
+
+def test_help_teaches() -> None:
+    code, output = _run("--help")
+    assert code == 0
+    for command in ("search", "retrain", "report", "predict"):
+        assert command in output
+        assert _run(command, "--help")[0] == 0

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from dataclasses import replace
+import json
+import math
+
+import optuna
+import pytest
+
+from optuna_nis import EmbeddingSpec, SearchSpace
+from optuna_nis import results as stored
+
+RESULT = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.7, 0.8), (0, 1), 100, 10, None, 2.5)
+
+
+def test_space_is_read_back(make_study):
+    study = make_study(2)
+    space = stored.space_of(study)
+    assert [spec.name for spec in space.specs] == ["f0", "f1"]
+    stored.save_space(study, space)
+    assert stored.space_of(study) == space
+
+
+def test_space_missing():
+    study = optuna.create_study(study_name="other")
+    with pytest.raises(ValueError, match="`study` 'other' holds no search space"):
+        stored.space_of(study)
+
+
+def test_another_space_is_refused(make_study):
+    with pytest.raises(ValueError, match="another space"):
+        stored.save_space(make_study(2), SearchSpace([EmbeddingSpec("x", 10, 4)]))
+
+
+def test_long_text_is_split_and_shortened_again():
+    study = optuna.create_study()
+    space = SearchSpace([EmbeddingSpec(f"feature {i}", 1_000, 32) for i in range(500)])
+    stored.save_space(study, space)
+    assert len(study.user_attrs) > 1
+    for value in study.user_attrs.values():
+        assert len(json.dumps(value).encode()) <= 65_535
+    assert stored.space_of(study) == space
+    results = [replace(RESULT, name=str(i), allocation=space.full()) for i in range(4)]
+    stored.save_results(study, results)
+    assert stored.results_of(study) == results
+    stored.save_results(study, [RESULT])
+    assert stored.results_of(study) == [RESULT]
+
+
+@pytest.mark.parametrize("storage", ["sqlite://", None])
+def test_results_survive_storages(storage):
+    study = optuna.create_study(storage=storage)
+    assert stored.results_of(study) == []
+    stored.save_results(study, [RESULT, replace(RESULT, name="full")])
+    assert [result.name for result in stored.results_of(study)] == ["nis", "full"]
+
+
+def test_results_of_the_same_name_are_refused():
+    with pytest.raises(ValueError, match="two entries named 'nis'"):
+        stored.save_results(optuna.create_study(), [RESULT, RESULT])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", "no JSON"),
+        ("{}", "must be a list"),
+        ('[{"name": "nis"}]', "malformed"),
+        ("[1]", "malformed"),
+        ([1], "must be text"),
+    ],
+)
+def test_malformed_results(value, message):
+    study = optuna.create_study()
+    study.set_user_attr(stored.RESULTS_ATTR, value)
+    with pytest.raises(ValueError, match=message):
+        stored.results_of(study)
+
+
+def test_mean_and_sample_deviation():
+    assert RESULT.mean == pytest.approx(0.75)
+    assert RESULT.std == pytest.approx(math.sqrt(0.005))
+    assert replace(RESULT, values=(0.5,), seeds=(0,)).std == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": (), "seeds": ()}, "`values`"),
+        ({"values": (0.7, math.nan)}, "`values`"),
+        ({"seeds": (0,)}, "`seeds`"),
+        ({"num_parameters": -1}, "`num_parameters`"),
+        ({"seconds": -1.0}, "`seconds`"),
+    ],
+)
+def test_bad_result(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(RESULT, **change)
+
+
+def test_best_trial_prefers_the_dearest_score(make_study):
+    study = make_study(supernet=6)
+    best = max(study.trials, key=lambda trial: trial.value)
+    assert stored.best_trial(study).number == best.number
+    for fidelity, value in ((stored.VALIDATED, 0.2), (stored.TRAINED, 0.1)):
+        trial = optuna.create_trial(
+            params=best.params,
+            distributions=best.distributions,
+            value=value,
+            user_attrs={stored.FIDELITY_ATTR: fidelity},
+        )
+        study.add_trial(trial)
+        assert stored.best_trial(study).value == value
+    assert stored.is_trained(stored.best_trial(study))
+
+
+def test_best_trial_without_fidelity_ignores_what_is_not_finite():
+    study = optuna.create_study(direction="maximize")
+    for value in (0.1, math.inf, 0.3):
+        study.add_trial(optuna.create_trial(value=value))
+    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
+    assert stored.best_trial(study).value == 0.3
+    assert len(stored.finished_trials(study)) == 2
+
+
+def test_best_trial_of_nothing():
+    study = optuna.create_study(direction="maximize")
+    with pytest.raises(ValueError, match="no finished trial"):
+        stored.best_trial(study)
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
+def test_other_directions_are_refused(directions):
+    with pytest.raises(ValueError, match="must maximize one reward"):
+        stored.finished_trials(optuna.create_study(directions=directions))
+
+
+def test_best_allocation_is_that_of_the_best_trial(make_study):
+    study = make_study(supernet=5, trained=2)
+    expected = stored.best_trial(study).user_attrs[stored.NUM_PARAMETERS_ATTR]
+    assert stored.best_allocation(study).num_parameters == expected
+
+
+def test_value_of_a_failed_trial():
+    trial = optuna.create_trial(state=optuna.trial.TrialState.FAIL)
+    with pytest.raises(ValueError, match="has no value"):
+        stored.value_of(trial)
+
+
+def test_metric_has_a_default(make_study):
+    assert stored.metric_of(make_study()) == "ROC-AUC"
+    assert stored.metric_of(optuna.create_study()) == "quality"
+
+
+def test_relative_gain_needs_both():
+    uniform = replace(RESULT, name="uniform", values=(0.5, 0.5))
+    assert stored.relative_gain([RESULT, uniform]) == pytest.approx(0.5)
+    assert stored.relative_gain([RESULT]) is None
+    assert stored.relative_gain([uniform]) is None
+    assert stored.relative_gain([RESULT, replace(uniform, values=(0.0, 0.0))]) is None
+
+
+def test_search_cost_ratio():
+    study = optuna.create_study()
+    study.set_user_attr(stored.SEARCH_SECONDS_ATTR, 30.0)
+    assert stored.search_cost_ratio(study) is None
+    study.set_user_attr(stored.PLAIN_SECONDS_ATTR, 20.0)
+    assert stored.search_cost_ratio(study) == 1.5
+
+
+def test_summary(make_study):
+    study = make_study(supernet=4, results=True)
+    summary = stored.summary_of(study)
+    assert summary["relative_gain"] == pytest.approx(0.775 / 0.75 - 1)
+    assert summary["uniform"]["seeds"] == [0, 1]
+    assert summary["full"]["num_parameters"] == stored.space_of(study).full_parameters
+    assert json.loads(json.dumps(summary)) == summary
+    with pytest.raises(ValueError, match="retrain first"):
+        stored.summary_of(make_study())
