@@ -42,7 +42,10 @@ def main() -> None:
     data = DataConfig(dataset="flights", task=args.task)
     search(study, data, budget=args.budget, seed=args.search_seed, progress=print)
     retrain(study, seeds=args.seeds, progress=print)
-    summary = summary_of(study) | {"allocation": str(best_allocation(study)).splitlines()}
+    summary = summary_of(study) | {
+        "budget_text": args.budget,
+        "allocation": str(best_allocation(study)).splitlines(),
+    }
     if args.output is not None:
         args.output.write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary))

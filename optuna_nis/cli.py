@@ -229,7 +229,9 @@ def predict(
         from optuna_nis.datasets import read_table
         from optuna_nis.lightning import Predictor
 
-        found = Predictor.load(model).predict(read_table(table))
+        predictor = Predictor.load(model)
+        names, text = predictor.features.names, predictor.features.text
+        found = predictor.predict(read_table(table, names, text=text))
         columns = ["prediction"]
         if found.ndim == 2:
             columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]

@@ -24,6 +24,7 @@ def test_within_the_budget_and_no_wider_fits(share: float, projected: bool) -> N
 def test_tiny_budgets_cut_the_vocabulary() -> None:
     space = SearchSpace([EmbeddingSpec("a", 1000, 16)], budget=500)
     assert str(uniform(space)) == "a: 500x1 (of 1000x1)"
-    space = SearchSpace([EmbeddingSpec("a", 900, 90, row_blocks=900)], budget=91)
+    specs = [EmbeddingSpec(name, 900, 90, row_blocks=900) for name in "ab"]
+    space = SearchSpace(specs, budget=100)
     with pytest.raises(ValueError, match="too few for uniform embeddings of width 1 with their"):
-        uniform(SearchSpace(space.specs, budget=91), projected=True)
+        uniform(space, projected=True)

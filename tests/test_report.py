@@ -32,7 +32,7 @@ class Page(HTMLParser):
         self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
 
     def handle_data(self, data):
-        inside = self.tags[-1]
+        inside = self.tags[-1] if self.tags else ""
         if inside == "script" and self.cdata_elem:
             self.scripts.append(data)
         elif inside == "style" and self.cdata_elem:
@@ -124,6 +124,15 @@ def test_report_of_sizes_worse_than_uniform(page, make_study):
         ],
     )
     assert "25 % worse than uniform" in page(study).words
+
+
+def test_report_of_a_single_result(page, make_study):
+    study = make_study(supernet=2)
+    stored.save_results(study, [stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.6,), (0,), 10)])
+    found = page(study)
+    assert "0.6000" in found.words
+    assert "than uniform" not in found.words
+    assert "times as long" not in found.words
 
 
 def test_names_cannot_break_out(page, make_study):

@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 import json
 import math
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -19,6 +21,14 @@ def test_space_is_read_back(make_study):
     assert [spec.name for spec in space.specs] == ["f0", "f1"]
     stored.save_space(study, space)
     assert stored.space_of(study) == space
+
+
+def test_reading_needs_neither_torch_nor_plotly():
+    code = "import sys, optuna_nis.results, optuna_nis.report; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "optuna_nis.report" in loaded
+    assert not {"torch", "plotly", "rich"} & loaded
 
 
 def test_space_missing():

@@ -112,7 +112,7 @@ def percent(share: float) -> str:
 def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Places and texts of the ticks of a logarithmic axis between two positive numbers."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if len(decades) <= 5 else (1,)
+    steps = (1, 2, 5) if len(decades) <= 6 else (1,)
     places = [step * 10.0**decade for decade in decades for step in steps]
     return places, [_si(place) for place in places]
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import importlib
 import json
 import math
+import sys
 from typing import Any
 
 from hypothesis import given
@@ -103,6 +105,13 @@ def test_names_are_shown_literally(plot, make_study):
             assert "%{y}</i>" not in text
     if plot in (vis.plot_allocation, vis.plot_feature_budget):
         assert any(text == "&lt;b&gt;bold&lt;/b&gt;" for _, text in texts)
+
+
+def test_plotly_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.delitem(sys.modules, "optuna_nis.visualization")
+    with pytest.raises(ImportError, match=r"pip install 'optuna-nis\[viz\]'"):
+        importlib.import_module("optuna_nis.visualization")
 
 
 def test_figures_have_no_background(make_study):
@@ -338,6 +347,12 @@ def test_policy_of_any_search_space():
     for parameter in info.parameters:
         np.testing.assert_allclose(parameter.summary, parameter.probabilities.max(axis=1))
     assert len(vis.plot_policy(study).data) == 4
+
+
+def test_policy_of_a_parameter_with_one_option():
+    history = PolicyHistory([0], {"x": (0,)}, {"x": np.ones((1, 1))}, [0.0])
+    (_, area) = vis.plot_policy(optuna.create_study(), history=history).data
+    assert (area.name, list(area.y)) == ("0", [100])
 
 
 @pytest.mark.parametrize(
