@@ -231,7 +231,7 @@ def predict(
 
         predictor = Predictor.load(model)
         names, text = predictor.features.names, predictor.features.text
-        found = predictor.predict(read_table(table, names, text=text))
+        found = predictor.predict(read_table(table, names, text=sorted(text)))
         columns = ["prediction"]
         if found.ndim == 2:
             columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]
@@ -259,7 +259,7 @@ def _errors(quiet: bool) -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
         _fail("Interrupted. Finished trials are kept; the same command goes on.", 130)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         _fail(f"The storage cannot be used: {error}")

@@ -97,6 +97,19 @@ def test_a_study_that_is_not_there(tmp_path: Path) -> None:
     assert code == 1
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_interruption(
+    table: Path, interruption: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise interruption
+
+    monkeypatch.setattr("optuna_nis.lightning.search", interrupt)
+    code, output = _search(table)
+    assert code == 130
+    assert "Finished trials are kept; the same command goes on." in " ".join(output.split())
+
+
 def test_journal_storage(table: Path) -> None:
     code, output = _search(table, "--storage", table.parent / "s.journal")
     assert code == 0, output
