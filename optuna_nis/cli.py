@@ -93,7 +93,7 @@ def search(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the supernet.")] = 4,
-    updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 60,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     max_rows: Annotated[
         int | None, typer.Option(min=1, help="Use only so many rows of the data set.")

@@ -19,6 +19,7 @@ from optuna_nis.lightning.modules import (
     RetrievalModule,
     reference_model,
 )
+from optuna_nis.lightning.objective import objective
 from optuna_nis.lightning.predictor import Predictor
 from optuna_nis.lightning.shortlist import Candidate, train_shortlist, warm_start
 from optuna_nis.lightning.training import Training, evaluate, train
@@ -34,6 +35,7 @@ __all__ = [
     "Searchable",
     "Training",
     "evaluate",
+    "objective",
     "reference_model",
     "retrain",
     "search",

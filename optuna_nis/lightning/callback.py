@@ -33,7 +33,7 @@ _MAX_USELESS_BATCHES = 20
 # Shares of the budget between which choices compete for the shortlist, and how many of each range
 # are scored again.
 _COST_RANGES = (0.0, 0.25, 0.5, 0.8, 1.0)
-_FINALISTS_PER_RANGE = 6
+_FINALISTS_PER_RANGE = 4
 
 
 @runtime_checkable
@@ -103,7 +103,7 @@ class NISCallback(Callback):
         space: SearchSpace,
         study: Study,
         *,
-        num_updates: int = 60,
+        num_updates: int = 50,
         group_size: int = 8,
         score_examples: int = 4096,
         warmup: float = 0.7,

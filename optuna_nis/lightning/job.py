@@ -161,7 +161,7 @@ def search(
     mode: Mode = "multi",
     embedding_dim: int | None = None,
     epochs: int = 4,
-    num_updates: int = 60,
+    num_updates: int = 50,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     progress: Callable[[str], None] = lambda text: None,

@@ -1,0 +1,100 @@
+"""One training for each trial: an ordinary objective for ``Study.optimize``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+import optuna
+
+from optuna_nis.allocation import Allocation
+from optuna_nis.lightning.training import BuildModel, train
+from optuna_nis.results import (
+    FIDELITY_ATTR,
+    NUM_PARAMETERS_ATTR,
+    PENALTY_ATTR,
+    QUALITY_ATTR,
+    TRAINED,
+)
+from optuna_nis.reward import Reward, penalised_reward
+from optuna_nis.space import SearchSpace
+
+
+def objective(
+    build_model: BuildModel,
+    datamodule: LightningDataModule,
+    space: SearchSpace,
+    *,
+    max_epochs: int = 30,
+    patience: int = 2,
+    penalty_weight: float = 1.0,
+    seed: int = 0,
+) -> Callable[[optuna.Trial], float]:
+    """An objective that trains a model of the suggested sizes and returns its penalised metric.
+
+    After every epoch the reward so far is reported, and the trial is pruned if the study's pruner
+    says so. Quality, penalty and number of parameters become user attributes of the trial, and a
+    choice above the budget breaks the constraint ``"memory"``.
+
+    Args:
+        build_model: Makes a model of given sizes that logs ``"val_metric"``, larger is better.
+        datamodule: Train and validation data.
+        space: The sizes to choose from, and their budget.
+        max_epochs: Most epochs of a training.
+        patience: Epochs without improvement after which a training stops.
+        penalty_weight: Weight of the memory above the budget, see
+            :func:`~optuna_nis.penalised_reward`.
+        seed: Seed of every training, so that they differ in their sizes only.
+
+    Returns:
+        A function for :meth:`optuna.Study.optimize`.
+
+    Example:
+        .. code-block:: python
+
+            study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space))
+            study.optimize(objective(RankingModule, data, space), n_trials=50)
+    """
+
+    def rewarded(metric: float, allocation: Allocation) -> Reward:
+        return penalised_reward(
+            metric, allocation.num_parameters, space.budget, penalty_weight=penalty_weight
+        )
+
+    def run(trial: optuna.Trial) -> float:
+        allocation = space.suggest(trial)
+        trial.set_user_attr(NUM_PARAMETERS_ATTR, allocation.num_parameters)
+        # Constraints of trials are new in Optuna 5.
+        if hasattr(trial, "set_constraint"):
+            trial.set_constraint("memory", float(allocation.num_parameters - space.budget))
+        pruning = _Pruning(trial, lambda metric: rewarded(metric, allocation).value)
+        training = train(
+            build_model,
+            allocation,
+            datamodule,
+            seed=seed,
+            max_epochs=max_epochs,
+            patience=patience,
+            callbacks=[pruning],
+        )
+        reward = rewarded(training.val_metric, allocation)
+        trial.set_user_attr(QUALITY_ATTR, reward.quality)
+        trial.set_user_attr(PENALTY_ATTR, reward.penalty)
+        trial.set_user_attr(FIDELITY_ATTR, TRAINED)
+        return reward.value
+
+    return run
+
+
+class _Pruning(Callback):
+    """Report the reward after each epoch; stop where the pruner says so."""
+
+    def __init__(self, trial: optuna.Trial, reward: Callable[[float], float]) -> None:
+        self._trial = trial
+        self._reward = reward
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metric = float(trainer.callback_metrics["val_metric"])
+        self._trial.report(self._reward(metric), step=trainer.current_epoch)
+        if self._trial.should_prune():
+            raise optuna.TrialPruned(f"Pruned after epoch {trainer.current_epoch}.")
