@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    files = [ROOT / "benchmarks/results" / f"flights_{t}.json" for t in ("ranking", "retrieval")]
+    files = sorted((ROOT / "benchmarks/results").glob("flights_*.json"))
     results = [json.loads(file.read_text()) for file in files]
     readme = ROOT / "README.md"
     text = readme.read_text()

@@ -92,7 +92,12 @@ def search(
             help="Largest width considered.", show_default="32 for ranking, 64 for retrieval"
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the supernet.")] = 4,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Epochs of the supernet.", show_default="4 for ranking, 12 for retrieval"
+        ),
+    ] = None,
     updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     max_rows: Annotated[
@@ -165,7 +170,7 @@ def retrain(
     max_epochs: Annotated[int, typer.Option(min=1, help="Most epochs of a training.")] = 30,
     patience: Annotated[
         int, typer.Option(min=1, help="Epochs without improvement after which to stop.")
-    ] = 2,
+    ] = 3,
     storage: Storage = "sqlite:///optuna-nis.db",
     study_name: StudyName = "optuna-nis",
     quiet: Quiet = False,

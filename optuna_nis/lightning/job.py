@@ -47,6 +47,7 @@ from optuna_nis.space import Mode, SearchSpace
 _logger = get_logger(__name__)
 
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
+_EPOCHS = {"ranking": 4, "retrieval": 12}
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
 
@@ -160,7 +161,7 @@ def search(
     budget: int | float | str,
     mode: Mode = "multi",
     embedding_dim: int | None = None,
-    epochs: int = 4,
+    epochs: int | None = None,
     num_updates: int = 50,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -180,7 +181,8 @@ def search(
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
         embedding_dim: Largest width considered; by default 32 for ranking, 64 for retrieval.
-        epochs: Epochs of the supernet.
+        epochs: Epochs of the supernet; by default 4 for ranking and 12 for retrieval, which takes
+            longer to learn.
         num_updates: Updates of the controller.
         seed: Seed of the supernet and the controller.
         callbacks: Further callbacks of the trainer, such as a progress bar.
@@ -197,6 +199,7 @@ def search(
     datamodule = data.datamodule(withhold_test=True, shuffle_seed=seed)
     build = reference_model(datamodule.features, **model_options)
     dim = embedding_dim or _EMBEDDING_DIM[data.task]
+    epochs = epochs or _EPOCHS[data.task]
     space = SearchSpace(datamodule.embedding_specs(dim), budget=budget, mode=mode)
     _save_data(study, data)
     save_space(study, space)
@@ -238,7 +241,7 @@ def retrain(
     seeds: Sequence[int] = (0, 1, 2),
     output: str | None = None,
     max_epochs: int = 30,
-    patience: int = 2,
+    patience: int = 3,
     progress: Callable[[str], None] = lambda text: None,
     **model_options: Any,
 ) -> list[RetrainResult]:
