@@ -95,7 +95,7 @@ def search(
     epochs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Epochs of the supernet.", show_default="4 for ranking, 12 for retrieval"
+            min=1, help="Epochs of the supernet.", show_default="4 for ranking, 10 for retrieval"
         ),
     ] = None,
     updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 50,

@@ -47,7 +47,7 @@ from optuna_nis.space import Mode, SearchSpace
 _logger = get_logger(__name__)
 
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
-_EPOCHS = {"ranking": 4, "retrieval": 12}
+_EPOCHS = {"ranking": 4, "retrieval": 10}
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
 
@@ -181,7 +181,7 @@ def search(
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
         embedding_dim: Largest width considered; by default 32 for ranking, 64 for retrieval.
-        epochs: Epochs of the supernet; by default 4 for ranking and 12 for retrieval, which takes
+        epochs: Epochs of the supernet; by default 4 for ranking and 10 for retrieval, which takes
             longer to learn.
         num_updates: Updates of the controller.
         seed: Seed of the supernet and the controller.

@@ -243,7 +243,7 @@ class RetrievalModule(EmbeddingModule):
         num_classes: int,
         bags: Collection[str] = (),
         hidden: Sequence[int] = (256, 64),
-        learning_rate: float = 2e-3,
+        learning_rate: float = 6e-3,
         l2: float = 1e-4,
         dropout: float = 0.0,
         init_std: float = 0.03,
