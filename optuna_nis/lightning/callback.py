@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import numpy as np
 from optuna import Study
 from optuna.logging import get_logger
+from optuna.trial import FrozenTrial
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from optuna_nis.budget import IntArray
 from optuna_nis.lightning._batch import batch_length, repeat, take
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.nn import set_choices, supernet_layers
-from optuna_nis.results import FIDELITY_ATTR, SUPERNET, VALIDATED, finished_trials
+from optuna_nis.results import FIDELITY_ATTR, SUPERNET, VALIDATED, finished_trials, value_of
 from optuna_nis.reward import Reward, penalised_reward
 from optuna_nis.sampler import NISSampler
 from optuna_nis.space import FloatArray, SearchSpace
@@ -237,12 +238,14 @@ class NISCallback(Callback):
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _updates_before(self) -> int:
-        scored = [
+        return len(self._scored_trials()) // self.group_size
+
+    def _scored_trials(self) -> list[FrozenTrial]:
+        return [
             trial
             for trial in finished_trials(self.study)
             if trial.user_attrs.get(FIDELITY_ATTR) == SUPERNET
         ]
-        return len(scored) // self.group_size
 
     def _random_choice(self) -> Allocation:
         """Most choices cost about the budget, the others anything below it."""
@@ -327,12 +330,7 @@ class NISCallback(Callback):
 
     def _finalists(self) -> list[Allocation]:
         """The best few distinct trials of each range of cost."""
-        trials = [
-            trial
-            for trial in finished_trials(self.study)
-            if trial.user_attrs.get(FIDELITY_ATTR) == SUPERNET
-        ]
-        trials.sort(key=lambda trial: trial.value or 0.0, reverse=True)
+        trials = sorted(self._scored_trials(), key=value_of, reverse=True)
         chosen: dict[Allocation, int] = {}
         for trial in trials:
             allocation = self.space.allocation(trial.params)
