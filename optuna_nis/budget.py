@@ -157,6 +157,11 @@ class Constraint(Protocol):
     def initial_log_weights(self) -> Mapping[str, NDArray[np.float64]]:
         """Log-weights of the options from which a policy starts to learn."""
 
+    def tilt(
+        self, log_weights: Mapping[str, NDArray[np.float64]]
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """The nearest log-weights whose expected cost is within the limit."""
+
 
 class AdditiveBudget:
     """A limit on the sum of the costs of the chosen options, for any categorical space.
@@ -213,7 +218,13 @@ class AdditiveBudget:
 
     def initial_log_weights(self) -> Mapping[str, NDArray[np.float64]]:
         """The distribution of maximum entropy whose expected cost is within the limit."""
-        return tilt_to_budget(self._costs, self._limit)
+        return self.tilt({name: np.zeros(len(cost)) for name, cost in self._costs.items()})
+
+    def tilt(
+        self, log_weights: Mapping[str, NDArray[np.float64]]
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """The nearest log-weights whose expected cost is within the limit."""
+        return tilt_to_budget(self._costs, self._limit, log_weights)
 
 
 class _AdditiveWalk:
@@ -233,37 +244,45 @@ class _AdditiveWalk:
 
 
 def tilt_to_budget(
-    costs: Mapping[str, NDArray[np.float64]], limit: float
+    costs: Mapping[str, NDArray[np.float64]],
+    limit: float,
+    log_weights: Mapping[str, NDArray[np.float64]],
 ) -> dict[str, NDArray[np.float64]]:
-    """Log-weights of the maximum-entropy distribution with expected cost within a limit.
+    """The distribution nearest to a given one whose expected cost is within a limit.
 
-    Every option gets the weight ``exp(-mu * cost / limit)`` with the smallest ``mu >= 0`` whose
-    expected total cost does not exceed the limit, so that an untrained policy explores around
-    the budget instead of running into it.
+    Every option's weight is multiplied by ``exp(-mu * cost / limit)`` with the smallest
+    ``mu >= 0`` whose expected total cost does not exceed the limit, which changes the distribution
+    least in the sense of Kullback and Leibler.
 
     Args:
         costs: For every parameter, the cost of each option.
         limit: Budget on the expected sum.
+        log_weights: For every parameter, the log-weights of its options.
 
     Returns:
         For every parameter, log-weights of the shape of its costs.
     """
 
-    def expected(mu: float) -> float:
+    def tilted(mu: float) -> dict[str, NDArray[np.float64]]:
+        return {
+            name: log_weights[name] - mu * (cost - cost.min()) / scale
+            for name, cost in costs.items()
+        }
+
+    def too_much(mu: float) -> bool:
         total = 0.0
-        for cost in costs.values():
-            weights = np.exp(-mu * (cost - cost.min()) / scale)
-            total += float((weights * cost).sum() / weights.sum())
-        return total
+        for name, logits in tilted(mu).items():
+            weights = np.exp(logits - logits.max())
+            total += float((weights * costs[name]).sum() / weights.sum())
+        return total > limit
 
     scale = limit if limit > 0 else 1.0
     low, high = 0.0, 1.0
-    if expected(0.0) > limit:
-        while expected(high) > limit and high < 1e9:
-            low, high = high, high * 2
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if expected(middle) > limit else (low, middle)
-    else:
-        high = 0.0
-    return {name: -high * (cost - cost.min()) / scale for name, cost in costs.items()}
+    if not too_much(0.0):
+        return tilted(0.0)
+    while too_much(high) and high < 1e9:
+        low, high = high, high * 2
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_much(middle) else (low, middle)
+    return tilted(high)

@@ -399,13 +399,29 @@ class SearchSpace:
         return _SpaceWalk(self._tables, self.budget, n)
 
     def initial_log_weights(self) -> dict[str, FloatArray]:
-        """The distribution of maximum entropy whose expected cost is within the budget."""
+        """Widths as large as the budget lets one expect.
+
+        Each width weighs e times the one before it: unless something speaks against it a row
+        should be wide, above all where that costs next to nothing. The whole is then tilted to the
+        budget (:meth:`tilt`).
+        """
+        return self.tilt(
+            {name: table.log_weights() for table in self._tables for name in table.names}
+        )
+
+    def tilt(self, log_weights: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """The distribution nearest to a given one whose expected cost is within the budget."""
         costs = {
             name: table.costs(index)
             for table in self._tables
             for index, name in enumerate(table.names)
         }
-        return tilt_to_budget(costs, self.budget)
+        tilted = tilt_to_budget(costs, self.budget, log_weights)
+        return {name: tilted[name] for name in self._choices}
+
+    def with_budget(self, budget: int | float | str) -> SearchSpace:
+        """The same space under another budget, given as in the constructor."""
+        return SearchSpace(self.specs, budget=budget, mode=self.mode)
 
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""
@@ -488,6 +504,13 @@ class _Table:
             return np.asarray(self.rows[index] * self.widths, dtype=np.float64)
         full = self.spec.embedding_dim
         return np.array([v * d + (d * full if d != full else 0) for v, d in self._grid], float)
+
+    def log_weights(self) -> FloatArray:
+        """Weights of the options of each parameter that grow with the width."""
+        if self.mode == "multi":
+            return np.arange(len(self.widths), dtype=np.float64)
+        levels = {width: float(level) for level, width in enumerate(self.spec.widths)}
+        return np.array([levels[d] for _, d in self._grid])
 
     def allocation(self, params: Mapping[str, Any]) -> TableAllocation:
         if self.mode == "single":

@@ -164,7 +164,7 @@ def test_the_tilt_brings_the_expected_cost_within_the_limit(
     cheapest = sum(cost.min() for cost in arrays.values())
     mean = sum(cost.mean() for cost in arrays.values())
     limit = cheapest + share * (mean - cheapest)
-    weights = tilt_to_budget(arrays, limit)
+    weights = tilt_to_budget(arrays, limit, {name: 0 * cost for name, cost in arrays.items()})
     expected = 0.0
     for name, cost in arrays.items():
         p = np.exp(weights[name])
@@ -176,7 +176,7 @@ def test_the_tilt_brings_the_expected_cost_within_the_limit(
 
 
 def test_the_tilt_uses_the_limit_up() -> None:
-    weights = tilt_to_budget({"x": np.array([0.0, 1.0])}, 0.25)["x"]
+    weights = tilt_to_budget({"x": np.array([0.0, 1.0])}, 0.25, {"x": np.zeros(2)})["x"]
     assert np.exp(weights[1]) / np.exp(weights).sum() == pytest.approx(0.25)
 
 

@@ -295,14 +295,16 @@ def test_masks_may_be_handed_in() -> None:
 
 def test_critic_solves_the_ridge_regression() -> None:
     rng = np.random.default_rng(0)
-    policy = Policy({"x": (0, 1, 2), "y": (0, 1)})
+    policy = Policy({"x": (0, 1, 2), "y": ("sum", "mean")})
     options = np.stack([rng.integers(0, 3, 300), rng.integers(0, 2, 300)], axis=1)
     rewards = 0.1 * rng.uniform(-1, 1, 300) + options.sum(axis=1)
     for row, reward in zip(options, rewards):
         policy.update(row[None], [reward])
     rows = np.concatenate([np.eye(3)[options[:, 0]], np.eye(2)[options[:, 1]]], axis=1)
     rows = np.concatenate([rows, np.ones((300, 1))], axis=1)
+    alike = [[1, 0.9, 0.81], [0.9, 1, 0.9], [0.81, 0.9, 1]]  # numbers, unlike names
     prior = np.diag([2.0] * 5 + [0.01])
+    prior[:3, :3] = 2.0 * np.linalg.inv(alike)
     origin = policy._critic._origin
     solved = np.linalg.solve(rows.T @ rows + prior, rows.T @ (rewards - origin))
     np.testing.assert_allclose(policy._critic.weights, solved, atol=1e-8)
@@ -325,6 +327,25 @@ def test_update_refuses(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Policy(CHOICES).update(options, rewards, log_probs)
+
+
+def test_under_a_smaller_budget_the_best_per_cost_stays() -> None:
+    costs = {name: {0: 0, 1: 1, 2: 2} for name in "xyz"}
+    policy = Policy(constraint=AdditiveBudget(6, costs))
+    worth = np.array([1.0, 0.5, 0.1])
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        options, log_probs = policy.sample(8, rng)
+        policy.update(options, options @ worth, log_probs)
+    before = policy.probabilities()
+    assert policy.mode().tolist() == [[2, 2, 2]]
+    assert policy.under(AdditiveBudget(2, costs)).mode().tolist() == [[2, 0, 0]]
+    same = policy.under(AdditiveBudget(6, costs)).probabilities()
+    for name, probabilities in before.items():
+        np.testing.assert_allclose(policy.probabilities()[name], probabilities)
+        np.testing.assert_allclose(same[name], probabilities, atol=1e-9)
+    with pytest.raises(ValueError, match="`constraint` must be over the parameters"):
+        policy.under(AdditiveBudget(2, {"x": costs["x"]}))
 
 
 def test_update_refuses_what_breaks_the_constraint() -> None:

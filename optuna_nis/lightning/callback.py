@@ -11,7 +11,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import numpy as np
 from optuna import Study
 from optuna.logging import get_logger
-from optuna.trial import FrozenTrial
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from optuna_nis.budget import IntArray
 from optuna_nis.lightning._batch import batch_length, repeat, take
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.nn import set_choices, supernet_layers
-from optuna_nis.results import FIDELITY_ATTR, SUPERNET, VALIDATED, finished_trials, value_of
+from optuna_nis.results import FIDELITY_ATTR, SUPERNET, VALIDATED, finished_trials
 from optuna_nis.reward import Reward, penalised_reward
 from optuna_nis.sampler import NISSampler
 from optuna_nis.space import FloatArray, SearchSpace
@@ -30,11 +29,14 @@ _logger = get_logger(__name__)
 # A batch on which no quality can be measured (one class only) is passed over; so many in a row
 # mean that there is nothing to learn from.
 _MAX_USELESS_BATCHES = 20
+_USELESS = (
+    "No quality could be measured on {} validation batches: do they hold examples of one class "
+    "only? Use larger or shuffled validation batches."
+)
 
-# Shares of the budget between which choices compete for the shortlist, and how many of each range
-# are scored again.
-_COST_RANGES = (0.0, 0.25, 0.5, 0.8, 1.0)
-_FINALISTS_PER_RANGE = 4
+# Shares of the budget for each of which the policy proposes choices, and how many.
+_BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+_FINALISTS_PER_SHARE = 4
 
 
 @runtime_checkable
@@ -69,9 +71,10 @@ class NISCallback(Callback):
     trial of the study.
 
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
-    best few trials of each range of cost are scored once more, on the whole validation set, and
-    the best of each range is left in :attr:`candidates`, to be trained for real
-    (:func:`~optuna_nis.lightning.train_shortlist`).
+    policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
+    being tilted to them (:meth:`~optuna_nis.Policy.under`). They are scored on the whole
+    validation set, and the best for each budget is left in :attr:`candidates`, to be trained for
+    real (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
@@ -210,42 +213,34 @@ class NISCallback(Callback):
         set_choices(pl_module, self.space, [self.space.full()])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the best trials of each range of cost on the whole validation set."""
+        """Score what the policy proposes for several budgets on the whole validation set."""
         finalists = self._finalists()
-        total = torch.zeros(len(finalists))
+        distinct = list(dict.fromkeys(choice for group in finalists for choice in group))
+        total = torch.zeros(len(distinct))
         useful = 0
         for batch in self._batches(trainer):
-            quality = self._quality(pl_module, finalists, batch)
+            quality = self._quality(pl_module, distinct, batch)
             if not quality.isnan().all():
                 total += quality * batch_length(batch)
                 useful += batch_length(batch)
-        rewards = [self._reward(float(q), a) for q, a in zip(total / max(useful, 1), finalists)]
-        if finalists:
-            self._recorder.record(
-                [self.space.params(allocation) for allocation in finalists],
-                rewards,
-                fidelity=VALIDATED,
-                step=trainer.global_step,
-            )
-        best: dict[int, tuple[float, Allocation]] = {}
-        for reward, allocation in zip(rewards, finalists):
-            place = self._range(allocation.num_parameters)
-            if place not in best or reward.value > best[place][0]:
-                best[place] = (reward.value, allocation)
-        self.candidates = [
-            a for _, a in sorted(best.values(), key=lambda pair: pair[0], reverse=True)
-        ]
+        if not useful:
+            raise ValueError(_USELESS.format("all"))
+        rewards = [self._reward(float(q), a) for q, a in zip(total / useful, distinct)]
+        self._recorder.record(
+            [self.space.params(allocation) for allocation in distinct],
+            rewards,
+            fidelity=VALIDATED,
+            step=trainer.global_step,
+        )
+        value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
+        best = {max(group, key=value.__getitem__) for group in finalists}
+        self.candidates = sorted(best, key=value.__getitem__, reverse=True)
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _updates_before(self) -> int:
-        return len(self._scored_trials()) // self.group_size
-
-    def _scored_trials(self) -> list[FrozenTrial]:
-        return [
-            trial
-            for trial in finished_trials(self.study)
-            if trial.user_attrs.get(FIDELITY_ATTR) == SUPERNET
-        ]
+        trials = finished_trials(self.study)
+        scored: int = sum(trial.user_attrs.get(FIDELITY_ATTR) == SUPERNET for trial in trials)
+        return scored // self.group_size
 
     def _random_choice(self) -> Allocation:
         """Most choices cost about the budget, the others anything below it."""
@@ -305,10 +300,7 @@ class NISCallback(Callback):
             quality = self._quality(pl_module, choices, batch)
             if not quality.isnan().all():
                 return quality
-        raise ValueError(
-            f"No quality could be measured on {_MAX_USELESS_BATCHES} validation batches in a row: "
-            "do they hold examples of one class only? Use larger or shuffled validation batches."
-        )
+        raise ValueError(_USELESS.format(f"{_MAX_USELESS_BATCHES} consecutive"))
 
     def _quality(
         self, pl_module: LightningModule, choices: list[Allocation], batch: Any
@@ -328,16 +320,15 @@ class NISCallback(Callback):
         pl_module.train(training)
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def _finalists(self) -> list[Allocation]:
-        """The best few distinct trials of each range of cost."""
-        trials = sorted(self._scored_trials(), key=value_of, reverse=True)
-        chosen: dict[Allocation, int] = {}
-        for trial in trials:
-            allocation = self.space.allocation(trial.params)
-            place = self._range(allocation.num_parameters)
-            if list(chosen.values()).count(place) < _FINALISTS_PER_RANGE:
-                chosen.setdefault(allocation, place)
-        return list(chosen)
-
-    def _range(self, num_parameters: int) -> int:
-        return int(np.searchsorted(_COST_RANGES[1:-1], num_parameters / self.space.budget))
+    def _finalists(self) -> list[list[Allocation]]:
+        """For each share of the budget, the greedy choice of the policy and some draws."""
+        groups = []
+        for share in _BUDGET_SHARES:
+            budget = int(share * self.space.budget)
+            if budget < self.space.min_parameters:
+                break
+            policy = self._policy.under(self.space.with_budget(budget))
+            draws, _ = policy.sample(_FINALISTS_PER_SHARE - 1, self._rng)
+            params = policy.params(np.concatenate([policy.mode(), draws]))
+            groups.append([self.space.allocation(choice) for choice in params])
+        return groups
