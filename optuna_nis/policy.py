@@ -45,6 +45,7 @@ _MIN_LOGIT = -12.0
 _MARGINAL_DRAWS = 256
 # Numbers of an intermediate result that fits the processor's cache.
 _BLOCK = 65_536
+_DEFERRED = 16
 
 
 @dataclass(frozen=True)
@@ -475,10 +476,9 @@ class Policy:
         )
 
     def _probabilities(self, masks: BoolArray, columns: slice = slice(None)) -> FloatArray:
-        logits = np.where(masks, self._logits[columns], -np.inf)
-        largest = logits.max(axis=-1, keepdims=True)
+        # Logits are between `_MIN_LOGIT` and 0: their exponentials neither overflow nor vanish.
+        weights = masks * np.exp(self._logits[columns])
         # Past the first forbidden option of an infeasible row nothing may be left to take.
-        weights = np.exp(logits - np.where(np.isfinite(largest), largest, 0.0))
         return np.asarray(weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300))
 
     def _checked(self, options: ArrayLike) -> IntArray:
@@ -526,12 +526,12 @@ class _RewardScale:
         k = len(rewards)
         center = 0.0
         if k == 1:
-            self._singles = np.append(self._singles, rewards)[-_WINDOW:]
+            self._singles = np.concatenate([self._singles, rewards])[-_WINDOW:]
             center = _quantile(np.sort(self._singles), 0.5)
         else:
             rewards = rewards - _quantile(np.sort(rewards), 0.5)
             unbiased = (rewards - rewards.mean()) * math.sqrt(k / (k - 1))
-            self._differences = np.append(self._differences, unbiased)[-_WINDOW:]
+            self._differences = np.concatenate([self._differences, unbiased])[-_WINDOW:]
         spread = self._differences
         if len(self._singles):
             middle = center if k == 1 else _quantile(np.sort(self._singles), 0.5)
@@ -559,6 +559,11 @@ class _Critic:
             self._covariance[start:end, start:end] = prior
             start = end
         self._covariance[-1, -1] = _INTERCEPT_VARIANCE
+        self._variances = self._covariance.diagonal().copy()
+        # The covariance lags behind by the outer products of the latest gains: to subtract several
+        # at once costs a third.
+        self._gains = np.zeros((_DEFERRED, size + 1))
+        self._pending = 0
         self._early: list[tuple[FloatArray, float]] = []
         self._origin: float | None = None
         self._squares = 0.0
@@ -568,13 +573,15 @@ class _Critic:
         other = copy.copy(self)
         other.weights = self.weights.copy()
         other._covariance = self._covariance.copy()
+        other._variances = self._variances.copy()
+        other._gains = self._gains.copy()
         other._early = self._early.copy()
         return other
 
     def standard_errors(self) -> FloatArray:
         """Uncertainty of the weight of every option, in units of the reward's scale."""
         noise = math.sqrt(self._squares / max(self._count, 1))
-        return np.asarray(noise * np.sqrt(np.maximum(self._covariance.diagonal()[:-1], 0.0)))
+        return np.asarray(noise * np.sqrt(np.maximum(self._variances[:-1], 0.0)))
 
     def learn(self, rows: FloatArray, observed: _Observed) -> FloatArray:
         """Learn from rows of options; returns by how much the rewards surprised."""
@@ -589,12 +596,16 @@ class _Critic:
             targets -= self._origin
         surprise: FloatArray = targets - np.einsum("ij,j->i", rows, self.weights)
         for row, target in zip(rows, targets):
-            # Not `@`: the order of summation in BLAS may change with the number of threads.
-            gain = np.einsum("ij,j->i", self._covariance, row)
+            gain = self._times_covariance(row)
             error = target - float((row * self.weights).sum())
-            scaled = gain / (1.0 + float((row * gain).sum()))
-            self.weights += scaled * error
-            _subtract_outer(self._covariance, gain, scaled)
+            root = math.sqrt(1.0 + float((row * gain).sum()))
+            gain /= root
+            self.weights += gain * (error / root)
+            self._variances -= np.square(gain)
+            self._gains[self._pending] = gain
+            self._pending += 1
+            if self._pending == len(self._gains):
+                self._settle()
         if early:
             self._early += zip(rows, observed.rewards.tolist())
             self._relearn(observed)
@@ -609,7 +620,25 @@ class _Critic:
         for row, reward in self._early:
             offset = middle if row[-1] else 0.0
             moment += row * min(max(reward - offset, -observed.radius), observed.radius)
-        self.weights = np.einsum("ij,j->i", self._covariance, moment)
+        self.weights = self._times_covariance(moment)
+
+    # Not `@` in the following: the order of summation in BLAS may change with the number of
+    # threads, and the policy must be the same to the bit.
+
+    def _times_covariance(self, vector: FloatArray) -> FloatArray:
+        used = vector.nonzero()[0]
+        product = np.einsum("i,ij->j", vector[used], self._covariance[used])
+        recent = self._gains[: self._pending]
+        product -= np.einsum("k,ki->i", np.einsum("ki,i->k", recent, vector), recent)
+        return np.asarray(product)
+
+    def _settle(self) -> None:
+        """Subtract the outer products of the gains, in blocks that fit the processor's cache."""
+        height = max(_BLOCK // len(self.weights), 1)
+        for start in range(0, len(self.weights), height):
+            rows = slice(start, start + height)
+            self._covariance[rows] -= np.einsum("ki,kj->ij", self._gains[:, rows], self._gains)
+        self._pending = 0
 
 
 def _prior_covariance(options: Sequence[Choice]) -> FloatArray:
@@ -640,16 +669,6 @@ def find_choice(choices: Sequence[Choice], value: Any) -> int | None:
             ):
                 return index
     return None
-
-
-def _subtract_outer(matrix: FloatArray, column: FloatArray, row: FloatArray) -> None:
-    height = max(_BLOCK // len(row), 1)
-    product = np.empty((height, len(row)))
-    for start in range(0, len(matrix), height):
-        block = matrix[start : start + height]
-        part = column[start : start + height]
-        # Faster than `numpy.multiply.outer`, and nothing is summed: exact in any order.
-        block -= np.einsum("i,j->ij", part, row, out=product[: len(block)])
 
 
 def _clip(array: FloatArray, low: float, high: float) -> FloatArray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 import math
@@ -106,6 +106,8 @@ class Replay:
 
     def _forget(self) -> None:
         self._trials: list[FrozenTrial] = []
+        self._followed = 0
+        self._unfinished: list[int] = []
         self._seen: dict[int, datetime | None] = {}
         self._common: dict[str, BaseDistribution] | None = None
         self.distributions: dict[str, BaseDistribution] = {}
@@ -116,6 +118,35 @@ class Replay:
     def trial_numbers(self) -> list[int]:
         """Numbers of the finished trials, in the order of the replay."""
         return [trial.number for trial in self._trials]
+
+    def follow(self, trials: Sequence[FrozenTrial]) -> None:
+        """Bring the policy up to date; the cost grows with the new trials only.
+
+        Args:
+            trials: All trials of the study by number, finished or not. Part of them are taken as
+                well, at the cost of looking at each.
+        """
+        if trials and trials[-1].number != len(trials) - 1:
+            self.learn(trials)
+            return
+        if not self._continues(trials):
+            self._forget()
+        news = [trials[number] for number in self._unfinished]
+        news += trials[self._followed :]
+        self._followed = len(trials)
+        self._unfinished = [trial.number for trial in news if trial.state not in FINISHED]
+        self.learn(news)
+
+    def _continues(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether these are the trials followed so far and more, not a study made anew."""
+        if len(trials) < self._followed:
+            return False
+        if not self._trials:
+            return True
+        last = self._trials[-1]
+        if last.number >= len(trials):
+            return False
+        return trials[last.number].datetime_complete == last.datetime_complete
 
     def learn(self, trials: Iterable[FrozenTrial]) -> None:
         """Bring the policy up to date.
@@ -137,8 +168,9 @@ class Replay:
         new.sort(key=_order)
         first = _order(new[0])
         if self._trials and first < _order(self._trials[-1]):
-            self._roll_back(bisect_left([_order(trial) for trial in self._trials], first))
-            self._trials = sorted(self._trials + new, key=_order)
+            late = bisect_left(self._trials, first, key=_order)
+            self._roll_back(late)
+            self._trials[late:] = sorted(self._trials[late:] + new, key=_order)
         else:
             self._trials += new
         while self._position < len(self._trials):
@@ -212,16 +244,15 @@ class Replay:
         nothing = _Member(None, None, math.nan, math.nan)
         if self.policy is None:
             return [nothing] * len(trials)
-        choices = list(self.policy.choices.items())
+        find = _finder(self.policy)
         rows = []
         taught = []
         for index, trial in enumerate(trials):
-            params = trial.params
-            row = [find_choice(c, params[name]) for name, c in choices if name in params]
-            if len(row) == len(choices) and None not in row and not math.isnan(_value(trial)):
+            row = None if math.isnan(_value(trial)) else find(trial.params)
+            if row is not None:
                 rows.append(row)
                 taught.append(index)
-        options = np.array(rows, dtype=np.int64).reshape(-1, len(choices))
+        options = np.array(rows, dtype=np.int64).reshape(-1, len(self.policy.choices))
         # One walk for all of them: what was open depends on the choices, not on the policy.
         masks = self.policy.masks(options)
         feasible = self.policy.feasible(options, masks)
@@ -419,16 +450,39 @@ def _value(trial: FrozenTrial) -> float:
     return math.nan
 
 
+def _finder(policy: Policy) -> Callable[[Mapping[str, Any]], list[int] | None]:
+    """A function from params to options, if they have a known choice for every parameter."""
+    known = [
+        (name, options, {o: place for place, o in reversed(list(enumerate(options)))})
+        for name, options in policy.choices.items()
+    ]
+
+    def find(params: Mapping[str, Any]) -> list[int] | None:
+        row = []
+        for name, options, places in known:
+            if name not in params:
+                return None
+            option = places.get(params[name])
+            if option is None and (option := find_choice(options, params[name])) is None:
+                return None
+            row.append(option)
+        return row
+
+    return find
+
+
 def _intersection(
     common: dict[str, BaseDistribution] | None, other: Mapping[str, BaseDistribution]
 ) -> dict[str, BaseDistribution]:
     if common is None:
         return dict(other)
-    kept = {n: d for n, d in common.items() if n in other and _same(d, other[n])}
-    return common if len(kept) == len(common) else kept
+    if all(n in other and same_distribution(d, other[n]) for n, d in common.items()):
+        return common
+    return {n: d for n, d in common.items() if n in other and same_distribution(d, other[n])}
 
 
-def _same(a: BaseDistribution, b: BaseDistribution) -> bool:
+def same_distribution(a: BaseDistribution, b: BaseDistribution) -> bool:
+    """Whether two distributions are equal."""
     # Optuna compares choice by choice; thousands of replayed trials are almost always equal.
     return a is b or (type(a) is type(b) and (a.__dict__ == b.__dict__ or a == b))
 

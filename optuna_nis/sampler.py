@@ -18,7 +18,6 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_nis.budget import Constraint
 from optuna_nis.policy import Policy, PolicySettings
 from optuna_nis.replay import (
-    FINISHED,
     GROUP_KEY,
     GROUP_SIZE_KEY,
     LOG_PROB_KEY,
@@ -29,6 +28,7 @@ from optuna_nis.replay import (
     enumerate_choices,
     fingerprint,
     policy_history,
+    same_distribution,
 )
 
 __all__ = [
@@ -153,12 +153,12 @@ class NISSampler(BaseSampler):
 
     def _learn(self, study: Study, use_cache: bool = True) -> Replay:
         self._raise_error_if_multi_objective(study)
-        trials = study._get_trials(deepcopy=False, states=FINISHED, use_cache=use_cache)
+        trials = study._get_trials(deepcopy=False, use_cache=use_cache)
         replays = self._replays.setdefault(study._storage, {})
         if study._study_id not in replays:
             replays[study._study_id] = Replay(study.direction, self._budget, self._settings)
         replay = replays[study._study_id]
-        replay.learn(trials)
+        replay.follow(trials)
         return replay
 
     def infer_relative_search_space(
@@ -180,7 +180,7 @@ class NISSampler(BaseSampler):
             known = [
                 name
                 for name, distribution in replay.distributions.items()
-                if search_space.get(name) == distribution
+                if name in search_space and same_distribution(search_space[name], distribution)
             ]
             if policy is not None and known:
                 fixed = {

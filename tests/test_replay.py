@@ -76,11 +76,14 @@ def replayed(trials: Sequence[FrozenTrial], budget: AdditiveBudget | None = BUDG
 def bits(replay: Replay) -> bytes:
     if replay.policy is None:
         return b""
-    policy = replay.policy
-    return b"".join(
-        array.tobytes()
-        for array in (policy._logits, policy._critic.weights, policy._critic._covariance)
+    critic = replay.policy._critic
+    arrays = (
+        replay.policy._logits,
+        critic.weights,
+        critic._covariance,
+        critic._gains[: critic._pending],
     )
+    return b"".join(array.tobytes() for array in arrays)
 
 
 UNTAUGHT = bits(replayed([]))
@@ -182,6 +185,63 @@ def test_a_study_made_anew_is_learned_anew() -> None:
     anew = [trial(number, float(number), second=100 + number) for number in range(3)]
     replay.learn(anew)
     assert bits(replay) == bits(replayed(anew))
+
+
+@given(data=st.data(), trials=histories(), budget=st.sampled_from([BUDGET, None]))
+@settings(max_examples=50, deadline=None)
+def test_a_study_is_followed_as_its_trials_finish(
+    data: st.DataObject, trials: list[FrozenTrial], budget: AdditiveBudget | None
+) -> None:
+    running = [trial(t.number, None, state=TrialState.RUNNING) for t in trials]
+    study: list[FrozenTrial] = []
+    replay = Replay(StudyDirection.MAXIMIZE, budget)
+    for number in data.draw(st.permutations(range(len(trials)))):
+        study += running[len(study) : number + 1 + data.draw(st.integers(0, 2))]
+        study[number] = trials[number]
+        if data.draw(st.booleans()):
+            replay.follow(list(study))
+    replay.follow(study)
+    assert bits(replay) == bits(replayed(trials, budget))
+
+
+def test_following_looks_at_new_trials_only() -> None:
+    class Watched(list[FrozenTrial]):
+        looks = 0
+
+        def __getitem__(self, key: Any) -> Any:
+            found = super().__getitem__(key)
+            self.looks += len(found) if isinstance(key, slice) else 1
+            return found
+
+        def __iter__(self) -> Any:
+            raise AssertionError("looked at all")
+
+    study = Watched(trial(number, float(number)) for number in range(200))
+    replay = Replay(StudyDirection.MAXIMIZE, BUDGET)
+    replay.follow(study)
+    study += [trial(200), trial(201, None, state=TrialState.RUNNING)]
+    study.looks = 0
+    replay.follow(study)
+    replay.follow(study)
+    assert study.looks < 10
+    assert bits(replay) == bits(replayed([*study[:201]]))
+
+
+@pytest.mark.parametrize("length", [0, 3, 5, 8])
+def test_a_study_made_anew_is_followed_anew(length: int) -> None:
+    replay = Replay(StudyDirection.MAXIMIZE, BUDGET)
+    replay.follow([trial(number) for number in range(5)])
+    anew = [trial(number, float(number), second=100 + number) for number in range(length)]
+    replay.follow(anew)
+    assert bits(replay) == bits(replayed(anew))
+
+
+def test_part_of_a_study_is_followed_too() -> None:
+    trials = [trial(number, float(number)) for number in range(6)]
+    replay = Replay(StudyDirection.MAXIMIZE, BUDGET)
+    replay.follow(trials[::2])
+    replay.follow(trials[1::2])
+    assert bits(replay) == bits(replayed(trials))
 
 
 def test_trials_that_did_not_finish_are_passed_over() -> None:
