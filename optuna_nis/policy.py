@@ -273,10 +273,7 @@ class Policy:
         uniform = rng.random((n, len(self._choices)))
 
         def pick(probabilities: FloatArray, columns: slice) -> IntArray:
-            cumulative = probabilities.cumsum(axis=-1)
-            # The factor keeps rounding from reaching past the last option with a probability.
-            level = uniform[:, columns] * cumulative[..., -1] * (1 - 1e-12)
-            return np.asarray((cumulative <= level[..., None]).sum(axis=-1), dtype=np.int64)
+            return _pick(probabilities, uniform[:, columns])
 
         pinned = {
             row: find_choice(known, fixed[name])
@@ -365,22 +362,46 @@ class Policy:
         Exact without a constraint. With one, what is left for a parameter depends on the earlier
         draws: the probabilities are then averages over a fixed set of draws.
         """
-        mean = self._typical().mean(axis=0)
-        return {
-            name: mean[row, : self._num_options[row]].copy()
-            for row, name in enumerate(self._choices)
-        }
+        probabilities, _ = self.summaries(self._logits[None])
+        return {name: array[0] for name, array in probabilities.items()}
 
     def entropy(self) -> float:
         """Entropy of a draw in nats, with a constraint as an average over a fixed set of draws."""
-        p = self._typical()
-        return float(-(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=(1, 2)).mean())
+        return float(self.summaries(self._logits[None])[1][0])
 
-    def _typical(self) -> FloatArray:
-        if self._constraint is None:
-            return self._probabilities(self._valid)[None]
-        options, _ = self.sample(_MARGINAL_DRAWS, np.random.default_rng(0))
-        return self._probabilities(self.masks(options))
+    @property
+    def logits(self) -> FloatArray:
+        """What the distribution is made from, shape ``(number of parameters, options)``."""
+        return self._logits.copy()
+
+    def summaries(self, logits: ArrayLike) -> tuple[dict[str, FloatArray], FloatArray]:
+        """Probabilities and entropy of this policy at several moments, for less than one by one.
+
+        Args:
+            logits: :attr:`logits` at each moment, shape ``(moments, number of parameters,
+                options)``.
+
+        Returns:
+            For every parameter what :meth:`probabilities` was, shape ``(moments, options)``, and
+            what :meth:`entropy` was, shape ``(moments,)``.
+        """
+        weights = np.exp(np.asarray(logits, dtype=np.float64)) * self._valid
+        moments = len(weights)
+        probabilities: dict[str, FloatArray] = {}
+        entropy = np.zeros(moments)
+        if self._constraint is not None:
+            walk = self._constraint.walk(moments * _MARGINAL_DRAWS)
+            uniform = np.random.default_rng(0).random((_MARGINAL_DRAWS, len(self._choices)))
+        for row, name in enumerate(self._choices):
+            p = weights[:, None, row, : self._num_options[row]]
+            if row < self._num_constrained:
+                p = p * walk.allowed(name).reshape(moments, _MARGINAL_DRAWS, -1)
+            p = p / p.sum(axis=2, keepdims=True)
+            if row < self._num_constrained:
+                walk.take(name, _pick(p, uniform[:, row]).ravel())
+            probabilities[name] = p.mean(axis=1)
+            entropy -= (p * np.log(np.where(p > 0, p, 1.0))).sum(axis=2).mean(axis=1)
+        return probabilities, entropy
 
     def update(
         self,
@@ -627,7 +648,11 @@ class _Critic:
 
     def _times_covariance(self, vector: FloatArray) -> FloatArray:
         used = vector.nonzero()[0]
-        product = np.einsum("i,ij->j", vector[used], self._covariance[used])
+        product = np.zeros(len(vector))
+        height = max(_BLOCK // len(vector), 1)
+        for start in range(0, len(used), height):
+            rows = used[start : start + height]
+            product += np.einsum("i,ij->j", vector[rows], self._covariance[rows])
         recent = self._gains[: self._pending]
         product -= np.einsum("k,ki->i", np.einsum("ki,i->k", recent, vector), recent)
         return np.asarray(product)
@@ -687,6 +712,13 @@ def _quantile(ordered: FloatArray, q: float) -> float:
 def _bounded(logits: FloatArray, valid: BoolArray) -> FloatArray:
     largest = np.where(valid, logits, -np.inf).max(axis=1, keepdims=True)
     return np.asarray(np.where(valid, np.maximum(logits - largest, _MIN_LOGIT), 0.0))
+
+
+def _pick(probabilities: FloatArray, uniform: FloatArray) -> IntArray:
+    cumulative = probabilities.cumsum(axis=-1)
+    # The factor keeps rounding from reaching past the last option with a probability.
+    level = uniform * cumulative[..., -1] * (1 - 1e-12)
+    return np.asarray((cumulative <= level[..., None]).sum(axis=-1), dtype=np.int64)
 
 
 def _log_prob(options: IntArray, probabilities: FloatArray) -> FloatArray:

@@ -380,20 +380,18 @@ def policy_history(
     if replay.policy is None or not trials:
         return PolicyHistory()
     ends = np.unique(np.linspace(1, len(trials), min(num_points, len(trials))).round().astype(int))
-    entropy = []
-    probabilities: dict[str, list[FloatArray]] = {name: [] for name in replay.policy.choices}
+    logits = []
     start = 0
     for end in ends.tolist():
         replay.learn(trials[start:end])
         start = end
-        entropy.append(replay.policy.entropy())
-        for name, values in replay.policy.probabilities().items():
-            probabilities[name].append(values)
+        logits.append(replay.policy.logits)
+    probabilities, entropy = replay.policy.summaries(logits)
     return PolicyHistory(
         trial_numbers=[trials[end - 1].number for end in ends.tolist()],
         choices=dict(replay.policy.choices),
-        probabilities={name: np.stack(values) for name, values in probabilities.items()},
-        entropy=entropy,
+        probabilities=probabilities,
+        entropy=entropy.tolist(),
     )
 
 

@@ -112,6 +112,22 @@ def test_probabilities_with_a_constraint_are_those_of_the_draws() -> None:
         assert probabilities.sum() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("constraint", [None, SPACE])
+def test_summaries_are_those_of_each_moment(constraint: SearchSpace | None) -> None:
+    policy = Policy({"extra": (1, 2, 3)}, constraint)
+    logits, probabilities, entropies = [], [], []
+    for seed in range(3):
+        logits.append(policy.logits)
+        probabilities.append(policy.probabilities())
+        entropies.append(policy.entropy())
+        taught(policy, 4, 4, seed)
+    together, entropy = policy.summaries(logits)
+    np.testing.assert_array_equal(entropy, entropies)
+    assert len(set(entropies)) == 3
+    for name, array in together.items():
+        np.testing.assert_array_equal(array, [p[name] for p in probabilities])
+
+
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 5), groups=st.integers(0, 5))
 @settings(max_examples=50, deadline=None)
 def test_no_draw_exceeds_the_budget(seed: int, n: int, groups: int) -> None:
