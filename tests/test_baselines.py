@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 import pytest
 
 from optuna_nis import EmbeddingSpec, SearchSpace
-from optuna_nis.baselines import uniform
+from optuna_nis.baselines import mixed_dimensions, rule_of_thumb, uniform
 
 
 @given(share=st.floats(0.05, 1.0), projected=st.booleans())
@@ -28,3 +28,54 @@ def test_tiny_budgets_cut_the_vocabulary() -> None:
     space = SearchSpace(specs, budget=100)
     with pytest.raises(ValueError, match="too few for uniform embeddings of width 1 with their"):
         uniform(space, projected=True)
+    with pytest.raises(ValueError, match="too few for widths of 1, which take 1980"):
+        rule_of_thumb(space)
+
+
+def test_a_cell_of_the_grid_of_widths_and_rows() -> None:
+    space = SearchSpace([EmbeddingSpec("a", 1000, 16), EmbeddingSpec("b", 40, 16)], budget=0.1)
+    found = uniform(space, width=8, max_embeddings=100, projected=True)
+    assert str(found).splitlines() == ["a: 100x8 (of 1000x16)", "b: 40x8 (of 40x16)"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "`width` must be between 1 and 16, got 0"),
+        ({"width": 17}, "`width` must be between 1 and 16, got 17"),
+        ({"max_embeddings": 0}, "`max_embeddings` must be at least 1, got 0"),
+    ],
+)
+def test_uniform_refuses(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        uniform(SearchSpace([EmbeddingSpec("a", 1000, 16)]), **options)  # type: ignore[arg-type]
+
+
+def test_rule_of_thumb_without_a_tight_budget_is_the_rule() -> None:
+    space = SearchSpace([EmbeddingSpec("a", 1000, 128), EmbeddingSpec("b", 2, 128)])
+    scale = 128 / round(1.6 * 1000**0.56)
+    widths = {name: table.tiers[0].embedding_dim for name, table in rule_of_thumb(space).items()}
+    assert widths["a"] == 128  # scaled up to what the tables allow
+    assert widths["b"] >= round(1.6 * 2**0.56) * int(scale)
+
+
+@given(share=st.floats(0.1, 1.0), alpha=st.floats(0.0, 1.0))
+def test_mixed_dimensions_use_the_budget(share: float, alpha: float) -> None:
+    specs = [EmbeddingSpec("a", 3000, 32), EmbeddingSpec("b", 40, 32)]
+    space = SearchSpace(specs, budget=share)
+    counts = {"a": range(3000), "b": [7] * 40}
+    found = mixed_dimensions(space, counts, alpha)
+    assert found.num_parameters <= space.budget
+    widths = [tier.embedding_dim for tier in found["a"].tiers]
+    assert widths == sorted(widths, reverse=True)
+    assert min(widths) >= 1
+    assert found["a"].kept == 3000
+    if alpha == 0:
+        assert len(widths) == 1
+
+
+def test_mixed_dimensions_need_all_counts() -> None:
+    space = SearchSpace([EmbeddingSpec("a", 1000, 16), EmbeddingSpec("b", 40, 16)])
+    message = "`counts` must hold 40 numbers for 'b', got 0"
+    with pytest.raises(ValueError, match=message):
+        mixed_dimensions(space, {"a": range(1000)})
