@@ -106,7 +106,8 @@ class Replay:
 
     def _forget(self) -> None:
         self._trials: list[FrozenTrial] = []
-        self._followed = 0
+        # Trials of the study looked at so far, finished or not.
+        self.num_followed = 0
         self._unfinished: list[int] = []
         self._seen: dict[int, datetime | None] = {}
         self._common: dict[str, BaseDistribution] | None = None
@@ -132,14 +133,14 @@ class Replay:
         if not self._continues(trials):
             self._forget()
         news = [trials[number] for number in self._unfinished]
-        news += trials[self._followed :]
-        self._followed = len(trials)
+        news += trials[self.num_followed :]
+        self.num_followed = len(trials)
         self._unfinished = [trial.number for trial in news if trial.state not in FINISHED]
         self.learn(news)
 
     def _continues(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether these are the trials followed so far and more, not a study made anew."""
-        if len(trials) < self._followed:
+        if len(trials) < self.num_followed:
             return False
         if not self._trials:
             return True

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import threading
-from typing import Any
+from typing import Any, overload
 import weakref
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -143,7 +143,7 @@ class NISSampler(BaseSampler):
                 trial to take the parameters from.
         """
         with self._lock:
-            policy = self._learn(study, use_cache=False).policy
+            policy = self._learn(study).policy
             if policy is None:
                 raise ValueError(
                     "`study` must have a finished trial with parameters that can be learned, or "
@@ -151,14 +151,19 @@ class NISSampler(BaseSampler):
                 )
             return policy.copy()
 
-    def _learn(self, study: Study, use_cache: bool = True) -> Replay:
+    def _learn(self, study: Study, trial: FrozenTrial | None = None) -> Replay:
         self._raise_error_if_multi_objective(study)
-        trials = study._get_trials(deepcopy=False, use_cache=use_cache)
-        replays = self._replays.setdefault(study._storage, {})
-        if study._study_id not in replays:
-            replays[study._study_id] = Replay(study.direction, self._budget, self._settings)
-        replay = replays[study._study_id]
-        replay.follow(trials)
+        storage, study_id = study._storage, study._study_id
+        replays = self._replays.setdefault(storage, {})
+        if study_id not in replays:
+            replays[study_id] = Replay(study.direction, self._budget, self._settings)
+        replay = replays[study_id]
+        if trial is not None and isinstance(storage, InMemoryStorage):
+            count = max(trial.number + 1, replay.num_followed)
+            replay.follow(_InMemoryTrials(storage, study_id, count))
+        else:
+            # Optuna keeps the list while a trial is set up.
+            replay.follow(study._get_trials(deepcopy=False, use_cache=trial is not None))
         return replay
 
     def infer_relative_search_space(
@@ -166,7 +171,7 @@ class NISSampler(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """The parameters that the policy draws."""
         with self._lock:
-            return dict(self._learn(study).distributions)
+            return dict(self._learn(study, trial).distributions)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -175,7 +180,7 @@ class NISSampler(BaseSampler):
         params: dict[str, Any] = {}
         attrs: dict[str, str | float] = {}
         with self._lock:
-            replay = self._learn(study)
+            replay = self._learn(study, trial)
             policy = replay.policy
             known = [
                 name
@@ -258,3 +263,31 @@ class NISSampler(BaseSampler):
     ) -> None:
         """Tell the independent sampler; the policy learns by replay instead."""
         self._independent_sampler.after_trial(study, trial, state, values)
+
+
+class _InMemoryTrials(Sequence[FrozenTrial]):
+    """The trials of a study by number, fetched as they are asked for.
+
+    To copy a list of 10,000 trials costs more than to propose one.
+    """
+
+    def __init__(self, storage: InMemoryStorage, study_id: int, count: int) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> FrozenTrial: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[FrozenTrial]: ...
+
+    def __getitem__(self, index: int | slice) -> FrozenTrial | list[FrozenTrial]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(self._count)[index]]
+        number = range(self._count)[index]
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        return self._storage.get_trial(trial_id)
