@@ -49,7 +49,7 @@ def train_shortlist(
         build_model: Makes a model of given sizes; its weights outside the embeddings must have
             the names that they have in the supernet.
         datamodule: Train and validation data.
-        epochs: Epochs of each round; after each but the last, half of the choices are dropped.
+        epochs: Epochs of each round; after each but the last, the worse half is dropped.
         progress: Called with a line of text before each training.
 
     Returns:
@@ -67,7 +67,7 @@ def train_shortlist(
                     progress(f"round {index + 1} of {len(epochs)}: {position} of {len(alive)}")
                 run.train(datamodule, more)
             alive = sorted(alive, key=lambda run: run.best, reverse=True)
-            alive = alive[: (len(alive) + 1) // 2]
+            alive = alive[: max(len(alive) // 2, 1)]
         runs.sort(key=lambda run: run.best, reverse=True)
         return [Candidate(run.allocation, run.best) for run in runs]
 
