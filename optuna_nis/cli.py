@@ -51,7 +51,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and 
 @app.command()
 def search(
     dataset: Annotated[
-        str | None, typer.Option(help="A data set that comes with the package: flights.")
+        str | None,
+        typer.Option(
+            help="A data set by name: flights, movielens-small, or, with --data-dir, movielens-1m "
+            "or amazon-video-games."
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the files of a data set that does not come with a package."),
     ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Your own table: a CSV, TSV or Parquet file.")
@@ -61,7 +69,10 @@ def search(
     ] = "ranking",
     label: Annotated[str | None, typer.Option(help="Label column of the table.")] = None,
     features: Annotated[
-        str, typer.Option(help="Feature columns of the table, separated by commas.")
+        str,
+        typer.Option(
+            help="Feature columns of the table, separated by commas; of a data set by default all."
+        ),
     ] = "",
     bags: Annotated[
         list[str] | None,
@@ -74,7 +85,11 @@ def search(
         str | None, typer.Option(help="Time column of the table: test on the latest rows.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="random or chronological.", show_default="random")
+        str | None,
+        typer.Option(
+            help="random, chronological or, for sequences of users, leave-one-out.",
+            show_default="what suits the data",
+        ),
     ] = None,
     budget: Annotated[
         str,
@@ -101,7 +116,7 @@ def search(
     updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     max_rows: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many rows of the data set.")
+        int | None, typer.Option(min=10, help="Use only about so many rows.")
     ] = None,
     storage: Storage = "sqlite:///optuna-nis.db",
     study_name: StudyName = "optuna-nis",
@@ -125,6 +140,7 @@ def search(
 
         data = DataConfig(
             dataset=dataset,
+            data_dir=None if data_dir is None else str(data_dir.resolve()),
             table=None if table is None else str(table.resolve()),
             task=task,  # type: ignore[arg-type]
             label=label,

@@ -15,27 +15,40 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from optuna_nis.datasets.amazon import AmazonVideoGamesRetrieval
 from optuna_nis.datasets.base import EmbeddingDataModule, Source, split_rows
 from optuna_nis.datasets.features import UNSEEN_TARGET, Features, Task
 from optuna_nis.datasets.flights import FlightsRanking, FlightsRetrieval
+from optuna_nis.datasets.movielens import (
+    MovieLens1MRanking,
+    MovieLensSmallRanking,
+    MovieLensSmallRetrieval,
+)
+from optuna_nis.datasets.named import NamedDataModule
 from optuna_nis.datasets.table import TableDataModule, read_table
 from optuna_nis.datasets.vocabulary import Vocabulary
 
-_DATASETS: dict[str, dict[str, type[EmbeddingDataModule]]] = {
+_DATASETS: dict[str, dict[str, type[NamedDataModule]]] = {
     "flights": {"ranking": FlightsRanking, "retrieval": FlightsRetrieval},
+    "movielens-small": {"ranking": MovieLensSmallRanking, "retrieval": MovieLensSmallRetrieval},
+    "movielens-1m": {"ranking": MovieLens1MRanking},
+    "amazon-video-games": {"retrieval": AmazonVideoGamesRetrieval},
 }
 
 
-def load_dataset(name: str, task: Task = "ranking", **options: Any) -> EmbeddingDataModule:
+def load_dataset(name: str, task: Task = "ranking", **options: Any) -> NamedDataModule:
     """Make the data module of a data set by name.
 
     Args:
-        name: ``"flights"``.
+        name: ``"flights"`` or ``"movielens-small"``, which come with packages, ``"movielens-1m"``
+            or ``"amazon-video-games"``, which are read from files in ``data_dir``.
         task: ``"ranking"`` or ``"retrieval"``.
-        options: Arguments of the data module, such as ``seed``.
+        **options: Arguments of :class:`NamedDataModule`, such as ``data_dir``, ``features`` and
+            ``seed``.
 
     Raises:
-        ValueError: If there is no such data set, or not for this task.
+        ValueError: If there is no such data set, or not for this task, or an option is out of
+            range.
 
     Example:
         >>> load_dataset("flights", "retrieval", seed=1).task
@@ -56,10 +69,15 @@ def load_dataset(name: str, task: Task = "ranking", **options: Any) -> Embedding
 
 __all__ = [
     "UNSEEN_TARGET",
+    "AmazonVideoGamesRetrieval",
     "EmbeddingDataModule",
     "Features",
     "FlightsRanking",
     "FlightsRetrieval",
+    "MovieLens1MRanking",
+    "MovieLensSmallRanking",
+    "MovieLensSmallRetrieval",
+    "NamedDataModule",
     "Source",
     "TableDataModule",
     "Task",

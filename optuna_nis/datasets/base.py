@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from lightning.pytorch import LightningDataModule
 import numpy as np
@@ -14,16 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from optuna_nis.datasets.features import (
-    LABEL,
-    Features,
-    Task,
-    check_task,
-)
+from optuna_nis._checks import check_integer
+from optuna_nis.datasets.features import LABEL, Features, Task, check_features, check_task
 from optuna_nis.datasets.vocabulary import Vocabulary
 from optuna_nis.space import EmbeddingSpec
 
-Split = Literal["random", "chronological"]
+Split = Literal["random", "chronological", "leave-one-out"]
 Batch = dict[str, Tensor]
 
 _MIN_ROWS = 10
@@ -38,40 +34,79 @@ class Parts(NamedTuple):
 
 
 def split_rows(
-    num_rows: int, *, split: Split, seed: int, order: NDArray[Any] | None = None
+    num_rows: int,
+    *,
+    split: Split,
+    seed: int,
+    order: NDArray[Any] | None = None,
+    group: NDArray[Any] | None = None,
 ) -> Parts:
-    """Divide rows into 80 % for training, 10 % for validation and 10 % for the test.
+    """Divide rows into those for training, for validation and for the test.
 
     Args:
         num_rows: Number of rows.
-        split: ``"random"``, or ``"chronological"``: the test is on the last rows, validation on
-            the ones before.
+        split: ``"random"`` and ``"chronological"`` give 80, 10 and 10 %, the latter with the last
+            rows for the test and the ones before for validation; ``"leave-one-out"`` gives the
+            last row of every group to the test, the one before it to validation and all others,
+            among them groups of one row, to training.
         seed: Seed of the random split, and of the order of the validation rows, of which any run
-            is a fair sample in both splits.
+            is a fair sample in all splits.
         order: For every row a number that grows with time; by default rows are in order of time.
+        group: For every row whose it is, such as a user, for ``"leave-one-out"``.
 
     Raises:
-        ValueError: If there are fewer than 10 rows or the split is unknown.
+        ValueError: If there are fewer than 10 rows, the split is unknown, or groups are missing
+            or leave a part empty.
 
     Example:
         >>> parts = split_rows(100, split="random", seed=0)
         >>> [len(part) for part in parts]
         [80, 10, 10]
+        >>> users = np.repeat(["ann", "bob"], [4, 6])
+        >>> parts = split_rows(10, split="leave-one-out", seed=0, group=users)
+        >>> parts.train.tolist(), sorted(parts.validation.tolist()), parts.test.tolist()
+        ([0, 1, 4, 5, 6, 7], [2, 8], [3, 9])
     """
     if num_rows < _MIN_ROWS:
         raise ValueError(
             f"A data set must have at least {_MIN_ROWS} rows for its three parts, got {num_rows}."
         )
+    _check_split(split)
     rng = np.random.default_rng(seed)
-    tenth = num_rows // 10
     if split == "random":
         rows = rng.permutation(num_rows)
-    elif split == "chronological":
-        rows = np.arange(num_rows) if order is None else np.argsort(order, kind="stable")
     else:
-        raise ValueError(f'`split` must be "random" or "chronological", got {split!r}.')
-    train, validation, test = np.split(rows, [num_rows - 2 * tenth, num_rows - tenth])
+        rows = np.arange(num_rows) if order is None else np.argsort(order, kind="stable")
+    if split == "leave-one-out":
+        train, validation, test = _last_of_groups(rows, group)
+    else:
+        tenth = num_rows // 10
+        train, validation, test = np.split(rows, [num_rows - 2 * tenth, num_rows - tenth])
     return Parts(train, rng.permutation(validation), test)
+
+
+def _last_of_groups(rows: NDArray[np.int64], group: NDArray[Any] | None) -> Parts:
+    if group is None:
+        raise ValueError(
+            '`split="leave-one-out"` takes the last rows of groups such as users, and these data '
+            "have none."
+        )
+    ordered = pd.Series(group[rows])
+    groups = ordered.groupby(ordered, sort=False)
+    # A row that is alone counts as one with two after it.
+    left = np.where(groups.transform("size") == 1, 2, groups.cumcount(ascending=False))
+    parts = Parts(rows[left >= 2], rows[left == 1], rows[left == 0])
+    if not all(len(part) for part in parts):
+        raise ValueError(
+            '`split="leave-one-out"` would leave a part empty: no group has three rows.'
+        )
+    return parts
+
+
+def _check_split(split: str) -> None:
+    if split not in get_args(Split):
+        known = ", ".join(f'"{each}"' for each in get_args(Split))
+        raise ValueError(f"`split` must be one of {known}, got {split!r}.")
 
 
 @dataclass(frozen=True)
@@ -79,14 +114,16 @@ class Source:
     """The rows of a data set before they are split.
 
     Attributes:
-        frame: One column for each feature.
+        frame: One column for each feature, and perhaps others.
         target: Labels 0 and 1 for ranking, the values to find for retrieval; none missing.
         order: For every row a number that grows with time, or :obj:`None` if rows are in order.
+        group: For every row whose it is, or :obj:`None` if there is no such thing.
     """
 
     frame: pd.DataFrame
     target: pd.Series[Any]
     order: NDArray[Any] | None = None
+    group: NDArray[Any] | None = None
 
 
 class EmbeddingDataModule(LightningDataModule):
@@ -98,23 +135,25 @@ class EmbeddingDataModule(LightningDataModule):
     whose target was never seen in training have the label ``UNSEEN_TARGET``: they count as
     misses.
 
-    Training, validation and test are 80, 10 and 10 % of the rows and disjoint. Vocabularies come
-    from the training part alone. The test part is made by ``setup("test")``, which
+    The three parts are disjoint, see :func:`split_rows`. Vocabularies come from the training part
+    alone. The test part is made by ``setup("test")``, which
     :meth:`Trainer.test <lightning.pytorch.Trainer.test>` calls, and by nothing else.
 
     A subclass implements :meth:`load`.
 
     Args:
         task: ``"ranking"`` or ``"retrieval"``.
+        features: Names of the features, by default all columns that :meth:`load` gives.
         separators: For every feature that is a bag, the text between its values, or :obj:`None`
             if its cells are lists.
-        split: ``"random"`` or ``"chronological"``.
+        split: ``"random"``, ``"chronological"`` or ``"leave-one-out"``.
         batch_size: Rows in a training batch. The last rows of an epoch that do not fill one are
             left out.
         eval_batch_size: Rows in a validation or test batch.
         seed: Seed of the split. Keep it from the search to the final test: another seed would
             move rows that were searched on into the test.
         shuffle_seed: Seed of the order of training rows, by default ``seed``.
+        max_rows: Use only about so many rows, drawn with ``seed`` from every part in proportion.
         max_vocabulary: Keep only so many of the most frequent values of every feature.
         max_bag_length: Values kept of a bag, the first ones.
         withhold_test: Drop the test part for good, as a search should: ``setup("test")`` fails.
@@ -127,40 +166,43 @@ class EmbeddingDataModule(LightningDataModule):
         self,
         task: Task,
         *,
+        features: Sequence[str] | None = None,
         separators: Mapping[str, str | None] | None = None,
         split: Split = "random",
         batch_size: int = 4096,
         eval_batch_size: int = 16384,
         seed: int = 0,
         shuffle_seed: int | None = None,
+        max_rows: int | None = None,
         max_vocabulary: int | None = None,
         max_bag_length: int = 50,
         withhold_test: bool = False,
     ) -> None:
         super().__init__()
         check_task(task)
-        if split not in ("random", "chronological"):
-            raise ValueError(f'`split` must be "random" or "chronological", got {split!r}.')
+        _check_split(split)
+        if features is not None:
+            check_features(features, separators or {}, max_bag_length)
         shuffle_seed = seed if shuffle_seed is None else shuffle_seed
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("seed", seed, 0),
             ("shuffle_seed", shuffle_seed, 0),
+            ("max_rows", _MIN_ROWS if max_rows is None else max_rows, _MIN_ROWS),
             ("max_vocabulary", 1 if max_vocabulary is None else max_vocabulary, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"`{name}` must be an integer of at least {least}, got {value!r}."
-                )
+            check_integer(name, value, least)
         self.task: Task = task
         self.split: Split = split
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.shuffle_seed = shuffle_seed
+        self.max_rows = max_rows
         self.max_vocabulary = max_vocabulary
         self.max_bag_length = max_bag_length
+        self._names = None if features is None else list(features)
         self._separators = dict(separators or {})
         self._withhold_test = withhold_test
         self._features: Features | None = None
@@ -197,9 +239,14 @@ class EmbeddingDataModule(LightningDataModule):
 
     def _setup_fit(self) -> None:
         source = self.load()
-        parts = split_rows(len(source.frame), split=self.split, seed=self.seed, order=source.order)
+        frame = source.frame if self._names is None else source.frame[self._names]
+        parts = split_rows(
+            len(frame), split=self.split, seed=self.seed, order=source.order, group=source.group
+        )
+        if self.max_rows is not None and self.max_rows < len(frame):
+            parts = _thin(parts, self.max_rows / len(frame), self.seed)
         train, validation, test = (
-            Source(source.frame.iloc[rows], source.target.iloc[rows]) for rows in parts
+            Source(frame.iloc[rows], source.target.iloc[rows]) for rows in parts
         )
         _check_targets(self.task, {"training": train, "validation": validation, "test": test})
         self._features = Features.fit(
@@ -297,6 +344,17 @@ class EmbeddingDataModule(LightningDataModule):
         rows = _Rows(self._tensors[part])
         sampler: Any = _Batches(len(rows), batch_size, seed)
         return DataLoader(rows, sampler=sampler, batch_size=None)
+
+
+def _thin(parts: Parts, share: float, seed: int) -> Parts:
+    """Keep a random share of the rows of each part, in their order."""
+    rng = np.random.default_rng(seed)
+    return Parts(
+        *(
+            rows[np.sort(rng.choice(len(rows), max(1, round(share * len(rows))), replace=False))]
+            for rows in parts
+        )
+    )
 
 
 class _Rows(Dataset[Batch]):

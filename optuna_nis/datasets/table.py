@@ -14,7 +14,7 @@ import pyarrow
 from pyarrow import parquet
 
 from optuna_nis.datasets.base import EmbeddingDataModule, Source, Split
-from optuna_nis.datasets.features import Task, check_features
+from optuna_nis.datasets.features import Task
 from optuna_nis.datasets.vocabulary import Vocabulary
 
 _SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
@@ -41,13 +41,8 @@ class TableDataModule(EmbeddingDataModule):
         task: ``"ranking"`` or ``"retrieval"``.
         split: ``"random"`` or ``"chronological"``. By default chronological if there is a
             ``time``; chronological without ``time`` is in the order of the file.
-        batch_size: Rows in a training batch.
-        eval_batch_size: Rows in a validation or test batch.
-        seed: Seed of the split. Keep it from the search to the final test.
-        shuffle_seed: Seed of the order of training rows, by default ``seed``.
-        max_vocabulary: Keep only so many of the most frequent values of every feature.
-        max_bag_length: Values kept of a bag, the first ones.
-        withhold_test: Drop the test part for good, as a search should.
+        **options: Further arguments of :class:`EmbeddingDataModule`, such as ``seed`` and
+            ``withhold_test``.
 
     Raises:
         ValueError: If an argument is out of range. The file is read by :meth:`setup`.
@@ -80,13 +75,7 @@ class TableDataModule(EmbeddingDataModule):
         time: str | None = None,
         task: Task = "ranking",
         split: Split | None = None,
-        batch_size: int = 4096,
-        eval_batch_size: int = 16384,
-        seed: int = 0,
-        shuffle_seed: int | None = None,
-        max_vocabulary: int | None = None,
-        max_bag_length: int = 50,
-        withhold_test: bool = False,
+        **options: Any,
     ) -> None:
         if isinstance(features, str):
             raise ValueError(f"`features` must be a list of columns, got the text {features!r}.")
@@ -94,7 +83,6 @@ class TableDataModule(EmbeddingDataModule):
         columns = (*features, *(name for name in bags if name not in features))
         if label in columns:
             raise ValueError(f"`label` must not be a feature too, got {label!r} in `features`.")
-        check_features(columns, bags, max_bag_length)
         if time is not None and time == label:
             raise ValueError(f"`time` must not be the label too, got {time!r}.")
         if time is not None and split == "random":
@@ -103,15 +91,10 @@ class TableDataModule(EmbeddingDataModule):
             split = "random" if time is None else "chronological"
         super().__init__(
             task,
+            features=columns,
             separators=bags,
             split=split,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-            shuffle_seed=shuffle_seed,
-            max_vocabulary=max_vocabulary,
-            max_bag_length=max_bag_length,
-            withhold_test=withhold_test,
+            **options,
         )
         self.path = Path(path)
         self.label = label
@@ -146,7 +129,7 @@ class TableDataModule(EmbeddingDataModule):
         target = frame[self.label]
         if self.task == "ranking":
             target = _binary(target, self.label)
-        return Source(frame[list(self._columns)], target, order)
+        return Source(frame, target, order)
 
     def _warn_dropped(self, kept: NDArray[np.bool_], name: str) -> None:
         if missing := int((~kept).sum()):

@@ -14,6 +14,7 @@ from optuna.logging import get_logger
 import torch
 from torch import Tensor
 
+from optuna_nis._checks import check_integer
 from optuna_nis.allocation import Allocation
 from optuna_nis.budget import IntArray
 from optuna_nis.lightning._batch import batch_length, repeat, take
@@ -121,8 +122,7 @@ class NISCallback(Callback):
             ("score_examples", score_examples, 1),
             ("choices_per_step", choices_per_step, 2),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
+            check_integer(name, value, low)
         if not 0.0 <= warmup < 1.0:
             raise ValueError(f"`warmup` must be a share in [0, 1), got {warmup!r}.")
         self.space = space

@@ -61,15 +61,18 @@ class DataConfig:
         table: Path of a CSV or Parquet file, or None for a data set.
         task: ``"ranking"`` or ``"retrieval"``.
         label: Column of the label of a table.
-        features: Columns of the features of a table.
+        features: Columns of the features of a table; of a data set by default all.
         bags: Columns of a table with several values in a cell, and what stands between them.
         time: Column of a table to split chronologically.
-        split: ``"random"`` or ``"chronological"``; None is random, or chronological with a time.
+        split: ``"random"``, ``"chronological"`` or ``"leave-one-out"``; None is what suits the
+            data set, and for a table random, or chronological with a time.
         seed: Seed of the split.
-        max_rows: Use only so many rows of a data set.
+        max_rows: Use only about so many rows.
+        data_dir: Folder of the files of a data set that does not come with a package.
 
     Raises:
-        ValueError: Unless there is either a data set or a table, and a label with a table.
+        ValueError: Unless there is either a data set or a table, and with a table a label and no
+            ``data_dir``.
     """
 
     dataset: str | None = None
@@ -82,6 +85,7 @@ class DataConfig:
     split: Split | None = None
     seed: int = 0
     max_rows: int | None = None
+    data_dir: str | None = None
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.table is None):
@@ -91,6 +95,8 @@ class DataConfig:
             )
         if self.table is not None and self.label is None:
             raise ValueError("`label` must name the label's column of the table, got None.")
+        if self.table is not None and self.data_dir is not None:
+            raise ValueError(f"`data_dir` is for a data set by name, got {self.data_dir!r}.")
 
     @property
     def name(self) -> str:
@@ -111,12 +117,18 @@ class DataConfig:
             "seed": self.seed,
             "shuffle_seed": shuffle_seed,
             "withhold_test": withhold_test,
+            "max_rows": self.max_rows,
+            "split": self.split,
         }
         data: EmbeddingDataModule
         if self.dataset is not None:
-            if self.max_rows is not None:
-                options["max_rows"] = self.max_rows
-            data = load_dataset(self.dataset, self.task, split=self.split or "random", **options)
+            data = load_dataset(
+                self.dataset,
+                self.task,
+                features=self.features or None,
+                data_dir=self.data_dir,
+                **options,
+            )
         else:
             assert self.table is not None
             assert self.label is not None
@@ -127,7 +139,6 @@ class DataConfig:
                 bags=self.bags,
                 time=self.time,
                 task=self.task,
-                split=self.split,
                 **options,
             )
         data.setup("fit")

@@ -73,6 +73,36 @@ def test_chronological_parts_without_time_follow_the_rows() -> None:
     assert split_rows(50, split="chronological", seed=0).test.tolist() == [45, 46, 47, 48, 49]
 
 
+@given(st.lists(st.integers(1, 6), min_size=10, max_size=20).filter(lambda n: max(n) > 2))
+def test_the_last_row_of_each_group_is_for_the_test(sizes: list[int]) -> None:
+    rng = np.random.default_rng(len(sizes))
+    group = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    order = rng.permutation(len(group))
+
+    parts = split_rows(len(group), split="leave-one-out", seed=0, order=order, group=group)
+
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(group)))
+    assert sorted(group[parts.test]) == [g for g, size in enumerate(sizes) if size > 1]
+    for each, size in enumerate(sizes):
+        train, validation, test = (order[part[group[part] == each]] for part in parts)
+        assert len(train) == (size - 2 if size > 1 else 1)
+        if size > 1:
+            assert train.max(initial=-1) < validation.item() < test.item()
+
+
+@pytest.mark.parametrize("sizes", [[1] * 12, [2] * 6])
+def test_groups_that_leave_a_part_empty_are_refused(sizes: list[int]) -> None:
+    group = np.repeat(np.arange(len(sizes)), sizes)
+
+    with pytest.raises(ValueError, match="no group has three rows"):
+        split_rows(len(group), split="leave-one-out", seed=0, group=group)
+
+
+def test_data_without_groups_cannot_leave_one_out() -> None:
+    with pytest.raises(ValueError, match="takes the last rows of groups such as users"):
+        Synthetic(split="leave-one-out").setup("fit")
+
+
 def test_vocabularies_come_from_training_alone() -> None:
     data = Synthetic()
     data.setup("test")
@@ -103,6 +133,36 @@ def test_batches_hold_all_features_and_the_label() -> None:
     assert batch["tags"].max() == data.vocabularies["tags"].num_embeddings
     assert data.bags == {"tags"}
     assert [spec.name for spec in data.embedding_specs(4)] == ["row", "city", "tags"]
+
+
+def test_features_can_be_chosen() -> None:
+    data = Synthetic(features=["tags", "row"])
+    data.setup("fit")
+
+    assert list(next(iter(data.train_dataloader()))) == ["tags", "row", "label"]
+    with pytest.raises(ValueError, match="`bags` names 'tags', which is not a feature"):
+        Synthetic(features=["row"])
+
+
+@pytest.mark.parametrize("split", ["random", "chronological"])
+def test_max_rows_thins_every_part(split: Any) -> None:
+    whole = Synthetic(split=split)
+    thin, again, other = (Synthetic(split=split, max_rows=50, seed=s) for s in (0, 0, 1))
+    for each in (whole, thin, again, other):
+        each.setup("test")
+
+    assert thin.sizes == {"train": 40, "validation": 5, "test": 5}
+    assert set(thin.vocabularies["row"].values) < set(whole.vocabularies["row"].values)
+    assert thin.features == again.features != other.features
+    assert len(next(iter(thin.test_dataloader()))["row"]) == 5
+
+
+def test_more_than_all_rows_are_all_rows() -> None:
+    data, whole = Synthetic(max_rows=1000), Synthetic()
+    for each in (data, whole):
+        each.setup("fit")
+
+    assert data.features == whole.features
 
 
 def test_labels_stay_with_their_rows() -> None:
@@ -285,11 +345,12 @@ def test_useless_labels_are_refused(targets: list[Any], task: str, message: str)
     ("options", "message"),
     [
         ({"task": "sorting"}, '`task` must be "ranking"'),
-        ({"split": "sorted"}, '`split` must be "random" or "chronological", got \'sorted\''),
+        ({"split": "sorted"}, '`split` must be one of "random", "chronological", "leave-one-out"'),
         ({"batch_size": 0}, "`batch_size` must be an integer of at least 1, got 0"),
         ({"eval_batch_size": 2.5}, "`eval_batch_size` must be an integer"),
         ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ({"shuffle_seed": True}, "`shuffle_seed` must be an integer"),
+        ({"max_rows": 9}, "`max_rows` must be an integer of at least 10, got 9"),
         ({"max_vocabulary": 0}, "`max_vocabulary` must be an integer of at least 1"),
     ],
 )
@@ -299,7 +360,7 @@ def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
 
 
 def test_split_rows_checks_the_split() -> None:
-    with pytest.raises(ValueError, match='`split` must be "random"'):
+    with pytest.raises(ValueError, match="`split` must be one of"):
         split_rows(20, split="stratified", seed=0)  # type: ignore[arg-type]
 
 

@@ -5,13 +5,12 @@ import importlib.util
 import sys
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
 import optuna_nis.datasets
-from optuna_nis.datasets import FlightsRanking, FlightsRetrieval, load_dataset
-from optuna_nis.datasets.flights import _read_flights, add_history
+from optuna_nis.datasets import FlightsRanking, FlightsRetrieval
+from optuna_nis.datasets.flights import _read_flights
 
 
 def test_ranking_rows() -> None:
@@ -68,15 +67,6 @@ def test_history_holds_earlier_flights_of_the_aircraft() -> None:
         flown.append(target[row.Index])
 
 
-def test_add_history_keeps_aircraft_apart() -> None:
-    flights = pd.DataFrame({"tailnum": list("aab"), "dest": ["X", "Y", "Z"]}, index=[5, 3, 9])
-
-    added = add_history(flights)
-
-    assert added["history"].tolist() == [[], ["X"], []]
-    assert added["last_dest"].tolist() == [None, "X", None]
-
-
 @pytest.mark.parametrize("kind", [FlightsRanking, FlightsRetrieval])
 def test_chronological_split(kind: Any) -> None:
     data = kind(max_rows=3000, split="chronological")
@@ -86,20 +76,6 @@ def test_chronological_split(kind: Any) -> None:
     assert 12 not in months
     test = next(iter(data.test_dataloader()))["month"]
     assert (test == months.num_embeddings).float().mean() > 0.5
-
-
-def test_max_rows_is_drawn_with_the_seed() -> None:
-    first, again, other = (FlightsRanking(max_rows=500, seed=seed).load() for seed in (0, 0, 1))
-
-    assert first.frame.equals(again.frame)
-    assert not first.frame.index.equals(other.frame.index)
-    assert len(first.frame) == len(first.target) == 500
-
-
-@pytest.mark.parametrize("max_rows", [0, True])
-def test_max_rows_is_checked(max_rows: int) -> None:
-    with pytest.raises(ValueError, match="`max_rows` must be at least 1"):
-        FlightsRanking(max_rows=max_rows)
 
 
 def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,23 +95,3 @@ def test_missing_dependency_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         ModuleNotFoundError, match=r'`pyarrow`, .* pip install "optuna-nis\[lightning,datasets\]"'
     ):
         importlib.reload(optuna_nis.datasets)
-
-
-def test_load_dataset() -> None:
-    data = load_dataset("flights", "retrieval", seed=3, withhold_test=True)
-
-    assert isinstance(data, FlightsRetrieval)
-    assert (data.seed, data.withhold_test) == (3, True)
-    assert isinstance(load_dataset("flights"), FlightsRanking)
-
-
-@pytest.mark.parametrize(
-    ("name", "task", "message"),
-    [
-        ("trains", "ranking", "`name` must be one of 'flights', got 'trains'"),
-        ("flights", "sorting", "`task` of 'flights' must be one of 'ranking', 'retrieval'"),
-    ],
-)
-def test_load_dataset_checks_its_arguments(name: str, task: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        load_dataset(name, task)

@@ -84,8 +84,29 @@ def test_data_config() -> None:
         DataConfig()
     with pytest.raises(ValueError, match="`label` must name"):
         DataConfig(table="a.csv")
+    with pytest.raises(ValueError, match="`data_dir` is for a data set by name, got '/data'"):
+        DataConfig(table="a.csv", label="y", data_dir="/data")
     with pytest.raises(ValueError, match="malformed"):
         DataConfig.from_json("{}")
+
+
+def test_data_config_of_an_earlier_version() -> None:
+    text = (
+        '{"dataset": "flights", "table": null, "task": "retrieval", "label": null, '
+        '"features": [], "bags": {}, "time": null, "split": null, "seed": 3, "max_rows": 500}'
+    )
+    assert DataConfig.from_json(text) == DataConfig(
+        dataset="flights", task="retrieval", seed=3, max_rows=500
+    )
+
+
+def test_data_config_of_a_named_data_set() -> None:
+    config = DataConfig(dataset="flights", features=("dest", "hour"), max_rows=500)
+    assert set(config.datamodule(withhold_test=True).vocabularies) == {"dest", "hour"}
+    config = DataConfig(dataset="movielens-1m", data_dir="/nowhere")
+    assert DataConfig.from_json(config.to_json()) == config
+    with pytest.raises(FileNotFoundError, match=r"movielens_1m_ratings\.parquet' is not there"):
+        config.datamodule(withhold_test=True)
 
 
 @pytest.mark.slow
