@@ -14,12 +14,22 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.functional.classification import binary_auroc
 
+from optuna_nis._checks import check_integer
 from optuna_nis.allocation import Allocation
 from optuna_nis.datasets.features import UNSEEN_TARGET, Features
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
+from optuna_nis.nn.softmax import (
+    sampled_softmax_loss,
+    softmax_loss,
+    target_ranks,
+    top_items,
+)
 from optuna_nis.space import SearchSpace
 
 Batch = dict[str, Tensor]
+
+_MAX_FULL_SOFTMAX = 50_000
+_NUM_SAMPLED = 8192
 
 
 class FeatureEmbeddings(nn.Module):
@@ -212,9 +222,12 @@ class RankingModule(EmbeddingModule):
 class RetrievalModule(EmbeddingModule):
     """A softmax over all items from the features of a query, measured by Recall@k.
 
+    It is trained on all items, or on some of them (:func:`sampled_softmax_loss`) where there are
+    very many, and always measured on all.
+
     Args:
         tables: As in :class:`RankingModule`.
-        num_classes: Number of items.
+        num_classes: Number of items, sorted by falling frequency.
         bags: As in :class:`RankingModule`.
         hidden: Widths of the layers of the MLP; the last one is the width of the items' vectors.
         learning_rate: Of Adam.
@@ -222,6 +235,11 @@ class RetrievalModule(EmbeddingModule):
         dropout: Probability after each layer of the MLP.
         init_std: Standard deviation of the initial embeddings.
         top_k: The k of the Recall@k that are reported; the first is ``"val_metric"``.
+        num_sampled: Items that each training batch is compared with; as many as there are give
+            the full softmax. By default all up to 50,000, and 8,192 of more.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Shapes:
         - batch: as in :class:`RankingModule`, with ``"label"`` the index of the item,
@@ -247,33 +265,42 @@ class RetrievalModule(EmbeddingModule):
         l2: float = 1e-4,
         dropout: float = 0.0,
         init_std: float = 0.03,
-        top_k: Sequence[int] = (1, 10),
+        top_k: Sequence[int] = (1, 10, 50),
+        num_sampled: int | None = None,
     ) -> None:
         super().__init__(tables, bags=bags, learning_rate=learning_rate, l2=l2, init_std=init_std)
         if num_classes < 2:
             raise ValueError(f"`num_classes` must be at least 2, got {num_classes!r}.")
+        if num_sampled is None:
+            num_sampled = num_classes if num_classes <= _MAX_FULL_SOFTMAX else _NUM_SAMPLED
+        check_integer("num_sampled", num_sampled, 1)
+        self.num_sampled = min(num_sampled, num_classes)
         inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
         self.mlp = _mlp([inputs, *hidden], dropout)
         self.items = nn.Linear(hidden[-1], num_classes)
-        self.top_k = tuple(min(k, num_classes) for k in top_k)
+        self.top_k = tuple(dict.fromkeys(min(k, num_classes) for k in top_k))
         self.metric_name = f"Recall@{self.top_k[0]}"
         self.val_recall = nn.ModuleList(MeanMetric() for _ in self.top_k)
         self.test_recall = nn.ModuleList(MeanMetric() for _ in self.top_k)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the items."""
-        return self._logits(self.embeddings(batch))
-
-    def _logits(self, rows: Tensor) -> Tensor:
-        logits: Tensor = self.items(self.mlp(rows.flatten(1)))
+        logits: Tensor = self.items(self._vectors(self.embeddings(batch)))
         return logits
 
+    def _vectors(self, rows: Tensor) -> Tensor:
+        vectors: Tensor = self.mlp(rows.flatten(1))
+        return vectors
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy over all items and the penalty of the embeddings."""
+        """Cross-entropy over the items and the penalty of the embeddings."""
         rows = self.embeddings(batch)
-        loss = functional.cross_entropy(
-            self._logits(rows), batch["label"], ignore_index=UNSEEN_TARGET
-        )
+        known = batch["label"] != UNSEEN_TARGET
+        vectors, labels = self._vectors(rows)[known], batch["label"][known]
+        if self.num_sampled < self.items.out_features:
+            loss = sampled_softmax_loss(vectors, self.items, labels, self.num_sampled)
+        else:
+            loss = softmax_loss(vectors, self.items, labels)
         return loss + self._penalty(rows)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -285,23 +312,29 @@ class RetrievalModule(EmbeddingModule):
         self._log_recall("test", self.test_recall, batch)
 
     def _log_recall(self, part: str, metrics: nn.ModuleList, batch: Batch) -> None:
-        size = len(batch["label"])
-        best = self(batch).topk(max(self.top_k)).indices
-        hits = best == batch["label"].unsqueeze(1)
+        ranks = self._ranks(batch)
         for index, (k, metric) in enumerate(zip(self.top_k, metrics)):
             assert isinstance(metric, MeanMetric)
-            metric.update(hits[:, :k].any(1).float())
+            metric.update((ranks < k).float())
             name = f"{part}_metric" if index == 0 else f"{part}_recall@{k}"
-            self.log(name, metric, prog_bar=part == "val", batch_size=size)
+            self.log(name, metric, prog_bar=part == "val", batch_size=len(ranks))
+
+    def _ranks(self, batch: Batch) -> Tensor:
+        return target_ranks(self._vectors(self.embeddings(batch)), self.items, batch["label"])
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Indices of the best items, best first, of shape ``(batch, max(top_k))``."""
-        return self._logits(self.embeddings(batch)).topk(max(self.top_k)).indices
+        return top_items(self._vectors(self.embeddings(batch)), self.items, max(self.top_k))
 
     def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
-        """Recall of several choices on the same examples."""
-        hits = self._logits(self.embeddings(batch)).argmax(1) == batch["label"]
-        return hits.view(num_choices, -1).float().mean(1)
+        """Mean reciprocal rank of several choices on the same examples.
+
+        A smooth stand-in for the Recall@k that is reported: on a few thousand examples with many
+        items, Recall@1 is nearly always zero.
+        """
+        ranks = self._ranks(batch).view(num_choices, -1)
+        known = batch["label"].view(num_choices, -1) != UNSEEN_TARGET
+        return (known / (1.0 + ranks)).mean(1)
 
 
 def reference_model(

@@ -118,5 +118,5 @@ def test_retrieval_on_flights(study: optuna.Study, tmp_path: Path) -> None:
     data_module = data.datamodule(withhold_test=True)
     predictor = Predictor.load(tmp_path)
     found = predictor.predict(data_module.load().frame.head(3))
-    assert found.shape == (3, 10)
+    assert found.shape == (3, 50)
     assert set(found.ravel()) <= set(predictor.features.targets.values)  # type: ignore[union-attr]
