@@ -7,7 +7,7 @@ RUN ?= runs/demo
 TASK ?= ranking
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
-.PHONY: demo test lint types unit format clean
+.PHONY: demo test lint types unit servers format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,8 +29,11 @@ lint: $(BIN)/.installed
 types: $(BIN)/.installed
 	$(BIN)/mypy
 
-unit: $(BIN)/.installed
+unit: $(BIN)/.installed servers
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+servers:
+	sh benchmarks/install_servers.sh
 
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

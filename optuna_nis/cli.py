@@ -21,6 +21,9 @@ except ModuleNotFoundError as error:
 
 import optuna
 from optuna import Study
+from optuna.storages import BaseStorage
+
+from optuna_nis.storages import open_storage
 
 app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
@@ -37,11 +40,15 @@ app = typer.Typer(
 )
 _console = Console(stderr=True)
 
+# Packages through which Optuna speaks to storages, and the errors that are told in a line.
+_CLIENTS = ("sqlalchemy", "redis", "grpc")
+_EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError)
+
 Storage = Annotated[
     str,
     typer.Option(
-        help="Where the study is kept: sqlite:///FILE, postgresql://..., mysql://..., or a file "
-        "named *.journal for Optuna's journal."
+        help="Where the study is kept: sqlite:///FILE, postgresql://..., mysql://..., a file "
+        "named *.journal or redis://... for Optuna's journal, grpc://HOST:PORT for its proxy."
     ),
 ]
 StudyName = Annotated[str, typer.Option(help="Name of the study.")]
@@ -133,6 +140,7 @@ def search(
         --bags genres:'|' --budget 20%
     """
     with _errors(quiet):
+        _silence_lightning()
         from lightning.pytorch.callbacks import RichProgressBar
 
         from optuna_nis.lightning import DataConfig
@@ -193,6 +201,7 @@ def retrain(
 ) -> None:
     """Train the best sizes from scratch, uniform ones and the full tables; test each once."""
     with _errors(quiet):
+        _silence_lightning()
         from optuna_nis.lightning import retrain as run_retrain
         from optuna_nis.report import format_table
 
@@ -245,6 +254,7 @@ def predict(
 ) -> None:
     """Predict for new rows with a retrained model: unknown ids are fine."""
     with _errors(quiet):
+        _silence_lightning()
         import pandas as pd
 
         from optuna_nis.datasets import read_table
@@ -268,24 +278,28 @@ def main() -> None:
 @contextmanager
 def _errors(quiet: bool) -> Iterator[None]:
     """Say in a line what went wrong; what is in the study stays there."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
+    optuna.logging.disable_default_handler()
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
+        _fail("Interrupted. Finished trials are kept; the same command goes on.", 130)
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if isinstance(error, optuna.exceptions.StorageInternalError) or package in _CLIENTS:
+            _fail(f"The storage cannot be used: {error}")
+        if not isinstance(error, _EXPECTED):
+            raise
+        _fail(str(error.args[0] if isinstance(error, KeyError) else error))
+
+
+def _silence_lightning() -> None:
     # Importing Lightning sets the level of its loggers.
     import lightning.pytorch  # noqa: F401
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
-    optuna.logging.disable_default_handler()
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
-        _fail("Interrupted. Finished trials are kept; the same command goes on.", 130)
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        _fail(f"The storage cannot be used: {error}")
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError) as error:
-        _fail(str(error.args[0] if isinstance(error, KeyError) else error))
 
 
 def _fail(message: str, code: int = 1) -> None:
@@ -299,18 +313,13 @@ def _progress(quiet: bool) -> Any:
     return lambda text: _console.print(text, markup=False, highlight=False)
 
 
-def _storage(storage: str) -> Any:
-    if storage.endswith(".journal") and "://" not in storage:
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        return JournalStorage(JournalFileBackend(storage))
-    if "://" not in storage:
+def _storage(storage: str) -> BaseStorage:
+    if "://" not in storage and not storage.endswith(".journal"):
         raise ValueError(
             f"`--storage` must be a URL such as sqlite:///study.db or a *.journal file, got "
             f"{storage!r}."
         )
-    return storage
+    return open_storage(storage)
 
 
 def _load(storage: str, study_name: str) -> Study:

@@ -188,18 +188,16 @@ class NISSampler(BaseSampler):
                 if name in search_space and same_distribution(search_space[name], distribution)
             ]
             if policy is not None and known:
-                fixed = {
-                    name: value
-                    for name, value in trial.system_attrs.get("fixed_params", {}).items()
-                    if name in policy.choices
-                }
+                # Enqueued, or left by a worker that died: a retried trial has what it had.
+                given = trial.params | trial.system_attrs.get("fixed_params", {})
+                fixed = {name: given[name] for name in policy.choices if name in given}
                 options, log_prob = policy.sample(
                     _FIXED_DRAWS if fixed else 1, self._rng, fixed=fixed
                 )
                 row = int(np.isfinite(log_prob).argmax())
                 if fixed and not np.isfinite(log_prob[row]):
                     _logger.warning(
-                        f"The enqueued parameters {fixed} of Trial#{trial.number} leave no choice "
+                        f"The given parameters {fixed} of Trial#{trial.number} leave no choice "
                         "within the budget for the others."
                     )
                 drawn = policy.params(options[row : row + 1])[0]

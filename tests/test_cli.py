@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -79,6 +82,7 @@ def test_search_retrain_report_predict(table: Path) -> None:
         (("--dataset", "flights"), "Either `dataset` or `table`"),
         (("--storage", "study.db"), "`--storage` must be a URL"),
         (("--storage", "sqlite:////nowhere/at/all.db"), "The storage cannot be used"),
+        (("--storage", "redis://127.0.0.1:1"), "The storage cannot be used"),
     ],
 )
 def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message: str) -> None:
@@ -116,6 +120,23 @@ def test_journal_storage(table: Path) -> None:
     assert code == 0, output
     code, output = _search(table, "--storage", table.parent / "s.journal")
     assert code == 0, output
+
+
+def test_only_commands_that_train_import_torch(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/s.db"
+    optuna.create_study(storage=storage, study_name="optuna-nis", direction="maximize")
+    code = (
+        "import sys\n"
+        "from optuna_nis.cli import app\n"
+        f"args = ['report', '--storage', '{storage}']\n"
+        "try:\n    app(args)\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "no finished trial" in done.stderr
+    assert done.returncode == 0
 
 
 def test_help_teaches() -> None:

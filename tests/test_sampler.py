@@ -244,6 +244,23 @@ def test_an_enqueued_choice_leaves_the_rest_within_the_budget() -> None:
     assert all(LOG_PROB_KEY not in trial.system_attrs for trial in study.trials)
 
 
+@pytest.mark.parametrize("given", ["a", "b"])
+def test_a_retried_trial_stays_within_the_budget(given: str) -> None:
+    costs = {0: 0, 1: 1, 2: 2}
+    budget = AdditiveBudget(2, {"a": costs, "b": costs})
+    distributions = {n: CategoricalDistribution(c) for n, c in budget.choices.items()}
+    study = optuna.create_study(sampler=NISSampler(budget=budget, seed=0))
+    for _ in range(20):
+        waiting = optuna.create_trial(
+            state=TrialState.WAITING,
+            params={given: 2},
+            distributions={given: distributions[given]},
+        )
+        study.add_trial(waiting)
+        trial = study.ask(distributions)
+        assert trial.params[given] == sum(trial.params.values()) == 2
+
+
 def test_an_enqueued_choice_beyond_the_budget_is_said(caplog: pytest.LogCaptureFixture) -> None:
     optuna.logging.enable_propagation()
     budget = AdditiveBudget(1, {"x": {0: 0, 1: 1}, "y": {0: 0, 5: 5}})
