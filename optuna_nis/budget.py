@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import math
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +162,9 @@ class Constraint(Protocol):
     ) -> Mapping[str, NDArray[np.float64]]:
         """The nearest log-weights whose expected cost is within the limit."""
 
+    def canonical(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Params that a policy might have drawn and that mean the same as those given."""
+
 
 class AdditiveBudget:
     """A limit on the sum of the costs of the chosen options, for any categorical space.
@@ -225,6 +228,10 @@ class AdditiveBudget:
     ) -> Mapping[str, NDArray[np.float64]]:
         """The nearest log-weights whose expected cost is within the limit."""
         return tilt_to_budget(self._costs, self._limit, log_weights)
+
+    def canonical(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The params themselves: every choice means something else."""
+        return params
 
 
 class _AdditiveWalk:

@@ -257,6 +257,14 @@ class Replay:
         # One walk for all of them: what was open depends on the choices, not on the policy.
         masks = self.policy.masks(options)
         feasible = self.policy.feasible(options, masks)
+        if self._constraint is not None and not feasible.all():
+            # Another sampler may have said the same in a way in which the policy never says it.
+            for place in np.flatnonzero(~feasible).tolist():
+                row = find(self._constraint.canonical(trials[taught[place]].params))
+                if row is not None:
+                    options[place] = row
+            masks = self.policy.masks(options)
+            feasible = self.policy.feasible(options, masks)
         members = [nothing] * len(trials)
         for row_index, index in enumerate(taught):
             if feasible[row_index]:
@@ -403,7 +411,8 @@ def check_budget(budget: object) -> None:
         TypeError: If the budget is not a constraint.
     """
     if budget is None or all(
-        hasattr(budget, member) for member in ("choices", "walk", "initial_log_weights")
+        hasattr(budget, member)
+        for member in ("choices", "walk", "initial_log_weights", "canonical")
     ):
         return
     raise TypeError(
@@ -411,6 +420,22 @@ def check_budget(budget: object) -> None:
         f"`AdditiveBudget`, got {budget!r}; pass a number to the space: "
         "`NISSampler(budget=SearchSpace(specs, budget=...))`."
     )
+
+
+def keeps_to(constraint: Constraint, params: Mapping[str, Any]) -> bool:
+    """Whether params keep to a constraint; unknown and missing ones break nothing."""
+    if any(name not in params for name in constraint.choices):
+        return True
+    params = constraint.canonical(params)
+    walk = constraint.walk(1)
+    for name, choices in constraint.choices.items():
+        option = find_choice(choices, params[name])
+        if option is None:
+            return True
+        if not walk.allowed(name)[0, option]:
+            return False
+        walk.take(name, np.array([option]))
+    return True
 
 
 def enumerate_choices(distribution: BaseDistribution) -> tuple[Choice, ...] | None:

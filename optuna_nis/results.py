@@ -236,6 +236,7 @@ def best_trial(study: Study) -> FrozenTrial:
 
     Trials that were trained for real, scored on all validation data with shared weights, and
     scored on a batch of it cannot be compared: the best of the first kind that there is counts.
+    Trials that break a constraint count only if there are no others.
 
     Args:
         study: A study of an embedding search.
@@ -245,6 +246,7 @@ def best_trial(study: Study) -> FrozenTrial:
             one reward.
     """
     trials = finished_trials(study)
+    trials = [trial for trial in trials if _is_feasible(trial)] or trials
     for fidelity in reversed(_FIDELITIES):
         if alike := [t for t in trials if t.user_attrs.get(FIDELITY_ATTR) == fidelity]:
             return max(alike, key=value_of)
@@ -254,6 +256,11 @@ def best_trial(study: Study) -> FrozenTrial:
             "search first."
         )
     return max(trials, key=value_of)
+
+
+def _is_feasible(trial: FrozenTrial) -> bool:
+    # Constraints of trials are new in Optuna 5.
+    return all(value <= 0 for value in getattr(trial, "constraints", {}).values())
 
 
 def best_allocation(study: Study) -> Allocation:

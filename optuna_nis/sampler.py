@@ -27,6 +27,7 @@ from optuna_nis.replay import (
     check_budget,
     enumerate_choices,
     fingerprint,
+    keeps_to,
     policy_history,
     same_distribution,
 )
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 _FIXED_DRAWS = 64
+# Under this key `Trial.set_constraint` would put the constraint "budget".
+_CONSTRAINT_KEY = "constraints:budget"
 
 _logger = optuna.logging.get_logger(__name__)
 
@@ -80,7 +83,9 @@ class NISSampler(BaseSampler):
     Args:
         budget: A hard limit on the choices, a :class:`~optuna_nis.SearchSpace` or an
             :class:`~optuna_nis.AdditiveBudget`. No choice beyond it is ever proposed. Its
-            parameters must be suggested by ``suggest_categorical`` with its choices.
+            parameters must be suggested by ``suggest_categorical`` with its choices. Parameters
+            that are enqueued or fixed by :class:`optuna.samplers.PartialFixedSampler` may break
+            it; such trials are marked as infeasible (the constraint ``"budget"``).
         seed: Seed of the random number generator.
         independent_sampler: Sampler of all parameters that the policy does not learn; by default
             :class:`~optuna.samplers.RandomSampler`.
@@ -259,7 +264,18 @@ class NISSampler(BaseSampler):
         state: TrialState,
         values: Sequence[float] | None,
     ) -> None:
-        """Tell the independent sampler; the policy learns by replay instead."""
+        """Mark a trial that others pushed over the budget; the policy learns by replay instead."""
+        if (
+            self._budget is not None
+            and state in (TrialState.COMPLETE, TrialState.PRUNED)
+            and PROPOSAL_KEY not in trial.system_attrs
+            and not keeps_to(self._budget, trial.params)
+        ):
+            study._storage.set_trial_system_attr(trial._trial_id, _CONSTRAINT_KEY, 1.0)
+            _logger.warning(
+                f"Trial#{trial.number} is over the budget: its parameters were fixed or enqueued. "
+                "It is marked as infeasible, and the policy does not learn from it."
+            )
         self._independent_sampler.after_trial(study, trial, state, values)
 
 

@@ -419,6 +419,22 @@ class SearchSpace:
         tilted = tilt_to_budget(costs, self.budget, log_weights)
         return {name: tilted[name] for name in self._choices}
 
+    def canonical(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Params of the same allocation whose widths do not grow with the rank.
+
+        Other samplers than :class:`~optuna_nis.NISSampler` draw wider rows for rarer ids too; the
+        allocation then counts a row as no wider than those of more frequent ids.
+
+        Raises:
+            ValueError: If a parameter is missing or has a value that is not one of its choices.
+
+        Example:
+            >>> space = SearchSpace([EmbeddingSpec("user", 10, 4, row_blocks=2)], budget=1.0)
+            >>> space.canonical({"user[0:5]": 2, "user[5:10]": 4})
+            {'user[0:5]': 2, 'user[5:10]': 2}
+        """
+        return {**params, **self.params(self.allocation(params))}
+
     def with_budget(self, budget: int | float | str) -> SearchSpace:
         """The same space under another budget, given as in the constructor."""
         return SearchSpace(self.specs, budget=budget, mode=self.mode)

@@ -28,6 +28,7 @@ from optuna_nis.replay import (
     fingerprint,
     policy_history,
 )
+from optuna_nis.space import EmbeddingSpec, SearchSpace
 
 BUDGET = AdditiveBudget(4, {"x": {0: 0, 1: 1, 2: 2}, "y": {0: 0, 3: 3}, "z": {0: 0, 1: 1}})
 SPACE = {name: CategoricalDistribution(options) for name, options in BUDGET.choices.items()}
@@ -271,6 +272,22 @@ def test_trials_that_did_not_finish_are_passed_over() -> None:
 def test_what_teaches_nothing(nothing: FrozenTrial) -> None:
     trials = [trial(number, float(number)) for number in range(4)]
     assert bits(replayed([*trials, nothing])) == bits(replayed(trials))
+
+
+def test_widths_that_grow_with_the_rank_count_as_what_they_mean() -> None:
+    space = SearchSpace([EmbeddingSpec("user", 60, 4, row_blocks=(20, 40))], budget=0.9)
+    names = list(space.choices)
+
+    def learned(*widths: tuple[int, int]) -> bytes:
+        replay = Replay(StudyDirection.MAXIMIZE, space)
+        replay.learn(
+            trial(n, float(n), dict(zip(names, w)), distributions=space.distributions())
+            for n, w in enumerate(widths)
+        )
+        return bits(replay)
+
+    assert learned((0, 0), (2, 4)) == learned((0, 0), (2, 2)) != learned((0, 0))
+    assert learned((0, 0), (2, 2), (4, 4)) == learned((0, 0), (2, 2))  # over the budget
 
 
 def test_pruned_trials_count_with_their_last_report() -> None:

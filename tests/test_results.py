@@ -124,6 +124,14 @@ def test_best_trial_prefers_the_dearest_score(make_study):
     assert stored.is_trained(stored.best_trial(study))
 
 
+def test_best_trial_breaks_no_constraint_if_any_does_not():
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.create_trial(value=0.9, constraints={"memory": 5.0}))
+    assert stored.best_trial(study).value == 0.9
+    study.add_trial(optuna.create_trial(value=0.3, constraints={"memory": -5.0}))
+    assert stored.best_trial(study).value == 0.3
+
+
 def test_best_trial_without_fidelity_ignores_what_is_not_finite():
     study = optuna.create_study(direction="maximize")
     for value in (0.1, math.inf, 0.3):

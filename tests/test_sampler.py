@@ -274,6 +274,40 @@ def test_an_enqueued_choice_beyond_the_budget_is_said(caplog: pytest.LogCaptureF
     assert "leave no choice within the budget" in caplog.text
 
 
+def test_a_trial_that_others_push_over_the_budget_is_infeasible(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    costs = {0: 0, 1: 1, 2: 2}
+    budget = AdditiveBudget(2, {"a": costs, "b": costs})
+    sampler = NISSampler(budget=budget, seed=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+
+    def total(trial: Trial) -> float:
+        return sum(trial.suggest_categorical(name, [0, 1, 2]) for name in "ab")
+
+    study.optimize(total, n_trials=10)
+    learned = bits(sampler.policy(study))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = PartialFixedSampler({"a": 2}, sampler)
+    optuna.logging.enable_propagation()
+    try:
+        study.optimize(total, n_trials=10)
+    finally:
+        optuna.logging.disable_propagation()
+    over = [trial for trial in study.trials if trial.value > 2]
+    assert over
+    for trial in study.trials:
+        assert trial.constraints == ({"budget": 1.0} if trial in over else {})
+    assert study.best_value == 2
+    assert caplog.text.count("is over the budget") == len(over)
+    study.sampler = sampler
+    study.enqueue_trial({"a": 2, "b": 2})
+    study.optimize(total, n_trials=1)
+    assert study.trials[-1].constraints == {"budget": 1.0}
+    assert bits(sampler.policy(study)) != learned
+
+
 def test_other_samplers_may_fix_or_add_parameters() -> None:
     study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=SPACE, seed=0))
     with warnings.catch_warnings():
