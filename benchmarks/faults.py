@@ -259,7 +259,8 @@ def small_disk() -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            subprocess.run(["umount", folder], check=True)
+            # Lazily: connections of this process may still be open.
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def main() -> None:

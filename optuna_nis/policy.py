@@ -149,6 +149,7 @@ class Policy:
         self._logits = self._initial.copy()
         self._temperature = self.settings.temperature / (len(self._choices) + 1)
         self._scale = _RewardScale()
+        self._advantages = np.empty(0)
         self._critic = _Critic(
             [
                 _prior_covariance(options) / self.settings.ridge
@@ -370,6 +371,14 @@ class Policy:
         return float(self.summaries(self._logits[None])[1][0])
 
     @property
+    def advantages(self) -> FloatArray:
+        """How much better the trials learned last were than the critic had expected.
+
+        In standard deviations of the reward, at most 3 either way; of 256 trials at most.
+        """
+        return self._advantages.copy()
+
+    @property
     def logits(self) -> FloatArray:
         """What the distribution is made from, shape ``(number of parameters, options)``."""
         return self._logits.copy()
@@ -457,6 +466,7 @@ class Policy:
             rows -= rows.mean(axis=0)
         surprise = self._critic.learn(rows, observed)
         advantage = _clip(surprise / observed.scale, -_MAX_ADVANTAGE, _MAX_ADVANTAGE)
+        self._advantages = np.concatenate([self._advantages, advantage])[-_WINDOW:]
         self._step(chosen, masks, advantage, drawn, observed.scale)
 
     def _step(

@@ -108,12 +108,21 @@ class Replay:
         self._trials: list[FrozenTrial] = []
         # Trials of the study looked at so far, finished or not.
         self.num_followed = 0
+        # Trials that had finished unseen when the study was last looked at and any had.
+        self.lag = 0
+        # How many trials had finished when a moment of the policy was last noted.
+        self.last_moment = 0
         self._unfinished: list[int] = []
         self._seen: dict[int, datetime | None] = {}
         self._common: dict[str, BaseDistribution] | None = None
         self.distributions: dict[str, BaseDistribution] = {}
         self.policy: Policy | None = None
         self._restart()
+
+    @property
+    def num_trials(self) -> int:
+        """Number of finished trials."""
+        return len(self._trials)
 
     @property
     def trial_numbers(self) -> list[int]:
@@ -163,6 +172,7 @@ class Replay:
             new = finished
         if not new:
             return
+        self.lag = len(new)
         self._seen.update((trial.number, trial.datetime_complete) for trial in new)
         if self._narrow(new):
             self._restart()

@@ -16,6 +16,7 @@ from optuna import Study
 
 from optuna_nis import __version__, results
 from optuna_nis.allocation import Allocation
+from optuna_nis.moments import moments_of
 from optuna_nis.results import RetrainResult
 from optuna_nis.space import SearchSpace
 
@@ -121,14 +122,16 @@ def _figures(study: Study) -> list[tuple[str, go.Figure]]:
         history = policy_of(study)
     except ValueError:
         return [*found, (_REWARD_TEXT, visualization.plot_reward_history(study))]
-    return [
-        *found,
+    found += [
         (_REWARD_TEXT, visualization.plot_reward_history(study, history=history)),
         (
             "What the controller believes after so many trials.",
             visualization.plot_policy(study, history=history),
         ),
     ]
+    if moments_of(study):
+        found.append((_LEARNING_TEXT, visualization.plot_learning(study)))
+    return found
 
 
 def _result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[str]]]:
@@ -303,6 +306,11 @@ def _script_json(data: object) -> str:
 
 
 _REWARD_TEXT = "How the search went. Without a penalty the reward is the quality itself."
+
+_LEARNING_TEXT = (
+    "How the controller learns: while the entropy falls it makes up its mind; while the "
+    "advantages vary there is something that its critic cannot explain."
+)
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">

@@ -16,6 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis.budget import Constraint
+from optuna_nis.moments import Moment, is_due, mean_and_std, save_moment
 from optuna_nis.policy import Policy, PolicySettings
 from optuna_nis.replay import (
     GROUP_KEY,
@@ -171,6 +172,31 @@ class NISSampler(BaseSampler):
             replay.follow(study._get_trials(deepcopy=False, use_cache=trial is not None))
         return replay
 
+    def observe(self, study: Study) -> None:
+        """Learn what has finished, and note in the study how the policy is doing.
+
+        While trials are asked for this happens by itself. What is noted, and when, says
+        :mod:`optuna_nis.moments`.
+
+        Args:
+            study: A study with a single objective.
+        """
+        with self._lock:
+            self._note(study, self._learn(study))
+
+    def _note(self, study: Study, replay: Replay) -> None:
+        if replay.policy is None or not is_due(replay.num_trials, replay.last_moment):
+            return
+        replay.last_moment = replay.num_trials
+        moment = Moment(
+            replay.num_trials,
+            replay.policy.entropy(),
+            *mean_and_std(replay.policy.advantages.tolist()),
+            replay.lag,
+        )
+        save_moment(study, moment)
+        _logger.debug(f"The policy of the study {study.study_name!r}: {moment}.")
+
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
@@ -186,6 +212,7 @@ class NISSampler(BaseSampler):
         attrs: dict[str, str | float] = {}
         with self._lock:
             replay = self._learn(study, trial)
+            self._note(study, replay)
             policy = replay.policy
             known = [
                 name

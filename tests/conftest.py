@@ -9,6 +9,7 @@ from optuna import Study
 import pytest
 
 from optuna_nis import EmbeddingSpec, SearchSpace, penalised_reward
+from optuna_nis.moments import Moment, save_moment
 from optuna_nis.results import (
     METRIC_ATTR,
     RetrainResult,
@@ -69,6 +70,8 @@ def _make_study(
             )
         )
     study.add_trials(trials)
+    if trials:
+        save_moment(study, Moment(len(trials), 2.5, 0.1, 0.9, len(trials)))
     if results:
         best = best_allocation(study)
         full = space.full_parameters

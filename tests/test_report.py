@@ -88,10 +88,10 @@ def test_report_holds_results_sizes_and_figures(page, make_study):
     for table in best.values():
         assert table.name in found.words
         assert f"{table.num_parameters:,}" in found.words
-    assert len(found.figures) == 5
-    assert found.tags.count("section") == 5
+    assert len(found.figures) == 6
+    assert found.tags.count("section") == 6
     titles = [figure["layout"]["title"]["text"] for figure in found.figures]
-    assert titles[-1] == "Policy over the trials"
+    assert titles[-2:] == ["Policy over the trials", "How the policy learns"]
 
 
 def test_report_needs_no_network(tmp_path, make_study):

@@ -21,7 +21,11 @@ from optuna_nis.results import (
     save_space,
 )
 from optuna_nis.reward import Reward
+from optuna_nis.sampler import NISSampler
 from optuna_nis.space import SearchSpace
+
+# To look at the study costs more than to record a group.
+_GROUPS_PER_MOMENT = 4
 
 
 class TrialRecorder:
@@ -38,6 +42,7 @@ class TrialRecorder:
     def __init__(self, study: Study, space: SearchSpace) -> None:
         save_space(study, space)
         self._study = study
+        self._groups = 0
         self._distributions: dict[str, BaseDistribution] = dict(space.distributions())
 
     def record(
@@ -82,3 +87,6 @@ class TrialRecorder:
         for trial in trials:
             trial.datetime_start = trial.datetime_complete = now
         add_finished_trials(self._study, trials)
+        self._groups += 1
+        if self._groups % _GROUPS_PER_MOMENT == 0 and isinstance(self._study.sampler, NISSampler):
+            self._study.sampler.observe(self._study)

@@ -9,6 +9,7 @@ except ImportError as error:
 
 from optuna_nis.visualization._allocation import plot_allocation
 from optuna_nis.visualization._feature_budget import plot_feature_budget
+from optuna_nis.visualization._learning import plot_learning
 from optuna_nis.visualization._memory_quality import plot_memory_vs_quality
 from optuna_nis.visualization._policy import plot_policy
 from optuna_nis.visualization._reward_history import plot_reward_history
@@ -16,6 +17,7 @@ from optuna_nis.visualization._reward_history import plot_reward_history
 __all__ = [
     "plot_allocation",
     "plot_feature_budget",
+    "plot_learning",
     "plot_memory_vs_quality",
     "plot_policy",
     "plot_reward_history",

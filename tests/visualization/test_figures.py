@@ -17,6 +17,7 @@ import pytest
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis import results as stored
 from optuna_nis import visualization as vis
+from optuna_nis.moments import moments_of
 from optuna_nis.sampler import NISSampler, PolicyHistory, policy_history
 from optuna_nis.visualization._allocation import _allocation_info
 from optuna_nis.visualization._feature_budget import _feature_budget_info
@@ -81,7 +82,9 @@ def test_study_without_trials(plot, make_study):
         plot(make_study(supernet=0))
 
 
-@pytest.mark.parametrize("plot", [plot for plot in PLOTS if plot is not vis.plot_policy])
+@pytest.mark.parametrize(
+    "plot", [p for p in PLOTS if p not in (vis.plot_policy, vis.plot_learning)]
+)
 def test_study_of_something_else(plot):
     study = optuna.create_study(direction="maximize")
     study.add_trial(optuna.create_trial(value=1.0))
@@ -105,6 +108,18 @@ def test_names_are_shown_literally(plot, make_study):
             assert "%{y}</i>" not in text
     if plot in (vis.plot_allocation, vis.plot_feature_budget):
         assert any(text == "&lt;b&gt;bold&lt;/b&gt;" for _, text in texts)
+
+
+def test_learning_is_drawn_from_what_was_noted():
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(seed=0))
+    study.optimize(lambda trial: trial.suggest_int("x", 0, 3), n_trials=30)
+    entropy, mean, std, lag = vis.plot_learning(study).data
+    moments = moments_of(study)
+    assert list(entropy.x) == list(lag.x) == [8, 16, 24]
+    assert entropy.y == pytest.approx([moment.entropy for moment in moments], rel=1e-4)
+    assert mean.y == pytest.approx([moment.advantage_mean for moment in moments], rel=1e-4)
+    assert std.y == pytest.approx([moment.advantage_std for moment in moments], rel=1e-4)
+    assert list(lag.y) == [1, 1, 1]
 
 
 def test_plotly_missing(monkeypatch):

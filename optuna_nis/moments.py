@@ -1,0 +1,100 @@
+"""How a policy was doing at moments of a study, kept in the study for those who watch it.
+
+A replay tells all of this too, but costs time; moments are few, whatever the number of trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+import math
+from typing import Any
+
+from optuna import Study
+
+MOMENTS_KEY = "nis:moments"
+"""Study system attribute: the moments, oldest first."""
+
+_VERSION = 1
+_MOST = 400
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A policy at a moment of a study.
+
+    Attributes:
+        num_trials: Finished trials that it was a function of.
+        entropy: Its entropy in nats.
+        advantage_mean: Mean advantage of the trials learned last, in standard deviations of the
+            reward: how much better they were than the critic expected.
+        advantage_std: Standard deviation of these advantages: how much the critic cannot explain.
+        replay_lag: Finished trials that the worker had not seen before it last looked; about the
+            number of workers.
+    """
+
+    num_trials: int
+    entropy: float
+    advantage_mean: float
+    advantage_std: float
+    replay_lag: int
+
+
+def is_due(num_trials: int, last: int) -> bool:
+    """Whether enough trials have finished since the last moment: 8, or a tenth of all."""
+    return num_trials >= max(last + 8, 1.1 * last)
+
+
+def save_moment(study: Study, moment: Moment) -> None:
+    """Add a moment to a study, in place of one after the same number of trials.
+
+    Of several workers that do so at once, one may win. Moments that cannot be read are replaced.
+    """
+    try:
+        known = moments_of(study)
+    except ValueError:
+        known = []
+    by_trials = {old.num_trials: old for old in known} | {moment.num_trials: moment}
+    kept = [astuple(by_trials[number]) for number in sorted(by_trials)][-_MOST:]
+    study._storage.set_study_system_attr(
+        study._study_id, MOMENTS_KEY, {"version": _VERSION, "moments": kept}
+    )
+
+
+def moments_of(study: Study) -> list[Moment]:
+    """The moments of a study, oldest first; none if no policy has been at work.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+    """
+    found = study._storage.get_study_system_attrs(study._study_id).get(MOMENTS_KEY)
+    if found is None:
+        return []
+    version = found.get("version") if isinstance(found, dict) else None
+    if version != _VERSION:
+        raise ValueError(
+            f"The study system attribute {MOMENTS_KEY!r} of {study.study_name!r} must be of "
+            f"version {_VERSION}, got {str(version)[:80]!r}."
+        )
+    rows = found.get("moments")
+    if not isinstance(rows, list) or len(rows) > _MOST or not all(map(_is_moment, rows)):
+        raise ValueError(
+            f"The study system attribute {MOMENTS_KEY!r} of {study.study_name!r} is malformed."
+        )
+    return [Moment(*row) for row in rows]
+
+
+def _is_moment(row: Any) -> bool:
+    return (
+        isinstance(row, (list, tuple))
+        and len(row) == len(fields(Moment))
+        and all(isinstance(number, (int, float)) for number in row)
+        and all(abs(number) < 1e15 for number in row)
+    )
+
+
+def mean_and_std(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard deviation, 0 of nothing."""
+    known = list(values)
+    mean = math.fsum(known) / max(len(known), 1)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in known) / max(len(known), 1))
