@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import json
 import logging
 from pathlib import Path
+from time import sleep
 from typing import Annotated, Any
 import warnings
 
@@ -243,6 +244,33 @@ def report(
         print(f"report: {output}")
         if as_json:
             print(json.dumps(summary_of(study)))
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until interrupted.")] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between looks with --watch.")
+    ] = 2.0,
+    storage: Storage = "sqlite:///optuna-nis.db",
+    study_name: StudyName = "optuna-nis",
+) -> None:
+    """Print the state of a study: its trials, its policy, its best sizes, its speed."""
+    with _errors(quiet=True):
+        from rich.live import Live
+
+        from optuna_nis.sampler import NISSampler
+        from optuna_nis.status import render, space_of, status_of
+
+        study = _load(storage, study_name)
+        sampler = NISSampler(budget=space_of(study))
+        if not watch:
+            Console().print(render(status_of(study, sampler)))
+            return
+        with suppress(KeyboardInterrupt), Live(console=Console(), auto_refresh=False) as live:
+            while True:
+                live.update(render(status_of(study, sampler)), refresh=True)
+                sleep(interval)
 
 
 @app.command()

@@ -383,6 +383,11 @@ class Policy:
         """What the distribution is made from, shape ``(number of parameters, options)``."""
         return self._logits.copy()
 
+    @property
+    def initial_logits(self) -> FloatArray:
+        """The :attr:`logits` before anything was learned."""
+        return self._initial.copy()
+
     def summaries(self, logits: ArrayLike) -> tuple[dict[str, FloatArray], FloatArray]:
         """Probabilities and entropy of this policy at several moments, for less than one by one.
 

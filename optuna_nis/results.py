@@ -246,7 +246,7 @@ def best_trial(study: Study) -> FrozenTrial:
             one reward.
     """
     trials = finished_trials(study)
-    trials = [trial for trial in trials if _is_feasible(trial)] or trials
+    trials = [trial for trial in trials if is_feasible(trial)] or trials
     for fidelity in reversed(_FIDELITIES):
         if alike := [t for t in trials if t.user_attrs.get(FIDELITY_ATTR) == fidelity]:
             return max(alike, key=value_of)
@@ -258,7 +258,8 @@ def best_trial(study: Study) -> FrozenTrial:
     return max(trials, key=value_of)
 
 
-def _is_feasible(trial: FrozenTrial) -> bool:
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial breaks no constraint."""
     # Constraints of trials are new in Optuna 5.
     return all(value <= 0 for value in getattr(trial, "constraints", {}).values())
 
