@@ -188,8 +188,8 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
         results.TRAINED: "trained, on the validation data",
         results.VALIDATED: "shared weights, on the validation data",
         results.SUPERNET: "shared weights, on a validation batch",
-    }.get(best.user_attrs.get(results.FIDELITY_ATTR, ""), "validation")
-    quality = float(best.user_attrs.get(results.QUALITY_ATTR, results.value_of(best)))
+    }.get(results.fidelity_of(best) or "", "validation")
+    quality = results.number_of(best, results.QUALITY_ATTR, results.value_of(best))
     gone = _count(sum(not table.tiers for table in allocation.values()), "feature")
     lines += [
         (

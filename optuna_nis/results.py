@@ -7,7 +7,8 @@ attributes and the functions that read them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 import json
 import math
@@ -46,6 +47,10 @@ _FIDELITIES = (SUPERNET, VALIDATED, TRAINED)
 # MySQL keeps at most 65,535 bytes of an attribute. ASCII text at most doubles when Optuna writes
 # it as JSON.
 _PART_LENGTH = 32_000
+
+# What a study holds may come from anyone: more than this is not read.
+_MOST_TEXT = 4_000_000
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -189,12 +194,21 @@ def space_of(study: Study) -> SearchSpace:
             f"`study` {study.study_name!r} holds no search space (user attribute "
             f"{SPACE_ATTR!r}); only a study written by an embedding search has one."
         )
-    return SearchSpace.from_json(text)
+    with _naming(study, SPACE_ATTR):
+        return SearchSpace.from_json(text)
 
 
 def metric_of(study: Study) -> str:
-    """Name of the metric that a study improves, ``"quality"`` if it does not say."""
-    return str(study.user_attrs.get(METRIC_ATTR, "quality"))
+    """Name of the metric that a study improves, ``"quality"`` if it does not say.
+
+    Raises:
+        ValueError: If the study holds something else in its place.
+    """
+    name = study.user_attrs.get(METRIC_ATTR, "quality")
+    with _naming(study, METRIC_ATTR):
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise ValueError(f"must be text of at most {_LONGEST_NAME} characters")
+        return name
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
@@ -226,9 +240,37 @@ def value_of(trial: FrozenTrial) -> float:
     return trial.value
 
 
+def number_of(trial: FrozenTrial, key: str, default: float) -> float:
+    """A number among the user attributes of a trial.
+
+    Args:
+        trial: A trial.
+        key: Name of the attribute.
+        default: What stands for a missing one.
+
+    Raises:
+        ValueError: If the attribute is no number, or not finite.
+    """
+    value = trial.user_attrs.get(key)
+    if value is None:
+        return default
+    if not _is_number(value):
+        raise ValueError(
+            f"The user attribute {key!r} of trial {trial.number} must be a number, "
+            f"got {str(value)[:80]!r}."
+        )
+    return float(value)
+
+
+def fidelity_of(trial: FrozenTrial) -> str | None:
+    """How a trial was scored, :obj:`None` if it does not say."""
+    fidelity = trial.user_attrs.get(FIDELITY_ATTR)
+    return fidelity if fidelity in _FIDELITIES else None
+
+
 def is_trained(trial: FrozenTrial) -> bool:
     """Whether a trial was trained for real, not scored with shared weights."""
-    return trial.user_attrs.get(FIDELITY_ATTR) == TRAINED
+    return fidelity_of(trial) == TRAINED
 
 
 def best_trial(study: Study) -> FrozenTrial:
@@ -248,7 +290,7 @@ def best_trial(study: Study) -> FrozenTrial:
     trials = finished_trials(study)
     trials = [trial for trial in trials if is_feasible(trial)] or trials
     for fidelity in reversed(_FIDELITIES):
-        if alike := [t for t in trials if t.user_attrs.get(FIDELITY_ATTR) == fidelity]:
+        if alike := [t for t in trials if fidelity_of(t) == fidelity]:
             return max(alike, key=value_of)
     if not trials:
         raise ValueError(
@@ -307,18 +349,11 @@ def results_of(study: Study) -> list[RetrainResult]:
     text = _read_text(study, RESULTS_ATTR)
     if not text:
         return []
-    try:
+    with _naming(study, RESULTS_ATTR):
         data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"The retraining results of {study.study_name!r} are no JSON: {error}."
-        ) from error
-    if not isinstance(data, list):
-        raise ValueError(
-            f"The retraining results of {study.study_name!r} must be a list, "
-            f"got {type(data).__name__}."
-        )
-    return [RetrainResult.from_dict(item) for item in data]
+        if not isinstance(data, list):
+            raise ValueError(f"must be a list, got {type(data).__name__}")
+        return [RetrainResult.from_dict(item) for item in data]
 
 
 def relative_gain(results: Iterable[RetrainResult], *, over: str = "uniform") -> float | None:
@@ -346,8 +381,14 @@ def relative_gain(results: Iterable[RetrainResult], *, over: str = "uniform") ->
 
 def search_cost_ratio(study: Study) -> float | None:
     """Time of the search over that of one plain training, :obj:`None` if not recorded."""
-    search = study.user_attrs.get(SEARCH_SECONDS_ATTR)
-    plain = study.user_attrs.get(PLAIN_SECONDS_ATTR)
+    seconds = []
+    for key in (SEARCH_SECONDS_ATTR, PLAIN_SECONDS_ATTR):
+        value = study.user_attrs.get(key)
+        with _naming(study, key):
+            if value is not None and not _is_number(value):
+                raise ValueError(f"must be a number, got {str(value)[:80]!r}")
+        seconds.append(value)
+    search, plain = seconds
     return float(search) / float(plain) if search is not None and plain else None
 
 
@@ -407,7 +448,28 @@ def _read_text(study: Study, key: str) -> str:
                 f"text, got {type(part).__name__}."
             )
         parts.append(part)
+        if sum(map(len, parts)) > _MOST_TEXT:
+            raise ValueError(
+                f"The user attribute {key!r} of {study.study_name!r} must be of at most "
+                f"{_MOST_TEXT:,} characters in all."
+            )
     return "".join(parts)
+
+
+@contextmanager
+def _naming(study: Study, key: str) -> Iterator[None]:
+    """Let errors say which attribute of which study cannot be read."""
+    try:
+        yield
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"The user attribute {key!r} of {study.study_name!r} cannot be read: "
+            f"{str(error)[:200]}"
+        ) from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _part(key: str, index: int) -> str:

@@ -27,6 +27,9 @@ Mode = Literal["multi", "single"]
 FloatArray = NDArray[np.float64]
 
 _ROW_SHARES = (0.05, 0.10, 0.20, 0.30, 0.35)
+# Costs are exact as 64-bit integers and as floats.
+_MOST_PARAMETERS = 2**53
+_LARGEST_DIM = 2**20
 _SMALL_VOCABULARY = 50
 # Neighbouring blocks whose ids are about equally frequent are exchangeable: one block will do.
 _FREQUENCY_STEP = 1.5
@@ -222,6 +225,12 @@ class SearchSpace:
             raise ValueError(f'`mode` must be "multi" or "single", got {mode!r}.')
         self.mode: Mode = mode
         self.full_parameters = sum(spec.num_parameters for spec in self.specs)
+        widest = max(spec.embedding_dim for spec in self.specs)
+        if self.full_parameters > _MOST_PARAMETERS or widest > _LARGEST_DIM:
+            raise ValueError(
+                f"`specs` must have at most {_MOST_PARAMETERS:,} parameters in all and be at most "
+                f"{_LARGEST_DIM:,} wide, got more."
+            )
         if budget is None:
             self.budget = self.full_parameters
         else:
@@ -472,12 +481,17 @@ class SearchSpace:
                 raise ValueError(
                     f"A search space must be of version {_JSON_VERSION}, got {data['version']!r}."
                 )
+            for spec in data["specs"]:
+                if not all(
+                    isinstance(spec.get(key), list) for key in ("row_blocks", "col_blocks")
+                ):
+                    raise TypeError("the blocks of a table must be lists")
             return cls(
                 [EmbeddingSpec(**spec) for spec in data["specs"]],
                 budget=data["budget"],
                 mode=data["mode"],
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"This search space is malformed: {error!r}.") from error
 
 

@@ -141,8 +141,8 @@ def _best(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     fidelities = list(_SCORED)
 
     def order(trial: FrozenTrial) -> tuple[bool, int, float]:
-        fidelity = trial.user_attrs.get(results.FIDELITY_ATTR)
-        place = fidelities.index(fidelity) if fidelity in fidelities else len(fidelities)
+        fidelity = results.fidelity_of(trial)
+        place = fidelities.index(fidelity) if fidelity else len(fidelities)
         return (not results.is_feasible(trial), place, -sign * results.value_of(trial))
 
     finite = [
@@ -233,7 +233,7 @@ def _cells(space: SearchSpace | None, trial: FrozenTrial) -> list[str]:
     cells = [str(trial.number), f"{results.value_of(trial):.5g}"]
     if space is None:
         return cells
-    scored = _SCORED.get(trial.user_attrs.get(results.FIDELITY_ATTR, ""), "")
+    scored = _SCORED.get(results.fidelity_of(trial) or "", "")
     allocation = _allocation(space, trial)
     if allocation is None:
         return [*cells, "-", "-", scored]

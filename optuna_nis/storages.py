@@ -164,10 +164,12 @@ class _Heartbeat(BaseHeartbeat):
 
     def record_heartbeat(self, trial_id: int) -> None:
         assert isinstance(self, BaseStorage)
-        count = self.get_trial(trial_id).system_attrs.get(HEARTBEAT_KEY, 0)
+        count = self.get_trial(trial_id).system_attrs.get(HEARTBEAT_KEY)
         # A trial that was taken for dead has finished; `Study.tell` will say so.
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self.set_trial_system_attr(trial_id, HEARTBEAT_KEY, count + 1)
+            self.set_trial_system_attr(
+                trial_id, HEARTBEAT_KEY, count + 1 if isinstance(count, int) else 1
+            )
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         assert isinstance(self, BaseStorage)

@@ -6,6 +6,8 @@ import math
 import subprocess
 import sys
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import optuna
 import pytest
 
@@ -73,7 +75,7 @@ def test_results_of_the_same_name_are_refused():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("{", "no JSON"),
+        ("{", "cannot be read"),
         ("{}", "must be a list"),
         ('[{"name": "nis"}]', "malformed"),
         ("[1]", "malformed"),
@@ -122,6 +124,107 @@ def test_best_trial_prefers_the_dearest_score(make_study):
         study.add_trial(trial)
         assert stored.best_trial(study).value == value
     assert stored.is_trained(stored.best_trial(study))
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=12,
+)
+
+
+def refusal(read):
+    try:
+        read()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+SPACE_TEXT = SearchSpace([EmbeddingSpec("user", 100, 8)], budget=0.5).to_json()
+
+
+@given(
+    key=st.sampled_from(["version", "mode", "budget", "specs"]),
+    within=st.sampled_from([None, None, "name", "num_embeddings", "embedding_dim", "row_blocks"]),
+    value=anything | st.just(10**30) | st.just([10**30]) | st.just([2**62] * 4),
+)
+@settings(deadline=None)
+def test_any_space_is_read_or_refused_by_name(key, within, value):
+    data = json.loads(SPACE_TEXT)
+    if within is None:
+        data[key] = value
+    else:
+        data["specs"][0][within] = value
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr(stored.SPACE_ATTR, json.dumps(data))
+    message = refusal(lambda: stored.space_of(study))
+    if message is not None:
+        assert message.startswith("The user attribute 'nis:space' of 's' cannot be read: ")
+        assert len(message) < 400
+
+
+@given(value=anything)
+@settings(deadline=None)
+def test_any_attribute_is_read_or_refused_by_name(value):
+    study = optuna.create_study(study_name="s", direction="maximize")
+    keys = (
+        stored.SPACE_ATTR,
+        stored.RESULTS_ATTR,
+        stored.METRIC_ATTR,
+        stored.SEARCH_SECONDS_ATTR,
+        stored.PLAIN_SECONDS_ATTR,
+    )
+    for text in (value, json.dumps(value), json.dumps([value])):
+        for key in keys:
+            study.set_user_attr(key, text)
+        for key, read in zip(
+            keys,
+            (stored.space_of, stored.results_of, stored.metric_of, stored.search_cost_ratio),
+        ):
+            message = refusal(lambda: read(study))  # noqa: B023
+            if message is not None:
+                assert key in message
+                assert len(message) < 400
+
+
+@pytest.mark.parametrize("key", [stored.SPACE_ATTR, stored.RESULTS_ATTR])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "cannot be read"),
+        (json.dumps({"version": 99, "specs": []}), "cannot be read"),
+        (7, "must be text"),
+    ],
+)
+def test_odd_texts_are_refused_by_name(key, text, message):
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr(key, text)
+    read = {stored.SPACE_ATTR: stored.space_of, stored.RESULTS_ATTR: stored.results_of}[key]
+    with pytest.raises(ValueError, match=f"The user attribute '{key}' of 's' {message}"):
+        read(study)
+
+
+def test_a_text_that_never_ends_is_not_read():
+    study = optuna.create_study(study_name="s")
+    for part in range(5):
+        study.set_user_attr(stored.SPACE_ATTR + (f":{part}" if part else ""), "x" * 10**6)
+    with pytest.raises(ValueError, match="'nis:space' of 's' must be of at most 4,000,000"):
+        stored.space_of(study)
+
+
+@given(value=anything)
+@settings(deadline=None)
+def test_numbers_of_trials_are_read_or_refused_by_name(value):
+    trial = optuna.create_trial(value=1.0, user_attrs={"quality": value})
+    message = refusal(lambda: stored.number_of(trial, "quality", 0.5))
+    if message is None:
+        assert stored.number_of(trial, "quality", 0.5) == (0.5 if value is None else value)
+    else:
+        assert "'quality' of trial -1 must be a number" in message
+        assert len(message) < 300
+    odd = optuna.create_trial(value=1.0, user_attrs={stored.FIDELITY_ATTR: value})
+    assert stored.fidelity_of(odd) is None
 
 
 def test_best_trial_breaks_no_constraint_if_any_does_not():

@@ -280,6 +280,8 @@ TABLE = EmbeddingSpec("t", 10, 4, row_blocks=[2, 8])
     [
         ([], {}, "`specs` must hold at least one `EmbeddingSpec`"),
         ([TABLE, TABLE], {}, "`specs` names the feature 't' twice"),
+        ([EmbeddingSpec("t", 2**62, 4)], {}, "`specs` must have at most 9,007,199,254,740,992"),
+        ([EmbeddingSpec("t", 1, 2**21)], {}, "be at most 1,048,576 wide"),
         ([TABLE], {"mode": "both"}, '`mode` must be "multi" or "single", got \'both\''),
         ([TABLE], {"budget": 41}, "`budget` must be at most the full tables"),
         ([TABLE], {"budget": 0}, "`budget` must be positive"),

@@ -65,11 +65,10 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
     """
     points = []
     for trial in results.finished_trials(study):
-        attrs = trial.user_attrs
         reward = results.value_of(trial)
-        fidelity = attrs.get(results.FIDELITY_ATTR)
-        cost = attrs.get(results.NUM_PARAMETERS_ATTR)
-        if cost is None:
+        step = results.number_of(trial, results.STEP_ATTR, -1)
+        cost = results.number_of(trial, results.NUM_PARAMETERS_ATTR, -1)
+        if cost < 0:
             try:
                 cost = space.allocation(trial.params).num_parameters
             except ValueError:
@@ -78,11 +77,11 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
             Point(
                 trial.number,
                 reward,
-                float(attrs.get(results.QUALITY_ATTR, reward)),
-                float(attrs.get(results.PENALTY_ATTR, 0.0)),
+                results.number_of(trial, results.QUALITY_ATTR, reward),
+                results.number_of(trial, results.PENALTY_ATTR, 0.0),
                 int(cost),
-                fidelity if fidelity in KINDS else None,
-                attrs.get(results.STEP_ATTR),
+                results.fidelity_of(trial),
+                None if step < 0 else int(step),
             )
         )
     if not points:
