@@ -18,7 +18,7 @@ import numpy as np
 import optuna
 from optuna import Study, Trial
 from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 import pytest
 from servers import GrpcProxy, PostgreSQL, Redis
 
@@ -274,31 +274,59 @@ def test_a_trial_taken_for_dead_may_still_beat(address: str) -> None:
     assert study.get_trials()[0].system_attrs == {HEARTBEAT_KEY: 2}
 
 
-@on_every_storage
-def test_recorded_groups_are_complete_and_in_order(address: str) -> None:
-    study = new_study(address)
-    rng = np.random.default_rng(0)
+def _group(name: str, seed: int) -> list[FrozenTrial]:
+    rng = np.random.default_rng(seed)
     distributions = dict(SPACE.distributions())
-    for group in range(4):
-        trials = []
-        for _ in range(3):
-            allocation = SPACE.sample(rng, SPACE.budget)
-            trials.append(
-                optuna.create_trial(
-                    params=SPACE.params(allocation),
-                    distributions=distributions,
-                    value=float(rng.normal()),
-                    system_attrs={
-                        GROUP_KEY: f"g{group}",
-                        GROUP_SIZE_KEY: 3,
-                        LOG_PROB_KEY: -4.0,
-                    },
-                )
-            )
-        add_finished_trials(study, trials)
+    return [
+        optuna.create_trial(
+            params=SPACE.params(SPACE.sample(rng, SPACE.budget)),
+            distributions=distributions,
+            value=value,
+            user_attrs={"quality": value, "näme": "ü" * 50},
+            system_attrs={GROUP_KEY: name, GROUP_SIZE_KEY: 3, LOG_PROB_KEY: -4.0},
+        )
+        for value in (float(rng.normal()), math.inf, -math.inf)
+    ]
+
+
+def _record(address: str, name: str, worker: int) -> None:
+    study = optuna.load_study(storage=open_storage(address), study_name=name)
+    for number in range(5):
+        add_finished_trials(study, _group(f"{worker}-{number}", number))
+
+
+@on_every_storage
+def test_trials_recorded_at_once_are_as_if_added_one_by_one(address: str) -> None:
+    one_by_one, at_once = new_study(address), new_study(address)
+    for number in range(3):
+        group = _group(f"g{number}", number)
+        one_by_one.add_trials(group)
+        add_finished_trials(at_once, group)
+    wanted = opened(one_by_one, address).get_trials()
+    found = opened(at_once, address).get_trials()
+    for trial in (*wanted, *found):
+        trial._trial_id = 0
+    assert found == wanted
+    assert policy_bits(at_once, address) == policy_bits(one_by_one, address)
+
+
+@pytest.mark.parametrize("address", ["sqlite", "postgresql"], indirect=True)
+def test_groups_of_several_processes_are_complete_and_in_order(address: str) -> None:
+    study = new_study(address)
+    workers = [
+        get_context("spawn").Process(target=_record, args=(address, study.study_name, worker))
+        for worker in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
     found = opened(study, address).get_trials()
-    assert [trial.number for trial in found] == list(range(12))
-    assert [trial.system_attrs[GROUP_KEY] for trial in found] == [f"g{i // 3}" for i in range(12)]
+    assert [trial.number for trial in found] == list(range(45))
+    names = [trial.system_attrs[GROUP_KEY] for trial in found]
+    assert names[::3] == names[1::3] == names[2::3]
+    assert len(set(names)) == 15
     assert bits(study.sampler.policy(study)) == policy_bits(study, address)
 
 
