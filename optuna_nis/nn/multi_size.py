@@ -192,6 +192,23 @@ class MultiSizeEmbeddingBag(_MultiSize):
             )
         ranks = to_ranks(ids, self._ranks, self.num_embeddings, self.table.name)
         flat, bags, num_bags = bags_of(ranks, offsets, self.table.name)
+        if self._small(ranks.numel()):
+            output = functional.embedding_bag(
+                ranks.clamp(max=self.table.kept),
+                self._with_zero_row(),
+                None if offsets is None else offsets.to(ranks.dtype),
+                mode="sum",
+                per_sample_weights=per_sample_weights,
+            )
+        else:
+            output = self._pooled_by_tier(flat, bags, num_bags, per_sample_weights)
+        if self.mode == "mean":
+            output = output / bag_sizes(flat, bags, num_bags, self.num_embeddings)
+        return output
+
+    def _pooled_by_tier(
+        self, flat: Tensor, bags: Tensor, num_bags: int, per_sample_weights: Tensor | None
+    ) -> Tensor:
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1, 1)
         output = torch.zeros(num_bags, self.embedding_dim, device=self._device())
         start = 0
@@ -204,8 +221,6 @@ class MultiSizeEmbeddingBag(_MultiSize):
             pooled = rows.new_zeros(num_bags, rows.shape[1]).index_add(0, bags[where], rows)
             output = output + tier.project(pooled)
             start = end
-        if self.mode == "mean":
-            output = output / bag_sizes(flat, bags, num_bags, self.num_embeddings)
         return output
 
     def extra_repr(self) -> str:

@@ -135,25 +135,37 @@ class SupernetEmbedding(nn.Module):
         """Look up ids, each under the choice of its run of the batch."""
         ranks = to_ranks(ids, self._ranks, self.spec.num_embeddings, self.spec.name)
         choices, blocks, width = self._masks.shape
-        where = self._row_block[ranks]
-        if choices > 1:
-            if len(ids) % choices:
-                raise ValueError(
-                    f"The batch must be a multiple of the {choices} choices, got {len(ids)} "
-                    f"examples of {self.spec.name!r}."
-                )
-            run = torch.arange(choices, device=ids.device).repeat_interleave(len(ids) // choices)
-            where = where + blocks * run.view(-1, *[1] * (ids.dim() - 1))
-        mask = functional.embedding(where, self._masks.view(-1, width))
-        rows = functional.embedding(ranks, self.weight) * mask
-        full = mask[..., -1:]
-        if self.mode is None:
-            return torch.where(full > 0, rows, rows @ self.projection)
-        flat, bags, num_bags = bags_of(ranks, None, self.spec.name)
-        output = (rows * full).sum(1) + (rows * (1 - full)).sum(1) @ self.projection
+        if len(ids) % choices:
+            raise ValueError(
+                f"The batch must be a multiple of the {choices} choices, got {len(ids)} "
+                f"examples of {self.spec.name!r}."
+            )
+        run = torch.arange(choices, device=ids.device).repeat_interleave(len(ids) // choices)
+        run = run.view(-1, *[1] * (ids.dim() - 1))
+        size = len(self.weight)
+        if choices * size <= ranks.numel():
+            # Cheaper than masking and projecting every row that is looked up.
+            mask = self._masks[:, self._row_block]
+            tables = self._seen(self.weight * mask, mask).view(-1, width)
+            if self.mode is None:
+                return functional.embedding(ranks + size * run, tables)
+            output = functional.embedding_bag(ranks + size * run, tables, mode="sum")
+        else:
+            where = self._row_block[ranks] + blocks * run
+            mask = functional.embedding(where, self._masks.view(-1, width))
+            rows = functional.embedding(ranks, self.weight) * mask
+            if self.mode is None:
+                return self._seen(rows, mask)
+            full = mask[..., -1:]
+            output = (rows * full).sum(1) + (rows * (1 - full)).sum(1) @ self.projection
         if self.mode == "mean":
+            flat, bags, num_bags = bags_of(ranks, None, self.spec.name)
             output = output / bag_sizes(flat, bags, num_bags, self.spec.num_embeddings)
         return output
+
+    def _seen(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """Masked rows as the model sees them: projected, unless they are of full width."""
+        return torch.where(mask[..., -1:] > 0, rows, rows @ self.projection)
 
     def extra_repr(self) -> str:
         """Show the full table and its blocks."""

@@ -72,8 +72,15 @@ def test_supernet_equals_multi_size(
 
 
 @settings(max_examples=40, deadline=None)
-@given(space=spaces(), seed=st.integers(0, 99), mode=st.sampled_from(["sum", "mean"]))
-def test_supernet_bag_equals_multi_size_bag(space: SearchSpace, seed: int, mode: str) -> None:
+@given(
+    space=spaces(),
+    seed=st.integers(0, 99),
+    mode=st.sampled_from(["sum", "mean"]),
+    many=st.booleans(),
+)
+def test_supernet_bag_equals_multi_size_bag(
+    space: SearchSpace, seed: int, mode: str, many: bool
+) -> None:
     torch.manual_seed(seed)
     (spec,) = space.specs
     allocation = space.sample(np.random.default_rng(seed), space.full_parameters)
@@ -81,28 +88,29 @@ def test_supernet_bag_equals_multi_size_bag(space: SearchSpace, seed: int, mode:
     set_choices(supernet, space, [allocation])
     layer = MultiSizeEmbeddingBag(allocation["f"], mode=mode)  # type: ignore[arg-type]
     supernet.copy_to(layer)
-    ids = torch.randint(0, spec.num_embeddings + 1, (7, 3))
+    ids = torch.randint(0, spec.num_embeddings + 1, (64, 3) if many else (2, 1))
     torch.testing.assert_close(supernet(ids), layer(ids), rtol=1e-4, atol=1e-5)
-    target = torch.randn(7, spec.embedding_dim)
+    target = torch.randn(len(ids), spec.embedding_dim)
     (supernet(ids) * target).sum().backward()
     if allocation["f"].tiers:
         (layer(ids) * target).sum().backward()
         _check_gradients(supernet, layer)
 
 
-def test_each_run_of_the_batch_sees_its_choice() -> None:
+@pytest.mark.parametrize(("mode", "times"), [(None, 1), (None, 40), ("mean", 1), ("mean", 40)])
+def test_each_run_of_the_batch_sees_its_choice(mode: str | None, times: int) -> None:
     space = SearchSpace([EmbeddingSpec("f", 60, 8)])
     (spec,) = space.specs
     rng = np.random.default_rng(0)
     choices = [space.sample(rng, cost) for cost in (480, 200, 60)]
-    supernet = _supernet(spec)
-    ids = torch.randint(0, 61, (10,))
+    supernet = _supernet(spec, mode=mode)
+    ids = torch.randint(0, 61, (10 * times,) if mode is None else (10 * times, 2))
     alone = []
     for choice in choices:
         set_choices(supernet, space, [choice])
         alone.append(supernet(ids))
     set_choices(supernet, space, choices)
-    torch.testing.assert_close(supernet(ids.repeat(3)), torch.cat(alone))
+    torch.testing.assert_close(supernet(torch.cat([ids] * 3)), torch.cat(alone))
     assert not torch.equal(alone[0], alone[2])
 
 
@@ -151,6 +159,17 @@ def test_bag_agrees_with_torch(mode: str) -> None:
     offsets = torch.tensor([0, 2, 2])
     plain = nn.EmbeddingBag(20, 8, mode=mode, _weight=layer.dense_weight().detach())
     torch.testing.assert_close(layer(ids, offsets), plain(ids, offsets))
+
+
+@pytest.mark.parametrize("times", [1, 30])
+def test_flat_bags_of_any_integer_type(times: int) -> None:
+    layer = MultiSizeEmbeddingBag(TABLE)
+    ids = torch.tensor([0, 5, 20, 9] * times)
+    offsets = torch.arange(0, 4 * times, 2)
+    expected = layer(ids.view(-1, 2))
+    torch.testing.assert_close(layer(ids, offsets), expected)
+    torch.testing.assert_close(layer(ids.int(), offsets), expected)
+    torch.testing.assert_close(layer(ids.int(), offsets.int()), expected)
 
 
 def test_bag_with_weights_agrees_with_torch() -> None:
