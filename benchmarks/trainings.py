@@ -1,0 +1,280 @@
+"""Trainings and searches of the quality benchmark, in worker processes, kept on disk.
+
+Every job is a function of its description alone; a description that has been run is never run
+again. Finished jobs are lines of ``benchmarks/results/search_quality/<data>.jsonl``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import lru_cache
+import json
+import logging
+import multiprocessing
+from pathlib import Path
+import threading
+import time
+from typing import Any
+import warnings
+
+import numpy as np
+import optuna
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from optuna_nis import Allocation, SearchSpace
+from optuna_nis.datasets import EmbeddingDataModule
+from optuna_nis.lightning import DataConfig, reference_model, search
+from optuna_nis.lightning.training import Training, evaluate, train
+from optuna_nis.results import SEARCH_SECONDS_ATTR
+
+Job = dict[str, Any]
+Result = dict[str, Any]
+
+DATA = {
+    "flights-ranking": {"dataset": "flights", "task": "ranking"},
+    "flights-retrieval": {"dataset": "flights", "task": "retrieval"},
+    "movielens-1m": {"dataset": "movielens-1m", "task": "ranking"},
+    "movielens-1m-user-item": {
+        "dataset": "movielens-1m",
+        "task": "ranking",
+        "features": ("user", "item"),
+    },
+    "movielens-small": {"dataset": "movielens-small", "task": "retrieval"},
+    "amazon-video-games": {"dataset": "amazon-video-games", "task": "retrieval"},
+}
+EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
+MAX_EPOCHS = 60
+PATIENCE = 3
+
+# A column index of a pruned table fits into one byte, a quarter of a parameter.
+_INDEX_PARAMETERS = 0.25
+# Proposals over the budget cost a rival nothing but the time to make them.
+_MAX_PROPOSALS = 2000
+
+
+class Trainings:
+    """Runs jobs side by side and remembers their results.
+
+    Args:
+        data: Name of the data, a key of :data:`DATA`.
+        data_dir: Folder of the data sets that are not installed as packages.
+        folder: Where results are kept.
+        workers: Number of processes.
+        threads: Threads of each.
+    """
+
+    def __init__(
+        self, data: str, data_dir: str | None, folder: Path, workers: int, threads: int
+    ) -> None:
+        self._config = {"data_dir": data_dir} if data_dir else {}
+        self._data = data
+        self._file = folder / f"{data}.jsonl"
+        self._lock = threading.Lock()
+        self._results: dict[str, Result] = {}
+        self._running: dict[str, Future[Result]] = {}
+        if self._file.exists():
+            for line in self._file.read_text().splitlines():
+                entry = json.loads(line)
+                self._results[_key(entry["job"])] = entry["result"]
+        self._pool = ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(threads,),
+        )
+
+    def run(self, **job: Any) -> Result:
+        """The result of a job, run if it has not been."""
+        key = _key(job)
+        with self._lock:
+            if key in self._results:
+                return self._results[key]
+            if key not in self._running:
+                self._running[key] = self._pool.submit(_run, self._data, self._config, job)
+        result = self._running[key].result()
+        with self._lock:
+            if key not in self._results:
+                self._results[key] = result
+                if job["kind"] == "describe":
+                    return result
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open("a") as file:
+                    file.write(json.dumps({"job": job, "result": result}) + "\n")
+                print(f"{self._data}: {_describe(job)}: {_describe(result)}", flush=True)
+        return result
+
+    def close(self) -> None:
+        """Stop the processes."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _key(job: Job) -> str:
+    return json.dumps(job, sort_keys=True)
+
+
+def _describe(mapping: Mapping[str, Any]) -> str:
+    parts = []
+    for name, value in mapping.items():
+        if name != "allocation":
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            parts.append(f"{name}={text}")
+    return " ".join(parts)
+
+
+def _start(threads: int) -> None:
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def data_config(data: str, config: Mapping[str, Any]) -> DataConfig:
+    """The configuration of a data set by its name in :data:`DATA`."""
+    extra = config if DATA[data]["dataset"] not in ("flights", "movielens-small") else {}
+    return DataConfig(**(DATA[data] | extra))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1)
+def _datamodule(data: str, config: str) -> EmbeddingDataModule:
+    return data_config(data, json.loads(config)).datamodule(withhold_test=False)
+
+
+def _run(data: str, config: dict[str, Any], job: Job) -> Result:
+    datamodule = _datamodule(data, json.dumps(config))
+    kind = job["kind"]
+    if kind == "describe":
+        return _describe_data(datamodule)
+    if kind == "train":
+        allocation = Allocation.from_json(job["allocation"])
+        return _tested(_train(datamodule, allocation, job["seed"]), datamodule)
+    if kind == "prune":
+        return _prune(datamodule, job["budget"], job["seed"])
+    if kind == "search":
+        return _search(data_config(data, config), job["budget"], job["mode"], job["seed"])
+    assert kind == "trials"
+    return _trials(datamodule, job["sampler"], job["budget"], job["num_trainings"], job["seed"])
+
+
+def _describe_data(datamodule: EmbeddingDataModule) -> Result:
+    dim = EMBEDDING_DIM[datamodule.task]
+    space = SearchSpace(datamodule.embedding_specs(dim))
+    model = reference_model(datamodule.features)(space.full())
+    return {
+        "space": space.to_json(),
+        "counts": {n: list(map(int, v.counts)) for n, v in datamodule.vocabularies.items()},
+        "metric": model.metric_name,
+    }
+
+
+def _train(datamodule: EmbeddingDataModule, allocation: Allocation, seed: int) -> Training:
+    datamodule.shuffle_seed = seed
+    build = reference_model(datamodule.features)
+    return train(
+        build, allocation, datamodule, seed=seed, max_epochs=MAX_EPOCHS, patience=PATIENCE
+    )
+
+
+def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
+    return {
+        "val": training.val_metric,
+        "test": evaluate(training.model, datamodule),
+        "epochs": training.epochs,
+        "seconds": training.seconds,
+        "num_dense_parameters": training.model.num_dense_parameters(),  # type: ignore[operator]
+    }
+
+
+def _search(config: DataConfig, budget: float, mode: Any, seed: int) -> Result:
+    study = optuna.create_study(direction="maximize")
+    found = search(study, config, budget=budget, mode=mode, seed=seed)
+    trials = {"supernet": 0, "validated": 0, "trained": 0}
+    for trial in study.trials:
+        trials[trial.user_attrs["fidelity"]] += 1
+    return {
+        "allocation": found.to_json(),
+        "num_parameters": found.num_parameters,
+        "seconds": study.user_attrs[SEARCH_SECONDS_ATTR],
+        "trials": trials,
+    }
+
+
+def _trials(
+    datamodule: EmbeddingDataModule, sampler: str, budget: float, num_trainings: int, seed: int
+) -> Result:
+    """A training per trial. Proposals over the budget are told so at once and cost no training."""
+    specs = datamodule.embedding_specs(EMBEDDING_DIM[datamodule.task])
+    space = SearchSpace(specs, budget=budget)
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    )
+    rng = np.random.default_rng(seed)
+    trained: dict[Allocation, float] = {}
+    start = time.perf_counter()
+    for _ in range(_MAX_PROPOSALS):
+        if len(trained) == num_trainings:
+            break
+        if sampler == "random" or len(trained) < min(5, num_trainings):
+            # Drawn within the budget: a uniform draw of widths nearly never is.
+            allocation = space.sample(rng, rng.uniform(0.5, 1.0) * space.budget, removal=0.1)
+            study.enqueue_trial(space.params(allocation))
+        trial = study.ask()
+        allocation = space.suggest(trial)
+        excess = allocation.num_parameters / space.budget - 1
+        if excess > 0:
+            study.tell(trial, -excess)
+            continue
+        if allocation not in trained:
+            trained[allocation] = _train(datamodule, allocation, seed).val_metric
+        study.tell(trial, trained[allocation])
+    best = max(trained, key=trained.__getitem__)
+    return {
+        "allocation": best.to_json(),
+        "num_parameters": best.num_parameters,
+        "seconds": time.perf_counter() - start,
+        "trials": {"proposed": len(study.trials), "trained": len(trained)},
+    }
+
+
+class _Masked(nn.Module):
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+def _prune(datamodule: EmbeddingDataModule, budget: float, seed: int) -> Result:
+    """Train the full tables, drop the smallest numbers, train the others on.
+
+    What is left is charged with its place: a byte for the column of each number and a parameter
+    for each row (compressed sparse rows).
+    """
+    specs = datamodule.embedding_specs(EMBEDDING_DIM[datamodule.task])
+    space = SearchSpace(specs, budget=budget)
+    start = time.perf_counter()
+    model = _train(datamodule, space.full(), seed).model
+    tables = [tier for layer in model.embeddings.layers for tier in layer.tier_modules()]  # type: ignore[union-attr]
+    rows = sum(tier.weight.shape[0] + 1 for tier in tables)
+    kept = int((space.budget - rows) / (1 + _INDEX_PARAMETERS))
+    if kept <= 0:
+        raise ValueError(f"A budget of {space.budget} parameters does not even pay for the rows.")
+    magnitudes = torch.cat([tier.weight.detach().abs().flatten() for tier in tables])
+    threshold = magnitudes.topk(kept).values[-1]
+    for tier in tables:
+        mask = (tier.weight.detach().abs() >= threshold).float()
+        parametrize.register_parametrization(tier, "weight", _Masked(mask))
+    tuned = train(
+        lambda _: model,
+        space.full(),
+        datamodule,
+        seed=seed,
+        max_epochs=MAX_EPOCHS,
+        patience=PATIENCE,
+    )
+    result = _tested(tuned, datamodule) | {"num_parameters": space.budget}
+    return result | {"seconds": time.perf_counter() - start}
