@@ -181,9 +181,9 @@ def search(
 ) -> Allocation:
     """Search the embedding sizes of the reference model on a data set, into a study.
 
-    A supernet and a controller learn together (:class:`NISCallback`), then the best choice of
-    each range of cost is trained for real (:func:`train_shortlist`). A study that was interrupted
-    goes on where its trials end.
+    A supernet and a controller learn together (:class:`NISCallback`), then the best
+    choices for the budget and for smaller ones are trained for real (:func:`train_shortlist`). A
+    study that was interrupted goes on where its trials end.
 
     Args:
         study: A study that maximises. Its sampler is replaced by a
