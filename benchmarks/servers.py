@@ -39,6 +39,7 @@ class Server(ABC):
 
     url: str
     _user: str | None = None
+    _stop_signal = signal.SIGTERM
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(
@@ -69,7 +70,7 @@ class Server(ABC):
     def stop(self) -> None:
         """Stop the server; what it has written stays."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(self._stop_signal)
             try:
                 self._process.wait(_SECONDS_TO_START)
             except subprocess.TimeoutExpired:
@@ -97,6 +98,9 @@ class Server(ABC):
 
 class PostgreSQL(Server):
     """A PostgreSQL server with one database."""
+
+    # On SIGTERM it would wait for its clients.
+    _stop_signal = signal.SIGINT
 
     def __init__(self) -> None:
         super().__init__()
