@@ -2,11 +2,17 @@
 
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding, set_choices, supernet_layers
+from optuna_nis.nn.swap import apply_allocation, make_searchable
+from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag
 
 __all__ = [
     "MultiSizeEmbedding",
     "MultiSizeEmbeddingBag",
     "SupernetEmbedding",
+    "SwappedEmbedding",
+    "SwappedEmbeddingBag",
+    "apply_allocation",
+    "make_searchable",
     "set_choices",
     "supernet_layers",
 ]

@@ -1,0 +1,248 @@
+"""What an ``nn.Embedding`` or ``nn.EmbeddingBag`` of a user's model becomes.
+
+The layer stays the object that it was and keeps its attributes, so whoever holds on to it, calls
+it or asks for its type goes on working. Only its class changes, and where its weight was there is
+one layer of this package for each field of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from optuna_nis.nn._ids import bag_sizes, bags_of
+from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.supernet import SupernetEmbedding
+
+#: What a field of a table is looked up in.
+Field = SupernetEmbedding | MultiSizeEmbedding | MultiSizeEmbeddingBag
+
+
+class _Swapped(nn.Module):
+    """A table of one field, or of several whose ids follow each other."""
+
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+    fields: nn.ModuleList
+    _starts: Tensor
+    _ends: Tensor
+
+    def field_layers(self) -> list[Field]:
+        """The layers of the fields, in the order of their ids."""
+        return [layer for layer in self.fields if isinstance(layer, Field)]
+
+    def set_fields(self, fields: nn.ModuleList) -> None:
+        """Look ids up in other layers from now on."""
+        self.fields = fields
+        sizes = torch.tensor([_size(layer) for layer in self.field_layers()])
+        device = next((p.device for p in fields.parameters()), None)
+        ends = sizes.cumsum(0).to(device)
+        self.register_buffer("_ends", ends, persistent=False)
+        self.register_buffer("_starts", ends - sizes.to(device), persistent=False)
+
+    def _table(self) -> Tensor:
+        """The table as the model sees it under the one choice that is set."""
+        for layer in self.field_layers():
+            if isinstance(layer, SupernetEmbedding) and layer.num_choices > 1:
+                raise RuntimeError(
+                    f"`weight` of {layer.spec.name!r} is not one table while a batch is shared "
+                    "among several choices; use NISCallback(..., choices_per_step=1)."
+                )
+        return self._rows(torch.arange(self.num_embeddings, device=self._ends.device))
+
+    def _known(self, ids: Tensor) -> Tensor:
+        """The ids, padding as the id out of vocabulary of the whole table."""
+        if self.padding_idx is None:
+            return ids
+        return ids.masked_fill(ids == self.padding_idx, self.num_embeddings)
+
+    def _by_field(self, ids: Tensor) -> list[tuple[Field, Tensor]]:
+        """For every field its layer and all ids, those of other fields out of its vocabulary."""
+        layers = self.field_layers()
+        known = self._known(ids)
+        if len(layers) == 1:
+            return [(layers[0], known)]
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = ids.aminmax()
+            if low < 0 or high >= self.num_embeddings:
+                raise ValueError(
+                    f"`input` must hold ids between 0 and {self.num_embeddings - 1}, got "
+                    f"{int(low) if low < 0 else int(high)}."
+                )
+        pairs = []
+        for layer, start in zip(layers, self._starts):
+            local = known - start
+            outside = (local < 0) | (local >= _size(layer))
+            pairs.append((layer, local.masked_fill(outside, _size(layer))))
+        return pairs
+
+    def _columns(self, ids: Tensor) -> list[tuple[Field, Tensor]] | None:
+        """Layer and ids of every field, if each has a column of its own; else None."""
+        layers = self.field_layers()
+        if len(layers) == 1 or ids.dim() < 2 or ids.shape[-1] != len(layers):
+            return None
+        # What data decides cannot be traced.
+        if torch.compiler.is_compiling():
+            return None
+        if not bool(((ids >= self._starts) & (ids < self._ends)).all()):
+            return None
+        local = ids - self._starts
+        columns = [local[..., index] for index in range(len(layers))]
+        if self.padding_idx is not None:
+            padding = (ids == self.padding_idx).unbind(-1)
+            columns = [c.masked_fill(p, _size(f)) for c, p, f in zip(columns, padding, layers)]
+        return list(zip(layers, columns))
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """The row of every id of any shape."""
+        if ids.dim() == 0:
+            return self._rows(ids.view(1))[0]
+        columns = self._columns(ids)
+        if columns is not None:
+            return torch.stack([_rows_of(layer, column) for layer, column in columns], dim=-2)
+        rows = [_rows_of(layer, local) for layer, local in self._by_field(ids)]
+        return sum(rows[1:], start=rows[0])
+
+
+class SwappedEmbedding(_Swapped, nn.Embedding):
+    """An :class:`torch.nn.Embedding` whose rows come from layers of this package.
+
+    Made by :func:`make_searchable` and :func:`apply_allocation`.
+    """
+
+    _padding_row: Tensor | None
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The table as the model sees it, by id: computed at each access, differentiable."""
+        return self._filled(
+            torch.arange(self.num_embeddings, device=self._ends.device), self._table()
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up ids of any shape."""
+        return self._filled(input, self._rows(input))
+
+    def _filled(self, ids: Tensor, rows: Tensor) -> Tensor:
+        # A row of padding that is not zero is a constant, as in torch.
+        if self._padding_row is None or self.padding_idx is None:
+            return rows
+        padding = torch.eq(ids, self.padding_idx).unsqueeze(-1)
+        return torch.where(padding, self._padding_row, rows)
+
+
+class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
+    """An :class:`torch.nn.EmbeddingBag` whose rows come from layers of this package.
+
+    Made by :func:`make_searchable` and :func:`apply_allocation`. The maximum of a bag is taken
+    over projected rows, since a maximum cannot be projected after pooling; that costs more than
+    sum and mean, which are pooled first.
+    """
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The table as the model sees it, by id: computed at each access, differentiable."""
+        return self._table()
+
+    def forward(
+        self,
+        input: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Look up and pool bags of ids, as torch takes them."""
+        if offsets is not None and self.include_last_offset:
+            offsets = offsets[:-1]
+        if per_sample_weights is not None and self.mode != "sum":
+            raise ValueError(f"`per_sample_weights` needs mode='sum', got {self.mode!r}.")
+        if self.mode == "max":
+            return self._maximum(input, offsets)
+        columns = None if per_sample_weights is not None else self._columns(input)
+        if columns is not None:
+            parts = [layer(column.unsqueeze(-1)) for layer, column in columns]
+        else:
+            parts = [
+                self._pooled(layer, ids, offsets, per_sample_weights)
+                for layer, ids in self._by_field(input)
+            ]
+        output: Tensor = sum(parts[1:], start=parts[0])
+        if self.mode == "mean" and len(parts) > 1:
+            output = output / self._sizes(input, offsets)
+        return output
+
+    def _pooled(
+        self, layer: Field, ids: Tensor, offsets: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        if isinstance(layer, MultiSizeEmbeddingBag):
+            pooled: Tensor = layer(ids, offsets, weights)
+            return pooled
+        if offsets is None and weights is None:
+            pooled = layer(ids)
+            return pooled
+        flat, bags, num_bags = self._bags(ids, offsets)
+        rows = _rows_of(layer, flat)
+        if weights is not None:
+            rows = rows * weights.reshape(-1, 1)
+        pooled = rows.new_zeros(num_bags, self.embedding_dim).index_add(0, bags, rows)
+        if self.mode == "mean" and len(self.fields) == 1:
+            pooled = pooled / self._sizes(ids, offsets)
+        return pooled
+
+    def _bags(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, int]:
+        (first, *_) = self.field_layers()
+        name = first.spec.name if isinstance(first, SupernetEmbedding) else first.table.name
+        choices = first.num_choices if isinstance(first, SupernetEmbedding) else 1
+        if offsets is not None and choices > 1:
+            raise ValueError(
+                f"Bags of {name!r} given by `offsets` cannot be shared among {choices} choices; "
+                "use NISCallback(..., choices_per_step=1)."
+            )
+        return bags_of(ids, offsets, name)
+
+    def _sizes(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
+        flat, bags, num_bags = self._bags(self._known(ids), offsets)
+        return bag_sizes(flat, bags, num_bags, self.num_embeddings)
+
+    def _maximum(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
+        flat, bags, num_bags = self._bags(ids, offsets)
+        rows = self._rows(flat)
+        if self.padding_idx is not None:
+            known = flat != self.padding_idx
+            rows, bags = rows[known], bags[known]
+        index = bags.unsqueeze(1).expand(-1, self.embedding_dim)
+        empty = rows.new_zeros(num_bags, self.embedding_dim)
+        return empty.scatter_reduce(0, index, rows, "amax", include_self=False)
+
+
+def become(layer: nn.Module, kind: type[_Swapped], fields: nn.ModuleList) -> None:
+    """Turn a layer of torch into one of this module, in place."""
+    del layer._parameters["weight"]
+    layer.__class__ = kind
+    assert isinstance(layer, _Swapped)
+    layer.set_fields(fields)
+
+
+def _size(layer: Field) -> int:
+    if isinstance(layer, SupernetEmbedding):
+        return layer.spec.num_embeddings
+    return layer.num_embeddings
+
+
+def _rows_of(layer: Field, ids: Tensor) -> Tensor:
+    """The row of every id, each a bag of one where the layer pools."""
+    pools = isinstance(layer, MultiSizeEmbeddingBag) or (
+        isinstance(layer, SupernetEmbedding) and layer.mode is not None
+    )
+    if not pools:
+        rows: Tensor = layer(ids)
+        return rows
+    rows = layer(ids.reshape(-1, 1))
+    return rows.view(*ids.shape, -1)
+
+
+def swapped_layers(model: nn.Module) -> Sequence[SwappedEmbedding | SwappedEmbeddingBag]:
+    """The layers of a model that were swapped."""
+    return [m for m in model.modules() if isinstance(m, SwappedEmbedding | SwappedEmbeddingBag)]

@@ -1,0 +1,423 @@
+"""Layers of torch, their supernet and the sizes chosen are the same function of the ids."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    SwappedEmbedding,
+    SwappedEmbeddingBag,
+    apply_allocation,
+    make_searchable,
+    set_choices,
+    supernet_layers,
+)
+from optuna_nis.nn.swapped import swapped_layers
+
+
+class Model(nn.Module):
+    """Embeddings in every place where a model may have them, some of them used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user = nn.Embedding(120, 8, padding_idx=0)
+        self.shared = nn.ModuleDict({"city": nn.Embedding(60, 8)})
+        self.tower = nn.Sequential(nn.ModuleList([nn.EmbeddingBag(90, 8, mode="mean")]))
+        self.layers = [self.user]  # Whoever holds on to a layer sees the swap.
+        self.head = nn.Linear(32, 1)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        rows = [
+            self.layers[0](batch["user"]),
+            self.shared["city"](batch["from"]),
+            self.shared["city"](batch["to"]),
+            self.tower[0][0](batch["genres"]),
+        ]
+        return self.head(torch.cat(rows, 1)).squeeze(1)
+
+
+def _batch(length: int = 64) -> dict[str, Tensor]:
+    return {
+        "user": torch.randint(0, 120, (length,)),
+        "from": torch.randint(0, 60, (length,)),
+        "to": torch.randint(0, 60, (length,)),
+        "genres": torch.randint(0, 90, (length, 5)),
+    }
+
+
+def _counts(size: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).zipf(1.3, size) % 1000)
+
+
+COUNTS = {"user": _counts(120), "shared.city": _counts(60), "tower.0.0": _counts(90)}
+
+
+@pytest.mark.parametrize("counts", [None, COUNTS])
+def test_predictions_stay_and_choices_can_be_made_and_kept(counts: Any) -> None:
+    torch.manual_seed(0)
+    model, batch = Model(), _batch()
+    fresh = copy.deepcopy(model)
+    before = model(batch)
+    space = make_searchable(model, counts=counts, budget="25%")
+    assert {s.name: (s.num_embeddings, s.embedding_dim) for s in space.specs} == {
+        "user": (120, 8),
+        "shared.city": (60, 8),
+        "tower.0.0": (90, 8),
+    }
+    assert space.budget == 540
+    torch.testing.assert_close(model(batch), before)
+    # All sizes in full.
+    apply_allocation(fresh, space.full(), counts=counts)
+    torch.testing.assert_close(fresh(batch), before)
+    # A choice, warm-started.
+    choice = space.sample(np.random.default_rng(0), space.budget)
+    assert choice.num_parameters <= 540
+    set_choices(model, space, [choice])
+    chosen = model(batch)
+    assert not torch.allclose(chosen, before)
+    assert apply_allocation(model, choice) is model
+    torch.testing.assert_close(model(batch), chosen)
+    embedding = sum(p.numel() for layer in swapped_layers(model) for p in layer.parameters())
+    assert embedding == choice.num_parameters
+    assert not supernet_layers(model)
+
+
+def test_layers_stay_what_they_were() -> None:
+    model = Model()
+    weights = {id(p) for p in model.parameters()}
+    user = model.user
+    handle = user.register_forward_hook(lambda *_: None)
+    make_searchable(model)
+    assert model.user is user
+    assert isinstance(user, nn.Embedding)
+    assert isinstance(model.tower[0][0], nn.EmbeddingBag)
+    assert (user.num_embeddings, user.embedding_dim, user.padding_idx) == (120, 8, 0)
+    assert handle.id in user._forward_hooks
+    # Optimisers that were made before go on training the tables.
+    assert weights <= {id(p) for p in model.parameters()}
+
+
+def test_an_optimiser_made_before_the_swap_trains_the_supernet() -> None:
+    torch.manual_seed(0)
+    model, batch = Model(), _batch(256)
+    target = torch.randn(256)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.05)
+    make_searchable(model, counts=COUNTS)
+    losses = []
+    for _ in range(100):
+        loss = (model(batch) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_only_some_layers() -> None:
+    assert len(make_searchable(Model(), include=["user", "shared.*"]).specs) == 2
+    model = Model()
+    space = make_searchable(model, exclude=["tower.*"])
+    assert [spec.name for spec in space.specs] == ["user", "shared.city"]
+    assert type(model.tower[0][0]) is nn.EmbeddingBag
+    # What is left can be swapped later.
+    assert [s.name for s in make_searchable(model).specs] == ["tower.0.0"]
+
+
+def test_the_model_itself_may_be_the_layer() -> None:
+    layer = nn.Embedding(60, 4)
+    rows = layer(torch.arange(60))
+    space = make_searchable(layer)
+    assert space.specs[0].name == "embedding"
+    torch.testing.assert_close(layer(torch.arange(60)), rows)
+    apply_allocation(layer, space.full())
+    torch.testing.assert_close(layer(torch.arange(60)), rows)
+
+
+FIELDS = {"a": 30, "b": 55, "c": 5}
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (7, 2, 3), (7, 4), (11,), ()])
+@pytest.mark.parametrize("padding", [None, 30, 89])
+def test_a_fused_table(shape: tuple[int, ...], padding: int | None) -> None:
+    torch.manual_seed(0)
+    plain = nn.Embedding(90, 8, padding_idx=padding)
+    if padding == 89:
+        nn.init.normal_(plain.weight)  # A row of padding that is not zero, as some models have.
+    if shape and shape[-1] == 3:
+        sizes, starts = torch.tensor([30, 55, 5]), torch.tensor([0, 30, 85])
+        ids = starts + (torch.rand(shape) * sizes).long()
+    else:
+        ids = torch.randint(0, 90, shape)
+    model = nn.ModuleDict({"table": plain})
+    before, table = plain(ids), plain.weight.detach().clone()
+    counts = _counts(90)
+    space = make_searchable(model, fields={"table": FIELDS}, counts={"table": counts})
+    assert [s.name for s in space.specs] == ["table.a", "table.b", "table.c"]
+    torch.testing.assert_close(plain(ids), before)
+    torch.testing.assert_close(plain.weight, table)
+    choice = space.sample(np.random.default_rng(1), 200)
+    set_choices(model, space, [choice])
+    chosen = plain(ids)
+    assert chosen.shape == before.shape
+    for start, size, name in ((0, 30, "table.a"), (30, 55, "table.b"), (85, 5, "table.c")):
+        order = counts[start : start + size].clone()
+        if padding is not None and start <= padding < start + size:
+            order[padding - start] = -1
+        cut = start + order.argsort(descending=True, stable=True)[choice[name].kept :]
+        rows = plain(cut[cut != padding])
+        assert torch.equal(rows, torch.zeros_like(rows))
+    apply_allocation(model, choice)
+    torch.testing.assert_close(plain(ids), chosen)
+
+
+def test_a_fused_table_in_its_columns_is_shared_among_choices() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(90, 8)})
+    space = make_searchable(model, fields={"table": [30, 55, 5]})
+    rng = np.random.default_rng(0)
+    choices = [space.sample(rng, cost) for cost in (600, 100)]
+    ids = torch.tensor([[0, 31, 85], [29, 84, 89]])
+    alone = []
+    for choice in choices:
+        set_choices(model, space, [choice])
+        alone.append(model["table"](ids))
+    set_choices(model, space, choices)
+    torch.testing.assert_close(model["table"](torch.cat([ids, ids])), torch.cat(alone))
+    with pytest.raises(RuntimeError, match="is not one table while a batch is shared"):
+        model["table"].weight  # noqa: B018
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mode=st.sampled_from(["sum", "mean", "max"]),
+    fused=st.booleans(),
+    padding=st.sampled_from([None, 3]),
+    flat=st.booleans(),
+    last=st.booleans(),
+    weighted=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_bags(
+    mode: str, fused: bool, padding: int | None, flat: bool, last: bool, weighted: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {"padding_idx": padding, "include_last_offset": flat and last}
+    layer = nn.EmbeddingBag(90, 6, mode=mode, **options)
+    model = nn.ModuleDict({"bag": layer})
+    ids = torch.randint(0, 90, (20,) if flat else (5, 4))
+    ids[..., :2] = 3
+    arguments: dict[str, Any] = {}
+    if flat:
+        offsets = [0, 2, 2, 9, 20] if last else [0, 2, 2, 9]
+        arguments["offsets"] = torch.tensor(offsets)
+    if weighted and mode == "sum":
+        arguments["per_sample_weights"] = torch.rand(ids.shape)
+    before = layer(ids, **arguments)
+    fresh = copy.deepcopy(model)
+    counts = {"bag": _counts(90, seed)}
+    fields = {"bag": [40, 50]} if fused else None
+    space = make_searchable(model, counts=counts, fields=fields)
+    torch.testing.assert_close(layer(ids, **arguments), before)
+    apply_allocation(fresh, space.full(), counts=counts)
+    torch.testing.assert_close(fresh["bag"](ids, **arguments), before)
+    choice = space.sample(np.random.default_rng(seed), 150)
+    set_choices(model, space, [choice])
+    chosen = layer(ids, **arguments)
+    # What torch makes of the table that is left.
+    plain = nn.EmbeddingBag(90, 6, mode=mode, _weight=layer.weight.detach(), **options)
+    torch.testing.assert_close(chosen, plain(ids, **arguments))
+    apply_allocation(model, choice)
+    torch.testing.assert_close(layer(ids, **arguments), chosen)
+    if choice.num_parameters:
+        layer(ids, **arguments).sum().backward()
+
+
+def test_bags_in_the_columns_of_a_fused_table() -> None:
+    layer = nn.EmbeddingBag(90, 6, mode="mean", padding_idx=31)
+    ids = torch.tensor([[0, 31, 85], [29, 84, 89]])
+    before = layer(ids)
+    space = make_searchable(layer, fields={"embedding": [30, 55, 5]})
+    torch.testing.assert_close(layer(ids), before)
+    set_choices(layer, space, [space.full(), space.full()])
+    torch.testing.assert_close(layer(torch.cat([ids, ids])), torch.cat([before, before]))
+    with pytest.raises(ValueError, match="cannot be shared among 2 choices"):
+        layer(ids.view(-1), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="`per_sample_weights` needs mode='sum', got 'mean'"):
+        layer(ids, per_sample_weights=torch.ones(2, 3))
+    with pytest.raises(ValueError, match="`input` must hold ids between 0 and 89, got 90"):
+        layer(torch.tensor([[90]]))
+
+
+def test_padding_is_never_trained() -> None:
+    layer = nn.Embedding(60, 4, padding_idx=5)
+    nn.init.ones_(layer.weight)
+    space = make_searchable(layer)
+    ids = torch.tensor([5, 5, 7])
+    layer(ids).sum().backward()
+    (inner,) = supernet_layers(layer).values()
+    assert inner.weight.grad is not None
+    assert inner.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [7]
+    assert torch.equal(layer(torch.tensor([5])), torch.ones(1, 4))
+    set_choices(layer, space, [Allocation([TableAllocation("embedding", 60, 4, ())])])
+    assert layer(ids).sum(1).tolist() == [4.0, 4.0, 0.0]
+
+
+@pytest.mark.parametrize("optimiser", [torch.optim.SparseAdam, torch.optim.SGD])
+@pytest.mark.parametrize("apply", [False, True])
+def test_sparse_gradients_stay_sparse(optimiser: type[torch.optim.Optimizer], apply: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Embedding(60, 8, sparse=True)
+    space = make_searchable(layer)
+    choice = space.sample(np.random.default_rng(0), 200)
+    set_choices(layer, space, [choice])
+    if apply:
+        apply_allocation(layer, choice)
+    optimiser_ = optimiser(list(layer.parameters()), lr=0.01)  # type: ignore[call-arg]
+    ids = torch.arange(20)
+    before = layer(ids).detach()
+    for _ in range(2):  # Accumulated.
+        (layer(ids) - 1).square().sum().backward()
+    assert all(p.grad is None or p.grad.is_sparse for p in layer.parameters())
+    optimiser_.step()
+    assert (layer(ids) - 1).square().sum() < (before - 1).square().sum()
+
+
+def test_frozen_tables_stay_frozen() -> None:
+    layer = nn.Embedding.from_pretrained(torch.randn(60, 8), freeze=True)
+    space = make_searchable(layer)
+    assert not supernet_layers(layer)["embedding"].weight.requires_grad
+    apply_allocation(layer, space.full())
+    assert not [p for p in layer.parameters() if p.requires_grad]
+
+
+def test_double_precision() -> None:
+    layer = nn.Embedding(60, 8).double()
+    before = layer(torch.arange(60))
+    space = make_searchable(layer)
+    assert torch.equal(layer(torch.arange(60)), before)
+    apply_allocation(layer, space.full())
+    assert torch.equal(layer(torch.arange(60)), before)
+
+
+def test_embeddings_that_share_a_weight_are_one_feature() -> None:
+    model = nn.ModuleDict({"a": nn.Embedding(60, 8), "b": nn.Embedding(60, 8)})
+    model["b"].weight = model["a"].weight
+    before = model["b"](torch.arange(60))
+    space = make_searchable(model)
+    assert [spec.name for spec in space.specs] == ["a"]
+    torch.testing.assert_close(model["b"](torch.arange(60)), before)
+    choice = space.sample(np.random.default_rng(0), 100)
+    apply_allocation(model, choice)
+    assert torch.equal(model["a"](torch.arange(60)), model["b"](torch.arange(60)))
+    assert sum(p.numel() for p in model.parameters()) == choice.num_parameters
+
+
+def test_what_is_trained_from_scratch() -> None:
+    torch.manual_seed(0)
+    layer = nn.Embedding(300, 8)
+    nn.init.normal_(layer.weight, std=0.3)
+    rows = layer.weight.detach().clone()
+    counts = _counts(300)
+    table = TableAllocation("embedding", 300, 8, (Tier(50, 8), Tier(100, 2)))
+    apply_allocation(layer, Allocation([table]), counts={"embedding": counts})
+    order = counts.argsort(descending=True, stable=True)
+    torch.testing.assert_close(layer(order[:50]), rows[order[:50]])
+    assert layer(order[50:150]).std().item() == pytest.approx(0.3, rel=0.4)
+    assert torch.equal(layer(order[150:]), torch.zeros(150, 8))
+
+
+def test_state_dict_and_copies() -> None:
+    torch.manual_seed(0)
+    model, batch = Model(), _batch()
+    space = make_searchable(model, counts=COUNTS)
+    choice = space.sample(np.random.default_rng(0), 500)
+    set_choices(model, space, [choice])
+    expected = model(batch)
+    torch.testing.assert_close(copy.deepcopy(model)(batch), expected)
+    again = Model()
+    make_searchable(again, counts=COUNTS)
+    again.load_state_dict(model.state_dict())
+    set_choices(again, space, [choice])
+    torch.testing.assert_close(again(batch), expected)
+    apply_allocation(model, choice)
+    final = apply_allocation(Model(), choice, counts=COUNTS)
+    final.load_state_dict(model.state_dict())
+    torch.testing.assert_close(final(batch), expected)
+
+
+class Scaled(nn.Embedding):
+    pass
+
+
+def _tied() -> nn.Module:
+    model = nn.ModuleDict({"a": nn.Embedding(60, 8), "out": nn.Linear(8, 60, bias=False)})
+    model["out"].weight = model["a"].weight
+    return model
+
+
+def _tied_with_other_settings() -> nn.Module:
+    model = nn.ModuleDict({"a": nn.Embedding(60, 8), "b": nn.Embedding(60, 8, padding_idx=0)})
+    model["b"].weight = model["a"].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (nn.Embedding(9, 4, max_norm=1.0), {}, "'embedding' cannot be swapped: max_norm=1.0"),
+        (nn.EmbeddingBag(9, 4, max_norm=1.0), {}, "'embedding' cannot be swapped: max_norm=1.0"),
+        (nn.Embedding(9, 4, scale_grad_by_freq=True), {}, "scale_grad_by_freq=True is not"),
+        (Scaled(9, 4), {}, "it is a Scaled, a subclass"),
+        (_tied(), {}, r"weight of 'a' is tied: 'out.weight' is one of \['a.weight', 'out.weight'"),
+        (_tied_with_other_settings(), {}, "weight of 'a' is tied: 'b.weight'"),
+        (nn.Linear(2, 2), {}, "`model` has no embedding layer to swap: Linear"),
+        (Model(), {"include": ["item"]}, "`include` has 'item', which fits none"),
+        (Model(), {"exclude": ["item"]}, "`exclude` has 'item', which fits none"),
+        (Model(), {"exclude": "user"}, "`exclude` must be a list of patterns, got 'user'"),
+        (Model(), {"counts": {"item": [1]}}, "`counts` names 'item', which is none of"),
+        (Model(), {"fields": {"item": [1]}}, "`fields` names 'item', which is none of"),
+        (Model(), {"fields": {"user": [1, 2]}}, "`fields` of 'user' must sum to 120, got"),
+        (Model(), {"counts": {"user": [1]}}, "`counts` of 'user' must be 120 integers, got shape"),
+        (Model(), {"counts": {"user": [-1] * 120}}, "`counts` of 'user' must not be negative"),
+        (Model(), {"budget": 1}, "`budget` must be at least"),
+    ],
+)
+def test_what_cannot_be_swapped(model: nn.Module, options: Any, message: str) -> None:
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        make_searchable(model, **options)
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_what_cannot_be_applied() -> None:
+    other = Allocation([TableAllocation("item", 60, 8, ())])
+    with pytest.raises(ValueError, match=r"`allocation` has features \['item'\], which are not"):
+        apply_allocation(Model(), other)
+    wrong = Allocation([TableAllocation("user", 60, 8, ())])
+    with pytest.raises(ValueError, match="`allocation` must be of the 120x8 table 'user', got"):
+        apply_allocation(Model(), wrong)
+    model = Model()
+    make_searchable(model, include=["user"])
+    with pytest.raises(ValueError, match=r"must have the features of `model`, \['user'\]"):
+        apply_allocation(model, other)
+    with pytest.raises(ValueError, match="`allocation` of 'user' must be of"):
+        apply_allocation(model, wrong)
+    assert isinstance(model.user, SwappedEmbedding)
+
+
+def test_inner_layers_are_those_that_others_know() -> None:
+    model = Model()
+    space = make_searchable(model)
+    assert isinstance(space, SearchSpace)
+    apply_allocation(model, space.full())
+    assert isinstance(model.tower[0][0], SwappedEmbeddingBag)
+    assert len([m for m in model.modules() if isinstance(m, MultiSizeEmbedding)]) == 2
