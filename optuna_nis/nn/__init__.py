@@ -1,5 +1,6 @@
 """Embedding layers: the supernet of a search, and the multi-size layers of its result."""
 
+from optuna_nis.nn.counts import count_ids
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding, set_choices, supernet_layers
 from optuna_nis.nn.swap import apply_allocation, make_searchable
@@ -12,6 +13,7 @@ __all__ = [
     "SwappedEmbedding",
     "SwappedEmbeddingBag",
     "apply_allocation",
+    "count_ids",
     "make_searchable",
     "set_choices",
     "supernet_layers",
