@@ -38,6 +38,10 @@ _USELESS = (
 # Shares of the budget for each of which the policy proposes choices, and how many.
 _BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 _FINALISTS_PER_SHARE = 4
+# What the policy proposes for a budget should use it: of many draws, those are taken that leave
+# less than a tenth.
+_FINALIST_DRAWS = 64
+_MIN_USE = 0.9
 
 
 @runtime_checkable
@@ -321,14 +325,17 @@ class NISCallback(Callback):
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def _finalists(self) -> list[list[Allocation]]:
-        """For each share of the budget, the greedy choice of the policy and some draws."""
+        """For each share of the budget, the likeliest choices of the policy that use it."""
         groups = []
         for share in _BUDGET_SHARES:
             budget = int(share * self.space.budget)
             if budget < self.space.min_parameters:
                 break
             policy = self._policy.under(self.space.with_budget(budget))
-            draws, _ = policy.sample(_FINALISTS_PER_SHARE - 1, self._rng)
-            params = policy.params(np.concatenate([policy.mode(), draws]))
-            groups.append([self.space.allocation(choice) for choice in params])
+            draws, _ = policy.sample(_FINALIST_DRAWS, self._rng)
+            options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
+            options = options[np.argsort(-policy.log_prob(options), kind="stable")]
+            choices = [self.space.allocation(params) for params in policy.params(options)]
+            choices.sort(key=lambda choice: choice.num_parameters < _MIN_USE * budget)
+            groups.append(choices[:_FINALISTS_PER_SHARE])
         return groups

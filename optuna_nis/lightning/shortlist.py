@@ -35,13 +35,14 @@ def train_shortlist(
     build_model: BuildModel,
     datamodule: LightningDataModule,
     *,
-    epochs: Sequence[int] = (1, 2),
+    rounds: Sequence[int] = (1, 2),
+    limit_train_batches: float = 0.5,
     progress: Callable[[str], None] | None = None,
 ) -> list[Candidate]:
     """Train choices from the weights of the supernet and keep the better half, several times.
 
-    Starting from the supernet, a choice shows after an epoch what it would be worth after many
-    from scratch (successive halving: Jamieson and Talwalkar, 2016).
+    Starting from the supernet, a choice shows after less than an epoch what it would be worth
+    after many from scratch (successive halving: Jamieson and Talwalkar, 2016).
 
     Args:
         allocations: The choices.
@@ -49,7 +50,9 @@ def train_shortlist(
         build_model: Makes a model of given sizes; its weights outside the embeddings must have
             the names that they have in the supernet.
         datamodule: Train and validation data.
-        epochs: Epochs of each round; after each but the last, the worse half is dropped.
+        rounds: Epochs of each round; after each but the last, the worse half is dropped.
+        limit_train_batches: Share of the training batches that make an epoch here, drawn anew
+            for each if the dataloader shuffles.
         progress: Called with a line of text before each training.
 
     Returns:
@@ -57,15 +60,21 @@ def train_shortlist(
     """
     with tempfile.TemporaryDirectory() as folder:
         runs = [
-            _Run(allocation, supernet, build_model, Path(folder) / f"{index}.ckpt")
+            _Run(
+                allocation,
+                supernet,
+                build_model,
+                Path(folder) / f"{index}.ckpt",
+                limit_train_batches,
+            )
             for index, allocation in enumerate(allocations)
         ]
         alive = runs
-        for index, more in enumerate(epochs):
+        for index, epochs in enumerate(rounds):
             for position, run in enumerate(alive, start=1):
                 if progress is not None:
-                    progress(f"round {index + 1} of {len(epochs)}: {position} of {len(alive)}")
-                run.train(datamodule, more)
+                    progress(f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}")
+                run.train(datamodule, epochs)
             alive = sorted(alive, key=lambda run: run.best, reverse=True)
             alive = alive[: max(len(alive) // 2, 1)]
         runs.sort(key=lambda run: run.best, reverse=True)
@@ -81,11 +90,13 @@ class _Run:
         supernet: LightningModule,
         build_model: BuildModel,
         checkpoint: Path,
+        limit_train_batches: float,
     ) -> None:
         self.allocation = allocation
         self.best = float("-inf")
         self._model = build_model(allocation)
         self._checkpoint = checkpoint
+        self._limit_train_batches = limit_train_batches
         self._epochs = 0
         warm_start(self._model, supernet)
 
@@ -93,7 +104,11 @@ class _Run:
         resume = self._checkpoint if self._epochs else None
         self._epochs += epochs
         best = _BestMetric()
-        trainer = quiet_trainer(max_epochs=self._epochs, callbacks=[best])
+        trainer = quiet_trainer(
+            max_epochs=self._epochs,
+            callbacks=[best],
+            limit_train_batches=self._limit_train_batches,
+        )
         trainer.fit(self._model, datamodule=datamodule, ckpt_path=resume)
         trainer.save_checkpoint(self._checkpoint)
         self.best = max(self.best, best.value)

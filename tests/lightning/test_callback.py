@@ -58,6 +58,8 @@ def test_scored_choices_become_trials(datamodule: TableDataModule) -> None:
     finalists = {space.allocation(t.params) for t in validated}
     assert callback.candidates
     assert set(callback.candidates) <= finalists
+    largest = max(candidate.num_parameters for candidate in callback.candidates)
+    assert 0.9 * space.budget <= largest <= space.budget
     assert all(layer.num_choices == 1 for layer in supernet_layers(model).values())
 
 

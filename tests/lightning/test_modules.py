@@ -171,7 +171,7 @@ def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataMo
     choices = [space.sample(rng, space.full_parameters * share) for share in (0.2, 0.5, 1.0)]
     lines: list[str] = []
     found = train_shortlist(
-        choices, build(space), build, datamodule, epochs=(1, 2), progress=lines.append
+        choices, build(space), build, datamodule, rounds=(1, 2), progress=lines.append
     )
     assert {candidate.allocation for candidate in found} == set(choices)
     values = [candidate.val_metric for candidate in found]
