@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from optuna_nis.lightning.callback import NISCallback, Searchable
+from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.job import DataConfig, retrain, search
 from optuna_nis.lightning.modules import (
     EmbeddingModule,
@@ -21,6 +21,7 @@ from optuna_nis.lightning.modules import (
 )
 from optuna_nis.lightning.objective import objective
 from optuna_nis.lightning.predictor import Predictor
+from optuna_nis.lightning.rewards import Searchable
 from optuna_nis.lightning.shortlist import Candidate, train_shortlist, warm_start
 from optuna_nis.lightning.training import Training, evaluate, train
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 import numpy as np
 from optuna import Study
 from optuna.logging import get_logger
-import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from optuna_nis._checks import check_integer
 from optuna_nis.allocation import Allocation
 from optuna_nis.budget import IntArray
-from optuna_nis.lightning._batch import batch_length, repeat, take
+from optuna_nis.lightning._batch import batch_length, take
 from optuna_nis.lightning.recorder import TrialRecorder
+from optuna_nis.lightning.rewards import MonitorMode, Rewards
 from optuna_nis.nn import set_choices, supernet_layers
+from optuna_nis.policy import Policy
 from optuna_nis.results import FIDELITY_ATTR, SUPERNET, VALIDATED, finished_trials
 from optuna_nis.reward import Reward, penalised_reward
 from optuna_nis.sampler import NISSampler
 from optuna_nis.space import FloatArray, SearchSpace
+
+_T = TypeVar("_T")
 
 _logger = get_logger(__name__)
 
@@ -35,6 +40,10 @@ _USELESS = (
     "only? Use larger or shuffled validation batches."
 )
 
+_CHOICES_PER_STEP = 4
+# Share of the random choices that come from the controller, where each step has room for one.
+_DRAWN_SHARE = 1 / 3
+
 # Shares of the budget for each of which the policy proposes choices, and how many.
 _BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 _FINALISTS_PER_SHARE = 4
@@ -44,31 +53,23 @@ _FINALIST_DRAWS = 64
 _MIN_USE = 0.9
 
 
-@runtime_checkable
-class Searchable(Protocol):
-    """What a :class:`~lightning.pytorch.LightningModule` must offer to be searched."""
-
-    def choice_quality(self, batch: Any, num_choices: int) -> Tensor:
-        """Quality of several choices on the same examples.
-
-        Args:
-            batch: The examples, repeated ``num_choices`` times: one run for each choice.
-            num_choices: Number of choices.
-
-        Returns:
-            Shape ``(num_choices,)``, larger is better; all NaN where these examples cannot tell.
-        """
-
-
 class NISCallback(Callback):
     """Search for embedding sizes while a supernet trains, in an ordinary ``Trainer.fit``.
 
-    The model must have a :class:`~optuna_nis.nn.SupernetEmbedding` for every feature of the space
-    and a ``choice_quality`` method (see :class:`Searchable`).
+    The model must have a :class:`~optuna_nis.nn.SupernetEmbedding` for every feature of the space,
+    as :func:`~optuna_nis.nn.make_searchable` gives to any model. How good a choice is, larger
+    being better, comes from the first of these that there is:
+
+    1. ``metric``, fed by what ``validation_step`` returns: ``(preds, target)`` or a dictionary;
+    2. ``monitor``, a value or metric that ``validation_step`` logs;
+    3. the model's method ``choice_quality`` (see :class:`Searchable`), which scores several
+       choices in one forward pass;
+    4. the ``"val_loss"`` that ``validation_step`` logs.
 
     *Warm-up.* Every training batch is shared among the full tables and a few random choices of
     any cost below the budget, most of them close to it, so that every block is trained before
-    anyone is judged.
+    anyone is judged. Models without ``choice_quality`` see one choice in each step, the full
+    tables in every other, since not every model can be trusted to treat examples apart.
 
     *Alternating steps.* After that, some of the random choices come from the controller, and
     after a training step the controller draws a group of choices, has them scored side by side
@@ -85,6 +86,10 @@ class NISCallback(Callback):
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
     (2019).
 
+    Of several processes (``strategy="ddp"``) all use the same choices, rewards are averaged over
+    their parts of the validation data, and the first one writes the trials. In mid-search the
+    training can be resumed from a checkpoint.
+
     Args:
         space: The search space; its budget is obeyed by construction.
         study: Where scored choices go as trials. Its sampler must be a
@@ -95,8 +100,16 @@ class NISCallback(Callback):
         score_examples: Validation examples that each group is scored on, at most a batch of the
             validation dataloader.
         warmup: Share of the training steps that come before the first update.
+        metric: See above.
+        monitor: See above.
+        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of the metric or
+            monitor is best. By default what the metric says of itself, and ``"min"`` for a
+            monitor with "loss" in its name. The quality of trials is negated for ``"min"``.
         choices_per_step: Choices that each training batch is shared among, the full tables being
-            one of them.
+            one of them. By default 4 for models with ``choice_quality`` and 1 for others. More
+            than 1 are right for models whose embedding layers get ids with the examples as the
+            first dimension and whose loss does not mix examples; batches whose tensors do not
+            share their first dimension are not shared.
         penalty_weight: Weight of the memory penalty of the reward. No choice above the budget is
             ever drawn, so it matters only for trials that others enqueued.
         seed: Seed of the random choices.
@@ -116,7 +129,10 @@ class NISCallback(Callback):
         group_size: int = 8,
         score_examples: int = 4096,
         warmup: float = 0.7,
-        choices_per_step: int = 4,
+        metric: Metric | None = None,
+        monitor: str | None = None,
+        mode: MonitorMode | None = None,
+        choices_per_step: int | None = None,
         penalty_weight: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -124,7 +140,7 @@ class NISCallback(Callback):
             ("num_updates", num_updates, 1),
             ("group_size", group_size, 2),
             ("score_examples", score_examples, 1),
-            ("choices_per_step", choices_per_step, 2),
+            ("choices_per_step", 1 if choices_per_step is None else choices_per_step, 1),
         ):
             check_integer(name, value, low)
         if not 0.0 <= warmup < 1.0:
@@ -138,16 +154,28 @@ class NISCallback(Callback):
         self.choices_per_step = choices_per_step
         self.penalty_weight = penalty_weight
         self.candidates: list[Allocation] = []
+        self._rewards = Rewards(
+            space, metric=metric, monitor=monitor, mode=mode, group_size=group_size
+        )
         self._rng = np.random.default_rng(seed)
         self._updates_done = 0
+        self._batches_scored = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search needs beyond the study's trials."""
+        return {
+            "rng": self._rng.bit_generator.state,
+            "batches_scored": self._batches_scored,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._rng.bit_generator.state = state_dict["rng"]
+        self._batches_scored = state_dict["batches_scored"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that model, study and trainer fit together."""
-        if not isinstance(pl_module, Searchable):
-            raise MisconfigurationException(
-                f"{type(pl_module).__name__} must define `choice_quality(batch, num_choices)` to "
-                "be searched by NISCallback."
-            )
+        self._rewards.check(pl_module)
         found, wanted = set(supernet_layers(pl_module)), {s.name for s in self.space.specs}
         if found != wanted:
             raise MisconfigurationException(
@@ -163,7 +191,13 @@ class NISCallback(Callback):
             raise MisconfigurationException(
                 "The trainer needs `max_epochs` or `max_steps`: the search plans its warm-up."
             )
-        self._recorder = TrialRecorder(self.study, self.space)
+        if trainer.is_global_zero:
+            self._recorder = TrialRecorder(self.study, self.space)
+        if self.choices_per_step is None:
+            side_by_side = self._rewards.side_by_side(pl_module)
+            self._choices_per_step = _CHOICES_PER_STEP if side_by_side else 1
+        else:
+            self._choices_per_step = self.choices_per_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the policy up to date with the study and plan the updates."""
@@ -172,32 +206,25 @@ class NISCallback(Callback):
                 "NISCallback scores choices on validation data: the trainer needs a validation "
                 "dataloader."
             )
-        sampler = self.study.sampler
-        assert isinstance(sampler, NISSampler)
-        self._policy = sampler.policy(self.study)
-        self._updates_done = min(self._updates_before(), self.num_updates)
+        self._total = self._total_batches(trainer)
+        self._updates_done = self._of_the_first(trainer, self._updates_before)
+        self._policy = self._of_the_first(trainer, self._replayed_policy)
         if self._updates_done:
             _logger.info(f"The study is resumed after {self._updates_done} updates.")
-        steps = int(trainer.estimated_stepping_batches)
-        self._first_step = math.floor(self.warmup * steps)
+        self._first_batch = math.floor(self.warmup * self._total)
+        # A search that is resumed plans what is left for the batches that are left.
+        self._first_planned = max(self._first_batch, self._batches_done(trainer))
         self._plan = np.linspace(
-            self._updates_done, self.num_updates, steps - self._first_step + 1
+            self._updates_done, self.num_updates, max(self._total - self._first_planned, 0) + 1
         )
-        self._validation = cycle(self._batches(trainer))
+        self._validation = self._examples(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Share the batch among the full tables and some choices."""
-        count = self.choices_per_step - 1
-        choices = [self.space.full()]
-        if trainer.global_step >= self._first_step:
-            choices += self._draw(count // 2)[0]
-        choices += [self._random_choice() for _ in range(1 + count - len(choices))]
-        length = batch_length(batch)
-        while length % len(choices):
-            choices.pop()
-        set_choices(pl_module, self.space, choices)
+        learning = self._batches_done(trainer) - 1 >= self._first_batch
+        set_choices(pl_module, self.space, self._training_choices(batch, batch_idx, learning))
 
     def on_train_batch_end(
         self,
@@ -208,7 +235,7 @@ class NISCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Update the controller as often as the plan says."""
-        past = min(trainer.global_step - self._first_step, len(self._plan) - 1)
+        past = min(self._batches_done(trainer) - self._first_planned, len(self._plan) - 1)
         while past > 0 and self._updates_done < round(self._plan[past]):
             self._update(trainer, pl_module)
 
@@ -220,22 +247,17 @@ class NISCallback(Callback):
         """Score what the policy proposes for several budgets on the whole validation set."""
         finalists = self._finalists()
         distinct = list(dict.fromkeys(choice for group in finalists for choice in group))
-        total = torch.zeros(len(distinct))
-        useful = 0
-        for batch in self._batches(trainer):
-            quality = self._quality(pl_module, distinct, batch)
-            if not quality.isnan().all():
-                total += quality * batch_length(batch)
-                useful += batch_length(batch)
-        if not useful:
+        quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
+        if quality.isnan().all():
             raise ValueError(_USELESS.format("all"))
-        rewards = [self._reward(float(q), a) for q, a in zip(total / useful, distinct)]
-        self._recorder.record(
-            [self.space.params(allocation) for allocation in distinct],
-            rewards,
-            fidelity=VALIDATED,
-            step=trainer.global_step,
-        )
+        rewards = [self._reward(float(q), a) for q, a in zip(quality, distinct)]
+        if trainer.is_global_zero:
+            self._recorder.record(
+                [self.space.params(allocation) for allocation in distinct],
+                rewards,
+                fidelity=VALIDATED,
+                step=trainer.global_step,
+            )
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
         best = {max(group, key=value.__getitem__) for group in finalists}
         self.candidates = sorted(best, key=value.__getitem__, reverse=True)
@@ -244,7 +266,63 @@ class NISCallback(Callback):
     def _updates_before(self) -> int:
         trials = finished_trials(self.study)
         scored: int = sum(trial.user_attrs.get(FIDELITY_ATTR) == SUPERNET for trial in trials)
-        return scored // self.group_size
+        return min(scored // self.group_size, self.num_updates)
+
+    def _replayed_policy(self) -> Policy:
+        sampler = self.study.sampler
+        assert isinstance(sampler, NISSampler)
+        return sampler.policy(self.study)
+
+    def _of_the_first(self, trainer: Trainer, make: Callable[[], _T]) -> _T:
+        """What the first process makes, in all processes."""
+        made: Any = make() if trainer.is_global_zero else None
+        shared: _T = trainer.strategy.broadcast(made)
+        return shared
+
+    def _total_batches(self, trainer: Trainer) -> int:
+        """Number of training batches until the end."""
+        totals = []
+        if trainer.max_epochs not in (None, -1):
+            totals.append(trainer.num_training_batches * trainer.max_epochs)
+        if trainer.max_steps != -1:
+            totals.append(trainer.max_steps * trainer.accumulate_grad_batches)
+        if not math.isfinite(total := min(totals)):
+            raise MisconfigurationException(
+                "The trainer needs `max_steps` where the length of the training data is not "
+                "known: the search plans its warm-up."
+            )
+        return int(total)
+
+    def _batches_done(self, trainer: Trainer) -> int:
+        """Number of training batches so far, this one included."""
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if trainer.max_steps != -1:
+            # Manual optimisation may take several steps for a batch.
+            done = max(done, self._total * trainer.global_step // trainer.max_steps)
+        return done
+
+    def _training_choices(self, batch: Any, batch_idx: int, learning: bool) -> list[Allocation]:
+        """The full tables and some choices; if there is room for one only, in turns."""
+        count = self._choices_per_step
+        length = 0
+        if count > 1:
+            try:
+                length = batch_length(batch)
+            except ValueError:
+                count = 1
+        if count == 1:
+            if batch_idx % 2 == 0:
+                return [self.space.full()]
+            if learning and self._rng.random() < _DRAWN_SHARE:
+                return self._draw(1)[0]
+            return [self._random_choice()]
+        choices = [self.space.full()]
+        if learning:
+            choices += self._draw((count - 1) // 2)[0]
+        choices += [self._random_choice() for _ in range(count - len(choices))]
+        while length % len(choices):
+            choices.pop()
+        return choices
 
     def _random_choice(self) -> Allocation:
         """Most choices cost about the budget, the others anything below it."""
@@ -254,9 +332,15 @@ class NISCallback(Callback):
         cost = math.exp(self._rng.uniform(math.log(low), math.log(self.space.budget)))
         return self.space.sample(self._rng, cost, removal=0.15)
 
-    def _batches(self, trainer: Trainer) -> Any:
-        loaders = trainer.val_dataloaders
-        return loaders[0] if isinstance(loaders, (list, tuple)) else loaders
+    def _examples(self, trainer: Trainer) -> Iterator[Any]:
+        """Validation batches without end, after those that were scored before."""
+        limited = _Limited(trainer)
+        skipped = self._batches_scored % max(len(limited), 1)
+        while True:
+            for batch in islice(limited, skipped, None):
+                self._batches_scored += 1
+                yield batch
+            skipped = 0
 
     def _draw(self, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
         options, log_probs = self._policy.sample(count, self._rng)
@@ -265,17 +349,20 @@ class NISCallback(Callback):
 
     def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         choices, options, log_probs = self._draw(self.group_size)
-        quality = self._score(pl_module, choices)
+        quality = self._score(trainer, pl_module, choices)
         rewards = [self._reward(float(q), choice) for q, choice in zip(quality, choices)]
         values = np.array([reward.value for reward in rewards])
         self._policy.update(options, values, log_probs)
-        self._recorder.record(
-            self._policy.params(options),
-            rewards,
-            fidelity=SUPERNET,
-            step=trainer.global_step,
-            log_probs=log_probs.tolist(),
-        )
+        # Rounding must not drive the processes apart.
+        self._policy = trainer.strategy.broadcast(self._policy)
+        if trainer.is_global_zero:
+            self._recorder.record(
+                self._policy.params(options),
+                rewards,
+                fidelity=SUPERNET,
+                step=trainer.global_step,
+                log_probs=log_probs.tolist(),
+            )
         self._updates_done += 1
         memory = np.mean([reward.num_parameters for reward in rewards]) / self.space.budget
         pl_module.log_dict(
@@ -297,32 +384,21 @@ class NISCallback(Callback):
             penalty_weight=self.penalty_weight,
         )
 
-    def _score(self, pl_module: LightningModule, choices: list[Allocation]) -> Tensor:
+    def _score(
+        self, trainer: Trainer, pl_module: LightningModule, choices: list[Allocation]
+    ) -> Tensor:
         """Quality of some choices on the next examples that can tell."""
         for _ in range(_MAX_USELESS_BATCHES):
-            batch = take(next(self._validation), self.score_examples)
-            quality = self._quality(pl_module, choices, batch)
+            batch = next(self._validation)
+            try:
+                batch_length(batch)
+                batch = take(batch, self.score_examples)
+            except ValueError:
+                pass  # Not made of examples that can be told apart; it is used as it is.
+            quality = self._rewards.score(trainer, pl_module, choices, [batch])
             if not quality.isnan().all():
                 return quality
         raise ValueError(_USELESS.format(f"{_MAX_USELESS_BATCHES} consecutive"))
-
-    def _quality(
-        self, pl_module: LightningModule, choices: list[Allocation], batch: Any
-    ) -> Tensor:
-        assert isinstance(pl_module, Searchable)
-        training = pl_module.training
-        pl_module.eval()
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(choices), self.group_size):
-                group = choices[start : start + self.group_size]
-                set_choices(pl_module, self.space, group)
-                batches = pl_module.transfer_batch_to_device(
-                    repeat(batch, len(group)), pl_module.device, 0
-                )
-                parts.append(pl_module.choice_quality(batches, len(group)).cpu())
-        pl_module.train(training)
-        return torch.cat(parts) if parts else torch.zeros(0)
 
     def _finalists(self) -> list[list[Allocation]]:
         """For each share of the budget, the likeliest choices of the policy that use it."""
@@ -339,3 +415,21 @@ class NISCallback(Callback):
             choices.sort(key=lambda choice: choice.num_parameters < _MIN_USE * budget)
             groups.append(choices[:_FINALISTS_PER_SHARE])
         return groups
+
+
+class _Limited:
+    """The first validation dataloader, cut as the trainer cuts it."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        loaders = trainer.val_dataloaders
+        if isinstance(loaders, Mapping):
+            loaders = list(loaders.values())
+        self._loader: Any = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
+        limits = trainer.num_val_batches
+        self._limit = limits[0] if isinstance(limits, list) else limits
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self._loader, None if math.isinf(self._limit) else int(self._limit))
+
+    def __len__(self) -> int:
+        return 0 if math.isinf(self._limit) else int(self._limit)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import optuna
 
 from optuna_nis.allocation import Allocation
+from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.lightning.training import BuildModel, train
 from optuna_nis.results import (
     FIDELITY_ATTR,
@@ -27,8 +29,11 @@ def objective(
     *,
     max_epochs: int = 30,
     patience: int = 2,
+    monitor: str = "val_metric",
+    mode: MonitorMode = "max",
     penalty_weight: float = 1.0,
     seed: int = 0,
+    **trainer_options: Any,
 ) -> Callable[[optuna.Trial], float]:
     """An objective that trains a model of the suggested sizes and returns its penalised metric.
 
@@ -37,14 +42,19 @@ def objective(
     choice above the budget breaks the constraint ``"memory"``.
 
     Args:
-        build_model: Makes a model of given sizes that logs ``"val_metric"``, larger is better.
+        build_model: Makes a model of given sizes, such as ``lambda sizes:
+            apply_allocation(Model(), sizes)`` (:func:`~optuna_nis.nn.apply_allocation`).
         datamodule: Train and validation data.
         space: The sizes to choose from, and their budget.
         max_epochs: Most epochs of a training.
         patience: Epochs without improvement after which a training stops.
+        monitor: Name under which the model logs its validation metric.
+        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; the
+            quality of a trial is negated for ``"min"``.
         penalty_weight: Weight of the memory above the budget, see
             :func:`~optuna_nis.penalised_reward`.
         seed: Seed of every training, so that they differ in their sizes only.
+        **trainer_options: Further arguments of the :class:`lightning.pytorch.Trainer`.
 
     Returns:
         A function for :meth:`optuna.Study.optimize`.
@@ -57,8 +67,9 @@ def objective(
     """
 
     def rewarded(metric: float, allocation: Allocation) -> Reward:
+        quality = metric if mode == "max" else -metric
         return penalised_reward(
-            metric, allocation.num_parameters, space.budget, penalty_weight=penalty_weight
+            quality, allocation.num_parameters, space.budget, penalty_weight=penalty_weight
         )
 
     def run(trial: optuna.Trial) -> float:
@@ -67,7 +78,7 @@ def objective(
         # Constraints of trials are new in Optuna 5.
         if hasattr(trial, "set_constraint"):
             trial.set_constraint("memory", float(allocation.num_parameters - space.budget))
-        pruning = _Pruning(trial, lambda metric: rewarded(metric, allocation).value)
+        pruning = _Pruning(trial, monitor, lambda metric: rewarded(metric, allocation).value)
         training = train(
             build_model,
             allocation,
@@ -75,7 +86,9 @@ def objective(
             seed=seed,
             max_epochs=max_epochs,
             patience=patience,
-            callbacks=[pruning],
+            monitor=monitor,
+            mode=mode,
+            **(trainer_options | {"callbacks": [pruning, *trainer_options.get("callbacks", [])]}),
         )
         reward = rewarded(training.val_metric, allocation)
         trial.set_user_attr(QUALITY_ATTR, reward.quality)
@@ -89,12 +102,15 @@ def objective(
 class _Pruning(Callback):
     """Report the reward after each epoch; stop where the pruner says so."""
 
-    def __init__(self, trial: optuna.Trial, reward: Callable[[float], float]) -> None:
+    def __init__(
+        self, trial: optuna.Trial, monitor: str, reward: Callable[[float], float]
+    ) -> None:
         self._trial = trial
+        self._monitor = monitor
         self._reward = reward
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metric = float(trainer.callback_metrics["val_metric"])
+        metric = float(trainer.callback_metrics[self._monitor])
         self._trial.report(self._reward(metric), step=trainer.current_epoch)
         if self._trial.should_prune():
             raise optuna.TrialPruned(f"Pruned after epoch {trainer.current_epoch}.")

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 import torch
 
 from optuna_nis.allocation import Allocation
+from optuna_nis.lightning.rewards import MonitorMode
 
 #: Makes a model of given embedding sizes.
 BuildModel = Callable[[Allocation], LightningModule]
@@ -25,7 +26,7 @@ class Training:
 
     Attributes:
         model: The model, with the weights of its best epoch.
-        val_metric: Its metric on the validation data.
+        val_metric: Its metric on the validation data, as it was logged.
         epochs: Number of epochs until it stopped.
         seconds: Time it took.
     """
@@ -44,6 +45,8 @@ def train(
     seed: int,
     max_epochs: int = 30,
     patience: int = 2,
+    monitor: str = "val_metric",
+    mode: MonitorMode = "max",
     callbacks: list[Callback] | None = None,
     **trainer_options: Any,
 ) -> Training:
@@ -55,7 +58,9 @@ def train(
         datamodule: Train and validation data.
         seed: Seed of the initial weights.
         max_epochs: Most epochs.
-        patience: Epochs without improvement of ``"val_metric"`` after which to stop.
+        patience: Epochs without improvement after which to stop.
+        monitor: Name under which the model logs its validation metric.
+        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
         callbacks: Further callbacks of the trainer.
         **trainer_options: Further arguments of the :class:`lightning.pytorch.Trainer`.
 
@@ -65,10 +70,8 @@ def train(
     torch.manual_seed(seed)
     model = build_model(allocation)
     with tempfile.TemporaryDirectory() as folder:
-        best = ModelCheckpoint(
-            dirpath=folder, monitor="val_metric", mode="max", save_weights_only=True
-        )
-        stopping = EarlyStopping("val_metric", mode="max", patience=patience)
+        best = ModelCheckpoint(dirpath=folder, monitor=monitor, mode=mode, save_weights_only=True)
+        stopping = EarlyStopping(monitor, mode=mode, patience=patience)
         trainer = quiet_trainer(
             max_epochs=max_epochs,
             enable_checkpointing=True,

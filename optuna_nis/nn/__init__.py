@@ -4,7 +4,7 @@ from optuna_nis.nn.counts import count_ids
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding, set_choices, supernet_layers
 from optuna_nis.nn.swap import apply_allocation, make_searchable
-from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag
+from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag, swapped_layers
 
 __all__ = [
     "MultiSizeEmbedding",
@@ -17,4 +17,5 @@ __all__ = [
     "make_searchable",
     "set_choices",
     "supernet_layers",
+    "swapped_layers",
 ]

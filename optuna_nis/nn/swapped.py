@@ -244,5 +244,5 @@ def _rows_of(layer: Field, ids: Tensor) -> Tensor:
 
 
 def swapped_layers(model: nn.Module) -> Sequence[SwappedEmbedding | SwappedEmbeddingBag]:
-    """The layers of a model that were swapped."""
+    """The layers of a model that :func:`make_searchable` or :func:`apply_allocation` swapped."""
     return [m for m in model.modules() if isinstance(m, SwappedEmbedding | SwappedEmbeddingBag)]

@@ -1,0 +1,285 @@
+"""A model that knows nothing of searches is searched, in every way that people train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
+import optuna
+from ordinary import Data, Ordinary
+import pytest
+import torch
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC
+
+from optuna_nis import NISSampler, SearchSpace
+from optuna_nis.lightning import NISCallback, objective, train_shortlist
+from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.nn import (
+    apply_allocation,
+    count_ids,
+    make_searchable,
+    supernet_layers,
+    swapped_layers,
+)
+
+SETTINGS: dict[str, Any] = {"num_updates": 4, "group_size": 4, "warmup": 0.5}
+
+
+def _study(space: SearchSpace) -> optuna.Study:
+    return optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=0))
+
+
+def _scored(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
+
+
+class _Choices(Callback):
+    """Notes which choice each step was trained under."""
+
+    def __init__(self) -> None:
+        self.full: list[bool] = []
+        self.counts: set[int] = set()
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        layers = supernet_layers(pl_module).values()
+        self.full.append(all(bool(layer._masks[:, :-1].all()) for layer in layers))
+        self.counts |= {layer.num_choices for layer in layers}
+
+
+def _search(
+    model: LightningModule | None = None, trainer: dict[str, Any] | None = None, **options: Any
+) -> tuple[optuna.Study, NISCallback, LightningModule]:
+    torch.manual_seed(0)
+    model = Ordinary() if model is None else model
+    space = make_searchable(model, budget=0.5)
+    study = _study(space)
+    callback = NISCallback(space, study, **(SETTINGS | options))
+    more = dict(trainer or {})
+    callbacks = [callback, *more.pop("callbacks", [])]
+    quiet_trainer(**({"max_epochs": 2, "callbacks": callbacks} | more)).fit(model, Data())
+    return study, callback, model
+
+
+def test_five_lines() -> None:
+    torch.manual_seed(0)
+    data, model = Data(), Ordinary()
+    counts = count_ids(data.train_dataloader(), model, progress=False)
+    space = make_searchable(model, counts=counts, budget="25%")
+    study = _study(space)
+    callback = NISCallback(space, study, metric=BinaryAUROC(), **SETTINGS)
+    quiet_trainer(max_epochs=4, callbacks=[callback]).fit(model, data)
+    found = train_shortlist(
+        callback.candidates,
+        model,
+        lambda sizes: apply_allocation(Ordinary(), sizes, counts=counts),
+        data,
+    )
+    best = found[0].allocation
+    assert best.num_parameters <= space.budget
+    assert len(_scored(study)) == 16
+    assert all(0.5 < t.user_attrs["quality"] < 1.0 for t in _scored(study))
+    final = apply_allocation(Ordinary(), best, counts=counts)
+    trainer = quiet_trainer(max_epochs=8)
+    trainer.fit(final, data)
+    assert trainer.callback_metrics["val_auroc"] > 0.75
+    assert sum(p.numel() for s in swapped_layers(final) for p in s.parameters()) == (
+        best.num_parameters
+    )
+
+
+def test_one_choice_in_each_step_full_tables_in_every_other() -> None:
+    choices = _Choices()
+    study, callback, _ = _search(trainer={"callbacks": [choices]})
+    assert choices.full == [True, False] * 20
+    assert choices.counts == {1}
+    assert len(_scored(study)) == 16
+    assert callback.candidates
+    for trial in _scored(study):
+        assert trial.value == pytest.approx(trial.user_attrs["quality"])
+        assert trial.user_attrs["quality"] < 0  # The negated validation loss.
+
+
+def test_several_choices_in_a_step_on_demand() -> None:
+    choices = _Choices()
+    _search(trainer={"callbacks": [choices]}, choices_per_step=4)
+    assert choices.counts == {4}
+
+
+class Offsets(Ordinary):
+    """Bags as offsets: a batch whose tensors differ in length."""
+
+    def forward(self, batch: Any) -> Tensor:
+        user, item, tags = batch[:3]
+        offsets = torch.arange(0, tags.numel(), tags.shape[1])
+        rows = [self.user(user), self.item(item), self.tags(tags.flatten(), offsets)]
+        logits: Tensor = self.head(self.norm(torch.cat(rows, 1))).squeeze(1)
+        return logits
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+def test_bags_with_offsets() -> None:
+    study, _, _ = _search(Offsets())
+    assert len(_scored(study)) == 16
+
+
+def test_accumulated_gradients() -> None:
+    study, _, _ = _search(trainer={"accumulate_grad_batches": 3})
+    steps = [t.user_attrs["step"] for t in _scored(study)]
+    assert len(steps) == 16
+    assert min(steps) >= 7  # Of 14, the first half being the warm-up.
+
+
+def test_steps_may_be_limited() -> None:
+    study, _, _ = _search(trainer={"max_steps": 20, "max_epochs": -1})
+    assert len(_scored(study)) == 16
+
+
+class Manual(Ordinary):
+    """Two optimisers, stepped by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        tables, rest = self.optimizers()
+        for optimiser in (tables, rest):
+            optimiser.zero_grad()
+        self.manual_backward(loss)
+        for optimiser in (tables, rest):
+            optimiser.step()
+        for schedule in self.lr_schedulers():
+            schedule.step()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        tables = {id(p) for s in swapped_layers(self) for p in s.parameters()}
+        split: tuple[list[Any], list[Any]] = ([], [])
+        for parameter in self.parameters():
+            split[id(parameter) not in tables].append(parameter)
+        optimisers = [torch.optim.Adagrad(split[0], lr=0.1), torch.optim.Adam(split[1], lr=0.01)]
+        return optimisers, [torch.optim.lr_scheduler.ExponentialLR(o, 0.99) for o in optimisers]
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 60}])
+def test_manual_optimisation(limit: dict[str, int]) -> None:
+    study, _, _ = _search(Manual(), trainer=limit)
+    steps = [t.user_attrs["step"] for t in _scored(study)]
+    assert len(steps) == 16
+    assert min(steps) > 0.4 * 2 * trainer_steps(limit)
+
+
+def trainer_steps(limit: dict[str, int]) -> int:
+    return limit["max_steps"] // 2 if "max_steps" in limit else 40
+
+
+def test_early_stopping_leaves_candidates() -> None:
+    stop = EarlyStopping("val_loss", patience=0, min_delta=10.0)
+    study, callback, _ = _search(
+        trainer={"callbacks": [stop], "max_epochs": 20}, warmup=0.0, num_updates=40
+    )
+    assert 0 < len(_scored(study)) < 160
+    assert callback.candidates
+
+
+def test_bfloat16() -> None:
+    study, callback, model = _search(
+        trainer={"precision": "bf16-mixed"}, metric=BinaryAUROC(), choices_per_step=4
+    )
+    assert len(_scored(study)) == 16
+    apply_allocation(model, callback.candidates[0])
+    batch = next(iter(Data().val_dataloader()))
+    model.eval()
+    expected = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(batch).float(), expected, rtol=0.1, atol=0.1)
+        model(batch).sum().backward()
+
+
+class _Stop(Callback):
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == 29:
+            raise RuntimeError("The machine went down.")
+
+
+def test_a_search_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    whole, _, _ = _search()
+
+    torch.manual_seed(0)
+    again = Ordinary()
+    space = make_searchable(again, budget=0.5)
+    study = _study(space)
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=25, save_top_k=-1)
+    callbacks = [NISCallback(space, study, **SETTINGS), saving, _Stop()]
+    with pytest.raises(RuntimeError, match="went down"):
+        quiet_trainer(max_epochs=2, enable_checkpointing=True, callbacks=callbacks).fit(
+            again, Data()
+        )
+    # What was scored after the checkpoint is scored again.
+    (checkpoint,) = tmp_path.glob("*.ckpt")
+    kept = [t for t in study.trials if t.user_attrs["step"] <= 25]
+    assert 0 < len(kept) < 16
+    restarted = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=0))
+    restarted.add_trials(kept)
+    torch.manual_seed(1)
+    resumed = Ordinary()
+    make_searchable(resumed, budget=0.5)
+    callback = NISCallback(space, restarted, **SETTINGS)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[callback])
+    trainer.fit(resumed, Data(), ckpt_path=checkpoint)
+    assert len(_scored(restarted)) == 16
+    assert [t.params for t in _scored(restarted)] == [t.params for t in _scored(whole)]
+    assert [t.user_attrs["step"] for t in _scored(restarted)] == [
+        t.user_attrs["step"] for t in _scored(whole)
+    ]
+
+
+class SearchCLI(LightningCLI):
+    def before_fit(self) -> None:
+        space = make_searchable(self.model, budget=0.5)
+        self.study = _study(space)
+        self.trainer.callbacks.append(NISCallback(space, self.study, **SETTINGS))
+
+
+def test_lightning_cli() -> None:
+    quiet = ["enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"]
+    cli = SearchCLI(
+        Ordinary,
+        Data,
+        save_config_callback=None,
+        trainer_defaults={"max_epochs": 2, "num_sanity_val_steps": 0},
+        args=[
+            "fit",
+            "--model.learning_rate=0.01",
+            *[f"--trainer.{name}=false" for name in quiet],
+        ],
+    )
+    assert cli.model.learning_rate == 0.01
+    assert len(_scored(cli.study)) == 16
+
+
+def test_a_training_for_each_trial() -> None:
+    space = make_searchable(Ordinary(), budget=0.5)
+    study = _study(space)
+    run = objective(
+        lambda sizes: apply_allocation(Ordinary(), sizes),
+        Data(),
+        space,
+        max_epochs=2,
+        monitor="val_loss",
+        mode="min",
+    )
+    study.optimize(run, n_trials=2)
+    for trial in study.trials:
+        assert trial.value is not None
+        assert trial.value == pytest.approx(max(trial.intermediate_values.values()))
+        assert trial.value < 0
