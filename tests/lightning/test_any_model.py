@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
+import subprocess
+import sys
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -241,6 +245,28 @@ def test_a_search_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert [t.user_attrs["step"] for t in _scored(restarted)] == [
         t.user_attrs["step"] for t in _scored(whole)
     ]
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "two_processes.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script, tmp_path],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first["widths"]) == 20
+    assert first["widths"] == second["widths"]
+    assert first["candidates"] == second["candidates"]
+    # One process writes the trials. Their rewards are of all the validation data, of which each
+    # process has seen half.
+    assert len(first["trials"]["supernet"]) == 16
+    assert not second["trials"]["supernet"] + second["trials"]["validated"]
+    assert max(first["trials"]["validated"]) == pytest.approx(-first["loss_of_the_best"], abs=1e-5)
 
 
 class SearchCLI(LightningCLI):
