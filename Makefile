@@ -11,7 +11,7 @@ STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,foreign]"
 	touch $@
 
 demo: $(BIN)/.installed

@@ -1,0 +1,220 @@
+"""Models that others wrote are swapped, searched, given the sizes found and trained again.
+
+They come with the optional dependencies ``foreign``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import copy
+from typing import Any
+from unittest import mock
+
+from lightning.pytorch import LightningModule
+import optuna
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import BinaryAUROC
+
+from optuna_nis import NISSampler
+from optuna_nis.lightning import NISCallback
+from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.nn import (
+    apply_allocation,
+    count_ids,
+    make_searchable,
+    set_choices,
+    swapped_layers,
+)
+
+USERS, ITEMS, CITIES, LENGTH = 300, 120, 12, 5
+SIZES = [USERS, ITEMS, CITIES]
+
+
+class Wrapped(LightningModule):
+    """What a user of such a model writes to train it with Lightning."""
+
+    def __init__(self, net: nn.Module, predict: Callable[[Any, list[Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self.predict = predict
+
+    def forward(self, batch: list[Tensor]) -> Tensor:
+        return self.predict(self.net, batch).clamp(1e-6, 1 - 1e-6)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return functional.binary_cross_entropy(self(batch), batch[-1].float())
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        return self(batch), batch[-1]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def _loader(rows: int, seed: int) -> DataLoader[Any]:
+    """User, item, city, the last items (0 is padding), and whether there was a click."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(high: int, *shape: int) -> Tensor:
+        return 1 + (torch.rand(shape, generator=generator).square() * (high - 1)).long()
+
+    user, item, city = ids(USERS, rows), ids(ITEMS, rows), ids(CITIES, rows)
+    history = ids(ITEMS, rows, LENGTH)
+    known = torch.randint(1, LENGTH + 1, (rows, 1), generator=generator)
+    history[torch.arange(LENGTH) >= known] = 0
+    score = torch.sin(3.0 * item) + torch.cos(2.0 * history).mean(1) + torch.sin(1.0 * city)
+    label = torch.rand(rows, generator=generator) < torch.sigmoid(2 * score)
+    return DataLoader(TensorDataset(user, item, city, history, label.long()), batch_size=64)
+
+
+def _search_and_retrain(build: Callable[[], Wrapped], ids: Any = None, **options: Any) -> None:
+    torch.manual_seed(0)
+    train, val = _loader(1280, 0), _loader(320, 1)
+    batch = next(iter(val))
+    model = build()
+    plain = copy.deepcopy(model)
+    expected = plain.eval()(batch)
+    counts = count_ids(train, model, ids=ids, progress=False)
+
+    space = make_searchable(model, counts=counts, budget=0.4, **options)
+    torch.testing.assert_close(model.eval()(batch), expected)
+    apply_allocation(plain, space.full(), counts=counts)
+    torch.testing.assert_close(plain(batch), expected)
+
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=0))
+    callback = NISCallback(
+        space, study, metric=BinaryAUROC(), num_updates=3, group_size=3, warmup=0.5
+    )
+    quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model.train(), train, val)
+    assert sum(t.user_attrs["fidelity"] == "supernet" for t in study.trials) == 9
+    best = callback.candidates[0]
+    set_choices(model, space, [best])
+    chosen = model.eval()(batch)
+    torch.testing.assert_close(apply_allocation(model, best)(batch), chosen)
+
+    final = apply_allocation(build(), best, counts=counts)
+    size = sum(p.numel() for layer in swapped_layers(final) for p in layer.parameters())
+    assert size == best.num_parameters <= space.budget
+    before = _loss(final, train)
+    quiet_trainer(max_epochs=3).fit(final, train, val)
+    assert _loss(final, train) < before - 0.02
+
+
+@torch.no_grad()
+def _loss(model: Wrapped, loader: DataLoader[Any]) -> float:
+    model.eval()
+    losses = [model.training_step(batch, 0) for batch in loader]
+    model.train()
+    return float(torch.stack(losses).mean())
+
+
+def test_deepctr_torch() -> None:
+    pytest.importorskip("requests")
+    # It asks for its latest version when it is imported.
+    with mock.patch("threading.Thread"):
+        pytest.importorskip("deepctr_torch")
+    from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
+    from deepctr_torch.models import DeepFM
+
+    columns = [
+        SparseFeat("user", USERS, 8),
+        SparseFeat("item", ITEMS, 8),
+        SparseFeat("city", CITIES, 8),
+        VarLenSparseFeat(SparseFeat("history", ITEMS, 8, embedding_name="item"), LENGTH, "mean"),
+    ]
+
+    def predict(net: Any, batch: list[Tensor]) -> Tensor:
+        user, item, city, history, _ = batch
+        inputs = torch.cat([torch.stack([user, item, city], 1), history], 1)
+        predicted: Tensor = net(inputs.float()).squeeze(1)
+        return predicted
+
+    def build() -> Wrapped:
+        return Wrapped(DeepFM(columns, columns, dnn_hidden_units=(32,)), predict)
+
+    _search_and_retrain(build)
+    # The penalty of its weights, which it holds in a list of its own, is that of the supernet.
+    model = build()
+    with torch.no_grad():
+        before = model.net.get_regularization_loss()
+    make_searchable(model)
+    after = model.net.get_regularization_loss()
+    torch.testing.assert_close(after, before)
+    after.backward()
+    tables = model.net.embedding_dict["item"].fields[0].weight
+    assert tables.grad is not None
+
+
+def test_torch_rechub() -> None:
+    pytest.importorskip("torch_rechub")
+    from torch_rechub.basic.features import SequenceFeature, SparseFeature
+    from torch_rechub.basic.initializers import RandomNormal
+    from torch_rechub.models.ranking import DIN
+
+    def predict(net: Any, batch: list[Tensor]) -> Tensor:
+        names = ("user", "item", "city", "history")
+        predicted: Tensor = net(dict(zip(names, batch)))
+        return predicted
+
+    def build() -> Wrapped:
+        init = RandomNormal(0, 0.05)
+        user = SparseFeature("user", USERS, 8, initializer=init)
+        city = SparseFeature("city", CITIES, 8, initializer=init)
+        item = SparseFeature("item", ITEMS, 8, padding_idx=0, initializer=init)
+        history = SequenceFeature("history", ITEMS, 8, pooling="concat", shared_with="item")
+        net = DIN(
+            features=[user, city],
+            history_features=[history],
+            target_features=[item],
+            mlp_params={"dims": [32]},
+            attention_mlp_params={"dims": [16]},
+        )
+        return Wrapped(net, predict)
+
+    _search_and_retrain(build)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_torchfm(linear: bool) -> None:
+    pytest.importorskip("torchfm")
+    from torchfm.model.dfm import DeepFactorizationMachineModel
+
+    def predict(net: Any, batch: list[Tensor]) -> Tensor:
+        predicted: Tensor = net(torch.stack(batch[:3], 1))
+        return predicted
+
+    def build() -> Wrapped:
+        return Wrapped(DeepFactorizationMachineModel(SIZES, 8, (32,), 0.1), predict)
+
+    fields = {"net.embedding.embedding": {"user": USERS, "item": ITEMS, "city": CITIES}}
+    if linear:
+        _search_and_retrain(build, fields=fields | {"net.linear.fc": SIZES})
+    else:
+        _search_and_retrain(build, fields=fields, exclude=["net.linear.*"])
+
+
+def test_torch_geometric() -> None:
+    pytest.importorskip("torch_geometric")
+    from torch_geometric.nn.models import LightGCN
+
+    train = _loader(1280, 0).dataset
+    edges = torch.stack([train.tensors[0], USERS + train.tensors[1]])  # type: ignore[attr-defined]
+    graph = torch.cat([edges, edges.flip(0)], 1)
+
+    def predict(net: Any, batch: list[Tensor]) -> Tensor:
+        # It reads the whole table, the `weight` of the layer.
+        wanted = torch.stack([batch[0], USERS + batch[1]])
+        predicted: Tensor = net.predict_link(graph, wanted, prob=True)
+        return predicted
+
+    def build() -> Wrapped:
+        return Wrapped(LightGCN(USERS + ITEMS, 8, num_layers=2), predict)
+
+    def ids(batch: list[Tensor]) -> dict[str, Tensor]:
+        return {"net.embedding": torch.cat([batch[0], USERS + batch[1]])}
+
+    _search_and_retrain(build, ids, fields={"net.embedding": [USERS, ITEMS]})
