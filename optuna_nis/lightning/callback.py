@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 import numpy as np
-from optuna import Study
+from optuna import Study, create_study
 from optuna.logging import get_logger
 from torch import Tensor
 from torchmetrics import Metric
@@ -94,7 +94,7 @@ class NISCallback(Callback):
         space: The search space; its budget is obeyed by construction.
         study: Where scored choices go as trials. Its sampler must be a
             :class:`~optuna_nis.NISSampler` with ``budget=space``. A study that already has
-            trials of this space is resumed.
+            trials of this space is resumed. By default a new one in memory, :attr:`study`.
         num_updates: Updates of the controller.
         group_size: Choices scored side by side for one update.
         score_examples: Validation examples that each group is scored on, at most a batch of the
@@ -123,7 +123,7 @@ class NISCallback(Callback):
     def __init__(
         self,
         space: SearchSpace,
-        study: Study,
+        study: Study | None = None,
         *,
         num_updates: int = 50,
         group_size: int = 8,
@@ -145,6 +145,9 @@ class NISCallback(Callback):
             check_integer(name, value, low)
         if not 0.0 <= warmup < 1.0:
             raise ValueError(f"`warmup` must be a share in [0, 1), got {warmup!r}.")
+        if study is None:
+            sampler = NISSampler(budget=space, seed=seed)
+            study = create_study(direction="maximize", sampler=sampler)
         self.space = space
         self.study = study
         self.num_updates = num_updates
