@@ -46,7 +46,7 @@ _DRAWN_SHARE = 1 / 3
 
 # Shares of the budget for each of which the policy proposes choices, and how many.
 _BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-_FINALISTS_PER_SHARE = 4
+_FINALISTS_PER_SHARE = 3
 # What the policy proposes for a budget should use it: of many draws, those are taken that leave
 # less than a tenth.
 _FINALIST_DRAWS = 64
