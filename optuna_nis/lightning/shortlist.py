@@ -9,11 +9,17 @@ import tempfile
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optuna_nis.allocation import Allocation
+from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.lightning.training import BuildModel, quiet_trainer
-from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, supernet_layers
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+    SupernetEmbedding,
+    supernet_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Candidate:
 
     Attributes:
         allocation: The choice.
-        val_metric: Its best metric on the validation data.
+        val_metric: Its best metric on the validation data, negated if smaller is better.
     """
 
     allocation: Allocation
@@ -37,6 +43,8 @@ def train_shortlist(
     *,
     rounds: Sequence[int] = (1, 2),
     limit_train_batches: float = 0.5,
+    monitor: str = "val_metric",
+    mode: MonitorMode = "max",
     progress: Callable[[str], None] | None = None,
 ) -> list[Candidate]:
     """Train choices from the weights of the supernet and keep the better half, several times.
@@ -53,6 +61,8 @@ def train_shortlist(
         rounds: Epochs of each round; after each but the last, the worse half is dropped.
         limit_train_batches: Share of the training batches that make an epoch here, drawn anew
             for each if the dataloader shuffles.
+        monitor: Name under which the models log their validation metric.
+        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
         progress: Called with a line of text before each training.
 
     Returns:
@@ -66,6 +76,7 @@ def train_shortlist(
                 build_model,
                 Path(folder) / f"{index}.ckpt",
                 limit_train_batches,
+                _BestMetric(monitor, mode),
             )
             for index, allocation in enumerate(allocations)
         ]
@@ -91,35 +102,41 @@ class _Run:
         build_model: BuildModel,
         checkpoint: Path,
         limit_train_batches: float,
+        metric: _BestMetric,
     ) -> None:
         self.allocation = allocation
-        self.best = float("-inf")
+        self._metric = metric
         self._model = build_model(allocation)
         self._checkpoint = checkpoint
         self._limit_train_batches = limit_train_batches
         self._epochs = 0
         warm_start(self._model, supernet)
 
+    @property
+    def best(self) -> float:
+        return self._metric.value
+
     def train(self, datamodule: LightningDataModule, epochs: int) -> None:
         resume = self._checkpoint if self._epochs else None
         self._epochs += epochs
-        best = _BestMetric()
         trainer = quiet_trainer(
             max_epochs=self._epochs,
-            callbacks=[best],
+            callbacks=[self._metric],
             limit_train_batches=self._limit_train_batches,
         )
         trainer.fit(self._model, datamodule=datamodule, ckpt_path=resume)
         trainer.save_checkpoint(self._checkpoint)
-        self.best = max(self.best, best.value)
 
 
 class _BestMetric(Callback):
-    def __init__(self) -> None:
+    def __init__(self, monitor: str, mode: MonitorMode) -> None:
+        self._monitor = monitor
+        self._sign = 1.0 if mode == "max" else -1.0
         self.value = float("-inf")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.value = max(self.value, float(trainer.callback_metrics["val_metric"]))
+        metric = self._sign * float(trainer.callback_metrics[self._monitor])
+        self.value = max(self.value, metric)
 
 
 def warm_start(model: LightningModule, supernet: LightningModule) -> None:
@@ -130,7 +147,8 @@ def warm_start(model: LightningModule, supernet: LightningModule) -> None:
         supernet: The supernet that it was chosen from.
 
     Raises:
-        ValueError: If the parameters outside the embeddings are not the same in both.
+        ValueError: If the parameters outside the embeddings are not the same in both, or an
+            embedding sorts its ids in another order.
     """
     embeddings = supernet_layers(supernet)
     layers = [
@@ -143,13 +161,36 @@ def warm_start(model: LightningModule, supernet: LightningModule) -> None:
             "The model must have the parameters of the supernet outside its embeddings, they "
             f"differ in {sorted(set(shared) ^ set(own)) or 'their shapes'}."
         )
+    for layer in layers:
+        if not _same_ranks(layer, embeddings[layer.table.name]):
+            raise ValueError(
+                f"The model must sort the ids of {layer.table.name!r} as the supernet does: build "
+                "both with the same counts."
+            )
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(shared[name])
+        for name, tensor in own.items():
+            tensor.copy_(shared[name])
     for layer in layers:
         embeddings[layer.table.name].copy_to(layer)
 
 
-def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
+def _same_ranks(
+    layer: MultiSizeEmbedding | MultiSizeEmbeddingBag, supernet: SupernetEmbedding
+) -> bool:
+    ranks = [each._ranks for each in (layer, supernet)]
+    if ranks[0] is None or ranks[1] is None:
+        return ranks[0] is ranks[1]
+    return torch.equal(ranks[0].to(ranks[1].device), ranks[1])
+
+
+def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Parameters and statistics (of batch normalisation) outside the embeddings."""
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    return {name: p for name, p in model.named_parameters() if id(p) not in inside}
+    tensors: dict[str, Tensor] = {
+        name: p for name, p in model.named_parameters() if id(p) not in inside
+    }
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            for name, buffer in module.named_buffers(path, recurse=False):
+                tensors[name] = buffer
+    return tensors

@@ -7,7 +7,8 @@ one layer of this package for each field of the table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,16 @@ class _Swapped(nn.Module):
         ends = sizes.cumsum(0).to(device)
         self.register_buffer("_ends", ends, persistent=False)
         self.register_buffer("_starts", ends - sizes.to(device), persistent=False)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # The order of the ids comes with the weights, so counts need not be at hand.
+        for index, layer in enumerate(self.field_layers()):
+            ranks = state_dict.get(f"{prefix}fields.{index}._ranks")
+            if ranks is not None and layer._ranks is None:
+                layer._ranks = torch.empty_like(ranks, device=self._ends.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _table(self) -> Tensor:
         """The table as the model sees it under the one choice that is set."""

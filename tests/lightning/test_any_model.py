@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import json
 import os
 from pathlib import Path
@@ -9,23 +10,26 @@ import subprocess
 import sys
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 import optuna
-from ordinary import Data, Ordinary
+from ordinary import TAGS, USERS, Data, Ordinary
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import NISSampler, SearchSpace
-from optuna_nis.lightning import NISCallback, objective, train_shortlist
+from optuna_nis.lightning import NISCallback, objective, train_shortlist, warm_start
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import (
     apply_allocation,
     count_ids,
     make_searchable,
+    set_choices,
     supernet_layers,
     swapped_layers,
 )
@@ -57,7 +61,10 @@ class _Choices(Callback):
 
 
 def _search(
-    model: LightningModule | None = None, trainer: dict[str, Any] | None = None, **options: Any
+    model: LightningModule | None = None,
+    trainer: dict[str, Any] | None = None,
+    data: Data | None = None,
+    **options: Any,
 ) -> tuple[optuna.Study, NISCallback, LightningModule]:
     torch.manual_seed(0)
     model = Ordinary() if model is None else model
@@ -66,7 +73,7 @@ def _search(
     callback = NISCallback(space, study, **(SETTINGS | options))
     more = dict(trainer or {})
     callbacks = [callback, *more.pop("callbacks", [])]
-    quiet_trainer(**({"max_epochs": 2, "callbacks": callbacks} | more)).fit(model, Data())
+    quiet_trainer(**({"max_epochs": 2, "callbacks": callbacks} | more)).fit(model, data or Data())
     return study, callback, model
 
 
@@ -116,22 +123,96 @@ def test_several_choices_in_a_step_on_demand() -> None:
 
 
 class Offsets(Ordinary):
-    """Bags as offsets: a batch whose tensors differ in length."""
+    """Bags of any length, one after the other: the tensors of a batch differ in length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags = torch.nn.EmbeddingBag(TAGS, 8, mode="max")
 
     def forward(self, batch: Any) -> Tensor:
-        user, item, tags = batch[:3]
-        offsets = torch.arange(0, tags.numel(), tags.shape[1])
-        rows = [self.user(user), self.item(item), self.tags(tags.flatten(), offsets)]
+        user, item, (tags, offsets) = batch[:3]
+        rows = [self.user(user), self.item(item), self.tags(tags, offsets)]
         logits: Tensor = self.head(self.norm(torch.cat(rows, 1))).squeeze(1)
         return logits
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return batch
+
+class OffsetsData(Data):
+    def _loader(self, part: str) -> Any:
+        def collate(rows: Any) -> Any:
+            user, item, tags, label = (torch.stack(column) for column in zip(*rows))
+            bags = [bag[: 1 + int(u) % 3] for bag, u in zip(tags, user)]
+            offsets = torch.tensor([0, *(len(bag) for bag in bags)])[:-1].cumsum(0)
+            return user, item, (torch.cat(bags), offsets), label
+
+        return DataLoader(self.parts[part], batch_size=128, collate_fn=collate)
+
+    def train_dataloader(self) -> Any:
+        return self._loader("train")
+
+    def val_dataloader(self) -> Any:
+        # Of several dataloaders the first is scored on.
+        return [self._loader("val"), self._loader("train")]
 
 
-def test_bags_with_offsets() -> None:
-    study, _, _ = _search(Offsets())
+class OffsetsOfTwo(Offsets):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return self(batch), batch[3]
+
+
+def test_bags_of_any_length() -> None:
+    choices = _Choices()
+    study, _, _ = _search(
+        OffsetsOfTwo(),
+        trainer={"callbacks": [choices], "limit_val_batches": 2},
+        data=OffsetsData(),
+        choices_per_step=4,  # As if it could be.
+        metric=BinaryAUROC(),
+    )
     assert len(_scored(study)) == 16
+    assert choices.counts == {1}
+
+
+def test_the_length_of_the_training_must_be_known() -> None:
+    class Endless(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            while True:
+                yield from Data().train_dataloader()
+
+    loader = DataLoader(Endless(), batch_size=None)
+    for trainer in ({"max_epochs": 1}, {"max_epochs": 1, "max_steps": 12}):
+        model = Ordinary()
+        space = make_searchable(model, budget=0.5)
+        callback = NISCallback(space, **SETTINGS)
+        fit = quiet_trainer(callbacks=[callback], **trainer).fit
+        if "max_steps" not in trainer:
+            with pytest.raises(MisconfigurationException, match="needs `max_steps` where the len"):
+                fit(model, loader, Data().val_dataloader())
+        else:
+            fit(model, loader, Data().val_dataloader())
+            assert len(_scored(callback.study)) == 16
+
+
+def test_a_shortlist_by_the_loss() -> None:
+    _, callback, model = _search()
+    build = lambda sizes: apply_allocation(Ordinary(), sizes)  # noqa: E731
+    found = train_shortlist(
+        callback.candidates[:2], model, build, Data(), rounds=[1], monitor="val_loss", mode="min"
+    )
+    assert all(-1.0 < candidate.val_metric < 0.0 for candidate in found)
+    other = {"user": torch.arange(USERS)}
+    with pytest.raises(ValueError, match="must sort the ids of 'user' as the supernet does"):
+        warm_start(apply_allocation(Ordinary(), found[0].allocation, counts=other), model)
+
+
+def test_a_warm_start_takes_the_statistics_too() -> None:
+    _, callback, model = _search()
+    assert isinstance(model, Ordinary)
+    small = apply_allocation(Ordinary(), callback.candidates[0])
+    warm_start(small, model)
+    assert torch.equal(small.norm.running_mean, model.norm.running_mean)
+    set_choices(model, callback.space, [callback.candidates[0]])
+    batch = next(iter(Data().val_dataloader()))
+    torch.testing.assert_close(small.eval()(batch), model.eval()(batch))
 
 
 def test_accumulated_gradients() -> None:

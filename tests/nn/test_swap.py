@@ -349,9 +349,10 @@ def test_state_dict_and_copies() -> None:
     set_choices(again, space, [choice])
     torch.testing.assert_close(again(batch), expected)
     apply_allocation(model, choice)
-    final = apply_allocation(Model(), choice, counts=COUNTS)
-    final.load_state_dict(model.state_dict())
-    torch.testing.assert_close(final(batch), expected)
+    for counts in (COUNTS, None):
+        final = apply_allocation(Model(), choice, counts=counts)
+        final.load_state_dict(model.state_dict())
+        torch.testing.assert_close(final(batch), expected)
 
 
 class Scaled(nn.Embedding):
