@@ -70,26 +70,6 @@ class _Swapped(nn.Module):
             return ids
         return ids.masked_fill(ids == self.padding_idx, self.num_embeddings)
 
-    def _by_field(self, ids: Tensor) -> list[tuple[Field, Tensor]]:
-        """For every field its layer and all ids, those of other fields out of its vocabulary."""
-        layers = self.field_layers()
-        known = self._known(ids)
-        if len(layers) == 1:
-            return [(layers[0], known)]
-        if ids.device.type == "cpu" and ids.numel():
-            low, high = ids.aminmax()
-            if low < 0 or high >= self.num_embeddings:
-                raise ValueError(
-                    f"`input` must hold ids between 0 and {self.num_embeddings - 1}, got "
-                    f"{int(low) if low < 0 else int(high)}."
-                )
-        pairs = []
-        for layer, start in zip(layers, self._starts):
-            local = known - start
-            outside = (local < 0) | (local >= _size(layer))
-            pairs.append((layer, local.masked_fill(outside, _size(layer))))
-        return pairs
-
     def _columns(self, ids: Tensor) -> list[tuple[Field, Tensor]] | None:
         """Layer and ids of every field, if each has a column of its own; else None."""
         layers = self.field_layers()
@@ -114,8 +94,44 @@ class _Swapped(nn.Module):
         columns = self._columns(ids)
         if columns is not None:
             return torch.stack([_rows_of(layer, column) for layer, column in columns], dim=-2)
-        rows = [_rows_of(layer, local) for layer, local in self._by_field(ids)]
-        return sum(rows[1:], start=rows[0])
+        layers = self.field_layers()
+        known = self._known(ids)
+        if len(layers) == 1:
+            return _rows_of(layers[0], known)
+        self._check(ids)
+        shared = any(isinstance(f, SupernetEmbedding) and f.num_choices > 1 for f in layers)
+        if shared or torch.compiler.is_compiling():
+            # Each field looks all ids up, those of the others as out of its vocabulary: a batch
+            # that is shared among choices must not be taken apart, nor can it be traced.
+            rows = [self._of_field(index, known) for index in range(len(layers))]
+            return sum(rows[1:], start=rows[0])
+        flat = known.reshape(-1)
+        found, parts = [], []
+        for layer, start, end in zip(layers, self._starts, self._ends):
+            where = ((flat >= start) & (flat < end)).nonzero().squeeze(1)
+            found.append(where)
+            parts.append(_rows_of(layer, flat[where] - start))
+        output = torch.cat(parts)
+        output = output.new_zeros(len(flat), self.embedding_dim).index_copy(
+            0, torch.cat(found), output
+        )
+        return output.view(*ids.shape, self.embedding_dim)
+
+    def _of_field(self, index: int, known: Tensor) -> Tensor:
+        """The rows of ids, those of other fields and of padding zero."""
+        layer = self.field_layers()[index]
+        local = known - self._starts[index]
+        outside = (local < 0) | (local >= _size(layer))
+        return _rows_of(layer, local.masked_fill(outside, _size(layer)))
+
+    def _check(self, ids: Tensor) -> None:
+        if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+            low, high = ids.aminmax()
+            if low < 0 or high >= self.num_embeddings:
+                raise ValueError(
+                    f"`input` must hold ids between 0 and {self.num_embeddings - 1}, got "
+                    f"{int(low) if low < 0 else int(high)}."
+                )
 
 
 class SwappedEmbedding(_Swapped, nn.Embedding):
@@ -174,33 +190,23 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
         columns = None if per_sample_weights is not None else self._columns(input)
         if columns is not None:
             parts = [layer(column.unsqueeze(-1)) for layer, column in columns]
+            output: Tensor = sum(parts[1:], start=parts[0])
+        elif len(self.fields) == 1 and self._pools(offsets, per_sample_weights):
+            more = () if offsets is per_sample_weights is None else (offsets, per_sample_weights)
+            output = self.fields[0](self._known(input), *more)
+            return output
         else:
-            parts = [
-                self._pooled(layer, ids, offsets, per_sample_weights)
-                for layer, ids in self._by_field(input)
-            ]
-        output: Tensor = sum(parts[1:], start=parts[0])
-        if self.mode == "mean" and len(parts) > 1:
-            output = output / self._sizes(input, offsets)
-        return output
+            flat, bags, num_bags = self._bags(input, offsets)
+            rows = self._rows(flat)
+            if per_sample_weights is not None:
+                rows = rows * per_sample_weights.reshape(-1, 1)
+            output = rows.new_zeros(num_bags, self.embedding_dim).index_add(0, bags, rows)
+        return output if self.mode == "sum" else output / self._sizes(input, offsets)
 
-    def _pooled(
-        self, layer: Field, ids: Tensor, offsets: Tensor | None, weights: Tensor | None
-    ) -> Tensor:
-        if isinstance(layer, MultiSizeEmbeddingBag):
-            pooled: Tensor = layer(ids, offsets, weights)
-            return pooled
-        if offsets is None and weights is None:
-            pooled = layer(ids)
-            return pooled
-        flat, bags, num_bags = self._bags(ids, offsets)
-        rows = _rows_of(layer, flat)
-        if weights is not None:
-            rows = rows * weights.reshape(-1, 1)
-        pooled = rows.new_zeros(num_bags, self.embedding_dim).index_add(0, bags, rows)
-        if self.mode == "mean" and len(self.fields) == 1:
-            pooled = pooled / self._sizes(ids, offsets)
-        return pooled
+    def _pools(self, offsets: Tensor | None, weights: Tensor | None) -> bool:
+        """Whether the layer of the only field pools such bags."""
+        plain = offsets is None and weights is None
+        return plain or isinstance(self.fields[0], MultiSizeEmbeddingBag)
 
     def _bags(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, int]:
         (first, *_) = self.field_layers()

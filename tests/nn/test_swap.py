@@ -422,3 +422,17 @@ def test_inner_layers_are_those_that_others_know() -> None:
     apply_allocation(model, space.full())
     assert isinstance(model.tower[0][0], SwappedEmbeddingBag)
     assert len([m for m in model.modules() if isinstance(m, MultiSizeEmbedding)]) == 2
+
+
+def test_a_fused_table_that_is_not_in_columns_is_shared_too() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(90, 8, padding_idx=31)})
+    space = make_searchable(model, fields={"table": [30, 55, 5]})
+    rng = np.random.default_rng(0)
+    choices = [space.sample(rng, cost) for cost in (600, 100)]
+    ids = torch.randint(0, 90, (6, 4))
+    alone = []
+    for choice in choices:
+        set_choices(model, space, [choice])
+        alone.append(model["table"](ids))
+    set_choices(model, space, choices)
+    torch.testing.assert_close(model["table"](torch.cat([ids, ids])), torch.cat(alone))
