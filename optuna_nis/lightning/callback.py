@@ -204,7 +204,7 @@ class NISCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the policy up to date with the study and plan the updates."""
-        if not trainer.val_dataloaders:
+        if _Limited(trainer).loader is None:
             raise MisconfigurationException(
                 "NISCallback scores choices on validation data: the trainer needs a validation "
                 "dataloader."
@@ -248,6 +248,11 @@ class NISCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score what the policy proposes for several budgets on the whole validation set."""
+        if self._updates_done < self.num_updates:
+            _logger.warning(
+                f"The training ended after {self._updates_done} of {self.num_updates} updates of "
+                "the controller."
+            )
         finalists = self._finalists()
         distinct = list(dict.fromkeys(choice for group in finalists for choice in group))
         quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
@@ -340,9 +345,15 @@ class NISCallback(Callback):
         limited = _Limited(trainer)
         skipped = self._batches_scored % max(len(limited), 1)
         while True:
+            before = self._batches_scored
             for batch in islice(limited, skipped, None):
                 self._batches_scored += 1
                 yield batch
+            if self._batches_scored == before:
+                raise MisconfigurationException(
+                    "NISCallback scores choices on validation data: the validation dataloader "
+                    "gave no batch."
+                )
             skipped = 0
 
     def _draw(self, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
@@ -424,15 +435,16 @@ class _Limited:
     """The first validation dataloader, cut as the trainer cuts it."""
 
     def __init__(self, trainer: Trainer) -> None:
-        loaders = trainer.val_dataloaders
+        loaders: Any = trainer.val_dataloaders
+        limits: Any = trainer.num_val_batches
         if isinstance(loaders, Mapping):
             loaders = list(loaders.values())
-        self._loader: Any = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
-        limits = trainer.num_val_batches
-        self._limit = limits[0] if isinstance(limits, list) else limits
+        several = isinstance(loaders, (list, tuple))
+        self.loader: Any = next(iter(loaders), None) if several else loaders
+        self._limit = next(iter(limits), 0) if isinstance(limits, list) else limits
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(self._loader, None if math.isinf(self._limit) else int(self._limit))
+        return islice(self.loader, None if math.isinf(self._limit) else int(self._limit))
 
     def __len__(self) -> int:
         return 0 if math.isinf(self._limit) else int(self._limit)

@@ -135,8 +135,9 @@ class Rewards:
                 totals, weights = self._side_by_side(trainer, pl_module, choices, batches)
             else:
                 totals, weights = self._one_by_one(trainer, pl_module, choices, batches)
-        both = torch.stack([totals, weights]).to(trainer.strategy.root_device)
-        totals, weights = trainer.strategy.reduce(both, reduce_op="sum").cpu()
+        if trainer.world_size > 1:
+            both = torch.stack([totals, weights]).to(trainer.strategy.root_device)
+            totals, weights = trainer.strategy.reduce(both, reduce_op="sum").cpu()
         quality: Tensor = totals / weights
         return quality
 

@@ -41,7 +41,8 @@ def count_ids(
         ``(num_embeddings,)``.
 
     Raises:
-        ValueError: If a name or an id does not fit the model, or no id was seen.
+        ValueError: If a name or an id does not fit the model, no id was seen, or the training
+            step cannot be run because its optimisation is manual.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 1))
@@ -82,6 +83,11 @@ def count_ids(
 
 def _default_step(model: nn.Module) -> Callable[[Any], Any]:
     training_step = getattr(model, "training_step", None)
+    if not getattr(model, "automatic_optimization", True):
+        raise ValueError(
+            f"`step` or `ids` must be given: the training step of {type(model).__name__} calls "
+            "its optimisers."
+        )
     if callable(training_step):
         return lambda batch: training_step(batch, 0)
     return model

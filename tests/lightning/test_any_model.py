@@ -172,6 +172,23 @@ def test_bags_of_any_length() -> None:
     assert choices.counts == {1}
 
 
+def test_validation_data_that_ends_for_good() -> None:
+    model = Ordinary()
+    callback = NISCallback(make_searchable(model, budget=0.5), **SETTINGS)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[callback])
+    once = DataLoader(_Once(), batch_size=None)
+    with pytest.raises(MisconfigurationException, match="validation dataloader gave no batch"):
+        trainer.fit(model, Data().train_dataloader(), once)
+
+
+class _Once(torch.utils.data.IterableDataset[Any]):
+    def __init__(self) -> None:
+        self._batches = iter(Data().val_dataloader())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches
+
+
 def test_the_length_of_the_training_must_be_known() -> None:
     class Endless(torch.utils.data.IterableDataset[Any]):
         def __iter__(self) -> Iterator[Any]:
@@ -267,13 +284,16 @@ def trainer_steps(limit: dict[str, int]) -> int:
     return limit["max_steps"] // 2 if "max_steps" in limit else 40
 
 
-def test_early_stopping_leaves_candidates() -> None:
+def test_early_stopping_leaves_candidates(caplog: pytest.LogCaptureFixture) -> None:
+    optuna.logging.enable_propagation()
     stop = EarlyStopping("val_loss", patience=0, min_delta=10.0)
     study, callback, _ = _search(
         trainer={"callbacks": [stop], "max_epochs": 20}, warmup=0.0, num_updates=40
     )
     assert 0 < len(_scored(study)) < 160
     assert callback.candidates
+    assert "of 40 updates" in caplog.text
+    optuna.logging.disable_propagation()
 
 
 def test_bfloat16() -> None:

@@ -79,3 +79,6 @@ def test_bad_arguments() -> None:
         count_ids(batches, model, ids=lambda b: {"user": ids}, progress=False)
     with pytest.raises(ValueError, match="no embedding layer was asked"):
         count_ids([], model, progress=False)
+    model.automatic_optimization = False
+    with pytest.raises(ValueError, match="`step` or `ids` must be given: the training step of"):
+        count_ids(batches, model, progress=False)
