@@ -102,10 +102,9 @@ def make_searchable(
     _check_names("fields", fields or (), [table.name for table in tables])
     plans = []
     for table in tables:
-        counted = _checked_counts(table, (counts or {}).get(table.name))
-        plan = _Plan(table, counted)
+        plan = _Plan(table, _checked_counts(table, (counts or {}).get(table.name)))
         for name, start, size in _field_sizes(table, (fields or {}).get(table.name)):
-            part = None if counted is None else counted[start : start + size]
+            part = None if plan.counts is None else plan.counts[start : start + size]
             plan.specs.append(_spec(name, size, table.embedding_dim, part))
             plan.parts.append((start, size))
         plans.append(plan)
@@ -214,6 +213,8 @@ class _Plan:
     def __post_init__(self) -> None:
         padding = self.table.padding_idx
         if padding is not None:
+            if self.counts is not None:
+                self.counts[padding] = 0
             row = self.table.weight.detach()[padding].clone()
             self.padding_row = row if bool(row.any()) else None
 

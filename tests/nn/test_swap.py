@@ -271,6 +271,14 @@ def test_padding_is_never_trained() -> None:
     assert layer(ids).sum(1).tolist() == [4.0, 4.0, 0.0]
 
 
+def test_how_often_padding_occurs_does_not_matter() -> None:
+    counts = _counts(120).sort(descending=True).values
+    counts[50] = 10**6
+    space = make_searchable(nn.Embedding(120, 4, padding_idx=50), counts={"embedding": counts})
+    counts[50] = 0
+    assert space == make_searchable(nn.Embedding(120, 4), counts={"embedding": counts})
+
+
 @pytest.mark.parametrize("optimiser", [torch.optim.SparseAdam, torch.optim.SGD])
 @pytest.mark.parametrize("apply", [False, True])
 def test_sparse_gradients_stay_sparse(optimiser: type[torch.optim.Optimizer], apply: bool) -> None:
