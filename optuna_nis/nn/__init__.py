@@ -2,6 +2,7 @@
 
 from optuna_nis.nn.counts import count_ids
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.rowwise_adagrad import RowwiseAdagrad
 from optuna_nis.nn.supernet import SupernetEmbedding, set_choices, supernet_layers
 from optuna_nis.nn.swap import apply_allocation, make_searchable
 from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag, swapped_layers
@@ -9,6 +10,7 @@ from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag, swapped
 __all__ = [
     "MultiSizeEmbedding",
     "MultiSizeEmbeddingBag",
+    "RowwiseAdagrad",
     "SupernetEmbedding",
     "SwappedEmbedding",
     "SwappedEmbeddingBag",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def check_ranks(ranks: Tensor | None, num_embeddings: int, name: str) -> Tensor | None:
@@ -29,11 +30,11 @@ def to_ranks(ids: Tensor, ranks: Tensor | None, num_embeddings: int, name: str) 
     Raises:
         TypeError: If the ids are not integers.
         ValueError: If an id is out of range. Not checked off the CPU, where it would stall the
-            device.
+            device, nor in exported or compiled models.
     """
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"`ids` of {name!r} must be int64 or int32, got {ids.dtype}.")
-    if ids.device.type == "cpu" and ids.numel():
+    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
         low, high = ids.aminmax()
         if low < 0 or high > num_embeddings:
             wrong = int(low) if low < 0 else int(high)
@@ -44,33 +45,57 @@ def to_ranks(ids: Tensor, ranks: Tensor | None, num_embeddings: int, name: str) 
     return ids if ranks is None else ranks[ids]
 
 
+def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
+    """Check bags of ids, given as :class:`torch.nn.EmbeddingBag` takes them.
+
+    Raises:
+        ValueError: If 2-D ids come with offsets, 1-D ids without, or ids of another shape.
+    """
+    if ids.dim() == 2:
+        if offsets is not None:
+            raise ValueError(f"`offsets` of {name!r} must be None for ids of two dimensions.")
+    elif ids.dim() != 1 or offsets is None:
+        raise ValueError(
+            f"`ids` of {name!r} must be of shape (batch, length), or flat with `offsets`, got "
+            f"shape {tuple(ids.shape)} and offsets {offsets}."
+        )
+
+
+def flat_bags(ids: Tensor, offsets: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
+    """The ids of all bags in a row, and where each bag starts.
+
+    Raises:
+        ValueError: As :func:`check_bags`.
+    """
+    check_bags(ids, offsets, name)
+    if offsets is None:
+        starts = torch.arange(ids.shape[0], device=ids.device) * ids.shape[1]
+        return ids.reshape(-1), starts
+    return ids, offsets
+
+
 def bags_of(ids: Tensor, offsets: Tensor | None, name: str) -> tuple[Tensor, Tensor, int]:
-    """Flatten bags of ids, given as :class:`torch.nn.EmbeddingBag` takes them.
+    """Flatten bags of ids.
 
     Returns:
         The flat ids, the bag of each, and the number of bags.
 
     Raises:
-        ValueError: If 2-D ids come with offsets, 1-D ids without, or ids of another shape.
+        ValueError: As :func:`check_bags`.
     """
-    device = ids.device
-    if ids.dim() == 2:
-        if offsets is not None:
-            raise ValueError(f"`offsets` of {name!r} must be None for ids of two dimensions.")
-        bags = torch.arange(ids.shape[0], device=device).repeat_interleave(ids.shape[1])
-        return ids.reshape(-1), bags, ids.shape[0]
-    if ids.dim() != 1 or offsets is None:
-        raise ValueError(
-            f"`ids` of {name!r} must be of shape (batch, length), or flat with `offsets`, got "
-            f"shape {tuple(ids.shape)} and offsets {offsets}."
-        )
-    ends = torch.cat([offsets[1:], torch.tensor([ids.numel()], device=device)])
-    bags = torch.arange(len(offsets), device=device).repeat_interleave(ends - offsets)
-    return ids, bags, len(offsets)
+    flat, starts = flat_bags(ids, offsets, name)
+    ends = functional.pad(starts[1:], (0, 1), value=flat.numel())
+    bags = torch.arange(len(starts), device=ids.device).repeat_interleave(ends - starts)
+    return flat, bags, len(starts)
 
 
-def bag_sizes(ids: Tensor, bags: Tensor, num_bags: int, num_embeddings: int) -> Tensor:
+def bag_sizes(ids: Tensor, offsets: Tensor | None, num_embeddings: int) -> Tensor:
     """Number of known ids in each bag, at least one, of shape ``(num_bags, 1)``."""
-    known = (ids != num_embeddings).to(torch.get_default_dtype())
-    sizes = known.new_zeros(num_bags).index_add_(0, bags, known)
-    return sizes.clamp_(min=1.0).unsqueeze(1)
+    known = ids != num_embeddings
+    if offsets is None:
+        sizes = known.sum(1)
+    else:
+        before = functional.pad(known.cumsum(0), (1, 0))
+        ends = functional.pad(offsets[1:], (0, 1), value=ids.numel())
+        sizes = before[ends] - before[offsets]
+    return sizes.clamp(min=1).unsqueeze(1).to(torch.get_default_dtype())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 import math
 from typing import Literal
 
@@ -10,23 +11,44 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.allocation import TableAllocation
-from optuna_nis.nn._ids import bag_sizes, bags_of, check_ranks, to_ranks
+from optuna_nis.nn._ids import bag_sizes, check_bags, check_ranks, flat_bags, to_ranks
+from optuna_nis.nn._look_up import look_up
 
 BagMode = Literal["sum", "mean"]
 
 
-class _Tier(nn.Module):
+class Tier(nn.Module):
     """Rows of one width and, where it is not the width of the output, their projection."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, output_dim: int) -> None:
         super().__init__()
+        self.num_embeddings = num_embeddings
         self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
         self.projection: nn.Parameter | None = None
         if embedding_dim != output_dim:
             self.projection = nn.Parameter(torch.empty(embedding_dim, output_dim))
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """The rows of ids, not projected."""
+        return functional.embedding(ids, self.weight)
+
     def project(self, rows: Tensor) -> Tensor:
+        """Rows in the width of the output."""
         return rows if self.projection is None else rows @ self.projection
+
+
+def rows_of_all(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[tuple[Tier, Tensor]]:
+    """For every tier its rows for all ids, zeros for those of other tiers.
+
+    Costs a row per tier and id, but no shape depends on the data: what tracing needs.
+    """
+    start = 0
+    for tier in tiers:
+        end = start + tier.num_embeddings
+        inside = ((ranks >= start) & (ranks < end)).unsqueeze(-1)
+        rows = tier.rows((ranks - start).clamp(0, tier.num_embeddings - 1))
+        yield tier, torch.where(inside, rows, torch.zeros_like(rows))
+        start = end
 
 
 class _MultiSize(nn.Module):
@@ -35,15 +57,21 @@ class _MultiSize(nn.Module):
     _ranks: Tensor | None
 
     def __init__(
-        self, table: TableAllocation, *, ranks: Tensor | None = None, init_std: float = 0.01
+        self,
+        table: TableAllocation,
+        *,
+        ranks: Tensor | None = None,
+        init_std: float = 0.01,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
         self.table = table
         self.num_embeddings = table.num_embeddings
         self.embedding_dim = table.embedding_dim
         self.init_std = init_std
+        self.sparse = sparse
         self.tiers = nn.ModuleList(
-            _Tier(tier.num_embeddings, tier.embedding_dim, table.embedding_dim)
+            Tier(tier.num_embeddings, tier.embedding_dim, table.embedding_dim)
             for tier in table.tiers
         )
         self.register_buffer(
@@ -58,9 +86,9 @@ class _MultiSize(nn.Module):
             if tier.projection is not None:
                 nn.init.normal_(tier.projection, std=1 / math.sqrt(tier.weight.shape[1]))
 
-    def tier_modules(self) -> list[_Tier]:
+    def tier_modules(self) -> list[Tier]:
         """The tiers, widest first."""
-        return [tier for tier in self.tiers if isinstance(tier, _Tier)]
+        return [tier for tier in self.tiers if isinstance(tier, Tier)]
 
     def dense_weight(self) -> Tensor:
         """The table as the model sees it: every kept id's projected row.
@@ -81,7 +109,7 @@ class _MultiSize(nn.Module):
 
     def _small(self, num_ids: int) -> bool:
         """Whether projecting the whole table costs less than projecting every looked-up row."""
-        return self.table.kept <= 2 * num_ids
+        return not self.sparse and self.table.kept <= 2 * num_ids
 
     def _with_zero_row(self) -> Tensor:
         """The projected kept rows, then one of zeros for all ids out of vocabulary."""
@@ -105,6 +133,9 @@ class MultiSizeEmbedding(_MultiSize):
         ranks: Rank by frequency of every id, of shape ``(num_embeddings,)``. By default ids are
             ranks already.
         init_std: Standard deviation of the initial output.
+        sparse: Whether the gradients of the rows are sparse, as an optimiser such as
+            :class:`~optuna_nis.nn.RowwiseAdagrad` takes them. Worth it for tables with many more
+            rows than a batch has ids.
 
     Raises:
         ValueError: If ``ranks`` is not a permutation.
@@ -126,17 +157,21 @@ class MultiSizeEmbedding(_MultiSize):
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids."""
         ranks = to_ranks(ids, self._ranks, self.num_embeddings, self.table.name)
+        if torch.compiler.is_compiling():
+            output = torch.zeros(*ids.shape, self.embedding_dim, device=ids.device)
+            for tier, rows in rows_of_all(ranks, self.tier_modules()):
+                output = output + tier.project(rows)
+            return output
         if self._small(ranks.numel()):
             return functional.embedding(ranks.clamp(max=self.table.kept), self._with_zero_row())
-        flat = ranks.reshape(-1)
-        output = torch.zeros(flat.numel(), self.embedding_dim, device=self._device())
-        start = 0
-        for tier in self.tier_modules():
-            end = start + tier.weight.shape[0]
-            where = ((flat >= start) & (flat < end)).nonzero().squeeze(1)
-            rows = functional.embedding(flat[where] - start, tier.weight)
-            output = output.index_copy(0, where, tier.project(rows).to(output.dtype))
-            start = end
+        tiers = self.tier_modules()
+        output = look_up(
+            ranks.reshape(-1),
+            [tier.weight for tier in tiers],
+            [tier.projection for tier in tiers],
+            self.embedding_dim,
+            self.sparse,
+        )
         return output.reshape(*ids.shape, self.embedding_dim)
 
 
@@ -152,6 +187,7 @@ class MultiSizeEmbeddingBag(_MultiSize):
             count, the id ``num_embeddings`` (unknown and padding) does not.
         ranks: As in :class:`MultiSizeEmbedding`.
         init_std: As in :class:`MultiSizeEmbedding`.
+        sparse: As in :class:`MultiSizeEmbedding`.
 
     Raises:
         ValueError: If the mode is unknown (a maximum cannot be projected after pooling) or
@@ -177,9 +213,10 @@ class MultiSizeEmbeddingBag(_MultiSize):
         mode: BagMode = "mean",
         ranks: Tensor | None = None,
         init_std: float = 0.01,
+        sparse: bool = False,
     ) -> None:
         check_bag_mode(mode, table.name)
-        super().__init__(table, ranks=ranks, init_std=init_std)
+        super().__init__(table, ranks=ranks, init_std=init_std, sparse=sparse)
         self.mode = mode
 
     def forward(
@@ -191,8 +228,10 @@ class MultiSizeEmbeddingBag(_MultiSize):
                 f"`per_sample_weights` of {self.table.name!r} needs mode='sum', got {self.mode!r}."
             )
         ranks = to_ranks(ids, self._ranks, self.num_embeddings, self.table.name)
-        flat, bags, num_bags = bags_of(ranks, offsets, self.table.name)
-        if self._small(ranks.numel()):
+        if torch.compiler.is_compiling():
+            output = self._traced(ranks, offsets, per_sample_weights)
+        elif self._small(ranks.numel()):
+            check_bags(ranks, offsets, self.table.name)
             output = functional.embedding_bag(
                 ranks.clamp(max=self.table.kept),
                 self._with_zero_row(),
@@ -201,26 +240,50 @@ class MultiSizeEmbeddingBag(_MultiSize):
                 per_sample_weights=per_sample_weights,
             )
         else:
-            output = self._pooled_by_tier(flat, bags, num_bags, per_sample_weights)
+            output = self._pooled_by_tier(ranks, offsets, per_sample_weights)
         if self.mode == "mean":
-            output = output / bag_sizes(flat, bags, num_bags, self.num_embeddings)
+            output = output / bag_sizes(ranks, offsets, self.num_embeddings)
         return output
 
     def _pooled_by_tier(
-        self, flat: Tensor, bags: Tensor, num_bags: int, per_sample_weights: Tensor | None
+        self, ranks: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
     ) -> Tensor:
-        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1, 1)
-        output = torch.zeros(num_bags, self.embedding_dim, device=self._device())
-        start = 0
+        flat, starts = flat_bags(ranks, offsets, self.table.name)
+        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+        output = torch.zeros(len(starts), self.embedding_dim, device=self._device())
         for tier in self.tier_modules():
-            end = start + tier.weight.shape[0]
-            where = ((flat >= start) & (flat < end)).nonzero().squeeze(1)
-            rows = functional.embedding(flat[where] - start, tier.weight)
-            if weights is not None:
-                rows = rows * weights[where]
-            pooled = rows.new_zeros(num_bags, rows.shape[1]).index_add(0, bags[where], rows)
+            inside = flat < tier.num_embeddings
+            before = functional.pad(inside.cumsum(0), (1, 0))
+            pooled = functional.embedding_bag(
+                flat[inside],
+                tier.weight,
+                before[starts],
+                mode="sum",
+                sparse=self.sparse,
+                per_sample_weights=None if weights is None else weights[inside],
+            )
             output = output + tier.project(pooled)
-            start = end
+            # The next tier looks only at the ids that are left.
+            outside = ~inside
+            starts = starts - before[starts]
+            flat = flat[outside] - tier.num_embeddings
+            weights = None if weights is None else weights[outside]
+        return output
+
+    def _traced(
+        self, ranks: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
+    ) -> Tensor:
+        if offsets is not None:
+            raise ValueError(
+                f"Bags of {self.table.name!r} given by `offsets` cannot be exported or compiled; "
+                "pass ids of shape (batch, length), filled up with the id "
+                f"{self.num_embeddings}."
+            )
+        output = torch.zeros(ranks.shape[0], self.embedding_dim, device=ranks.device)
+        for tier, rows in rows_of_all(ranks, self.tier_modules()):
+            if per_sample_weights is not None:
+                rows = rows * per_sample_weights.unsqueeze(-1)
+            output = output + tier.project(rows.sum(1))
         return output
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.allocation import Allocation
-from optuna_nis.nn._ids import bag_sizes, bags_of, check_ranks, to_ranks
+from optuna_nis.nn._ids import bag_sizes, check_ranks, to_ranks
 from optuna_nis.nn.multi_size import (
     BagMode,
     MultiSizeEmbedding,
@@ -34,6 +34,9 @@ class SupernetEmbedding(nn.Module):
         mode: None for one id per example, ``"sum"`` or ``"mean"`` for bags.
         ranks: Rank by frequency of every id. By default ids are ranks already.
         init_std: Standard deviation of the initial rows.
+        sparse: Whether the gradients of the rows are sparse, as an optimiser such as
+            :class:`~optuna_nis.nn.RowwiseAdagrad` takes them: a step then costs the same in a
+            table of any number of rows.
 
     Raises:
         ValueError: If the mode is unknown or ``ranks`` is not a permutation.
@@ -61,12 +64,14 @@ class SupernetEmbedding(nn.Module):
         mode: BagMode | None = None,
         ranks: Tensor | None = None,
         init_std: float = 0.01,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
         if mode is not None:
             check_bag_mode(mode, spec.name)
         self.spec = spec
         self.mode = mode
+        self.sparse = sparse
         # The last row stands for ids out of vocabulary; its mask is always zero.
         self.weight = nn.Parameter(torch.empty(spec.num_embeddings + 1, spec.embedding_dim))
         self.projection = nn.Parameter(torch.eye(spec.embedding_dim))
@@ -143,7 +148,7 @@ class SupernetEmbedding(nn.Module):
         run = torch.arange(choices, device=ids.device).repeat_interleave(len(ids) // choices)
         run = run.view(-1, *[1] * (ids.dim() - 1))
         size = len(self.weight)
-        if choices * size <= ranks.numel():
+        if not self.sparse and choices * size <= ranks.numel():
             # Cheaper than masking and projecting every row that is looked up.
             mask = self._masks[:, self._row_block]
             tables = self._seen(self.weight * mask, mask).view(-1, width)
@@ -153,14 +158,13 @@ class SupernetEmbedding(nn.Module):
         else:
             where = self._row_block[ranks] + blocks * run
             mask = functional.embedding(where, self._masks.view(-1, width))
-            rows = functional.embedding(ranks, self.weight) * mask
+            rows = functional.embedding(ranks, self.weight, sparse=self.sparse) * mask
             if self.mode is None:
                 return self._seen(rows, mask)
             full = mask[..., -1:]
             output = (rows * full).sum(1) + (rows * (1 - full)).sum(1) @ self.projection
         if self.mode == "mean":
-            flat, bags, num_bags = bags_of(ranks, None, self.spec.name)
-            output = output / bag_sizes(flat, bags, num_bags, self.spec.num_embeddings)
+            output = output / bag_sizes(ranks, None, self.spec.num_embeddings)
         return output
 
     def _seen(self, rows: Tensor, mask: Tensor) -> Tensor:

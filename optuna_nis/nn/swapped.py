@@ -220,8 +220,7 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
         return bags_of(ids, offsets, name)
 
     def _sizes(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
-        flat, bags, num_bags = self._bags(self._known(ids), offsets)
-        return bag_sizes(flat, bags, num_bags, self.num_embeddings)
+        return bag_sizes(self._known(ids), offsets, self.num_embeddings)
 
     def _maximum(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         flat, bags, num_bags = self._bags(ids, offsets)

@@ -1,0 +1,177 @@
+"""Multi-size layers and the supernet against the layers of torch, in time and memory.
+
+    python benchmarks/embedding_layers.py
+
+Forward and backward passes in turns, medians of many, 2 threads, ids with a Zipf distribution in
+batches of 8,192. Prints one JSON object as its last line and writes it to
+``benchmarks/results/embedding_layers.json``:
+
+- ``multisize_vs_sparse``: tiers of 100,000 x 64 + 300,000 x 16 + 600,000 x 4, projected to 64 and
+  with sparse gradients, against ``nn.Embedding(1_000_000, 64, sparse=True)``.
+- ``multisize_vs_dense``: both with dense gradients.
+- ``bag_vs_bag``: bags of 20 ids, against ``nn.EmbeddingBag(1_000_000, 64, sparse=True)``.
+- ``supernet_step_vs_plain``: a training step of the supernet on flights, shared among 4 choices,
+  against one of the plain model with full tables.
+- ``memory_error``: resident memory of the multi-size layer against ``Allocation.nbytes``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+import gc
+import json
+from pathlib import Path
+from statistics import median
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
+from optuna_nis.lightning import DataConfig, reference_model
+from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, set_choices
+
+RESULTS = Path(__file__).parent / "results"
+ROWS, DIM, BATCH, BAG = 1_000_000, 64, 8192, 20
+TABLE = TableAllocation("id", ROWS, DIM, (Tier(100_000, 64), Tier(300_000, 16), Tier(600_000, 4)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=RESULTS / "embedding_layers.json")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resident", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.resident:
+        print(json.dumps(resident_bytes()))
+        return
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    rounds = args.rounds
+    result = {
+        "multisize_vs_sparse": single(rounds, sparse=True),
+        "multisize_vs_dense": single(rounds, sparse=False),
+        "bag_vs_bag": bags(rounds),
+        "supernet_step_vs_plain": supernet(rounds),
+        "memory_error": memory_error(),
+    }
+    result = {name: round(value, 4) for name, value in result.items()}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def zipf(rng: np.random.Generator, *shape: int) -> Tensor:
+    """Ids by rank, the first one the most frequent: probability proportional to 1 / rank."""
+    weights = 1 / np.arange(1, ROWS + 1)
+    cumulative = np.cumsum(weights)
+    return torch.from_numpy(np.searchsorted(cumulative, rng.random(shape) * cumulative[-1]))
+
+
+def in_turns(rounds: int, *steps: Callable[[int], None]) -> list[float]:
+    """Median seconds of each step, run in turns so that all see the same machine."""
+    seconds: list[list[float]] = [[] for _ in steps]
+    for index in range(rounds + 3):
+        for step, times in zip(steps, seconds):
+            start = time.perf_counter()
+            step(index)
+            times.append(time.perf_counter() - start)
+    return [median(times[3:]) for times in seconds]
+
+
+def layer_step(layer: nn.Module, batches: list[Tensor], grad: Tensor) -> Callable[[int], None]:
+    """A forward and a backward pass."""
+
+    def step(index: int) -> None:
+        for parameter in layer.parameters():
+            parameter.grad = None
+        layer(batches[index % len(batches)]).backward(grad)
+
+    return step
+
+
+def single(rounds: int, *, sparse: bool) -> float:
+    """One id for each example."""
+    rng = np.random.default_rng(0)
+    batches = [zipf(rng, BATCH) for _ in range(8)]
+    grad = torch.randn(BATCH, DIM)
+    ours, theirs = in_turns(
+        rounds,
+        layer_step(MultiSizeEmbedding(TABLE, sparse=sparse), batches, grad),
+        layer_step(nn.Embedding(ROWS, DIM, sparse=sparse), batches, grad),
+    )
+    return ours / theirs
+
+
+def bags(rounds: int) -> float:
+    """A bag of ids for each example."""
+    rng = np.random.default_rng(0)
+    batches = [zipf(rng, BATCH, BAG) for _ in range(8)]
+    grad = torch.randn(BATCH, DIM)
+    ours, theirs = in_turns(
+        rounds,
+        layer_step(MultiSizeEmbeddingBag(TABLE, mode="sum", sparse=True), batches, grad),
+        layer_step(nn.EmbeddingBag(ROWS, DIM, mode="sum", sparse=True), batches, grad),
+    )
+    return ours / theirs
+
+
+def supernet(rounds: int) -> float:
+    """A training step on flights."""
+    datamodule = DataConfig(dataset="flights").datamodule(withhold_test=True)
+    build = reference_model(datamodule.features)
+    space = SearchSpace(datamodule.embedding_specs(32), budget=0.25)
+    rng = np.random.default_rng(0)
+    batch = next(iter(datamodule.train_dataloader()))
+
+    def training(model: nn.Module, prepare: Callable[[], None]) -> Callable[[int], None]:
+        optimizer = model.configure_optimizers()  # type: ignore[operator]
+        model.log = lambda *args, **kwargs: None  # type: ignore[assignment]
+
+        def step(index: int) -> None:
+            prepare()
+            optimizer.zero_grad()
+            model.training_step(batch, index).backward()  # type: ignore[operator]
+            optimizer.step()
+
+        return step
+
+    net, plain = build(space), build(space.full())
+
+    def share() -> None:
+        choices = [space.sample(rng, space.budget) for _ in range(3)]
+        set_choices(net, space, [space.full(), *choices])
+
+    ours, theirs = in_turns(rounds, training(net, share), training(plain, lambda: None))
+    return ours / theirs
+
+
+def memory_error() -> float:
+    """Resident memory of a layer in a process of its own, against what the allocation says."""
+    command = [sys.executable, __file__, "--resident"]
+    measured = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return abs(measured / Allocation([TABLE]).nbytes() - 1)
+
+
+def resident_bytes() -> int:
+    """By how much a process grows when it makes the layer."""
+    process = psutil.Process()
+    nn.init.normal_(torch.empty(1000, 64))
+    MultiSizeEmbedding(TableAllocation("warm-up", 100, DIM, (Tier(10, 64), Tier(90, 4))))
+    gc.collect()
+    before = process.memory_info().rss
+    layer = MultiSizeEmbedding(TABLE)
+    gc.collect()
+    after = process.memory_info().rss
+    assert layer.num_embeddings == ROWS
+    return after - before
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The rows of ids in tiers of different widths, with a backward pass written by hand.
+
+Left to autograd, every tier would write a whole output and read a whole gradient. Here each row is
+written and read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def look_up(
+    ranks: Tensor,
+    weights: Sequence[Tensor],
+    projections: Sequence[Tensor | None],
+    output_dim: int,
+    sparse: bool,
+) -> Tensor:
+    """Look ids up in tiers, and project them.
+
+    Args:
+        ranks: Shape ``(n,)``; ids beyond the last tier give zeros.
+        weights: The tables of the tiers.
+        projections: Their projections to the width of the output, None where none is needed.
+        output_dim: Width of the output.
+        sparse: Whether the gradients of the tables are sparse.
+
+    Returns:
+        Shape ``(n, output_dim)``.
+    """
+    if not weights:
+        return torch.zeros(len(ranks), output_dim, device=ranks.device)
+    tensors = (*weights, *projections)
+    output: Tensor = _LookUp.apply(  # type: ignore[no-untyped-call]
+        ranks, output_dim, sparse, *tensors
+    )
+    return output
+
+
+class _LookUp(torch.autograd.Function):
+    # Most ids are in the first tiers, so each tier only looks at those that are left over.
+
+    @staticmethod
+    def forward(
+        ctx: Any, ranks: Tensor, output_dim: int, sparse: bool, *tensors: Tensor | None
+    ) -> Tensor:
+        weights, projections = _halves(tensors)
+        first = weights[0]
+        saved: list[Tensor | None] = []
+        with torch.autocast(ranks.device.type, enabled=False):
+            if projections[0] is None:
+                # Rows of other tiers are overwritten below.
+                output = first.index_select(0, ranks.clamp(max=len(first) - 1))
+            else:
+                output = first.new_zeros(len(ranks), output_dim)
+            places, left = None, ranks
+            for weight, projection in zip(weights, projections):
+                inside = left < len(weight)
+                where, ids = _taken(places, left, inside)
+                rows = None
+                if projection is not None:
+                    rows = weight.index_select(0, ids)
+                    output.index_copy_(0, where, rows @ projection)
+                saved += [where, ids, rows]
+                places, left = _taken(places, left, ~inside)
+                left -= len(weight)
+            if projections[0] is None and places is not None and len(places):
+                output.index_fill_(0, places, 0.0)
+        ctx.save_for_backward(*projections, *saved)
+        ctx.shapes = [weight.shape for weight in weights]
+        ctx.sparse = sparse
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tiers = len(ctx.shapes)
+        projections, saved = ctx.saved_tensors[:tiers], ctx.saved_tensors[tiers:]
+        of_weights: list[Tensor | None] = []
+        of_projections: list[Tensor | None] = []
+        with torch.autocast(grad.device.type, enabled=False):
+            for index, (shape, projection) in enumerate(zip(ctx.shapes, projections)):
+                where, ids, rows = saved[3 * index : 3 * index + 3]
+                part = grad.index_select(0, where)
+                of_projections.append(None if projection is None else rows.T @ part)
+                if not ctx.needs_input_grad[3 + index]:
+                    of_weights.append(None)
+                    continue
+                values = part if projection is None else part @ projection.T
+                of_weights.append(_table_grad(ids, values, shape, ctx.sparse))
+        return (None, None, None, *of_weights, *of_projections)
+
+
+def _taken(places: Tensor | None, ids: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Places in the batch and ids of some of the ids that are left."""
+    where = which.nonzero().squeeze(1)
+    return (where if places is None else places.index_select(0, where)), ids.index_select(0, where)
+
+
+def _halves(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
+    tiers = len(tensors) // 2
+    return [t for t in tensors[:tiers] if t is not None], list(tensors[tiers:])
+
+
+def _table_grad(ids: Tensor, values: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
+    if sparse:
+        return torch.sparse_coo_tensor(ids.unsqueeze(0), values, shape, check_invariants=False)
+    grad: Tensor = torch.ops.aten.embedding_dense_backward(values, ids, shape[0], -1, False)
+    return grad

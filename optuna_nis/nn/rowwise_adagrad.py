@@ -1,0 +1,108 @@
+"""Adagrad with one accumulator for each row, for large embedding tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class RowwiseAdagrad(Optimizer):
+    """Adagrad whose state is one number for each row of a table.
+
+    A row moves by ``lr * gradient / (sqrt(sum of mean squared gradients) + eps)``, where the mean
+    is over the columns (Mudigere et al., 2021, section 4.1.4). The state of a table takes
+    ``1 / embedding_dim`` of its memory, and of a sparse gradient only the rows that it holds are
+    touched. Parameters with one dimension or none have an accumulator for each number.
+
+    Args:
+        params: Parameters, or groups of them with their own settings.
+        lr: Learning rate.
+        eps: Added to the root for stability.
+        initial_accumulator_value: What the accumulators start from.
+
+    Raises:
+        ValueError: If a setting is negative.
+
+    Example:
+        >>> table = torch.nn.Embedding(1000, 8, sparse=True)
+        >>> optimizer = RowwiseAdagrad(table.parameters(), lr=0.1)
+        >>> table(torch.tensor([3, 4])).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.state[table.weight]["sum"].shape
+        torch.Size([1000])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-2,
+        eps: float = 1e-10,
+        initial_accumulator_value: float = 0.0,
+    ) -> None:
+        settings = {
+            "lr": lr,
+            "eps": eps,
+            "initial_accumulator_value": initial_accumulator_value,
+        }
+        for name, value in settings.items():
+            if not value >= 0:
+                raise ValueError(f"`{name}` must not be negative, got {value!r}.")
+        super().__init__(params, settings)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take a step along the gradients.
+
+        Args:
+            closure: Computes the loss and its gradients anew.
+
+        Returns:
+            The loss, if there is a closure.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+        return loss
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            shape = parameter.shape[:1]
+            state["sum"] = parameter.new_full(shape, group["initial_accumulator_value"])
+        total: Tensor = state["sum"]
+        grad = parameter.grad
+        assert grad is not None
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            rows, values = grad.indices()[0], grad.values()
+            sums = total[rows] + _mean_squares(values)
+            total[rows] = sums
+            steps = values * _wide(-group["lr"] / (sums.sqrt() + group["eps"]), values)
+            parameter.index_add_(0, rows, steps)
+        else:
+            total += _mean_squares(grad)
+            scale = -group["lr"] / (total.sqrt() + group["eps"])
+            parameter.addcmul_(grad, _wide(scale, grad))
+
+
+def _mean_squares(values: Tensor) -> Tensor:
+    return values.square() if values.dim() < 2 else values.square().flatten(1).mean(1)
+
+
+def _wide(numbers: Tensor, values: Tensor) -> Tensor:
+    return numbers.view(-1, *[1] * (values.dim() - 1)) if values.dim() else numbers
