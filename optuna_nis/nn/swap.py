@@ -218,6 +218,10 @@ class _Plan:
             row = self.table.weight.detach()[padding].clone()
             self.padding_row = row if bool(row.any()) else None
 
+    @property
+    def sparse(self) -> bool:
+        return self.table.layers[0].sparse
+
     def mode(self) -> BagMode | None:
         """How the layers of the fields pool; those of several fields are added, then divided."""
         layer = self.table.layers[0]
@@ -388,7 +392,7 @@ def _features_of(table: str, allocation: Allocation) -> list[str]:
 def _supernet_field(plan: _Plan, spec: EmbeddingSpec) -> SupernetEmbedding:
     index = plan.specs.index(spec)
     rows, ranks = plan.rows(index), plan.ranks(index)
-    layer = SupernetEmbedding(spec, mode=plan.mode(), ranks=ranks)
+    layer = SupernetEmbedding(spec, mode=plan.mode(), ranks=ranks, sparse=plan.sparse)
     layer.to(rows)
     layer.weight[-1].zero_()
     layer.weight[:-1].copy_(rows) if ranks is None else layer.weight.index_copy_(
@@ -411,9 +415,11 @@ def _multi_size_field(plan: _Plan, index: int) -> Field:
     layer: Field
     mode = plan.mode()
     if mode is None:
-        layer = MultiSizeEmbedding(table, ranks=ranks, init_std=std)
+        layer = MultiSizeEmbedding(table, ranks=ranks, init_std=std, sparse=plan.sparse)
     else:
-        layer = MultiSizeEmbeddingBag(table, mode=mode, ranks=ranks, init_std=std)
+        layer = MultiSizeEmbeddingBag(
+            table, mode=mode, ranks=ranks, init_std=std, sparse=plan.sparse
+        )
     layer.to(rows)
     if table.tiers and table.tiers[0].embedding_dim == table.embedding_dim:
         kept = slice(0, table.tiers[0].num_embeddings)
@@ -427,7 +433,7 @@ def _multi_size_field(plan: _Plan, index: int) -> Field:
 def _swap(plan: _Plan, fields: Sequence[Field]) -> None:
     """Change the class of all layers of a table; they share the fields."""
     shared = nn.ModuleList(fields)
-    if plan.table.layers[0].sparse:
+    if plan.sparse:
         _make_sparse(shared)
     for layer in plan.table.layers:
         if isinstance(layer, nn.Embedding):
@@ -481,9 +487,11 @@ def _shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> Field:
     ranks = None if supernet._ranks is None else supernet._ranks[:-1].cpu()
     layer: Field
     if supernet.mode is None:
-        layer = MultiSizeEmbedding(table, ranks=ranks)
+        layer = MultiSizeEmbedding(table, ranks=ranks, sparse=supernet.sparse)
     else:
-        layer = MultiSizeEmbeddingBag(table, mode=supernet.mode, ranks=ranks)
+        layer = MultiSizeEmbeddingBag(
+            table, mode=supernet.mode, ranks=ranks, sparse=supernet.sparse
+        )
     layer.to(supernet.weight)
     supernet.copy_to(layer)
     for tier in layer.tier_modules():
