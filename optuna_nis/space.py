@@ -236,6 +236,7 @@ class SearchSpace:
         else:
             self.budget = parse_budget(budget, self.full_parameters, dtype)
         self._tables = [_Table(spec, mode) for spec in self.specs]
+        self._blocks = _Blocks(self._tables)
         if self.budget < self.min_parameters:
             raise ValueError(
                 f"`budget` must be at least {self.min_parameters} parameters, the smallest choice "
@@ -380,23 +381,18 @@ class SearchSpace:
         for table in self._tables:
             base = table.random_levels(rng)
             bases.append(np.full_like(base, -np.inf) if rng.random() < removal else base)
-
-        def at(level: float) -> Allocation:
-            return Allocation(
-                table.allocation_of(table.levels(base + level))
-                for table, base in zip(self._tables, bases)
-            )
-
+        shape = np.concatenate(bases)
         low, high = -60.0, 60.0
-        best = at(low)
         for _ in range(14):
             middle = (low + high) / 2
-            candidate = at(middle)
-            if candidate.num_parameters <= max_parameters:
-                low, best = middle, candidate
+            if self._blocks.num_parameters(shape + middle) <= max_parameters:
+                low = middle
             else:
                 high = middle
-        return best
+        return Allocation(
+            table.allocation_of(table.levels(base + low))
+            for table, base in zip(self._tables, bases)
+        )
 
     @property
     def choices(self) -> Mapping[str, Sequence[Choice]]:
@@ -592,6 +588,30 @@ class _Table:
 
     def levels(self, shifted: FloatArray) -> IntArray:
         return np.clip(np.floor(shifted), 0, len(self.widths) - 1).astype(np.int64)
+
+
+class _Blocks:
+    """The row blocks of all tables side by side, to count parameters fast."""
+
+    def __init__(self, tables: Sequence[_Table]) -> None:
+        sizes = [len(table.rows) for table in tables]
+        self._highest = np.repeat([len(table.widths) - 1 for table in tables], sizes)
+        self._is_first = np.concatenate([np.arange(size) == 0 for size in sizes])
+        self._starts = np.repeat(
+            np.cumsum([0, *(len(table.widths) for table in tables[:-1])]), sizes
+        )
+        self._rows = np.concatenate([table.rows for table in tables])
+        self._widths = np.concatenate([table.widths for table in tables])
+        self._projections = np.concatenate([table.projection for table in tables])
+
+    def num_parameters(self, shifted: FloatArray) -> int:
+        """Parameters of all tables, their widths given as by :meth:`_Table.levels`."""
+        levels = np.minimum(np.maximum(np.floor(shifted), 0), self._highest)
+        options = levels.astype(np.int64) + self._starts
+        is_new_tier = self._is_first.copy()
+        is_new_tier[1:] |= options[1:] != options[:-1]
+        embeddings = self._rows @ self._widths[options]
+        return int(embeddings + is_new_tier @ self._projections[options])
 
 
 class _SpaceWalk:
