@@ -175,6 +175,7 @@ def search(
             num_updates=updates,
             seed=seed,
             callbacks=[] if quiet else [RichProgressBar()],
+            dashboard=_dashboard(),
             progress=_progress(quiet),
         )
         print(best)
@@ -215,6 +216,8 @@ def retrain(
             patience=patience,
             progress=_progress(quiet),
         )
+        if (dashboard := _dashboard()) is not None:
+            dashboard.finish(study)
         Console().print(format_table(results))
 
 
@@ -339,6 +342,15 @@ def _progress(quiet: bool) -> Any:
     if quiet:
         return lambda text: None
     return lambda text: _console.print(text, markup=False, highlight=False)
+
+
+def _dashboard() -> Any:
+    """Figures for Optuna Dashboard, where that is installed."""
+    with suppress(ImportError):
+        from optuna_nis.dashboard import DashboardCallback
+
+        return DashboardCallback()
+    return None
 
 
 def _storage(storage: str) -> BaseStorage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 import math
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +27,9 @@ from optuna_nis.results import FIDELITY_ATTR, SUPERNET, VALIDATED, finished_tria
 from optuna_nis.reward import Reward, penalised_reward
 from optuna_nis.sampler import NISSampler
 from optuna_nis.space import FloatArray, SearchSpace
+
+if TYPE_CHECKING:
+    from optuna_nis.dashboard import DashboardCallback
 
 _T = TypeVar("_T")
 
@@ -113,6 +116,7 @@ class NISCallback(Callback):
         penalty_weight: Weight of the memory penalty of the reward. No choice above the budget is
             ever drawn, so it matters only for trials that others enqueued.
         seed: Seed of the random choices.
+        dashboard: Keeps figures up to date in Optuna Dashboard while the search runs.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -135,6 +139,7 @@ class NISCallback(Callback):
         choices_per_step: int | None = None,
         penalty_weight: float = 1.0,
         seed: int = 0,
+        dashboard: DashboardCallback | None = None,
     ) -> None:
         for name, value, low in (
             ("num_updates", num_updates, 1),
@@ -156,6 +161,7 @@ class NISCallback(Callback):
         self.warmup = warmup
         self.choices_per_step = choices_per_step
         self.penalty_weight = penalty_weight
+        self.dashboard = dashboard
         self.candidates: list[Allocation] = []
         self._rewards = Rewards(
             space, metric=metric, monitor=monitor, mode=mode, group_size=group_size
@@ -266,6 +272,8 @@ class NISCallback(Callback):
                 fidelity=VALIDATED,
                 step=trainer.global_step,
             )
+            if self.dashboard is not None:
+                self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
         best = {max(group, key=value.__getitem__) for group in finalists}
         self.candidates = sorted(best, key=value.__getitem__, reverse=True)
@@ -377,6 +385,9 @@ class NISCallback(Callback):
                 step=trainer.global_step,
                 log_probs=log_probs.tolist(),
             )
+            if self.dashboard is not None:
+                num_trials = (self._updates_done + 1) * self.group_size
+                self.dashboard.update(self.study, num_trials)
         self._updates_done += 1
         memory = np.mean([reward.num_parameters for reward in rewards]) / self.space.budget
         pl_module.log_dict(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 import json
 from statistics import fmean
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 from optuna import Study
@@ -43,6 +43,9 @@ from optuna_nis.results import (
 from optuna_nis.reward import penalised_reward
 from optuna_nis.sampler import NISSampler
 from optuna_nis.space import Mode, SearchSpace
+
+if TYPE_CHECKING:
+    from optuna_nis.dashboard import DashboardCallback
 
 _logger = get_logger(__name__)
 
@@ -176,6 +179,7 @@ def search(
     num_updates: int = 50,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
+    dashboard: DashboardCallback | None = None,
     progress: Callable[[str], None] = lambda text: None,
     **model_options: Any,
 ) -> Allocation:
@@ -197,6 +201,7 @@ def search(
         num_updates: Updates of the controller.
         seed: Seed of the supernet and the controller.
         callbacks: Further callbacks of the trainer, such as a progress bar.
+        dashboard: Keeps figures up to date in Optuna Dashboard.
         progress: Called with a line of text whenever something begins.
         **model_options: Arguments of the reference model.
 
@@ -223,7 +228,7 @@ def search(
     torch.manual_seed(seed)
     supernet = build(space)
     study.set_user_attr(METRIC_ATTR, supernet.metric_name)
-    callback = NISCallback(space, study, num_updates=num_updates, seed=seed)
+    callback = NISCallback(space, study, num_updates=num_updates, seed=seed, dashboard=dashboard)
     progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
     trainer = quiet_trainer(
         max_epochs=epochs, callbacks=[callback, *callbacks], enable_progress_bar=bool(callbacks)
@@ -243,6 +248,8 @@ def search(
         step=trainer.global_step,
     )
     study.set_user_attr(SEARCH_SECONDS_ATTR, time.perf_counter() - start)
+    if dashboard is not None:
+        dashboard.finish(study)
     return best_allocation(study)
 
 

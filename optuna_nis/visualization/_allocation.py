@@ -99,7 +99,7 @@ def _feature_info(table: TableAllocation, total: int) -> _FeatureInfo:
     )
 
 
-def _draw(info: _AllocationInfo) -> go.Figure:
+def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
     figure = make_subplots(
         rows=1,
         cols=2,
@@ -140,6 +140,8 @@ def _draw(info: _AllocationInfo) -> go.Figure:
     )
     if info.budget is not None:
         details += f" (budget {_style.percent(info.budget / info.full_parameters)})"
+    if num_left_out > 0:
+        details += f"; {num_left_out} features of little memory left out"
     _style.style(
         figure,
         f'Embedding sizes<br><span style="font-size:12px">{details}</span>',

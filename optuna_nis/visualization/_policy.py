@@ -64,7 +64,7 @@ def plot_policy(study: Study, *, history: PolicyHistory | None = None) -> go.Fig
     return _draw(_policy_info(history or policy_of(study)))
 
 
-def policy_of(study: Study) -> PolicyHistory:
+def policy_of(study: Study, num_points: int = 50) -> PolicyHistory:
     """The policy of a study over time.
 
     Raises:
@@ -73,7 +73,7 @@ def policy_of(study: Study) -> PolicyHistory:
     from optuna_nis.sampler import policy_history
 
     searched = results.SPACE_ATTR in study.user_attrs
-    history = policy_history(study, results.space_of(study) if searched else None)
+    history = policy_history(study, results.space_of(study) if searched else None, num_points)
     if not history.trial_numbers or not history.choices:
         raise ValueError(
             f"`study` {study.study_name!r} has no finished trial that a policy learned from."
@@ -81,7 +81,8 @@ def policy_of(study: Study) -> PolicyHistory:
     return history
 
 
-def _policy_info(history: PolicyHistory) -> _PolicyInfo:
+def _policy_info(history: PolicyHistory, max_parameters: int | None = None) -> _PolicyInfo:
+    max_parameters = max_parameters or _MAX_PARAMETERS
     # Trials of several workers finish out of order: what is drawn is the last number so far.
     numbers = np.maximum.accumulate(np.asarray(history.trial_numbers))
     moments = np.flatnonzero(np.append(numbers[1:] != numbers[:-1], True))
@@ -90,9 +91,9 @@ def _policy_info(history: PolicyHistory) -> _PolicyInfo:
         for name in history.choices
     }
     shown = list(history.choices)
-    if len(shown) > _MAX_PARAMETERS:
+    if len(shown) > max_parameters:
         change = {name: float(np.abs(p[-1] - p[0]).sum()) for name, p in probabilities.items()}
-        most = set(sorted(shown, key=lambda name: -change[name])[:_MAX_PARAMETERS])
+        most = set(sorted(shown, key=lambda name: -change[name])[:max_parameters])
         shown = [name for name in shown if name in most]
     sizes = {name: _sizes(history.choices[name]) for name in shown}
     sized = all(size is not None for size in sizes.values())
@@ -136,33 +137,11 @@ def _draw(info: _PolicyInfo) -> go.Figure:
         row_heights=[rows, below],
         vertical_spacing=gap / inner,
     )
-    figure.add_heatmap(
-        x=[str(number) for number in info.trial_numbers],
-        y=list(range(count)),
-        z=[_style.compact(100 * parameter.summary, 3) for parameter in info.parameters],
-        zmin=0,
-        zmax=100,
-        colorscale=_style.SCALE,
-        colorbar={
-            "title": {"text": "%", "side": "top"},
-            "thickness": 12,
-            "lenmode": "pixels",
-            "len": min(rows, 300),
-            "y": 1,
-            "yanchor": "top",
-        },
-        hovertemplate=f"<b>%{{y}}</b><br>after trial %{{x}}<br>{info.measure}: %{{z}}"
-        "<extra></extra>",
-        row=1,
-        col=1,
-    )
+    _add_sizes(figure, info, min(rows, 300))
     buttons = _add_probabilities(figure, info)
-    title = "Policy over the trials"
-    if info.num_left_out:
-        title += f" ({count} parameters that changed most, {info.num_left_out} left out)"
     _style.style(
         figure,
-        title,
+        _title(info),
         margins + inner,
         margin={"l": 60, "r": 30, "t": 90, "b": 100},
         legend={
@@ -184,6 +163,56 @@ def _draw(info: _PolicyInfo) -> go.Figure:
             }
         ],
     )
+    _style_sizes(figure, info)
+    figure.update_yaxes(title_text="Probability (%)", range=[0, 100], row=2)
+    figure.update_xaxes(title_text="Trial", row=2)
+    return figure
+
+
+def _draw_sizes(info: _PolicyInfo) -> go.Figure:
+    """The upper part of the figure alone."""
+    figure = make_subplots(rows=1, cols=1)
+    _add_sizes(figure, info, 300)
+    _style.style(figure, _title(info), 450, margin={"l": 60, "r": 30, "t": 90, "b": 50})
+    _style_sizes(figure, info)
+    figure.update_xaxes(title_text="Trial")
+    return figure
+
+
+def _title(info: _PolicyInfo) -> str:
+    title = "Policy over the trials"
+    if info.num_left_out:
+        title += (
+            f" ({len(info.parameters)} parameters that changed most, {info.num_left_out} left out)"
+        )
+    return title
+
+
+def _add_sizes(figure: go.Figure, info: _PolicyInfo, bar_length: int) -> None:
+    figure.add_heatmap(
+        x=[str(number) for number in info.trial_numbers],
+        y=list(range(len(info.parameters))),
+        z=[_style.compact(100 * parameter.summary, 3) for parameter in info.parameters],
+        zmin=0,
+        zmax=100,
+        colorscale=_style.SCALE,
+        colorbar={
+            "title": {"text": "%", "side": "top"},
+            "thickness": 12,
+            "lenmode": "pixels",
+            "len": bar_length,
+            "y": 1,
+            "yanchor": "top",
+        },
+        hovertemplate=f"<b>%{{y}}</b><br>after trial %{{x}}<br>{info.measure}: %{{z}}"
+        "<extra></extra>",
+        row=1,
+        col=1,
+    )
+
+
+def _style_sizes(figure: go.Figure, info: _PolicyInfo) -> None:
+    count = len(info.parameters)
     figure.update_yaxes(
         tickvals=list(range(count)),
         ticktext=[_style.label(parameter.name, 28) for parameter in info.parameters],
@@ -192,9 +221,7 @@ def _draw(info: _PolicyInfo) -> go.Figure:
         tickfont={"size": 11 if count <= 40 else 9},
         row=1,
     )
-    figure.update_yaxes(title_text="Probability (%)", range=[0, 100], row=2)
     figure.update_xaxes(type="category", nticks=12, showgrid=False, row=1)
-    figure.update_xaxes(title_text="Trial", row=2)
     figure.add_annotation(
         text=info.measure,
         x=0,
@@ -205,7 +232,6 @@ def _draw(info: _PolicyInfo) -> go.Figure:
         yanchor="bottom",
         showarrow=False,
     )
-    return figure
 
 
 def _add_probabilities(figure: go.Figure, info: _PolicyInfo) -> list[dict[str, Any]]:

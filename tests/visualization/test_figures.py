@@ -23,7 +23,7 @@ from optuna_nis.visualization._allocation import _allocation_info
 from optuna_nis.visualization._feature_budget import _feature_budget_info
 from optuna_nis.visualization._memory_quality import _memory_quality_info, _pareto_front
 from optuna_nis.visualization._points import Point
-from optuna_nis.visualization._policy import _policy_info, _sizes, policy_of
+from optuna_nis.visualization._policy import _draw_sizes, _policy_info, _sizes, policy_of
 from optuna_nis.visualization._reward_history import _reward_history_info
 
 PLOTS = [getattr(vis, name) for name in vis.__all__]
@@ -326,7 +326,6 @@ def test_policy_menu_shows_the_options_of_one_parameter(make_study):
 
 
 def test_policy_of_many_parameters_shows_those_that_changed(monkeypatch):
-    monkeypatch.setattr("optuna_nis.visualization._policy._MAX_PARAMETERS", 2)
     changes = {"a": 0.1, "b": 0.0, "c": 0.3}
     history = PolicyHistory(
         [0, 2, 1],
@@ -334,12 +333,14 @@ def test_policy_of_many_parameters_shows_those_that_changed(monkeypatch):
         {n: np.array([[0.5, 0.5], [0.5, 0.5], [0.5 + c, 0.5 - c]]) for n, c in changes.items()},
         [1.0, 1.0, 0.9],
     )
-    info = _policy_info(history)
+    info = _policy_info(history, max_parameters=2)
     assert [parameter.name for parameter in info.parameters] == ["a", "c"]
     assert info.num_left_out == 1
     # Trial 1 finished after trial 2: what is drawn is the last moment of either.
     assert info.trial_numbers == (0, 2)
     assert info.parameters[1].probabilities[-1].tolist() == [0.8, 0.2]
+    assert len(_draw_sizes(info).data[0].y) == 2
+    monkeypatch.setattr("optuna_nis.visualization._policy._MAX_PARAMETERS", 2)
     title = vis.plot_policy(optuna.create_study(), history=history).layout.title.text
     assert "1 left out" in title
 
