@@ -7,7 +7,7 @@ RUN ?= runs/demo
 TASK ?= ranking
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
-.PHONY: demo test lint types unit servers format clean
+.PHONY: demo test lint types unit servers chromium format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,11 +29,14 @@ lint: $(BIN)/.installed
 types: $(BIN)/.installed
 	$(BIN)/mypy
 
-unit: $(BIN)/.installed servers
+unit: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 servers:
 	sh benchmarks/install_servers.sh
+
+chromium:
+	sh benchmarks/install_chromium.sh
 
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

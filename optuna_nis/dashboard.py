@@ -56,7 +56,7 @@ _MAX_PARAMETERS = 22
 _MAX_POINTS = 400
 _MAX_MOMENTS = 40
 _MAX_ROWS = 50
-_YOURS = "<!-- Your own notes go below this line; what is above is written by the search. -->"
+_YOURS = "*What stands above is written by the search; your own notes go below this line.*"
 
 
 # Figures are due again after so many more trials, or so large a share more.
@@ -263,7 +263,7 @@ def _publish(source: Study, target: Study) -> list[str]:
     ids = []
     for index, (name, figure) in enumerate(_figures(source, allocation), start=1):
         ids.append(f"{_PREFIX}{index}-{name}")
-        _style.fit(figure, _HEIGHT)
+        _fit(figure)
         optuna_dashboard.save_plotly_graph_object(target, figure, graph_object_id=ids[-1])
     return ids
 
@@ -298,6 +298,23 @@ def _figures(study: Study, best: Allocation) -> Iterator[tuple[str, go.Figure]]:
         yield "policy", _policy._draw_sizes(policy)
     if moments_of(study):
         yield "learning", _learning._draw(_learning._learning_info(study))
+
+
+def _fit(figure: go.Figure) -> None:
+    """Make a figure fit its card: smaller letters and few, short entries in the legend."""
+    figure.update_layout(
+        height=_HEIGHT,
+        font_size=11,
+        title_font_size=14,
+        legend={"font": {"size": 10}, "tracegroupgap": 0},
+    )
+    for trace in figure.data:
+        name = trace.name or ""
+        for words in ("Trials, ", "Reward, ", " (validation)"):
+            name = name.replace(words, "")
+        trace.name = name.replace("all validation data", "all data")
+        if name.startswith("Pareto front"):
+            trace.showlegend = False
 
 
 def _thinned(points: Sequence[Point], numbers: Iterable[int] = ()) -> tuple[Point, ...]:
@@ -354,6 +371,8 @@ def _note(study: Study, best: Allocation) -> str:
             f"- Best sizes: **{best.num_parameters:,} parameters**, "
             f"{_style.percent(best.num_parameters / full)} of the full tables; trial "
             f"{trial.number}, {metric} {quality:.4f} on validation data.",
+            '- "Best Trial" elsewhere is the highest reward of any kind. Here, trials that were '
+            "trained come before those scored with shared weights.",
             "- Scores of a search only rank choices; what sizes are worth is known after they "
             "are trained again.",
             "",

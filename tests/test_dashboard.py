@@ -88,7 +88,7 @@ def test_your_own_note_is_kept(make_study):
     optuna_dashboard.save_note(study, note + "\nmore of mine")
     study.add_trials(make_study(supernet=0, trained=1, seed=0).trials)
     publish(study)
-    assert optuna_dashboard.get_note(study).endswith("-->\nmore of mine")
+    assert optuna_dashboard.get_note(study).endswith("line.*\nmore of mine")
     assert optuna_dashboard.get_note(study) != note + "\nmore of mine"
 
 

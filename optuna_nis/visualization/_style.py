@@ -85,11 +85,6 @@ def style(figure: go.Figure, title: str, height: int, **layout: Any) -> go.Figur
     return figure
 
 
-def fit(figure: go.Figure, height: int) -> go.Figure:
-    """Make a figure fit a card of that many pixels: smaller letters, the legend below."""
-    return figure.update_layout(height=height, font_size=11, title_font_size=14)
-
-
 def label(text: object, limit: int = 32) -> str:
     """A name as Plotly shows it literally: markup escaped, too long ones cut in the middle."""
     name = " ".join(str(text).split())
