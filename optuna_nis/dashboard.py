@@ -308,6 +308,8 @@ def _fit(figure: go.Figure) -> None:
         title_font_size=14,
         legend={"font": {"size": 10}, "tracegroupgap": 0},
     )
+    figure.update_xaxes(title_font_size=11)
+    figure.update_yaxes(title_font_size=11)
     for trace in figure.data:
         name = trace.name or ""
         for words in ("Trials, ", "Reward, ", " (validation)"):

@@ -13,6 +13,8 @@ from optuna_nis.visualization import _style
 
 _ROW_HEIGHT = 24
 _MIN_ROW_HEIGHT = 15
+# Plotly makes bars as thick as the rows of a trace are apart, and not every feature is in each.
+_THICKNESS = 0.75
 
 
 class _Segment(NamedTuple):
@@ -117,6 +119,7 @@ def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
         x=_style.compact(100 * feature.share for feature in info.features),
         y=list(range(len(info.features))),
         orientation="h",
+        width=_THICKNESS,
         marker={"color": _style.BLUE},
         text=[_style.percent(feature.share) for feature in info.features],
         textposition="outside",
@@ -147,7 +150,6 @@ def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
         f'Embedding sizes<br><span style="font-size:12px">{details}</span>',
         height,
         barmode="overlay",
-        bargap=0.25,
         uniformtext={"minsize": 9, "mode": "hide"},
         coloraxis={
             "colorscale": _style.SCALE,
@@ -206,6 +208,7 @@ def _add_segments(figure: go.Figure, info: _AllocationInfo, *, kept: bool) -> No
         x=_style.compact(100 * (s.end - s.start) / f.num_embeddings for _, f, s in rows),
         y=[index for index, _, _ in rows],
         orientation="h",
+        width=_THICKNESS,
         name="Kept" if kept else "Removed",
         showlegend=not kept,
         marker={

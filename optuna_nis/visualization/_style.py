@@ -42,7 +42,7 @@ _AXIS = {
     "zerolinecolor": GRID,
     "linecolor": GRID,
     "automargin": True,
-    "title": {"standoff": 8},
+    "title": {"standoff": 8, "font": {"size": 13}},
 }
 _TEMPLATE = go.layout.Template(
     layout={
@@ -54,7 +54,7 @@ _TEMPLATE = go.layout.Template(
             "xref": "container",
             "xanchor": "left",
             "pad": {"l": 12},
-            "font": {"size": 15},
+            "font": {"size": 16},
         },
         "hoverlabel": {"align": "left", "namelength": -1},
         "legend": {

@@ -417,3 +417,10 @@ def test_feature_budget_of_foreign_trials_only(make_study):
     study.add_trial(optuna.create_trial(value=0.5))
     with pytest.raises(ValueError, match="no finished trial of its search space"):
         vis.plot_feature_budget(study)
+
+
+def test_bars_are_as_thick_as_a_row_whatever_was_removed():
+    tables = [TableAllocation(f"f{i}", 100, 8, (Tier(100, 8),)) for i in range(9)]
+    tables += [TableAllocation("gone", 100, 8, ())]
+    figure = vis.plot_allocation(Allocation(tables))
+    assert all(trace.width == 0.75 for trace in figure.data)
