@@ -7,7 +7,7 @@ RUN ?= runs/demo
 TASK ?= ranking
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
-.PHONY: demo test lint types unit servers chromium format clean
+.PHONY: demo test lint types unit servers chromium screenshots format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ servers:
 
 chromium:
 	sh benchmarks/install_chromium.sh
+
+# Of the study that `make demo` leaves.
+screenshots: $(BIN)/.installed chromium
+	$(BIN)/python docs/screenshots.py $(STUDY)
 
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

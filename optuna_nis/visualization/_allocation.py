@@ -156,7 +156,7 @@ def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
             "cmin": 0.0,
             "cmax": max(1.0, math.log2(widths[-1])),
             "colorbar": {
-                "title": {"text": "Width", "side": "right"},
+                "title": {"text": "Width", "side": "right", "font": {"size": 13}},
                 "tickvals": [math.log2(width) for width in widths],
                 "ticktext": [str(width) for width in widths],
                 "orientation": "h",

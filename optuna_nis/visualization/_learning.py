@@ -84,5 +84,6 @@ def _draw(info: _LearningInfo) -> go.Figure:
         margin={"l": 60, "r": 30, "t": 80, "b": 90},
     )
     figure.update_annotations(x=0, xanchor="left", font_size=13)
+    figure.update_yaxes(rangemode="tozero", row=3)
     figure.update_xaxes(title_text="Finished trials", row=3)
     return figure
