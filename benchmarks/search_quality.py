@@ -248,7 +248,7 @@ def _wanted(data: str, budgets: Sequence[float], methods: Sequence[str]) -> Iter
             yield budget, method
 
 
-def _save(cells: list[Cell], output: Path) -> list[Cell]:
+def save_cells(cells: list[Cell], output: Path) -> list[Cell]:
     """Add cells to those of earlier runs."""
     before = json.loads(output.read_text())["cells"] if output.exists() else []
     places = {(cell["data"], cell["budget"], cell["method"]): cell for cell in [*before, *cells]}
@@ -283,7 +283,7 @@ def main() -> None:
             )
         finally:
             trainings.close()
-        _save(cells, output)
+        save_cells(cells, output)
     print(json.dumps({"cells": cells}))
     sys.stdout.flush()
 

@@ -25,6 +25,7 @@ import optuna
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from without import patched
 
 from optuna_nis import Allocation, SearchSpace
 from optuna_nis.datasets import EmbeddingDataModule
@@ -155,7 +156,8 @@ def _run(data: str, config: dict[str, Any], job: Job) -> Result:
     if kind == "prune":
         return _prune(datamodule, job["budget"], job["seed"])
     if kind == "search":
-        return _search(data_config(data, config), job["budget"], job["mode"], job["seed"])
+        with patched(job.get("without")):
+            return _search(data_config(data, config), job["budget"], job["mode"], job["seed"])
     assert kind == "trials"
     return _trials(datamodule, job["sampler"], job["budget"], job["num_trainings"], job["seed"])
 

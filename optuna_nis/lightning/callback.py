@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import numpy as np
 from optuna import Study, create_study
 from optuna.logging import get_logger
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -47,9 +48,16 @@ _CHOICES_PER_STEP = 4
 # Share of the random choices that come from the controller, where each step has room for one.
 _DRAWN_SHARE = 1 / 3
 
-# Shares of the budget for each of which the policy proposes choices, and how many.
+# Share of the random choices that cost about the budget. Where the weights are trained, they rank
+# best.
+_NEAR_BUDGET = 0.8
+
+# Shares of the budget for each of which the policy proposes choices, how many of them are scored
+# on a few batches, and how many of these on the whole validation set.
 _BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-_FINALISTS_PER_SHARE = 3
+_PROPOSALS_PER_SHARE = 12
+_PROPOSAL_BATCHES = 2
+_FINALISTS_PER_SHARE = 2
 # What the policy proposes for a budget should use it: of many draws, those are taken that leave
 # less than a tenth.
 _FINALIST_DRAWS = 64
@@ -259,7 +267,7 @@ class NISCallback(Callback):
                 f"The training ended after {self._updates_done} of {self.num_updates} updates of "
                 "the controller."
             )
-        finalists = self._finalists()
+        finalists = self._finalists(trainer, pl_module)
         distinct = list(dict.fromkeys(choice for group in finalists for choice in group))
         quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
         if quality.isnan().all():
@@ -342,7 +350,7 @@ class NISCallback(Callback):
 
     def _random_choice(self) -> Allocation:
         """Most choices cost about the budget, the others anything below it."""
-        if self._rng.random() < 0.6:
+        if self._rng.random() < _NEAR_BUDGET:
             return self.space.sample(self._rng, self._rng.uniform(0.8, 1.05) * self.space.budget)
         low = min(self.space.min_parameters * 4, self.space.budget)
         cost = math.exp(self._rng.uniform(math.log(low), math.log(self.space.budget)))
@@ -425,7 +433,21 @@ class NISCallback(Callback):
                 return quality
         raise ValueError(_USELESS.format(f"{_MAX_USELESS_BATCHES} consecutive"))
 
-    def _finalists(self) -> list[list[Allocation]]:
+    def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
+        """For each share of the budget, the best of the policy's proposals on some batches."""
+        groups = self._proposals()
+        distinct = list(dict.fromkeys(choice for group in groups for choice in group))
+        totals = sum(
+            self._score(trainer, pl_module, distinct).nan_to_num(-math.inf)
+            for _ in range(_PROPOSAL_BATCHES)
+        )
+        value = dict(zip(distinct, torch.as_tensor(totals).tolist()))
+        return [
+            sorted(group, key=value.__getitem__, reverse=True)[:_FINALISTS_PER_SHARE]
+            for group in groups
+        ]
+
+    def _proposals(self) -> list[list[Allocation]]:
         """For each share of the budget, the likeliest choices of the policy that use it."""
         groups = []
         for share in _BUDGET_SHARES:
@@ -438,7 +460,7 @@ class NISCallback(Callback):
             options = options[np.argsort(-policy.log_prob(options), kind="stable")]
             choices = [self.space.allocation(params) for params in policy.params(options)]
             choices.sort(key=lambda choice: choice.num_parameters < _MIN_USE * budget)
-            groups.append(choices[:_FINALISTS_PER_SHARE])
+            groups.append(choices[:_PROPOSALS_PER_SHARE])
         return groups
 
 

@@ -53,6 +53,9 @@ _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 _EPOCHS = {"ranking": 4, "retrieval": 10}
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
+# Several choices share each batch of the supernet, which takes more and smaller steps than a plain
+# training lest it is judged too young.
+_SUPERNET_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,10 @@ def search(
     trainer = quiet_trainer(
         max_epochs=epochs, callbacks=[callback, *callbacks], enable_progress_bar=bool(callbacks)
     )
+    batch_size = datamodule.batch_size
+    datamodule.batch_size = max(batch_size // _SUPERNET_STEPS, 1)
     trainer.fit(supernet, datamodule=datamodule)
+    datamodule.batch_size = batch_size
     progress(f"Training the best {len(callback.candidates)} choices for real.")
     found = train_shortlist(callback.candidates, supernet, build, datamodule, progress=progress)
     TrialRecorder(study, space).record(
