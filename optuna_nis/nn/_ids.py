@@ -35,9 +35,9 @@ def to_ranks(ids: Tensor, ranks: Tensor | None, num_embeddings: int, name: str) 
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"`ids` of {name!r} must be int64 or int32, got {ids.dtype}.")
     if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
-        low, high = ids.aminmax()
+        low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high > num_embeddings:
-            wrong = int(low) if low < 0 else int(high)
+            wrong = low if low < 0 else high
             raise ValueError(
                 f"`ids` of {name!r} must be between 0 and {num_embeddings} (the id out of "
                 f"vocabulary), got {wrong}."

@@ -7,6 +7,7 @@ written and read once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -52,10 +53,10 @@ class _LookUp(torch.autograd.Function):
         weights, projections = _halves(tensors)
         first = weights[0]
         saved: list[Tensor | None] = []
-        with torch.autocast(ranks.device.type, enabled=False):
+        with _full_precision(ranks):
             if projections[0] is None:
                 # Rows of other tiers are overwritten below.
-                output = first.index_select(0, ranks.clamp(max=len(first) - 1))
+                output = _rows(first, ranks.clamp(max=len(first) - 1))
             else:
                 output = first.new_zeros(len(ranks), output_dim)
             places, left = None, ranks
@@ -64,7 +65,7 @@ class _LookUp(torch.autograd.Function):
                 where, ids = _taken(places, left, inside)
                 rows = None
                 if projection is not None:
-                    rows = weight.index_select(0, ids)
+                    rows = _rows(weight, ids)
                     output.index_copy_(0, where, rows @ projection)
                 saved += [where, ids, rows]
                 places, left = _taken(places, left, ~inside)
@@ -83,7 +84,7 @@ class _LookUp(torch.autograd.Function):
         projections, saved = ctx.saved_tensors[:tiers], ctx.saved_tensors[tiers:]
         of_weights: list[Tensor | None] = []
         of_projections: list[Tensor | None] = []
-        with torch.autocast(grad.device.type, enabled=False):
+        with _full_precision(grad):
             for index, (shape, projection) in enumerate(zip(ctx.shapes, projections)):
                 where, ids, rows = saved[3 * index : 3 * index + 3]
                 part = grad.index_select(0, where)
@@ -94,6 +95,23 @@ class _LookUp(torch.autograd.Function):
                 values = part if projection is None else part @ projection.T
                 of_weights.append(_table_grad(ids, values, shape, ctx.sparse))
         return (None, None, None, *of_weights, *of_projections)
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    # Entering autocast takes longer than a small product, even with nothing to switch off.
+    kind = tensor.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def _rows(weight: Tensor, ids: Tensor) -> Tensor:
+    if weight.device.type == "cpu" and weight.dtype is torch.float32:
+        # As bags of one id each: that fetches rows of large tables ahead, index_select does not.
+        bags = torch.arange(len(ids), dtype=ids.dtype)
+        rows: Tensor = torch.embedding_bag(weight.detach(), ids, bags)[0]
+        return rows
+    return weight.index_select(0, ids)
 
 
 def _taken(places: Tensor | None, ids: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
