@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -55,7 +56,8 @@ class SupernetEmbedding(nn.Module):
 
     _ranks: Tensor | None
     _row_block: Tensor
-    _masks: Tensor
+    _full: Tensor
+    _narrow: Tensor
 
     def __init__(
         self,
@@ -79,13 +81,14 @@ class SupernetEmbedding(nn.Module):
         sizes = torch.tensor([*spec.row_blocks, 1])
         self.register_buffer("_row_block", torch.arange(len(sizes)).repeat_interleave(sizes))
         self.register_buffer("_ranks", check_ranks(ranks, spec.num_embeddings, spec.name))
-        self.register_buffer("_masks", torch.empty(0), persistent=False)
+        self.register_buffer("_full", torch.empty(0), persistent=False)
+        self.register_buffer("_narrow", torch.empty(0), persistent=False)
         self.set_widths([[spec.embedding_dim] * len(spec.row_blocks)])
 
     @property
     def num_choices(self) -> int:
         """Number of choices that a batch is shared among."""
-        return self._masks.shape[0]
+        return self._full.shape[0]
 
     def set_widths(self, widths: Sequence[Sequence[int]]) -> None:
         """Set the choices that the next batches are shared among.
@@ -96,21 +99,27 @@ class SupernetEmbedding(nn.Module):
         Raises:
             ValueError: If there is no choice, or a number of blocks or a width does not fit.
         """
-        table = torch.as_tensor(widths, dtype=torch.int64)
-        blocks = len(self.spec.row_blocks)
-        if table.dim() != 2 or table.shape[0] == 0 or table.shape[1] != blocks:
+        # This is done for every batch and feature; numpy is faster with a few numbers.
+        table = np.asarray(widths, dtype=np.int64)
+        blocks, dim = len(self.spec.row_blocks), self.spec.embedding_dim
+        if table.ndim != 2 or table.shape[0] == 0 or table.shape[1] != blocks:
             raise ValueError(
                 f"`widths` of {self.spec.name!r} must hold {blocks} widths for each choice, got "
-                f"shape {tuple(table.shape)}."
+                f"shape {table.shape}."
             )
-        if int(table.min()) < 0 or int(table.max()) > self.spec.embedding_dim:
+        if table.min() < 0 or table.max() > dim:
             raise ValueError(
-                f"`widths` of {self.spec.name!r} must be between 0 and {self.spec.embedding_dim}, "
+                f"`widths` of {self.spec.name!r} must be between 0 and {dim}, "
                 f"got {table.tolist()}."
             )
-        table = functional.pad(table, (0, 1))
-        columns = torch.arange(self.spec.embedding_dim)
-        self._masks = (columns < table[:, :, None]).to(self.weight)
+        # Of each choice and row block: whether its rows are of full width and, if not, which
+        # columns they have. The last block is that of ids out of vocabulary: none.
+        shape = (len(table), blocks + 1)
+        full, narrow = np.zeros((*shape, 1), dtype=bool), np.zeros((*shape, dim), dtype=bool)
+        full[:, :-1, 0] = table == dim
+        narrow[:, :-1] = (np.arange(dim) < table[:, :, None]) & ~full[:, :-1]
+        self._full = torch.from_numpy(full).to(self.weight)
+        self._narrow = torch.from_numpy(narrow).to(self.weight)
 
     @torch.no_grad()
     def copy_to(self, layer: MultiSizeEmbedding | MultiSizeEmbeddingBag) -> None:
@@ -139,37 +148,45 @@ class SupernetEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids, each under the choice of its run of the batch."""
         ranks = to_ranks(ids, self._ranks, self.spec.num_embeddings, self.spec.name)
-        choices, blocks, width = self._masks.shape
+        choices, blocks, width = self._narrow.shape
         if len(ids) % choices:
             raise ValueError(
                 f"The batch must be a multiple of the {choices} choices, got {len(ids)} "
                 f"examples of {self.spec.name!r}."
             )
-        run = torch.arange(choices, device=ids.device).repeat_interleave(len(ids) // choices)
-        run = run.view(-1, *[1] * (ids.dim() - 1))
         size = len(self.weight)
         if not self.sparse and choices * size <= ranks.numel():
             # Cheaper than masking and projecting every row that is looked up.
-            mask = self._masks[:, self._row_block]
-            tables = self._seen(self.weight * mask, mask).view(-1, width)
+            full = self._full.index_select(1, self._row_block)
+            narrow = self._narrow.index_select(1, self._row_block)
+            tables = self._seen(
+                (self.weight * full).view(-1, width), (self.weight * narrow).view(-1, width)
+            )
+            where = self._of_choices(ranks, size)
             if self.mode is None:
-                return functional.embedding(ranks + size * run, tables)
-            output = functional.embedding_bag(ranks + size * run, tables, mode="sum")
+                return functional.embedding(where, tables)
+            output = functional.embedding_bag(where, tables, mode="sum")
         else:
-            where = self._row_block[ranks] + blocks * run
-            mask = functional.embedding(where, self._masks.view(-1, width))
-            rows = functional.embedding(ranks, self.weight, sparse=self.sparse) * mask
+            where = self._of_choices(self._row_block[ranks], blocks)
+            rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
+            full = rows * functional.embedding(where, self._full.view(-1, 1))
+            narrow = rows * functional.embedding(where, self._narrow.view(-1, width))
             if self.mode is None:
-                return self._seen(rows, mask)
-            full = mask[..., -1:]
-            output = (rows * full).sum(1) + (rows * (1 - full)).sum(1) @ self.projection
+                return self._seen(full, narrow)
+            output = self._seen(full.sum(1), narrow.sum(1))
         if self.mode == "mean":
             output = output / bag_sizes(ranks, None, self.spec.num_embeddings)
         return output
 
-    def _seen(self, rows: Tensor, mask: Tensor) -> Tensor:
-        """Masked rows as the model sees them: projected, unless they are of full width."""
-        return torch.where(mask[..., -1:] > 0, rows, rows @ self.projection)
+    def _of_choices(self, indices: Tensor, size: int) -> Tensor:
+        """Indices into one table of some size for each choice, as those into one of them all."""
+        starts = torch.arange(0, self.num_choices * size, size, device=indices.device)
+        runs = indices.reshape(self.num_choices, -1) + starts.unsqueeze(1)
+        return runs.view(indices.shape)
+
+    def _seen(self, full: Tensor, narrow: Tensor) -> Tensor:
+        """Rows as the model sees them: projected, unless they are of full width."""
+        return full + narrow @ self.projection
 
     def extra_repr(self) -> str:
         """Show the full table and its blocks."""
