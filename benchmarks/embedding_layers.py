@@ -9,6 +9,8 @@ batches of 8,192. Prints one JSON object as its last line and writes it to
 - ``multisize_vs_sparse``: tiers of 100,000 x 64 + 300,000 x 16 + 600,000 x 4, projected to 64 and
   with sparse gradients, against ``nn.Embedding(1_000_000, 64, sparse=True)``.
 - ``multisize_vs_dense``: both with dense gradients.
+- ``multisize_step_vs_sparse_step``: as the first, with the step of the optimiser
+  (:class:`~optuna_nis.nn.RowwiseAdagrad`) that follows in training.
 - ``bag_vs_bag``: bags of 20 ids, against ``nn.EmbeddingBag(1_000_000, 64, sparse=True)``.
 - ``supernet_step_vs_plain``: a training step of the supernet on flights, shared among 4 choices,
   against one of the plain model with full tables.
@@ -34,7 +36,12 @@ from torch import Tensor, nn
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.lightning import DataConfig, reference_model
-from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, set_choices
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+    RowwiseAdagrad,
+    set_choices,
+)
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, DIM, BATCH, BAG = 1_000_000, 64, 8192, 20
@@ -57,6 +64,7 @@ def main() -> None:
     result = {
         "multisize_vs_sparse": single(rounds, sparse=True),
         "multisize_vs_dense": single(rounds, sparse=False),
+        "multisize_step_vs_sparse_step": single(rounds, sparse=True, optimizer=RowwiseAdagrad),
         "bag_vs_bag": bags(rounds),
         "supernet_step_vs_plain": supernet(rounds),
         "memory_error": memory_error(),
@@ -85,26 +93,36 @@ def in_turns(rounds: int, *steps: Callable[[int], None]) -> list[float]:
     return [median(times[3:]) for times in seconds]
 
 
-def layer_step(layer: nn.Module, batches: list[Tensor], grad: Tensor) -> Callable[[int], None]:
-    """A forward and a backward pass."""
+def layer_step(
+    layer: nn.Module,
+    batches: list[Tensor],
+    grad: Tensor,
+    optimizer: type[torch.optim.Optimizer] | None = None,
+) -> Callable[[int], None]:
+    """A forward and a backward pass, and a step of the optimiser if there is one."""
+    update = None if optimizer is None else optimizer(layer.parameters())
 
     def step(index: int) -> None:
         for parameter in layer.parameters():
             parameter.grad = None
         layer(batches[index % len(batches)]).backward(grad)
+        if update is not None:
+            update.step()
 
     return step
 
 
-def single(rounds: int, *, sparse: bool) -> float:
+def single(
+    rounds: int, *, sparse: bool, optimizer: type[torch.optim.Optimizer] | None = None
+) -> float:
     """One id for each example."""
     rng = np.random.default_rng(0)
     batches = [zipf(rng, BATCH) for _ in range(8)]
     grad = torch.randn(BATCH, DIM)
     ours, theirs = in_turns(
         rounds,
-        layer_step(MultiSizeEmbedding(TABLE, sparse=sparse), batches, grad),
-        layer_step(nn.Embedding(ROWS, DIM, sparse=sparse), batches, grad),
+        layer_step(MultiSizeEmbedding(TABLE, sparse=sparse), batches, grad, optimizer),
+        layer_step(nn.Embedding(ROWS, DIM, sparse=sparse), batches, grad, optimizer),
     )
     return ours / theirs
 

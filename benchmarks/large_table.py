@@ -163,19 +163,24 @@ class Ranking(LightningModule):
         self.mlp = nn.Sequential(nn.Linear(spec.embedding_dim, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One accumulator for each row."""
         return RowwiseAdagrad(self.parameters(), lr=0.05)
 
     def forward(self, batch: Batch) -> Tensor:
+        """Logits of a click."""
         logits: Tensor = self.mlp(self.item(batch["item"])).squeeze(1)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Binary cross-entropy."""
         return functional.binary_cross_entropy_with_logits(self(batch), batch["click"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """ROC-AUC."""
         self.log("val_auc", binary_auroc(self(batch), batch["click"].int()))
 
     def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
+        """ROC-AUC of several choices on the same examples."""
         target = batch["click"].view(num_choices, -1)[0].int()
         logits = self(batch).view(num_choices, -1)
         return torch.stack([binary_auroc(choice, target) for choice in logits])
@@ -218,6 +223,7 @@ class Turns(Callback):
         self._start: float | None = None
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Wait, if it is the turn of the other."""
         self._stop()
         if len(self.seconds) % TURN == 0:
             if self.seconds:
@@ -226,6 +232,7 @@ class Turns(Callback):
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+        """Leave the machine to the other."""
         self._stop()
         self.next_one.release()
 

@@ -1,7 +1,7 @@
-"""Write the results table of the README from ``benchmarks/results``.
+"""Write the tables of README and docs from ``benchmarks/results``.
 
-python benchmarks/readme_table.py           # rewrites README.md
-python benchmarks/readme_table.py --check   # fails if it is not up to date
+python benchmarks/readme_table.py           # rewrites them
+python benchmarks/readme_table.py --check   # fails if one is not up to date
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import sys
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+RESULTS = ROOT / "benchmarks" / "results"
 METHODS = {"nis": "**NIS**", "uniform": "uniform, same budget", "full": "full tables"}
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def quality() -> str:
+    """What the sizes found are worth."""
+    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("flights_*.json"))]
     lines = [
         "| data, metric on test | sizes | mean ± std | embedding parameters | gain over uniform |",
         "| --- | --- | --- | --- | --- |",
@@ -41,20 +43,51 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def speed() -> str:
+    """What the layers cost in time and memory."""
+    layers: dict[str, Any] = json.loads((RESULTS / "embedding_layers.json").read_text())
+    large: dict[str, Any] = json.loads((RESULTS / "large_table.json").read_text())
+    lines = ["| what | against | times as long |", "| --- | --- | --- |"]
+    for key, what, against in LAYERS:
+        lines.append(f"| {what} | {against} | {layers[key]:.2f} |")
+    rows, small_rows = large["rows"]
+    lines += [
+        f"| step of a search, {rows:,} rows | {small_rows:,} rows "
+        f"| {large['step_ratio_10m_vs_1m']:.2f} |",
+        "",
+        f"The search over {rows:,} x {large['embedding_dim']} in {large['blocks']} blocks, with "
+        f"{large['updates']} updates of the controller, held at most {large['peak_gib']:.1f} GiB; "
+        f"the table itself takes {large['table_gib']:.1f} GiB.",
+    ]
+    return "\n".join(lines)
+
+
+LAYERS = (
+    ("multisize_vs_sparse", "`MultiSizeEmbedding`, sparse gradients", "`nn.Embedding`, sparse"),
+    ("multisize_step_vs_sparse_step", "the same, with the optimiser's step", "the same"),
+    ("multisize_vs_dense", "`MultiSizeEmbedding`, dense gradients", "`nn.Embedding`, dense"),
+    ("bag_vs_bag", "`MultiSizeEmbeddingBag`, bags of 20", "`nn.EmbeddingBag`, sparse"),
+    ("supernet_step_vs_plain", "training step of the flights supernet", "full tables"),
+)
+BLOCKS = {
+    "README.md": ("results", quality),
+    "docs/how_it_works.md": ("speed", speed),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    files = sorted((ROOT / "benchmarks/results").glob("flights_*.json"))
-    results = [json.loads(file.read_text()) for file in files]
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
-    if args.check and new != text:
-        sys.exit("README.md is not up to date: run python benchmarks/readme_table.py")
-    readme.write_text(new)
+    for name, (block, write) in BLOCKS.items():
+        text = (ROOT / name).read_text()
+        begin, end = f"<!-- {block}: begin -->", f"<!-- {block}: end -->"
+        before, rest = text.split(begin)
+        after = rest.split(end)[1]
+        new = f"{before}{begin}\n{write()}\n{end}{after}"
+        if args.check and new != text:
+            sys.exit(f"{name} is not up to date: run python benchmarks/readme_table.py")
+        (ROOT / name).write_text(new)
 
 
 if __name__ == "__main__":
