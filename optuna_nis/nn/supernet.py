@@ -159,9 +159,7 @@ class SupernetEmbedding(nn.Module):
             # Cheaper than masking and projecting every row that is looked up.
             full = self._full.index_select(1, self._row_block)
             narrow = self._narrow.index_select(1, self._row_block)
-            tables = self._seen(
-                (self.weight * full).view(-1, width), (self.weight * narrow).view(-1, width)
-            )
+            tables = self._seen(self.weight, full, narrow).view(-1, width)
             where = self._of_choices(ranks, size)
             if self.mode is None:
                 return functional.embedding(where, tables)
@@ -169,11 +167,11 @@ class SupernetEmbedding(nn.Module):
         else:
             where = self._of_choices(self._row_block[ranks], blocks)
             rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
-            full = rows * functional.embedding(where, self._full.view(-1, 1))
-            narrow = rows * functional.embedding(where, self._narrow.view(-1, width))
+            full = self._full.view(-1)[where].unsqueeze(-1)
+            narrow = functional.embedding(where, self._narrow.view(-1, width))
             if self.mode is None:
-                return self._seen(full, narrow)
-            output = self._seen(full.sum(1), narrow.sum(1))
+                return self._seen(rows, full, narrow)
+            output = (rows * full).sum(1) + (rows * narrow).sum(1) @ self.projection
         if self.mode == "mean":
             output = output / bag_sizes(ranks, None, self.spec.num_embeddings)
         return output
@@ -184,9 +182,9 @@ class SupernetEmbedding(nn.Module):
         runs = indices.reshape(self.num_choices, -1) + starts.unsqueeze(1)
         return runs.view(indices.shape)
 
-    def _seen(self, full: Tensor, narrow: Tensor) -> Tensor:
+    def _seen(self, rows: Tensor, full: Tensor, narrow: Tensor) -> Tensor:
         """Rows as the model sees them: projected, unless they are of full width."""
-        return full + narrow @ self.projection
+        return torch.addcmul((rows * narrow) @ self.projection, rows, full)
 
     def extra_repr(self) -> str:
         """Show the full table and its blocks."""
