@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 TASK ?= ranking
+GALLERY ?= 0
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
-.PHONY: demo test lint types unit servers chromium screenshots format clean
+.PHONY: demo test lint types docs unit servers chromium screenshots format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,foreign]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,foreign]"
 	touch $@
 
 demo: $(BIN)/.installed
@@ -20,7 +21,7 @@ demo: $(BIN)/.installed
 	$(BIN)/optuna-nis retrain $(STUDY) --output $(RUN)/model
 	$(BIN)/optuna-nis report $(STUDY) --output $(RUN)/report.html --json
 
-test: lint types unit
+test: lint types docs unit
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
@@ -28,6 +29,10 @@ lint: $(BIN)/.installed
 
 types: $(BIN)/.installed
 	$(BIN)/mypy
+
+# With GALLERY=1 the tutorials are run and their output shown, which takes minutes.
+docs: $(BIN)/.installed
+	$(BIN)/sphinx-build -W --keep-going -q -b html -D sphinx_gallery_conf.plot_gallery=$(GALLERY) docs docs/_build/html
 
 unit: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
@@ -47,4 +52,4 @@ format: $(BIN)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist *.egg-info docs/_build docs/generated docs/tutorials

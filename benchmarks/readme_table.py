@@ -41,12 +41,16 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The results of ``benchmarks/main_job.py``."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("flights_*.json"))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    files = sorted((ROOT / "benchmarks/results").glob("flights_*.json"))
-    results = [json.loads(file.read_text()) for file in files]
+    results = read_results(ROOT / "benchmarks/results")
     readme = ROOT / "README.md"
     text = readme.read_text()
     before, rest = text.split(BEGIN)
