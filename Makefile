@@ -8,7 +8,7 @@ TASK ?= ranking
 GALLERY ?= 0
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
-.PHONY: demo test lint types docs unit servers chromium screenshots format clean
+.PHONY: demo test lint types docs unit servers chromium screenshots dist release-check format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,15 @@ chromium:
 # Of the study that `make demo` leaves.
 screenshots: $(BIN)/.installed chromium
 	$(BIN)/python docs/screenshots.py $(STUDY)
+
+dist: $(BIN)/.installed
+	rm -rf build dist *.egg-info
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python release/check_dist.py
+
+release-check: dist
+	$(BIN)/python release/check_install.py
 
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

@@ -93,9 +93,9 @@ def summary(cells: Sequence[Cell]) -> str:
         return ""
     header = ["data", "budget", "NIS, memory", "best rival", "gain", "uniform", "full", "cost"]
     note = (
-        "Metric on test, mean ± standard deviation over the seeds; the share of the full tables that "
-        "NIS uses; its gain over the best rival, over uniform sizes and over the full tables; what "
-        "the search costs, in plain trainings of the full tables."
+        "Metric on test, mean ± standard deviation over the seeds; the share of the full tables "
+        "that NIS uses; its gain over the best rival, over uniform sizes and over the full "
+        "tables; what the search costs, in plain trainings of the full tables."
     )
     return f"{_table(header, rows)}\n\n{note}"
 
