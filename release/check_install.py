@@ -2,8 +2,8 @@
 
     python release/check_install.py
 
-- Alone, with numpy and Optuna but without torch: the package is imported and ``NISSampler`` searches
-  under a budget.
+- Alone, with numpy and Optuna but without torch: the package is imported and ``NISSampler``
+  searches under a budget.
 - With all extras: the ten lines of the README, to the letter, and the command.
 
 torch comes from where pip finds it, in the version of ``constraints.txt``.
@@ -29,7 +29,8 @@ heavy = {"lightning", "pandas", "plotly", "torch"} & set(sys.modules)
 assert not heavy, heavy
 assert "site-packages" in optuna_nis.__file__, optuna_nis.__file__
 
-space = SearchSpace([EmbeddingSpec("user", 6040, 32), EmbeddingSpec("item", 3706, 32)], budget="25%")
+specs = [EmbeddingSpec("user", 6040, 32), EmbeddingSpec("item", 3706, 32)]
+space = SearchSpace(specs, budget="25%")
 study = optuna.create_study(
     storage="sqlite:///study.db", direction="maximize", sampler=NISSampler(budget=space, seed=0)
 )
