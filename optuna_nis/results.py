@@ -322,6 +322,10 @@ def best_allocation(study: Study) -> Allocation:
     Raises:
         ValueError: If no trial has finished, the study holds no space, or its best trial is not
             of that space.
+
+    Example:
+        >>> print(best_allocation(study)["city"])
+        city: 40x8 (of 40x8)
     """
     return space_of(study).allocation(best_trial(study).params)
 
