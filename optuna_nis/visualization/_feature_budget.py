@@ -42,7 +42,7 @@ def plot_feature_budget(study: Study) -> go.Figure:
     Example:
         >>> figure = plot_feature_budget(study)
         >>> figure.layout.title.text
-        'TITLE'
+        'Which features get the memory'
     """
     return _draw(_feature_budget_info(study))
 

@@ -35,7 +35,7 @@ def plot_learning(study: Study) -> go.Figure:
     Example:
         >>> figure = plot_learning(study)
         >>> figure.layout.title.text
-        'TITLE'
+        'How the policy learns'
     """
     return _draw(_learning_info(study))
 

@@ -55,7 +55,7 @@ def plot_memory_vs_quality(study: Study) -> go.Figure:
     Example:
         >>> figure = plot_memory_vs_quality(study)
         >>> figure.layout.title.text
-        'TITLE'
+        'Quality against memory'
     """
     return _draw(_memory_quality_info(study))
 

@@ -64,7 +64,7 @@ def plot_policy(study: Study, *, history: PolicyHistory | None = None) -> go.Fig
     Example:
         >>> figure = plot_policy(study)
         >>> figure.layout.title.text
-        'TITLE'
+        'Policy over the trials'
     """
     return _draw(_policy_info(history or policy_of(study)))
 

@@ -56,7 +56,7 @@ def plot_reward_history(study: Study, *, history: PolicyHistory | None = None) -
     Example:
         >>> figure = plot_reward_history(study)
         >>> figure.layout.title.text
-        'TITLE'
+        'Reward and memory over the trials'
     """
     return _draw(_reward_history_info(study, history))
 
