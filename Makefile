@@ -2,13 +2,14 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 TASK ?= ranking
 GALLERY ?= 0
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
-.PHONY: demo test lint types docs unit servers chromium screenshots dist release-check format clean
+.PHONY: demo test lint types docs unit servers chromium test-oldest screenshots dist release-check format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +38,15 @@ docs: $(BIN)/.installed
 unit: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
 
+# With the oldest versions that pyproject.toml allows, in an environment of its own.
+$(OLDEST)/bin/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
+	touch $@
+
+test-oldest: $(OLDEST)/bin/.installed servers chromium
+	$(OLDEST)/bin/pytest tests
+
 servers:
 	sh benchmarks/install_servers.sh
 
@@ -61,4 +71,4 @@ format: $(BIN)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info docs/_build docs/generated docs/tutorials
+	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info docs/_build docs/generated docs/tutorials

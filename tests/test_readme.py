@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+import re
 import subprocess
 import sys
 
 import pytest
+
+import optuna_nis
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,3 +92,24 @@ def test_the_share_of_embeddings_is_counted() -> None:
     exec(blocks("docs/worth_it.md")[0], scope)
     model = torch.nn.ModuleList([torch.nn.Embedding(10, 3), torch.nn.Linear(9, 1)])
     assert scope["embedding_share"](model) == 0.75
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = optuna_nis.__version__
+    assert f'\nversion = "{version}"\n' in (ROOT / "pyproject.toml").read_text()
+    headings = [
+        line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")
+    ]
+    assert headings[0] == "## [Unreleased]"
+    assert re.fullmatch(rf"## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d", headings[1])
+
+
+def test_links_lead_to_files() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    assert len(pages) > 10
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+?)\)|srcset=\"(.+?)\"", page.read_text()):
+            path = target[0] or target[1]
+            # What is made while building is checked by Sphinx.
+            if not path.startswith(("https://", "generated/")):
+                assert (page.parent / path).exists(), f"{page.name}: {path}"
