@@ -66,6 +66,7 @@ sphinx_gallery_conf = {
     "plot_gallery": "False",
     "abort_on_example_error": True,
     "image_scrapers": (),
+    "reset_modules": (),
     "capture_repr": ("_repr_html_", "__repr__"),
     "download_all_examples": False,
     "write_computation_times": False,
