@@ -33,6 +33,7 @@ types: $(BIN)/.installed
 
 # With GALLERY=1 the tutorials are run and their output shown, which takes minutes.
 docs: $(BIN)/.installed
+	rm -rf docs/tutorials
 	$(BIN)/sphinx-build -W --keep-going -q -b html -D sphinx_gallery_conf.plot_gallery=$(GALLERY) docs docs/_build/html
 
 unit: $(BIN)/.installed servers chromium
