@@ -2,16 +2,18 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 TASK ?= ranking
+GALLERY ?= 0
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
-.PHONY: demo test lint types unit servers chromium screenshots format clean
+.PHONY: demo test lint types docs unit servers chromium test-oldest screenshots dist release-check format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,foreign]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,foreign]"
 	touch $@
 
 demo: $(BIN)/.installed
@@ -20,7 +22,7 @@ demo: $(BIN)/.installed
 	$(BIN)/optuna-nis retrain $(STUDY) --output $(RUN)/model
 	$(BIN)/optuna-nis report $(STUDY) --output $(RUN)/report.html --json
 
-test: lint types unit
+test: lint types docs unit
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
@@ -29,8 +31,22 @@ lint: $(BIN)/.installed
 types: $(BIN)/.installed
 	$(BIN)/mypy
 
+# With GALLERY=1 the tutorials are run and their output shown, which takes minutes.
+docs: $(BIN)/.installed
+	rm -rf docs/tutorials
+	$(BIN)/sphinx-build -W --keep-going -q -b html -D sphinx_gallery_conf.plot_gallery=$(GALLERY) docs docs/_build/html
+
 unit: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+# With the oldest versions that pyproject.toml allows, in an environment of its own.
+$(OLDEST)/bin/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
+	touch $@
+
+test-oldest: $(OLDEST)/bin/.installed servers chromium
+	$(OLDEST)/bin/pytest tests
 
 servers:
 	sh benchmarks/install_servers.sh
@@ -42,9 +58,18 @@ chromium:
 screenshots: $(BIN)/.installed chromium
 	$(BIN)/python docs/screenshots.py $(STUDY)
 
+dist: $(BIN)/.installed
+	rm -rf build dist *.egg-info
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python release/check_dist.py
+
+release-check: dist
+	$(BIN)/python release/check_install.py
+
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info docs/_build docs/generated docs/tutorials

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 import shutil
 import tempfile
@@ -122,9 +123,14 @@ class _Quiet(WSGIRequestHandler):
 
 
 def compress(path: Path) -> None:
-    """Few colours are enough for figures."""
+    """Few colours are enough for figures; those of large areas are kept as they are."""
     picture = Image.open(path).convert("RGB")
-    few = picture.quantize(160, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    counts = picture.getcolors(picture.width * picture.height)
+    frequent = [color for _, color in sorted(counts, reverse=True)[:32]]
+    rest = picture.quantize(128, Image.Quantize.MAXCOVERAGE).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*chain.from_iterable(frequent), *rest])
+    few = picture.quantize(palette=palette, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
     size = path.stat().st_size
     if size >= MOST_BYTES:

@@ -19,6 +19,10 @@ class Tier(NamedTuple):
     Attributes:
         num_embeddings: Number of ids.
         embedding_dim: Width of their rows.
+
+    Example:
+        >>> Tier(400, 32).embedding_dim
+        32
     """
 
     num_embeddings: int

@@ -119,11 +119,17 @@ class DashboardCallback:
         ValueError: If an argument is out of range.
 
     Example:
-        .. code-block:: python
-
-            callback = DashboardCallback(space)
-            study.optimize(objective, n_trials=200, callbacks=[callback])
-            callback.finish(study)
+        >>> import optuna
+        >>> from optuna_nis import EmbeddingSpec, SearchSpace
+        >>> space = SearchSpace([EmbeddingSpec("user", 1000, 8)], budget="50%")
+        >>> study = optuna.create_study(direction="maximize")
+        >>> callback = DashboardCallback(space)
+        >>> study.optimize(
+        ...     lambda trial: len(space.suggest(trial)["user"].tiers),
+        ...     n_trials=9,
+        ...     callbacks=[callback],
+        ... )
+        >>> callback.finish(study)
     """
 
     def __init__(
@@ -212,6 +218,11 @@ def thinned_copy(study: Study, *, max_trials: int = 400, name: str | None = None
     Raises:
         ValueError: If ``max_trials`` is not positive, the name is the study's own, or the study
             holds no search space or no finished trial.
+
+    Example:
+        >>> copy = thinned_copy(study, max_trials=10)
+        >>> copy.study_name, len(copy.trials)
+        ('clicks (thinned)', 10)
     """
     if max_trials < 1:
         raise ValueError(f"`max_trials` must be at least 1, got {max_trials!r}.")

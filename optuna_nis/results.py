@@ -44,6 +44,9 @@ VALIDATED = "validated"
 TRAINED = "trained"
 _FIDELITIES = (SUPERNET, VALIDATED, TRAINED)
 
+# Before the name of what `Trial.set_constraint` sets.
+_CONSTRAINT_PREFIX = "constraints:"
+
 # MySQL keeps at most 65,535 bytes of an attribute. ASCII text at most doubles when Optuna writes
 # it as JSON.
 _PART_LENGTH = 32_000
@@ -302,8 +305,12 @@ def best_trial(study: Study) -> FrozenTrial:
 
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether a trial breaks no constraint."""
-    # Constraints of trials are new in Optuna 5.
-    return all(value <= 0 for value in getattr(trial, "constraints", {}).values())
+    constraints = getattr(trial, "constraints", None)
+    if constraints is None:
+        # They are new in Optuna 5; to Optuna 4 they are attributes like any other.
+        attrs = trial.system_attrs
+        constraints = {name: attrs[name] for name in attrs if name.startswith(_CONSTRAINT_PREFIX)}
+    return not any(_is_number(value) and value > 0 for value in constraints.values())
 
 
 def best_allocation(study: Study) -> Allocation:
@@ -315,6 +322,10 @@ def best_allocation(study: Study) -> Allocation:
     Raises:
         ValueError: If no trial has finished, the study holds no space, or its best trial is not
             of that space.
+
+    Example:
+        >>> print(best_allocation(study)["city"])
+        city: 40x8 (of 40x8)
     """
     return space_of(study).allocation(best_trial(study).params)
 

@@ -66,20 +66,15 @@ class NISSampler(BaseSampler):
     are learned with bounded weight; pruned trials count with their last intermediate value.
 
     Example:
-        .. code-block:: python
-
-            import optuna
-            from optuna_nis import NISSampler
-
-
-            def objective(trial):
-                dim = trial.suggest_categorical("dim", [4, 8, 16, 32])
-                pool = trial.suggest_categorical("pool", ["sum", "mean"])
-                return abs(dim - 16) + (pool == "sum")
-
-
-            study = optuna.create_study(sampler=NISSampler())
-            study.optimize(objective, n_trials=50)
+        >>> import optuna
+        >>> def objective(trial):
+        ...     dim = trial.suggest_categorical("dim", [4, 8, 16, 32])
+        ...     pool = trial.suggest_categorical("pool", ["sum", "mean"])
+        ...     return abs(dim - 16) + (pool == "sum")
+        >>> study = optuna.create_study(sampler=NISSampler(seed=0))
+        >>> study.optimize(objective, n_trials=50)
+        >>> study.best_params
+        {'dim': 16, 'pool': 'mean'}
 
     Args:
         budget: A hard limit on the choices, a :class:`~optuna_nis.SearchSpace` or an

@@ -130,6 +130,16 @@ class NISCallback(Callback):
         ValueError: If an argument is out of range.
         lightning.pytorch.utilities.exceptions.MisconfigurationException: At the start of ``fit``,
             if model, study or trainer cannot serve a search.
+
+    Example:
+        >>> from optuna_nis.lightning import reference_model
+        >>> space = SearchSpace(data.embedding_specs(8), budget="50%")
+        >>> search = NISCallback(space, num_updates=2)
+        >>> trainer = Trainer(max_epochs=2, callbacks=[search], logger=False,
+        ...     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+        >>> trainer.fit(reference_model(data.features)(space), data)
+        >>> search.candidates[0].num_parameters <= space.budget
+        True
     """
 
     def __init__(

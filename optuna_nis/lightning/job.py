@@ -79,6 +79,10 @@ class DataConfig:
     Raises:
         ValueError: Unless there is either a data set or a table, and with a table a label and no
             ``data_dir``.
+
+    Example:
+        >>> DataConfig(dataset="flights", task="retrieval").name
+        'flights'
     """
 
     dataset: str | None = None

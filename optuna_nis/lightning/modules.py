@@ -348,6 +348,12 @@ def reference_model(
 
     Returns:
         A function that makes a supernet from a search space and a model from an allocation.
+
+    Example:
+        >>> build = reference_model(data.features)
+        >>> space = SearchSpace(data.embedding_specs(8))
+        >>> type(build(space)).__name__, type(build(space.full()).embeddings.layers[0]).__name__
+        ('RankingModule', 'MultiSizeEmbedding')
     """
 
     def build(tables: SearchSpace | Allocation) -> EmbeddingModule:

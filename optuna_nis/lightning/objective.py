@@ -60,10 +60,13 @@ def objective(
         A function for :meth:`optuna.Study.optimize`.
 
     Example:
-        .. code-block:: python
-
-            study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space))
-            study.optimize(objective(RankingModule, data, space), n_trials=50)
+        >>> from optuna_nis import NISSampler
+        >>> from optuna_nis.lightning import RankingModule
+        >>> space = SearchSpace(data.embedding_specs(8), budget="50%")
+        >>> study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space))
+        >>> study.optimize(objective(RankingModule, data, space, max_epochs=1), n_trials=2)
+        >>> study.best_trial.user_attrs["fidelity"]
+        'trained'
     """
 
     def rewarded(metric: float, allocation: Allocation) -> Reward:

@@ -31,6 +31,14 @@ class Predictor:
         model: A trained model with multi-size embeddings.
         allocation: Its embedding sizes.
         features: Its features.
+
+    Example:
+        >>> from optuna_nis import SearchSpace
+        >>> full = SearchSpace(data.embedding_specs(8)).full()
+        >>> model = reference_model(data.features)(full)  # to be trained
+        >>> new = pd.DataFrame({"user": [3, 4], "item": [7, 123]})
+        >>> Predictor(model, full, data.features).predict(new).shape
+        (2,)
     """
 
     def __init__(self, model: EmbeddingModule, allocation: Allocation, features: Features) -> None:

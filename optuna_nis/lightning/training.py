@@ -66,6 +66,16 @@ def train(
 
     Returns:
         The model at its best epoch, and what it took.
+
+    Example:
+        >>> from optuna_nis import SearchSpace
+        >>> from optuna_nis.lightning import reference_model
+        >>> full = SearchSpace(data.embedding_specs(8)).full()
+        >>> training = train(reference_model(data.features), full, data, seed=0, max_epochs=1)
+        >>> training.epochs
+        1
+        >>> 0 <= evaluate(training.model, data) <= 1
+        True
     """
     torch.manual_seed(seed)
     model = build_model(allocation)
@@ -89,7 +99,7 @@ def train(
 
 
 def evaluate(model: LightningModule, datamodule: LightningDataModule) -> float:
-    """The metric on the test data."""
+    """The metric on the test data, ``"test_metric"`` as the model logs it; see :func:`train`."""
     (metrics,) = quiet_trainer().test(model, datamodule=datamodule, verbose=False)
     return float(metrics["test_metric"])
 

@@ -200,6 +200,11 @@ def supernet_layers(module: nn.Module) -> dict[str, SupernetEmbedding]:
 
     Raises:
         ValueError: If two of them are of the same feature.
+
+    Example:
+        >>> model = nn.Sequential(SupernetEmbedding(EmbeddingSpec("user", 1000, 16)))
+        >>> list(supernet_layers(model))
+        ['user']
     """
     layers: dict[str, SupernetEmbedding] = {}
     for layer in module.modules():

@@ -260,5 +260,13 @@ def _rows_of(layer: Field, ids: Tensor) -> Tensor:
 
 
 def swapped_layers(model: nn.Module) -> Sequence[SwappedEmbedding | SwappedEmbeddingBag]:
-    """The layers of a model that :func:`make_searchable` or :func:`apply_allocation` swapped."""
+    """The layers of a model that :func:`make_searchable` or :func:`apply_allocation` swapped.
+
+    Example:
+        >>> from optuna_nis.nn import make_searchable
+        >>> model = nn.ModuleDict({"user": nn.Embedding(100, 8), "rest": nn.Linear(8, 1)})
+        >>> _ = make_searchable(model, budget="50%")
+        >>> len(swapped_layers(model))
+        1
+    """
     return [m for m in model.modules() if isinstance(m, SwappedEmbedding | SwappedEmbeddingBag)]

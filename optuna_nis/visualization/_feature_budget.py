@@ -38,6 +38,11 @@ def plot_feature_budget(study: Study) -> go.Figure:
 
     Raises:
         ValueError: If the study holds no search space or no finished trial.
+
+    Example:
+        >>> figure = plot_feature_budget(study)
+        >>> figure.layout.title.text
+        'Which features get the memory'
     """
     return _draw(_feature_budget_info(study))
 

@@ -31,6 +31,11 @@ def plot_learning(study: Study) -> go.Figure:
     Raises:
         ValueError: If nothing was noted yet, which happens after 8 finished trials, or what the
             study holds in its place is malformed.
+
+    Example:
+        >>> figure = plot_learning(study)
+        >>> figure.layout.title.text
+        'How the policy learns'
     """
     return _draw(_learning_info(study))
 

@@ -51,6 +51,11 @@ def plot_memory_vs_quality(study: Study) -> go.Figure:
 
     Raises:
         ValueError: If the study holds no search space or no finished trial.
+
+    Example:
+        >>> figure = plot_memory_vs_quality(study)
+        >>> figure.layout.title.text
+        'Quality against memory'
     """
     return _draw(_memory_quality_info(study))
 

@@ -60,6 +60,11 @@ def plot_policy(study: Study, *, history: PolicyHistory | None = None) -> go.Fig
 
     Raises:
         ValueError: If the study has no finished trial for the policy to learn from.
+
+    Example:
+        >>> figure = plot_policy(study)
+        >>> figure.layout.title.text
+        'Policy over the trials'
     """
     return _draw(_policy_info(history or policy_of(study)))
 

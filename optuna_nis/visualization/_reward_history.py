@@ -52,6 +52,11 @@ def plot_reward_history(study: Study, *, history: PolicyHistory | None = None) -
 
     Raises:
         ValueError: If the study holds no search space or no finished trial.
+
+    Example:
+        >>> figure = plot_reward_history(study)
+        >>> figure.layout.title.text
+        'Reward and memory over the trials'
     """
     return _draw(_reward_history_info(study, history))
 

@@ -1,0 +1,53 @@
+"""Names that examples in docstrings may use without making them."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+
+from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
+from optuna_nis.results import save_space
+
+
+@pytest.fixture(autouse=True)
+def _names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict) -> None:
+    if not isinstance(request.node, pytest.DoctestItem):
+        return
+    doctest_namespace["study"] = searched_study()
+    if request.node.name.startswith("optuna_nis.lightning."):
+        doctest_namespace["data"] = small_data()
+
+
+def searched_study() -> optuna.Study:
+    """A study of an embedding search, as `study` in the examples."""
+    space = SearchSpace([EmbeddingSpec("user", 1000, 8), EmbeddingSpec("city", 40, 8)], budget=0.5)
+    study = optuna.create_study(
+        direction="maximize", sampler=NISSampler(budget=space, seed=0), study_name="clicks"
+    )
+    save_space(study, space)
+
+    def objective(trial: optuna.Trial) -> float:
+        allocation = space.suggest(trial)
+        trial.set_user_attr("num_parameters", allocation.num_parameters)
+        return allocation["city"].num_parameters - 0.1 * allocation["user"].num_parameters
+
+    study.optimize(objective, n_trials=20)
+    return study
+
+
+def small_data() -> object:
+    """Clicks of 20 users, as `data` in the examples."""
+    import pandas as pd
+
+    from optuna_nis.datasets import EmbeddingDataModule, Source
+
+    class Clicks(EmbeddingDataModule):
+        def load(self) -> Source:
+            rows = pd.Series(range(1_000))
+            users = (rows * rows) % 20
+            frame = pd.DataFrame({"user": users, "item": (7 * rows) % 50})
+            return Source(frame, (users + rows) % 3 == 0)
+
+    data = Clicks("ranking", batch_size=100)
+    data.setup("fit")
+    return data

@@ -1,0 +1,275 @@
+"""Figures and tables of the page "Is it worth it?", from ``benchmarks/results``.
+
+Results come in over days, one data set and one method after the other: whatever is there is shown,
+and what is missing is said to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import readme_table
+
+from optuna_nis.visualization import _style
+
+Cell = Mapping[str, Any]
+
+NIS = "nis_me"
+DATA = {
+    "flights-ranking": "Flights, ranking",
+    "flights-retrieval": "Flights, retrieval",
+    "movielens-1m": "MovieLens-1M, ranking, all features",
+    "movielens-1m-user-item": "MovieLens-1M, ranking, user and movie",
+    "movielens-small": "MovieLens small, retrieval",
+    "amazon-video-games": "Amazon Video Games, retrieval",
+}
+# Label, colour and symbol, in the order of the tables.
+METHODS = {
+    "nis_me": ("NIS, multi-size", _style.VERMILION, "star"),
+    "nis_se": ("NIS, single-size", _style.ORANGE, "star-diamond"),
+    "full": ("full tables", _style.PINK, "circle"),
+    "uniform": ("uniform", _style.BLUE, "square"),
+    "grid": ("best of widths x rows", _style.SKY, "diamond"),
+    "rule_of_thumb": ("rule of thumb", "#999933", "cross"),
+    "mde": ("mixed dimensions", _style.GREEN, "triangle-up"),
+    "hand_made": ("by hand, multi-size", "#6f62c4", "pentagon"),
+    "pruning": ("pruning, indices counted", "#AA4499", "x"),
+    "random": ("random search", _style.GREY, "triangle-down"),
+    "tpe": ("TPE", "#117733", "hexagon"),
+    "random_10x": ("random search, ten times the trainings", _style.GREY, "triangle-down-open"),
+    "tpe_10x": ("TPE, ten times the trainings", "#117733", "hexagon-open"),
+}
+# Not rivals at the same memory, or not at the same cost.
+_APART = ("nis_me", "nis_se", "full", "random_10x", "tpe_10x")
+_PENDING = "*Not measured yet.*"
+
+
+def write(results: Path, folder: Path) -> None:
+    """Write ``quality_summary.md``, ``quality.md`` and ``costs.md``."""
+    cells = read_cells(results / "search_quality.json")
+    # Until searches have been compared with all rivals there is the comparison of the README.
+    short = summary(cells) or _of_readme(results)
+    (folder / "quality_summary.md").write_text(short + "\n", encoding="utf-8")
+    (folder / "quality.md").write_text(sections(cells) + "\n", encoding="utf-8")
+    (folder / "costs.md").write_text(costs(results) + "\n", encoding="utf-8")
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """The cells of a result of ``benchmarks/search_quality.py``; none if there is no file."""
+    return json.loads(path.read_text())["cells"] if path.exists() else []
+
+
+def summary(cells: Sequence[Cell]) -> str:
+    """A line for each data set and budget: NIS, the best rival, the full tables.
+
+    Empty without a result of NIS.
+    """
+    rows = []
+    for data, own in _by(cells, "data", DATA).items():
+        for budget, at in _by(own, "budget", ()).items():
+            methods = {cell["method"]: cell for cell in at}
+            if NIS not in methods:
+                continue
+            nis = methods[NIS]
+            rivals = [cell for name, cell in methods.items() if name not in _APART]
+            best = max(rivals, key=lambda cell: cell["mean"], default=None)
+            rows.append(
+                [
+                    f"{DATA.get(data, data)}, {nis['metric']}",
+                    _percent(budget),
+                    f"{_value(nis)}, {_share(nis)}",
+                    "-" if best is None else f"{_value(best)}, {label(best['method'])}",
+                    "-" if best is None else f"{nis['mean'] / best['mean'] - 1:+.2%}",
+                    _gain(nis, methods.get("uniform")),
+                    _gain(nis, methods.get("full")),
+                    f"{nis['search_cost_ratio']:.1f}",
+                ]
+            )
+    if not rows:
+        return ""
+    header = ["data", "budget", "NIS, memory", "best rival", "gain", "uniform", "full", "cost"]
+    note = (
+        "Metric on test, mean ± standard deviation over the seeds; the share of the full tables "
+        "that NIS uses; its gain over the best rival, over uniform sizes and over the full "
+        "tables; what the search costs, in plain trainings of the full tables."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def sections(cells: Sequence[Cell]) -> str:
+    """A section for each data set: its figure and its table."""
+    parts = []
+    for data, own in _by(cells, "data", DATA).items():
+        plot = figure(own).to_html(
+            full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=f"plot-{data}"
+        )
+        parts.append(f"### {DATA.get(data, data)}\n\n```{{raw}} html\n{plot}\n```\n\n{table(own)}")
+    return "\n\n".join(parts) or _PENDING
+
+
+def figure(cells: Sequence[Cell]) -> go.Figure:
+    """Quality on test against memory used, of one data set; a line for each method."""
+    drawn = go.Figure()
+    for method, own in _by(cells, "method", METHODS).items():
+        # The full tables are the same under every budget.
+        own = own[:1] if method == "full" else own
+        text, color, symbol = METHODS.get(method, (method, _style.GREY, "circle-open"))
+        own = sorted(own, key=lambda cell: cell["num_parameters"])
+        nis = method == NIS
+        drawn.add_scatter(
+            x=[max(cell["num_parameters"], 1) for cell in own],
+            y=_style.compact(cell["mean"] for cell in own),
+            error_y={
+                "type": "data",
+                "array": _style.compact(cell["std"] for cell in own),
+                "thickness": 1.2,
+                "width": 4,
+            },
+            mode="lines+markers",
+            name=text,
+            line={"color": color, "width": 3 if nis else 1},
+            marker={"symbol": symbol, "size": 13 if nis else 8, "color": color},
+            customdata=[
+                [_style.percent(cell["budget"]), f"{cell['mean']:.4f} ± {cell['std']:.4f}"]
+                for cell in own
+            ],
+            hovertemplate=f"<b>{text}</b>, budget %{{customdata[0]}}<br>"
+            f"{cells[0]['metric']} %{{customdata[1]}}<br>%{{x:,}} parameters<extra></extra>",
+        )
+    places = [max(cell["num_parameters"], 1) for cell in cells]
+    tickvals, ticktext = _style.log_ticks(min(places), max(places))
+    return _style.style(
+        drawn,
+        "Quality on test against memory",
+        430 + 24 * ((len(drawn.data) + 2) // 3),
+        xaxis={
+            "title": {"text": "Embedding parameters used"},
+            "type": "log",
+            "tickvals": tickvals,
+            "ticktext": ticktext,
+        },
+        yaxis={"title": {"text": f"{cells[0]['metric']} (test)"}},
+        legend={"y": -0.2},
+    )
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """All methods under all budgets, of one data set."""
+    budgets = sorted({cell["budget"] for cell in cells})
+    best = {
+        budget: max(
+            (c for c in cells if c["budget"] == budget and c["method"] != "full"),
+            key=lambda cell: cell["mean"],
+            default=None,
+        )
+        for budget in budgets
+    }
+    rows = []
+    for method, own in _by(cells, "method", METHODS).items():
+        at = {cell["budget"]: cell for cell in own}
+        if method == "full":
+            at = dict.fromkeys(budgets, own[0])
+        row = [label(method)]
+        for budget in budgets:
+            if budget not in at:
+                row.append("-")
+                continue
+            text = _value(at[budget])
+            text = f"**{text}**" if at[budget] is best[budget] else text
+            row.append(f"{text}, {at[budget]['num_parameters']:,}")
+        ratios = sorted(cell["search_cost_ratio"] for cell in own)
+        low, high = f"{ratios[0]:.1f}", f"{ratios[-1]:.1f}"
+        rows.append([*row, low if low == high else f"{low} to {high}"])
+    seeds = sorted({len(cell["seeds"]) for cell in cells})
+    count = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+    header = ["sizes", *(f"budget {_percent(b)}" for b in budgets), "cost"]
+    note = (
+        f"{cells[0]['metric']} on test, mean ± standard deviation (seeds: {count}), and embedding "
+        "parameters used. In bold the highest mean within a budget. Cost: to find the sizes, in "
+        "plain trainings of the full tables."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def costs(results: Path) -> str:
+    """What searching and serving cost, from whichever results there are."""
+    lines = []
+    for path in sorted(results.glob("flights_*.json")):
+        job = json.loads(path.read_text())
+        lines.append(
+            f"- The search on flights, {job['task']}, takes as long as "
+            f"{job['search_cost_ratio']:.1f} plain trainings."
+        )
+    sampler = _read(results / "sampler_overhead.json")
+    if "milliseconds_at_10000" in sampler:
+        times = sampler["milliseconds_at_10000"]
+        lines.append(
+            f"- After 10,000 trials of 40 parameters `NISSampler` takes {times['nis']:.1f} ms per "
+            f"trial, random sampling {times['random']:.1f} and TPE {times['tpe']:.0f}."
+        )
+    layers = _read(results / "embedding_layers.json")
+    for key, text in _LAYERS.items():
+        if key in layers:
+            lines.append(f"- {text.format(f'{layers[key]:.2g}')}")
+    return "\n".join(lines) or _PENDING
+
+
+_LAYERS = {
+    "multisize_vs_dense": "A training step through a multi-size table of a million ids takes {} "
+    "times as long as one through `nn.Embedding` at full width.",
+    "multisize_vs_sparse": "The same with sparse gradients: {} times as long.",
+    "bag_vs_bag": "Bags of 20 ids, sparse gradients: {} times as long.",
+    "supernet_step_vs_plain": "A training step of the supernet, which serves four choices, takes "
+    "{} times as long as a plain one.",
+}
+
+
+def _of_readme(results: Path) -> str:
+    found = readme_table.read_results(results)
+    return readme_table.table(found) if found else _PENDING
+
+
+def label(method: str) -> str:
+    """A method in words; bold for NIS."""
+    text = METHODS[method][0] if method in METHODS else method
+    return f"**{text}**" if method == NIS else text
+
+
+def _by(cells: Iterable[Cell], key: str, order: Iterable[Any]) -> dict[Any, list[Cell]]:
+    """Cells by what they have under a key, known keys first and in order."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell[key], []).append(cell)
+    known = [name for name in order if name in groups]
+    return {name: groups[name] for name in [*known, *sorted(set(groups) - set(known))]}
+
+
+def _percent(share: float) -> str:
+    return _style.percent(share).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _value(cell: Cell) -> str:
+    """Without a line break inside."""
+    return f"{cell['mean']:.4f} ± {cell['std']:.4f}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _share(cell: Cell) -> str:
+    share = cell["budget"] * cell["num_parameters"] / cell["budget_parameters"]
+    return _percent(share)
+
+
+def _gain(cell: Cell, over: Cell | None) -> str:
+    return "-" if over is None else f"{cell['mean'] / over['mean'] - 1:+.2%}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

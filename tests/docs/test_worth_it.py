@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import worth_it
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def cell(
+    method: str,
+    mean: float,
+    *,
+    data: str = "flights-ranking",
+    budget: float = 0.25,
+    **changes: Any,
+) -> dict[str, Any]:
+    return {
+        "data": data,
+        "budget": budget,
+        "method": method,
+        "metric": "ROC-AUC",
+        "mean": mean,
+        "std": 0.001,
+        "seeds": [0, 1, 2],
+        "num_parameters": 2_500,
+        "budget_parameters": 25_000,
+        "search_cost_ratio": 2.0,
+    } | changes
+
+
+CELLS = [
+    cell("uniform", 0.74),
+    cell("nis_me", 0.77),
+    cell("full", 0.75, num_parameters=100_000),
+    cell("grid", 0.76, search_cost_ratio=14.25),
+    cell("tpe_10x", 0.79),
+    cell("uniform", 0.73, budget=0.05),
+]
+
+
+def lines(table: str) -> list[list[str]]:
+    table = table.replace("\N{NO-BREAK SPACE}", " ")
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    return [[part.strip() for part in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_summary_compares_with_the_best_rival_of_the_same_budget_and_cost():
+    _, _, row = lines(worth_it.summary(CELLS))
+    assert row == [
+        "Flights, ranking, ROC-AUC",
+        "25 %",
+        "0.7700 ± 0.0010, 2.5 %",
+        "0.7600 ± 0.0010, best of widths x rows",
+        "+1.32%",
+        "+4.05%",
+        "+2.67%",
+        "2.0",
+    ]
+
+
+def test_the_summary_says_what_is_missing():
+    _, _, row = lines(worth_it.summary([cell("nis_me", 0.77)]))
+    assert row[3:7] == ["-"] * 4
+    assert worth_it.summary([cell("grid", 0.76)]) == ""
+
+
+def test_the_table_has_all_methods_and_budgets():
+    header, _, *rows = lines(worth_it.table(CELLS))
+    assert header == ["sizes", "budget 5 %", "budget 25 %", "cost"]
+    assert [row[0] for row in rows] == [
+        "**NIS, multi-size**",
+        "full tables",
+        "uniform",
+        "best of widths x rows",
+        "TPE, ten times the trainings",
+    ]
+    by_name = {row[0]: row[1:] for row in rows}
+    assert by_name["**NIS, multi-size**"] == ["-", "0.7700 ± 0.0010, 2,500", "2.0"]
+    assert by_name["TPE, ten times the trainings"][1] == "**0.7900 ± 0.0010**, 2,500"
+    assert by_name["full tables"][:2] == ["0.7500 ± 0.0010, 100,000"] * 2
+    assert by_name["uniform"][0] == "**0.7300 ± 0.0010**, 2,500"
+
+
+def test_the_figure_has_a_line_for_each_method():
+    drawn = {trace.name: trace for trace in worth_it.figure(CELLS).data}
+    assert len(drawn) == 5
+    assert list(drawn["uniform"].y) == [0.74, 0.73]
+    assert list(drawn["full tables"].x) == [100_000]
+    assert drawn["NIS, multi-size"].error_y.array == (0.001,)
+
+
+def test_data_sets_and_methods_that_nobody_named_come_last():
+    cells = [cell("magic", 0.9, data="books"), *CELLS]
+    page = worth_it.sections(cells)
+    assert page.index("### Flights, ranking") < page.index("### books")
+    assert "| magic |" in page
+    assert page.count("<div id=") + page.count('id="plot-') >= 2
+
+
+def test_nothing_has_been_measured(tmp_path: Path):
+    (tmp_path / "pages").mkdir()
+    worth_it.write(RESULTS.parent, tmp_path / "pages")
+    pages = {path.name: path.read_text() for path in (tmp_path / "pages").iterdir()}
+    assert set(pages) == {"quality_summary.md", "quality.md", "costs.md"}
+    assert "Not measured yet" in pages["quality.md"]
+    assert "Not measured yet" in pages["quality_summary.md"]
+    assert "Not measured yet" in pages["costs.md"]
+
+
+def test_the_results_that_there_are(tmp_path: Path):
+    worth_it.write(RESULTS, tmp_path)
+    measured = json.loads((RESULTS / "sampler_overhead.json").read_text())
+    assert (
+        f"{measured['milliseconds_at_10000']['nis']:.1f} ms" in (tmp_path / "costs.md").read_text()
+    )
+    assert "| --- |" in (tmp_path / "quality_summary.md").read_text()
+
+
+@pytest.mark.parametrize("std", [0.0, 0.004])
+def test_one_seed_is_said_to_be_one(std):
+    assert "of 1 seeds" not in worth_it.table([cell("full", 0.7, seeds=[0], std=std)])
