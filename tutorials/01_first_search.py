@@ -18,10 +18,11 @@ from optuna_nis.lightning import DataConfig, retrain, search
 from optuna_nis.visualization import plot_allocation
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))  # Seconds instead of minutes, for a test.
+quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
 
-data = DataConfig(dataset="flights", max_rows=4_000 if SHORT else 100_000)
+data = DataConfig(dataset="flights", max_rows=2_000 if SHORT else 100_000)
 study = optuna.create_study(direction="maximize")
-sizes = search(study, data, budget="25%", epochs=1 if SHORT else None, progress=print)
+sizes = search(study, data, budget="25%", progress=print, **quick)
 
 # %%
 # The search has trained one *supernet* that holds all sizes, while a controller learned which of

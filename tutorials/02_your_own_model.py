@@ -61,7 +61,7 @@ class Liked(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-data = load_dataset("movielens-small", batch_size=512, max_rows=5_000 if SHORT else None)
+data = load_dataset("movielens-small", batch_size=512, max_rows=2_000 if SHORT else None)
 data.setup("fit")
 known = [len(data.vocabularies[name]) for name in ("user", "item", "genres")]
 

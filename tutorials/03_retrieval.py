@@ -17,12 +17,13 @@ from optuna_nis.lightning import DataConfig, Predictor, retrain, search
 from optuna_nis.visualization import plot_allocation
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
+quick = {"epochs": 1, "num_updates": 5} if SHORT else {"epochs": 6}
 
 data = DataConfig(
-    dataset="flights", task="retrieval", max_rows=4_000 if SHORT else 60_000, split="chronological"
+    dataset="flights", task="retrieval", max_rows=2_000 if SHORT else 60_000, split="chronological"
 )
 study = optuna.create_study(direction="maximize")
-sizes = search(study, data, budget="25%", epochs=1 if SHORT else 6, progress=print)
+sizes = search(study, data, budget="10%", progress=print, **quick)
 print(sizes)
 
 # %%
@@ -30,7 +31,6 @@ print(sizes)
 # the few thousand examples that a choice is scored on that is a coarse measure, so the search is
 # rewarded by the mean reciprocal rank (:doc:`/how_it_works`).
 #
-# Small features are often kept at full width here and large ones cut:
 plot_allocation(sizes)
 
 # %%

@@ -17,6 +17,7 @@ from optuna_nis.results import best_trial
 from optuna_nis.visualization import plot_allocation
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
+quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
 
 aircraft = EmbeddingSpec("tailnum", num_embeddings=4000, embedding_dim=32)
 print("rows of the blocks:", aircraft.row_blocks)
@@ -45,7 +46,7 @@ for budget in (32_000, 0.25, "25%", "128kB"):
 # %%
 # The budget is hard: a choice above it is never drawn. The paper's way is a penalty on the reward,
 # which may be paid if the memory is worth it; with a study of your own you can have that too.
-print(penalised_reward(quality=0.77, cost=40_000, budget=32_000, penalty_weight=0.1))
+print(penalised_reward(0.77, num_parameters=40_000, budget=32_000, penalty_weight=0.1))
 
 # %%
 # What a budget does
@@ -54,18 +55,23 @@ print(penalised_reward(quality=0.77, cost=40_000, budget=32_000, penalty_weight=
 # Is a flight late, once more: both modes with a large and a small budget, and beside them uniform
 # widths. Qualities are on validation data, which the search has chosen by; :doc:`the first
 # tutorial <01_first_search>` shows how to test what it found.
-options = {"max_epochs": 1} if SHORT else {}
-data = DataConfig(dataset="flights", max_rows=4_000 if SHORT else 50_000)
+data = DataConfig(dataset="flights", max_rows=2_000 if SHORT else 50_000)
 datamodule = data.datamodule(withhold_test=True)
 found = {}
 for budget in ("20%", "2%"):
     space = SearchSpace(datamodule.embedding_specs(32), budget=budget)
     sizes = baselines.uniform(space)
-    run = train(reference_model(datamodule.features), sizes, datamodule, seed=0, **options)
+    run = train(
+        reference_model(datamodule.features),
+        sizes,
+        datamodule,
+        seed=0,
+        max_epochs=1 if SHORT else 30,
+    )
     print(f"{budget:>3} uniform  {run.val_metric:.4f}, {sizes.num_parameters:>6,} parameters")
     for mode in ("single", "multi"):
         study = optuna.create_study(direction="maximize")
-        sizes = search(study, data, budget=budget, mode=mode, epochs=1 if SHORT else None)
+        sizes = search(study, data, budget=budget, mode=mode, **quick)
         found[budget, mode] = sizes
         quality = best_trial(study).user_attrs["quality"]
         print(f"{budget:>3} {mode:8} {quality:.4f}, {sizes.num_parameters:>6,} parameters")

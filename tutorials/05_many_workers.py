@@ -26,7 +26,6 @@ import tempfile
 
 import optuna
 from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 import torch
 
@@ -38,6 +37,7 @@ from optuna_nis.storages import open_storage
 from optuna_nis.visualization import plot_memory_vs_quality
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--storage", help="Where the study is kept.")
@@ -56,7 +56,7 @@ if address is None:
 # trains a model of its own for a few epochs: it takes longer, its trials are worth more, and any
 # number of workers can share them. All make the same data and the same space.
 torch.set_num_threads(1)
-data = load_dataset("flights", max_rows=4_000 if SHORT else 40_000, batch_size=1024)
+data = load_dataset("flights", max_rows=2_000 if SHORT else 40_000, batch_size=1024)
 data.setup("fit")
 space = SearchSpace(data.embedding_specs(16), budget="10%")
 training = objective(RankingModule, data, space, max_epochs=1 if SHORT else 4)
@@ -89,14 +89,12 @@ study = optuna.create_study(
 )
 
 # %%
-# The helpers are the same script. On other machines you start them yourself, earlier or later.
+# The helpers are the same script. On other machines you start them yourself, earlier or later;
+# here this worker starts one.
 command = [sys.executable, str(Path(__file__)), "--storage", address, "--helpers", "0"]
-helpers = [subprocess.Popen(command) for _ in range(arguments.helpers)]
+helpers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(arguments.helpers)]
 
-# %%
-# All go on until there are so many trials, whoever has run them.
-finished = (TrialState.COMPLETE, TrialState.PRUNED)
-study.optimize(late, callbacks=[MaxTrialsCallback(4 if SHORT else 40, states=finished)])
+study.optimize(late, n_trials=2 if SHORT else 20)
 for helper in helpers:
     helper.wait()
 
@@ -106,7 +104,8 @@ for helper in helpers:
 #
 # Nothing passes between workers but the trials. The policy is a function of them, so every worker
 # has learned from all.
-print(Counter(trial.user_attrs["worker"] for trial in study.get_trials(states=finished)))
+finished = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+print("trials of each worker:", Counter(trial.user_attrs["worker"] for trial in finished))
 best = best_allocation(study)
 print(f"ROC-AUC {best_trial(study).value:.4f} with {best.num_parameters:,} of {space.budget:,}")
 print(best)

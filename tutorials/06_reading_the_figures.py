@@ -23,10 +23,11 @@ from optuna_nis.visualization import (
 )
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
+quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
 
-data = DataConfig(dataset="flights", max_rows=4_000 if SHORT else 50_000)
+data = DataConfig(dataset="flights", max_rows=2_000 if SHORT else 50_000)
 study = optuna.create_study(direction="maximize", study_name="flights")
-best = search(study, data, budget="10%", epochs=1 if SHORT else None)
+best = search(study, data, budget="10%", **quick)
 retrain(study, seeds=[0], max_epochs=1 if SHORT else 30)
 print(f"{len(study.trials)} trials, best with {best.num_parameters:,} parameters")
 
@@ -59,8 +60,8 @@ plot_feature_budget(study)
 # Has the search gone on for long enough?
 # ---------------------------------------
 #
-# The mean reward should have levelled off, and the entropy should have fallen. If both are still on
-# their way at the end, give it more updates (``num_updates``).
+# The mean reward should have levelled off, and the entropy should have fallen. If both are still
+# on their way at the end, give it more updates (``num_updates``).
 plot_reward_history(study)
 
 # %%
