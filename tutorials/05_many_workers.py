@@ -56,7 +56,9 @@ if address is None:
 # trains a model of its own for a few epochs: it takes longer, its trials are worth more, and any
 # number of workers can share them. All make the same data and the same space.
 torch.set_num_threads(1)
-data = load_dataset("flights", max_rows=2_000 if SHORT else 40_000, batch_size=1024)
+data = load_dataset(
+    "flights", max_rows=2_000 if SHORT else 40_000, batch_size=1024, withhold_test=True
+)
 data.setup("fit")
 space = SearchSpace(data.embedding_specs(16), budget="10%")
 training = objective(RankingModule, data, space, max_epochs=1 if SHORT else 4)
