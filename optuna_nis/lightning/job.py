@@ -23,7 +23,13 @@ from optuna_nis.lightning.modules import EmbeddingModule, reference_model
 from optuna_nis.lightning.predictor import Predictor
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.shortlist import train_shortlist
-from optuna_nis.lightning.training import Training, evaluate, quiet_trainer, train
+from optuna_nis.lightning.training import (
+    Training,
+    evaluate,
+    quiet_lightning,
+    quiet_trainer,
+    train,
+)
 from optuna_nis.results import (
     DATA_ATTR,
     DATASET_ATTR,
@@ -237,13 +243,16 @@ def search(
     study.set_user_attr(METRIC_ATTR, supernet.metric_name)
     callback = NISCallback(space, study, num_updates=num_updates, seed=seed, dashboard=dashboard)
     progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
-    trainer = quiet_trainer(
-        max_epochs=epochs, callbacks=[callback, *callbacks], enable_progress_bar=bool(callbacks)
-    )
     batch_size = datamodule.batch_size
-    datamodule.batch_size = max(batch_size // _SUPERNET_STEPS, 1)
-    trainer.fit(supernet, datamodule=datamodule)
-    datamodule.batch_size = batch_size
+    with quiet_lightning():
+        trainer = quiet_trainer(
+            max_epochs=epochs,
+            callbacks=[callback, *callbacks],
+            enable_progress_bar=bool(callbacks),
+        )
+        datamodule.batch_size = max(batch_size // _SUPERNET_STEPS, 1)
+        trainer.fit(supernet, datamodule=datamodule)
+        datamodule.batch_size = batch_size
     progress(f"Training the best {len(callback.candidates)} choices for real.")
     found = train_shortlist(callback.candidates, supernet, build, datamodule, progress=progress)
     TrialRecorder(study, space).record(

@@ -17,6 +17,7 @@ from optuna_nis.results import (
     PENALTY_ATTR,
     QUALITY_ATTR,
     TRAINED,
+    save_space,
 )
 from optuna_nis.reward import Reward, penalised_reward
 from optuna_nis.space import SearchSpace
@@ -39,7 +40,7 @@ def objective(
 
     After every epoch the reward so far is reported, and the trial is pruned if the study's pruner
     says so. Quality, penalty and number of parameters become user attributes of the trial, and a
-    choice above the budget breaks the constraint ``"memory"``.
+    choice above the budget breaks the constraint ``"memory"``. The study remembers the space.
 
     Args:
         build_model: Makes a model of given sizes, such as ``lambda sizes:
@@ -57,7 +58,8 @@ def objective(
         **trainer_options: Further arguments of the :class:`lightning.pytorch.Trainer`.
 
     Returns:
-        A function for :meth:`optuna.Study.optimize`.
+        A function for :meth:`optuna.Study.optimize`. It raises a :exc:`ValueError` if the study
+        was searched with another space.
 
     Example:
         >>> from optuna_nis import NISSampler
@@ -76,6 +78,7 @@ def objective(
         )
 
     def run(trial: optuna.Trial) -> float:
+        save_space(trial.study, space)
         allocation = space.suggest(trial)
         trial.set_user_attr(NUM_PARAMETERS_ATTR, allocation.num_parameters)
         # Constraints of trials are new in Optuna 5.

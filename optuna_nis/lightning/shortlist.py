@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from optuna_nis.allocation import Allocation
 from optuna_nis.lightning.rewards import MonitorMode
-from optuna_nis.lightning.training import BuildModel, quiet_trainer
+from optuna_nis.lightning.training import BuildModel, quiet_lightning, quiet_trainer
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
@@ -68,7 +68,7 @@ def train_shortlist(
     Returns:
         All choices, best first.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         runs = [
             _Run(
                 allocation,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+import logging
 from pathlib import Path
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -18,6 +21,32 @@ from optuna_nis.lightning.rewards import MonitorMode
 
 #: Makes a model of given embedding sizes.
 BuildModel = Callable[[Allocation], LightningModule]
+
+_logger = logging.getLogger("lightning.pytorch")
+_level = _logger.level
+_quiet_lock = threading.Lock()
+_num_quiet = 0
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep back what Lightning tells whoever makes a trainer; its warnings stay.
+
+    Trials may train in several threads: the last one to end gives Lightning its voice back.
+    """
+    global _level, _num_quiet
+    with _quiet_lock:
+        if _num_quiet == 0:
+            _level = _logger.level
+            _logger.setLevel(max(_logger.getEffectiveLevel(), logging.WARNING))
+        _num_quiet += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _num_quiet -= 1
+            if _num_quiet == 0:
+                _logger.setLevel(_level)
 
 
 @dataclass(frozen=True)
@@ -79,7 +108,7 @@ def train(
     """
     torch.manual_seed(seed)
     model = build_model(allocation)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         best = ModelCheckpoint(dirpath=folder, monitor=monitor, mode=mode, save_weights_only=True)
         stopping = EarlyStopping(monitor, mode=mode, patience=patience)
         trainer = quiet_trainer(
@@ -98,10 +127,27 @@ def train(
     return Training(model, float(best.best_model_score), trainer.current_epoch, seconds)
 
 
-def evaluate(model: LightningModule, datamodule: LightningDataModule) -> float:
-    """The metric on the test data, ``"test_metric"`` as the model logs it; see :func:`train`."""
-    (metrics,) = quiet_trainer().test(model, datamodule=datamodule, verbose=False)
-    return float(metrics["test_metric"])
+def evaluate(
+    model: LightningModule, datamodule: LightningDataModule, *, monitor: str = "test_metric"
+) -> float:
+    """The metric on the test data; see :func:`train`.
+
+    Args:
+        model: A trained model.
+        datamodule: The data.
+        monitor: Name under which the model logs its test metric.
+
+    Raises:
+        ValueError: If it logs none of that name.
+    """
+    with quiet_lightning():
+        (metrics,) = quiet_trainer().test(model, datamodule=datamodule, verbose=False)
+    if monitor not in metrics:
+        raise ValueError(
+            f"`monitor` must be a value that `test_step` logs, one of {sorted(metrics)}, "
+            f"got {monitor!r}."
+        )
+    return float(metrics[monitor])
 
 
 def quiet_trainer(**options: Any) -> Trainer:

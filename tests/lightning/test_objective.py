@@ -7,6 +7,7 @@ import pytest
 from optuna_nis import NISSampler, SearchSpace
 from optuna_nis.datasets import TableDataModule
 from optuna_nis.lightning import objective, reference_model
+from optuna_nis.results import best_allocation
 
 
 def test_trials_are_trainings(datamodule: TableDataModule) -> None:
@@ -25,7 +26,10 @@ def test_trials_are_trainings(datamodule: TableDataModule) -> None:
         assert trial.value == trial.user_attrs["quality"]
         assert set(trial.intermediate_values) == {0, 1}
         assert max(trial.intermediate_values.values()) == pytest.approx(trial.value)
-    assert study.best_trial.value is not None
+    assert best_allocation(study) == space.allocation(study.best_params)
+    other = objective(build, datamodule, space.with_budget(0.2))
+    with pytest.raises(ValueError, match="searched with another space"):
+        study.optimize(other, n_trials=1)
 
 
 def test_pruning_ends_the_training(datamodule: TableDataModule) -> None:

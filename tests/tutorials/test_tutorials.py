@@ -1,0 +1,143 @@
+"""The tutorials, each from top to bottom in its short form, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import os
+from pathlib import Path
+import re
+import runpy
+import sys
+from typing import Any
+
+import optuna
+import pytest
+from servers import PostgreSQL
+import torch
+
+from optuna_nis import Allocation, visualization
+from optuna_nis.results import best_allocation, results_of, space_of
+
+FOLDER = Path(__file__).parents[2] / "tutorials"
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
+    """Run a tutorial; what it leaves behind are its variables."""
+    monkeypatch.setenv("OPTUNA_NIS_SHORT", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    verbosity, threads = optuna.logging.get_verbosity(), torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def start(name: str, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+
+    yield start
+    optuna.logging.set_verbosity(verbosity)
+    torch.set_num_threads(threads)
+
+
+def test_they_are_listed_in_order() -> None:
+    titles = [
+        re.match(r'"""(.+)\n=+\n', path.read_text())[1]
+        for path in sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+    ]
+    listed = re.findall(r"^\d\. (.+)$", (FOLDER / "README.rst").read_text(), re.MULTILINE)
+    assert listed == titles
+
+
+def test_first_search(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    left = run("01_first_search")
+    study, sizes = left["study"], left["sizes"]
+    assert sizes == best_allocation(study)
+    assert sizes.num_parameters <= space_of(study).budget
+    assert [result.name for result in results_of(study)] == ["nis", "uniform", "full"]
+    printed = capsys.readouterr().out
+    assert f"{sizes}\n{sizes.num_parameters:,} parameters" in printed
+    assert len(re.findall(r"ROC-AUC 0\.[5-9]\d{3}", printed)) == 3
+
+
+def test_your_own_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    left = run("02_your_own_model")
+    space, best = left["space"], left["best"]
+    assert {spec.name for spec in space.specs} == {"user", "item", "genres"}
+    assert best.num_parameters <= space.budget
+    assert best in left["search"].candidates
+    assert [c.val_metric for c in left["shortlist"]] == sorted(
+        (c.val_metric for c in left["shortlist"]), reverse=True
+    )
+    tested = re.findall(r"^(\w+) +ROC-AUC 0\.\d{4}, +([\d,]+)", capsys.readouterr().out, re.M)
+    assert [name for name, _ in tested] == ["found", "uniform", "full"]
+    assert tested[0][1] == f"{best.num_parameters:,}"
+
+
+def test_retrieval(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    left = run("03_retrieval")
+    assert left["sizes"].num_parameters <= space_of(left["study"]).budget
+    assert left["destinations"].shape == (2, 50)
+    assert all(len(set(found)) == 50 for found in left["destinations"])
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"Recall@1 0\.\d{4}", printed)) == 3
+    assert re.search(r"from JFK: (\w{3}, ){4}\w{3}\n", printed)
+
+
+def test_sizes_and_budgets(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run("04_sizes_and_budgets")["found"]
+    full = sum(table.num_embeddings * 32 for table in found["2%", "multi"].values())
+    for (budget, mode), sizes in found.items():
+        assert sizes.num_parameters <= full * int(budget.rstrip("%")) / 100
+        if mode == "single":
+            assert all(len(table.tiers) <= 1 for table in sizes.values())
+    printed = capsys.readouterr().out
+    assert printed.count("is 32,000 parameters") == 4
+    assert len(re.findall(r"^ *\d+% (uniform|single|multi) +0\.\d{4}", printed, re.M)) == 6
+
+
+def test_many_workers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        with PostgreSQL() as server:
+            left = run("05_many_workers", "--storage", server.url)
+            study = optuna.load_study(study_name="flights-by-many", storage=server.url)
+            trials = study.trials
+            left["storage"].engine.dispose()
+            study._storage._backend.engine.dispose()
+    except FileNotFoundError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    assert sorted(left["Counter"](t.user_attrs["worker"] for t in trials).values()) == [2, 2]
+    assert [helper.returncode for helper in left["helpers"]] == [0]
+    assert 0 < left["best"].num_parameters <= left["space"].budget
+    printed = capsys.readouterr().out
+    assert f"{left['best'].num_parameters:,} of {left['space'].budget:,}" in printed
+
+
+def test_reading_the_figures(run: Run) -> None:
+    left = run("06_reading_the_figures")
+    assert left["best"] == best_allocation(left["study"])
+    page = Path("report.html").read_text()
+    assert f"{left['best'].num_parameters:,}" in page
+    source = (FOLDER / "06_reading_the_figures.py").read_text()
+    assert all(f"{name}(study)" in source for name in visualization.__all__)
+
+
+def test_exporting_and_serving(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    left = run("07_exporting_and_serving")
+    assert left["served"] == pytest.approx(left["predicted"], rel=1e-3, abs=1e-5)
+    sizes = Allocation.from_json(Path("model-int8/allocation.json").read_text())
+    assert sizes == left["sizes"]
+    printed = capsys.readouterr().out
+    exact, small = re.search(r"on test (0\.\d+), in 8 bits (0\.\d+)", printed).groups()
+    assert float(small) == pytest.approx(float(exact), abs=0.01)
+
+
+def test_any_categorical_problem(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    left = run("08_any_categorical_problem")
+    assert len(left["spent"]) == 20
+    assert max(left["spent"]) <= left["LIMIT"] == 30
+    assert left["accuracy"](left["found"], left["validation"]) == left["study"].best_value > 0.8
+    assert "NISSampler  " in capsys.readouterr().out

@@ -1,0 +1,90 @@
+"""Sizes and budgets
+=================
+
+What a search chooses from, single-size or multi-size, and what a budget does.
+"""
+
+# %%
+# A table is cut into blocks of rows, the most frequent ids first, and into widths.
+# :doc:`/how_it_works` has the drawing.
+import os
+
+import optuna
+
+from optuna_nis import EmbeddingSpec, SearchSpace, baselines, penalised_reward
+from optuna_nis.lightning import DataConfig, reference_model, search, train
+from optuna_nis.results import best_trial
+from optuna_nis.visualization import plot_allocation
+
+SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
+quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
+
+aircraft = EmbeddingSpec("tailnum", num_embeddings=4000, embedding_dim=32)
+print("rows of the blocks:", aircraft.row_blocks)
+print("widths:", aircraft.widths)
+
+# %%
+# *Single-size*: each table keeps some of its ids and gives all of them one width. *Multi-size*:
+# each block of rows has a width of its own, never wider than that of more frequent ids.
+for mode in ("single", "multi"):
+    space = SearchSpace([aircraft], mode=mode)
+    for name, distribution in space.distributions().items():
+        print(f"{mode:6} {name:18} {distribution.choices}")
+
+# %%
+# What a size costs
+# -----------------
+#
+# Parameters: rows times width, and for each tier narrower than the table a projection to its full
+# width, without which the model could not add or compare them. A budget is a number of parameters,
+# a share of the full tables, or bytes.
+narrow = baselines.uniform(SearchSpace([aircraft]), width=8, projected=True)
+print(narrow, "costs", narrow.num_embedding_parameters, "+", narrow.num_projection_parameters)
+for budget in (32_000, 0.25, "25%", "128kB"):
+    print(f"{budget!r:7} is {SearchSpace([aircraft], budget=budget).budget:,} parameters")
+
+# %%
+# The budget is hard: a choice above it is never drawn. The paper's way is a penalty on the reward,
+# which may be paid if the memory is worth it; with a study of your own you can have that too.
+print(penalised_reward(0.77, num_parameters=40_000, budget=32_000, penalty_weight=0.1))
+
+# %%
+# What a budget does
+# ------------------
+#
+# Is a flight late, once more: both modes with a large and a small budget, and beside them uniform
+# widths. Qualities are on validation data, which the search has chosen by; :doc:`the first
+# tutorial <01_first_search>` shows how to test what it found.
+data = DataConfig(dataset="flights", max_rows=2_000 if SHORT else 50_000)
+datamodule = data.datamodule(withhold_test=True)
+found = {}
+for budget in ("20%", "2%"):
+    space = SearchSpace(datamodule.embedding_specs(32), budget=budget)
+    sizes = baselines.uniform(space)
+    run = train(
+        reference_model(datamodule.features),
+        sizes,
+        datamodule,
+        seed=0,
+        max_epochs=1 if SHORT else 30,
+    )
+    print(f"{budget:>3} uniform  {run.val_metric:.4f}, {sizes.num_parameters:>6,} parameters")
+    for mode in ("single", "multi"):
+        study = optuna.create_study(direction="maximize")
+        sizes = search(study, data, budget=budget, mode=mode, **quick)
+        found[budget, mode] = sizes
+        quality = best_trial(study).user_attrs["quality"]
+        print(f"{budget:>3} {mode:8} {quality:.4f}, {sizes.num_parameters:>6,} parameters")
+
+# %%
+# A search may leave memory unused where more of it does not help: on these data large tables
+# overfit. A small budget makes it choose who gets the memory.
+print(found["2%", "multi"])
+plot_allocation(found["2%", "multi"])
+
+# %%
+# On flights there is little between the modes: what counts is which features keep any memory.
+# Multi-size is the default, since it can do whatever single-size can, and give frequent ids more.
+# Take single-size if whatever serves your model cannot have several widths in a table.
+#
+# Next: many workers on one study.
