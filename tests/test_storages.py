@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 import math
 from multiprocessing import get_context
@@ -10,6 +11,7 @@ import os
 from pathlib import Path
 import re
 import signal
+import threading
 import time
 from typing import Any
 import warnings
@@ -21,6 +23,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 import pytest
 from servers import GrpcProxy, PostgreSQL, Redis
+import sqlalchemy
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis.policy import Policy
@@ -363,6 +366,28 @@ def test_a_log_on_redis_is_read_in_batches(
 def test_bad_addresses(address: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         open_storage(address, **options)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_new_database_is_opened_by_several_at_once(
+    kind: str, servers: Addresses, tmp_path: Path
+) -> None:
+    address = f"sqlite:///{tmp_path}/new.db"
+    if kind == "postgresql":
+        server = sqlalchemy.make_url(servers(kind))
+        with sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT").connect() as database:
+            database.execute(sqlalchemy.text("CREATE DATABASE new"))
+        address = server.set(database="new").render_as_string(hide_password=False)
+    together = threading.Barrier(4)
+
+    def open_study(_: int) -> str:
+        together.wait()
+        return optuna.create_study(
+            storage=open_storage(address), study_name="s", load_if_exists=True
+        ).study_name
+
+    with ThreadPoolExecutor(4) as workers:
+        assert list(workers.map(open_study, range(4))) == ["s"] * 4
 
 
 def test_without_heartbeats_nothing_is_failed(tmp_path: Path) -> None:
