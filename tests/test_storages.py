@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 import math
 from multiprocessing import get_context
 import os
@@ -22,7 +21,6 @@ from optuna import Study, Trial
 from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 import pytest
-from servers import GrpcProxy, PostgreSQL, Redis
 import sqlalchemy
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
@@ -37,36 +35,9 @@ SPACE = SearchSpace(
 )
 STORAGES = ("sqlite", "postgresql", "journal", "redis", "grpc")
 
-Addresses = Callable[[str], str]
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Callable[[str], str]]:
-    """Addresses of servers, each started when it is first asked for."""
-    with ExitStack() as stack:
-        started: dict[str, str] = {}
-
-        def start(kind: str) -> str:
-            if kind not in started:
-                try:
-                    if kind == "postgresql":
-                        started[kind] = stack.enter_context(PostgreSQL()).url
-                    elif kind == "redis":
-                        started[kind] = stack.enter_context(Redis()).url
-                    else:
-                        proxy = stack.enter_context(GrpcProxy(start("postgresql")))
-                        started[kind] = f"grpc://{proxy.url}"
-                except FileNotFoundError as error:
-                    if os.environ.get("CI"):
-                        raise
-                    pytest.skip(str(error))
-            return started[kind]
-
-        yield start
-
 
 @pytest.fixture
-def address(request: pytest.FixtureRequest, servers: Addresses, tmp_path: Path) -> str:
+def address(request: pytest.FixtureRequest, servers: Callable[[str], str], tmp_path: Path) -> str:
     """Where a storage of the kind that the test is parametrised with is found."""
     kind: str = request.param
     if kind == "sqlite":
@@ -333,7 +304,7 @@ def test_groups_of_several_processes_are_complete_and_in_order(address: str) -> 
     assert bits(study.sampler.policy(study)) == policy_bits(study, address)
 
 
-def test_nothing_is_unpickled_from_redis(servers: Addresses) -> None:
+def test_nothing_is_unpickled_from_redis(servers: Callable[[str], str]) -> None:
     address = servers("redis")
     study = new_study(address)
     study.optimize(quality, n_trials=2)
@@ -345,7 +316,7 @@ def test_nothing_is_unpickled_from_redis(servers: Addresses) -> None:
 
 
 def test_a_log_on_redis_is_read_in_batches(
-    servers: Addresses, monkeypatch: pytest.MonkeyPatch
+    servers: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = servers("redis")
     study = new_study(address)
@@ -370,7 +341,7 @@ def test_bad_addresses(address: str, options: dict[str, int], message: str) -> N
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_new_database_is_opened_by_several_at_once(
-    kind: str, servers: Addresses, tmp_path: Path
+    kind: str, servers: Callable[[str], str], tmp_path: Path
 ) -> None:
     address = f"sqlite:///{tmp_path}/new.db"
     if kind == "postgresql":

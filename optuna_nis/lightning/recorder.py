@@ -17,6 +17,7 @@ from optuna_nis.results import (
     NUM_PARAMETERS_ATTR,
     PENALTY_ATTR,
     QUALITY_ATTR,
+    SEARCH_ATTR,
     STEP_ATTR,
     save_space,
 )
@@ -34,15 +35,18 @@ class TrialRecorder:
     Args:
         study: Where the trials go. It remembers the space.
         space: The space of the choices.
+        search_id: The search that scores them.
 
     Raises:
         ValueError: If the study is of another space.
     """
 
-    def __init__(self, study: Study, space: SearchSpace) -> None:
+    def __init__(self, study: Study, space: SearchSpace, search_id: str) -> None:
         save_space(study, space)
         self._study = study
+        self._search_id = search_id
         self._groups = 0
+        self._last: int | None = None
         self._distributions: dict[str, BaseDistribution] = dict(space.distributions())
 
     def record(
@@ -53,7 +57,7 @@ class TrialRecorder:
         fidelity: str,
         step: int,
         log_probs: Sequence[float] | None = None,
-    ) -> None:
+    ) -> bool:
         """Add a group of choices, all or none.
 
         Args:
@@ -62,6 +66,10 @@ class TrialRecorder:
             fidelity: How they were scored, ``"supernet"`` or ``"trained"``.
             step: Training step of the supernet at which they were scored.
             log_probs: Log-probability of each under the policy that drew it; None if none did.
+
+        Returns:
+            Whether others may have added trials since the last group. To know it costs nothing,
+            the numbers of the trials tell.
         """
         group: dict[str, Any] = {GROUP_KEY: uuid.uuid4().hex[:12], GROUP_SIZE_KEY: len(params)}
         trials = []
@@ -78,6 +86,7 @@ class TrialRecorder:
                         NUM_PARAMETERS_ATTR: reward.num_parameters,
                         FIDELITY_ATTR: fidelity,
                         STEP_ATTR: step,
+                        SEARCH_ATTR: self._search_id,
                     },
                     system_attrs=group | drawn,
                 )
@@ -86,7 +95,10 @@ class TrialRecorder:
         now = datetime.now()
         for trial in trials:
             trial.datetime_start = trial.datetime_complete = now
-        add_finished_trials(self._study, trials)
+        numbers = add_finished_trials(self._study, trials)
+        others = self._last is None or numbers[-1] != self._last + len(numbers)
+        self._last = numbers[-1]
         self._groups += 1
         if self._groups % _GROUPS_PER_MOMENT == 0 and isinstance(self._study.sampler, NISSampler):
             self._study.sampler.observe(self._study)
+        return others

@@ -11,7 +11,7 @@ from optuna_nis.moments import moments_of
 def test_recording_notes_how_the_policy_is_doing() -> None:
     space = SearchSpace([EmbeddingSpec("user", 100, 8)], budget=0.5)
     study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=0))
-    recorder = TrialRecorder(study, space)
+    recorder = TrialRecorder(study, space, "s")
     policy = study.sampler.policy(study)
     rng = np.random.default_rng(0)
     for _ in range(9):
