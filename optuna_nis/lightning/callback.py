@@ -293,8 +293,6 @@ class NISCallback(Callback):
                 f"The training ended after {self._updates_done} of {self.num_updates} updates of "
                 "the controller."
             )
-        # Other searches may have gone on since the last group.
-        self._policy = self._of_the_first(trainer, self._replayed_policy)
         finalists = self._finalists(trainer, pl_module)
         distinct = list(dict.fromkeys(choice for group in finalists for choice in group))
         quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
@@ -429,6 +427,7 @@ class NISCallback(Callback):
             if others:
                 # In the order of the study, this group included.
                 self._policy = self._replayed_policy()
+            self._recorder.note(self._policy)
         # Rounding must not drive the processes apart.
         self._policy = trainer.strategy.broadcast(self._policy)
         if trainer.is_global_zero and self.dashboard is not None:

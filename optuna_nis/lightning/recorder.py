@@ -10,6 +10,8 @@ import uuid
 from optuna import Study, create_trial
 from optuna.distributions import BaseDistribution
 
+from optuna_nis.moments import Moment, is_due, mean_and_std, save_moment
+from optuna_nis.policy import Policy
 from optuna_nis.recording import add_finished_trials
 from optuna_nis.replay import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY
 from optuna_nis.results import (
@@ -22,10 +24,8 @@ from optuna_nis.results import (
     save_space,
 )
 from optuna_nis.reward import Reward
-from optuna_nis.sampler import NISSampler
 from optuna_nis.space import SearchSpace
 
-# To look at the study costs more than to record a group.
 _GROUPS_PER_MOMENT = 4
 
 
@@ -47,6 +47,8 @@ class TrialRecorder:
         self._search_id = search_id
         self._groups = 0
         self._last: int | None = None
+        self._lag = 0
+        self._last_moment = 0
         self._distributions: dict[str, BaseDistribution] = dict(space.distributions())
 
     def record(
@@ -96,9 +98,22 @@ class TrialRecorder:
         for trial in trials:
             trial.datetime_start = trial.datetime_complete = now
         numbers = add_finished_trials(self._study, trials)
-        others = self._last is None or numbers[-1] != self._last + len(numbers)
+        before = numbers[0] - 1 if self._last is None else self._last
+        self._lag = numbers[-1] - before
+        others = self._last is None or self._lag != len(numbers)
         self._last = numbers[-1]
         self._groups += 1
-        if self._groups % _GROUPS_PER_MOMENT == 0 and isinstance(self._study.sampler, NISSampler):
-            self._study.sampler.observe(self._study)
         return others
+
+    def note(self, policy: Policy) -> None:
+        """Note in the study how the policy is doing, now and then.
+
+        Args:
+            policy: The policy that has learned the group recorded last.
+        """
+        num_trials = 0 if self._last is None else self._last + 1
+        if self._groups % _GROUPS_PER_MOMENT or not is_due(num_trials, self._last_moment):
+            return
+        self._last_moment = num_trials
+        mean, std = mean_and_std(policy.advantages.tolist())
+        save_moment(self._study, Moment(num_trials, policy.entropy(), mean, std, self._lag))

@@ -175,8 +175,8 @@ def test_a_search_that_is_alone_reads_no_trials_between_its_groups(
     replayed = NISCallback._replayed_policy
     monkeypatch.setattr(NISCallback, "_replayed_policy", reading)
     _fit(datamodule, _study(space), space)
-    # At the start, once after the first group, whose number tells nothing, and at the end.
-    assert readings == [0, 0, 6]
+    # At the start, and after the first group, whose number tells nothing.
+    assert readings == [0, 0]
 
 
 def test_same_seed_same_trials(datamodule: TableDataModule) -> None:
