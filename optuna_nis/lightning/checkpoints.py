@@ -19,7 +19,7 @@ from optuna_nis.allocation import Allocation
 from optuna_nis.searches import new_search_id, searches_of
 
 # Seconds between two checkpoints, at least, and the largest share of the time that they may take.
-_INTERVAL = 10.0
+_INTERVAL = 1.0
 _MAX_SHARE = 0.02
 
 
@@ -118,7 +118,7 @@ class SearchFolder:
 
 
 class PeriodicCheckpoint(Callback):
-    """Keeps a training in a file every few seconds, less often where that takes long.
+    """Keeps a training in a file every second, less often where that takes long.
 
     Nothing is kept after the last batch of an epoch but at the epoch's end, and nothing at the
     end of the last: Lightning would go on from there with the epoch once more, or not at all.

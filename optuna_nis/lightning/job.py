@@ -216,9 +216,9 @@ def search(
         callbacks: Further callbacks of the trainer, such as a progress bar.
         dashboard: Keeps figures up to date in Optuna Dashboard.
         progress: Called with a line of text whenever something begins.
-        checkpoint_dir: Where the search keeps what it has trained, every 10 seconds (less often
-            where that would take more than 2 % of the time) and after each training of the
-            shortlist, in a folder of its own that goes when it ends. By default a search that is
+        checkpoint_dir: Where the search keeps what it has trained, every second (less often where
+            that would take more than 2 % of the time) and after each training of the shortlist,
+            in a folder of its own that goes when it ends. By default a search that is
             interrupted has only its trials to go on from.
         shard: Train on a part of the training rows only, ``(index, count)`` with the index from 0;
             ids and validation are those of all rows.
