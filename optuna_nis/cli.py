@@ -126,11 +126,25 @@ def search(
     max_rows: Annotated[
         int | None, typer.Option(min=10, help="Use only about so many rows.")
     ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(help="Train on a part of the training rows only: 0/2 and 1/2 are halves."),
+    ] = "0/1",
+    checkpoint_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for what is needed to go on after an interruption, empty in the end.",
+            show_default="FILE.checkpoints beside a study in a file, optuna-nis.checkpoints",
+        ),
+    ] = None,
     storage: Storage = "sqlite:///optuna-nis.db",
     study_name: StudyName = "optuna-nis",
     quiet: Quiet = False,
 ) -> None:
-    """Search embedding sizes, into a study. Starting it again resumes it.
+    """Search embedding sizes, into a study. Started again, it goes on where it was interrupted.
+
+    Started several times at once, on one machine or on several, with the same storage and study
+    name, the searches learn from each other's trials.
 
     The search sees training and validation data only; a test part is kept for *retrain*.
 
@@ -177,6 +191,8 @@ def search(
             callbacks=[] if quiet else [RichProgressBar()],
             dashboard=_dashboard(),
             progress=_progress(quiet),
+            checkpoint_dir=_checkpoint_dir(storage) if checkpoint_dir is None else checkpoint_dir,
+            shard=_shard(shard),
         )
         print(best)
         print(
@@ -362,6 +378,16 @@ def _storage(storage: str) -> BaseStorage:
     return open_storage(storage)
 
 
+def _checkpoint_dir(storage: str) -> Path:
+    """Beside the file of the study, if it is in one."""
+    file = storage if storage.endswith(".journal") else None
+    if storage.startswith("sqlite"):
+        import sqlalchemy
+
+        file = sqlalchemy.make_url(storage).database
+    return Path(f"{file or 'optuna-nis'}.checkpoints")
+
+
 def _load(storage: str, study_name: str) -> Study:
     try:
         return optuna.load_study(study_name=study_name, storage=_storage(storage))
@@ -388,6 +414,13 @@ def _bag(text: str) -> tuple[str, str]:
     if not (name and colon and separator):
         raise ValueError(f"`--bags` must be COLUMN:SEPARATOR such as genres:'|', got {text!r}.")
     return name, separator
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise ValueError(f"`--shard` must be INDEX/COUNT such as 0/2, got {text!r}.")
+    return int(index), int(count)
 
 
 def _seeds(text: str) -> list[int]:

@@ -30,7 +30,7 @@ class Moment:
             reward: how much better they were than the critic expected.
         advantage_std: Standard deviation of these advantages: how much the critic cannot explain.
         replay_lag: Finished trials that the worker had not seen before it last looked; about the
-            number of workers.
+            number of workers, in a one-shot search times the size of a group.
     """
 
     num_trials: int

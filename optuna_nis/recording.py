@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 
-def add_finished_trials(study: Study, trials: Sequence[FrozenTrial]) -> None:
+def add_finished_trials(study: Study, trials: Sequence[FrozenTrial]) -> list[int]:
     """Add finished trials to a study, as :meth:`optuna.Study.add_trials` does, all or none.
 
     On a relational database they are written in one transaction; other storages take them one by
@@ -28,23 +28,27 @@ def add_finished_trials(study: Study, trials: Sequence[FrozenTrial]) -> None:
         trials: Finished trials made by :func:`optuna.create_trial`, without intermediate values.
             Their distributions must be those that the study's trials have: this is not checked.
 
+    Returns:
+        The numbers that the trials were given.
+
     Example:
         >>> import optuna
         >>> study = optuna.create_study(storage="sqlite://")
         >>> trials = [optuna.create_trial(value=value) for value in (0.5, 1.0)]
         >>> add_finished_trials(study, trials)
+        [0, 1]
         >>> [trial.value for trial in study.trials]
         [0.5, 1.0]
     """
-    if not trials:
-        return
-    storage = _relational(study._storage)
-    if storage is None:
-        study.add_trials(trials)
-        return
     for trial in trials:
         trial._validate()
-    _insert(storage, study._study_id, trials)
+    if not trials:
+        return []
+    storage = study._storage
+    if (relational := _relational(storage)) is not None:
+        return _insert(relational, study._study_id, trials)
+    ids = [storage.create_new_trial(study._study_id, template_trial=trial) for trial in trials]
+    return [storage.get_trial_number_from_id(trial_id) for trial_id in ids]
 
 
 def _relational(storage: BaseStorage) -> RDBStorage | None:
@@ -52,7 +56,7 @@ def _relational(storage: BaseStorage) -> RDBStorage | None:
     return backend if isinstance(backend, RDBStorage) else None
 
 
-def _insert(storage: RDBStorage, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+def _insert(storage: RDBStorage, study_id: int, trials: Sequence[FrozenTrial]) -> list[int]:
     from optuna.storages._rdb import models
     from optuna.storages._rdb.storage import _create_scoped_session
     from sqlalchemy import insert
@@ -109,3 +113,4 @@ def _insert(storage: RDBStorage, study_id: int, trials: Sequence[FrozenTrial]) -
         ):
             if records:
                 session.execute(insert(model), records)
+    return list(range(first, first + len(trials)))

@@ -36,6 +36,7 @@ PENALTY_ATTR = "penalty"
 NUM_PARAMETERS_ATTR = "num_parameters"
 FIDELITY_ATTR = "fidelity"
 STEP_ATTR = "step"
+SEARCH_ATTR = "search"
 
 # How a trial was scored: on a validation batch with the supernet's weights, on all validation
 # data with them, or on all validation data after a training of its own.

@@ -18,6 +18,7 @@ from optuna_nis.allocation import Allocation
 from optuna_nis.moments import mean_and_std, moments_of
 from optuna_nis.replay import FINISHED
 from optuna_nis.sampler import NISSampler
+from optuna_nis.searches import searches_of
 from optuna_nis.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class StudyStatus:
         best: The best trials, best first.
         space: The search space, for an embedding search.
         policy: The policy; None if there is nothing to learn from.
+        searches: Number of one-shot searches.
+        searches_ended: Number of those that have come to their end.
     """
 
     name: str
@@ -78,6 +81,8 @@ class StudyStatus:
     best: tuple[FrozenTrial, ...]
     space: SearchSpace | None
     policy: PolicyStatus | None
+    searches: int = 0
+    searches_ended: int = 0
 
 
 def status_of(
@@ -108,6 +113,7 @@ def status_of(
         )
     trials = study.get_trials(deepcopy=False)
     space = space_of(study)
+    searches = searches_of(study).values()
     times = sorted(
         trial.datetime_complete
         for trial in trials
@@ -122,6 +128,8 @@ def status_of(
         best=tuple(_best(study, trials)[:num_best]),
         space=space,
         policy=_policy(study, sampler or NISSampler(budget=space), space),
+        searches=len(searches),
+        searches_ended=sum(search.seconds is not None for search in searches),
     )
 
 
@@ -208,6 +216,8 @@ def _facts(status: StudyStatus) -> list[tuple[str, str]]:
         speed.append(f"the last finished {max(status.seconds_since_last, 0.0):,.0f} s ago")
     if speed:
         facts.append(("Throughput", ", ".join(speed)))
+    if status.searches > 1:
+        facts.append(("Searches", f"{status.searches:,}, {status.searches_ended:,} of them ended"))
     space, policy = status.space, status.policy
     if space is not None:
         share = space.budget / space.full_parameters

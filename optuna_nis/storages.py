@@ -26,6 +26,7 @@ from optuna.storages.journal import (
     JournalRedisBackend,
 )
 from optuna.trial import FrozenTrial, TrialState
+import sqlalchemy.exc
 
 HEARTBEAT_KEY = "nis:heartbeat"
 """Trial system attribute: how often the worker of a trial has given a sign of life."""
@@ -35,6 +36,9 @@ StaleTrialCallback = Callable[[Study, FrozenTrial], None]
 # SQLite gives up after 5 seconds by default, less than some workers have to wait for each other.
 _SQLITE_TIMEOUT = 60
 _BATCH = 1_000
+# Workers that open a new database at once make its tables at once; all but one fail in that.
+_TRIES = 20
+_SECONDS_BETWEEN_TRIES = 0.1
 
 
 def open_storage(
@@ -126,7 +130,15 @@ class _Relational(RDBStorage):
     """Finds the trials too whose worker died before their first heartbeat."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        super().__init__(url, **options)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                super().__init__(url, **options)
+                break
+            except sqlalchemy.exc.DBAPIError as error:
+                made = isinstance(error, sqlalchemy.exc.IntegrityError)
+                if not tries_left or not (made or "already exists" in str(error)):
+                    raise
+                time.sleep(_SECONDS_BETWEEN_TRIES)
         self._silence = _Silence()
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:

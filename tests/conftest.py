@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+import os
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna import Study
 import pytest
+from servers import GrpcProxy, PostgreSQL, Redis
 
 from optuna_nis import EmbeddingSpec, SearchSpace, penalised_reward
 from optuna_nis.moments import Moment, save_moment
@@ -19,6 +22,31 @@ from optuna_nis.results import (
 )
 
 MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Callable[[str], str]]:
+    """Addresses of servers, each started when it is first asked for."""
+    with ExitStack() as stack:
+        started: dict[str, str] = {}
+
+        def start(kind: str) -> str:
+            if kind not in started:
+                try:
+                    if kind == "postgresql":
+                        started[kind] = stack.enter_context(PostgreSQL()).url
+                    elif kind == "redis":
+                        started[kind] = stack.enter_context(Redis()).url
+                    else:
+                        proxy = stack.enter_context(GrpcProxy(start("postgresql")))
+                        started[kind] = f"grpc://{proxy.url}"
+                except FileNotFoundError as error:
+                    if os.environ.get("CI"):
+                        raise
+                    pytest.skip(str(error))
+            return started[kind]
+
+        yield start
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 import json
 from pathlib import Path
 import subprocess
@@ -11,7 +12,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from optuna_nis import cli
 from optuna_nis.cli import app
+from optuna_nis.searches import searches_of
 
 runner = CliRunner()
 
@@ -75,6 +78,8 @@ def test_search_retrain_report_predict(table: Path) -> None:
         (("--mode", "double"), '`mode` must be "multi" or "single"'),
         (("--task", "sorting"), '`task` must be "ranking" or "retrieval"'),
         (("--split", "fair"), '`split` must be one of "random", "chronological"'),
+        (("--shard", "half"), "`--shard` must be INDEX/COUNT such as 0/2, got 'half'"),
+        (("--shard", "2/2"), "`shard` must be (index, count) with an index below the count"),
         (("--data-dir", "."), "`data_dir` is for a data set by name"),
         (("--bags", "genres"), "`--bags` must be COLUMN:SEPARATOR"),
         (("--features", "user,town"), "'town'"),
@@ -120,6 +125,49 @@ def test_journal_storage(table: Path) -> None:
     assert code == 0, output
     code, output = _search(table, "--storage", table.parent / "s.journal")
     assert code == 0, output
+
+
+def test_a_search_that_is_started_again_goes_on(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna_nis.lightning import job
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    storage = f"sqlite:///{table.parent}/s.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "train_shortlist", interrupted)
+        code, output = _search(table, "--shard", "1/2")
+        assert code == 130, output
+    ((name, search),) = searches_of(
+        optuna.load_study(study_name="optuna-nis", storage=storage)
+    ).items()
+    assert search.settings["shard"] == [1, 2]
+    kept = table.parent / "s.db.checkpoints" / name
+    assert (kept / "searched.pt").exists()
+    code, output = _search(table, "--shard", "1/2")
+    assert code == 0, output
+    assert not kept.parent.exists()
+    study = optuna.load_study(study_name="optuna-nis", storage=storage)
+    assert set(searches_of(study)) == {name}
+    kinds = Counter(trial.user_attrs["fidelity"] for trial in study.trials)
+    assert kinds["supernet"] == 16
+    assert kinds["trained"] > 0
+
+
+@pytest.mark.parametrize(
+    ("storage", "folder"),
+    [
+        ("sqlite:///a/b.db", "a/b.db.checkpoints"),
+        ("sqlite:////a/b.db", "/a/b.db.checkpoints"),
+        ("sqlite://", "optuna-nis.checkpoints"),
+        ("a/b.journal", "a/b.journal.checkpoints"),
+        ("postgresql://host/nis", "optuna-nis.checkpoints"),
+    ],
+)
+def test_where_checkpoints_are_kept(storage: str, folder: str) -> None:
+    assert cli._checkpoint_dir(storage) == Path(folder)
 
 
 @pytest.mark.parametrize("command", ["report", "status"])

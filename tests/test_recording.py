@@ -37,8 +37,8 @@ def test_as_if_added_one_by_one(kind: str, tmp_path: Path) -> None:
     trials = _trials(5)
     study.add_trial(trials[0])
     running = study.ask()
-    add_finished_trials(study, trials[1:])
-    add_finished_trials(study, [])
+    assert add_finished_trials(study, trials[1:]) == [2, 3, 4, 5]
+    assert add_finished_trials(study, []) == []
     study.tell(running, 3.0)
     assert [trial.number for trial in study.trials] == list(range(6))
     found = [trial for trial in study.trials if trial.number != running.number]

@@ -13,6 +13,7 @@ from optuna_nis import NISSampler
 from optuna_nis import results as stored
 from optuna_nis.cli import app
 from optuna_nis.moments import MOMENTS_KEY
+from optuna_nis.searches import finish, join
 from optuna_nis.status import render, status_of
 
 runner = CliRunner()
@@ -48,6 +49,14 @@ def test_status_of_an_embedding_search(make_study):
         str(stored.best_allocation(study)).splitlines()[0],
     ):
         assert part in text
+
+
+def test_several_searches_are_counted(make_study):
+    study = make_study()
+    join(study, "a", seed=0)
+    assert "Searches" not in text_of(study)
+    finish(study, join(study, "b", seed=0), 2.0)
+    assert "2, 1 of them ended" in text_of(study)
 
 
 def test_status_of_any_study():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 import math
 from multiprocessing import get_context
 import os
 from pathlib import Path
 import re
 import signal
+import threading
 import time
 from typing import Any
 import warnings
@@ -20,7 +21,7 @@ from optuna import Study, Trial
 from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 import pytest
-from servers import GrpcProxy, PostgreSQL, Redis
+import sqlalchemy
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis.policy import Policy
@@ -34,36 +35,9 @@ SPACE = SearchSpace(
 )
 STORAGES = ("sqlite", "postgresql", "journal", "redis", "grpc")
 
-Addresses = Callable[[str], str]
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Callable[[str], str]]:
-    """Addresses of servers, each started when it is first asked for."""
-    with ExitStack() as stack:
-        started: dict[str, str] = {}
-
-        def start(kind: str) -> str:
-            if kind not in started:
-                try:
-                    if kind == "postgresql":
-                        started[kind] = stack.enter_context(PostgreSQL()).url
-                    elif kind == "redis":
-                        started[kind] = stack.enter_context(Redis()).url
-                    else:
-                        proxy = stack.enter_context(GrpcProxy(start("postgresql")))
-                        started[kind] = f"grpc://{proxy.url}"
-                except FileNotFoundError as error:
-                    if os.environ.get("CI"):
-                        raise
-                    pytest.skip(str(error))
-            return started[kind]
-
-        yield start
-
 
 @pytest.fixture
-def address(request: pytest.FixtureRequest, servers: Addresses, tmp_path: Path) -> str:
+def address(request: pytest.FixtureRequest, servers: Callable[[str], str], tmp_path: Path) -> str:
     """Where a storage of the kind that the test is parametrised with is found."""
     kind: str = request.param
     if kind == "sqlite":
@@ -330,7 +304,7 @@ def test_groups_of_several_processes_are_complete_and_in_order(address: str) -> 
     assert bits(study.sampler.policy(study)) == policy_bits(study, address)
 
 
-def test_nothing_is_unpickled_from_redis(servers: Addresses) -> None:
+def test_nothing_is_unpickled_from_redis(servers: Callable[[str], str]) -> None:
     address = servers("redis")
     study = new_study(address)
     study.optimize(quality, n_trials=2)
@@ -342,7 +316,7 @@ def test_nothing_is_unpickled_from_redis(servers: Addresses) -> None:
 
 
 def test_a_log_on_redis_is_read_in_batches(
-    servers: Addresses, monkeypatch: pytest.MonkeyPatch
+    servers: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = servers("redis")
     study = new_study(address)
@@ -363,6 +337,28 @@ def test_a_log_on_redis_is_read_in_batches(
 def test_bad_addresses(address: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         open_storage(address, **options)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_new_database_is_opened_by_several_at_once(
+    kind: str, servers: Callable[[str], str], tmp_path: Path
+) -> None:
+    address = f"sqlite:///{tmp_path}/new.db"
+    if kind == "postgresql":
+        server = sqlalchemy.make_url(servers(kind))
+        with sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT").connect() as database:
+            database.execute(sqlalchemy.text("CREATE DATABASE new"))
+        address = server.set(database="new").render_as_string(hide_password=False)
+    together = threading.Barrier(4)
+
+    def open_study(_: int) -> str:
+        together.wait()
+        return optuna.create_study(
+            storage=open_storage(address), study_name="s", load_if_exists=True
+        ).study_name
+
+    with ThreadPoolExecutor(4) as workers:
+        assert list(workers.map(open_study, range(4))) == ["s"] * 4
 
 
 def test_without_heartbeats_nothing_is_failed(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ class EmbeddingDataModule(LightningDataModule):
         self.max_rows = max_rows
         self.max_vocabulary = max_vocabulary
         self.max_bag_length = max_bag_length
+        self.shard = (0, 1)
         self._names = None if features is None else list(features)
         self._separators = dict(separators or {})
         self._withhold_test = withhold_test
@@ -313,12 +314,37 @@ class EmbeddingDataModule(LightningDataModule):
         """
         return self.features.embedding_specs(embedding_dim)
 
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Which part of the training rows to train on: ``(index, count)``, index from 0.
+
+        Vocabularies are those of all training rows.
+
+        Raises:
+            ValueError: If it is set to something else.
+        """
+        return self._shard
+
+    @shard.setter
+    def shard(self, shard: tuple[int, int]) -> None:
+        index, count = shard
+        check_integer("shard", count, 1)
+        check_integer("shard", index, 0)
+        if index >= count:
+            raise ValueError(
+                f"`shard` must be (index, count) with an index below the count, got {shard!r}."
+            )
+        self._shard = (index, count)
+
     def encode(self, frame: pd.DataFrame) -> Batch:
         """Turn new rows into a batch without labels, as :meth:`Features.encode` does."""
         return self.features.encode(frame)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches, the same ones for the same ``shuffle_seed`` and epoch."""
+        """Shuffled batches of the :attr:`shard`, the same for the same ``shuffle_seed`` and epoch.
+
+        A training that is resumed in the middle of an epoch goes on with the batches left.
+        """
         return self._loader("train", self.batch_size, self.shuffle_seed)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -341,9 +367,13 @@ class EmbeddingDataModule(LightningDataModule):
     def _loader(self, part: str, batch_size: int, seed: int | None) -> DataLoader[Batch]:
         if part not in self._tensors:
             raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
-        rows = _Rows(self._tensors[part])
+        tensors = self._tensors[part]
+        if part == "train":
+            index, count = self._shard
+            tensors = {name: tensor[index::count] for name, tensor in tensors.items()}
+        rows = _Rows(tensors)
         sampler: Any = _Batches(len(rows), batch_size, seed)
-        return DataLoader(rows, sampler=sampler, batch_size=None)
+        return _Loader(rows, sampler=sampler, batch_size=None)
 
 
 def _thin(parts: Parts, share: float, seed: int) -> Parts:
@@ -355,6 +385,17 @@ def _thin(parts: Parts, share: float, seed: int) -> Parts:
             for rows in parts
         )
     )
+
+
+class _Loader(DataLoader[Batch]):
+    """Lets Lightning keep in a checkpoint how far an epoch has come."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.sampler.state_dict() if isinstance(self.sampler, _Batches) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict and isinstance(self.sampler, _Batches):
+            self.sampler.load_state_dict(state_dict)
 
 
 class _Rows(Dataset[Batch]):
@@ -379,6 +420,9 @@ class _Batches(Sampler[Tensor]):
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = 0
+        # The epoch at work and its batches so far; those of a checkpoint.
+        self._begun, self._given = 0, 0
+        self._resumed = (-1, 0)
         full = num_rows // batch_size
         self._length = full if seed is not None and full else -(-num_rows // batch_size)
 
@@ -389,13 +433,25 @@ class _Batches(Sampler[Tensor]):
     def __len__(self) -> int:
         return self._length
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._begun, "batches": self._given}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = (state_dict["epoch"], state_dict["batches"])
+
     def __iter__(self) -> Iterator[Tensor]:
         rows = np.arange(self._num_rows)
+        epoch = self._epoch
         if self._seed is not None:
-            rows = np.random.default_rng([self._seed, self._epoch]).permutation(rows)
+            rows = np.random.default_rng([self._seed, epoch]).permutation(rows)
             self._epoch += 1
-        batches = torch.split(torch.from_numpy(rows), self._batch_size)
-        yield from batches[: self._length]
+        batches = torch.split(torch.from_numpy(rows), self._batch_size)[: self._length]
+        self._begun = epoch
+        self._given = self._resumed[1] if self._resumed[0] == epoch else 0
+        self._resumed = (-1, 0)
+        for batch in batches[self._given :]:
+            self._given += 1
+            yield batch
 
 
 def _check_targets(task: Task, parts: Mapping[str, Source]) -> None:

@@ -24,9 +24,10 @@ from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.rewards import MonitorMode, Rewards
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.policy import Policy
-from optuna_nis.results import FIDELITY_ATTR, SUPERNET, VALIDATED, finished_trials
+from optuna_nis.results import SUPERNET, VALIDATED, save_space
 from optuna_nis.reward import Reward, penalised_reward
 from optuna_nis.sampler import NISSampler
+from optuna_nis.searches import Search, check_search_id, join, new_search_id, num_scored
 from optuna_nis.space import FloatArray, SearchSpace
 
 if TYPE_CHECKING:
@@ -101,12 +102,17 @@ class NISCallback(Callback):
     their parts of the validation data, and the first one writes the trials. In mid-search the
     training can be resumed from a checkpoint.
 
+    *Several searches.* A study may be searched by several at once, on several machines, each with
+    a supernet and perhaps a share of the data of its own. Each makes all its updates, draws
+    apart from the others and learns from their trials too, as soon as it has scored its next
+    group. A search that comes later starts with the policy that they have learned.
+
     Args:
         space: The search space; its budget is obeyed by construction.
         study: Where scored choices go as trials. Its sampler must be a
-            :class:`~optuna_nis.NISSampler` with ``budget=space``. A study that already has
-            trials of this space is resumed. By default a new one in memory, :attr:`study`.
-        num_updates: Updates of the controller.
+            :class:`~optuna_nis.NISSampler` with ``budget=space``. If it has trials of this space,
+            the policy goes on from there. By default a new one in memory, :attr:`study`.
+        num_updates: Updates of the controller, not counting what other searches add to it.
         group_size: Choices scored side by side for one update.
         score_examples: Validation examples that each group is scored on, at most a batch of the
             validation dataloader.
@@ -123,8 +129,12 @@ class NISCallback(Callback):
             share their first dimension are not shared.
         penalty_weight: Weight of the memory penalty of the reward. No choice above the budget is
             ever drawn, so it matters only for trials that others enqueued.
-        seed: Seed of the random choices.
+        seed: Seed of the random choices. Where other searches are in the study already, it is
+            mixed with the id, so that no two draw the same.
         dashboard: Keeps figures up to date in Optuna Dashboard while the search runs.
+        search_id: What this search is called among those of the study. Started again under the
+            same name, it makes only the updates that are left, even without a checkpoint. By
+            default a new name, or the one in the checkpoint.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -158,7 +168,9 @@ class NISCallback(Callback):
         penalty_weight: float = 1.0,
         seed: int = 0,
         dashboard: DashboardCallback | None = None,
+        search_id: str | None = None,
     ) -> None:
+        check_search_id(search_id)
         for name, value, low in (
             ("num_updates", num_updates, 1),
             ("group_size", group_size, 2),
@@ -184,19 +196,25 @@ class NISCallback(Callback):
         self._rewards = Rewards(
             space, metric=metric, monitor=monitor, mode=mode, group_size=group_size
         )
+        self._seed = seed
         self._rng = np.random.default_rng(seed)
+        self._search_id = search_id
+        self._is_new = True
         self._updates_done = 0
         self._batches_scored = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs beyond the study's trials."""
         return {
+            "search_id": self._search_id,
             "rng": self._rng.bit_generator.state,
             "batches_scored": self._batches_scored,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
+        self._search_id = state_dict["search_id"]
+        self._is_new = False
         self._rng.bit_generator.state = state_dict["rng"]
         self._batches_scored = state_dict["batches_scored"]
 
@@ -219,7 +237,7 @@ class NISCallback(Callback):
                 "The trainer needs `max_epochs` or `max_steps`: the search plans its warm-up."
             )
         if trainer.is_global_zero:
-            self._recorder = TrialRecorder(self.study, self.space)
+            save_space(self.study, self.space)
         if self.choices_per_step is None:
             side_by_side = self._rewards.side_by_side(pl_module)
             self._choices_per_step = _CHOICES_PER_STEP if side_by_side else 1
@@ -234,16 +252,24 @@ class NISCallback(Callback):
                 "dataloader."
             )
         self._total = self._total_batches(trainer)
+        search = self._of_the_first(trainer, self._joined)
+        if self._is_new:
+            self._rng = np.random.default_rng(search.seed)
+        self._search_id, self._is_new = search.id, False
+        if trainer.is_global_zero:
+            self._recorder = TrialRecorder(self.study, self.space, search.id)
         self._updates_done = self._of_the_first(trainer, self._updates_before)
         self._policy = self._of_the_first(trainer, self._replayed_policy)
         if self._updates_done:
-            _logger.info(f"The study is resumed after {self._updates_done} updates.")
+            _logger.info(f"The search is resumed after {self._updates_done} updates.")
         self._first_batch = math.floor(self.warmup * self._total)
-        # A search that is resumed plans what is left for the batches that are left.
-        self._first_planned = max(self._first_batch, self._batches_done(trainer))
-        self._plan = np.linspace(
-            self._updates_done, self.num_updates, max(self._total - self._first_planned, 0) + 1
-        )
+        self._plan = np.linspace(0, self.num_updates, max(self._total - self._first_batch, 0) + 1)
+        past = self._planned_batches(trainer)
+        if self._updates_done < round(self._plan[past]):
+            # The trials of a checkpoint are not in this study: what is left for what is left.
+            self._plan[past:] = np.linspace(
+                self._updates_done, self.num_updates, len(self._plan) - past
+            )
         self._validation = self._examples(trainer)
 
     def on_train_batch_start(
@@ -262,7 +288,7 @@ class NISCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Update the controller as often as the plan says."""
-        past = min(self._batches_done(trainer) - self._first_planned, len(self._plan) - 1)
+        past = self._planned_batches(trainer)
         while past > 0 and self._updates_done < round(self._plan[past]):
             self._update(trainer, pl_module)
 
@@ -297,9 +323,12 @@ class NISCallback(Callback):
         self.candidates = sorted(best, key=value.__getitem__, reverse=True)
         set_choices(pl_module, self.space, [self.space.full()])
 
+    def _joined(self) -> Search:
+        return join(self.study, self._search_id or new_search_id(), seed=self._seed)
+
     def _updates_before(self) -> int:
-        trials = finished_trials(self.study)
-        scored: int = sum(trial.user_attrs.get(FIDELITY_ATTR) == SUPERNET for trial in trials)
+        assert self._search_id is not None
+        scored = num_scored(self.study, self._search_id, SUPERNET)
         return min(scored // self.group_size, self.num_updates)
 
     def _replayed_policy(self) -> Policy:
@@ -334,6 +363,10 @@ class NISCallback(Callback):
             # Manual optimisation may take several steps for a batch.
             done = max(done, self._total * trainer.global_step // trainer.max_steps)
         return done
+
+    def _planned_batches(self, trainer: Trainer) -> int:
+        """Number of batches since the warm-up, this one included."""
+        return min(max(self._batches_done(trainer) - self._first_batch, 0), len(self._plan) - 1)
 
     def _training_choices(self, batch: Any, batch_idx: int, learning: bool) -> list[Allocation]:
         """The full tables and some choices; if there is room for one only, in turns."""
@@ -393,19 +426,23 @@ class NISCallback(Callback):
         rewards = [self._reward(float(q), choice) for q, choice in zip(quality, choices)]
         values = np.array([reward.value for reward in rewards])
         self._policy.update(options, values, log_probs)
-        # Rounding must not drive the processes apart.
-        self._policy = trainer.strategy.broadcast(self._policy)
         if trainer.is_global_zero:
-            self._recorder.record(
+            others = self._recorder.record(
                 self._policy.params(options),
                 rewards,
                 fidelity=SUPERNET,
                 step=trainer.global_step,
                 log_probs=log_probs.tolist(),
             )
-            if self.dashboard is not None:
-                num_trials = (self._updates_done + 1) * self.group_size
-                self.dashboard.update(self.study, num_trials)
+            if others:
+                # In the order of the study, this group included.
+                self._policy = self._replayed_policy()
+            self._recorder.note(self._policy)
+        # Rounding must not drive the processes apart.
+        self._policy = trainer.strategy.broadcast(self._policy)
+        if trainer.is_global_zero and self.dashboard is not None:
+            num_trials = (self._updates_done + 1) * self.group_size
+            self.dashboard.update(self.study, num_trials)
         self._updates_done += 1
         memory = np.mean([reward.num_parameters for reward in rewards]) / self.space.budget
         pl_module.log_dict(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 import json
+from pathlib import Path
 from statistics import fmean
-import time
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
@@ -19,6 +21,7 @@ from optuna_nis.allocation import Allocation
 from optuna_nis.datasets import EmbeddingDataModule, TableDataModule, Task, load_dataset
 from optuna_nis.datasets.base import Split
 from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.modules import EmbeddingModule, reference_model
 from optuna_nis.lightning.predictor import Predictor
 from optuna_nis.lightning.recorder import TrialRecorder
@@ -48,6 +51,7 @@ from optuna_nis.results import (
 )
 from optuna_nis.reward import penalised_reward
 from optuna_nis.sampler import NISSampler
+from optuna_nis.searches import finish, join, num_scored, searches_of
 from optuna_nis.space import Mode, SearchSpace
 
 if TYPE_CHECKING:
@@ -194,13 +198,19 @@ def search(
     callbacks: Sequence[Callback] = (),
     dashboard: DashboardCallback | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    checkpoint_dir: str | Path | None = None,
+    shard: tuple[int, int] = (0, 1),
     **model_options: Any,
 ) -> Allocation:
     """Search the embedding sizes of the reference model on a data set, into a study.
 
     A supernet and a controller learn together (:class:`NISCallback`), then the best
-    choices for the budget and for smaller ones are trained for real (:func:`train_shortlist`). A
-    study that was interrupted goes on where its trials end.
+    choices for the budget and for smaller ones are trained for real (:func:`train_shortlist`).
+
+    Several such searches may be at work on one study, on several machines, and learn from each
+    other's trials; the best allocation is that of all. One that was interrupted goes on from its
+    checkpoint when the same is called again with the same ``checkpoint_dir``. Where there is none
+    to go on with, nothing is done if another has brought the study to its end.
 
     Args:
         study: A study that maximises. Its sampler is replaced by a
@@ -216,6 +226,12 @@ def search(
         callbacks: Further callbacks of the trainer, such as a progress bar.
         dashboard: Keeps figures up to date in Optuna Dashboard.
         progress: Called with a line of text whenever something begins.
+        checkpoint_dir: Where the search keeps what it has trained, every second (less often where
+            that would take more than 2 % of the time) and after each training of the shortlist,
+            in a folder of its own that goes when it ends. By default a search that is
+            interrupted has only its trials to go on from.
+        shard: Train on a part of the training rows only, ``(index, count)`` with the index from 0;
+            ids and validation are those of all rows.
         **model_options: Arguments of the reference model.
 
     Returns:
@@ -225,7 +241,8 @@ def search(
         ValueError: If an argument is out of range, the data cannot be used, or the study was
             searched with another space or other data.
     """
-    datamodule = data.datamodule(withhold_test=True, shuffle_seed=seed)
+    datamodule = data.datamodule(withhold_test=True)
+    datamodule.shard = shard
     build = reference_model(datamodule.features, **model_options)
     dim = embedding_dim or _EMBEDDING_DIM[data.task]
     epochs = epochs or _EPOCHS[data.task]
@@ -233,40 +250,88 @@ def search(
     _save_data(study, data)
     save_space(study, space)
     study.sampler = NISSampler(budget=space, seed=seed)
-    if any(is_trained(trial) for trial in finished_trials(study)):
-        progress("The study has been searched to the end; nothing is left to do.")
-        return best_allocation(study)
-
-    start = time.perf_counter()
-    torch.manual_seed(seed)
-    supernet = build(space)
-    study.set_user_attr(METRIC_ATTR, supernet.metric_name)
-    callback = NISCallback(space, study, num_updates=num_updates, seed=seed, dashboard=dashboard)
-    progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
-    batch_size = datamodule.batch_size
-    with quiet_lightning():
-        trainer = quiet_trainer(
-            max_epochs=epochs,
-            callbacks=[callback, *callbacks],
-            enable_progress_bar=bool(callbacks),
+    settings = json.loads(
+        json.dumps(
+            {"seed": seed, "epochs": epochs, "num_updates": num_updates, "shard": shard}
+            | model_options,
+            default=repr,
         )
-        datamodule.batch_size = max(batch_size // _SUPERNET_STEPS, 1)
-        trainer.fit(supernet, datamodule=datamodule)
-        datamodule.batch_size = batch_size
-    progress(f"Training the best {len(callback.candidates)} choices for real.")
-    found = train_shortlist(callback.candidates, supernet, build, datamodule, progress=progress)
-    TrialRecorder(study, space).record(
-        [space.params(candidate.allocation) for candidate in found],
-        [
-            penalised_reward(
-                candidate.val_metric, candidate.allocation.num_parameters, space.budget
-            )
-            for candidate in found
-        ],
-        fidelity=TRAINED,
-        step=trainer.global_step,
     )
-    study.set_user_attr(SEARCH_SECONDS_ATTR, time.perf_counter() - start)
+    with ExitStack() as stack:
+        keep = checkpoint_dir is not None
+        parent = Path(checkpoint_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = SearchFolder.of_interrupted(study, parent, settings)
+        if folder is not None:
+            progress(f"Going on with the search {folder.search_id} that was interrupted.")
+        elif any(is_trained(trial) for trial in finished_trials(study)):
+            progress("The study has been searched to the end; nothing is left to do.")
+            return best_allocation(study)
+        else:
+            folder = SearchFolder.new(parent)
+        stack.callback(folder.release)
+        me = join(study, folder.search_id, seed=seed, settings=settings)
+
+        torch.manual_seed(me.seed)
+        datamodule.shuffle_seed = me.seed
+        supernet = build(space)
+        study.set_user_attr(METRIC_ATTR, supernet.metric_name)
+        searched = folder.load_searched()
+        if searched is None:
+            callback = NISCallback(
+                space,
+                study,
+                num_updates=num_updates,
+                seed=seed,
+                dashboard=dashboard,
+                search_id=me.id,
+            )
+            every_callback: list[Callback] = [callback, *callbacks]
+            if keep:
+                every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
+            progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
+            resume = folder.supernet if folder.supernet.exists() else None
+            batch_size = datamodule.batch_size
+            datamodule.batch_size = max(batch_size // _SUPERNET_STEPS, 1)
+            with quiet_lightning():
+                trainer = quiet_trainer(
+                    max_epochs=epochs,
+                    callbacks=every_callback,
+                    enable_progress_bar=bool(callbacks),
+                )
+                trainer.fit(supernet, datamodule=datamodule, ckpt_path=resume)
+            datamodule.batch_size = batch_size
+            shortlist, step = callback.candidates, trainer.global_step
+            if keep:
+                folder.save_searched(supernet.state_dict(), shortlist, step)
+        else:
+            weights, shortlist, step = searched
+            supernet.load_state_dict(weights)
+        progress(f"Training the best {len(shortlist)} choices for real.")
+        found = train_shortlist(
+            shortlist,
+            supernet,
+            build,
+            datamodule,
+            progress=progress,
+            folder=folder.trainings if keep else None,
+        )
+        # A search that was interrupted after it had recorded them does not do so again.
+        if num_scored(study, me.id, TRAINED) < len(found):
+            TrialRecorder(study, space, me.id).record(
+                [space.params(candidate.allocation) for candidate in found],
+                [
+                    penalised_reward(
+                        candidate.val_metric, candidate.allocation.num_parameters, space.budget
+                    )
+                    for candidate in found
+                ],
+                fidelity=TRAINED,
+                step=step,
+            )
+        finish(study, me, folder.seconds)
+        seconds = [search.seconds for search in searches_of(study).values() if search.seconds]
+        study.set_user_attr(SEARCH_SECONDS_ATTR, sum(seconds))
+        folder.remove()
     if dashboard is not None:
         dashboard.finish(study)
     return best_allocation(study)

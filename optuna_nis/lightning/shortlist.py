@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 import tempfile
+from typing import Any
+import zlib
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import torch
 from torch import Tensor, nn
 
 from optuna_nis.allocation import Allocation
+from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
 from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.lightning.training import BuildModel, quiet_lightning, quiet_trainer
 from optuna_nis.nn import (
@@ -46,6 +50,7 @@ def train_shortlist(
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
     progress: Callable[[str], None] | None = None,
+    folder: Path | None = None,
 ) -> list[Candidate]:
     """Train choices from the weights of the supernet and keep the better half, several times.
 
@@ -64,21 +69,29 @@ def train_shortlist(
         monitor: Name under which the models log their validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
         progress: Called with a line of text before each training.
+        folder: Where the trainings are kept, to go on from there if they are interrupted and
+            started again with the same arguments; by default a temporary folder.
 
     Returns:
         All choices, best first.
     """
-    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
+    with ExitStack() as stack:
+        stack.enter_context(quiet_lightning())
+        kept = folder is not None
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
         runs = [
             _Run(
                 allocation,
                 supernet,
                 build_model,
-                Path(folder) / f"{index}.ckpt",
+                folder,
+                kept,
                 limit_train_batches,
                 _BestMetric(monitor, mode),
             )
-            for index, allocation in enumerate(allocations)
+            for allocation in allocations
         ]
         alive = runs
         for index, epochs in enumerate(rounds):
@@ -100,14 +113,16 @@ class _Run:
         allocation: Allocation,
         supernet: LightningModule,
         build_model: BuildModel,
-        checkpoint: Path,
+        folder: Path,
+        kept: bool,
         limit_train_batches: float,
         metric: _BestMetric,
     ) -> None:
         self.allocation = allocation
         self._metric = metric
         self._model = build_model(allocation)
-        self._checkpoint = checkpoint
+        self._folder = folder
+        self._kept = kept
         self._limit_train_batches = limit_train_batches
         self._epochs = 0
         warm_start(self._model, supernet)
@@ -116,16 +131,26 @@ class _Run:
     def best(self) -> float:
         return self._metric.value
 
+    @property
+    def _checkpoint(self) -> Path:
+        name = zlib.crc32(self.allocation.to_json().encode())
+        return self._folder / f"{name:08x}-{self._epochs}.ckpt"
+
     def train(self, datamodule: LightningDataModule, epochs: int) -> None:
-        resume = self._checkpoint if self._epochs else None
+        before = self._checkpoint
         self._epochs += epochs
+        callbacks: list[Callback] = [self._metric]
+        if self._kept:
+            callbacks.append(PeriodicCheckpoint(self._checkpoint))
         trainer = quiet_trainer(
             max_epochs=self._epochs,
-            callbacks=[self._metric],
+            callbacks=callbacks,
             limit_train_batches=self._limit_train_batches,
         )
-        trainer.fit(self._model, datamodule=datamodule, ckpt_path=resume)
-        trainer.save_checkpoint(self._checkpoint)
+        # Its own, if it was interrupted; that of the round before; none in the first round.
+        known = [path for path in (self._checkpoint, before) if path.exists()]
+        trainer.fit(self._model, datamodule=datamodule, ckpt_path=known[0] if known else None)
+        save_checkpoint(trainer, self._checkpoint)
 
 
 class _BestMetric(Callback):
@@ -133,6 +158,12 @@ class _BestMetric(Callback):
         self._monitor = monitor
         self._sign = 1.0 if mode == "max" else -1.0
         self.value = float("-inf")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.value = state_dict["value"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metric = self._sign * float(trainer.callback_metrics[self._monitor])

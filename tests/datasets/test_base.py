@@ -217,6 +217,48 @@ def test_rows_that_fill_no_batch_are_left_out(batch_size: int, batches: int, row
     assert sum(len(batch["row"]) for batch in loader) == rows
 
 
+def test_a_training_goes_on_in_the_middle_of_an_epoch() -> None:
+    data = Synthetic(batch_size=32)
+    data.setup()
+
+    def batches(loader: Any, count: int) -> list[list[int]]:
+        return [batch["row"].tolist() for batch, _ in zip(loader, range(count))]
+
+    whole = data.train_dataloader()
+    first, second = batches(whole, 9), batches(whole, 9)
+    assert len(first) == len(second) == 5
+    stopped = data.train_dataloader()
+    batches(stopped, 9)
+    epoch = iter(stopped)
+    assert [next(epoch)["row"].tolist() for _ in range(2)] == second[:2]
+    resumed = data.train_dataloader()
+    resumed.sampler.set_epoch(1)
+    resumed.load_state_dict(stopped.state_dict())
+    assert batches(resumed, 9) == second[2:]
+    # What was given of one epoch says nothing about the next.
+    ended = data.train_dataloader()
+    ended.load_state_dict(whole.state_dict())
+    ended.sampler.set_epoch(2)
+    assert len(batches(ended, 9)) == 5
+
+
+def test_shards_are_disjoint_and_know_all_ids() -> None:
+    seen = []
+    for index in range(3):
+        data = Synthetic(batch_size=4)
+        data.shard = (index, 3)
+        data.setup()
+        assert len(data.vocabularies["row"]) == 160
+        assert sum(len(batch["row"]) for batch in data.val_dataloader()) == 20
+        seen.append({row for batch in data.train_dataloader() for row in batch["row"].tolist()})
+    assert not seen[0] & seen[1]
+    assert not seen[1] & seen[2]
+    assert min(map(len, seen)) >= 52
+    for wrong in ((3, 3), (-1, 3), (0, 0)):
+        with pytest.raises(ValueError, match="`shard` must be"):
+            data.shard = wrong
+
+
 def test_validation_is_complete_and_stays_in_order() -> None:
     data = Synthetic(eval_batch_size=8)
     data.setup("fit")

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+import numpy as np
 import optuna
 import pytest
 import torch
 
-from optuna_nis import NISSampler, SearchSpace
+from optuna_nis import NISSampler, SearchSpace, penalised_reward
 from optuna_nis.datasets import TableDataModule
 from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, reference_model
+from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import supernet_layers
+from optuna_nis.policy import Policy
+from optuna_nis.replay import Replay
 from optuna_nis.results import space_of
+from optuna_nis.searches import searches_of
 
 
 def _space(datamodule: TableDataModule) -> SearchSpace:
@@ -76,13 +83,100 @@ def test_the_policy_in_memory_is_the_one_that_a_replay_gives(datamodule: TableDa
         assert probabilities == pytest.approx(replayed[name], abs=1e-9)
 
 
-def test_a_study_is_resumed(datamodule: TableDataModule) -> None:
+def test_a_search_is_resumed_by_its_name_and_another_makes_its_own_updates(
+    datamodule: TableDataModule,
+) -> None:
     space = _space(datamodule)
     study = _study(space)
-    _fit(datamodule, study, space, num_updates=2)
-    _fit(datamodule, study, space, num_updates=6)
-    scored = [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
-    assert len(scored) == 24
+
+    def scored() -> dict[str, int]:
+        trials = [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
+        return dict(Counter(t.user_attrs["search"] for t in trials))
+
+    _fit(datamodule, study, space, num_updates=2, search_id="first")
+    assert scored() == {"first": 8}
+    _fit(datamodule, study, space, num_updates=6, search_id="first")
+    assert scored() == {"first": 24}
+    callback, _ = _fit(datamodule, study, space, num_updates=3)
+    assert callback._search_id is not None
+    assert scored() == {"first": 24, callback._search_id: 12}
+    # The same seed was given, but they do not draw the same.
+    assert len({search.seed for search in searches_of(study).values()}) == 2
+    with pytest.raises(ValueError, match="`search_id` must be a text"):
+        NISCallback(space, study, search_id="")
+
+
+class _AnotherSearch(Callback):
+    """Scores a group of choices whenever the search at work has scored its own."""
+
+    def __init__(self, study: optuna.Study, space: SearchSpace) -> None:
+        self.study = study
+        self.space = space
+        self.recorder = TrialRecorder(study, space, "another")
+        self.rng = np.random.default_rng(0)
+        self.policies: list[tuple[int, Policy]] = []
+        self.num_trials = 0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        (search,) = (c for c in trainer.callbacks if isinstance(c, NISCallback))
+        trials = self.study.get_trials(deepcopy=False)
+        if len(trials) == self.num_trials:
+            return
+        # Known to the search: all but what is added from here on.
+        self.policies.append((len(trials), search._policy.copy()))
+        options, log_probs = search._policy.sample(3, self.rng)
+        params = search._policy.params(options)
+        costs = [self.space.allocation(choice).num_parameters for choice in params]
+        rewards = [penalised_reward(cost / 1e4, cost, self.space.budget) for cost in costs]
+        self.recorder.record(
+            params, rewards, fidelity="supernet", step=0, log_probs=log_probs.tolist()
+        )
+        self.num_trials = len(self.study.get_trials(deepcopy=False))
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///{}/study.db"])
+def test_other_searches_are_learned_from_while_it_runs(
+    datamodule: TableDataModule, tmp_path: Path, storage: str | None
+) -> None:
+    space = _space(datamodule)
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=NISSampler(budget=space, seed=0),
+        storage=storage and storage.format(tmp_path),
+    )
+    torch.manual_seed(0)
+    callback = NISCallback(
+        space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.5
+    )
+    another = _AnotherSearch(study, space)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[callback, another])
+    trainer.fit(reference_model(datamodule.features)(space), datamodule=datamodule)
+    trials = study.get_trials()
+    counts = Counter(t.user_attrs["search"] for t in trials if t.user_attrs["step"] == 0)
+    assert counts == {"another": 18}
+    assert len(another.policies) == 6
+    for num_trials, policy in another.policies:
+        replay = Replay(study.direction, space)
+        replay.learn(trials[:num_trials])
+        assert replay.policy is not None
+        np.testing.assert_array_equal(policy.logits, replay.policy.logits)
+
+
+def test_a_search_that_is_alone_reads_no_trials_between_its_groups(
+    datamodule: TableDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = _space(datamodule)
+    readings = []
+
+    def reading(self: NISCallback) -> Policy:
+        readings.append(self._updates_done)
+        return replayed(self)
+
+    replayed = NISCallback._replayed_policy
+    monkeypatch.setattr(NISCallback, "_replayed_policy", reading)
+    _fit(datamodule, _study(space), space)
+    # At the start, and after the first group, whose number tells nothing.
+    assert readings == [0, 0]
 
 
 def test_same_seed_same_trials(datamodule: TableDataModule) -> None:

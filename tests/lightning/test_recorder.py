@@ -11,7 +11,7 @@ from optuna_nis.moments import moments_of
 def test_recording_notes_how_the_policy_is_doing() -> None:
     space = SearchSpace([EmbeddingSpec("user", 100, 8)], budget=0.5)
     study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=0))
-    recorder = TrialRecorder(study, space)
+    recorder = TrialRecorder(study, space, "s")
     policy = study.sampler.policy(study)
     rng = np.random.default_rng(0)
     for _ in range(9):
@@ -21,5 +21,7 @@ def test_recording_notes_how_the_policy_is_doing() -> None:
         rewards = [penalised_reward(cost / 1e3, cost, space.budget) for cost in costs]
         policy.update(options, [reward.value for reward in rewards], log_probs)
         recorder.record(params, rewards, fidelity="supernet", step=0, log_probs=log_probs.tolist())
+        recorder.note(policy)
     assert [moment.num_trials for moment in moments_of(study)] == [16, 32]
+    assert [moment.replay_lag for moment in moments_of(study)] == [4, 4]
     np.testing.assert_array_equal(study.sampler.policy(study).logits, policy.logits)

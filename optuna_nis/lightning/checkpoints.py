@@ -1,0 +1,181 @@
+"""What a search keeps on disk while it is at work, so that it goes on when it was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+import os
+from pathlib import Path
+import shutil
+import time
+from typing import Any
+
+from filelock import FileLock, Timeout
+from lightning.pytorch import Callback, LightningModule, Trainer
+from optuna import Study
+import torch
+
+from optuna_nis.allocation import Allocation
+from optuna_nis.searches import new_search_id, searches_of
+
+# Seconds between two checkpoints, at least, and the largest share of the time that they may take.
+_INTERVAL = 1.0
+_MAX_SHARE = 0.02
+
+
+class SearchFolder:
+    """The folder of one search, of one process at a time.
+
+    It holds a checkpoint of the supernet while that is trained, its weights and the shortlist
+    when it has been, and the trainings of the shortlist.
+
+    Args:
+        path: The folder; its name is the id of the search.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.search_id = path.name
+        self.supernet = path / "supernet.ckpt"
+        self.trainings = path / "shortlist"
+        self._path = path
+        self._searched = path / "searched.pt"
+        self._time = path / "seconds"
+        self._start = time.perf_counter()
+        self._before = 0.0
+        # A process that dies lets go of it.
+        self._lock = FileLock(path / "lock")
+        self._lock.acquire(timeout=0)
+        with suppress(FileNotFoundError):
+            self._before = float(self._time.read_text())
+
+    @classmethod
+    def of_interrupted(
+        cls, study: Study, parent: Path, settings: Mapping[str, Any]
+    ) -> SearchFolder | None:
+        """The folder of a search that was interrupted and that no process has taken up.
+
+        Args:
+            study: The study.
+            parent: Where the folders are.
+            settings: What the search must have been started with.
+        """
+        for search in searches_of(study).values():
+            path = parent / search.id
+            if search.seconds is None and search.settings == settings and path.is_dir():
+                with suppress(Timeout):
+                    return cls(path)
+        return None
+
+    @classmethod
+    def new(cls, parent: Path) -> SearchFolder:
+        """The folder of a new search."""
+        return cls(parent / new_search_id())
+
+    @property
+    def seconds(self) -> float:
+        """The time that the search has taken, but for what was lost when it was killed."""
+        return self._before + time.perf_counter() - self._start
+
+    def note_time(self) -> None:
+        """Keep the time that the search has taken."""
+        new = self._time.with_suffix(".new")
+        new.write_text(str(self.seconds))
+        new.replace(self._time)
+
+    def save_searched(
+        self, weights: Mapping[str, torch.Tensor], shortlist: list[Allocation], step: int
+    ) -> None:
+        """Keep a trained supernet and the choices to be trained for real."""
+        new = self._searched.with_suffix(".new")
+        names = [allocation.to_json() for allocation in shortlist]
+        torch.save({"weights": weights, "shortlist": names, "step": step}, new)
+        new.replace(self._searched)
+        self.supernet.unlink(missing_ok=True)
+        self.note_time()
+
+    def load_searched(self) -> tuple[dict[str, torch.Tensor], list[Allocation], int] | None:
+        """What :meth:`save_searched` kept, None if the supernet is not that far."""
+        if not self._searched.exists():
+            return None
+        found = torch.load(self._searched, weights_only=True, map_location="cpu")
+        return (
+            found["weights"],
+            [Allocation.from_json(text) for text in found["shortlist"]],
+            found["step"],
+        )
+
+    def remove(self) -> None:
+        """Leave nothing behind, the parent neither if it is empty."""
+        self._lock.release()
+        shutil.rmtree(self._path, ignore_errors=True)
+        with suppress(OSError):
+            self._path.parent.rmdir()
+
+    def release(self) -> None:
+        """Let another process take up the search."""
+        self._lock.release()
+
+
+class PeriodicCheckpoint(Callback):
+    """Keeps a training in a file every second, less often where that takes long.
+
+    Nothing is kept after the last batch of an epoch but at the epoch's end, and nothing at the
+    end of the last: Lightning would go on from there with the epoch once more, or not at all.
+
+    Args:
+        path: The file, replaced each time, at once.
+        folder: Keeps the time too.
+    """
+
+    def __init__(self, path: Path, folder: SearchFolder | None = None) -> None:
+        self._path = path
+        self._folder = folder
+        self._next = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of torch's random numbers, which Lightning does not keep."""
+        return {"rng": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Put it back."""
+        torch.set_rng_state(state_dict["rng"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._next = time.monotonic() + _INTERVAL
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Keep the training if it is time."""
+        if batch_idx + 1 < trainer.num_training_batches:
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the training if it is time."""
+        if trainer.max_epochs is not None and trainer.current_epoch + 1 < trainer.max_epochs:
+            self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        if not trainer.strategy.broadcast(time.monotonic() >= self._next):
+            return
+        start = time.monotonic()
+        save_checkpoint(trainer, self._path)
+        if self._folder is not None and trainer.is_global_zero:
+            self._folder.note_time()
+        took = time.monotonic() - start
+        self._next = start + took + max(_INTERVAL, took / _MAX_SHARE - took)
+
+
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Replace a checkpoint at once: whoever is killed meanwhile leaves the old one."""
+    new = path.with_suffix(".new")
+    trainer.save_checkpoint(new)
+    if trainer.is_global_zero:
+        os.replace(new, path)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+from lightning.pytorch import Callback, Trainer
+import numpy as np
+import optuna
+import pytest
+import torch
+
+from optuna_nis import SearchSpace
+from optuna_nis.lightning import (
+    DataConfig,
+    checkpoints,
+    reference_model,
+    search,
+    train_shortlist,
+)
+from optuna_nis.lightning.checkpoints import SearchFolder
+from optuna_nis.results import SEARCH_SECONDS_ATTR, best_allocation
+from optuna_nis.searches import join, searches_of
+
+SMALL: dict[str, Any] = {"budget": 0.5, "embedding_dim": 8, "epochs": 3, "num_updates": 6}
+
+
+class KilledError(Exception):
+    pass
+
+
+class _KilledAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step >= self.step:
+            raise KilledError
+
+
+@pytest.fixture
+def _all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints after every batch."""
+    monkeypatch.setattr(checkpoints, "_INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoints, "_MAX_SHARE", 1.0)
+
+
+def _killed_at_line(start: str, count: int = 1) -> Callable[[str], None]:
+    seen = []
+
+    def progress(line: str) -> None:
+        if line.startswith(start):
+            seen.append(line)
+            if len(seen) == count:
+                raise KilledError
+
+    return progress
+
+
+def _counts(study: optuna.Study) -> dict[str, int]:
+    return dict(Counter(trial.user_attrs["fidelity"] for trial in study.trials))
+
+
+@pytest.mark.usefixtures("_all_the_time")
+def test_a_search_that_is_killed_again_and_again_goes_on(
+    data: DataConfig, study: optuna.Study, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    steps: list[int] = []
+
+    class Steps(Callback):
+        def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+            steps.append(trainer.global_step)
+
+    # A step of an epoch, its end, one with the controller at work, the last one.
+    for step in (5, 75, 170, 224):
+        with pytest.raises(KilledError):
+            search(
+                study,
+                data,
+                **SMALL,
+                checkpoint_dir=folder,
+                callbacks=[Steps(), _KilledAt(step)],
+            )
+    assert len(searches_of(study)) == 1
+    assert steps == [0, 5, 75, 170]
+    with pytest.raises(KilledError):
+        search(study, data, **SMALL, checkpoint_dir=folder, progress=_killed_at_line("Training"))
+    assert _counts(study)["supernet"] == 48
+    assert (validated := _counts(study)["validated"]) > 1
+    for line in ("round 1 of 2: 2", "round 2 of 2: 1"):
+        with pytest.raises(KilledError):
+            search(study, data, **SMALL, checkpoint_dir=folder, progress=_killed_at_line(line))
+    best = search(study, data, **SMALL, checkpoint_dir=folder)
+    assert best == best_allocation(study)
+    counts = _counts(study)
+    assert counts["supernet"] == 48
+    assert counts["validated"] == validated
+    assert counts["trained"] > 1
+    (only,) = searches_of(study).values()
+    assert {trial.user_attrs["search"] for trial in study.trials} == {only.id}
+    assert only.seconds is not None
+    assert study.user_attrs[SEARCH_SECONDS_ATTR] == only.seconds > 0
+    assert not folder.exists()
+    assert search(study, data, **SMALL, checkpoint_dir=folder) == best
+    assert _counts(study) == counts
+
+
+@pytest.mark.usefixtures("_all_the_time")
+def test_an_interrupted_search_ends_like_one_that_was_not(
+    data: DataConfig, tmp_path: Path
+) -> None:
+    whole = optuna.create_study(direction="maximize")
+    found = search(whole, data, **SMALL)
+    study = optuna.create_study(direction="maximize")
+    for step in (20, 180):
+        with pytest.raises(KilledError):
+            search(study, data, **SMALL, checkpoint_dir=tmp_path, callbacks=[_KilledAt(step)])
+    assert search(study, data, **SMALL, checkpoint_dir=tmp_path) == found
+    assert [(t.params, t.value) for t in study.trials] == [
+        (t.params, t.value) for t in whole.trials
+    ]
+
+
+@pytest.mark.usefixtures("_all_the_time")
+def test_a_shortlist_goes_on_where_it_was_interrupted(data: DataConfig, tmp_path: Path) -> None:
+    datamodule = data.datamodule(withhold_test=True)
+    space = SearchSpace(datamodule.embedding_specs(8), budget=0.5)
+    build = reference_model(datamodule.features)
+    torch.manual_seed(0)
+    supernet = build(space)
+    sizes = [space.with_budget(int(space.budget / share)) for share in (1, 2, 4)]
+    shortlist = [each.sample(np.random.default_rng(0), each.budget) for each in sizes]
+    run = (shortlist, supernet, build, datamodule)
+    whole = train_shortlist(*run)
+    for line in ("round 1 of 2: 2", "round 1 of 2: 3", "round 2 of 2: 1"):
+        with pytest.raises(KilledError):
+            train_shortlist(*run, folder=tmp_path, progress=_killed_at_line(line))
+    begun = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*-1.ckpt")}
+    assert len(begun) == 3
+    assert train_shortlist(*run, folder=tmp_path) == whole
+    assert train_shortlist(*run, folder=tmp_path) == whole
+
+
+def test_another_search_starts_where_none_is_left_to_go_on_with(
+    data: DataConfig, study: optuna.Study, tmp_path: Path
+) -> None:
+    once = {"checkpoint_dir": tmp_path / "checkpoints"}
+    with pytest.raises(KilledError):
+        search(study, data, **SMALL, **once, callbacks=[_KilledAt(5)])
+    ((first, _),) = searches_of(study).items()
+    held = SearchFolder(once["checkpoint_dir"] / first)
+    # A process is at work on it.
+    search(study, data, **SMALL, **once)
+    assert len(searches_of(study)) == 2
+    held.release()
+    # With other settings it is not the same search, and the study has been searched to the end.
+    lines: list[str] = []
+    search(study, data, **(SMALL | {"num_updates": 7}), **once, progress=lines.append)
+    assert "nothing is left to do" in lines[0]
+    lines.clear()
+    search(study, data, **SMALL, **once, progress=lines.append)
+    assert lines[0] == f"Going on with the search {first} that was interrupted."
+    assert {each.seconds is None for each in searches_of(study).values()} == {False}
+    assert _counts(study)["supernet"] == 96
+    assert study.user_attrs[SEARCH_SECONDS_ATTR] == pytest.approx(
+        sum(each.seconds or 0.0 for each in searches_of(study).values())
+    )
+
+
+def test_a_folder_is_of_one_process(study: optuna.Study, tmp_path: Path) -> None:
+    folder = SearchFolder.new(tmp_path)
+    join(study, folder.search_id, seed=0, settings={"epochs": 1})
+    with pytest.raises(Timeout):
+        SearchFolder(tmp_path / folder.search_id)
+    assert SearchFolder.of_interrupted(study, tmp_path, {"epochs": 1}) is None
+    folder.note_time()
+    folder.release()
+    assert SearchFolder.of_interrupted(study, tmp_path, {"epochs": 2}) is None
+    again = SearchFolder.of_interrupted(study, tmp_path, {"epochs": 1})
+    assert again is not None
+    assert again.search_id == folder.search_id
+    assert again.seconds > float((tmp_path / folder.search_id / "seconds").read_text()) > 0
+    again.remove()
+    assert list(tmp_path.parent.glob(tmp_path.name)) == []

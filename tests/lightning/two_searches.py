@@ -1,0 +1,95 @@
+"""A search of a study that another process searches too: run by ``test_two_searches.py``.
+
+For each storage the two go on by turns, so that neither ends before the other begins. Written is
+every policy that the search took from the study, and the trials that it is made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+import optuna
+from optuna import Study
+import torch
+
+from optuna_nis.lightning import DataConfig, NISCallback, search
+from optuna_nis.policy import Policy
+from optuna_nis.results import SUPERNET
+from optuna_nis.searches import num_scored, searches_of
+from optuna_nis.storages import open_storage
+
+NUM_UPDATES, GROUP_SIZE = 6, 8
+_SECONDS = 60.0
+
+
+def digest(policy: Policy) -> str:
+    """A fingerprint of a policy, to the bit."""
+    return hashlib.sha256(policy.logits.tobytes() + policy._critic.weights.tobytes()).hexdigest()
+
+
+class ByTurns(Callback):
+    """Waits for the other search until it has scored about as much."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        (callback,) = (c for c in trainer.callbacks if isinstance(c, NISCallback))
+        end = time.monotonic() + _SECONDS
+        while time.monotonic() < end:
+            others = set(searches_of(self.study)) - {callback._search_id}
+            done = [num_scored(self.study, other, SUPERNET) // GROUP_SIZE for other in others]
+            if done and done[0] + 1 >= callback._updates_done:
+                return
+            time.sleep(0.02)
+        raise TimeoutError("The other search does not go on.")
+
+
+def main(table: str, output: Path, shard: int, addresses: list[str]) -> None:
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    taken: list[dict[str, Any]] = []
+    replayed = NISCallback._replayed_policy
+
+    def noted(self: NISCallback) -> Policy:
+        policy = replayed(self)
+        ((replay,),) = (tuple(each.values()) for each in self.study.sampler._replays.values())
+        taken.append({"trials": replay.trial_numbers, "policy": digest(policy)})
+        return policy
+
+    NISCallback._replayed_policy = noted  # type: ignore[method-assign]
+    data = DataConfig(
+        table=table, label="clicked", features=("user", "city"), bags={"genres": "|"}
+    )
+    report = []
+    for address in addresses:
+        study = optuna.create_study(
+            storage=open_storage(address),
+            study_name="two",
+            direction="maximize",
+            load_if_exists=True,
+        )
+        taken.clear()
+        best = search(
+            study,
+            data,
+            budget=0.5,
+            embedding_dim=8,
+            epochs=2,
+            num_updates=NUM_UPDATES,
+            callbacks=[ByTurns(study)],
+            checkpoint_dir=output / f"checkpoints-{len(report)}",
+            shard=(shard, 2),
+        )
+        report.append({"best": best.to_json(), "taken": list(taken)})
+    (output / f"{shard}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
