@@ -14,6 +14,10 @@ STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,foreign]"
+# Without what it asks for: builds for CUDA, and a torchmetrics of its own.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+		torchrec fbgemm-gpu-cpu || \
+		{ echo "Not installed: torchrec. Its tests are skipped."; [ "$${CI:-}" != true ]; }
 	touch $@
 
 demo: $(BIN)/.installed

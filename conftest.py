@@ -1,12 +1,17 @@
-"""Names that examples in docstrings may use without making them."""
+"""Names that examples in docstrings may use without making them, and what is left out."""
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import optuna
 import pytest
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis.results import save_space
+
+# Its docstrings are run where torchrec, which is optional, is installed.
+collect_ignore = [] if find_spec("torchrec") else ["optuna_nis/export/torchrec.py"]
 
 
 @pytest.fixture(autouse=True)

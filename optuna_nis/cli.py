@@ -1,4 +1,4 @@
-"""The command ``optuna-nis``: search, retrain, report, predict."""
+"""The command ``optuna-nis``: search, retrain, report, predict, export."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def status(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Option(help="Folder written by retrain --output.")],
+    model: Annotated[Path, typer.Option(help="Folder written by retrain --output, or export.")],
     table: Annotated[Path, typer.Option(help="New rows: a CSV, TSV or Parquet file.")],
     output: Annotated[Path, typer.Option(help="The CSV file to write.")],
     quiet: Quiet = False,
@@ -315,6 +315,28 @@ def predict(
             columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]
         pd.DataFrame(found, columns=columns).to_csv(output, index=False)
         print(f"{len(found):,} predictions: {output}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="Folder written by retrain --output.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="dense (plain layers of torch), int8 or fp16 (fewer bits), each a folder that "
+            "predict reads; onnx, torch-export; torchrec.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write a retrained model for serving, with the vocabularies beside it."""
+    with _errors(quiet):
+        _silence_lightning()
+        from optuna_nis.lightning import export_model
+
+        print(export_model(model, form, output))
 
 
 def main() -> None:

@@ -65,6 +65,15 @@ def test_search_retrain_report_predict(table: Path) -> None:
     code, output = _run("predict", "--model", folder, "--table", table, "--output", found)
     assert code == 0, output
     assert len(pd.read_csv(found)) == 1200
+    served = table.parent / "served"
+    code, output = _run("export", "--model", folder, "--format", "int8", "--output", served)
+    assert code == 0, output
+    assert "int8 tables:" in output
+    code, output = _run("predict", "--model", served, "--table", table, "--output", found)
+    assert code == 0, output
+    code, output = _run("export", "--model", folder, "--format", "zip", "--output", served)
+    assert code == 1
+    assert "`format` must be one of" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(
@@ -191,6 +200,6 @@ def test_only_commands_that_train_import_torch(command: str, tmp_path: Path) -> 
 def test_help_teaches() -> None:
     code, output = _run("--help")
     assert code == 0
-    for command in ("search", "retrain", "report", "predict"):
+    for command in ("search", "retrain", "report", "predict", "export"):
         assert command in output
         assert _run(command, "--help")[0] == 0

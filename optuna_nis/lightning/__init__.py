@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.export import export_model
 from optuna_nis.lightning.job import DataConfig, retrain, search
 from optuna_nis.lightning.modules import (
     EmbeddingModule,
@@ -36,6 +37,7 @@ __all__ = [
     "Searchable",
     "Training",
     "evaluate",
+    "export_model",
     "objective",
     "reference_model",
     "retrain",

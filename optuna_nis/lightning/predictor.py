@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,15 @@ import torch
 
 from optuna_nis.allocation import Allocation
 from optuna_nis.datasets import Features
+from optuna_nis.export import quantize, to_dense
 from optuna_nis.lightning.modules import EmbeddingModule, RetrievalModule, reference_model
 
 _VERSION = 1
-_ALLOCATION, _FEATURES, _MODEL, _WEIGHTS = (
-    "allocation.json",
-    "features.json",
-    "model.json",
-    "weights.pt",
-)
+FEATURES_FILE: Final = "features.json"
+_ALLOCATION, _MODEL, _WEIGHTS = "allocation.json", "model.json", "weights.pt"
+
+#: What the tables of a model are kept as.
+Tables = Literal["multi-size", "dense", "int8", "float16"]
 
 
 class Predictor:
@@ -31,6 +32,7 @@ class Predictor:
         model: A trained model with multi-size embeddings.
         allocation: Its embedding sizes.
         features: Its features.
+        tables: What its tables are kept as.
 
     Example:
         >>> from optuna_nis import SearchSpace
@@ -41,10 +43,26 @@ class Predictor:
         (2,)
     """
 
-    def __init__(self, model: EmbeddingModule, allocation: Allocation, features: Features) -> None:
+    def __init__(
+        self,
+        model: EmbeddingModule,
+        allocation: Allocation,
+        features: Features,
+        tables: Tables = "multi-size",
+    ) -> None:
         self.model = model.eval()
         self.allocation = allocation
         self.features = features
+        self.tables = tables
+
+    def with_tables(self, tables: Tables) -> Predictor:
+        """The same with plain layers of torch, or with quantised ones.
+
+        Raises:
+            ValueError: If there is no such form, or the tables are no longer of several sizes.
+        """
+        model = _converted(copy.deepcopy(self.model), tables)
+        return Predictor(model, self.allocation, self.features, tables)
 
     def predict(self, frame: pd.DataFrame, *, batch_size: int = 16384) -> NDArray[Any]:
         """Predict for new rows.
@@ -84,8 +102,8 @@ class Predictor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _ALLOCATION).write_text(self.allocation.to_json())
-        (folder / _FEATURES).write_text(self.features.to_json())
-        meta = {"version": _VERSION, "options": self.model.options}
+        (folder / FEATURES_FILE).write_text(self.features.to_json())
+        meta = {"version": _VERSION, "options": self.model.options, "tables": self.tables}
         (folder / _MODEL).write_text(json.dumps(meta))
         torch.save(self.model.state_dict(), folder / _WEIGHTS)
 
@@ -98,17 +116,27 @@ class Predictor:
             ValueError: If the folder holds another version or is malformed.
         """
         folder = Path(folder)
-        for name in (_ALLOCATION, _FEATURES, _MODEL, _WEIGHTS):
+        for name in (_ALLOCATION, FEATURES_FILE, _MODEL, _WEIGHTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
                     f"`folder` must hold a model written by `optuna-nis retrain`, but "
                     f"{str(folder / name)!r} is not there."
                 )
         allocation = Allocation.from_json((folder / _ALLOCATION).read_text())
-        features = Features.from_json((folder / _FEATURES).read_text())
+        features = Features.from_json((folder / FEATURES_FILE).read_text())
         meta = json.loads((folder / _MODEL).read_text())
         if not isinstance(meta, dict) or meta.get("version") != _VERSION:
             raise ValueError(f"`folder` {str(folder)!r} must hold a model of version {_VERSION}.")
-        model = reference_model(features, **meta["options"])(allocation)
+        tables = meta.get("tables", "multi-size")
+        model = _converted(reference_model(features, **meta["options"])(allocation), tables)
         model.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
-        return cls(model, allocation, features)
+        return cls(model, allocation, features, tables)
+
+
+def _converted(model: EmbeddingModule, tables: Tables) -> EmbeddingModule:
+    if tables not in get_args(Tables):
+        known = ", ".join(map(repr, get_args(Tables)))
+        raise ValueError(f"`tables` must be one of {known}, got {tables!r}.")
+    if tables == "multi-size":
+        return model
+    return to_dense(model) if tables == "dense" else quantize(model, tables)

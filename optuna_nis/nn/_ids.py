@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -24,6 +24,12 @@ def check_ranks(ranks: Tensor | None, num_embeddings: int, name: str) -> Tensor 
     return torch.cat([ranks, torch.tensor([num_embeddings])])
 
 
+def accept_ranks(layer: nn.Module, ranks: Tensor | None, device: torch.device | None) -> None:
+    """Let a layer without ranks load some: they come with the weights, so counts need not be."""
+    if ranks is not None and layer._ranks is None:
+        layer._ranks = torch.empty_like(ranks, device=device)
+
+
 def to_ranks(ids: Tensor, ranks: Tensor | None, num_embeddings: int, name: str) -> Tensor:
     """Check ids and map them to ranks by frequency.
 
@@ -42,7 +48,8 @@ def to_ranks(ids: Tensor, ranks: Tensor | None, num_embeddings: int, name: str) 
                 f"`ids` of {name!r} must be between 0 and {num_embeddings} (the id out of "
                 f"vocabulary), got {wrong}."
             )
-    return ids if ranks is None else ranks[ids]
+    # Both may be int32, with which ONNX cannot index.
+    return ids if ranks is None else ranks[ids.long()].long()
 
 
 def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
@@ -59,6 +66,14 @@ def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
             f"`ids` of {name!r} must be of shape (batch, length), or flat with `offsets`, got "
             f"shape {tuple(ids.shape)} and offsets {offsets}."
         )
+
+
+def no_offsets(name: str, filler: str) -> str:
+    """Why bags given by offsets are refused where what data decides cannot be traced."""
+    return (
+        f"Bags of {name!r} given by `offsets` cannot be exported or compiled; pass ids of shape "
+        f"(batch, length), filled up with {filler}."
+    )
 
 
 def flat_bags(ids: Tensor, offsets: Tensor | None, name: str) -> tuple[Tensor, Tensor]:

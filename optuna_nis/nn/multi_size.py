@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.allocation import TableAllocation
-from optuna_nis.nn._ids import bag_sizes, check_bags, check_ranks, flat_bags, to_ranks
+from optuna_nis.nn._ids import (
+    accept_ranks,
+    bag_sizes,
+    check_bags,
+    check_ranks,
+    flat_bags,
+    no_offsets,
+    to_ranks,
+)
 from optuna_nis.nn._look_up import look_up
 
 BagMode = Literal["sum", "mean"]
@@ -86,6 +95,12 @@ class _MultiSize(nn.Module):
             if tier.projection is not None:
                 nn.init.normal_(tier.projection, std=1 / math.sqrt(tier.weight.shape[1]))
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        accept_ranks(self, state_dict.get(f"{prefix}_ranks"), self._device())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def tier_modules(self) -> list[Tier]:
         """The tiers, widest first."""
         return [tier for tier in self.tiers if isinstance(tier, Tier)]
@@ -105,7 +120,7 @@ class _MultiSize(nn.Module):
         return [tier.project(tier.weight) for tier in self.tier_modules()]
 
     def _device(self) -> torch.device | None:
-        return next((parameter.device for parameter in self.parameters()), None)
+        return next((each.device for each in chain(self.parameters(), self.buffers())), None)
 
     def _small(self, num_ids: int) -> bool:
         """Whether projecting the whole table costs less than projecting every looked-up row."""
@@ -274,11 +289,7 @@ class MultiSizeEmbeddingBag(_MultiSize):
         self, ranks: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
     ) -> Tensor:
         if offsets is not None:
-            raise ValueError(
-                f"Bags of {self.table.name!r} given by `offsets` cannot be exported or compiled; "
-                "pass ids of shape (batch, length), filled up with the id "
-                f"{self.num_embeddings}."
-            )
+            raise ValueError(no_offsets(self.table.name, f"the id {self.num_embeddings}"))
         output = torch.zeros(ranks.shape[0], self.embedding_dim, device=ranks.device)
         for tier, rows in rows_of_all(ranks, self.tier_modules()):
             if per_sample_weights is not None:

@@ -8,12 +8,13 @@ one layer of this package for each field of the table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optuna_nis.nn._ids import bag_sizes, bags_of
+from optuna_nis.nn._ids import accept_ranks, bag_sizes, bags_of, no_offsets
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding
 
@@ -47,11 +48,9 @@ class _Swapped(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # The order of the ids comes with the weights, so counts need not be at hand.
         for index, layer in enumerate(self.field_layers()):
             ranks = state_dict.get(f"{prefix}fields.{index}._ranks")
-            if ranks is not None and layer._ranks is None:
-                layer._ranks = torch.empty_like(ranks, device=self._ends.device)
+            accept_ranks(layer, ranks, self._ends.device)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _table(self) -> Tensor:
@@ -72,11 +71,11 @@ class _Swapped(nn.Module):
 
     def _columns(self, ids: Tensor) -> list[tuple[Field, Tensor]] | None:
         """Layer and ids of every field, if each has a column of its own; else None."""
+        # What data decides cannot be traced, and the length of bags is not to be fixed.
+        if torch.compiler.is_compiling():
+            return None
         layers = self.field_layers()
         if len(layers) == 1 or ids.dim() < 2 or ids.shape[-1] != len(layers):
-            return None
-        # What data decides cannot be traced.
-        if torch.compiler.is_compiling():
             return None
         if not bool(((ids >= self._starts) & (ids < self._ends)).all()):
             return None
@@ -196,11 +195,7 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
             output = self.fields[0](self._known(input), *more)
             return output
         else:
-            flat, bags, num_bags = self._bags(input, offsets)
-            rows = self._rows(flat)
-            if per_sample_weights is not None:
-                rows = rows * per_sample_weights.reshape(-1, 1)
-            output = rows.new_zeros(num_bags, self.embedding_dim).index_add(0, bags, rows)
+            output = self._sum(input, offsets, per_sample_weights)
         return output if self.mode == "sum" else output / self._sizes(input, offsets)
 
     def _pools(self, offsets: Tensor | None, weights: Tensor | None) -> bool:
@@ -209,8 +204,8 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
         return plain or isinstance(self.fields[0], MultiSizeEmbeddingBag)
 
     def _bags(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, int]:
-        (first, *_) = self.field_layers()
-        name = first.spec.name if isinstance(first, SupernetEmbedding) else first.table.name
+        first = self.field_layers()[0]
+        name = _name(first)
         choices = first.num_choices if isinstance(first, SupernetEmbedding) else 1
         if offsets is not None and choices > 1:
             raise ValueError(
@@ -219,10 +214,33 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
             )
         return bags_of(ids, offsets, name)
 
+    def _sum(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
+        if torch.compiler.is_compiling():
+            rows = self._traced_rows(ids, offsets)
+            return (rows if weights is None else rows * weights.unsqueeze(-1)).sum(1)
+        flat, bags, num_bags = self._bags(ids, offsets)
+        rows = self._rows(flat)
+        if weights is not None:
+            rows = rows * weights.reshape(-1, 1)
+        return rows.new_zeros(num_bags, self.embedding_dim).index_add(0, bags, rows)
+
+    def _traced_rows(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
+        """The rows of bags of one length, whose number no data decides."""
+        if offsets is not None:
+            raise ValueError(no_offsets(_name(self.field_layers()[0]), "its padding_idx"))
+        return self._rows(ids)
+
     def _sizes(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         return bag_sizes(self._known(ids), offsets, self.num_embeddings)
 
     def _maximum(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
+        if torch.compiler.is_compiling():
+            rows = self._traced_rows(ids, offsets)
+            if self.padding_idx is None:
+                return rows.amax(1)
+            known = torch.ne(ids, self.padding_idx).unsqueeze(-1)
+            highest = rows.masked_fill(~known, -math.inf).amax(1)
+            return torch.where(known.any(1), highest, torch.zeros_like(highest))
         flat, bags, num_bags = self._bags(ids, offsets)
         rows = self._rows(flat)
         if self.padding_idx is not None:
@@ -239,6 +257,21 @@ def become(layer: nn.Module, kind: type[_Swapped], fields: nn.ModuleList) -> Non
     layer.__class__ = kind
     assert isinstance(layer, _Swapped)
     layer.set_fields(fields)
+
+
+def restore(layer: SwappedEmbedding | SwappedEmbeddingBag, weight: nn.Parameter) -> None:
+    """Turn a layer back into one of torch, in place."""
+    del layer._modules["fields"]
+    for name in ("_starts", "_ends", "_padding_row"):
+        if name in layer._buffers:
+            delattr(layer, name)
+    plain = nn.Embedding if isinstance(layer, SwappedEmbedding) else nn.EmbeddingBag
+    object.__setattr__(layer, "__class__", plain)
+    layer.register_parameter("weight", weight)
+
+
+def _name(layer: Field) -> str:
+    return layer.spec.name if isinstance(layer, SupernetEmbedding) else layer.table.name
 
 
 def _size(layer: Field) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import copy
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import NISSampler
+from optuna_nis.export import to_dense, to_onnx
 from optuna_nis.lightning import NISCallback
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import (
@@ -30,6 +32,7 @@ from optuna_nis.nn import (
     swapped_layers,
 )
 
+Batch = list[Tensor]
 USERS, ITEMS, CITIES, LENGTH = 300, 120, 12, 5
 SIZES = [USERS, ITEMS, CITIES]
 
@@ -71,7 +74,10 @@ def _loader(rows: int, seed: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(user, item, city, history, label.long()), batch_size=64)
 
 
-def _search_and_retrain(build: Callable[[], Wrapped], ids: Any = None, **options: Any) -> None:
+def _search_and_retrain(
+    build: Callable[[], Wrapped], ids: Any = None, **options: Any
+) -> tuple[Wrapped, Batch]:
+    """A model of the sizes found, trained, and a batch to predict."""
     torch.manual_seed(0)
     train, val = _loader(1280, 0), _loader(320, 1)
     batch = next(iter(val))
@@ -102,6 +108,29 @@ def _search_and_retrain(build: Callable[[], Wrapped], ids: Any = None, **options
     before = _loss(final, train)
     quiet_trainer(max_epochs=3).fit(final, train, val)
     assert _loss(final, train) < before - 0.02
+    return final.eval(), batch
+
+
+def _export(final: Wrapped, batch: Batch, build: Callable[[], Wrapped], path: Path | None) -> None:
+    """As plain layers, which the code of others loads; and as ONNX where a path is given."""
+    expected = final(batch)
+    if path is not None:
+        # The label is no input of the model.
+        to_onnx(Inputs(final), tuple(batch[:-1]), path, bags=["input_3"])
+    plain = build().eval()
+    plain.load_state_dict(to_dense(final).state_dict())
+    torch.testing.assert_close(plain(batch), expected)
+
+
+class Inputs(nn.Module):
+    """The model as it is served."""
+
+    def __init__(self, model: Wrapped) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model([*inputs, inputs[0]])
 
 
 @torch.no_grad()
@@ -112,7 +141,7 @@ def _loss(model: Wrapped, loader: DataLoader[Any]) -> float:
     return float(torch.stack(losses).mean())
 
 
-def test_deepctr_torch() -> None:
+def test_deepctr_torch(tmp_path: Path) -> None:
     pytest.importorskip("requests")
     # It asks for its latest version when it is imported.
     with mock.patch("threading.Thread"):
@@ -136,7 +165,8 @@ def test_deepctr_torch() -> None:
     def build() -> Wrapped:
         return Wrapped(DeepFM(columns, columns, dnn_hidden_units=(32,)), predict)
 
-    _search_and_retrain(build)
+    final, batch = _search_and_retrain(build)
+    _export(final, batch, build, tmp_path / "model.onnx")
     # The penalty of its weights, which it holds in a list of its own, is that of the supernet.
     model = build()
     with torch.no_grad():
@@ -149,7 +179,7 @@ def test_deepctr_torch() -> None:
     assert tables.grad is not None
 
 
-def test_torch_rechub() -> None:
+def test_torch_rechub(tmp_path: Path) -> None:
     pytest.importorskip("torch_rechub")
     from torch_rechub.basic.features import SequenceFeature, SparseFeature
     from torch_rechub.basic.initializers import RandomNormal
@@ -175,11 +205,12 @@ def test_torch_rechub() -> None:
         )
         return Wrapped(net, predict)
 
-    _search_and_retrain(build)
+    final, batch = _search_and_retrain(build)
+    _export(final, batch, build, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("linear", [True, False])
-def test_torchfm(linear: bool) -> None:
+def test_torchfm(linear: bool, tmp_path: Path) -> None:
     pytest.importorskip("torchfm")
     from torchfm.model.dfm import DeepFactorizationMachineModel
 
@@ -192,9 +223,10 @@ def test_torchfm(linear: bool) -> None:
 
     fields = {"net.embedding.embedding": {"user": USERS, "item": ITEMS, "city": CITIES}}
     if linear:
-        _search_and_retrain(build, fields=fields | {"net.linear.fc": SIZES})
+        final, batch = _search_and_retrain(build, fields=fields | {"net.linear.fc": SIZES})
     else:
-        _search_and_retrain(build, fields=fields, exclude=["net.linear.*"])
+        final, batch = _search_and_retrain(build, fields=fields, exclude=["net.linear.*"])
+    _export(final, batch, build, tmp_path / "model.onnx" if linear else None)
 
 
 def test_torch_geometric() -> None:
@@ -217,4 +249,6 @@ def test_torch_geometric() -> None:
     def ids(batch: list[Tensor]) -> dict[str, Tensor]:
         return {"net.embedding": torch.cat([batch[0], USERS + batch[1]])}
 
-    _search_and_retrain(build, ids, fields={"net.embedding": [USERS, ITEMS]})
+    final, batch = _search_and_retrain(build, ids, fields={"net.embedding": [USERS, ITEMS]})
+    # Its graph goes beside the ids, and is not for ONNX.
+    _export(final, batch, build, None)

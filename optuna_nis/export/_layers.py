@@ -1,0 +1,61 @@
+"""Finding the multi-size layers of a model, and putting others in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+    SupernetEmbedding,
+)
+
+MultiSize = MultiSizeEmbedding | MultiSizeEmbeddingBag
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def check_sized(model: nn.Module) -> None:
+    """Raise a ValueError if a model has no multi-size layer, or is still to be searched."""
+    check_not_searchable(model)
+    if not any(isinstance(layer, MultiSize) for layer in model.modules()):
+        raise ValueError(
+            f"`model` must have a multi-size embedding layer, got a {type(model).__name__} "
+            "without."
+        )
+
+
+def check_not_searchable(model: nn.Module) -> None:
+    """Raise a ValueError if a model still has layers of a supernet."""
+    for layer in model.modules():
+        if isinstance(layer, SupernetEmbedding):
+            raise ValueError(
+                f"`model` is still searchable: {layer.spec.name!r} is a layer of a supernet. "
+                "Give it its sizes first: apply_allocation(model, allocation)."
+            )
+
+
+def replace_layers(model: Model, new: Callable[[MultiSize], nn.Module]) -> nn.Module:
+    """Put other layers in the place of the multi-size layers of a model.
+
+    A layer that is held in several places is replaced by the same one in all of them.
+
+    Returns:
+        The model, or what takes its place if it is a layer itself.
+    """
+    done: dict[int, nn.Module] = {}
+
+    def replacement(layer: MultiSize) -> nn.Module:
+        if id(layer) not in done:
+            done[id(layer)] = new(layer).train(layer.training)
+        return done[id(layer)]
+
+    if isinstance(model, MultiSize):
+        return replacement(model)
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, MultiSize):
+                parent._modules[name] = replacement(child)
+    return model
