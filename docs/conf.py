@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 import sys
 from typing import Any
@@ -39,6 +40,8 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+# The one package that `make docs` does without where it cannot be had.
+autodoc_mock_imports = [] if find_spec("torchrec") else ["torchrec"]
 autodoc_default_options = {"members": True}
 python_display_short_literal_types = True
 napoleon_google_docstring = True
