@@ -21,7 +21,8 @@ def add_finished_trials(study: Study, trials: Sequence[FrozenTrial]) -> list[int
     """Add finished trials to a study, as :meth:`optuna.Study.add_trials` does, all or none.
 
     On a relational database they are written in one transaction; other storages take them one by
-    one.
+    one. PostgreSQL is not waited for until it has them on the disk: if the server crashes, and not
+    only the search, it may lose what came in the last second.
 
     Args:
         study: A study of one objective.
@@ -59,9 +60,12 @@ def _relational(storage: BaseStorage) -> RDBStorage | None:
 def _insert(storage: RDBStorage, study_id: int, trials: Sequence[FrozenTrial]) -> list[int]:
     from optuna.storages._rdb import models
     from optuna.storages._rdb.storage import _create_scoped_session
-    from sqlalchemy import insert
+    from sqlalchemy import insert, text
 
+    dialect = storage.engine.dialect
     with _create_scoped_session(storage.scoped_session) as session:
+        if dialect.name == "postgresql":
+            session.execute(text("SET LOCAL synchronous_commit TO OFF"))
         # As in Optuna: the lock makes numbers unique on servers, the first insert on SQLite.
         models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
         rows = [
@@ -112,5 +116,10 @@ def _insert(storage: RDBStorage, study_id: int, trials: Sequence[FrozenTrial]) -
             *attributes.items(),
         ):
             if records:
-                session.execute(insert(model), records)
+                table = model.__table__
+                statement: Any = insert(table)
+                if dialect.insert_executemany_returning:
+                    # Not for what it returns, but since all rows are then sent in one statement.
+                    statement = statement.returning(*table.primary_key)
+                session.execute(statement, records)
     return list(range(first, first + len(trials)))
