@@ -9,9 +9,9 @@ search found is trained from scratch and tested.
 
 Prints one JSON object as its last line: for each seed the test AUC and the best validation value
 of both searches; their means and the standard deviation of the undisturbed ones; ``difference``,
-the mean of the killed ones less that of the others, for both; ``within_one_std``; and what was
-kept: kills, trials scored (each update of the controller exactly once), seconds of the processor
-lost to all kills, starts of the program included.
+the mean of the killed ones less that of the others, for both; ``within_one_std``; and how each
+run went: kills, trials scored (each update of the controller exactly once; who is killed while
+the finalists are being scored scores them again), and seconds of the processor, starts included.
 """
 
 from __future__ import annotations
