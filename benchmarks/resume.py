@@ -145,9 +145,9 @@ def tested(study: optuna.Study, data: EmbeddingDataModule) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--max-rows", type=int, default=40_000)
+    parser.add_argument("--max-rows", type=int, default=30_000)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
