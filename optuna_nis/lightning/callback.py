@@ -506,8 +506,8 @@ class NISCallback(Callback):
             options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
             options = options[np.argsort(-policy.log_prob(options), kind="stable")]
             choices = [self.space.allocation(params) for params in policy.params(options)]
-            choices.sort(key=lambda choice: choice.num_parameters < _MIN_USE * budget)
-            groups.append(choices[:_PROPOSALS_PER_SHARE])
+            using = [c for c in choices if c.num_parameters >= _MIN_USE * budget]
+            groups.append((using or choices)[:_PROPOSALS_PER_SHARE])
         return groups
 
 
