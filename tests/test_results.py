@@ -229,9 +229,9 @@ def test_numbers_of_trials_are_read_or_refused_by_name(value):
 
 def test_best_trial_breaks_no_constraint_if_any_does_not():
     study = optuna.create_study(direction="maximize")
-    study.add_trial(optuna.create_trial(value=0.9, constraints={"memory": 5.0}))
+    study.add_trial(optuna.create_trial(value=0.9, system_attrs={"constraints:memory": 5.0}))
     assert stored.best_trial(study).value == 0.9
-    study.add_trial(optuna.create_trial(value=0.3, constraints={"memory": -5.0}))
+    study.add_trial(optuna.create_trial(value=0.3, system_attrs={"constraints:memory": -5.0}))
     assert stored.best_trial(study).value == 0.3
 
 

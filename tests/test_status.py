@@ -68,7 +68,7 @@ def test_status_of_any_study():
             value=-1.0,
             params={"x": 0},
             distributions=study.trials[0].distributions,
-            constraints={"memory": 1.0},
+            system_attrs={"constraints:memory": 1.0},
         )
     )
     status = status_of(study, num_best=100)

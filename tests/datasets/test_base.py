@@ -273,10 +273,10 @@ def test_validation_is_complete_and_stays_in_order() -> None:
 def test_processes_share_the_batches() -> None:
     data = Synthetic(batch_size=16)
     data.setup("fit")
-    sampler: Any = data.train_dataloader().sampler
 
     shares = []
     for rank in (0, 1):
+        sampler: Any = data.train_dataloader().sampler  # each process has its own
         wrapper = DistributedSamplerWrapper(sampler, num_replicas=2, rank=rank, shuffle=False)
         wrapper.set_epoch(3)
         shares += list(wrapper)
