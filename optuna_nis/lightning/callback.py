@@ -484,11 +484,8 @@ class NISCallback(Callback):
         """For each share of the budget, the best of the policy's proposals on some batches."""
         groups = self._proposals()
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
-        totals = sum(
-            self._score(trainer, pl_module, distinct).nan_to_num(-math.inf)
-            for _ in range(_PROPOSAL_BATCHES)
-        )
-        value = dict(zip(distinct, torch.as_tensor(totals).tolist()))
+        scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
+        value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
         return [
             sorted(group, key=value.__getitem__, reverse=True)[:_FINALISTS_PER_SHARE]
             for group in groups
