@@ -173,6 +173,9 @@ def save_space(study: Study, space: SearchSpace) -> None:
 
     Raises:
         ValueError: If the study was searched with another space.
+
+    Example:
+        >>> save_space(study, space_of(study))
     """
     before = _read_text(study, SPACE_ATTR)
     if before and (old := SearchSpace.from_json(before)) != space:
@@ -191,6 +194,10 @@ def space_of(study: Study) -> SearchSpace:
 
     Raises:
         ValueError: If the study holds no space.
+
+    Example:
+        >>> [spec.name for spec in space_of(study).specs]
+        ['user', 'city']
     """
     text = _read_text(study, SPACE_ATTR)
     if not text:
@@ -207,6 +214,10 @@ def metric_of(study: Study) -> str:
 
     Raises:
         ValueError: If the study holds something else in its place.
+
+    Example:
+        >>> metric_of(study)
+        'quality'
     """
     name = study.user_attrs.get(METRIC_ATTR, "quality")
     with _naming(study, METRIC_ATTR):
@@ -223,6 +234,10 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
 
     Raises:
         ValueError: If the study has another direction or several objectives.
+
+    Example:
+        >>> len(finished_trials(study))
+        20
     """
     if study.directions != [StudyDirection.MAXIMIZE]:
         directions = [direction.name.lower() for direction in study.directions]
@@ -238,6 +253,10 @@ def value_of(trial: FrozenTrial) -> float:
 
     Raises:
         ValueError: If the trial has none.
+
+    Example:
+        >>> value_of(best_trial(study)) == study.best_value
+        True
     """
     if trial.value is None:
         raise ValueError(f"`trial` {trial.number} has no value.")
@@ -254,6 +273,10 @@ def number_of(trial: FrozenTrial, key: str, default: float) -> float:
 
     Raises:
         ValueError: If the attribute is no number, or not finite.
+
+    Example:
+        >>> number_of(study.trials[0], "penalty", default=0.0)
+        0.0
     """
     value = trial.user_attrs.get(key)
     if value is None:
@@ -267,13 +290,23 @@ def number_of(trial: FrozenTrial, key: str, default: float) -> float:
 
 
 def fidelity_of(trial: FrozenTrial) -> str | None:
-    """How a trial was scored, :obj:`None` if it does not say."""
+    """How a trial was scored, :obj:`None` if it does not say.
+
+    Example:
+        >>> fidelity_of(study.trials[0]) is None
+        True
+    """
     fidelity = trial.user_attrs.get(FIDELITY_ATTR)
     return fidelity if fidelity in _FIDELITIES else None
 
 
 def is_trained(trial: FrozenTrial) -> bool:
-    """Whether a trial was trained for real, not scored with shared weights."""
+    """Whether a trial was trained for real, not scored with shared weights.
+
+    Example:
+        >>> is_trained(study.trials[0])
+        False
+    """
     return fidelity_of(trial) == TRAINED
 
 
@@ -290,6 +323,10 @@ def best_trial(study: Study) -> FrozenTrial:
     Raises:
         ValueError: If no trial has finished with a finite value, or the study does not maximise
             one reward.
+
+    Example:
+        >>> best_trial(study).number == study.best_trial.number
+        True
     """
     trials = finished_trials(study)
     trials = [trial for trial in trials if is_feasible(trial)] or trials
@@ -305,7 +342,12 @@ def best_trial(study: Study) -> FrozenTrial:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial breaks no constraint."""
+    """Whether a trial breaks no constraint.
+
+    Example:
+        >>> is_feasible(best_trial(study))
+        True
+    """
     constraints = getattr(trial, "constraints", None)
     if constraints is None:
         # They are new in Optuna 5; to Optuna 4 they are attributes like any other.
@@ -340,6 +382,9 @@ def save_results(study: Study, results: Iterable[RetrainResult]) -> None:
 
     Raises:
         ValueError: If two results have the same name.
+
+    Example:
+        >>> save_results(study, [RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)])
     """
     found = list(results)
     names = [result.name for result in found]
@@ -357,6 +402,10 @@ def results_of(study: Study) -> list[RetrainResult]:
 
     Raises:
         ValueError: If the study holds something else in their place.
+
+    Example:
+        >>> results_of(study)
+        []
     """
     text = _read_text(study, RESULTS_ATTR)
     if not text:
@@ -392,7 +441,14 @@ def relative_gain(results: Iterable[RetrainResult], *, over: str = "uniform") ->
 
 
 def search_cost_ratio(study: Study) -> float | None:
-    """Time of the search over that of one plain training, :obj:`None` if not recorded."""
+    """Time of the search over that of one plain training, :obj:`None` if not recorded.
+
+    Example:
+        >>> study.set_user_attr(SEARCH_SECONDS_ATTR, 30.0)
+        >>> study.set_user_attr(PLAIN_SECONDS_ATTR, 20.0)
+        >>> search_cost_ratio(study)
+        1.5
+    """
     seconds = []
     for key in (SEARCH_SECONDS_ATTR, PLAIN_SECONDS_ATTR):
         value = study.user_attrs.get(key)
@@ -414,6 +470,11 @@ def summary_of(study: Study) -> dict[str, Any]:
 
     Raises:
         ValueError: If nothing has been retrained.
+
+    Example:
+        >>> save_results(study, [RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)])
+        >>> summary_of(study)["nis"]["mean"]
+        0.77
     """
     results = results_of(study)
     if not results:

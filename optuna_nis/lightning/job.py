@@ -240,6 +240,14 @@ def search(
     Raises:
         ValueError: If an argument is out of range, the data cannot be used, or the study was
             searched with another space or other data.
+
+    Example:
+        >>> import optuna
+        >>> study = optuna.create_study(direction="maximize")
+        >>> config = DataConfig(dataset="flights", max_rows=2_000)
+        >>> best = search(study, config, budget="25%", epochs=1, num_updates=2)
+        >>> best.num_parameters <= space_of(study).budget
+        True
     """
     datamodule = data.datamodule(withhold_test=True)
     datamodule.shard = shard
@@ -368,6 +376,14 @@ def retrain(
 
     Raises:
         ValueError: If the study has not been searched, or there is no seed.
+
+    Example:
+        >>> import optuna
+        >>> study = optuna.create_study(direction="maximize")
+        >>> config = DataConfig(dataset="flights", max_rows=2_000)
+        >>> _ = search(study, config, budget="25%", epochs=1, num_updates=2)
+        >>> [result.name for result in retrain(study, seeds=[0], max_epochs=1)]
+        ['nis', 'uniform', 'full']
     """
     if not seeds:
         raise ValueError("`seeds` must hold at least one seed, got none.")

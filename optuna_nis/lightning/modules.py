@@ -41,7 +41,8 @@ class FeatureEmbeddings(nn.Module):
 
     Raises:
         TypeError: If ``tables`` is neither.
-        ValueError: If the widths seen downstream differ between features, or a bag is unknown.
+        ValueError: If the widths seen downstream differ between features, or a bag is unknown; in
+            the forward pass if ids have the wrong number of dimensions.
 
     Shapes:
         - batch: for every feature ``(batch,)``, or ``(batch, length)`` for bags
@@ -79,9 +80,19 @@ class FeatureEmbeddings(nn.Module):
                 f"{sorted(widths)}."
             )
         self.embedding_dim = widths.pop()
+        self._bags = sorted(bags)
+        self._shapes = {
+            name: ("batch", "length") if name in bags else ("batch",) for name in self.names
+        }
 
     def forward(self, batch: Batch) -> Tensor:
         """Look up every feature."""
+        for name, shape in self._shapes.items():
+            if batch[name].dim() != len(shape):
+                raise ValueError(
+                    f"The ids of {name!r} must have the shape ({', '.join(shape)}), `bags` being "
+                    f"{self._bags}, got {tuple(batch[name].shape)}."
+                )
         return torch.stack([layer(batch[n]) for n, layer in zip(self.names, self.layers)], dim=1)
 
 

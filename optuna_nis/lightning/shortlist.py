@@ -74,6 +74,16 @@ def train_shortlist(
 
     Returns:
         All choices, best first.
+
+    Example:
+        >>> from optuna_nis import SearchSpace, baselines
+        >>> from optuna_nis.lightning import reference_model
+        >>> space = SearchSpace(data.embedding_specs(8), budget="50%")
+        >>> build = reference_model(data.features)
+        >>> choices = [space.full(), baselines.uniform(space, projected=True)]
+        >>> found = train_shortlist(choices, build(space), build, data)
+        >>> found[0].val_metric >= found[1].val_metric
+        True
     """
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())
@@ -180,6 +190,16 @@ def warm_start(model: LightningModule, supernet: LightningModule) -> None:
     Raises:
         ValueError: If the parameters outside the embeddings are not the same in both, or an
             embedding sorts its ids in another order.
+
+    Example:
+        >>> from optuna_nis import SearchSpace
+        >>> from optuna_nis.lightning import reference_model
+        >>> space = SearchSpace(data.embedding_specs(8))
+        >>> build = reference_model(data.features)
+        >>> supernet, model = build(space), build(space.full())
+        >>> warm_start(model, supernet)
+        >>> torch.equal(model.head.weight, supernet.head.weight)
+        True
     """
     embeddings = supernet_layers(supernet)
     layers = [

@@ -141,6 +141,13 @@ def test_bad_arguments() -> None:
         RetrievalModule(SPACE, num_classes=2, num_sampled=0)
 
 
+@pytest.mark.parametrize("bags", [(), ("user", "genres")])
+def test_ids_of_a_wrong_shape_are_named(bags: tuple[str, ...]) -> None:
+    model = RankingModule(SPACE.full(), bags=bags)
+    with pytest.raises(ValueError, match=r"The ids of '(genres|user)' must have the shape .*bags"):
+        model(_batch())
+
+
 def test_training_returns_to_its_best_epoch(datamodule: TableDataModule) -> None:
     space = SearchSpace(datamodule.embedding_specs(8))
     build = reference_model(datamodule.features, learning_rate=0.02)
