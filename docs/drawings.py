@@ -61,7 +61,7 @@ def blocks(theme: str) -> str:
 
 
 def tiers(theme: str) -> str:
-    """How an id becomes a row: its tier, and the projection where the tier is narrow."""
+    """How an id becomes a row: its tier, and as much of the projection as the tier is wide."""
     ink, line, _ = THEMES[theme]
     table = SPACE.allocation(PARAMS)["item"]
     dim, out = table.embedding_dim, 560
@@ -87,20 +87,24 @@ def tiers(theme: str) -> str:
             ),
         ]
         end = LEFT + 68 + width
-        if tier.embedding_dim < dim:
-            shape = f"{tier.embedding_dim} x {dim}"
-            parts += [
-                _arrow(end, middle, LEFT + 242, line),
-                f'<rect x="{LEFT + 250}" y="{middle - 16}" width="{8 * dim}" height="32" '
-                f'fill="none" stroke="{fill}" stroke-width="2"/>',
-                _text(LEFT + 250 + 4 * dim, middle + 5, shape, ink, anchor="middle"),
-                _arrow(LEFT + 258 + 8 * dim, middle, out - 8, line),
-            ]
-        else:
-            parts += [
-                _arrow(end, middle, out - 8, line),
-                _text(LEFT + 250 + 4 * dim, middle - 8, "none", ink, anchor="middle", size=12),
-            ]
+        # The rows of the projection that this tier uses, out of all.
+        rows = 4 * tier.embedding_dim
+        parts += [
+            _arrow(end, middle, LEFT + 242, line),
+            f'<rect x="{LEFT + 250}" y="{middle - 2 * dim}" width="{8 * dim}" height="{4 * dim}" '
+            f'fill="none" stroke="{line}"/>',
+            f'<rect x="{LEFT + 250}" y="{middle - 2 * dim}" width="{8 * dim}" height="{rows}" '
+            f'fill="{fill}"/>',
+            _text(
+                LEFT + 250 + 4 * dim,
+                middle + 2 * dim + 16,
+                f"{tier.embedding_dim} of {dim} rows",
+                ink,
+                anchor="middle",
+                size=12,
+            ),
+            _arrow(LEFT + 258 + 8 * dim, middle, out - 8, line),
+        ]
         parts.append(_row(out, middle, dim, fill))
         first = last + 1
     middle = 44 + height * len(table.tiers) + 16

@@ -35,9 +35,9 @@ class TableAllocation:
 
     Ids are ranks: 0 is the most frequent. The first ``tiers[0].num_embeddings`` ids have rows of
     ``tiers[0].embedding_dim`` numbers, the next ``tiers[1].num_embeddings`` those of the second
-    tier, and so on; ids beyond the last tier are out of vocabulary. A tier that is narrower than
-    ``embedding_dim`` carries a projection of shape ``(tier.embedding_dim, embedding_dim)``; one
-    that is as wide needs none.
+    tier, and so on; ids beyond the last tier are out of vocabulary. All tiers share a projection
+    of shape ``(tiers[0].embedding_dim, embedding_dim)``, of which a narrower tier uses the first
+    rows. A table whose rows are all as wide as ``embedding_dim`` needs none.
 
     Args:
         name: Name of the feature.
@@ -53,7 +53,7 @@ class TableAllocation:
         >>> print(table)
         tailnum: 400x32 + 1200x8 (of 4043x32)
         >>> table.num_embedding_parameters, table.num_projection_parameters
-        (22400, 256)
+        (22400, 1024)
     """
 
     name: str
@@ -95,18 +95,19 @@ class TableAllocation:
         return sum(tier.num_embeddings for tier in self.tiers)
 
     @property
+    def is_projected(self) -> bool:
+        """Whether there is a projection: some row is narrower than the output."""
+        return any(tier.embedding_dim != self.embedding_dim for tier in self.tiers)
+
+    @property
     def num_embedding_parameters(self) -> int:
         """Numbers in the rows of all tiers."""
         return sum(tier.num_embeddings * tier.embedding_dim for tier in self.tiers)
 
     @property
     def num_projection_parameters(self) -> int:
-        """Numbers in the projections of the tiers."""
-        return sum(
-            tier.embedding_dim * self.embedding_dim
-            for tier in self.tiers
-            if tier.embedding_dim != self.embedding_dim
-        )
+        """Numbers in the projection that the tiers share."""
+        return self.tiers[0].embedding_dim * self.embedding_dim if self.is_projected else 0
 
     @property
     def num_parameters(self) -> int:
@@ -137,9 +138,9 @@ class Allocation(Mapping[str, TableAllocation]):
         user: 100x16 + 900x4 (of 1000x16)
         city: removed (of 50x16)
         >>> allocation.num_parameters, allocation.num_projection_parameters
-        (5264, 64)
+        (5456, 256)
         >>> allocation.nbytes("float16")
-        10528
+        10912
         >>> Allocation.from_json(allocation.to_json()) == allocation
         True
     """

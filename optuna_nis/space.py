@@ -499,10 +499,12 @@ class _Table:
         self.mode = mode
         self.rows = np.array(spec.row_blocks)
         self.widths = np.array(spec.widths)
-        # A tier narrower than the output carries a projection.
+        # The widest tier pays for the projection that all share; a table of full width has none
+        # until a narrower tier follows.
         self.projection = np.where(
             self.widths == spec.embedding_dim, 0, self.widths * spec.embedding_dim
         )
+        self.late_projection = np.where(self.projection > 0, spec.embedding_dim**2, 0)
         if mode == "single":
             self.names = [spec.name]
             self._grid = [(0, 0)] + [(v, d) for v in spec.row_cuts for d in spec.widths[1:]]
@@ -603,19 +605,21 @@ class _Blocks:
         self._rows = np.concatenate([table.rows for table in tables])
         self._widths = np.concatenate([table.widths for table in tables])
         self._projections = np.concatenate([table.projection for table in tables])
+        self._late_projections = np.concatenate([table.late_projection for table in tables])
 
     def num_parameters(self, shifted: FloatArray) -> int:
         """Parameters of all tables, their widths given as by :meth:`_Table.levels`."""
         levels = np.minimum(np.maximum(np.floor(shifted), 0), self._highest)
         options = levels.astype(np.int64) + self._starts
-        is_new_tier = self._is_first.copy()
-        is_new_tier[1:] |= options[1:] != options[:-1]
         embeddings = self._rows @ self._widths[options]
-        return int(embeddings + is_new_tier @ self._projections[options])
+        after_full = ~self._is_first
+        after_full[1:] &= levels[:-1] == self._highest[:-1]
+        projections = self._is_first @ self._projections[options]
+        return int(embeddings + projections + after_full @ self._late_projections[options])
 
 
 class _SpaceWalk:
-    """Draws within a budget: widths that fall with the rank, projections paid per tier."""
+    """Draws within a budget: widths that fall with the rank, projections paid per table."""
 
     def __init__(self, tables: Sequence[_Table], budget: int, n: int) -> None:
         self._left = np.full(n, budget, dtype=np.int64)
@@ -634,8 +638,12 @@ class _SpaceWalk:
             return table.costs(index)[None, :], None
         previous = self._previous[table.spec.name]
         options = np.arange(len(table.widths))
-        new_tier = options[None, :] != previous[:, None] if index else np.ones((1, 1), bool)
-        cost = table.rows[index] * table.widths + new_tier * table.projection
+        if index == 0:
+            projection = table.projection[None, :]
+        else:
+            after_full = previous == len(table.widths) - 1
+            projection = after_full[:, None] * table.late_projection
+        cost = table.rows[index] * table.widths + projection
         return cost, options[None, :] <= previous[:, None]
 
     def allowed(self, name: str) -> BoolArray:

@@ -42,9 +42,8 @@ def test_sizes_are_sums(allocation: Allocation) -> None:
     rows = projections = 0
     for table in allocation.values():
         rows += sum(v * d for v, d in table.tiers)
-        projections += sum(
-            d * table.embedding_dim for _, d in table.tiers if d < table.embedding_dim
-        )
+        if any(d < table.embedding_dim for _, d in table.tiers):
+            projections += max(d for _, d in table.tiers) * table.embedding_dim
         assert 0 <= table.kept <= table.num_embeddings
     assert allocation.num_embedding_parameters == rows
     assert allocation.num_projection_parameters == projections
@@ -52,9 +51,11 @@ def test_sizes_are_sums(allocation: Allocation) -> None:
     assert allocation.nbytes("float16") == 2 * allocation.num_parameters
 
 
-def test_only_narrow_tiers_carry_projections() -> None:
-    assert (USER.num_embedding_parameters, USER.num_projection_parameters) == (3600, 64)
-    assert USER.num_parameters == 3664
+def test_only_tables_with_narrow_tiers_carry_a_projection() -> None:
+    assert (USER.num_embedding_parameters, USER.num_projection_parameters) == (3600, 256)
+    assert USER.num_parameters == 3856
+    full = TableAllocation("user", 1000, 16, (Tier(100, 16),))
+    assert (full.is_projected, full.num_projection_parameters) == (False, 0)
 
 
 def test_text() -> None:

@@ -35,9 +35,9 @@ for mode in ("single", "multi"):
 # What a size costs
 # -----------------
 #
-# Parameters: rows times width, and for each tier narrower than the table a projection to its full
-# width, without which the model could not add or compare them. A budget is a number of parameters,
-# a share of the full tables, or bytes.
+# Parameters: rows times width, and for a table with rows narrower than its full width a projection
+# to that, without which the model could not add or compare them. A budget is a number of
+# parameters, a share of the full tables, or bytes.
 narrow = baselines.uniform(SearchSpace([aircraft]), width=8, projected=True)
 print(narrow, "costs", narrow.num_embedding_parameters, "+", narrow.num_projection_parameters)
 for budget in (32_000, 0.25, "25%", "128kB"):

@@ -48,10 +48,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     It holds a dictionary with ``"version"``, 1; ``"allocation"``, the JSON text of
     :meth:`Allocation.to_json <optuna_nis.Allocation.to_json>`; and ``"state_dict"``, that of the
     model. In the latter, a multi-size layer has for each tier ``tiers.N.weight``, of shape
-    ``(ids, width)``, and, unless it is as wide as the output, ``tiers.N.projection``,
-    ``(width, embedding_dim)``. ``_ranks``, if ids are not ranks already, is the rank of every id
-    and of the id unknown. There are tensors, numbers and text in it, and nothing is executed
-    when it is read.
+    ``(ids, width)``, and, unless all are as wide as the output, a ``projection``,
+    ``(largest width, embedding_dim)``. ``_ranks``, if ids are not ranks already, is the rank of
+    every id and of the id unknown. There are tensors, numbers and text in it, and nothing is
+    executed when it is read.
 
     Args:
         model: A model with multi-size layers, quantised or not.

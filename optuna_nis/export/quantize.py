@@ -145,15 +145,15 @@ def quantization_report(model: nn.Module, dtype: Dtype = "int8") -> Quantization
         >>> from optuna_nis import Tier as Size
         >>> sizes = TableAllocation("user", 100, 16, (Size(10, 16), Size(40, 4)))
         >>> report = quantization_report(MultiSizeEmbedding(sizes), "int8")
-        >>> report.nbytes, report.nbytes_before  # (10 * (16 + 4) + 40 * 8 + 4 * 16 * 2)
-        (648, 1536)
+        >>> report.nbytes, report.nbytes_before  # (10 * (16 + 4) + 40 * 8 + 16 * 16 * 2)
+        (1032, 2304)
     """
     _check(model, dtype)
     return QuantizationReport(tuple(_report(layer, dtype) for layer in _layers(model)))
 
 
 class QuantizedTier(Tier):
-    """Rows of one width as codes, and their projection in float16.
+    """Rows of one width as codes.
 
     Args:
         tier: The rows.
@@ -186,10 +186,6 @@ class QuantizedTier(Tier):
             scale_offset = torch.stack([scale, offset], 1)
         self.register_buffer("codes", codes)
         self.register_buffer("scale_offset", scale_offset)
-        projection = tier.projection
-        self.register_buffer(
-            "projection", None if projection is None else _half(projection.detach(), name)
-        )
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -203,10 +199,6 @@ class QuantizedTier(Tier):
             return rows
         scale_offset = functional.embedding(ids, self.scale_offset).to(self.dtype)
         return rows * scale_offset[..., :1] + scale_offset[..., 1:]
-
-    def project(self, rows: Tensor) -> Tensor:
-        """Rows in the width of the output."""
-        return rows if self.projection is None else rows @ self.projection.to(rows.dtype)
 
 
 class QuantizedEmbedding(MultiSizeEmbedding):
@@ -228,7 +220,7 @@ class QuantizedEmbedding(MultiSizeEmbedding):
         ranks = to_ranks(ids, self._ranks, self.num_embeddings, self.table.name)
         output = torch.zeros(ranks.numel(), self.embedding_dim, device=ids.device)
         for tier, where, local in _found(ranks.reshape(-1), self.tier_modules()):
-            rows = tier.project(tier.rows(local))
+            rows = self.project(tier.rows(local))
             output = output.to(rows.dtype)
             output[where] = rows
         return output.view(*ids.shape, self.embedding_dim)
@@ -261,7 +253,7 @@ class QuantizedEmbeddingBag(MultiSizeEmbeddingBag):
             if per_sample_weights is not None:
                 rows = rows * per_sample_weights.reshape(-1)[where].unsqueeze(1)
             pooled = rows.new_zeros(num_bags, rows.shape[1]).index_add(0, bags[where], rows)
-            output = output + tier.project(pooled)
+            output = output + self.project(pooled)
         return output
 
 
@@ -292,6 +284,10 @@ def _take_over(new: MultiSize, layer: MultiSize, dtype: Dtype) -> None:
     new.tiers = nn.ModuleList(
         QuantizedTier(tier, dtype, layer.table.name) for tier in layer.tier_modules()
     )
+    projection = layer.projection
+    new.register_buffer(
+        "projection", None if projection is None else _half(projection.detach(), layer.table.name)
+    )
     ranks = layer._ranks
     new.register_buffer("_ranks", None if ranks is None else ranks.int())
 
@@ -316,23 +312,22 @@ def _found(ranks: Tensor, tiers: list[Tier]) -> Iterator[tuple[Tier, Tensor, Ten
 
 @torch.no_grad()
 def _report(layer: MultiSize, dtype: Dtype) -> QuantizedTable:
-    before, after, largest, squares, of_rows = 0, 0, 0.0, 0.0, 0.0
-    for tier in layer.tier_modules():
-        small = QuantizedTier(tier, dtype, layer.table.name)
-        before += sum(parameter.nbytes for parameter in tier.parameters())
-        after += sum(buffer.nbytes for buffer in small.buffers())
+    quantized = _quantized(layer, dtype)
+    after = sum(buffer.nbytes for name, buffer in quantized.named_buffers() if name != "_ranks")
+    largest, squares, of_rows = 0.0, 0.0, 0.0
+    for tier, small in zip(layer.tier_modules(), quantized.tier_modules()):
         for start in range(0, tier.num_embeddings, _CHUNK_ROWS):
             end = min(start + _CHUNK_ROWS, tier.num_embeddings)
             ids = torch.arange(start, end, device=tier.weight.device)
-            rows = tier.project(tier.rows(ids)).float()
-            difference = small.project(small.rows(ids)) - rows
+            rows = layer.project(tier.rows(ids)).float()
+            difference = quantized.project(small.rows(ids)) - rows
             largest = max(largest, float(difference.abs().max()))
             squares += float(difference.square().sum())
             of_rows += float(rows.square().sum())
     ranks = layer._ranks
     return QuantizedTable(
         name=layer.table.name,
-        nbytes_before=before,
+        nbytes_before=sum(parameter.nbytes for parameter in layer.parameters()),
         nbytes=after,
         nbytes_ranks=0 if ranks is None else ranks.int().nbytes,
         max_error=largest,

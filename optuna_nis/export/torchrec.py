@@ -82,8 +82,9 @@ class TieredEmbeddingBagCollection(nn.Module):
     """Features in tiers, looked up by an ``EmbeddingBagCollection``.
 
     Ids are mapped to their ranks by frequency and sent to the keys of their tiers; what the
-    collection pools is projected by a ``Linear`` without bias for each tier, and added. Ids out of
-    vocabulary are sent nowhere. A mean is divided afterwards by the number of known ids.
+    collection pools is projected by a ``Linear`` without bias that a table's tiers share, and
+    added. Ids out of vocabulary are sent nowhere. A mean is divided afterwards by the number of
+    known ids.
 
     The ``EmbeddingBagCollection`` is the attribute ``collection``, to be sharded; the rest is
     small.
@@ -223,12 +224,10 @@ class _Feature(nn.Module):
         self.table = table
         self.mean = mean
         self.register_buffer("_ranks", check_ranks(ranks, table.num_embeddings, table.name))
-        self.projections = nn.ModuleList(
-            nn.Identity()
-            if tier.embedding_dim == table.embedding_dim == _padded(tier.embedding_dim)
-            else nn.Linear(_padded(tier.embedding_dim), table.embedding_dim, bias=False)
-            for tier in table.tiers
-        )
+        self.projection: nn.Linear | None = None
+        if table.is_projected:
+            widest = table.tiers[0].embedding_dim
+            self.projection = nn.Linear(widest, table.embedding_dim, bias=False)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -253,23 +252,25 @@ class _Feature(nn.Module):
     def join(self, pooled: Mapping[str, Tensor], ranks: Tensor, lengths: Tensor) -> Tensor:
         """What the bags of all tiers add up to, of shape ``(batch, embedding_dim)``."""
         output = torch.zeros(len(lengths), self.table.embedding_dim, device=ranks.device)
-        for index, projection in enumerate(self.projections):
-            output = output + projection(pooled[_key(self.table.name, index)])
+        for index, tier in enumerate(self.table.tiers):
+            # Without the columns that the width is rounded up by.
+            rows = pooled[_key(self.table.name, index)][:, : tier.embedding_dim]
+            if self.projection is not None:
+                weight = self.projection.weight[:, : tier.embedding_dim]
+                rows = nn.functional.linear(rows, weight)
+            output = output + rows
         if self.mean:
             known = _count(ranks != self.table.num_embeddings, lengths)
             output = output / known.clamp(min=1).unsqueeze(1)
         return output
 
     def copy_from(self, layer: MultiSize, collection: EmbeddingBagCollection) -> None:
-        """Take over rows and projections; the columns that widths are rounded up by are zero."""
-        for index, (tier, projection) in enumerate(zip(layer.tier_modules(), self.projections)):
-            width = tier.weight.shape[1]
+        """Take over rows and projection; the columns that widths are rounded up by are zero."""
+        for index, tier in enumerate(layer.tier_modules()):
             rows = collection.embedding_bags[_key(self.table.name, index)].weight
-            rows.zero_()[:, :width] = tier.weight
-            if isinstance(projection, nn.Linear):
-                given = tier.projection
-                weight = torch.eye(width, device=rows.device) if given is None else given.T
-                projection.weight.zero_()[:, :width] = weight
+            rows.zero_()[:, : tier.weight.shape[1]] = tier.weight
+        if self.projection is not None and layer.projection is not None:
+            self.projection.weight.copy_(layer.projection.T)
 
     def leave_out(self, padding: int) -> None:
         """Send an id to no tier, and do not count it."""

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 def look_up(
     ranks: Tensor,
     weights: Sequence[Tensor],
-    projections: Sequence[Tensor | None],
+    projection: Tensor | None,
     output_dim: int,
     sparse: bool,
 ) -> Tensor:
@@ -27,7 +27,8 @@ def look_up(
     Args:
         ranks: Shape ``(n,)``; ids beyond the last tier give zeros.
         weights: The tables of the tiers.
-        projections: Their projections to the width of the output, None where none is needed.
+        projection: The projection of the widest rows to the width of the output, None if all are
+            as wide.
         output_dim: Width of the output.
         sparse: Whether the gradients of the tables are sparse.
 
@@ -36,9 +37,8 @@ def look_up(
     """
     if not weights:
         return torch.zeros(len(ranks), output_dim, device=ranks.device)
-    tensors = (*weights, *projections)
     output: Tensor = _LookUp.apply(  # type: ignore[no-untyped-call]
-        ranks, output_dim, sparse, *tensors
+        ranks, output_dim, sparse, projection, *weights
     )
     return output
 
@@ -48,31 +48,34 @@ class _LookUp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, ranks: Tensor, output_dim: int, sparse: bool, *tensors: Tensor | None
+        ctx: Any,
+        ranks: Tensor,
+        output_dim: int,
+        sparse: bool,
+        projection: Tensor | None,
+        *weights: Tensor,
     ) -> Tensor:
-        weights, projections = _halves(tensors)
-        first = weights[0]
         saved: list[Tensor | None] = []
         with _full_precision(ranks):
-            if projections[0] is None:
-                # Rows of other tiers are overwritten below.
-                output = _rows(first, ranks.clamp(max=len(first) - 1))
+            if projection is None:
+                # One tier; the rows of ids beyond it are overwritten.
+                output = _rows(weights[0], ranks.clamp(max=len(weights[0]) - 1))
             else:
-                output = first.new_zeros(len(ranks), output_dim)
+                output = weights[0].new_zeros(len(ranks), output_dim)
             places, left = None, ranks
-            for weight, projection in zip(weights, projections):
+            for weight in weights:
                 inside = left < len(weight)
                 where, ids = _taken(places, left, inside)
                 rows = None
                 if projection is not None:
                     rows = _rows(weight, ids)
-                    output.index_copy_(0, where, rows @ projection)
+                    output.index_copy_(0, where, rows @ projection[: weight.shape[1]])
                 saved += [where, ids, rows]
                 places, left = _taken(places, left, ~inside)
                 left -= len(weight)
-            if projections[0] is None and places is not None and len(places):
+            if projection is None and places is not None and len(places):
                 output.index_fill_(0, places, 0.0)
-        ctx.save_for_backward(*projections, *saved)
+        ctx.save_for_backward(projection, *saved)
         ctx.shapes = [weight.shape for weight in weights]
         ctx.sparse = sparse
         return output
@@ -80,21 +83,23 @@ class _LookUp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tiers = len(ctx.shapes)
-        projections, saved = ctx.saved_tensors[:tiers], ctx.saved_tensors[tiers:]
+        projection, *saved = ctx.saved_tensors
+        of_projection = None if projection is None else torch.zeros_like(projection)
         of_weights: list[Tensor | None] = []
-        of_projections: list[Tensor | None] = []
         with _full_precision(grad):
-            for index, (shape, projection) in enumerate(zip(ctx.shapes, projections)):
+            for index, shape in enumerate(ctx.shapes):
                 where, ids, rows = saved[3 * index : 3 * index + 3]
-                part = grad.index_select(0, where)
-                of_projections.append(None if projection is None else rows.T @ part)
-                if not ctx.needs_input_grad[3 + index]:
+                values = grad.index_select(0, where)
+                used = None if projection is None else projection[: shape[1]]
+                if of_projection is not None:
+                    of_projection[: shape[1]].addmm_(rows.T, values)
+                if not ctx.needs_input_grad[4 + index]:
                     of_weights.append(None)
                     continue
-                values = part if projection is None else part @ projection.T
+                if used is not None:
+                    values = values @ used.T
                 of_weights.append(_table_grad(ids, values, shape, ctx.sparse))
-        return (None, None, None, *of_weights, *of_projections)
+        return (None, None, None, of_projection, *of_weights)
 
 
 def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -118,11 +123,6 @@ def _taken(places: Tensor | None, ids: Tensor, which: Tensor) -> tuple[Tensor, T
     """Places in the batch and ids of some of the ids that are left."""
     where = which.nonzero().squeeze(1)
     return (where if places is None else places.index_select(0, where)), ids.index_select(0, where)
-
-
-def _halves(tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
-    tiers = len(tensors) // 2
-    return [t for t in tensors[:tiers] if t is not None], list(tensors[tiers:])
 
 
 def _table_grad(ids: Tensor, values: Tensor, shape: torch.Size, sparse: bool) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-import math
 from typing import Any, Literal
 
 import torch
@@ -27,26 +26,19 @@ BagMode = Literal["sum", "mean"]
 
 
 class Tier(nn.Module):
-    """Rows of one width and, where it is not the width of the output, their projection."""
+    """Rows of one width."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, output_dim: int) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
         self.num_embeddings = num_embeddings
         self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
-        self.projection: nn.Parameter | None = None
-        if embedding_dim != output_dim:
-            self.projection = nn.Parameter(torch.empty(embedding_dim, output_dim))
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids, not projected."""
         return functional.embedding(ids, self.weight)
 
-    def project(self, rows: Tensor) -> Tensor:
-        """Rows in the width of the output."""
-        return rows if self.projection is None else rows @ self.projection
 
-
-def rows_of_all(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[tuple[Tier, Tensor]]:
+def rows_of_all(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[Tensor]:
     """For every tier its rows for all ids, zeros for those of other tiers.
 
     Costs a row per tier and id, but no shape depends on the data: what tracing needs.
@@ -56,13 +48,19 @@ def rows_of_all(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[tuple[Tier, Te
         end = start + tier.num_embeddings
         inside = ((ranks >= start) & (ranks < end)).unsqueeze(-1)
         rows = tier.rows((ranks - start).clamp(0, tier.num_embeddings - 1))
-        yield tier, torch.where(inside, rows, torch.zeros_like(rows))
+        yield torch.where(inside, rows, torch.zeros_like(rows))
         start = end
 
 
 class _MultiSize(nn.Module):
-    """Tiers, and the two ways to look ids up in them."""
+    """Tiers and their projection, and the two ways to look ids up in them.
 
+    As in the supernet, a row of width ``d`` stands for the first ``d`` numbers of a wider one: the
+    rows of all tiers live in the same space, and what is learned of it from frequent ids serves
+    the rare ones too.
+    """
+
+    projection: Tensor | None
     _ranks: Tensor | None
 
     def __init__(
@@ -80,20 +78,24 @@ class _MultiSize(nn.Module):
         self.init_std = init_std
         self.sparse = sparse
         self.tiers = nn.ModuleList(
-            Tier(tier.num_embeddings, tier.embedding_dim, table.embedding_dim)
-            for tier in table.tiers
+            Tier(tier.num_embeddings, tier.embedding_dim) for tier in table.tiers
         )
+        projection = None
+        if table.is_projected:
+            shape = (table.tiers[0].embedding_dim, table.embedding_dim)
+            projection = nn.Parameter(torch.empty(shape))
+        self.register_parameter("projection", projection)
         self.register_buffer(
             "_ranks", check_ranks(ranks, table.num_embeddings, table.name), persistent=True
         )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw rows such that every tier's output has the standard deviation ``init_std``."""
+        """Draw rows of standard deviation ``init_std``, projected by filling up with zeros."""
         for tier in self.tier_modules():
             nn.init.normal_(tier.weight, std=self.init_std)
-            if tier.projection is not None:
-                nn.init.normal_(tier.projection, std=1 / math.sqrt(tier.weight.shape[1]))
+        if self.projection is not None:
+            nn.init.eye_(self.projection)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -116,8 +118,14 @@ class _MultiSize(nn.Module):
         )
         return torch.cat([*self._projected(), missing])
 
+    def project(self, rows: Tensor) -> Tensor:
+        """Rows of a tier in the width of the output."""
+        if self.projection is None:
+            return rows
+        return rows @ self.projection[: rows.shape[-1]].to(rows.dtype)
+
     def _projected(self) -> list[Tensor]:
-        return [tier.project(tier.weight) for tier in self.tier_modules()]
+        return [self.project(tier.weight) for tier in self.tier_modules()]
 
     def _device(self) -> torch.device | None:
         return next((each.device for each in chain(self.parameters(), self.buffers())), None)
@@ -147,7 +155,7 @@ class MultiSizeEmbedding(_MultiSize):
         table: The tiers.
         ranks: Rank by frequency of every id, of shape ``(num_embeddings,)``. By default ids are
             ranks already.
-        init_std: Standard deviation of the initial output.
+        init_std: Standard deviation of the initial rows.
         sparse: Whether the gradients of the rows are sparse, as an optimiser such as
             :class:`~optuna_nis.nn.RowwiseAdagrad` takes them. Worth it for tables with many more
             rows than a batch has ids.
@@ -174,8 +182,8 @@ class MultiSizeEmbedding(_MultiSize):
         ranks = to_ranks(ids, self._ranks, self.num_embeddings, self.table.name)
         if torch.compiler.is_compiling():
             output = torch.zeros(*ids.shape, self.embedding_dim, device=ids.device)
-            for tier, rows in rows_of_all(ranks, self.tier_modules()):
-                output = output + tier.project(rows)
+            for rows in rows_of_all(ranks, self.tier_modules()):
+                output = output + self.project(rows)
             return output
         if self._small(ranks.numel()):
             return functional.embedding(ranks.clamp(max=self.table.kept), self._with_zero_row())
@@ -183,7 +191,7 @@ class MultiSizeEmbedding(_MultiSize):
         output = look_up(
             ranks.reshape(-1),
             [tier.weight for tier in tiers],
-            [tier.projection for tier in tiers],
+            self.projection,
             self.embedding_dim,
             self.sparse,
         )
@@ -191,7 +199,7 @@ class MultiSizeEmbedding(_MultiSize):
 
 
 class MultiSizeEmbeddingBag(_MultiSize):
-    """A bag of ids pooled inside each tier, projected once per tier and added.
+    """A bag of ids pooled inside each tier, projected and added.
 
     In place of :class:`torch.nn.EmbeddingBag`; the result is that of looking up every id and
     pooling, since all of it is linear (Joglekar et al., 2020, section 3.2).
@@ -277,7 +285,7 @@ class MultiSizeEmbeddingBag(_MultiSize):
                 sparse=self.sparse,
                 per_sample_weights=None if weights is None else weights[inside],
             )
-            output = output + tier.project(pooled)
+            output = output + self.project(pooled)
             # The next tier looks only at the ids that are left.
             outside = ~inside
             starts = starts - before[starts]
@@ -291,10 +299,10 @@ class MultiSizeEmbeddingBag(_MultiSize):
         if offsets is not None:
             raise ValueError(no_offsets(self.table.name, f"the id {self.num_embeddings}"))
         output = torch.zeros(ranks.shape[0], self.embedding_dim, device=ranks.device)
-        for tier, rows in rows_of_all(ranks, self.tier_modules()):
+        for rows in rows_of_all(ranks, self.tier_modules()):
             if per_sample_weights is not None:
                 rows = rows * per_sample_weights.unsqueeze(-1)
-            output = output + tier.project(rows.sum(1))
+            output = output + self.project(rows.sum(1))
         return output
 
     def extra_repr(self) -> str:

@@ -24,7 +24,7 @@ class SupernetEmbedding(nn.Module):
     """One full table, of which a choice keeps the first columns of every row block.
 
     The rows of all choices are the same weights, masked: a row of width ``d`` is the first ``d``
-    numbers of the full row, times the projection; a full-width row is not projected, as in
+    numbers of the full row, times the projection, as in
     :class:`~optuna_nis.nn.MultiSizeEmbedding`.
 
     Several choices are served in one forward pass: with ``k`` choices set, the batch is cut into
@@ -56,8 +56,7 @@ class SupernetEmbedding(nn.Module):
 
     _ranks: Tensor | None
     _row_block: Tensor
-    _full: Tensor
-    _narrow: Tensor
+    _mask: Tensor
 
     def __init__(
         self,
@@ -81,14 +80,13 @@ class SupernetEmbedding(nn.Module):
         sizes = torch.tensor([*spec.row_blocks, 1])
         self.register_buffer("_row_block", torch.arange(len(sizes)).repeat_interleave(sizes))
         self.register_buffer("_ranks", check_ranks(ranks, spec.num_embeddings, spec.name))
-        self.register_buffer("_full", torch.empty(0), persistent=False)
-        self.register_buffer("_narrow", torch.empty(0), persistent=False)
+        self.register_buffer("_mask", torch.empty(0), persistent=False)
         self.set_widths([[spec.embedding_dim] * len(spec.row_blocks)])
 
     @property
     def num_choices(self) -> int:
         """Number of choices that a batch is shared among."""
-        return self._full.shape[0]
+        return self._mask.shape[0]
 
     def set_widths(self, widths: Sequence[Sequence[int]]) -> None:
         """Set the choices that the next batches are shared among.
@@ -112,14 +110,10 @@ class SupernetEmbedding(nn.Module):
                 f"`widths` of {self.spec.name!r} must be between 0 and {dim}, "
                 f"got {table.tolist()}."
             )
-        # Of each choice and row block: whether its rows are of full width and, if not, which
-        # columns they have. The last block is that of ids out of vocabulary: none.
-        shape = (len(table), blocks + 1)
-        full, narrow = np.zeros((*shape, 1), dtype=bool), np.zeros((*shape, dim), dtype=bool)
-        full[:, :-1, 0] = table == dim
-        narrow[:, :-1] = (np.arange(dim) < table[:, :, None]) & ~full[:, :-1]
-        self._full = torch.from_numpy(full).to(self.weight)
-        self._narrow = torch.from_numpy(narrow).to(self.weight)
+        # The columns of each choice and row block; ids out of vocabulary, the last one, have none.
+        mask = np.zeros((len(table), blocks + 1, dim), dtype=bool)
+        mask[:, :-1] = np.arange(dim) < table[:, :, None]
+        self._mask = torch.from_numpy(mask).to(self.weight)
 
     @torch.no_grad()
     def copy_to(self, layer: MultiSizeEmbedding | MultiSizeEmbeddingBag) -> None:
@@ -140,15 +134,16 @@ class SupernetEmbedding(nn.Module):
         start = 0
         for size, tier in zip(table.tiers, layer.tier_modules()):
             end = start + size.num_embeddings
-            tier.weight.copy_(self.weight[start:end, : size.embedding_dim])
-            if tier.projection is not None:
-                tier.projection.copy_(self.projection[: size.embedding_dim])
+            rows = self.weight[start:end, : size.embedding_dim]
+            tier.weight.copy_(rows if table.is_projected else rows @ self.projection)
             start = end
+        if layer.projection is not None:
+            layer.projection.copy_(self.projection[: len(layer.projection)])
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids, each under the choice of its run of the batch."""
         ranks = to_ranks(ids, self._ranks, self.spec.num_embeddings, self.spec.name)
-        choices, blocks, width = self._narrow.shape
+        choices, blocks, width = self._mask.shape
         if len(ids) % choices:
             raise ValueError(
                 f"The batch must be a multiple of the {choices} choices, got {len(ids)} "
@@ -157,9 +152,8 @@ class SupernetEmbedding(nn.Module):
         size = len(self.weight)
         if not self.sparse and choices * size <= ranks.numel():
             # Cheaper than masking and projecting every row that is looked up.
-            full = self._full.index_select(1, self._row_block)
-            narrow = self._narrow.index_select(1, self._row_block)
-            tables = self._seen(self.weight, full, narrow).view(-1, width)
+            masks = self._mask.index_select(1, self._row_block)
+            tables = ((self.weight * masks) @ self.projection).view(-1, width)
             where = self._of_choices(ranks, size)
             if self.mode is None:
                 return functional.embedding(where, tables)
@@ -167,11 +161,10 @@ class SupernetEmbedding(nn.Module):
         else:
             where = self._of_choices(self._row_block[ranks], blocks)
             rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
-            full = self._full.view(-1)[where].unsqueeze(-1)
-            narrow = functional.embedding(where, self._narrow.view(-1, width))
+            rows = rows * functional.embedding(where, self._mask.view(-1, width))
+            output = (rows if self.mode is None else rows.sum(1)) @ self.projection
             if self.mode is None:
-                return self._seen(rows, full, narrow)
-            output = (rows * full).sum(1) + (rows * narrow).sum(1) @ self.projection
+                return output
         if self.mode == "mean":
             output = output / bag_sizes(ranks, None, self.spec.num_embeddings)
         return output
@@ -181,10 +174,6 @@ class SupernetEmbedding(nn.Module):
         starts = torch.arange(0, self.num_choices * size, size, device=indices.device)
         runs = indices.reshape(self.num_choices, -1) + starts.unsqueeze(1)
         return runs.view(indices.shape)
-
-    def _seen(self, rows: Tensor, full: Tensor, narrow: Tensor) -> Tensor:
-        """Rows as the model sees them: projected, unless they are of full width."""
-        return torch.addcmul((rows * narrow) @ self.projection, rows, full)
 
     def extra_repr(self) -> str:
         """Show the full table and its blocks."""

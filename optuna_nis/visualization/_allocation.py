@@ -86,7 +86,8 @@ def _feature_info(table: TableAllocation, total: int) -> _FeatureInfo:
     segments = []
     row = 0
     for rows, width in table.tiers:
-        projection = 0 if width == table.embedding_dim else width * table.embedding_dim
+        # The widest tier pays for the projection that all share.
+        projection = table.num_projection_parameters if row == 0 else 0
         segments.append(_Segment(row, row + rows, width, rows * width + projection))
         row += rows
     if row < table.num_embeddings:

@@ -33,7 +33,7 @@ def test_a_model_is_the_same_again(
     assert found["version"] == 1
     assert Allocation.from_json(found["allocation"]) == allocation_of(swapped)
     assert found["state_dict"]["user.fields.0.tiers.1.weight"].shape == (20, 6)
-    assert found["state_dict"]["user.fields.0.tiers.1.projection"].shape == (6, 8)
+    assert found["state_dict"]["user.fields.0.projection"].shape == (8, 8)
     assert found["state_dict"]["user.fields.0._ranks"].shape == (61,)
 
 

@@ -339,7 +339,7 @@ def test_what_is_trained_from_scratch() -> None:
     apply_allocation(layer, Allocation([table]), counts={"embedding": counts})
     order = counts.argsort(descending=True, stable=True)
     torch.testing.assert_close(layer(order[:50]), rows[order[:50]])
-    assert layer(order[50:150]).std().item() == pytest.approx(0.3, rel=0.4)
+    assert layer(order[50:150])[:, :2].std().item() == pytest.approx(0.3, rel=0.2)
     assert torch.equal(layer(order[150:]), torch.zeros(150, 8))
 
 

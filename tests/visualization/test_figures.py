@@ -146,18 +146,18 @@ ALLOCATION = Allocation(
 def test_allocation_info():
     info = _allocation_info(ALLOCATION)
     assert [feature.name for feature in info.features] == ["large", "whole", "small"]
-    assert info.num_parameters == 20 * 8 + 30 * 2 + 2 * 8 + 40
+    assert info.num_parameters == 20 * 8 + 30 * 2 + 8 * 8 + 40
     assert info.full_parameters == 115 * 8
     assert info.budget is None
     large, whole, small = info.features
     assert [tuple(s) for s in large.segments] == [
-        (0, 20, 8, 160),
-        (20, 50, 2, 76),
+        (0, 20, 8, 160 + 64),
+        (20, 50, 2, 60),
         (50, 100, 0, 0),
     ]
     assert [s.width for s in whole.segments] == [8]
     assert [tuple(s) for s in small.segments] == [(0, 10, 0, 0)]
-    assert large.share == pytest.approx(236 / 276)
+    assert large.share == pytest.approx(284 / 324)
 
 
 def test_allocation_bars_cover_every_row_once():
