@@ -75,9 +75,9 @@ def test_the_report_works_offline(page, study, tmp_path: Path):
     page.context.set_offline(True)
     page.goto(path.as_uri())
     page.wait_for_function(
-        "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))"
+        "[...document.querySelectorAll('div.plot')].every(plot => plot.querySelector('.main-svg'))"
     )
-    drawn = page.eval_on_selector_all(".plot", _DRAWN)
+    drawn = page.eval_on_selector_all("div.plot", _DRAWN)
     assert len(drawn) >= 5
     assert all(figure["marks"] > 0 and figure["outside"] == 0 for figure in drawn), drawn
     assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
