@@ -393,11 +393,12 @@ def _note(study: Study, best: Allocation) -> str:
             "| --- | --- | --- | ---: |",
             *rows,
             "",
-            "The figures are on the History page. Train again, test and keep the model, and write "
-            "the whole report, with the `--storage` of this study:",
+            "The figures are on the History page. Train again, test and keep the model, write the "
+            "whole report (both with the `--storage` of this study), and export the model:",
             "",
             f"    optuna-nis retrain --study-name {name} --output model",
             f"    optuna-nis report --study-name {name}",
+            "    optuna-nis export --model model --format dense --output served",
             "",
             "In Python: `optuna_nis.results.best_allocation(study).to_json()`.",
             "",
