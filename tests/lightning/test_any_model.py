@@ -56,7 +56,7 @@ class _Choices(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         layers = supernet_layers(pl_module).values()
-        self.full.append(all(bool(layer._full[:, :-1].all()) for layer in layers))
+        self.full.append(all(bool(layer._mask[:, :-1].all()) for layer in layers))
         self.counts |= {layer.num_choices for layer in layers}
 
 

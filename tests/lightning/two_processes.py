@@ -28,7 +28,7 @@ class Seen(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         layers = supernet_layers(pl_module).values()
-        self.widths.append([(layer._full + layer._narrow).sum(-1)[0].tolist() for layer in layers])
+        self.widths.append([layer._mask.sum(-1)[0].tolist() for layer in layers])
 
 
 def main(output: Path) -> None:
