@@ -47,6 +47,11 @@ DATA = {
     "movielens-small": {"dataset": "movielens-small", "task": "retrieval"},
     "amazon-video-games": {"dataset": "amazon-video-games", "task": "retrieval"},
 }
+# Where items are many, a softmax over a part of them for all methods, or a training takes minutes.
+MODEL_OPTIONS: dict[str, dict[str, Any]] = {
+    "movielens-small": {"num_sampled": 1024},
+    "amazon-video-games": {"num_sampled": 1024},
+}
 EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 MAX_EPOCHS = 60
 PATIENCE = 3
@@ -147,19 +152,23 @@ def _datamodule(data: str, config: str) -> EmbeddingDataModule:
 
 def _run(data: str, config: dict[str, Any], job: Job) -> Result:
     datamodule = _datamodule(data, json.dumps(config))
-    kind = job["kind"]
+    kind, options = job["kind"], MODEL_OPTIONS.get(data, {})
     if kind == "describe":
         return _describe_data(datamodule)
     if kind == "train":
         allocation = Allocation.from_json(job["allocation"])
-        return _tested(_train(datamodule, allocation, job["seed"]), datamodule)
+        return _tested(_train(datamodule, allocation, job["seed"], options), datamodule)
     if kind == "prune":
-        return _prune(datamodule, job["budget"], job["seed"])
+        return _prune(datamodule, job["budget"], job["seed"], options)
     if kind == "search":
         with patched(job.get("without")):
-            return _search(data_config(data, config), job["budget"], job["mode"], job["seed"])
+            return _search(
+                data_config(data, config), job["budget"], job["mode"], job["seed"], options
+            )
     assert kind == "trials"
-    return _trials(datamodule, job["sampler"], job["budget"], job["num_trainings"], job["seed"])
+    return _trials(
+        datamodule, job["sampler"], job["budget"], job["num_trainings"], job["seed"], options
+    )
 
 
 def _describe_data(datamodule: EmbeddingDataModule) -> Result:
@@ -173,9 +182,11 @@ def _describe_data(datamodule: EmbeddingDataModule) -> Result:
     }
 
 
-def _train(datamodule: EmbeddingDataModule, allocation: Allocation, seed: int) -> Training:
+def _train(
+    datamodule: EmbeddingDataModule, allocation: Allocation, seed: int, options: Mapping[str, Any]
+) -> Training:
     datamodule.shuffle_seed = seed
-    build = reference_model(datamodule.features)
+    build = reference_model(datamodule.features, **options)
     start = time.process_time()
     training = train(
         build, allocation, datamodule, seed=seed, max_epochs=MAX_EPOCHS, patience=PATIENCE
@@ -193,12 +204,14 @@ def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
     }
 
 
-def _search(config: DataConfig, budget: float, mode: Any, seed: int) -> Result:
+def _search(
+    config: DataConfig, budget: float, mode: Any, seed: int, options: Mapping[str, Any]
+) -> Result:
     study = optuna.create_study(direction="maximize")
     start = time.process_time()
     config.datamodule(withhold_test=True)
     loaded = time.process_time()
-    found = search(study, config, budget=budget, mode=mode, seed=seed)
+    found = search(study, config, budget=budget, mode=mode, seed=seed, **options)
     # The search loads the data too, which is no part of its cost.
     seconds = time.process_time() - loaded - (loaded - start)
     trials = {"supernet": 0, "validated": 0, "trained": 0}
@@ -213,7 +226,12 @@ def _search(config: DataConfig, budget: float, mode: Any, seed: int) -> Result:
 
 
 def _trials(
-    datamodule: EmbeddingDataModule, sampler: str, budget: float, num_trainings: int, seed: int
+    datamodule: EmbeddingDataModule,
+    sampler: str,
+    budget: float,
+    num_trainings: int,
+    seed: int,
+    options: Mapping[str, Any],
 ) -> Result:
     """A training per trial. Proposals over the budget are told so at once and cost no training."""
     specs = datamodule.embedding_specs(EMBEDDING_DIM[datamodule.task])
@@ -238,7 +256,7 @@ def _trials(
             study.tell(trial, -excess)
             continue
         if allocation not in trained:
-            trained[allocation] = _train(datamodule, allocation, seed).val_metric
+            trained[allocation] = _train(datamodule, allocation, seed, options).val_metric
         study.tell(trial, trained[allocation])
     best = max(trained, key=trained.__getitem__)
     return {
@@ -258,7 +276,9 @@ class _Masked(nn.Module):
         return weight * self.mask
 
 
-def _prune(datamodule: EmbeddingDataModule, budget: float, seed: int) -> Result:
+def _prune(
+    datamodule: EmbeddingDataModule, budget: float, seed: int, options: Mapping[str, Any]
+) -> Result:
     """Train the full tables, drop the smallest numbers, train the others on.
 
     What is left is charged with its place: a byte for the column of each number and a parameter
@@ -267,7 +287,7 @@ def _prune(datamodule: EmbeddingDataModule, budget: float, seed: int) -> Result:
     specs = datamodule.embedding_specs(EMBEDDING_DIM[datamodule.task])
     space = SearchSpace(specs, budget=budget)
     start = time.process_time()
-    model = _train(datamodule, space.full(), seed).model
+    model = _train(datamodule, space.full(), seed, options).model
     tables = [tier for layer in model.embeddings.layers for tier in layer.tier_modules()]  # type: ignore[union-attr]
     rows = sum(tier.weight.shape[0] + 1 for tier in tables)
     kept = int((space.budget - rows) / (1 + _INDEX_PARAMETERS))
