@@ -63,7 +63,7 @@ def plot_allocation(study_or_allocation: Study | Allocation) -> go.Figure:
         >>> from optuna_nis import Allocation, TableAllocation, Tier
         >>> user = TableAllocation("user", 1000, 16, (Tier(100, 16), Tier(300, 4)))
         >>> figure = plot_allocation(Allocation([user]))
-        >>> "2,864 parameters, 17.9 % of the full tables" in figure.layout.title.text
+        >>> "3,056 parameters, 19.1 % of the full tables" in figure.layout.title.text
         True
     """
     return _draw(_allocation_info(study_or_allocation))
