@@ -91,8 +91,8 @@ class NISCallback(Callback):
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
     policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
     being tilted to them (:meth:`~optuna_nis.Policy.under`). They are scored on the whole
-    validation set, and the best for each budget, the best two for the whole one, are left in
-    :attr:`candidates`, to be trained for real (:func:`~optuna_nis.lightning.train_shortlist`).
+    validation set, and the best for each budget is left in :attr:`candidates`, to be trained for
+    real (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
@@ -319,8 +319,7 @@ class NISCallback(Callback):
             if self.dashboard is not None:
                 self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
-        # Where more memory is better, the whole budget is the one that matters.
-        best = {*finalists[0], *(max(group, key=value.__getitem__) for group in finalists[1:])}
+        best = {max(group, key=value.__getitem__) for group in finalists}
         self.candidates = sorted(best, key=value.__getitem__, reverse=True)
         set_choices(pl_module, self.space, [self.space.full()])
 
