@@ -122,7 +122,7 @@ class Laboratory:
         if any(spec.num_embeddings <= MANY_IDS for spec in specs):
             caps.append(None)
         cells = []
-        for width in specs[0].widths[1:]:
+        for width in (w for w in specs[0].widths[1:] if w.bit_count() == 1):
             for cap in caps:
                 cell = baselines.uniform(
                     self.full, width=width, max_embeddings=cap or largest, projected=projected

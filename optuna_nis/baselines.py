@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 import math
@@ -102,7 +103,11 @@ def rule_of_thumb(space: SearchSpace) -> Allocation:
 
 
 def mixed_dimensions(
-    space: SearchSpace, counts: Mapping[str, Sequence[int]], alpha: float = 0.3
+    space: SearchSpace,
+    counts: Mapping[str, Sequence[int]],
+    alpha: float = 0.3,
+    *,
+    on_grid: bool = False,
 ) -> Allocation:
     """Widths that grow with the popularity of the rows, as a power.
 
@@ -114,6 +119,8 @@ def mixed_dimensions(
         space: Tables and budget.
         counts: For every feature, the occurrences of each id in the training data, in any order.
         alpha: The power; 0 gives uniform widths.
+        on_grid: Whether only widths of the space are used, which makes the result one of the
+            choices of a space of ``mode="multi"``.
 
     Raises:
         ValueError: If the counts of a feature are missing or of another length, or the budget
@@ -123,22 +130,23 @@ def mixed_dimensions(
         >>> from optuna_nis import EmbeddingSpec
         >>> spec = EmbeddingSpec("user", 1000, 32, row_blocks=[100, 900])
         >>> counts = {"user": [90] * 100 + [10] * 900}
-        >>> print(mixed_dimensions(SearchSpace([spec], budget=0.5), counts, alpha=0.5))
+        >>> space = SearchSpace([spec], budget=0.5)
+        >>> print(mixed_dimensions(space, counts, alpha=0.5))
         user: 100x32 + 900x13 (of 1000x32)
+        >>> print(mixed_dimensions(space, counts, alpha=0.5, on_grid=True))
+        user: 100x32 + 900x12 (of 1000x32)
     """
     popularity = {spec.name: _popularity(spec, counts.get(spec.name, ())) for spec in space.specs}
 
     def of(scale: float) -> Allocation:
         return Allocation(
-            _table(
-                spec,
-                [
-                    min(spec.embedding_dim, max(1, int(scale * p**alpha)))
-                    for p in popularity[spec.name]
-                ],
-            )
+            _table(spec, [width(spec, scale * p**alpha) for p in popularity[spec.name]])
             for spec in space.specs
         )
+
+    def width(spec: EmbeddingSpec, wanted: float) -> int:
+        known = spec.widths[1:] if on_grid else range(1, spec.embedding_dim + 1)
+        return known[max(bisect_right(known, wanted) - 1, 0)]
 
     return _scaled(of, space)
 

@@ -216,6 +216,7 @@ class Policy:
         for row, weights in enumerate(constraint.tilt(logits).values()):
             other._logits[row, : self._num_options[row]] = weights
         other._logits = _bounded(other._logits, self._valid)
+        other._initial = other._logits.copy()
         return other
 
     def params(self, options: ArrayLike) -> list[dict[str, Choice]]:

@@ -50,8 +50,8 @@ class EmbeddingSpec:
             ``num_embeddings``; or a number of blocks of about equal size. By default 5, 10, 20,
             30 and 35 % of the rows, or a single block for fewer than 50 ids.
         col_blocks: Widths of the column blocks, summing to ``embedding_dim``; or a number of
-            blocks of about equal width. By default such that the possible widths are the powers
-            of two below ``embedding_dim`` and ``embedding_dim`` itself.
+            blocks of about equal width. By default such that the possible widths are 1, 2, 3, 4,
+            6, 8, 12 and so on, powers of two and what lies midway, and ``embedding_dim`` itself.
 
     Raises:
         ValueError: If a size is not a positive integer or the blocks do not sum to the table.
@@ -61,7 +61,7 @@ class EmbeddingSpec:
         >>> spec.row_blocks
         (202, 404, 809, 1213, 1415)
         >>> spec.widths
-        (0, 1, 2, 4, 8, 16, 32)
+        (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
     """
 
     name: str
@@ -406,9 +406,9 @@ class SearchSpace:
     def initial_log_weights(self) -> dict[str, FloatArray]:
         """Widths as large as the budget lets one expect.
 
-        Each width weighs e times the one before it: unless something speaks against it a row
-        should be wide, above all where that costs next to nothing. The whole is then tilted to the
-        budget (:meth:`tilt`).
+        A width weighs e times as much as one of half the size: unless something speaks against it
+        a row should be wide, above all where that costs next to nothing. The whole is then tilted
+        to the budget (:meth:`tilt`).
         """
         return self.tilt(
             {name: table.log_weights() for table in self._tables for name in table.names}
@@ -499,6 +499,8 @@ class _Table:
         self.mode = mode
         self.rows = np.array(spec.row_blocks)
         self.widths = np.array(spec.widths)
+        # Where a width lies among the powers of two: 1 for a width of 1, 2 for 2, 3 for 4.
+        self.octaves: FloatArray = np.log2(np.maximum(2.0 * self.widths, 1.0))
         # The widest tier pays for the projection that all share; a table of full width has none
         # until a narrower tier follows.
         self.projection = np.where(
@@ -534,10 +536,10 @@ class _Table:
         return np.array([v * d + (d * full if d != full else 0) for v, d in self._grid], float)
 
     def log_weights(self) -> FloatArray:
-        """Weights of the options of each parameter that grow with the width."""
+        """Weights of the options of each parameter that grow with the width, e-fold per octave."""
         if self.mode == "multi":
-            return np.arange(len(self.widths), dtype=np.float64)
-        levels = {width: float(level) for level, width in enumerate(self.spec.widths)}
+            return self.octaves
+        levels = dict(zip(self.spec.widths, self.octaves.tolist()))
         return np.array([levels[d] for _, d in self._grid])
 
     def allocation(self, params: Mapping[str, Any]) -> TableAllocation:
@@ -578,7 +580,7 @@ class _Table:
         return {self.names[0]: f"{rows}x{kept[0]}" if kept else "0x0"}
 
     def random_levels(self, rng: np.random.Generator) -> FloatArray:
-        """Levels of the row blocks up to a common shift, falling with the rank."""
+        """Octaves of the row blocks up to a common shift, falling with the rank."""
         blocks = len(self.rows)
         level = rng.normal(0.0, 2.0)
         if self.mode == "single":
@@ -589,7 +591,7 @@ class _Table:
         return np.asarray(level - np.cumsum(falls), dtype=np.float64)
 
     def levels(self, shifted: FloatArray) -> IntArray:
-        return np.clip(np.floor(shifted), 0, len(self.widths) - 1).astype(np.int64)
+        return np.maximum(np.searchsorted(self.octaves, shifted, "right") - 1, 0)
 
 
 class _Blocks:
@@ -598,6 +600,10 @@ class _Blocks:
     def __init__(self, tables: Sequence[_Table]) -> None:
         sizes = [len(table.rows) for table in tables]
         self._highest = np.repeat([len(table.widths) - 1 for table in tables], sizes)
+        octaves = np.full((len(tables), max(len(table.widths) for table in tables)), np.inf)
+        for row, table in zip(octaves, tables):
+            row[: len(table.widths)] = table.octaves
+        self._octaves = np.repeat(octaves, sizes, axis=0)[:, 1:]
         self._is_first = np.concatenate([np.arange(size) == 0 for size in sizes])
         self._starts = np.repeat(
             np.cumsum([0, *(len(table.widths) for table in tables[:-1])]), sizes
@@ -608,9 +614,9 @@ class _Blocks:
         self._late_projections = np.concatenate([table.late_projection for table in tables])
 
     def num_parameters(self, shifted: FloatArray) -> int:
-        """Parameters of all tables, their widths given as by :meth:`_Table.levels`."""
-        levels = np.minimum(np.maximum(np.floor(shifted), 0), self._highest)
-        options = levels.astype(np.int64) + self._starts
+        """Parameters of all tables, their widths given in octaves, rounded down."""
+        levels = (self._octaves <= shifted[:, None]).sum(1)
+        options = levels + self._starts
         embeddings = self._rows @ self._widths[options]
         after_full = ~self._is_first
         after_full[1:] &= levels[:-1] == self._highest[:-1]
@@ -691,9 +697,6 @@ def _default_row_blocks(num_embeddings: int) -> tuple[int, ...]:
 
 
 def _default_col_blocks(embedding_dim: int) -> tuple[int, ...]:
-    widths = [0, 1]
-    while widths[-1] * 2 < embedding_dim:
-        widths.append(widths[-1] * 2)
-    if embedding_dim > 1:
-        widths.append(int(embedding_dim))
+    steps = {width for n in range(int(embedding_dim).bit_length()) for width in (2**n, 3 * 2**n)}
+    widths = [0, *sorted(w for w in steps if w < embedding_dim), int(embedding_dim)]
     return tuple(b - a for a, b in pairwise(widths))

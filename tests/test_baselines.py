@@ -74,6 +74,16 @@ def test_mixed_dimensions_use_the_budget(share: float, alpha: float) -> None:
         assert len(widths) == 1
 
 
+@given(share=st.floats(0.06, 1.0), alpha=st.floats(0.0, 1.0))
+def test_mixed_dimensions_on_the_grid_are_choices_of_the_space(share: float, alpha: float) -> None:
+    specs = [EmbeddingSpec("a", 3000, 32), EmbeddingSpec("b", 40, 32)]
+    space = SearchSpace(specs, budget=share)
+    counts = {"a": range(3000), "b": [7] * 40}
+    found = mixed_dimensions(space, counts, alpha, on_grid=True)
+    assert found.num_parameters <= space.budget
+    assert space.allocation(space.params(found)) == found
+
+
 def test_mixed_dimensions_need_all_counts() -> None:
     space = SearchSpace([EmbeddingSpec("a", 1000, 16), EmbeddingSpec("b", 40, 16)])
     message = "`counts` must hold 40 numbers for 'b', got 0"

@@ -174,10 +174,21 @@ def test_cuts_from_counts(counts: list[int]) -> None:
     assert means == sorted(means, reverse=True)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 6, 8, 33])
-def test_default_widths_are_powers_of_two_and_the_full_width(dim: int) -> None:
-    widths = EmbeddingSpec("t", 10, dim).widths
-    assert widths == (0, *(2**k for k in range(10) if 2**k < dim), dim)
+@pytest.mark.parametrize(
+    ("dim", "widths"),
+    [
+        (1, (0, 1)),
+        (2, (0, 1, 2)),
+        (3, (0, 1, 2, 3)),
+        (7, (0, 1, 2, 3, 4, 6, 7)),
+        (8, (0, 1, 2, 3, 4, 6, 8)),
+        (33, (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 33)),
+    ],
+)
+def test_default_widths_are_powers_of_two_what_lies_midway_and_the_full_width(
+    dim: int, widths: tuple[int, ...]
+) -> None:
+    assert EmbeddingSpec("t", 10, dim).widths == widths
 
 
 def test_numpy_sizes_are_as_good_as_any() -> None:
@@ -303,13 +314,14 @@ def test_a_space_refuses(
 
 SPACE = SearchSpace([TABLE])
 SINGLE = SearchSpace([TABLE], mode="single")
+WIDE = SearchSpace([EmbeddingSpec("t", 10, 8, row_blocks=[2, 8])])
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"t[0:2]": 4}, r"`params` must hold a choice for 't\[2:10\]'"),
-        ({"t[0:2]": 4, "t[2:10]": 3}, r"`params\['t\[2:10\]'\]` must be one of \[0, 1, 2, 4\]"),
+        ({"t[0:2]": 4, "t[2:10]": 5}, r"`params\['t\[2:10\]'\]` must be one of \[0, 1, 2, 3, 4\]"),
     ],
 )
 def test_allocation_refuses(params: dict[str, Any], message: str) -> None:
@@ -322,7 +334,7 @@ def test_allocation_refuses(params: dict[str, Any], message: str) -> None:
     [
         (SPACE, TableAllocation("u", 10, 4, ()), "`allocation` has no feature 't'"),
         (SPACE, TableAllocation("t", 10, 4, (Tier(3, 4),)), "`allocation` must follow the cuts"),
-        (SPACE, TableAllocation("t", 10, 4, (Tier(2, 3),)), "`allocation` must follow the cuts"),
+        (WIDE, TableAllocation("t", 10, 8, (Tier(2, 5),)), "`allocation` must follow the cuts"),
         (SPACE, TableAllocation("t", 10, 8, (Tier(2, 4),)), "`allocation` must follow the cuts"),
         (SPACE, TableAllocation("t", 11, 4, (Tier(2, 4),)), "`allocation` must follow the cuts"),
         (

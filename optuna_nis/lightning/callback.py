@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,9 +56,13 @@ _NEAR_BUDGET = 0.8
 # Shares of the budget for each of which the policy proposes choices, how many of them are scored
 # on a few batches, and how many of these on the whole validation set.
 _BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-_PROPOSALS_PER_SHARE = 12
+_PROPOSALS_PER_SHARE = 8
+# What is best for the whole budget does not tell what is best for a part of it.
+_UPDATES_PER_SHARE = 6
 _PROPOSAL_BATCHES = 2
 _FINALISTS_PER_SHARE = 2
+# A training for real is dear; the supernet knows enough to leave out the worst.
+_MAX_CANDIDATES = 4
 # What the policy proposes for a budget should use it: of many draws, those are taken that leave
 # less than a tenth.
 _FINALIST_DRAWS = 64
@@ -90,9 +94,10 @@ class NISCallback(Callback):
 
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
     policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
-    being tilted to them (:meth:`~optuna_nis.Policy.under`). They are scored on the whole
-    validation set, and the best for each budget is left in :attr:`candidates`, to be trained for
-    real (:func:`~optuna_nis.lightning.train_shortlist`).
+    being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. They are
+    scored on the whole validation set beside ``proposals``; of the best for each budget and these,
+    the four best are left in :attr:`candidates`, to be trained for real
+    (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
@@ -131,6 +136,9 @@ class NISCallback(Callback):
             ever drawn, so it matters only for trials that others enqueued.
         seed: Seed of the random choices. Where other searches are in the study already, it is
             mixed with the id, so that no two draw the same.
+        proposals: Choices from elsewhere that compete with those of the policy for a place among
+            the candidates, such as :func:`~optuna_nis.baselines.mixed_dimensions` with
+            ``on_grid=True``.
         dashboard: Keeps figures up to date in Optuna Dashboard while the search runs.
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left, even without a checkpoint. By
@@ -167,6 +175,7 @@ class NISCallback(Callback):
         choices_per_step: int | None = None,
         penalty_weight: float = 1.0,
         seed: int = 0,
+        proposals: Sequence[Allocation] = (),
         dashboard: DashboardCallback | None = None,
         search_id: str | None = None,
     ) -> None:
@@ -180,6 +189,13 @@ class NISCallback(Callback):
             check_integer(name, value, low)
         if not 0.0 <= warmup < 1.0:
             raise ValueError(f"`warmup` must be a share in [0, 1), got {warmup!r}.")
+        for allocation in proposals:
+            space.params(allocation)
+            if allocation.num_parameters > space.budget:
+                raise ValueError(
+                    f"`proposals` must be within the budget of {space.budget} parameters, got one "
+                    f"of {allocation.num_parameters}."
+                )
         if study is None:
             sampler = NISSampler(budget=space, seed=seed)
             study = create_study(direction="maximize", sampler=sampler)
@@ -191,6 +207,7 @@ class NISCallback(Callback):
         self.warmup = warmup
         self.choices_per_step = choices_per_step
         self.penalty_weight = penalty_weight
+        self.proposals = tuple(proposals)
         self.dashboard = dashboard
         self.candidates: list[Allocation] = []
         self._rewards = Rewards(
@@ -304,6 +321,7 @@ class NISCallback(Callback):
                 "the controller."
             )
         finalists = self._finalists(trainer, pl_module)
+        finalists += [[proposal] for proposal in self.proposals]
         distinct = list(dict.fromkeys(choice for group in finalists for choice in group))
         quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
         if quality.isnan().all():
@@ -320,7 +338,8 @@ class NISCallback(Callback):
                 self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
         best = {max(group, key=value.__getitem__) for group in finalists}
-        self.candidates = sorted(best, key=value.__getitem__, reverse=True)
+        ranked = sorted(best, key=value.__getitem__, reverse=True)
+        self.candidates = ranked[:_MAX_CANDIDATES]
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _joined(self) -> Search:
@@ -381,11 +400,11 @@ class NISCallback(Callback):
             if batch_idx % 2 == 0:
                 return [self.space.full()]
             if learning and self._rng.random() < _DRAWN_SHARE:
-                return self._draw(1)[0]
+                return self._draw(self._policy, 1)[0]
             return [self._random_choice()]
         choices = [self.space.full()]
         if learning:
-            choices += self._draw((count - 1) // 2)[0]
+            choices += self._draw(self._policy, (count - 1) // 2)[0]
         choices += [self._random_choice() for _ in range(count - len(choices))]
         while length % len(choices):
             choices.pop()
@@ -415,17 +434,22 @@ class NISCallback(Callback):
                 )
             skipped = 0
 
-    def _draw(self, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
-        options, log_probs = self._policy.sample(count, self._rng)
-        params = self._policy.params(options)
-        return [self.space.allocation(choice) for choice in params], options, log_probs
+    def _draw(self, policy: Policy, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
+        options, log_probs = policy.sample(count, self._rng)
+        return [self.space.allocation(p) for p in policy.params(options)], options, log_probs
 
-    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        choices, options, log_probs = self._draw(self.group_size)
+    def _learn(
+        self, policy: Policy, trainer: Trainer, pl_module: LightningModule
+    ) -> tuple[IntArray, list[Reward], FloatArray]:
+        """Let a policy draw a group of choices and learn from their rewards."""
+        choices, options, log_probs = self._draw(policy, self.group_size)
         quality = self._score(trainer, pl_module, choices)
         rewards = [self._reward(float(q), choice) for q, choice in zip(quality, choices)]
-        values = np.array([reward.value for reward in rewards])
-        self._policy.update(options, values, log_probs)
+        policy.update(options, [reward.value for reward in rewards], log_probs)
+        return options, rewards, log_probs
+
+    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        options, rewards, log_probs = self._learn(self._policy, trainer, pl_module)
         if trainer.is_global_zero:
             others = self._recorder.record(
                 self._policy.params(options),
@@ -447,7 +471,7 @@ class NISCallback(Callback):
         memory = np.mean([reward.num_parameters for reward in rewards]) / self.space.budget
         pl_module.log_dict(
             {
-                "nis/reward": float(values.mean()),
+                "nis/reward": float(np.mean([reward.value for reward in rewards])),
                 "nis/memory": float(memory),
                 "nis/entropy": self._policy.entropy(),
             },
@@ -482,7 +506,7 @@ class NISCallback(Callback):
 
     def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
         """For each share of the budget, the best of the policy's proposals on some batches."""
-        groups = self._proposals()
+        groups = self._proposals(trainer, pl_module)
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
         scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
         value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
@@ -491,14 +515,19 @@ class NISCallback(Callback):
             for group in groups
         ]
 
-    def _proposals(self) -> list[list[Allocation]]:
+    def _proposals(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
         """For each share of the budget, the likeliest choices of the policy that use it."""
         groups = []
+        policy = self._policy
         for share in _BUDGET_SHARES:
             budget = int(share * self.space.budget)
             if budget < self.space.min_parameters:
                 break
-            policy = self._policy.under(self.space.with_budget(budget))
+            if share < 1:
+                policy = policy.under(self.space.with_budget(budget))
+                for _ in range(_UPDATES_PER_SHARE):
+                    self._learn(policy, trainer, pl_module)
+                policy = trainer.strategy.broadcast(policy)
             draws, _ = policy.sample(_FINALIST_DRAWS, self._rng)
             options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
             options = options[np.argsort(-policy.log_prob(options), kind="stable")]

@@ -342,7 +342,12 @@ def test_a_search_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     trainer = quiet_trainer(max_epochs=2, callbacks=[callback])
     trainer.fit(resumed, Data(), ckpt_path=checkpoint)
     assert len(_scored(restarted)) == 16
-    assert [t.params for t in _scored(restarted)] == [t.params for t in _scored(whole)]
+    # The weights differ by the order of the batches. Until a reward of theirs is learned from, the
+    # draws are the same.
+    first = len(kept) + SETTINGS["group_size"]
+    assert [t.params for t in _scored(restarted)][:first] == [t.params for t in _scored(whole)][
+        :first
+    ]
     assert [t.user_attrs["step"] for t in _scored(restarted)] == [
         t.user_attrs["step"] for t in _scored(whole)
     ]

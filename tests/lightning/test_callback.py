@@ -253,6 +253,18 @@ def test_bad_arguments(datamodule: TableDataModule) -> None:
             NISCallback(space, study, **wrong)
     with pytest.raises(ValueError, match=r"`warmup` must be a share in \[0, 1\), got 1.0"):
         NISCallback(space, study, warmup=1.0)
+    with pytest.raises(ValueError, match="`proposals` must be within the budget of"):
+        NISCallback(space, study, proposals=[space.full()])
+
+
+def test_proposals_compete_with_those_of_the_policy(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    proposal = space.sample(np.random.default_rng(0), space.budget)
+    callback, _ = _fit(datamodule, study, space, proposals=[proposal])
+    validated = [t for t in study.trials if t.user_attrs["fidelity"] == "validated"]
+    assert proposal in {space.allocation(t.params) for t in validated}
+    assert 1 <= len(callback.candidates) <= 4
 
 
 class Unsearchable(LightningModule):
