@@ -22,6 +22,11 @@ def _untrained(shortlist: Sequence[Allocation], *_: Any, **__: Any) -> list[Cand
     return [Candidate(choice, -float(place)) for place, choice in enumerate(shortlist)]
 
 
+def _powers_of_two(embedding_dim: int) -> tuple[int, ...]:
+    """Column blocks without the widths that lie midway between powers of two."""
+    return (1, *(2**n for n in range(embedding_dim.bit_length() - 1)))
+
+
 #: Where each part sits in the product, and what takes its place.
 WITHOUT: dict[str, tuple[Any, str, Any]] = {
     # The controller learns from the first step, on blocks that nothing has trained.
@@ -35,6 +40,9 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     # All widths are equally likely at first, as far as the budget allows.
     "wide_start": (space._Table, "log_weights", lambda table: 0.0 * table.costs(0)),
     "smaller_budgets": (callback, "_BUDGET_SHARES", (1.0,)),
+    "updates_per_share": (callback, "_UPDATES_PER_SHARE", 0),
+    "popularity": (job, "_ALPHAS", ()),
+    "widths_midway": (space, "_default_col_blocks", _powers_of_two),
     "proposals": (callback, "_PROPOSALS_PER_SHARE", 1),
     "shortlist": (job, "train_shortlist", _untrained),
 }
