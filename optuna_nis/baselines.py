@@ -6,7 +6,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 import math
-from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from optuna_nis.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.space import EmbeddingSpec, SearchSpace
@@ -104,7 +107,7 @@ def rule_of_thumb(space: SearchSpace) -> Allocation:
 
 def mixed_dimensions(
     space: SearchSpace,
-    counts: Mapping[str, Sequence[int]],
+    counts: Mapping[str, Sequence[int] | NDArray[np.integer[Any]]],
     alpha: float = 0.3,
     *,
     on_grid: bool = False,
@@ -151,15 +154,17 @@ def mixed_dimensions(
     return _scaled(of, space)
 
 
-def _popularity(spec: EmbeddingSpec, counts: Sequence[int]) -> list[float]:
+def _popularity(
+    spec: EmbeddingSpec, counts: Sequence[int] | NDArray[np.integer[Any]]
+) -> list[float]:
     if len(counts) != spec.num_embeddings:
         raise ValueError(
             f"`counts` must hold {spec.num_embeddings} numbers for {spec.name!r}, "
             f"got {len(counts)}."
         )
-    ordered = sorted(counts, reverse=True)
+    ordered = np.sort(counts)[::-1]
     cuts = pairwise([0, *spec.row_cuts])
-    return [max(fmean(ordered[start:end]), 1e-9) for start, end in cuts]
+    return [max(float(ordered[start:end].mean()), 1e-9) for start, end in cuts]
 
 
 def _uniform(

@@ -188,7 +188,8 @@ class Policy:
             constraint: A limit over the parameters and options of this policy's constraint.
 
         Returns:
-            A policy that has learned nothing but its distribution.
+            A policy that has learned nothing but its distribution, to which the entropy bonus
+            holds it.
 
         Raises:
             ValueError: If the parameters or options differ.

@@ -389,9 +389,10 @@ class SearchSpace:
                 low = middle
             else:
                 high = middle
+        levels = self._blocks.levels(shape + low)
+        starts = np.cumsum([len(base) for base in bases])[:-1]
         return Allocation(
-            table.allocation_of(table.levels(base + low))
-            for table, base in zip(self._tables, bases)
+            table.allocation_of(own) for table, own in zip(self._tables, np.split(levels, starts))
         )
 
     @property
@@ -590,9 +591,6 @@ class _Table:
         falls[0] = 0.0
         return np.asarray(level - np.cumsum(falls), dtype=np.float64)
 
-    def levels(self, shifted: FloatArray) -> IntArray:
-        return np.maximum(np.searchsorted(self.octaves, shifted, "right") - 1, 0)
-
 
 class _Blocks:
     """The row blocks of all tables side by side, to count parameters fast."""
@@ -613,9 +611,13 @@ class _Blocks:
         self._projections = np.concatenate([table.projection for table in tables])
         self._late_projections = np.concatenate([table.late_projection for table in tables])
 
-    def num_parameters(self, shifted: FloatArray) -> int:
-        """Parameters of all tables, their widths given in octaves, rounded down."""
-        levels = (self._octaves <= shifted[:, None]).sum(1)
+    def levels(self, octaves: FloatArray) -> IntArray:
+        """Index of the width of each row block, its octave rounded down."""
+        return np.asarray((self._octaves <= octaves[:, None]).sum(1), dtype=np.int64)
+
+    def num_parameters(self, octaves: FloatArray) -> int:
+        """Parameters of all tables, their widths given as in :meth:`levels`."""
+        levels = self.levels(octaves)
         options = levels + self._starts
         embeddings = self._rows @ self._widths[options]
         after_full = ~self._is_first

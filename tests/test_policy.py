@@ -364,6 +364,21 @@ def test_under_a_smaller_budget_the_best_per_cost_stays() -> None:
         policy.under(AdditiveBudget(2, {"x": costs["x"]}))
 
 
+def test_under_a_smaller_budget_it_keeps_what_rewards_do_not_speak_against() -> None:
+    costs = {name: {0: 0, 1: 1, 2: 2} for name in "xyz"}
+    policy = Policy(constraint=AdditiveBudget(6, costs))
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        options, log_probs = policy.sample(8, rng)
+        policy.update(options, options @ np.array([1.0, 0.5, 0.1]), log_probs)
+    small = policy.under(AdditiveBudget(2, costs))
+    before = small.probabilities()
+    options, log_probs = small.sample(8, rng)
+    small.update(options, np.zeros(8), log_probs)
+    for name, probabilities in small.probabilities().items():
+        np.testing.assert_allclose(before[name], probabilities, atol=1e-9)
+
+
 def test_update_refuses_what_breaks_the_constraint() -> None:
     policy = Policy(constraint=AdditiveBudget(1, {"x": {0: 0, 1: 1}, "y": {0: 0, 1: 1}}))
     with pytest.raises(ValueError, match="`options` must keep to the constraint"):

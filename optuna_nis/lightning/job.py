@@ -444,15 +444,11 @@ def retrain(
 
 def _by_popularity(space: SearchSpace, datamodule: EmbeddingDataModule) -> list[Allocation]:
     """Mixed dimensions for the whole budget."""
-    if space.mode == "single":
+    narrowest = baselines.uniform(space, width=1, projected=True)
+    if space.mode == "single" or narrowest.num_parameters > space.budget:
         return []
-    counts = {name: known.counts.tolist() for name, known in datamodule.vocabularies.items()}
-    try:
-        return [
-            baselines.mixed_dimensions(space, counts, alpha, on_grid=True) for alpha in _ALPHAS
-        ]
-    except ValueError:
-        return []  # The budget does not give every row a width of 1.
+    counts = {name: known.counts for name, known in datamodule.vocabularies.items()}
+    return [baselines.mixed_dimensions(space, counts, alpha, on_grid=True) for alpha in _ALPHAS]
 
 
 def _save_data(study: Study, data: DataConfig) -> None:
