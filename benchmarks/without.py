@@ -23,7 +23,7 @@ def _untrained(shortlist: Sequence[Allocation], *_: Any, **__: Any) -> list[Cand
 
 
 def _powers_of_two(embedding_dim: int) -> tuple[int, ...]:
-    """Column blocks without the widths that lie midway between powers of two."""
+    """Column blocks without the widths between the powers of two."""
     return (1, *(2**n for n in range(embedding_dim.bit_length() - 1)))
 
 
@@ -41,8 +41,9 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "wide_start": (space._Table, "log_weights", lambda table: 0.0 * table.costs(0)),
     "smaller_budgets": (callback, "_BUDGET_SHARES", (1.0,)),
     "updates_per_share": (callback, "_UPDATES_PER_SHARE", 0),
-    "popularity": (job, "_ALPHAS", ()),
-    "widths_midway": (space, "_default_col_blocks", _powers_of_two),
+    "popularity": (job, "_by_popularity", lambda *_: []),
+    "widths_between": (space, "_default_col_blocks", _powers_of_two),
+    "longer_rounds": (job, "_ROUNDS", {"ranking": (1, 2), "retrieval": (1, 2)}),
     "proposals": (callback, "_PROPOSALS_PER_SHARE", 1),
     "shortlist": (job, "train_shortlist", _untrained),
 }

@@ -33,7 +33,14 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "generated/quality*", "generated/costs.md", "generated/static"]
+exclude_patterns = [
+    "_build",
+    "generated/quality*",
+    "generated/costs.md",
+    "generated/ablation.md",
+    "generated/sample_efficiency.md",
+    "generated/static",
+]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 

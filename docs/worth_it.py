@@ -46,16 +46,50 @@ METHODS = {
 # Not rivals at the same memory, or not at the same cost.
 _APART = ("nis_me", "nis_se", "full", "random_10x", "tpe_10x")
 _PENDING = "*Not measured yet.*"
+# Of ``benchmarks/without.py``.
+_PARTS = {
+    "nothing": "**nothing: the whole search**",
+    "warm_up": "the warm-up",
+    "shared_batches": "batches shared among choices",
+    "smaller_steps": "the supernet's smaller steps",
+    "choices_near_budget": "random choices close to the budget",
+    "choices_of_any_cost": "random choices of any cost",
+    "critic": "the additive model of the rewards",
+    "wide_start": "the wide start of the policy",
+    "smaller_budgets": "choices for smaller budgets",
+    "updates_per_share": "updates for smaller budgets",
+    "popularity": "sizes by popularity in the shortlist",
+    "widths_between": "widths between the powers of two",
+    "longer_rounds": "the longer trainings of the shortlist",
+    "proposals": "more than one proposal for a budget",
+    "shortlist": "the shortlist's trainings",
+}
+OBJECTIVES = {
+    "flights": "flights, a short training",
+    "nk1": "NK landscape, one neighbour",
+    "nk2": "NK landscape, two neighbours",
+}
+SAMPLERS = {
+    "nis": "**NISSampler**",
+    "tpe": "TPE",
+    "tpe_multivariate": "TPE, multivariate",
+    "random": "random",
+    "nsgaii": "NSGA-II",
+}
 
 
 def write(results: Path, folder: Path) -> None:
-    """Write ``quality_summary.md``, ``quality.md`` and ``costs.md``."""
+    """Write the tables and figures of the page as ``quality_summary.md`` and so on."""
     cells = read_cells(results / "search_quality.json")
     # Until searches have been compared with all rivals there is the comparison of the README.
     short = summary(cells) or _of_readme(results)
     (folder / "quality_summary.md").write_text(short + "\n", encoding="utf-8")
     (folder / "quality.md").write_text(sections(cells) + "\n", encoding="utf-8")
     (folder / "costs.md").write_text(costs(results) + "\n", encoding="utf-8")
+    parts = ablation(read_cells(results / "ablation.json"))
+    (folder / "ablation.md").write_text(parts + "\n", encoding="utf-8")
+    trials = sample_efficiency(_read(results / "sample_efficiency.json"))
+    (folder / "sample_efficiency.md").write_text(trials + "\n", encoding="utf-8")
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -193,6 +227,39 @@ def table(cells: Sequence[Cell]) -> str:
         "plain trainings of the full tables."
     )
     return f"{_table(header, rows)}\n\n{note}"
+
+
+def ablation(cells: Sequence[Cell]) -> str:
+    """The search without each of its parts: a line for each, a column for each data and budget."""
+    places = list(dict.fromkeys((cell["data"], cell["budget"]) for cell in cells))
+    rows = []
+    for method, own in _by(cells, "method", _PARTS).items():
+        at = {(cell["data"], cell["budget"]): cell for cell in own}
+        texts = [
+            f"{_value(at[place])}, cost {at[place]['search_cost_ratio']:.1f}"
+            if place in at
+            else "-"
+            for place in places
+        ]
+        rows.append([_PARTS.get(method, method), *texts])
+    if not rows:
+        return _PENDING
+    header = [f"{DATA.get(data, data)}, {_percent(budget)}" for data, budget in places]
+    return _table(["without", *header], rows)
+
+
+def sample_efficiency(medians: Mapping[str, Any]) -> str:
+    """The best value after so many trials, a line for each objective and sampler."""
+    rows = []
+    for objective, samplers in medians.items():
+        for sampler, after in samplers.items():
+            name = SAMPLERS.get(sampler, sampler)
+            values = (f"{value:.4f}" for value in after.values())
+            rows.append([OBJECTIVES.get(objective, objective), name, *values])
+    if not rows:
+        return _PENDING
+    counts = next(iter(next(iter(medians.values())).values()))
+    return _table(["objective", "sampler", *(f"{n} trials" for n in counts)], rows)
 
 
 def costs(results: Path) -> str:

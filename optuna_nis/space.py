@@ -51,7 +51,7 @@ class EmbeddingSpec:
             30 and 35 % of the rows, or a single block for fewer than 50 ids.
         col_blocks: Widths of the column blocks, summing to ``embedding_dim``; or a number of
             blocks of about equal width. By default such that the possible widths are 1, 2, 3, 4,
-            6, 8, 12 and so on, powers of two and what lies midway, and ``embedding_dim`` itself.
+            5, 6, 7, 8, 10, 12 and so on, four for each doubling, and ``embedding_dim`` itself.
 
     Raises:
         ValueError: If a size is not a positive integer or the blocks do not sum to the table.
@@ -61,7 +61,7 @@ class EmbeddingSpec:
         >>> spec.row_blocks
         (202, 404, 809, 1213, 1415)
         >>> spec.widths
-        (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+        (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
     """
 
     name: str
@@ -699,6 +699,7 @@ def _default_row_blocks(num_embeddings: int) -> tuple[int, ...]:
 
 
 def _default_col_blocks(embedding_dim: int) -> tuple[int, ...]:
-    steps = {width for n in range(int(embedding_dim).bit_length()) for width in (2**n, 3 * 2**n)}
+    octaves = range(int(embedding_dim).bit_length())
+    steps = {width * 2**n for n in octaves for width in range(1, 8)}
     widths = [0, *sorted(w for w in steps if w < embedding_dim), int(embedding_dim)]
     return tuple(b - a for a, b in pairwise(widths))

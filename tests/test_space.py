@@ -180,12 +180,12 @@ def test_cuts_from_counts(counts: list[int]) -> None:
         (1, (0, 1)),
         (2, (0, 1, 2)),
         (3, (0, 1, 2, 3)),
-        (7, (0, 1, 2, 3, 4, 6, 7)),
-        (8, (0, 1, 2, 3, 4, 6, 8)),
-        (33, (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 33)),
+        (7, (0, 1, 2, 3, 4, 5, 6, 7)),
+        (8, (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        (33, (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 33)),
     ],
 )
-def test_default_widths_are_powers_of_two_what_lies_midway_and_the_full_width(
+def test_default_widths_are_four_for_each_doubling_and_the_full_width(
     dim: int, widths: tuple[int, ...]
 ) -> None:
     assert EmbeddingSpec("t", 10, dim).widths == widths
@@ -314,7 +314,7 @@ def test_a_space_refuses(
 
 SPACE = SearchSpace([TABLE])
 SINGLE = SearchSpace([TABLE], mode="single")
-WIDE = SearchSpace([EmbeddingSpec("t", 10, 8, row_blocks=[2, 8])])
+WIDE = SearchSpace([EmbeddingSpec("t", 10, 16, row_blocks=[2, 8])])
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_allocation_refuses(params: dict[str, Any], message: str) -> None:
     [
         (SPACE, TableAllocation("u", 10, 4, ()), "`allocation` has no feature 't'"),
         (SPACE, TableAllocation("t", 10, 4, (Tier(3, 4),)), "`allocation` must follow the cuts"),
-        (WIDE, TableAllocation("t", 10, 8, (Tier(2, 5),)), "`allocation` must follow the cuts"),
+        (WIDE, TableAllocation("t", 10, 16, (Tier(2, 9),)), "`allocation` must follow the cuts"),
         (SPACE, TableAllocation("t", 10, 8, (Tier(2, 4),)), "`allocation` must follow the cuts"),
         (SPACE, TableAllocation("t", 11, 4, (Tier(2, 4),)), "`allocation` must follow the cuts"),
         (

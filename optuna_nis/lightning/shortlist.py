@@ -32,7 +32,8 @@ class Candidate:
 
     Attributes:
         allocation: The choice.
-        val_metric: Its best metric on the validation data, negated if smaller is better.
+        val_metric: Its metric on the validation data at the end of its training, negated if
+            smaller is better.
     """
 
     allocation: Allocation
@@ -45,7 +46,7 @@ def train_shortlist(
     build_model: BuildModel,
     datamodule: LightningDataModule,
     *,
-    rounds: Sequence[int] = (1, 2),
+    rounds: Sequence[int] = (2, 4),
     limit_train_batches: float = 0.5,
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
@@ -54,8 +55,10 @@ def train_shortlist(
 ) -> list[Candidate]:
     """Train choices from the weights of the supernet and keep the better half, several times.
 
-    Starting from the supernet, a choice shows after less than an epoch what it would be worth
-    after many from scratch (successive halving: Jamieson and Talwalkar, 2016).
+    Starting from the supernet, a choice shows after an epoch or two what it would be worth after
+    many from scratch (successive halving: Jamieson and Talwalkar, 2016). What counts is the metric
+    at the end of a round, not the best of it: choices that are too large are at their best at
+    the start.
 
     Args:
         allocations: The choices.
@@ -99,7 +102,7 @@ def train_shortlist(
                 folder,
                 kept,
                 limit_train_batches,
-                _BestMetric(monitor, mode),
+                _LatestMetric(monitor, mode),
             )
             for allocation in allocations
         ]
@@ -109,10 +112,10 @@ def train_shortlist(
                 if progress is not None:
                     progress(f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}")
                 run.train(datamodule, epochs)
-            alive = sorted(alive, key=lambda run: run.best, reverse=True)
+            alive = sorted(alive, key=lambda run: run.latest, reverse=True)
             alive = alive[: max(len(alive) // 2, 1)]
-        runs.sort(key=lambda run: run.best, reverse=True)
-        return [Candidate(run.allocation, run.best) for run in runs]
+        runs.sort(key=lambda run: run.latest, reverse=True)
+        return [Candidate(run.allocation, run.latest) for run in runs]
 
 
 class _Run:
@@ -126,7 +129,7 @@ class _Run:
         folder: Path,
         kept: bool,
         limit_train_batches: float,
-        metric: _BestMetric,
+        metric: _LatestMetric,
     ) -> None:
         self.allocation = allocation
         self._metric = metric
@@ -138,7 +141,7 @@ class _Run:
         warm_start(self._model, supernet)
 
     @property
-    def best(self) -> float:
+    def latest(self) -> float:
         return self._metric.value
 
     @property
@@ -163,7 +166,7 @@ class _Run:
         save_checkpoint(trainer, self._checkpoint)
 
 
-class _BestMetric(Callback):
+class _LatestMetric(Callback):
     def __init__(self, monitor: str, mode: MonitorMode) -> None:
         self._monitor = monitor
         self._sign = 1.0 if mode == "max" else -1.0
@@ -176,8 +179,7 @@ class _BestMetric(Callback):
         self.value = state_dict["value"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metric = self._sign * float(trainer.callback_metrics[self._monitor])
-        self.value = max(self.value, metric)
+        self.value = self._sign * float(trainer.callback_metrics[self._monitor])
 
 
 def warm_start(model: LightningModule, supernet: LightningModule) -> None:

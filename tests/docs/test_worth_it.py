@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from without import WITHOUT
 import worth_it
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -105,10 +106,14 @@ def test_nothing_has_been_measured(tmp_path: Path):
     (tmp_path / "pages").mkdir()
     worth_it.write(RESULTS.parent, tmp_path / "pages")
     pages = {path.name: path.read_text() for path in (tmp_path / "pages").iterdir()}
-    assert set(pages) == {"quality_summary.md", "quality.md", "costs.md"}
-    assert "Not measured yet" in pages["quality.md"]
-    assert "Not measured yet" in pages["quality_summary.md"]
-    assert "Not measured yet" in pages["costs.md"]
+    assert set(pages) == {
+        "ablation.md",
+        "costs.md",
+        "quality.md",
+        "quality_summary.md",
+        "sample_efficiency.md",
+    }
+    assert all("Not measured yet" in text for text in pages.values())
 
 
 def test_the_results_that_there_are(tmp_path: Path):
@@ -123,3 +128,31 @@ def test_the_results_that_there_are(tmp_path: Path):
 @pytest.mark.parametrize("std", [0.0, 0.004])
 def test_one_seed_is_said_to_be_one(std):
     assert "of 1 seeds" not in worth_it.table([cell("full", 0.7, seeds=[0], std=std)])
+
+
+def test_the_ablation_has_a_line_for_each_part_and_a_column_for_each_place():
+    cells = [
+        cell("critic", 0.75),
+        cell("nothing", 0.77),
+        cell("nothing", 0.81, data="movielens-1m-user-item"),
+    ]
+    header, _, whole, critic = lines(worth_it.ablation(cells))
+    assert header == [
+        "without",
+        "Flights, ranking, 25 %",
+        "MovieLens-1M, ranking, user and movie, 25 %",
+    ]
+    assert whole[1:] == ["0.7700 ± 0.0010, cost 2.0", "0.8100 ± 0.0010, cost 2.0"]
+    assert critic[1:] == ["0.7500 ± 0.0010, cost 2.0", "-"]
+
+
+def test_every_part_that_the_ablation_takes_away_has_a_name():
+    assert {"nothing", *WITHOUT} == set(worth_it._PARTS)
+
+
+def test_sample_efficiency_has_a_line_for_each_sampler():
+    medians = {"nk1": {"nis": {"50": 0.7, "100": 0.75}, "random": {"50": 0.6, "100": 0.65}}}
+    header, _, nis, random = lines(worth_it.sample_efficiency(medians))
+    assert header == ["objective", "sampler", "50 trials", "100 trials"]
+    assert nis == ["NK landscape, one neighbour", "**NISSampler**", "0.7000", "0.7500"]
+    assert random[1:] == ["random", "0.6000", "0.6500"]

@@ -6,10 +6,11 @@ from sklearn.metrics import label_ranking_average_precision_score, roc_auc_score
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from optuna_nis import EmbeddingSpec, SearchSpace
+from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.datasets import TableDataModule
 from optuna_nis.datasets.features import UNSEEN_TARGET
 from optuna_nis.lightning import (
+    Candidate,
     RankingModule,
     RetrievalModule,
     evaluate,
@@ -184,3 +185,27 @@ def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataMo
     values = [candidate.val_metric for candidate in found]
     assert values == sorted(values, reverse=True)
     assert len(lines) == 3 + 1
+
+
+def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
+    datamodule: TableDataModule,
+) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    large, small = space.full(), space.allocation(dict.fromkeys(space.choices, 1))
+    told = {large: [0.9, 0.5], small: [0.6, 0.7, 0.8]}
+
+    class Told(RankingModule):
+        def on_validation_epoch_end(self) -> None:
+            self.log("told", told[self.allocation][self.current_epoch])
+
+    def build_told(allocation: Allocation) -> RankingModule:
+        model = build(allocation)
+        model.__class__ = Told
+        model.allocation = allocation
+        return model
+
+    found = train_shortlist(
+        [large, small], build(space), build_told, datamodule, rounds=(2, 1), monitor="told"
+    )
+    assert found == [Candidate(small, pytest.approx(0.8)), Candidate(large, pytest.approx(0.5))]
