@@ -62,7 +62,7 @@ _UPDATES_PER_SHARE = 6
 _PROPOSAL_BATCHES = 2
 _FINALISTS_PER_SHARE = 2
 # A training for real is dear; the supernet knows enough to leave out the worst.
-_MAX_CANDIDATES = 5
+_MAX_CANDIDATES = 6
 # What the policy proposes for a budget should use it: of many draws, those are taken that leave
 # less than a tenth.
 _FINALIST_DRAWS = 64
@@ -96,7 +96,7 @@ class NISCallback(Callback):
     policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
     being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. They are
     scored on the whole validation set beside ``proposals``; of the best for each budget and these,
-    the five best are left in :attr:`candidates`, to be trained for real
+    the six best are left in :attr:`candidates`, to be trained for real
     (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar

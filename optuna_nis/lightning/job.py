@@ -62,7 +62,7 @@ _logger = get_logger(__name__)
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 _EPOCHS = {"ranking": 4, "retrieval": 10}
 # Half epochs of the rounds in which the shortlist is trained.
-_ROUNDS = {"ranking": (2, 4), "retrieval": (4, 8)}
+_ROUNDS = {"ranking": (2, 3), "retrieval": (4, 5)}
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
 # Several choices share each batch of the supernet, which takes more and smaller steps than a plain
@@ -70,7 +70,7 @@ _MIN_STEPS_PER_EPOCH = 50
 _SUPERNET_STEPS = 2
 # A supernet sees rare ids seldom and takes them to be worth less than they are after a long
 # training. So the sizes that a closed formula gives them by their popularity compete, too.
-_ALPHA = 0.4
+_ALPHAS = (0.3, 0.5)
 
 
 @dataclass(frozen=True)
@@ -451,7 +451,7 @@ def _by_popularity(space: SearchSpace, datamodule: EmbeddingDataModule) -> list[
     if space.mode == "single" or narrowest.num_parameters > space.budget:
         return []
     counts = {name: known.counts for name, known in datamodule.vocabularies.items()}
-    return [baselines.mixed_dimensions(space, counts, _ALPHA, on_grid=True)]
+    return [baselines.mixed_dimensions(space, counts, alpha, on_grid=True) for alpha in _ALPHAS]
 
 
 def _save_data(study: Study, data: DataConfig) -> None:

@@ -46,7 +46,7 @@ def train_shortlist(
     build_model: BuildModel,
     datamodule: LightningDataModule,
     *,
-    rounds: Sequence[int] = (2, 4),
+    rounds: Sequence[int] = (2, 3),
     limit_train_batches: float = 0.5,
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
