@@ -368,7 +368,7 @@ def best_allocation(study: Study) -> Allocation:
 
     Example:
         >>> print(best_allocation(study)["city"])
-        city: 40x8 (of 40x8)
+        city: 40x7 (of 40x8)
     """
     return space_of(study).allocation(best_trial(study).params)
 
