@@ -38,8 +38,8 @@ from optuna_nis.lightning.training import train
 
 AFTER = (50, 100, 200)
 BUDGET = 0.25
-ROWS = 20_000
-EPOCHS = 3
+ROWS = 10_000
+EPOCHS = 2
 VARIABLES = 16
 CHOICES = 5
 
