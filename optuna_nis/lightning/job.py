@@ -62,7 +62,7 @@ _logger = get_logger(__name__)
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 _EPOCHS = {"ranking": 4, "retrieval": 10}
 # Half epochs of the rounds in which the shortlist is trained.
-_ROUNDS = {"ranking": (2, 3), "retrieval": (4, 5)}
+_ROUNDS = {"ranking": (1, 2), "retrieval": (4, 5)}
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
 # Several choices share each batch of the supernet, which takes more and smaller steps than a plain

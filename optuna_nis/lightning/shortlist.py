@@ -46,7 +46,7 @@ def train_shortlist(
     build_model: BuildModel,
     datamodule: LightningDataModule,
     *,
-    rounds: Sequence[int] = (2, 3),
+    rounds: Sequence[int] = (1, 2),
     limit_train_batches: float = 0.5,
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
@@ -55,7 +55,7 @@ def train_shortlist(
 ) -> list[Candidate]:
     """Train choices from the weights of the supernet and keep the better half, several times.
 
-    Starting from the supernet, a choice shows after an epoch or two what it would be worth after
+    Starting from the supernet, a choice shows after few epochs what it would be worth after
     many from scratch (successive halving: Jamieson and Talwalkar, 2016). What counts is the metric
     at the end of a round, not the best of it: choices that are too large are at their best at
     the start.

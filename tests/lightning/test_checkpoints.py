@@ -138,7 +138,7 @@ def test_a_shortlist_goes_on_where_it_was_interrupted(data: DataConfig, tmp_path
     for line in ("round 1 of 2: 2", "round 1 of 2: 3", "round 2 of 2: 1"):
         with pytest.raises(KilledError):
             train_shortlist(*run, folder=tmp_path, progress=_killed_at_line(line))
-    begun = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*-2.ckpt")}
+    begun = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*-1.ckpt")}
     assert len(begun) == 3
     assert train_shortlist(*run, folder=tmp_path) == whole
     assert train_shortlist(*run, folder=tmp_path) == whole
