@@ -43,7 +43,8 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "updates_per_share": (callback, "_UPDATES_PER_SHARE", 0),
     "popularity": (job, "_by_popularity", lambda *_: []),
     "widths_between": (space, "_default_col_blocks", _powers_of_two),
-    "longer_rounds": (job, "_ROUNDS", {"ranking": (1, 2), "retrieval": (1, 2)}),
+    # A retrieval task trains its shortlist for longer than a ranking task does.
+    "retrieval_rounds": (job, "_ROUNDS", job._ROUNDS | {"retrieval": job._ROUNDS["ranking"]}),
     "proposals": (callback, "_PROPOSALS_PER_SHARE", 1),
     "shortlist": (job, "train_shortlist", _untrained),
 }

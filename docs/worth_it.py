@@ -60,7 +60,7 @@ _PARTS = {
     "updates_per_share": "updates for smaller budgets",
     "popularity": "sizes by popularity in the shortlist",
     "widths_between": "widths between the powers of two",
-    "longer_rounds": "the longer trainings of the shortlist",
+    "retrieval_rounds": "the longer shortlist of retrieval",
     "proposals": "more than one proposal for a budget",
     "shortlist": "the shortlist's trainings",
 }
@@ -83,13 +83,15 @@ def write(results: Path, folder: Path) -> None:
     cells = read_cells(results / "search_quality.json")
     # Until searches have been compared with all rivals there is the comparison of the README.
     short = summary(cells) or _of_readme(results)
-    (folder / "quality_summary.md").write_text(short + "\n", encoding="utf-8")
-    (folder / "quality.md").write_text(sections(cells) + "\n", encoding="utf-8")
-    (folder / "costs.md").write_text(costs(results) + "\n", encoding="utf-8")
-    parts = ablation(read_cells(results / "ablation.json"))
-    (folder / "ablation.md").write_text(parts + "\n", encoding="utf-8")
-    trials = sample_efficiency(_read(results / "sample_efficiency.json"))
-    (folder / "sample_efficiency.md").write_text(trials + "\n", encoding="utf-8")
+    pages = {
+        "quality_summary": short,
+        "quality": sections(cells),
+        "costs": costs(results),
+        "ablation": ablation(read_cells(results / "ablation.json")),
+        "sample_efficiency": sample_efficiency(_read(results / "sample_efficiency.json")),
+    }
+    for name, text in pages.items():
+        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
 
 
 def read_cells(path: Path) -> list[Cell]:
