@@ -52,6 +52,8 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "movielens-small": {"num_sampled": 1024},
     "amazon-video-games": {"num_sampled": 1024},
 }
+# When a training stops. On flights a half of all are hits, elsewhere one in a hundred.
+MONITOR = {"movielens-small": "val_mrr", "amazon-video-games": "val_mrr"}
 EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 MAX_EPOCHS = 60
 PATIENCE = 3
@@ -152,22 +154,20 @@ def _datamodule(data: str, config: str) -> EmbeddingDataModule:
 
 def _run(data: str, config: dict[str, Any], job: Job) -> Result:
     datamodule = _datamodule(data, json.dumps(config))
-    kind, options = job["kind"], MODEL_OPTIONS.get(data, {})
+    kind = job["kind"]
     if kind == "describe":
         return _describe_data(datamodule)
     if kind == "train":
         allocation = Allocation.from_json(job["allocation"])
-        return _tested(_train(datamodule, allocation, job["seed"], options), datamodule)
+        return _tested(_train(data, datamodule, allocation, job["seed"]), datamodule)
     if kind == "prune":
-        return _prune(datamodule, job["budget"], job["seed"], options)
+        return _prune(data, datamodule, job["budget"], job["seed"])
     if kind == "search":
         with patched(job.get("without")):
-            return _search(
-                data_config(data, config), job["budget"], job["mode"], job["seed"], options
-            )
+            return _search(data, config, job["budget"], job["mode"], job["seed"])
     assert kind == "trials"
     return _trials(
-        datamodule, job["sampler"], job["budget"], job["num_trainings"], job["seed"], options
+        data, datamodule, job["sampler"], job["budget"], job["num_trainings"], job["seed"]
     )
 
 
@@ -183,15 +183,18 @@ def _describe_data(datamodule: EmbeddingDataModule) -> Result:
 
 
 def _train(
-    datamodule: EmbeddingDataModule, allocation: Allocation, seed: int, options: Mapping[str, Any]
+    data: str, datamodule: EmbeddingDataModule, allocation: Allocation, seed: int
 ) -> Training:
     datamodule.shuffle_seed = seed
-    build = reference_model(datamodule.features, **options)
+    build = reference_model(datamodule.features, **MODEL_OPTIONS.get(data, {}))
     start = time.process_time()
-    training = train(
-        build, allocation, datamodule, seed=seed, max_epochs=MAX_EPOCHS, patience=PATIENCE
-    )
+    training = train(build, allocation, datamodule, seed=seed, **_stopping(data))
     return replace(training, seconds=time.process_time() - start)
+
+
+def _stopping(data: str) -> dict[str, Any]:
+    monitor = MONITOR.get(data, "val_metric")
+    return {"max_epochs": MAX_EPOCHS, "patience": PATIENCE, "monitor": monitor}
 
 
 def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
@@ -204,9 +207,8 @@ def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
     }
 
 
-def _search(
-    config: DataConfig, budget: float, mode: Any, seed: int, options: Mapping[str, Any]
-) -> Result:
+def _search(data: str, extra: Mapping[str, Any], budget: float, mode: Any, seed: int) -> Result:
+    config, options = data_config(data, extra), MODEL_OPTIONS.get(data, {})
     study = optuna.create_study(direction="maximize")
     start = time.process_time()
     config.datamodule(withhold_test=True)
@@ -226,12 +228,12 @@ def _search(
 
 
 def _trials(
+    data: str,
     datamodule: EmbeddingDataModule,
     sampler: str,
     budget: float,
     num_trainings: int,
     seed: int,
-    options: Mapping[str, Any],
 ) -> Result:
     """A training per trial. Proposals over the budget are told so at once and cost no training."""
     specs = datamodule.embedding_specs(EMBEDDING_DIM[datamodule.task])
@@ -256,7 +258,7 @@ def _trials(
             study.tell(trial, -excess)
             continue
         if allocation not in trained:
-            trained[allocation] = _train(datamodule, allocation, seed, options).val_metric
+            trained[allocation] = _train(data, datamodule, allocation, seed).val_metric
         study.tell(trial, trained[allocation])
     best = max(trained, key=trained.__getitem__)
     return {
@@ -276,9 +278,7 @@ class _Masked(nn.Module):
         return weight * self.mask
 
 
-def _prune(
-    datamodule: EmbeddingDataModule, budget: float, seed: int, options: Mapping[str, Any]
-) -> Result:
+def _prune(data: str, datamodule: EmbeddingDataModule, budget: float, seed: int) -> Result:
     """Train the full tables, drop the smallest numbers, train the others on.
 
     What is left is charged with its place: a byte for the column of each number and a parameter
@@ -287,7 +287,7 @@ def _prune(
     specs = datamodule.embedding_specs(EMBEDDING_DIM[datamodule.task])
     space = SearchSpace(specs, budget=budget)
     start = time.process_time()
-    model = _train(datamodule, space.full(), seed, options).model
+    model = _train(data, datamodule, space.full(), seed).model
     tables = [tier for layer in model.embeddings.layers for tier in layer.tier_modules()]  # type: ignore[union-attr]
     rows = sum(tier.weight.shape[0] + 1 for tier in tables)
     kept = int((space.budget - rows) / (1 + _INDEX_PARAMETERS))
@@ -298,13 +298,6 @@ def _prune(
     for tier in tables:
         mask = (tier.weight.detach().abs() >= threshold).float()
         parametrize.register_parametrization(tier, "weight", _Masked(mask))
-    tuned = train(
-        lambda _: model,
-        space.full(),
-        datamodule,
-        seed=seed,
-        max_epochs=MAX_EPOCHS,
-        patience=PATIENCE,
-    )
+    tuned = train(lambda _: model, space.full(), datamodule, seed=seed, **_stopping(data))
     result = _tested(tuned, datamodule) | {"num_parameters": space.budget}
     return result | {"seconds": time.process_time() - start}

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from optuna_nis import Allocation, NISSampler, space
-from optuna_nis.lightning import NISCallback, callback, job
+from optuna_nis.lightning import NISCallback, callback, job, shortlist
 from optuna_nis.lightning.shortlist import Candidate
 from optuna_nis.policy import PolicySettings
 
@@ -41,8 +41,10 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "wide_start": (space._Table, "log_weights", lambda table: 0.0 * table.costs(0)),
     "smaller_budgets": (callback, "_BUDGET_SHARES", (1.0,)),
     "updates_per_share": (callback, "_UPDATES_PER_SHARE", 0),
-    "popularity": (job, "_by_popularity", lambda *_: []),
+    "popularity": (job, "_by_popularity", lambda *_: None),
     "widths_between": (space, "_default_col_blocks", _powers_of_two),
+    # Nothing leaves the shortlist because a better choice costs about the same.
+    "same_cost": (shortlist, "_SAME_COST", 0.0),
     # A retrieval task trains its shortlist for longer than a ranking task does.
     "retrieval_rounds": (job, "_ROUNDS", job._ROUNDS | {"retrieval": job._ROUNDS["ranking"]}),
     "proposals": (callback, "_PROPOSALS_PER_SHARE", 1),

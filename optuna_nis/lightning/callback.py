@@ -53,16 +53,13 @@ _DRAWN_SHARE = 1 / 3
 # best.
 _NEAR_BUDGET = 0.8
 
-# Shares of the budget for each of which the policy proposes choices, how many of them are scored
-# on a few batches, and how many of these on the whole validation set.
+# Shares of the budget for each of which the policy proposes choices, and how many of them are
+# scored on a few batches; the best on the whole validation set.
 _BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 _PROPOSALS_PER_SHARE = 8
 # What is best for the whole budget does not tell what is best for a part of it.
 _UPDATES_PER_SHARE = 6
 _PROPOSAL_BATCHES = 2
-_FINALISTS_PER_SHARE = 2
-# A training for real is dear; the supernet knows enough to leave out the worst.
-_MAX_CANDIDATES = 6
 # What the policy proposes for a budget should use it: of many draws, those are taken that leave
 # less than a tenth.
 _FINALIST_DRAWS = 64
@@ -94,9 +91,10 @@ class NISCallback(Callback):
 
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
     policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
-    being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. They are
-    scored on the whole validation set beside ``proposals``; of the best for each budget and these,
-    the six best are left in :attr:`candidates`, to be trained for real
+    being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. For each
+    budget, the best of these and the best of what ``propose`` gives, on a few batches, are scored
+    on the whole validation set. Both for the whole budget and the better one for each smaller
+    budget are left in :attr:`candidates`, to be trained for real
     (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
@@ -136,9 +134,9 @@ class NISCallback(Callback):
             ever drawn, so it matters only for trials that others enqueued.
         seed: Seed of the random choices. Where other searches are in the study already, it is
             mixed with the id, so that no two draw the same.
-        proposals: Choices from elsewhere that compete with those of the policy for a place among
-            the candidates, such as :func:`~optuna_nis.baselines.mixed_dimensions` with
-            ``on_grid=True``.
+        propose: Gives choices for the budget of a space, which compete with those of the policy,
+            such as :func:`~optuna_nis.baselines.mixed_dimensions` with ``on_grid=True``. It is
+            called at once, for the budget and for each smaller one.
         dashboard: Keeps figures up to date in Optuna Dashboard while the search runs.
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left, even without a checkpoint. By
@@ -175,7 +173,7 @@ class NISCallback(Callback):
         choices_per_step: int | None = None,
         penalty_weight: float = 1.0,
         seed: int = 0,
-        proposals: Sequence[Allocation] = (),
+        propose: Callable[[SearchSpace], Sequence[Allocation]] | None = None,
         dashboard: DashboardCallback | None = None,
         search_id: str | None = None,
     ) -> None:
@@ -189,13 +187,6 @@ class NISCallback(Callback):
             check_integer(name, value, low)
         if not 0.0 <= warmup < 1.0:
             raise ValueError(f"`warmup` must be a share in [0, 1), got {warmup!r}.")
-        for allocation in proposals:
-            space.params(allocation)
-            if allocation.num_parameters > space.budget:
-                raise ValueError(
-                    f"`proposals` must be within the budget of {space.budget} parameters, got one "
-                    f"of {allocation.num_parameters}."
-                )
         if study is None:
             sampler = NISSampler(budget=space, seed=seed)
             study = create_study(direction="maximize", sampler=sampler)
@@ -207,7 +198,9 @@ class NISCallback(Callback):
         self.warmup = warmup
         self.choices_per_step = choices_per_step
         self.penalty_weight = penalty_weight
-        self.proposals = tuple(proposals)
+        self._proposed = [
+            _proposed(propose, each) if propose is not None else [] for each in _budgets(space)
+        ]
         self.dashboard = dashboard
         self.candidates: list[Allocation] = []
         self._rewards = Rewards(
@@ -321,7 +314,6 @@ class NISCallback(Callback):
                 "the controller."
             )
         finalists = self._finalists(trainer, pl_module)
-        finalists += [[proposal] for proposal in self.proposals]
         distinct = list(dict.fromkeys(choice for group in finalists for choice in group))
         quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
         if quality.isnan().all():
@@ -337,9 +329,9 @@ class NISCallback(Callback):
             if self.dashboard is not None:
                 self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
-        best = {max(group, key=value.__getitem__) for group in finalists}
-        ranked = sorted(best, key=value.__getitem__, reverse=True)
-        self.candidates = ranked[:_MAX_CANDIDATES]
+        # It is for the whole budget that a supernet is most unfair to what it has trained least.
+        best = {*finalists[0], *(max(group, key=value.__getitem__) for group in finalists[1:])}
+        self.candidates = sorted(best, key=value.__getitem__, reverse=True)
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _joined(self) -> Search:
@@ -505,26 +497,23 @@ class NISCallback(Callback):
         raise ValueError(_USELESS.format(f"{_MAX_USELESS_BATCHES} consecutive"))
 
     def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
-        """For each share of the budget, the best of the policy's proposals on some batches."""
-        groups = self._proposals(trainer, pl_module)
-        distinct = list(dict.fromkeys(choice for group in groups for choice in group))
+        """For each share of the budget, the policy's best and the best proposed from elsewhere."""
+        groups = list(zip(self._proposals(trainer, pl_module), self._proposed))
+        distinct = list(dict.fromkeys(c for pair in groups for group in pair for c in group))
         scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
         value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
         return [
-            sorted(group, key=value.__getitem__, reverse=True)[:_FINALISTS_PER_SHARE]
-            for group in groups
+            list({max(group, key=value.__getitem__): None for group in pair if group})
+            for pair in groups
         ]
 
     def _proposals(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
         """For each share of the budget, the likeliest choices of the policy that use it."""
         groups = []
         policy = self._policy
-        for share in _BUDGET_SHARES:
-            budget = int(share * self.space.budget)
-            if budget < self.space.min_parameters:
-                break
-            if share < 1:
-                policy = policy.under(self.space.with_budget(budget))
+        for space in _budgets(self.space):
+            if space is not self.space:
+                policy = policy.under(space)
                 for _ in range(_UPDATES_PER_SHARE):
                     self._learn(policy, trainer, pl_module)
                 policy = trainer.strategy.broadcast(policy)
@@ -532,9 +521,30 @@ class NISCallback(Callback):
             options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
             options = options[np.argsort(-policy.log_prob(options), kind="stable")]
             choices = [self.space.allocation(params) for params in policy.params(options)]
-            using = [c for c in choices if c.num_parameters >= _MIN_USE * budget]
+            using = [c for c in choices if c.num_parameters >= _MIN_USE * space.budget]
             groups.append((using or choices)[:_PROPOSALS_PER_SHARE])
         return groups
+
+
+def _budgets(space: SearchSpace) -> list[SearchSpace]:
+    """The space for its budget and for the shares of it that leave any room."""
+    budgets = [int(share * space.budget) for share in _BUDGET_SHARES[1:]]
+    return [space, *(space.with_budget(b) for b in budgets if b >= space.min_parameters)]
+
+
+def _proposed(
+    propose: Callable[[SearchSpace], Sequence[Allocation]], space: SearchSpace
+) -> list[Allocation]:
+    """What a function gives for a budget, if it is of the space and within it."""
+    proposed = list(propose(space))
+    for allocation in proposed:
+        space.params(allocation)
+        if allocation.num_parameters > space.budget:
+            raise ValueError(
+                f"`propose` must keep to the budget of {space.budget} parameters, it gave "
+                f"a choice of {allocation.num_parameters}."
+            )
+    return proposed
 
 
 class _Limited:

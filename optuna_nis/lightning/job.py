@@ -22,7 +22,12 @@ from optuna_nis.datasets import EmbeddingDataModule, TableDataModule, Task, load
 from optuna_nis.datasets.base import Split
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
-from optuna_nis.lightning.modules import EmbeddingModule, reference_model
+from optuna_nis.lightning.modules import (
+    EmbeddingModule,
+    RankingModule,
+    RetrievalModule,
+    reference_model,
+)
 from optuna_nis.lightning.predictor import Predictor
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.shortlist import train_shortlist
@@ -62,7 +67,7 @@ _logger = get_logger(__name__)
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 _EPOCHS = {"ranking": 4, "retrieval": 10}
 # Half epochs of the rounds in which the shortlist is trained.
-_ROUNDS = {"ranking": (1, 2), "retrieval": (4, 5)}
+_ROUNDS = {"ranking": (1, 1, 2), "retrieval": (1, 3, 5)}
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
 # Several choices share each batch of the supernet, which takes more and smaller steps than a plain
@@ -287,7 +292,7 @@ def search(
         torch.manual_seed(me.seed)
         datamodule.shuffle_seed = me.seed
         supernet = build(space)
-        study.set_user_attr(METRIC_ATTR, supernet.metric_name)
+        study.set_user_attr(METRIC_ATTR, supernet.monitor_name)
         searched = folder.load_searched()
         if searched is None:
             callback = NISCallback(
@@ -295,7 +300,7 @@ def search(
                 study,
                 num_updates=num_updates,
                 seed=seed,
-                proposals=_by_popularity(space, datamodule),
+                propose=_by_popularity(datamodule),
                 dashboard=dashboard,
                 search_id=me.id,
             )
@@ -327,6 +332,7 @@ def search(
             build,
             datamodule,
             rounds=_ROUNDS[data.task],
+            monitor=supernet.monitor,
             progress=progress,
             folder=folder.trainings if keep else None,
         )
@@ -397,12 +403,19 @@ def retrain(
     data, space, best = _data_of(study), space_of(study), best_allocation(study)
     datamodule = data.datamodule(withhold_test=False)
     build = reference_model(datamodule.features, **model_options)
+    monitor = (RankingModule if data.task == "ranking" else RetrievalModule).monitor
 
     def trained(label: str, allocation: Allocation, seed: int) -> Training:
         progress(f"{label}, seed {seed}: {allocation.num_parameters:,} embedding parameters.")
         datamodule.shuffle_seed = seed
         return train(
-            build, allocation, datamodule, seed=seed, max_epochs=max_epochs, patience=patience
+            build,
+            allocation,
+            datamodule,
+            seed=seed,
+            max_epochs=max_epochs,
+            patience=patience,
+            monitor=monitor,
         )
 
     def result(
@@ -445,13 +458,19 @@ def retrain(
     return results
 
 
-def _by_popularity(space: SearchSpace, datamodule: EmbeddingDataModule) -> list[Allocation]:
-    """Mixed dimensions for the whole budget."""
-    narrowest = baselines.uniform(space, width=1, projected=True)
-    if space.mode == "single" or narrowest.num_parameters > space.budget:
-        return []
+def _by_popularity(datamodule: EmbeddingDataModule) -> Callable[[SearchSpace], list[Allocation]]:
+    """Gives mixed dimensions for the whole budget of a space."""
     counts = {name: known.counts for name, known in datamodule.vocabularies.items()}
-    return [baselines.mixed_dimensions(space, counts, alpha, on_grid=True) for alpha in _ALPHAS]
+
+    def propose(space: SearchSpace) -> list[Allocation]:
+        narrowest = baselines.uniform(space, width=1, projected=True)
+        if space.mode == "single" or narrowest.num_parameters > space.budget:
+            return []
+        return [
+            baselines.mixed_dimensions(space, counts, alpha, on_grid=True) for alpha in _ALPHAS
+        ]
+
+    return propose
 
 
 def _save_data(study: Study, data: DataConfig) -> None:

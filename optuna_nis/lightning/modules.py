@@ -111,6 +111,10 @@ class EmbeddingModule(LightningModule):
 
     #: Name of the metric for people.
     metric_name: str
+    #: Under which name the models log what choices are compared by, larger is better.
+    monitor: str
+    #: Its name for people.
+    monitor_name: str
     #: The arguments, besides tables and features, that :func:`reference_model` was given.
     options: dict[str, Any]
 
@@ -170,7 +174,8 @@ class RankingModule(EmbeddingModule):
         torch.Size([2])
     """
 
-    metric_name = "ROC-AUC"
+    metric_name = monitor_name = "ROC-AUC"
+    monitor = "val_metric"
 
     def __init__(
         self,
@@ -234,7 +239,8 @@ class RetrievalModule(EmbeddingModule):
     """A softmax over all items from the features of a query, measured by Recall@k.
 
     It is trained on all items, or on some of them (:func:`sampled_softmax_loss`) where there are
-    very many, and always measured on all.
+    very many, and always measured on all. Trainings and choices are compared by their mean
+    reciprocal rank, ``"val_mrr"``: where items are many, Recall@1 counts a handful of hits.
 
     Args:
         tables: As in :class:`RankingModule`.
@@ -265,6 +271,9 @@ class RetrievalModule(EmbeddingModule):
         torch.Size([1, 5])
     """
 
+    monitor = "val_mrr"
+    monitor_name = "MRR"
+
     def __init__(
         self,
         tables: SearchSpace | Allocation,
@@ -293,6 +302,7 @@ class RetrievalModule(EmbeddingModule):
         self.metric_name = f"Recall@{self.top_k[0]}"
         self.val_recall = nn.ModuleList(MeanMetric() for _ in self.top_k)
         self.test_recall = nn.ModuleList(MeanMetric() for _ in self.top_k)
+        self.val_mrr = MeanMetric()
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the items."""
@@ -315,15 +325,17 @@ class RetrievalModule(EmbeddingModule):
         return loss + self._penalty(rows)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Recall@k over the whole part."""
-        self._log_recall("val", self.val_recall, batch)
+        """Recall@k and mean reciprocal rank over the whole part."""
+        ranks = self._ranks(batch)
+        self._log_recall("val", self.val_recall, ranks)
+        self.val_mrr.update(_reciprocal(ranks, batch["label"]))
+        self.log("val_mrr", self.val_mrr, batch_size=len(ranks))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Recall@k over the whole part."""
-        self._log_recall("test", self.test_recall, batch)
+        self._log_recall("test", self.test_recall, self._ranks(batch))
 
-    def _log_recall(self, part: str, metrics: nn.ModuleList, batch: Batch) -> None:
-        ranks = self._ranks(batch)
+    def _log_recall(self, part: str, metrics: nn.ModuleList, ranks: Tensor) -> None:
         for index, (k, metric) in enumerate(zip(self.top_k, metrics)):
             assert isinstance(metric, MeanMetric)
             metric.update((ranks < k).float())
@@ -343,9 +355,11 @@ class RetrievalModule(EmbeddingModule):
         A smooth stand-in for the Recall@k that is reported: on a few thousand examples with many
         items, Recall@1 is nearly always zero.
         """
-        ranks = self._ranks(batch).view(num_choices, -1)
-        known = batch["label"].view(num_choices, -1) != UNSEEN_TARGET
-        return (known / (1.0 + ranks)).mean(1)
+        return _reciprocal(self._ranks(batch), batch["label"]).view(num_choices, -1).mean(1)
+
+
+def _reciprocal(ranks: Tensor, label: Tensor) -> Tensor:
+    return (label != UNSEEN_TARGET) / (1.0 + ranks)
 
 
 def reference_model(

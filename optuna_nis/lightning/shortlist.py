@@ -25,6 +25,9 @@ from optuna_nis.nn import (
     supernet_layers,
 )
 
+# Choices cost about the same if the larger has at most so many times the parameters.
+_SAME_COST = 1.25
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -58,7 +61,8 @@ def train_shortlist(
     Starting from the supernet, a choice shows after few epochs what it would be worth after
     many from scratch (successive halving: Jamieson and Talwalkar, 2016). What counts is the metric
     at the end of a round, not the best of it: choices that are too large are at their best at
-    the start.
+    the start. For the same reason choices of the same cost can be told apart early, and
+    others cannot: after the first round, only the best of those stay that cost about the same.
 
     Args:
         allocations: The choices.
@@ -66,7 +70,9 @@ def train_shortlist(
         build_model: Makes a model of given sizes; its weights outside the embeddings must have
             the names that they have in the supernet.
         datamodule: Train and validation data.
-        rounds: Epochs of each round; after each but the last, the worse half is dropped.
+        rounds: Epochs of each round; after each but the last, the worse half is dropped (of an odd
+            number, the smaller half), after the first also what costs about as much as a better
+            one.
         limit_train_batches: Share of the training batches that make an epoch here, drawn anew
             for each if the dataloader shuffles.
         monitor: Name under which the models log their validation metric.
@@ -113,7 +119,9 @@ def train_shortlist(
                     progress(f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}")
                 run.train(datamodule, epochs)
             alive = sorted(alive, key=lambda run: run.latest, reverse=True)
-            alive = alive[: max(len(alive) // 2, 1)]
+            if index == 0:
+                alive = _best_of_each_cost(alive)
+            alive = alive[: (len(alive) + 1) // 2]
         runs.sort(key=lambda run: run.latest, reverse=True)
         return [Candidate(run.allocation, run.latest) for run in runs]
 
@@ -164,6 +172,16 @@ class _Run:
         known = [path for path in (self._checkpoint, before) if path.exists()]
         trainer.fit(self._model, datamodule=datamodule, ckpt_path=known[0] if known else None)
         save_checkpoint(trainer, self._checkpoint)
+
+
+def _best_of_each_cost(runs: Sequence[_Run]) -> list[_Run]:
+    """Those that no better one costs about as much as; best first, as they come."""
+    kept: list[_Run] = []
+    for run in runs:
+        costs = [(run.allocation.num_parameters, k.allocation.num_parameters) for k in kept]
+        if all(max(pair) > _SAME_COST * min(pair) for pair in costs):
+            kept.append(run)
+    return kept
 
 
 class _LatestMetric(Callback):

@@ -11,7 +11,7 @@ import optuna
 import pytest
 import torch
 
-from optuna_nis import NISSampler, SearchSpace, penalised_reward
+from optuna_nis import Allocation, NISSampler, SearchSpace, penalised_reward
 from optuna_nis.datasets import TableDataModule
 from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, reference_model
 from optuna_nis.lightning.recorder import TrialRecorder
@@ -253,18 +253,33 @@ def test_bad_arguments(datamodule: TableDataModule) -> None:
             NISCallback(space, study, **wrong)
     with pytest.raises(ValueError, match=r"`warmup` must be a share in \[0, 1\), got 1.0"):
         NISCallback(space, study, warmup=1.0)
-    with pytest.raises(ValueError, match="`proposals` must be within the budget of"):
-        NISCallback(space, study, proposals=[space.full()])
+    with pytest.raises(ValueError, match="`propose` must keep to the budget of"):
+        NISCallback(space, study, propose=lambda under: [under.full()])
 
 
-def test_proposals_compete_with_those_of_the_policy(datamodule: TableDataModule) -> None:
+def test_candidates_are_the_best_for_each_budget_and_the_proposals(
+    datamodule: TableDataModule,
+) -> None:
     space = _space(datamodule)
     study = _study(space)
-    proposal = space.sample(np.random.default_rng(0), space.budget)
-    callback, _ = _fit(datamodule, study, space, proposals=[proposal])
+    proposed: list[list[Allocation]] = []
+
+    def propose(under: SearchSpace) -> list[Allocation]:
+        rng = np.random.default_rng(0)
+        proposed.append([under.sample(rng, under.budget) for _ in range(3)])
+        return proposed[-1]
+
+    callback, _ = _fit(datamodule, study, space, propose=propose)
     validated = [t for t in study.trials if t.user_attrs["fidelity"] == "validated"]
-    assert proposal in {space.allocation(t.params) for t in validated}
-    assert 1 <= len(callback.candidates) <= 6
+    scored = {space.allocation(t.params) for t in validated}
+    # For each budget one of the policy and one of these, of which both go on for the whole one.
+    assert all(len(scored & set(choices)) == 1 for choices in proposed)
+    assert len(proposed) < len(scored) <= 2 * len(proposed)
+    assert len(set(callback.candidates) & set(proposed[0])) == 1
+    assert len(callback.candidates) <= 1 + len(proposed)
+    shares = [choice.num_parameters / space.budget for choice in callback.candidates]
+    for high in (1.0, 0.5, 0.25):
+        assert any(0.8 * high < share <= high for share in shares)
 
 
 class Unsearchable(LightningModule):

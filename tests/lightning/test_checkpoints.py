@@ -90,7 +90,7 @@ def test_a_search_that_is_killed_again_and_again_goes_on(
         search(study, data, **SMALL, checkpoint_dir=folder, progress=_killed_at_line("Training"))
     assert _counts(study)["supernet"] == 48
     assert (validated := _counts(study)["validated"]) > 1
-    for line in ("round 1 of 2: 2", "round 2 of 2: 1"):
+    for line in ("round 1 of 3: 2", "round 2 of 3: 1"):
         with pytest.raises(KilledError):
             search(study, data, **SMALL, checkpoint_dir=folder, progress=_killed_at_line(line))
     best = search(study, data, **SMALL, checkpoint_dir=folder)

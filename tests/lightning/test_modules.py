@@ -106,6 +106,17 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
         return {name: tensor[rows] for name, tensor in self.tensors.items()}
 
 
+def test_validation_of_retrieval_tells_the_reciprocal_rank_too() -> None:
+    model = RetrievalModule(SPACE.full(), num_classes=9, bags={"genres"}, init_std=1.0).eval()
+    batch = _batch() | {"label": torch.arange(16) % 9}
+    batch["label"][3] = UNSEEN_TARGET
+    trainer = quiet_trainer()
+    loader = DataLoader([batch], batch_size=None)
+    (logged,) = trainer.validate(model, loader, verbose=False)
+    assert logged[model.monitor] == pytest.approx(model.choice_quality(batch, 1).item())
+    assert 0 < logged["val_metric"] < logged[model.monitor] < logged["val_recall@9"] < 1
+
+
 def test_many_items_are_sampled() -> None:
     few, many, own = (
         RetrievalModule(SPACE.full(), num_classes=classes, hidden=(2,), num_sampled=sampled)
@@ -184,7 +195,18 @@ def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataMo
     assert {candidate.allocation for candidate in found} == set(choices)
     values = [candidate.val_metric for candidate in found]
     assert values == sorted(values, reverse=True)
-    assert len(lines) == 3 + 1
+    assert len(lines) == 3 + 2
+
+
+def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    rng = np.random.default_rng(0)
+    shares = (0.80, 0.82, 0.84, 0.2)
+    choices = [space.sample(rng, space.full_parameters * share) for share in shares]
+    lines: list[str] = []
+    train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
+    assert lines[-1] == "round 2 of 2: 1 of 1"
 
 
 def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
