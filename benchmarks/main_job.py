@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from pathlib import Path
-import warnings
 
 import optuna
+from quiet import quiet
 
 from optuna_nis.lightning import DataConfig, retrain, search
 from optuna_nis.results import best_allocation, summary_of
@@ -29,9 +28,7 @@ def main() -> None:
     parser.add_argument("--storage", help="keeps the study; it is resumed when stopped")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", module="lightning")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
 
     study = optuna.create_study(
         study_name=f"flights-{args.task}",

@@ -17,16 +17,15 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import json
-import logging
 from pathlib import Path
 from statistics import median
 import tempfile
 import time
 from typing import Any
-import warnings
 
 from lightning.pytorch import LightningDataModule
 import optuna
+from quiet import quiet
 from servers import PostgreSQL
 import torch
 
@@ -112,10 +111,7 @@ def main() -> None:
     parser.add_argument("--max-rows", type=int, help="of flights; by default all")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
 
     config = DataConfig(dataset="flights", max_rows=args.max_rows)
     data = config.datamodule(withhold_test=True)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 import json
-import logging
 import os
 from pathlib import Path
 import random
@@ -29,9 +28,9 @@ import sys
 import tempfile
 import time
 from typing import Any
-import warnings
 
 import optuna
+from quiet import quiet
 
 from optuna_nis.datasets import EmbeddingDataModule
 from optuna_nis.lightning import DataConfig, evaluate, reference_model, train
@@ -150,10 +149,7 @@ def main() -> None:
     parser.add_argument("--max-rows", type=int, default=30_000)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     config = DataConfig(dataset="flights", max_rows=args.max_rows)
     data = config.datamodule(withhold_test=False)
 

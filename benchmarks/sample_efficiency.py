@@ -20,15 +20,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 import json
-import logging
 from pathlib import Path
 from statistics import median
 from typing import Any
-import warnings
 
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from quiet import quiet
 import torch
 
 from optuna_nis import Allocation, NISSampler, SearchSpace
@@ -132,10 +131,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/sample_efficiency.jsonl"))
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     torch.set_num_threads(1)
     args.cache.parent.mkdir(parents=True, exist_ok=True)
 

@@ -12,16 +12,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 import json
-import logging
 import multiprocessing
 from pathlib import Path
 import threading
 import time
 from typing import Any
-import warnings
 
 import numpy as np
 import optuna
+from quiet import quiet
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -135,10 +134,7 @@ def _describe(mapping: Mapping[str, Any]) -> str:
 
 def _start(threads: int) -> None:
     torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
 
 
 def data_config(data: str, config: Mapping[str, Any]) -> DataConfig:

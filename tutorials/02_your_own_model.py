@@ -104,7 +104,7 @@ def build(sizes):
 
 
 shortlist = train_shortlist(
-    search.candidates, model, build, data, rounds=(1,) if SHORT else (1, 2), monitor="auroc"
+    search.candidates, model, build, data, rounds=(1,) if SHORT else (1, 1, 2), monitor="auroc"
 )
 for candidate in shortlist:
     print(f"{candidate.allocation.num_parameters:>7,} parameters: {candidate.val_metric:.4f}")

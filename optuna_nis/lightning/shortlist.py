@@ -49,7 +49,7 @@ def train_shortlist(
     build_model: BuildModel,
     datamodule: LightningDataModule,
     *,
-    rounds: Sequence[int] = (1, 2),
+    rounds: Sequence[int] = (1, 1, 2),
     limit_train_batches: float = 0.5,
     monitor: str = "val_metric",
     mode: MonitorMode = "max",

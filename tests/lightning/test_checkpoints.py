@@ -135,7 +135,7 @@ def test_a_shortlist_goes_on_where_it_was_interrupted(data: DataConfig, tmp_path
     shortlist = [each.sample(np.random.default_rng(0), each.budget) for each in sizes]
     run = (shortlist, supernet, build, datamodule)
     whole = train_shortlist(*run)
-    for line in ("round 1 of 2: 2", "round 1 of 2: 3", "round 2 of 2: 1"):
+    for line in ("round 1 of 3: 2", "round 1 of 3: 3", "round 2 of 3: 1"):
         with pytest.raises(KilledError):
             train_shortlist(*run, folder=tmp_path, progress=_killed_at_line(line))
     begun = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*-1.ckpt")}
