@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, tee
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -92,9 +92,9 @@ class NISCallback(Callback):
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
     policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
     being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. For each
-    budget, the best of these and the best of what ``propose`` gives, on a few batches, are scored
-    on the whole validation set. Both for the whole budget and the better one for each smaller
-    budget are left in :attr:`candidates`, to be trained for real
+    budget, the best of these on a few batches and what ``propose`` gives are scored on the whole
+    validation set. The best one for each smaller budget, and for the whole budget the best of
+    both sources, are left in :attr:`candidates`, to be trained for real
     (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
@@ -313,8 +313,11 @@ class NISCallback(Callback):
                 f"The training ended after {self._updates_done} of {self.num_updates} updates of "
                 "the controller."
             )
-        finalists = self._finalists(trainer, pl_module)
-        distinct = list(dict.fromkeys(choice for group in finalists for choice in group))
+        finalists = [[choice] for choice in self._finalists(trainer, pl_module)]
+        # It is for the whole budget that a supernet is most unfair to what it has trained least.
+        groups = [finalists[0], self._proposed[0]]
+        groups += [own + others for own, others in zip(finalists[1:], self._proposed[1:])]
+        distinct = list(dict.fromkeys(choice for group in groups for choice in group))
         quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
         if quality.isnan().all():
             raise ValueError(_USELESS.format("all"))
@@ -329,8 +332,7 @@ class NISCallback(Callback):
             if self.dashboard is not None:
                 self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
-        # It is for the whole budget that a supernet is most unfair to what it has trained least.
-        best = {*finalists[0], *(max(group, key=value.__getitem__) for group in finalists[1:])}
+        best = {max(group, key=value.__getitem__) for group in groups if group}
         self.candidates = sorted(best, key=value.__getitem__, reverse=True)
         set_choices(pl_module, self.space, [self.space.full()])
 
@@ -496,16 +498,13 @@ class NISCallback(Callback):
                 return quality
         raise ValueError(_USELESS.format(f"{_MAX_USELESS_BATCHES} consecutive"))
 
-    def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
-        """For each share of the budget, the policy's best and the best proposed from elsewhere."""
-        groups = list(zip(self._proposals(trainer, pl_module), self._proposed))
-        distinct = list(dict.fromkeys(c for pair in groups for group in pair for c in group))
+    def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[Allocation]:
+        """For each share of the budget, the best of the policy's proposals on some batches."""
+        groups = self._proposals(trainer, pl_module)
+        distinct = list(dict.fromkeys(choice for group in groups for choice in group))
         scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
         value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
-        return [
-            list({max(group, key=value.__getitem__): None for group in pair if group})
-            for pair in groups
-        ]
+        return [max(group, key=value.__getitem__) for group in groups]
 
     def _proposals(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
         """For each share of the budget, the likeliest choices of the policy that use it."""
@@ -520,9 +519,10 @@ class NISCallback(Callback):
             draws, _ = policy.sample(_FINALIST_DRAWS, self._rng)
             options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
             options = options[np.argsort(-policy.log_prob(options), kind="stable")]
-            choices = [self.space.allocation(params) for params in policy.params(options)]
-            using = [c for c in choices if c.num_parameters >= _MIN_USE * space.budget]
-            groups.append((using or choices)[:_PROPOSALS_PER_SHARE])
+            choices, others = tee(map(self.space.allocation, policy.params(options)))
+            using = (c for c in choices if c.num_parameters >= _MIN_USE * space.budget)
+            first = list(islice(using, _PROPOSALS_PER_SHARE))
+            groups.append(first or list(islice(others, _PROPOSALS_PER_SHARE)))
         return groups
 
 

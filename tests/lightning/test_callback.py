@@ -272,9 +272,8 @@ def test_candidates_are_the_best_for_each_budget_and_the_proposals(
     callback, _ = _fit(datamodule, study, space, propose=propose)
     validated = [t for t in study.trials if t.user_attrs["fidelity"] == "validated"]
     scored = {space.allocation(t.params) for t in validated}
-    # For each budget one of the policy and one of these, of which both go on for the whole one.
-    assert all(len(scored & set(choices)) == 1 for choices in proposed)
-    assert len(proposed) < len(scored) <= 2 * len(proposed)
+    assert scored > {choice for choices in proposed for choice in choices}
+    # Of what is proposed for the whole budget, the best competes with the policy's in training.
     assert len(set(callback.candidates) & set(proposed[0])) == 1
     assert len(callback.candidates) <= 1 + len(proposed)
     shares = [choice.num_parameters / space.budget for choice in callback.candidates]
