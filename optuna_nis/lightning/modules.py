@@ -19,6 +19,7 @@ from optuna_nis.allocation import Allocation
 from optuna_nis.datasets.features import UNSEEN_TARGET, Features
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
 from optuna_nis.nn.softmax import (
+    estimated_ranks,
     sampled_softmax_loss,
     softmax_loss,
     target_ranks,
@@ -30,6 +31,8 @@ Batch = dict[str, Tensor]
 
 _MAX_FULL_SOFTMAX = 50_000
 _NUM_SAMPLED = 8192
+# Items that each target is compared with when choices are scored.
+_NUM_RANKED = 1024
 
 
 class FeatureEmbeddings(nn.Module):
@@ -353,9 +356,15 @@ class RetrievalModule(EmbeddingModule):
         """Mean reciprocal rank of several choices on the same examples.
 
         A smooth stand-in for the Recall@k that is reported: on a few thousand examples with many
-        items, Recall@1 is nearly always zero.
+        items, Recall@1 is nearly always zero. Of more than 1,024 items the ranks are estimated
+        (:func:`estimated_ranks`), since ranking all would take longer than a training.
         """
-        return _reciprocal(self._ranks(batch), batch["label"]).view(num_choices, -1).mean(1)
+        vectors = self._vectors(self.embeddings(batch))
+        if self.items.out_features <= _NUM_RANKED:
+            ranks = target_ranks(vectors, self.items, batch["label"])
+        else:
+            ranks = estimated_ranks(vectors, self.items, batch["label"], _NUM_RANKED)
+        return _reciprocal(ranks, batch["label"]).view(num_choices, -1).mean(1)
 
 
 def _reciprocal(ranks: Tensor, label: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -85,6 +86,39 @@ def target_ranks(vectors: Tensor, items: nn.Linear, labels: Tensor) -> Tensor:
         lower = torch.lt(logits, target, out=torch.empty_like(logits)).sum(1)
         ranks.append(items.out_features - 1 - lower.long())
     return torch.cat(ranks).masked_fill(labels < 0, items.out_features)
+
+
+def estimated_ranks(vectors: Tensor, items: nn.Linear, labels: Tensor, num_ranked: int) -> Tensor:
+    """Estimate of :func:`target_ranks` from some of the items.
+
+    Items are cut by their index into at most ``num_ranked`` runs whose lengths grow with it, so
+    items must be sorted by falling frequency; the middle of each stands for all of it. The most
+    frequent ones stand for themselves.
+
+    Args:
+        vectors: As in :func:`target_ranks`.
+        items: As in :func:`target_ranks`.
+        labels: As in :func:`target_ranks`.
+        num_ranked: Largest number of items that each target is compared with.
+
+    Returns:
+        Shape ``(batch,)``, floats.
+    """
+    total = items.out_features
+    cuts = np.expm1(np.linspace(0, math.log1p(total), num_ranked + 1))
+    edges = torch.from_numpy(np.unique(np.rint(cuts).astype(np.int64)))
+    middle = ((edges[:-1] + edges[1:] - 1) // 2).to(labels.device)
+    weight, bias = items.weight[middle], items.bias[middle]
+    lengths = edges.diff().to(weight)
+    ranks = []
+    for rows in _chunks(len(vectors), len(middle)):
+        known = labels[rows].clamp(min=0)
+        target = (vectors[rows] * items.weight[known]).sum(1) + items.bias[known]
+        logits = torch.addmm(bias, vectors[rows], weight.T)
+        below = torch.lt(logits, target[:, None], out=torch.empty_like(logits))
+        below.masked_fill_(middle == known[:, None], 1.0)
+        ranks.append(total - below @ lengths)
+    return torch.cat(ranks).masked_fill(labels < 0, total)
 
 
 def top_items(vectors: Tensor, items: nn.Linear, k: int) -> Tensor:

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.nn import softmax
-from optuna_nis.nn.softmax import sampled_softmax_loss, softmax_loss, target_ranks, top_items
+from optuna_nis.nn.softmax import (
+    estimated_ranks,
+    sampled_softmax_loss,
+    softmax_loss,
+    target_ranks,
+    top_items,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +110,25 @@ def test_ranks_are_places_among_all_items(rows: int, num_items: int, seed: int) 
     assert top_items(vectors, items, 1).shape == (rows, 1)
 
 
+@settings(deadline=None)
+@given(st.integers(1, 11), st.integers(2, 9), st.integers(0, 99))
+def test_estimated_ranks_are_exact_if_all_items_are_compared(
+    rows: int, num_items: int, seed: int
+) -> None:
+    vectors, items, labels = made(rows, num_items, seed)
+    found = estimated_ranks(vectors, items, labels, 1000)
+    assert found.tolist() == target_ranks(vectors, items, labels).tolist()
+
+
+def test_estimated_ranks_are_close_to_those_among_all_items() -> None:
+    vectors, items, labels = made(500, 5_000, 0)
+    exact = target_ranks(vectors, items, labels).float()
+    found = estimated_ranks(vectors, items, labels, 500)
+    assert (found - exact).abs().mean() < 0.05 * 5_000
+    assert abs((found - exact).mean()) < 0.03 * 5_000
+    assert found.min() >= 0
+
+
 def test_unknown_targets_ties_and_nan_are_misses() -> None:
     items = nn.Linear(2, 7)
     labels = torch.tensor([3, -100])
@@ -114,4 +139,7 @@ def test_unknown_targets_ties_and_nan_are_misses() -> None:
     assert target_ranks(torch.ones(2, 2), items, labels).tolist() == [6, 7]
     assert target_ranks(torch.full((2, 2), torch.nan), items, labels).tolist() == [6, 7]
     assert target_ranks(torch.ones(0, 2), items, labels[:0]).shape == (0,)
+    assert estimated_ranks(torch.ones(2, 2), items, labels, 99).tolist() == [6, 7]
+    assert estimated_ranks(torch.full((2, 2), torch.nan), items, labels, 99).tolist() == [6, 7]
+    assert estimated_ranks(torch.ones(0, 2), items, labels[:0], 99).shape == (0,)
     assert top_items(torch.ones(0, 2), items, 3).shape == (0, 3)
