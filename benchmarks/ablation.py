@@ -34,7 +34,7 @@ def cell(laboratory: Laboratory, budget: float, without: str | None) -> Cell:
             kind="search", budget=budget, mode="multi", seed=seed, **job
         )
 
-    runs, seconds = laboratory.searched(find)
+    runs, seconds, _ = laboratory.searched(find)
     values = [run["test"] for run in runs]
     return {
         "data": laboratory.data,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 import json
 from pathlib import Path
 from statistics import fmean, stdev
@@ -41,6 +42,9 @@ HAND_MADE = {
 }
 
 Cell = dict[str, Any]
+# The runs of a method with every seed, the time that it took to find the sizes, and what it chose
+# among by validation.
+Found = tuple[list[Result], float, list[Result]]
 
 
 class Laboratory:
@@ -69,15 +73,15 @@ class Laboratory:
         """Time of a plain training of the full tables."""
         return fmean(run["seconds"] for run in self.method_full(1.0)[0])
 
-    def tuned(self, candidates: Sequence[Allocation]) -> tuple[list[Result], float]:
+    def tuned(self, candidates: Sequence[Allocation]) -> Found:
         """The best of some allocations by validation with the first seed, trained with all."""
         distinct = list(dict.fromkeys(candidates))
         first = self.each(lambda allocation: self.train(allocation, self.seeds[0]), distinct)
         best = max(first, key=lambda run: run["val"])
         others = self.each(lambda seed: self.train(best["allocation"], seed), self.seeds[1:])
-        return [best, *others], sum(run["seconds"] for run in first)
+        return [best, *others], sum(run["seconds"] for run in first), first
 
-    def searched(self, find: Callable[[int], Result]) -> tuple[list[Result], float]:
+    def searched(self, find: Callable[[int], Result]) -> Found:
         """An allocation found anew for every seed, trained with this seed."""
 
         def run(seed: int) -> Result:
@@ -86,22 +90,22 @@ class Laboratory:
             return trained | {"search_seconds": found["seconds"]}
 
         runs = self.each(run, self.seeds)
-        return runs, fmean(run["search_seconds"] for run in runs)
+        return runs, fmean(run["search_seconds"] for run in runs), runs[:1]
 
     def space(self, budget: float) -> SearchSpace:
         """The space under a budget."""
         return self.full.with_budget(budget)
 
-    def method_full(self, budget: float) -> tuple[list[Result], float]:
+    def method_full(self, budget: float) -> Found:
         """Every id at full width, whatever the budget."""
         return self.tuned([self.full.full()])
 
-    def method_uniform(self, budget: float) -> tuple[list[Result], float]:
+    def method_uniform(self, budget: float) -> Found:
         """The same width for all, as it is or projected."""
         space = self.space(budget)
         return self.tuned([baselines.uniform(space, projected=p) for p in (False, True)])
 
-    def method_grid(self, budget: float) -> tuple[list[Result], float]:
+    def method_grid(self, budget: float) -> Found:
         """The best cell of widths x rows that fits the budget."""
         limit = self.space(budget).budget
         cells = [cell for cell in self._grid(True) if cell.num_parameters <= limit]
@@ -112,8 +116,8 @@ class Laboratory:
         candidates += [native[cell] for cell in candidates]
         space = self.space(budget)
         candidates += [baselines.uniform(space, projected=p) for p in (False, True)]
-        chosen, _ = self.tuned(candidates)
-        return chosen, sum(run["seconds"] for run in runs)
+        chosen, _, last = self.tuned(candidates)
+        return chosen, sum(run["seconds"] for run in runs), [*runs, *last]
 
     def _grid(self, projected: bool) -> list[Allocation]:
         specs = self.full.specs
@@ -132,16 +136,16 @@ class Laboratory:
                 cells.append(cell)
         return cells
 
-    def method_rule_of_thumb(self, budget: float) -> tuple[list[Result], float]:
+    def method_rule_of_thumb(self, budget: float) -> Found:
         """Widths by the number of ids."""
         return self.tuned([baselines.rule_of_thumb(self.space(budget))])
 
-    def method_mde(self, budget: float) -> tuple[list[Result], float]:
+    def method_mde(self, budget: float) -> Found:
         """Mixed dimensions by popularity, the best of several powers."""
         space = self.space(budget)
         return self.tuned([baselines.mixed_dimensions(space, self.counts, a) for a in ALPHAS])
 
-    def method_hand_made(self, budget: float) -> tuple[list[Result], float]:
+    def method_hand_made(self, budget: float) -> Found:
         """Several widths, the same for users and items."""
         widths = HAND_MADE[self.data, budget]
         params = {
@@ -151,7 +155,7 @@ class Laboratory:
         }
         return self.tuned([self.full.allocation(params)])
 
-    def method_pruning(self, budget: float) -> tuple[list[Result], float]:
+    def method_pruning(self, budget: float) -> Found:
         """The full tables without their smallest numbers, trained on."""
 
         def run(seed: int) -> Result:
@@ -160,27 +164,25 @@ class Laboratory:
             }
 
         runs = self.each(run, self.seeds)
-        return runs, fmean(run["seconds"] for run in runs)
+        return runs, fmean(run["seconds"] for run in runs), runs[:1]
 
-    def method_random(self, budget: float) -> tuple[list[Result], float]:
+    def method_random(self, budget: float) -> Found:
         """Random draws within the budget, a training each."""
         return self._trials("random", budget, PLAIN_TRAININGS)
 
-    def method_tpe(self, budget: float) -> tuple[list[Result], float]:
+    def method_tpe(self, budget: float) -> Found:
         """Optuna's TPE, a training per trial."""
         return self._trials("tpe", budget, PLAIN_TRAININGS)
 
-    def method_random_10x(self, budget: float) -> tuple[list[Result], float]:
+    def method_random_10x(self, budget: float) -> Found:
         """Random draws with ten times the trainings."""
         return self._trials("random", budget, LONG * PLAIN_TRAININGS)
 
-    def method_tpe_10x(self, budget: float) -> tuple[list[Result], float]:
+    def method_tpe_10x(self, budget: float) -> Found:
         """TPE with ten times the trainings."""
         return self._trials("tpe", budget, LONG * PLAIN_TRAININGS)
 
-    def _trials(
-        self, sampler: str, budget: float, num_trainings: int
-    ) -> tuple[list[Result], float]:
+    def _trials(self, sampler: str, budget: float, num_trainings: int) -> Found:
         return self.searched(
             lambda seed: self.trainings.run(
                 kind="trials",
@@ -191,22 +193,22 @@ class Laboratory:
             )
         )
 
-    def method_nis_se(self, budget: float) -> tuple[list[Result], float]:
+    def method_nis_se(self, budget: float) -> Found:
         """Single-size embeddings by the one-shot search."""
         return self._nis(budget, "single")
 
-    def method_nis_me(self, budget: float) -> tuple[list[Result], float]:
+    def method_nis_me(self, budget: float) -> Found:
         """Multi-size embeddings by the one-shot search."""
         return self._nis(budget, "multi")
 
-    def _nis(self, budget: float, mode: str) -> tuple[list[Result], float]:
+    def _nis(self, budget: float, mode: str) -> Found:
         return self.searched(
             lambda seed: self.trainings.run(kind="search", budget=budget, mode=mode, seed=seed)
         )
 
     def cell(self, method: str, budget: float) -> Cell:
         """A line of the result."""
-        runs, seconds = getattr(self, f"method_{method}")(budget)
+        runs, seconds, candidates = getattr(self, f"method_{method}")(budget)
         values = [run["test"] for run in runs]
         return {
             "data": self.data,
@@ -220,6 +222,9 @@ class Laboratory:
             "budget_parameters": self.space(budget).budget,
             "num_dense_parameters": runs[0]["num_dense_parameters"],
             "search_cost_ratio": seconds / self.plain_seconds(),
+            "mean_at_equal_compute": (
+                None if method.endswith("_10x") else _of_few(runs, candidates)
+            ),
             "values": values,
             "val": fmean(run["val"] for run in runs),
             "allocation": str(runs[0]["allocation"]).splitlines(),
@@ -229,6 +234,17 @@ class Laboratory:
 METHODS = tuple(
     name.removeprefix("method_") for name in vars(Laboratory) if name.startswith("method_")
 )
+
+
+def _of_few(runs: Sequence[Result], candidates: Sequence[Result]) -> float:
+    """Mean on test of a method that may try as few candidates as the one-shot search costs.
+
+    Of more candidates, each choice of so many is as likely as any other.
+    """
+    if len(candidates) <= PLAIN_TRAININGS:
+        return fmean(run["test"] for run in runs)
+    few = combinations(candidates, PLAIN_TRAININGS)
+    return fmean(max(some, key=lambda run: run["val"])["test"] for some in few)
 
 
 def _without_many_ids(table: TableAllocation) -> TableAllocation:
