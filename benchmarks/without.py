@@ -33,7 +33,6 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "warm_up": (job, "NISCallback", partial(NISCallback, warmup=0.0)),
     # Each batch sees one choice, the full tables in turns, instead of four.
     "shared_batches": (job, "NISCallback", partial(NISCallback, choices_per_step=1)),
-    "smaller_steps": (job, "_SUPERNET_STEPS", 1),
     "choices_near_budget": (callback, "_NEAR_BUDGET", 0.0),
     "choices_of_any_cost": (callback, "_NEAR_BUDGET", 1.0),
     "critic": (job, "NISSampler", partial(NISSampler, settings=_NO_CRITIC)),

@@ -165,7 +165,7 @@ class NISCallback(Callback):
         *,
         num_updates: int = 50,
         group_size: int = 8,
-        score_examples: int = 4096,
+        score_examples: int = 2048,
         warmup: float = 0.7,
         metric: Metric | None = None,
         monitor: str | None = None,
@@ -256,6 +256,11 @@ class NISCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the policy up to date with the study and plan the updates."""
+        if trainer.val_dataloaders is None and trainer.enable_validation:
+            # Unless the first epoch is validated, Lightning gets them later.
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            trainer.training = True
         if _Limited(trainer).loader is None:
             raise MisconfigurationException(
                 "NISCallback scores choices on validation data: the trainer needs a validation "

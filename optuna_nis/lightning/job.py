@@ -65,14 +65,11 @@ if TYPE_CHECKING:
 _logger = get_logger(__name__)
 
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
-_EPOCHS = {"ranking": 4, "retrieval": 10}
+_EPOCHS = {"ranking": 4, "retrieval": 6}
 # Half epochs of the rounds in which the shortlist is trained.
-_ROUNDS = {"ranking": (1, 1, 2), "retrieval": (1, 3, 5)}
+_ROUNDS = {"ranking": (1, 1, 2), "retrieval": (1, 2, 3)}
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
-# Several choices share each batch of the supernet, which takes more and smaller steps than a plain
-# training lest it is judged too young.
-_SUPERNET_STEPS = 2
 # A supernet sees rare ids seldom and takes them to be worth less than they are after a long
 # training. So the sizes that a closed formula gives them by their popularity compete, too.
 _ALPHAS = (0.3, 0.5)
@@ -229,7 +226,7 @@ def search(
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
         embedding_dim: Largest width considered; by default 32 for ranking, 64 for retrieval.
-        epochs: Epochs of the supernet; by default 4 for ranking and 10 for retrieval, which takes
+        epochs: Epochs of the supernet; by default 4 for ranking and 6 for retrieval, which takes
             longer to learn.
         num_updates: Updates of the controller.
         seed: Seed of the supernet and the controller.
@@ -309,16 +306,15 @@ def search(
                 every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
             progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
             resume = folder.supernet if folder.supernet.exists() else None
-            batch_size = datamodule.batch_size
-            datamodule.batch_size = max(batch_size // _SUPERNET_STEPS, 1)
             with quiet_lightning():
                 trainer = quiet_trainer(
                     max_epochs=epochs,
+                    # Nothing depends on how good the full tables are on the way.
+                    check_val_every_n_epoch=epochs,
                     callbacks=every_callback,
                     enable_progress_bar=bool(callbacks),
                 )
                 trainer.fit(supernet, datamodule=datamodule, ckpt_path=resume)
-            datamodule.batch_size = batch_size
             shortlist, step = callback.candidates, trainer.global_step
             if keep:
                 folder.save_searched(supernet.state_dict(), shortlist, step)

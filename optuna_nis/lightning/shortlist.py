@@ -165,6 +165,8 @@ class _Run:
             callbacks.append(PeriodicCheckpoint(self._checkpoint))
         trainer = quiet_trainer(
             max_epochs=self._epochs,
+            # What counts is the end of the round.
+            check_val_every_n_epoch=self._epochs,
             callbacks=callbacks,
             limit_train_batches=self._limit_train_batches,
         )

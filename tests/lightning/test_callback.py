@@ -281,6 +281,15 @@ def test_candidates_are_the_best_for_each_budget_and_the_proposals(
         assert any(0.8 * high < share <= high for share in shares)
 
 
+def test_searches_where_the_first_epochs_are_not_validated(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    search = NISCallback(space, num_updates=2, group_size=4, score_examples=50, warmup=0.0)
+    trainer = quiet_trainer(max_epochs=2, check_val_every_n_epoch=2, callbacks=[search])
+    trainer.fit(reference_model(datamodule.features)(space), datamodule=datamodule)
+    assert search.candidates
+    assert "val_metric" in trainer.callback_metrics
+
+
 class Unsearchable(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None: ...
 
