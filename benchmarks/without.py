@@ -44,9 +44,6 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "widths_between": (space, "_default_col_blocks", _powers_of_two),
     # Nothing leaves the shortlist because a better choice costs about the same.
     "same_cost": (shortlist, "_SAME_COST", 0.0),
-    # A retrieval task trains its shortlist for longer than a ranking task does.
-    "retrieval_rounds": (job, "_ROUNDS", job._ROUNDS | {"retrieval": job._ROUNDS["ranking"]}),
-    "proposals": (callback, "_PROPOSALS_PER_SHARE", 1),
     "shortlist": (job, "train_shortlist", _untrained),
 }
 

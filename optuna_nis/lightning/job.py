@@ -66,8 +66,6 @@ _logger = get_logger(__name__)
 
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 _EPOCHS = {"ranking": 4, "retrieval": 6}
-# Half epochs of the rounds in which the shortlist is trained.
-_ROUNDS = {"ranking": (1, 1, 2), "retrieval": (1, 2, 3)}
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
 # A supernet sees rare ids seldom and takes them to be worth less than they are after a long
@@ -327,7 +325,6 @@ def search(
             supernet,
             build,
             datamodule,
-            rounds=_ROUNDS[data.task],
             monitor=supernet.monitor,
             progress=progress,
             folder=folder.trainings if keep else None,
