@@ -44,6 +44,7 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "widths_between": (space, "_default_col_blocks", _powers_of_two),
     # Nothing leaves the shortlist because a better choice costs about the same.
     "same_cost": (shortlist, "_SAME_COST", 0.0),
+    "proposals": (callback, "_PROPOSALS_PER_SHARE", 1),
     "shortlist": (job, "train_shortlist", _untrained),
 }
 

@@ -60,6 +60,7 @@ _PARTS = {
     "popularity": "sizes by popularity in the shortlist",
     "widths_between": "widths between the powers of two",
     "same_cost": "one choice of each cost after the first round of the shortlist",
+    "proposals": "more than one proposal for a budget",
     "shortlist": "the shortlist's trainings",
 }
 OBJECTIVES = {

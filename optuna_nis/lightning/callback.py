@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import numpy as np
 from optuna import Study, create_study
 from optuna.logging import get_logger
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -52,12 +53,15 @@ _DRAWN_SHARE = 1 / 3
 # best.
 _NEAR_BUDGET = 0.8
 
-# Shares of the budget for each of which the policy proposes a choice.
+# Shares of the budget for each of which the policy proposes choices, and how many of them are
+# scored on a few batches; the best on the whole validation set.
 _BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+_PROPOSALS_PER_SHARE = 8
+_PROPOSAL_BATCHES = 2
 # What is best for the whole budget does not tell what is best for a part of it.
 _UPDATES_PER_SHARE = 6
-# What the policy proposes for a budget should use it: of many draws, the likeliest is taken that
-# leaves less than a tenth.
+# What the policy proposes for a budget should use it: of many draws, those are taken that leave
+# less than a tenth.
 _FINALIST_DRAWS = 64
 _MIN_USE = 0.9
 
@@ -86,11 +90,12 @@ class NISCallback(Callback):
     trial of the study.
 
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
-    policy proposes a choice for the budget and for smaller ones, down to a sixteenth, by being
-    tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. These and what
-    ``propose`` gives for the same budgets are scored on the whole validation set. The best one
-    for each smaller budget, and for the whole budget the best of both sources, are left in
-    :attr:`candidates`, to be trained for real (:func:`~optuna_nis.lightning.train_shortlist`).
+    policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
+    being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. For each
+    budget, the best of these on a few batches and what ``propose`` gives are scored on the whole
+    validation set. The best one for each smaller budget, and for the whole budget the best of
+    both sources, are left in :attr:`candidates`, to be trained for real
+    (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
@@ -499,8 +504,16 @@ class NISCallback(Callback):
         raise ValueError(_USELESS.format(f"{_MAX_USELESS_BATCHES} consecutive"))
 
     def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[Allocation]:
-        """For each share of the budget, the likeliest choice of the policy that uses it."""
-        finalists = []
+        """For each share of the budget, the best of the policy's proposals on some batches."""
+        groups = self._proposals(trainer, pl_module)
+        distinct = list(dict.fromkeys(choice for group in groups for choice in group))
+        scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
+        value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
+        return [max(group, key=value.__getitem__) for group in groups]
+
+    def _proposals(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
+        """For each share of the budget, the likeliest choices of the policy that use it."""
+        groups = []
         policy = self._policy
         for space in _budgets(self.space):
             if space is not self.space:
@@ -512,9 +525,9 @@ class NISCallback(Callback):
             options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
             options = options[np.argsort(-policy.log_prob(options), kind="stable")]
             choices = [self.space.allocation(params) for params in policy.params(options)]
-            using = (c for c in choices if c.num_parameters >= _MIN_USE * space.budget)
-            finalists.append(next(using, choices[0]))
-        return finalists
+            using = [c for c in choices if c.num_parameters >= _MIN_USE * space.budget]
+            groups.append((using or choices)[:_PROPOSALS_PER_SHARE])
+        return groups
 
 
 def _budgets(space: SearchSpace) -> list[SearchSpace]:
