@@ -117,7 +117,8 @@ class Laboratory:
         space = self.space(budget)
         candidates += [baselines.uniform(space, projected=p) for p in (False, True)]
         chosen, _, last = self.tuned(candidates)
-        return chosen, sum(run["seconds"] for run in runs), [*runs, *last]
+        tried = {run["allocation"]: run for run in [*runs, *last]}
+        return chosen, sum(run["seconds"] for run in runs), list(tried.values())
 
     def _grid(self, projected: bool) -> list[Allocation]:
         specs = self.full.specs

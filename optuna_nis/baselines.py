@@ -122,8 +122,8 @@ def mixed_dimensions(
         space: Tables and budget.
         counts: For every feature, the occurrences of each id in the training data, in any order.
         alpha: The power; 0 gives uniform widths.
-        on_grid: Whether only widths of the space are used, which makes the result one of the
-            choices of a space of ``mode="multi"``.
+        on_grid: Whether only widths of the space are used, the nearest by their ratio, which makes
+            the result one of the choices of a space of ``mode="multi"``.
 
     Raises:
         ValueError: If the counts of a feature are missing or of another length, or the budget
@@ -148,8 +148,12 @@ def mixed_dimensions(
         )
 
     def width(spec: EmbeddingSpec, wanted: float) -> int:
-        known = spec.widths[1:] if on_grid else range(1, spec.embedding_dim + 1)
-        return known[max(bisect_right(known, wanted) - 1, 0)]
+        if not on_grid:
+            return min(max(int(wanted), 1), spec.embedding_dim)
+        known = spec.widths[1:]
+        index = bisect_right(known, wanted)
+        narrower, wider = known[max(index - 1, 0)], known[min(index, len(known) - 1)]
+        return narrower if wanted**2 < narrower * wider else wider
 
     return _scaled(of, space)
 

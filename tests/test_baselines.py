@@ -84,6 +84,15 @@ def test_mixed_dimensions_on_the_grid_are_choices_of_the_space(share: float, alp
     assert space.allocation(space.params(found)) == found
 
 
+def test_mixed_dimensions_on_the_grid_take_the_nearest_widths() -> None:
+    spec = EmbeddingSpec("a", 500, 16, row_blocks=[100, 400], col_blocks=[6, 2, 8])
+    space = SearchSpace([spec], budget=100 * 16 + 400 * 6 + 16 * 16)
+    counts = {"a": [17] * 100 + [10] * 400}
+    found = mixed_dimensions(space, counts, alpha=1.0, on_grid=True)
+    # 11.4 is nearer to 16 than to 8. Rounded down, both blocks would have 8.
+    assert [tier.embedding_dim for tier in found["a"].tiers] == [16, 6]
+
+
 def test_mixed_dimensions_need_all_counts() -> None:
     space = SearchSpace([EmbeddingSpec("a", 1000, 16), EmbeddingSpec("b", 40, 16)])
     message = "`counts` must hold 40 numbers for 'b', got 0"
