@@ -464,7 +464,8 @@ def summary_of(study: Study) -> dict[str, Any]:
     """The retraining of a study in one JSON object.
 
     Returns:
-        ``dataset``, ``task``, ``budget`` (parameters), for every result its ``mean``, ``std``,
+        ``dataset``, ``task``, ``metric`` on test data, which need not be the one that the search
+        goes by, ``budget`` (parameters), for every result its ``mean``, ``std``,
         ``num_parameters`` and ``seeds`` under its name, ``relative_gain`` over uniform sizes and
         ``search_cost_ratio``.
 
@@ -482,7 +483,7 @@ def summary_of(study: Study) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "dataset": study.user_attrs.get(DATASET_ATTR),
         "task": study.user_attrs.get(TASK_ATTR),
-        "metric": metric_of(study),
+        "metric": results[0].metric,
         "budget": space_of(study).budget,
     }
     for result in results:

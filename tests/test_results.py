@@ -281,6 +281,13 @@ def test_relative_gain_needs_both():
     assert stored.relative_gain([RESULT, replace(uniform, values=(0.0, 0.0))]) is None
 
 
+def test_summary_names_the_metric_of_its_means(make_study):
+    study = make_study()
+    study.set_user_attr(stored.METRIC_ATTR, "MRR")
+    stored.save_results(study, [replace(RESULT, metric="Recall@1")])
+    assert stored.summary_of(study)["metric"] == "Recall@1"
+
+
 def test_search_cost_ratio():
     study = optuna.create_study()
     study.set_user_attr(stored.SEARCH_SECONDS_ATTR, 30.0)

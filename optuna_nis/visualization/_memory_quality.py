@@ -142,7 +142,7 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
             "tickvals": tickvals,
             "ticktext": ticktext,
         },
-        yaxis={"title": {"text": metric}},
+        yaxis={"title": {"text": _axis_title(info)}},
         legend={"y": -0.2},
     )
     figure.add_shape(
@@ -163,6 +163,13 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
         text=f"budget {info.budget:,}",
     )
     return figure
+
+
+def _axis_title(info: _MemoryQualityInfo) -> str:
+    """The metric of the trials, and that of the results where it is another."""
+    metric = _style.label(info.metric)
+    tested = {_style.label(result.metric) for result in info.results} - {metric}
+    return f"{metric} of trials, {', '.join(sorted(tested))} of results" if tested else metric
 
 
 def _details(point: Point, full: int) -> list[int | str]:

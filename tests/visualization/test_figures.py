@@ -223,6 +223,14 @@ def test_memory_quality_keeps_the_front_of_a_long_study(make_study, monkeypatch)
     assert set(_pareto_front(every)) == set(info.fronts["supernet"])
 
 
+def test_memory_quality_names_both_metrics(make_study):
+    study = make_study(supernet=5, results=True)
+    assert vis.plot_memory_vs_quality(study).layout.yaxis.title.text == "ROC-AUC"
+    study.set_user_attr(stored.METRIC_ATTR, "MRR")
+    title = vis.plot_memory_vs_quality(study).layout.yaxis.title.text
+    assert title == "MRR of trials, ROC-AUC of results"
+
+
 def test_memory_quality_says_what_is_test_and_what_validation(make_study):
     figure = vis.plot_memory_vs_quality(make_study(supernet=5, trained=2, results=True))
     names = [trace.name for trace in figure.data]
