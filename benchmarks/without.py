@@ -39,7 +39,6 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     # All widths are equally likely at first, as far as the budget allows.
     "wide_start": (space._Table, "log_weights", lambda table: 0.0 * table.costs(0)),
     "smaller_budgets": (callback, "_BUDGET_SHARES", (1.0,)),
-    "updates_per_share": (callback, "_UPDATES_PER_SHARE", 0),
     "popularity": (job, "_by_popularity", lambda *_: None),
     "widths_between": (space, "_default_col_blocks", _powers_of_two),
     # Nothing leaves the shortlist because a better choice costs about the same.

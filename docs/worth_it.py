@@ -56,7 +56,6 @@ _PARTS = {
     "critic": "the additive model of the rewards",
     "wide_start": "the wide start of the policy",
     "smaller_budgets": "choices for smaller budgets",
-    "updates_per_share": "updates for smaller budgets",
     "popularity": "sizes by popularity in the shortlist",
     "widths_between": "widths between the powers of two",
     "same_cost": "one choice of each cost after the first round of the shortlist",

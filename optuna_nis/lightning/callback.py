@@ -58,8 +58,6 @@ _NEAR_BUDGET = 0.8
 _BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 _PROPOSALS_PER_SHARE = 8
 _PROPOSAL_BATCHES = 2
-# What is best for the whole budget does not tell what is best for a part of it.
-_UPDATES_PER_SHARE = 6
 # What the policy proposes for a budget should use it: of many draws, those are taken that leave
 # less than a tenth.
 _FINALIST_DRAWS = 64
@@ -399,11 +397,11 @@ class NISCallback(Callback):
             if batch_idx % 2 == 0:
                 return [self.space.full()]
             if learning and self._rng.random() < _DRAWN_SHARE:
-                return self._draw(self._policy, 1)[0]
+                return self._draw(1)[0]
             return [self._random_choice()]
         choices = [self.space.full()]
         if learning:
-            choices += self._draw(self._policy, (count - 1) // 2)[0]
+            choices += self._draw((count - 1) // 2)[0]
         choices += [self._random_choice() for _ in range(count - len(choices))]
         while length % len(choices):
             choices.pop()
@@ -433,22 +431,16 @@ class NISCallback(Callback):
                 )
             skipped = 0
 
-    def _draw(self, policy: Policy, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
-        options, log_probs = policy.sample(count, self._rng)
-        return [self.space.allocation(p) for p in policy.params(options)], options, log_probs
-
-    def _learn(
-        self, policy: Policy, trainer: Trainer, pl_module: LightningModule
-    ) -> tuple[IntArray, list[Reward], FloatArray]:
-        """Let a policy draw a group of choices and learn from their rewards."""
-        choices, options, log_probs = self._draw(policy, self.group_size)
-        quality = self._score(trainer, pl_module, choices)
-        rewards = [self._reward(float(q), choice) for q, choice in zip(quality, choices)]
-        policy.update(options, [reward.value for reward in rewards], log_probs)
-        return options, rewards, log_probs
+    def _draw(self, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
+        options, log_probs = self._policy.sample(count, self._rng)
+        choices = [self.space.allocation(params) for params in self._policy.params(options)]
+        return choices, options, log_probs
 
     def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        options, rewards, log_probs = self._learn(self._policy, trainer, pl_module)
+        choices, options, log_probs = self._draw(self.group_size)
+        quality = self._score(trainer, pl_module, choices)
+        rewards = [self._reward(float(q), choice) for q, choice in zip(quality, choices)]
+        self._policy.update(options, [reward.value for reward in rewards], log_probs)
         if trainer.is_global_zero:
             others = self._recorder.record(
                 self._policy.params(options),
@@ -505,22 +497,19 @@ class NISCallback(Callback):
 
     def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[Allocation]:
         """For each share of the budget, the best of the policy's proposals on some batches."""
-        groups = self._proposals(trainer, pl_module)
+        groups = self._proposals()
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
         scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
         value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
         return [max(group, key=value.__getitem__) for group in groups]
 
-    def _proposals(self, trainer: Trainer, pl_module: LightningModule) -> list[list[Allocation]]:
+    def _proposals(self) -> list[list[Allocation]]:
         """For each share of the budget, the likeliest choices of the policy that use it."""
         groups = []
         policy = self._policy
         for space in _budgets(self.space):
             if space is not self.space:
                 policy = policy.under(space)
-                for _ in range(_UPDATES_PER_SHARE):
-                    self._learn(policy, trainer, pl_module)
-                policy = trainer.strategy.broadcast(policy)
             draws, _ = policy.sample(_FINALIST_DRAWS, self._rng)
             options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
             options = options[np.argsort(-policy.log_prob(options), kind="stable")]
