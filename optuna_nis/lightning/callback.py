@@ -497,7 +497,7 @@ class NISCallback(Callback):
 
     def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[Allocation]:
         """For each share of the budget, the best of the policy's proposals on some batches."""
-        groups = self._proposals()
+        groups = self._of_the_first(trainer, self._proposals)
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
         scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
         value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
