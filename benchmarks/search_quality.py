@@ -22,7 +22,7 @@ from statistics import fmean, stdev
 import sys
 from typing import Any
 
-from trainings import DATA, Result, Trainings
+from trainings import DATA, TPE_STARTUP, Result, Trainings
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier, baselines
 
@@ -184,6 +184,9 @@ class Laboratory:
         return self._trials("tpe", budget, LONG * PLAIN_TRAININGS)
 
     def _trials(self, sampler: str, budget: float, num_trainings: int) -> Found:
+        if num_trainings <= TPE_STARTUP:
+            # All of TPE's draws are random ones then: the same jobs.
+            sampler = "random"
         return self.searched(
             lambda seed: self.trainings.run(
                 kind="trials",

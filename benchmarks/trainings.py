@@ -56,6 +56,8 @@ MONITOR = {"movielens-small": "val_mrr", "amazon-video-games": "val_mrr"}
 EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 MAX_EPOCHS = 60
 PATIENCE = 3
+# Random draws with which TPE begins.
+TPE_STARTUP = 5
 
 # A column index of a pruned table fits into one byte, a quarter of a parameter.
 _INDEX_PARAMETERS = 0.25
@@ -243,7 +245,7 @@ def _trials(
     for _ in range(_MAX_PROPOSALS):
         if len(trained) == num_trainings:
             break
-        if sampler == "random" or len(trained) < min(5, num_trainings):
+        if sampler == "random" or len(trained) < min(TPE_STARTUP, num_trainings):
             # Drawn within the budget: a uniform draw of widths nearly never is.
             allocation = space.sample(rng, rng.uniform(0.5, 1.0) * space.budget, removal=0.1)
             study.enqueue_trial(space.params(allocation))
