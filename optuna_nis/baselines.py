@@ -158,6 +158,46 @@ def mixed_dimensions(
     return _scaled(of, space)
 
 
+def frequent_ids(space: SearchSpace) -> Allocation:
+    """The most frequent ids of every feature at full width, all others out of vocabulary.
+
+    Of every feature the same number of row blocks is kept, which by default are the same shares of
+    its ids; of features with fewer blocks, all. It is the largest number that the budget allows.
+
+    Args:
+        space: Tables and budget.
+
+    Raises:
+        ValueError: If the budget leaves no room for the first row block of every feature.
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec
+        >>> space = SearchSpace([EmbeddingSpec("user", 1000, 32), EmbeddingSpec("city", 40, 32)],
+        ...     budget=0.2)
+        >>> print(frequent_ids(space))
+        user: 150x32 (of 1000x32)
+        city: 40x32 (of 40x32)
+    """
+
+    def of(blocks: int) -> Allocation:
+        tables = []
+        for spec in space.specs:
+            tier = Tier(sum(spec.row_blocks[:blocks]), spec.embedding_dim)
+            tables.append(
+                TableAllocation(spec.name, spec.num_embeddings, spec.embedding_dim, (tier,))
+            )
+        return Allocation(tables)
+
+    for blocks in range(max(len(spec.row_blocks) for spec in space.specs), 0, -1):
+        allocation = of(blocks)
+        if allocation.num_parameters <= space.budget:
+            return allocation
+    raise ValueError(
+        f"`space` has a budget of {space.budget} parameters, too few for the first row block of "
+        f"every feature at full width, which take {of(1).num_parameters}."
+    )
+
+
 def _popularity(
     spec: EmbeddingSpec, counts: Sequence[int] | NDArray[np.integer[Any]]
 ) -> list[float]:

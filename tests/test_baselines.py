@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 import pytest
 
 from optuna_nis import EmbeddingSpec, SearchSpace
-from optuna_nis.baselines import mixed_dimensions, rule_of_thumb, uniform
+from optuna_nis.baselines import frequent_ids, mixed_dimensions, rule_of_thumb, uniform
 
 
 @given(share=st.floats(0.05, 1.0), projected=st.booleans())
@@ -98,3 +98,24 @@ def test_mixed_dimensions_need_all_counts() -> None:
     message = "`counts` must hold 40 numbers for 'b', got 0"
     with pytest.raises(ValueError, match=message):
         mixed_dimensions(space, {"a": range(1000)})
+
+
+@given(share=st.floats(0.07, 1.0))
+def test_frequent_ids_are_choices_of_the_space(share: float) -> None:
+    specs = [EmbeddingSpec("a", 3000, 32), EmbeddingSpec("b", 40, 32)]
+    space = SearchSpace(specs, budget=share)
+    found = frequent_ids(space)
+    assert 0 < found.num_parameters <= space.budget
+    assert space.allocation(space.params(found)) == found
+    assert {tier.embedding_dim for table in found.values() for tier in table.tiers} == {32}
+
+
+def test_frequent_ids_are_as_many_as_the_budget_allows() -> None:
+    specs = [EmbeddingSpec(n, 100, 4, row_blocks=[20, 30, 50]) for n in "ab"]
+    specs.append(EmbeddingSpec("c", 5, 4, row_blocks=[5]))
+    space = SearchSpace(specs, budget=4 * (50 + 50 + 5))
+    assert [table.kept for table in frequent_ids(space).values()] == [50, 50, 5]
+    less = space.with_budget(space.budget - 1)
+    assert [table.kept for table in frequent_ids(less).values()] == [20, 20, 5]
+    with pytest.raises(ValueError, match=r"budget of 179 parameters, .* which take 180"):
+        frequent_ids(space.with_budget(179))

@@ -62,6 +62,8 @@ _PROPOSAL_BATCHES = 2
 # less than a tenth.
 _FINALIST_DRAWS = 64
 _MIN_USE = 0.9
+# So many candidates are left; a supernet is bad across costs, but not so bad.
+_MAX_CANDIDATES = 7
 
 
 class NISCallback(Callback):
@@ -90,9 +92,10 @@ class NISCallback(Callback):
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
     policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
     being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. For each
-    budget, the best of these on a few batches and what ``propose`` gives are scored on the whole
-    validation set. The best one for each smaller budget, and for the whole budget the best of
-    both sources, are left in :attr:`candidates`, to be trained for real
+    budget, the best of these on a few batches and what ``propose`` and ``rivals`` give are scored
+    on the whole validation set. The best one for each smaller budget, for the whole budget the
+    best of the policy and of ``propose``, and the best of the ``rivals`` for each are candidates.
+    The seven best of them are left in :attr:`candidates`, to be trained for real
     (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
@@ -135,6 +138,9 @@ class NISCallback(Callback):
         propose: Gives choices for the budget of a space, which compete with those of the policy,
             such as :func:`~optuna_nis.baselines.mixed_dimensions` with ``on_grid=True``. It is
             called at once, for the budget and for each smaller one.
+        rivals: Likewise, for choices that a supernet does not do justice to, such as
+            :func:`~optuna_nis.baselines.frequent_ids`: the best for each budget is a candidate
+            beside the policy's.
         dashboard: Keeps figures up to date in Optuna Dashboard while the search runs.
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left, even without a checkpoint. By
@@ -172,6 +178,7 @@ class NISCallback(Callback):
         penalty_weight: float = 1.0,
         seed: int = 0,
         propose: Callable[[SearchSpace], Sequence[Allocation]] | None = None,
+        rivals: Callable[[SearchSpace], Sequence[Allocation]] | None = None,
         dashboard: DashboardCallback | None = None,
         search_id: str | None = None,
     ) -> None:
@@ -196,9 +203,8 @@ class NISCallback(Callback):
         self.warmup = warmup
         self.choices_per_step = choices_per_step
         self.penalty_weight = penalty_weight
-        self._proposed = [
-            _proposed(propose, each) if propose is not None else [] for each in _budgets(space)
-        ]
+        self._proposed = [_proposed("propose", propose, each) for each in _budgets(space)]
+        self._rivals = [_proposed("rivals", rivals, each) for each in _budgets(space)]
         self.dashboard = dashboard
         self.candidates: list[Allocation] = []
         self._rewards = Rewards(
@@ -320,6 +326,7 @@ class NISCallback(Callback):
         # It is for the whole budget that a supernet is most unfair to what it has trained least.
         groups = [finalists[0], self._proposed[0]]
         groups += [own + others for own, others in zip(finalists[1:], self._proposed[1:])]
+        groups += self._rivals
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
         quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
         if quality.isnan().all():
@@ -336,7 +343,7 @@ class NISCallback(Callback):
                 self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
         best = {max(group, key=value.__getitem__) for group in groups if group}
-        self.candidates = sorted(best, key=value.__getitem__, reverse=True)
+        self.candidates = sorted(best, key=value.__getitem__, reverse=True)[:_MAX_CANDIDATES]
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _joined(self) -> Search:
@@ -526,15 +533,15 @@ def _budgets(space: SearchSpace) -> list[SearchSpace]:
 
 
 def _proposed(
-    propose: Callable[[SearchSpace], Sequence[Allocation]], space: SearchSpace
+    name: str, propose: Callable[[SearchSpace], Sequence[Allocation]] | None, space: SearchSpace
 ) -> list[Allocation]:
     """What a function gives for a budget, if it is of the space and within it."""
-    proposed = list(propose(space))
+    proposed = [] if propose is None else list(propose(space))
     for allocation in proposed:
         space.params(allocation)
         if allocation.num_parameters > space.budget:
             raise ValueError(
-                f"`propose` must keep to the budget of {space.budget} parameters, it gave "
+                f"`{name}` must keep to the budget of {space.budget} parameters, it gave "
                 f"a choice of {allocation.num_parameters}."
             )
     return proposed

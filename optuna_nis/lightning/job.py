@@ -296,6 +296,7 @@ def search(
                 num_updates=num_updates,
                 seed=seed,
                 propose=_by_popularity(datamodule),
+                rivals=_frequent_ids,
                 dashboard=dashboard,
                 search_id=me.id,
             )
@@ -464,6 +465,14 @@ def _by_popularity(datamodule: EmbeddingDataModule) -> Callable[[SearchSpace], l
         ]
 
     return propose
+
+
+def _frequent_ids(space: SearchSpace) -> list[Allocation]:
+    """Full width for the most frequent ids of every feature, as many as the budget allows."""
+    first = sum(spec.row_blocks[0] * spec.embedding_dim for spec in space.specs)
+    if space.mode == "single" or first > space.budget:
+        return []
+    return [baselines.frequent_ids(space)]
 
 
 def _save_data(study: Study, data: DataConfig) -> None:

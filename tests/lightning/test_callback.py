@@ -255,6 +255,8 @@ def test_bad_arguments(datamodule: TableDataModule) -> None:
         NISCallback(space, study, warmup=1.0)
     with pytest.raises(ValueError, match="`propose` must keep to the budget of"):
         NISCallback(space, study, propose=lambda under: [under.full()])
+    with pytest.raises(ValueError, match="`rivals` must keep to the budget of"):
+        NISCallback(space, study, rivals=lambda under: [under.full()])
 
 
 def test_candidates_are_the_best_for_each_budget_and_the_proposals(
@@ -279,6 +281,29 @@ def test_candidates_are_the_best_for_each_budget_and_the_proposals(
     shares = [choice.num_parameters / space.budget for choice in callback.candidates]
     for high in (1.0, 0.5, 0.25):
         assert any(0.8 * high < share <= high for share in shares)
+
+
+def test_rivals_are_candidates_for_each_budget(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    given: list[list[Allocation]] = []
+
+    def rivals(under: SearchSpace) -> list[Allocation]:
+        rng = np.random.default_rng(1)
+        given.append([under.sample(rng, under.budget) for _ in range(2)])
+        return given[-1]
+
+    callback, _ = _fit(datamodule, study, space, rivals=rivals)
+    validated = {
+        space.allocation(t.params): t.value
+        for t in study.trials
+        if t.user_attrs["fidelity"] == "validated"
+    }
+    assert validated.keys() > {choice for choices in given for choice in choices}
+    best = [max(choices, key=validated.__getitem__) for choices in given]
+    others = [c for c in validated if c not in {choice for choices in given for choice in choices}]
+    expected = sorted({*best, *others}, key=validated.__getitem__, reverse=True)[:7]
+    assert callback.candidates == expected
 
 
 def test_searches_where_the_first_epochs_are_not_validated(datamodule: TableDataModule) -> None:
