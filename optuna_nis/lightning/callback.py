@@ -63,7 +63,7 @@ _PROPOSAL_BATCHES = 2
 _FINALIST_DRAWS = 64
 _MIN_USE = 0.9
 # So many candidates are left; a supernet is bad across costs, but not so bad.
-_MAX_CANDIDATES = 7
+_MAX_CANDIDATES = 6
 
 
 class NISCallback(Callback):
@@ -95,7 +95,7 @@ class NISCallback(Callback):
     budget, the best of these on a few batches and what ``propose`` and ``rivals`` give are scored
     on the whole validation set. The best one for each smaller budget, for the whole budget the
     best of the policy and of ``propose``, and the best of the ``rivals`` for each are candidates.
-    The seven best of them are left in :attr:`candidates`, to be trained for real
+    The six best of them are left in :attr:`candidates`, to be trained for real
     (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
