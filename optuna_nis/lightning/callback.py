@@ -62,8 +62,6 @@ _PROPOSAL_BATCHES = 2
 # less than a tenth.
 _FINALIST_DRAWS = 64
 _MIN_USE = 0.9
-# So many candidates are left; a supernet is bad across costs, but not so bad.
-_MAX_CANDIDATES = 6
 
 
 class NISCallback(Callback):
@@ -94,9 +92,8 @@ class NISCallback(Callback):
     being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. For each
     budget, the best of these on a few batches and what ``propose`` and ``rivals`` give are scored
     on the whole validation set. The best one for each smaller budget, for the whole budget the
-    best of the policy and of ``propose``, and the best of the ``rivals`` for each are candidates.
-    The six best of them are left in :attr:`candidates`, to be trained for real
-    (:func:`~optuna_nis.lightning.train_shortlist`).
+    best of the policy and of ``propose``, and the best of the ``rivals`` are left in
+    :attr:`candidates`, to be trained for real (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
@@ -138,9 +135,9 @@ class NISCallback(Callback):
         propose: Gives choices for the budget of a space, which compete with those of the policy,
             such as :func:`~optuna_nis.baselines.mixed_dimensions` with ``on_grid=True``. It is
             called at once, for the budget and for each smaller one.
-        rivals: Likewise, for choices that a supernet does not do justice to, such as
-            :func:`~optuna_nis.baselines.frequent_ids`: the best for each budget is a candidate
-            beside the policy's.
+        rivals: Gives choices within the budget of a space that a supernet does not do justice to,
+            such as :func:`~optuna_nis.baselines.frequent_ids`: the best of them is a candidate
+            beside all others.
         dashboard: Keeps figures up to date in Optuna Dashboard while the search runs.
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left, even without a checkpoint. By
@@ -204,7 +201,7 @@ class NISCallback(Callback):
         self.choices_per_step = choices_per_step
         self.penalty_weight = penalty_weight
         self._proposed = [_proposed("propose", propose, each) for each in _budgets(space)]
-        self._rivals = [_proposed("rivals", rivals, each) for each in _budgets(space)]
+        self._rivals = _proposed("rivals", rivals, space)
         self.dashboard = dashboard
         self.candidates: list[Allocation] = []
         self._rewards = Rewards(
@@ -324,9 +321,8 @@ class NISCallback(Callback):
             )
         finalists = [[choice] for choice in self._finalists(trainer, pl_module)]
         # It is for the whole budget that a supernet is most unfair to what it has trained least.
-        groups = [finalists[0], self._proposed[0]]
+        groups = [finalists[0], self._proposed[0], self._rivals]
         groups += [own + others for own, others in zip(finalists[1:], self._proposed[1:])]
-        groups += self._rivals
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
         quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
         if quality.isnan().all():
@@ -343,7 +339,7 @@ class NISCallback(Callback):
                 self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
         best = {max(group, key=value.__getitem__) for group in groups if group}
-        self.candidates = sorted(best, key=value.__getitem__, reverse=True)[:_MAX_CANDIDATES]
+        self.candidates = sorted(best, key=value.__getitem__, reverse=True)
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _joined(self) -> Search:

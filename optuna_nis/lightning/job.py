@@ -468,11 +468,12 @@ def _by_popularity(datamodule: EmbeddingDataModule) -> Callable[[SearchSpace], l
 
 
 def _frequent_ids(space: SearchSpace) -> list[Allocation]:
-    """Full width for the most frequent ids of every feature, as many as the budget allows."""
-    first = sum(spec.row_blocks[0] * spec.embedding_dim for spec in space.specs)
-    if space.mode == "single" or first > space.budget:
+    """The most frequent ids at full width, for the budget of a space and for half of it."""
+    if space.mode == "single":
         return []
-    return [baselines.frequent_ids(space)]
+    first = sum(spec.row_blocks[0] * spec.embedding_dim for spec in space.specs)
+    budgets = [b for b in (space.budget, space.budget // 2) if b >= first]
+    return [baselines.frequent_ids(space.with_budget(budget)) for budget in budgets]
 
 
 def _save_data(study: Study, data: DataConfig) -> None:

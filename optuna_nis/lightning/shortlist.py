@@ -27,6 +27,8 @@ from optuna_nis.nn import (
 
 # Choices cost about the same if the larger has at most so many times the parameters.
 _SAME_COST = 1.25
+# However many there are, no more are trained on after a round.
+_MAX_KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def train_shortlist(
             the names that they have in the supernet.
         datamodule: Train and validation data.
         rounds: Epochs of each round; after each but the last, the worse half is dropped (of an odd
-            number, the smaller half), after the first also what costs about as much as a better
-            one.
+            number, the smaller half) and all but three, after the first also what costs about as
+            much as a better one.
         limit_train_batches: Share of the training batches that make an epoch here, drawn anew
             for each if the dataloader shuffles.
         monitor: Name under which the models log their validation metric.
@@ -121,7 +123,7 @@ def train_shortlist(
             alive = sorted(alive, key=lambda run: run.latest, reverse=True)
             if index == 0:
                 alive = _best_of_each_cost(alive)
-            alive = alive[: (len(alive) + 1) // 2]
+            alive = alive[: min((len(alive) + 1) // 2, _MAX_KEPT)]
         runs.sort(key=lambda run: run.latest, reverse=True)
         return [Candidate(run.allocation, run.latest) for run in runs]
 

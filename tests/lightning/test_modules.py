@@ -209,6 +209,16 @@ def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDa
     assert lines[-1] == "round 2 of 2: 1 of 1"
 
 
+def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    rng = np.random.default_rng(0)
+    choices = [space.sample(rng, space.full_parameters * 0.7**n) for n in range(8)]
+    lines: list[str] = []
+    train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
+    assert lines[7:] == [f"round 2 of 2: {n} of 3" for n in (1, 2, 3)]
+
+
 def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
     datamodule: TableDataModule,
 ) -> None:
