@@ -216,7 +216,7 @@ def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -
     choices = [space.sample(rng, space.full_parameters * 0.7**n) for n in range(8)]
     lines: list[str] = []
     train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
-    assert lines[7:] == [f"round 2 of 2: {n} of 3" for n in (1, 2, 3)]
+    assert lines[8:] == [f"round 2 of 2: {n} of 3" for n in (1, 2, 3)]
 
 
 def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
