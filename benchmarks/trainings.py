@@ -245,7 +245,7 @@ def _trials(
     for _ in range(_MAX_PROPOSALS):
         if len(trained) == num_trainings:
             break
-        if sampler == "random" or len(trained) < min(TPE_STARTUP, num_trainings):
+        if sampler == "random" or len(trained) < TPE_STARTUP:
             # Drawn within the budget: a uniform draw of widths nearly never is.
             allocation = space.sample(rng, rng.uniform(0.5, 1.0) * space.budget, removal=0.1)
             study.enqueue_trial(space.params(allocation))

@@ -180,13 +180,7 @@ def frequent_ids(space: SearchSpace) -> Allocation:
     """
 
     def of(blocks: int) -> Allocation:
-        tables = []
-        for spec in space.specs:
-            tier = Tier(sum(spec.row_blocks[:blocks]), spec.embedding_dim)
-            tables.append(
-                TableAllocation(spec.name, spec.num_embeddings, spec.embedding_dim, (tier,))
-            )
-        return Allocation(tables)
+        return Allocation(_table(spec, [spec.embedding_dim] * blocks) for spec in space.specs)
 
     for blocks in range(max(len(spec.row_blocks) for spec in space.specs), 0, -1):
         allocation = of(blocks)
@@ -222,7 +216,7 @@ def _uniform(
 
 
 def _table(spec: EmbeddingSpec, widths: list[int]) -> TableAllocation:
-    """One width for each row block; blocks of less frequent ids are never wider."""
+    """One width for each of the first row blocks; blocks of less frequent ids are never wider."""
     tiers: list[Tier] = []
     for rows, width in zip(spec.row_blocks, widths):
         if tiers and width >= tiers[-1].embedding_dim:

@@ -89,11 +89,11 @@ class NISCallback(Callback):
 
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
     policy proposes a few choices for the budget and for smaller ones, down to a sixteenth, by
-    being tilted to them (:meth:`~optuna_nis.Policy.under`) and learning a little more. For each
-    budget, the best of these on a few batches and what ``propose`` and ``rivals`` give are scored
-    on the whole validation set. The best one for each smaller budget, for the whole budget the
-    best of the policy and of ``propose``, and the best of the ``rivals`` are left in
-    :attr:`candidates`, to be trained for real (:func:`~optuna_nis.lightning.train_shortlist`).
+    being tilted to them (:meth:`~optuna_nis.Policy.under`). For each budget, the best of these on
+    a few batches and what ``propose`` gives are scored on the whole validation set, as are the
+    ``rivals``. The best one for each smaller budget, for the whole budget the best of the policy
+    and of ``propose``, and the best of the ``rivals`` are left in :attr:`candidates`, to be
+    trained for real (:func:`~optuna_nis.lightning.train_shortlist`).
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
