@@ -40,8 +40,8 @@ METHODS = {
     "pruning": ("pruning, indices counted", "#AA4499", "x"),
     "random": ("random search", _style.GREY, "triangle-down"),
     "tpe": ("TPE", "#117733", "hexagon"),
-    "random_10x": ("random search, ten times the trainings", _style.GREY, "triangle-down-open"),
-    "tpe_10x": ("TPE, ten times the trainings", "#117733", "hexagon-open"),
+    "random_10x": ("random search, ten times the time", _style.GREY, "triangle-down-open"),
+    "tpe_10x": ("TPE, ten times the time", "#117733", "hexagon-open"),
 }
 # Not rivals at the same memory, or not at the same cost.
 _APART = ("nis_me", "nis_se", "full", "random_10x", "tpe_10x")

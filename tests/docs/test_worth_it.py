@@ -79,11 +79,11 @@ def test_the_table_has_all_methods_and_budgets():
         "full tables",
         "uniform",
         "best of widths x rows",
-        "TPE, ten times the trainings",
+        "TPE, ten times the time",
     ]
     by_name = {row[0]: row[1:] for row in rows}
     assert by_name["**NIS, multi-size**"] == ["-", "0.7700 ± 0.0010, 2,500", "2.0"]
-    assert by_name["TPE, ten times the trainings"][1] == "**0.7900 ± 0.0010**, 2,500"
+    assert by_name["TPE, ten times the time"][1] == "**0.7900 ± 0.0010**, 2,500"
     assert by_name["full tables"][:2] == ["0.7500 ± 0.0010, 100,000"] * 2
     assert by_name["uniform"][0] == "**0.7300 ± 0.0010**, 2,500"
 
