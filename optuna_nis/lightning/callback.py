@@ -204,9 +204,7 @@ class NISCallback(Callback):
         self._rivals = _proposed("rivals", rivals, space)
         self.dashboard = dashboard
         self.candidates: list[Allocation] = []
-        self._rewards = Rewards(
-            space, metric=metric, monitor=monitor, mode=mode, group_size=group_size
-        )
+        self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
         self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._search_id = search_id

@@ -97,6 +97,25 @@ def test_the_method_of_the_module_comes_before_the_logged_loss() -> None:
     assert (by_loss < 0).all()
 
 
+def test_few_choices_at_once_score_like_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = WithMethod(), next(iter(Data().val_dataloader()))
+    together, _, _ = _scored(copy.deepcopy(model), [batch])
+    seen: list[int] = []
+    scored = WithMethod.choice_quality
+
+    def counted(self: WithMethod, batch: Any, num_choices: int) -> Tensor:
+        seen.append(num_choices)
+        return scored(self, batch, num_choices)
+
+    monkeypatch.setattr(WithMethod, "choice_quality", counted)
+    for limit, sizes in ((1, [1, 1, 1]), (2 * len(batch[3]), [2, 1]), (10_000, [3])):
+        monkeypatch.setattr("optuna_nis.lightning.rewards._MAX_EXAMPLES", limit)
+        seen.clear()
+        apart, _, _ = _scored(copy.deepcopy(model), [batch])
+        assert seen == sizes
+        torch.testing.assert_close(apart, together, rtol=0, atol=1e-6)
+
+
 class _Remembers(_Probe):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
