@@ -21,7 +21,12 @@ from search_quality import RESULTS, Cell, Laboratory, save_cells
 from trainings import DATA, Result, Trainings
 from without import WITHOUT
 
-DEFAULT_DATA = ("flights-ranking", "movielens-1m-user-item", "flights-retrieval")
+DEFAULT_DATA = (
+    "flights-ranking",
+    "movielens-1m-user-item",
+    "flights-retrieval",
+    "movielens-small",
+)
 DEFAULT_BUDGETS = (0.25,)
 
 
