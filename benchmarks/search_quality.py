@@ -34,7 +34,7 @@ MANY_IDS = 1000
 # Trial-per-training searches get as many plain trainings as the one-shot search takes at most, and
 # in these cells as many as fit in ten times the time that it takes there.
 PLAIN_TRAININGS = 2
-LONG_TRAININGS = {("flights-ranking", 0.25): 20, ("movielens-1m", 0.25): 15}
+LONG_TRAININGS = {("flights-ranking", 0.25): 20, ("movielens-1m", 0.25): 10}
 HAND_MADE = {
     # Most frequent 5, 10, 20, 30 and 35 % of the users and of the items.
     ("movielens-1m-user-item", 0.25): (32, 16, 8, 4, 4),
