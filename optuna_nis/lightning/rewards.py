@@ -152,7 +152,8 @@ class Rewards:
         weights = torch.zeros(len(choices), dtype=torch.float64)
         for batch in batches:
             parts = []
-            size = max(1, _MAX_EXAMPLES // max(1, batch_length(batch)))
+            length = batch_length(batch)
+            size = max(1, _MAX_EXAMPLES // max(1, length))
             for start in range(0, len(choices), size):
                 group = choices[start : start + size]
                 set_choices(pl_module, self.space, group)
@@ -161,8 +162,8 @@ class Rewards:
             quality = torch.cat(parts).double()
             # Some choices without a quality are an error, told when they become rewards.
             if not quality.isnan().all():
-                totals += quality * batch_length(batch)
-                weights += batch_length(batch)
+                totals += quality * length
+                weights += length
         return totals, weights
 
     def _one_by_one(
