@@ -32,7 +32,7 @@ ALPHAS = (0.1, 0.2, 0.3, 0.5)
 GRID_SHARES = (1.0, 0.5, 0.2, 0.05)
 MANY_IDS = 1000
 # Trial-per-training searches get as many plain trainings as the one-shot search takes at most, and
-# in these cells as many as fit in ten times the time that it takes there.
+# in these cells at least as many as fit in ten times the time that it takes there.
 PLAIN_TRAININGS = 2
 LONG_TRAININGS = {("flights-ranking", 0.25): 20, ("movielens-1m", 0.25): 10}
 HAND_MADE = {
