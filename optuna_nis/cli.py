@@ -118,13 +118,19 @@ def search(
     epochs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Epochs of the supernet.", show_default="4 for ranking, 10 for retrieval"
+            min=1, help="Epochs of the supernet.", show_default="4 for ranking, 6 for retrieval"
         ),
     ] = None,
     updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
     max_rows: Annotated[
         int | None, typer.Option(min=10, help="Use only about so many rows.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Rows in a training batch.", show_default="4096, fewer of small data"
+        ),
     ] = None,
     shard: Annotated[
         str,
@@ -172,6 +178,7 @@ def search(
             time=time,
             split=split,  # type: ignore[arg-type]
             max_rows=max_rows,
+            batch_size=batch_size,
         )
         study = optuna.create_study(
             storage=_storage(storage),

@@ -17,6 +17,7 @@ from optuna.logging import get_logger
 import torch
 
 from optuna_nis import baselines
+from optuna_nis._checks import check_integer
 from optuna_nis.allocation import Allocation
 from optuna_nis.datasets import EmbeddingDataModule, TableDataModule, Task, load_dataset
 from optuna_nis.datasets.base import Split
@@ -90,6 +91,8 @@ class DataConfig:
         seed: Seed of the split.
         max_rows: Use only about so many rows.
         data_dir: Folder of the files of a data set that does not come with a package.
+        batch_size: Rows in a training batch; by default 4,096, and fewer where an epoch would be
+            over after less than fifty of them.
 
     Raises:
         ValueError: Unless there is either a data set or a table, and with a table a label and no
@@ -111,6 +114,7 @@ class DataConfig:
     seed: int = 0
     max_rows: int | None = None
     data_dir: str | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.table is None):
@@ -122,6 +126,8 @@ class DataConfig:
             raise ValueError("`label` must name the label's column of the table, got None.")
         if self.table is not None and self.data_dir is not None:
             raise ValueError(f"`data_dir` is for a data set by name, got {self.data_dir!r}.")
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size, 1)
 
     @property
     def name(self) -> str:
@@ -167,6 +173,9 @@ class DataConfig:
                 **options,
             )
         data.setup("fit")
+        if self.batch_size is not None:
+            data.batch_size = self.batch_size
+            return data
         rows = data.sizes["train"]
         while data.batch_size > 64 and rows < data.batch_size * _MIN_STEPS_PER_EPOCH:
             data.batch_size //= 2

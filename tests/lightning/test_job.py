@@ -100,6 +100,19 @@ def test_data_config_of_an_earlier_version() -> None:
     )
 
 
+def test_batch_size() -> None:
+    chosen, default = (
+        DataConfig(dataset="flights", max_rows=2_000, batch_size=size).datamodule(
+            withhold_test=True
+        )
+        for size in (500, None)
+    )
+    assert chosen.batch_size == 500
+    assert 64 <= default.batch_size * 25 <= default.sizes["train"]
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
+        DataConfig(dataset="flights", batch_size=0)
+
+
 def test_data_config_of_a_named_data_set() -> None:
     config = DataConfig(dataset="flights", features=("dest", "hour"), max_rows=500)
     assert set(config.datamodule(withhold_test=True).vocabularies) == {"dest", "hour"}
