@@ -45,8 +45,7 @@ DATA = {
         "features": ("user", "item"),
     },
     "movielens-small": {"dataset": "movielens-small", "task": "retrieval"},
-    # With the batches of the others, a training takes the first third of its time to find out more
-    # than which items are popular.
+    # With the batches of the others, a training takes twice as long and validates worse.
     "amazon-video-games": {
         "dataset": "amazon-video-games",
         "task": "retrieval",

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from optuna_nis import cli
 from optuna_nis.cli import app
+from optuna_nis.lightning import DataConfig
+from optuna_nis.results import DATA_ATTR
 from optuna_nis.searches import searches_of
 
 runner = CliRunner()
@@ -41,6 +43,13 @@ def _search(table: Path, *more: object) -> tuple[int, str]:
         "--bags", "genres:|", "--budget", "50%", "--embedding-dim", 4, "--epochs", 1,
         "--updates", 2, "--storage", f"sqlite:///{table.parent}/s.db", "--quiet", *more,
     )  # fmt: skip
+
+
+def test_search_with_a_batch_size(table: Path) -> None:
+    code, output = _search(table, "--batch-size", 32)
+    assert code == 0, output
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{table.parent}/s.db")
+    assert DataConfig.from_json(study.user_attrs[DATA_ATTR]).batch_size == 32
 
 
 def test_search_retrain_report_predict(table: Path) -> None:

@@ -96,7 +96,7 @@ class DataConfig:
 
     Raises:
         ValueError: Unless there is either a data set or a table, and with a table a label and no
-            ``data_dir``.
+            ``data_dir``, or if the batch size is not at least 1.
 
     Example:
         >>> DataConfig(dataset="flights", task="retrieval").name
@@ -151,6 +151,8 @@ class DataConfig:
             "max_rows": self.max_rows,
             "split": self.split,
         }
+        if self.batch_size is not None:
+            options["batch_size"] = self.batch_size
         data: EmbeddingDataModule
         if self.dataset is not None:
             data = load_dataset(
@@ -174,7 +176,6 @@ class DataConfig:
             )
         data.setup("fit")
         if self.batch_size is not None:
-            data.batch_size = self.batch_size
             return data
         rows = data.sizes["train"]
         while data.batch_size > 64 and rows < data.batch_size * _MIN_STEPS_PER_EPOCH:

@@ -108,7 +108,7 @@ def test_batch_size() -> None:
         for size in (500, None)
     )
     assert chosen.batch_size == 500
-    assert 64 <= default.batch_size * 25 <= default.sizes["train"]
+    assert default.batch_size == 64
     with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
         DataConfig(dataset="flights", batch_size=0)
 
