@@ -40,7 +40,7 @@ WITHOUT: dict[str, tuple[Any, str, Any]] = {
     "wide_start": (space._Table, "log_weights", lambda table: 0.0 * table.costs(0)),
     "smaller_budgets": (callback, "_BUDGET_SHARES", (1.0,)),
     "popularity": (job, "_by_popularity", lambda *_: None),
-    "frequent_ids": (job, "_frequent_ids", None),
+    "frequent_ids": (job, "_frequent_ids", lambda *_: []),
     "widths_between": (space, "_default_col_blocks", _powers_of_two),
     # Nothing leaves the shortlist because a better choice costs about the same.
     "same_cost": (shortlist, "_SAME_COST", 0.0),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 import json
 from pathlib import Path
 from statistics import fmean
@@ -67,6 +68,7 @@ _logger = get_logger(__name__)
 
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 _EPOCHS = {"ranking": 4, "retrieval": 6}
+_MAX_SLOWER = 4.0
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
 # A supernet sees rare ids seldom and takes them to be worth less than they are after a long
@@ -235,7 +237,8 @@ def search(
         mode: As in :class:`~optuna_nis.SearchSpace`.
         embedding_dim: Largest width considered; by default 32 for ranking, 64 for retrieval.
         epochs: Epochs of the supernet; by default 4 for ranking and 6 for retrieval, which takes
-            longer to learn.
+            longer to learn, and in proportion more, up to four times as many, if
+            ``learning_rate`` is lower than the model's default.
         num_updates: Updates of the controller.
         seed: Seed of the supernet and the controller.
         callbacks: Further callbacks of the trainer, such as a progress bar.
@@ -268,7 +271,7 @@ def search(
     datamodule.shard = shard
     build = reference_model(datamodule.features, **model_options)
     dim = embedding_dim or _EMBEDDING_DIM[data.task]
-    epochs = epochs or _EPOCHS[data.task]
+    epochs = epochs or _default_epochs(data.task, model_options)
     space = SearchSpace(datamodule.embedding_specs(dim), budget=budget, mode=mode)
     _save_data(study, data)
     save_space(study, space)
@@ -336,6 +339,7 @@ def search(
             supernet,
             build,
             datamodule,
+            keep=_frequent_ids(space),
             monitor=supernet.monitor,
             progress=progress,
             folder=folder.trainings if keep else None,
@@ -460,6 +464,14 @@ def retrain(
     save_results(study, results)
     study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in full_runs))
     return results
+
+
+def _default_epochs(task: Task, model_options: Mapping[str, Any]) -> int:
+    """A supernet that learns more slowly than the default model gets more epochs to learn."""
+    model = RankingModule if task == "ranking" else RetrievalModule
+    default: float = signature(model).parameters["learning_rate"].default
+    rate: float = model_options.get("learning_rate", default)
+    return round(_EPOCHS[task] * default / min(max(rate, default / _MAX_SLOWER), default))
 
 
 def _by_popularity(datamodule: EmbeddingDataModule) -> Callable[[SearchSpace], list[Allocation]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ def train_shortlist(
     *,
     rounds: Sequence[int] = (1, 1, 2),
     limit_train_batches: float = 0.5,
+    keep: Collection[Allocation] = (),
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
     progress: Callable[[str], None] | None = None,
@@ -77,6 +78,8 @@ def train_shortlist(
             much as a better one.
         limit_train_batches: Share of the training batches that make an epoch here, drawn anew
             for each if the dataloader shuffles.
+        keep: Choices that stay until the last round, if they are among those given: such as a
+            supernet has trained too little for the first rounds to be fair.
         monitor: Name under which the models log their validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
         progress: Called with a line of text before each training.
@@ -120,10 +123,10 @@ def train_shortlist(
                 if progress is not None:
                     progress(f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}")
                 run.train(datamodule, epochs)
-            alive = sorted(alive, key=lambda run: run.latest, reverse=True)
-            if index == 0:
-                alive = _best_of_each_cost(alive)
+            ranked = sorted(alive, key=lambda run: run.latest, reverse=True)
+            alive = _best_of_each_cost(ranked) if index == 0 else ranked
             alive = alive[: min((len(alive) + 1) // 2, _MAX_KEPT)]
+            alive += [run for run in ranked if run.allocation in keep and run not in alive]
         runs.sort(key=lambda run: run.latest, reverse=True)
         return [Candidate(run.allocation, run.latest) for run in runs]
 

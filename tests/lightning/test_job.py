@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search
+from optuna_nis.lightning.job import _default_epochs
 from optuna_nis.results import best_allocation, metric_of, results_of, summary_of
 
 FAST = {"budget": 0.5, "embedding_dim": 8, "epochs": 1, "num_updates": 3}
@@ -111,6 +113,23 @@ def test_batch_size() -> None:
     assert default.batch_size == 64
     with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
         DataConfig(dataset="flights", batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "epochs"),
+    [
+        ("ranking", {}, 4),
+        ("ranking", {"learning_rate": 1e-3}, 8),
+        ("retrieval", {}, 6),
+        ("retrieval", {"learning_rate": 3e-3}, 12),
+        ("retrieval", {"learning_rate": 1e-2}, 6),
+        ("retrieval", {"learning_rate": 1e-9}, 24),
+    ],
+)
+def test_a_supernet_that_learns_more_slowly_gets_more_epochs(
+    task: Any, options: dict[str, float], epochs: int
+) -> None:
+    assert _default_epochs(task, options) == epochs
 
 
 def test_data_config_of_a_named_data_set() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from sklearn.metrics import label_ranking_average_precision_score, roc_auc_score
@@ -183,6 +185,25 @@ def test_warm_start_gives_the_output_of_the_supernet(datamodule: TableDataModule
         warm_start(reference_model(datamodule.features, hidden=(4,))(space.full()), supernet)
 
 
+def _build_told(
+    datamodule: TableDataModule, told: dict[Allocation, list[float]]
+) -> Callable[[Allocation], RankingModule]:
+    """Models that log given values, epoch by epoch."""
+    build = reference_model(datamodule.features)
+
+    class Told(RankingModule):
+        def on_validation_epoch_end(self) -> None:
+            self.log("told", told[self.allocation][self.current_epoch])
+
+    def build_told(allocation: Allocation) -> RankingModule:
+        model = build(allocation)
+        model.__class__ = Told
+        model.allocation = allocation
+        return model
+
+    return build_told
+
+
 def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataModule) -> None:
     space = SearchSpace(datamodule.embedding_specs(8))
     build = reference_model(datamodule.features)
@@ -223,21 +244,26 @@ def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
     datamodule: TableDataModule,
 ) -> None:
     space = SearchSpace(datamodule.embedding_specs(8))
-    build = reference_model(datamodule.features)
     large, small = space.full(), space.allocation(dict.fromkeys(space.choices, 1))
-    told = {large: [0.9, 0.5], small: [0.6, 0.7, 0.8]}
-
-    class Told(RankingModule):
-        def on_validation_epoch_end(self) -> None:
-            self.log("told", told[self.allocation][self.current_epoch])
-
-    def build_told(allocation: Allocation) -> RankingModule:
-        model = build(allocation)
-        model.__class__ = Told
-        model.allocation = allocation
-        return model
-
+    build = _build_told(datamodule, {large: [0.9, 0.5], small: [0.6, 0.7, 0.8]})
+    supernet = reference_model(datamodule.features)(space)
     found = train_shortlist(
-        [large, small], build(space), build_told, datamodule, rounds=(2, 1), monitor="told"
+        [large, small], supernet, build, datamodule, rounds=(2, 1), monitor="told"
     )
     assert found == [Candidate(small, pytest.approx(0.8)), Candidate(large, pytest.approx(0.5))]
+
+
+def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    full = space.full_parameters
+    rng = np.random.default_rng(0)
+    # The last one costs about as much as the first.
+    choices = [space.sample(rng, full * share) for share in (0.8, 0.4, 0.2, 0.82)]
+    values = [[0.7, 0.7], [0.6, 0.6], [0.5, 0.5], [0.1, 0.9]]
+    build = _build_told(datamodule, dict(zip(choices, values)))
+    supernet = reference_model(datamodule.features)(space)
+    run = (choices, supernet, build, datamodule)
+    found = train_shortlist(*run, rounds=(1, 1), monitor="told")
+    assert found[0] == Candidate(choices[0], pytest.approx(0.7))
+    found = train_shortlist(*run, rounds=(1, 1), monitor="told", keep=[choices[3], space.full()])
+    assert found[0] == Candidate(choices[3], pytest.approx(0.9))
