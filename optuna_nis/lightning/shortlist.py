@@ -78,8 +78,9 @@ def train_shortlist(
             much as a better one.
         limit_train_batches: Share of the training batches that make an epoch here, drawn anew
             for each if the dataloader shuffles.
-        keep: Choices that stay until the last round, if they are among those given: such as a
-            supernet has trained too little for the first rounds to be fair.
+        keep: Choices whose places are safe until the last round, if they are among those given:
+            such as a supernet has trained too little for the first rounds to be fair. At least one
+            other stays beside them.
         monitor: Name under which the models log their validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
         progress: Called with a line of text before each training.
@@ -124,9 +125,11 @@ def train_shortlist(
                     progress(f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}")
                 run.train(datamodule, epochs)
             ranked = sorted(alive, key=lambda run: run.latest, reverse=True)
-            alive = _best_of_each_cost(ranked) if index == 0 else ranked
-            alive = alive[: min((len(alive) + 1) // 2, _MAX_KEPT)]
-            alive += [run for run in ranked if run.allocation in keep and run not in alive]
+            others = _best_of_each_cost(ranked) if index == 0 else ranked
+            places = min((len(others) + 1) // 2, _MAX_KEPT)
+            alive = [run for run in ranked if run.allocation in keep]
+            others = [run for run in others if run not in alive]
+            alive += others[: max(places - len(alive), 1)]
         runs.sort(key=lambda run: run.latest, reverse=True)
         return [Candidate(run.allocation, run.latest) for run in runs]
 

@@ -265,5 +265,13 @@ def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) 
     run = (choices, supernet, build, datamodule)
     found = train_shortlist(*run, rounds=(1, 1), monitor="told")
     assert found[0] == Candidate(choices[0], pytest.approx(0.7))
-    found = train_shortlist(*run, rounds=(1, 1), monitor="told", keep=[choices[3], space.full()])
+    lines: list[str] = []
+    found = train_shortlist(
+        *run,
+        rounds=(1, 1),
+        monitor="told",
+        keep=[choices[3], space.full()],
+        progress=lines.append,
+    )
     assert found[0] == Candidate(choices[3], pytest.approx(0.9))
+    assert lines[-1] == "round 2 of 2: 2 of 2"
