@@ -68,6 +68,10 @@ _logger = get_logger(__name__)
 
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 _EPOCHS = {"ranking": 4, "retrieval": 6}
+_MODULES: dict[str, type[RankingModule] | type[RetrievalModule]] = {
+    "ranking": RankingModule,
+    "retrieval": RetrievalModule,
+}
 _MAX_SLOWER = 4.0
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
@@ -411,7 +415,7 @@ def retrain(
     data, space, best = _data_of(study), space_of(study), best_allocation(study)
     datamodule = data.datamodule(withhold_test=False)
     build = reference_model(datamodule.features, **model_options)
-    monitor = (RankingModule if data.task == "ranking" else RetrievalModule).monitor
+    monitor = _MODULES[data.task].monitor
 
     def trained(label: str, allocation: Allocation, seed: int) -> Training:
         progress(f"{label}, seed {seed}: {allocation.num_parameters:,} embedding parameters.")
@@ -468,8 +472,7 @@ def retrain(
 
 def _default_epochs(task: Task, model_options: Mapping[str, Any]) -> int:
     """A supernet that learns more slowly than the default model gets more epochs to learn."""
-    model = RankingModule if task == "ranking" else RetrievalModule
-    default: float = signature(model).parameters["learning_rate"].default
+    default: float = signature(_MODULES[task]).parameters["learning_rate"].default
     rate: float = model_options.get("learning_rate", default)
     return round(_EPOCHS[task] * default / min(max(rate, default / _MAX_SLOWER), default))
 
