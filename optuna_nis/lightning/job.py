@@ -275,8 +275,10 @@ def search(
     datamodule.shard = shard
     build = reference_model(datamodule.features, **model_options)
     dim = embedding_dim or _EMBEDDING_DIM[data.task]
-    epochs = epochs or _default_epochs(data.task, model_options)
     space = SearchSpace(datamodule.embedding_specs(dim), budget=budget, mode=mode)
+    # A bad option must be told before anything is written into the study.
+    build(space)
+    epochs = epochs or _default_epochs(data.task, model_options)
     _save_data(study, data)
     save_space(study, space)
     study.sampler = NISSampler(budget=space, seed=seed)

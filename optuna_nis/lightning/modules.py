@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.functional.classification import binary_auroc
 
-from optuna_nis._checks import check_integer
+from optuna_nis._checks import check_integer, check_number
 from optuna_nis.allocation import Allocation
 from optuna_nis.datasets.features import UNSEEN_TARGET, Features
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
@@ -99,9 +99,14 @@ class FeatureEmbeddings(nn.Module):
         return torch.stack([layer(batch[n]) for n, layer in zip(self.names, self.layers)], dim=1)
 
 
-def _mlp(sizes: Sequence[int], dropout: float) -> nn.Sequential:
+def _mlp(num_inputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
+    check_number("dropout", dropout, 0, 1)
+    if len(hidden) == 0:
+        raise ValueError(f"`hidden` must hold the width of at least one layer, got {hidden!r}.")
+    for width in hidden:
+        check_integer("hidden", width, 1)
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
+    for inputs, outputs in pairwise([num_inputs, *hidden]):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
 
@@ -131,6 +136,9 @@ class EmbeddingModule(LightningModule):
         init_std: float,
     ) -> None:
         super().__init__()
+        check_number("learning_rate", learning_rate, 0, or_least=False)
+        check_number("l2", l2, 0)
+        check_number("init_std", init_std, 0)
         self.learning_rate = learning_rate
         self.l2 = l2
         self.embeddings = FeatureEmbeddings(tables, bags=bags, init_std=init_std)
@@ -164,6 +172,9 @@ class RankingModule(EmbeddingModule):
         dropout: Probability after each layer of the MLP.
         init_std: Standard deviation of the initial embeddings.
 
+    Raises:
+        ValueError: If an argument is out of range.
+
     Shapes:
         - batch: for every feature ids ``(batch,)``, or ``(batch, length)`` for bags, and
           ``"label"`` of 0 and 1, ``(batch,)``
@@ -193,7 +204,7 @@ class RankingModule(EmbeddingModule):
     ) -> None:
         super().__init__(tables, bags=bags, learning_rate=learning_rate, l2=l2, init_std=init_std)
         inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
-        self.mlp = _mlp([inputs, *hidden], dropout)
+        self.mlp = _mlp(inputs, hidden, dropout)
         self.head = nn.Linear(hidden[-1], 1)
         self.wide = nn.Linear(inputs, 1, bias=False)
         self.val_auroc = BinaryAUROC()
@@ -297,9 +308,13 @@ class RetrievalModule(EmbeddingModule):
         if num_sampled is None:
             num_sampled = num_classes if num_classes <= _MAX_FULL_SOFTMAX else _NUM_SAMPLED
         check_integer("num_sampled", num_sampled, 1)
+        if len(top_k) == 0:
+            raise ValueError(f"`top_k` must hold at least one k, got {top_k!r}.")
+        for k in top_k:
+            check_integer("top_k", k, 1)
         self.num_sampled = min(num_sampled, num_classes)
         inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
-        self.mlp = _mlp([inputs, *hidden], dropout)
+        self.mlp = _mlp(inputs, hidden, dropout)
         self.items = nn.Linear(hidden[-1], num_classes)
         self.top_k = tuple(dict.fromkeys(min(k, num_classes) for k in top_k))
         self.metric_name = f"Recall@{self.top_k[0]}"

@@ -132,6 +132,16 @@ def test_a_supernet_that_learns_more_slowly_gets_more_epochs(
     assert _default_epochs(task, options) == epochs
 
 
+@pytest.mark.parametrize("rate", [0, "high", None])
+def test_a_bad_option_is_told_before_the_study_is_touched(rate: Any) -> None:
+    study = optuna.create_study(direction="maximize")
+    data = DataConfig(dataset="flights", max_rows=500)
+    with pytest.raises(ValueError, match="`learning_rate` must be a number"):
+        search(study, data, budget="25%", learning_rate=rate)
+    assert not study.user_attrs
+    assert not study.trials
+
+
 def test_data_config_of_a_named_data_set() -> None:
     config = DataConfig(dataset="flights", features=("dest", "hour"), max_rows=500)
     assert set(config.datamodule(withhold_test=True).vocabularies) == {"dest", "hour"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,37 @@ def test_bad_arguments() -> None:
         RetrievalModule(SPACE, num_classes=1)
     with pytest.raises(ValueError, match="`num_sampled` must be an integer of at least 1, got 0"):
         RetrievalModule(SPACE, num_classes=2, num_sampled=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0}, r"`learning_rate` must be a number in \(0, inf\), got 0"),
+        ({"learning_rate": None}, r"`learning_rate` must be a number in \(0, inf\), got None"),
+        ({"l2": -1e-3}, r"`l2` must be a number in \[0, inf\), got -0.001"),
+        ({"init_std": float("inf")}, r"`init_std` must be a number in \[0, inf\), got inf"),
+        ({"dropout": 1}, r"`dropout` must be a number in \[0, 1\), got 1"),
+        ({"hidden": ()}, r"`hidden` must hold the width of at least one layer, got \(\)"),
+        ({"hidden": (8, 0)}, "`hidden` must be an integer of at least 1, got 0"),
+    ],
+)
+def test_a_bad_option_is_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RankingModule(SPACE, **options)
+    with pytest.raises(ValueError, match=message):
+        RetrievalModule(SPACE, num_classes=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "message"),
+    [
+        ((), r"`top_k` must hold at least one k, got \(\)"),
+        ((1, 0), "`top_k` must be an integer of at least 1, got 0"),
+    ],
+)
+def test_a_bad_k_is_told(top_k: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RetrievalModule(SPACE, num_classes=2, top_k=top_k)
 
 
 @pytest.mark.parametrize("bags", [(), ("user", "genres")])
