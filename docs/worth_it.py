@@ -57,7 +57,7 @@ _PARTS = {
     "wide_start": "the wide start of the policy",
     "smaller_budgets": "choices for smaller budgets",
     "popularity": "sizes by popularity in the shortlist",
-    "frequent_ids": "the most frequent ids at full width in the shortlist",
+    "frequent_ids": "the most frequent ids only in the shortlist",
     "widths_between": "widths between the powers of two",
     "same_cost": "one choice of each cost after the first round of the shortlist",
     "proposals": "more than one proposal for a budget",

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from optuna_nis.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.space import EmbeddingSpec, SearchSpace
 
+# Share of the columns for each share of the ids: few ids that are wide enough are worth more than
+# more of them.
+_MIN_COLUMNS_PER_ID = 2.0
+
 
 def uniform(
     space: SearchSpace,
@@ -158,14 +162,16 @@ def mixed_dimensions(
     return _scaled(of, space)
 
 
-def frequent_ids(space: SearchSpace) -> Allocation:
-    """The most frequent ids of every feature at full width, all others out of vocabulary.
+def frequent_ids(space: SearchSpace, *, full_width: bool = True) -> Allocation:
+    """The most frequent ids of every feature at one width, all others out of vocabulary.
 
     Of every feature the same number of row blocks is kept, which by default are the same shares of
     its ids; of features with fewer blocks, all. It is the largest number that the budget allows.
 
     Args:
         space: Tables and budget.
+        full_width: Whether the ids have all columns. Otherwise more ids have the largest share of
+            the columns that the budget allows, but at least twice their own share of all ids.
 
     Raises:
         ValueError: If the budget leaves no room for the first row block of every feature.
@@ -173,22 +179,38 @@ def frequent_ids(space: SearchSpace) -> Allocation:
     Example:
         >>> from optuna_nis import EmbeddingSpec
         >>> space = SearchSpace([EmbeddingSpec("user", 1000, 32), EmbeddingSpec("city", 40, 32)],
-        ...     budget=0.2)
+        ...     budget=0.13)
         >>> print(frequent_ids(space))
-        user: 150x32 (of 1000x32)
+        user: 50x32 (of 1000x32)
         city: 40x32 (of 40x32)
+        >>> print(frequent_ids(space, full_width=False))
+        user: 150x16 (of 1000x32)
+        city: 40x16 (of 40x32)
     """
+    num_ids = sum(spec.num_embeddings for spec in space.specs)
+    every = {width / spec.embedding_dim for spec in space.specs for width in spec.widths[1:]}
+    shares = [1.0] if full_width else sorted(every, reverse=True)
 
-    def of(blocks: int) -> Allocation:
-        return Allocation(_table(spec, [spec.embedding_dim] * blocks) for spec in space.specs)
+    def width(spec: EmbeddingSpec, share: float) -> int:
+        # A share of the columns may have been rounded down.
+        columns = share * spec.embedding_dim + 1e-6
+        return max(spec.widths[1], *(width for width in spec.widths if width <= columns))
+
+    def of(blocks: int, share: float) -> Allocation:
+        return Allocation(_table(spec, [width(spec, share)] * blocks) for spec in space.specs)
 
     for blocks in range(max(len(spec.row_blocks) for spec in space.specs), 0, -1):
-        allocation = of(blocks)
-        if allocation.num_parameters <= space.budget:
-            return allocation
+        kept = sum(sum(spec.row_blocks[:blocks]) for spec in space.specs)
+        for share in shares:
+            if blocks > 1 and not full_width and share < _MIN_COLUMNS_PER_ID * kept / num_ids:
+                break
+            allocation = of(blocks, share)
+            if allocation.num_parameters <= space.budget:
+                return allocation
     raise ValueError(
         f"`space` has a budget of {space.budget} parameters, too few for the first row block of "
-        f"every feature at full width, which take {of(1).num_parameters}."
+        f"every feature at {'full' if full_width else 'any'} width, which take "
+        f"{of(1, shares[-1]).num_parameters}."
     )
 
 

@@ -100,14 +100,20 @@ def test_mixed_dimensions_need_all_counts() -> None:
         mixed_dimensions(space, {"a": range(1000)})
 
 
-@given(share=st.floats(0.07, 1.0))
-def test_frequent_ids_are_choices_of_the_space(share: float) -> None:
-    specs = [EmbeddingSpec("a", 3000, 32), EmbeddingSpec("b", 40, 32)]
+@given(share=st.floats(0.07, 1.0), full_width=st.booleans())
+def test_frequent_ids_are_choices_of_the_space(share: float, full_width: bool) -> None:
+    specs = [EmbeddingSpec("a", 3000, 32), EmbeddingSpec("b", 40, 16)]
     space = SearchSpace(specs, budget=share)
-    found = frequent_ids(space)
+    found = frequent_ids(space, full_width=full_width)
     assert 0 < found.num_parameters <= space.budget
     assert space.allocation(space.params(found)) == found
-    assert {tier.embedding_dim for table in found.values() for tier in table.tiers} == {32}
+    (wide,), (narrow,) = ([tier.embedding_dim for tier in t.tiers] for t in found.values())
+    assert wide == 2 * narrow or wide == narrow == 1
+    if full_width:
+        assert wide == 32
+    elif found["a"].kept > specs[0].row_blocks[0]:
+        kept = sum(table.kept for table in found.values())
+        assert wide / 32 >= 2 * kept / 3040
 
 
 def test_frequent_ids_are_as_many_as_the_budget_allows() -> None:
@@ -117,5 +123,24 @@ def test_frequent_ids_are_as_many_as_the_budget_allows() -> None:
     assert [table.kept for table in frequent_ids(space).values()] == [50, 50, 5]
     less = space.with_budget(space.budget - 1)
     assert [table.kept for table in frequent_ids(less).values()] == [20, 20, 5]
-    with pytest.raises(ValueError, match=r"budget of 179 parameters, .* which take 180"):
+    with pytest.raises(ValueError, match=r"budget of 179 parameters, .* full width, .* take 180"):
         frequent_ids(space.with_budget(179))
+
+
+def test_narrower_frequent_ids_are_more() -> None:
+    spec = EmbeddingSpec("a", 100, 32, row_blocks=[5, 10, 20, 65])
+    budgets = {160: (5, 32), 469: (5, 32), 470: (15, 10), 480: (15, 32), 1120: (35, 32)}
+    for budget, (kept, width) in budgets.items():
+        (table,) = frequent_ids(SearchSpace([spec], budget=budget), full_width=False).values()
+        assert (table.kept, table.tiers[0].embedding_dim) == (kept, width)
+
+
+def test_narrower_frequent_ids_at_tiny_budgets() -> None:
+    specs = [EmbeddingSpec(n, 100, 4, row_blocks=[100], col_blocks=[2, 2]) for n in "ab"]
+    space = SearchSpace(specs, budget=416)
+    assert [str(t) for t in frequent_ids(space, full_width=False).values()] == [
+        "a: 100x2 (of 100x4)",
+        "b: 100x2 (of 100x4)",
+    ]
+    with pytest.raises(ValueError, match=r"budget of 415 parameters, .* any width, .* take 416"):
+        frequent_ids(space.with_budget(415), full_width=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from inspect import signature
 import json
@@ -495,12 +495,16 @@ def _by_popularity(datamodule: EmbeddingDataModule) -> Callable[[SearchSpace], l
 
 
 def _frequent_ids(space: SearchSpace) -> list[Allocation]:
-    """The most frequent ids at full width, for the budget of a space and for half of it."""
+    """The most frequent ids only: at full width for the budget and half of it, and narrower."""
     if space.mode == "single":
         return []
-    first = sum(spec.row_blocks[0] * spec.embedding_dim for spec in space.specs)
-    budgets = [b for b in (space.budget, space.budget // 2) if b >= first]
-    return [baselines.frequent_ids(space.with_budget(budget)) for budget in budgets]
+    found = []
+    for share, full_width in ((1.0, True), (0.5, True), (1.0, False)):
+        # Where the budget is too small there is none.
+        with suppress(ValueError):
+            smaller = space.with_budget(int(share * space.budget))
+            found.append(baselines.frequent_ids(smaller, full_width=full_width))
+    return found
 
 
 def _save_data(study: Study, data: DataConfig) -> None:
