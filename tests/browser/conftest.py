@@ -93,7 +93,13 @@ def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     troubles: list[str] = []
     page.on("console", lambda m: m.type == "error" and troubles.append(m.text))
     page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url}"))
+
+    def failed(request: Any) -> None:
+        # Going to another page gives up what this one was still asking for.
+        if request.failure != "net::ERR_ABORTED":
+            troubles.append(f"failed: {request.url}: {request.failure}")
+
+    page.on("requestfailed", failed)
     page.set_default_timeout(15_000)
     yield page
     context.close()
