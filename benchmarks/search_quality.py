@@ -58,9 +58,11 @@ class Laboratory:
         self.counts = about["counts"]
         self.metric = about["metric"]
 
-    def train(self, allocation: Allocation, seed: int) -> Result:
-        """Train from scratch and test."""
-        result = self.trainings.run(kind="train", allocation=allocation.to_json(), seed=seed)
+    def train(self, allocation: Allocation, seed: int, known: Result | None = None) -> Result:
+        """Train from scratch and test, unless that has been done."""
+        result = known or self.trainings.run(
+            kind="train", allocation=allocation.to_json(), seed=seed
+        )
         return result | {"num_parameters": allocation.num_parameters, "allocation": allocation}
 
     def each(self, function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
@@ -85,7 +87,9 @@ class Laboratory:
 
         def run(seed: int) -> Result:
             found = find(seed)
-            trained = self.train(Allocation.from_json(found["allocation"]), seed)
+            # A search that trains for each trial has trained it with this seed.
+            known = found.get("training")
+            trained = self.train(Allocation.from_json(found["allocation"]), seed, known)
             return trained | {"search_seconds": found["seconds"]}
 
         runs = self.each(run, self.seeds)

@@ -248,7 +248,7 @@ def _trials(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True)
     )
     rng = np.random.default_rng(seed)
-    trained: dict[Allocation, float] = {}
+    trained: dict[Allocation, Training] = {}
     start = time.process_time()
     for _ in range(_MAX_PROPOSALS):
         if len(trained) == num_trainings:
@@ -264,14 +264,16 @@ def _trials(
             study.tell(trial, -excess)
             continue
         if allocation not in trained:
-            trained[allocation] = _train(data, datamodule, allocation, seed).val_metric
-        study.tell(trial, trained[allocation])
-    best = max(trained, key=trained.__getitem__)
+            trained[allocation] = _train(data, datamodule, allocation, seed)
+        study.tell(trial, trained[allocation].val_metric)
+    seconds = time.process_time() - start
+    best = max(trained, key=lambda allocation: trained[allocation].val_metric)
     return {
         "allocation": best.to_json(),
         "num_parameters": best.num_parameters,
-        "seconds": time.process_time() - start,
+        "seconds": seconds,
         "trials": {"proposed": len(study.trials), "trained": len(trained)},
+        "training": _tested(trained[best], datamodule),
     }
 
 
