@@ -201,8 +201,9 @@ def frequent_ids(space: SearchSpace, *, full_width: bool = True) -> Allocation:
 
     for blocks in range(max(len(spec.row_blocks) for spec in space.specs), 0, -1):
         kept = sum(sum(spec.row_blocks[:blocks]) for spec in space.specs)
+        least = 0.0 if full_width or blocks == 1 else _MIN_COLUMNS_PER_ID * kept / num_ids
         for share in shares:
-            if blocks > 1 and not full_width and share < _MIN_COLUMNS_PER_ID * kept / num_ids:
+            if share < least:
                 break
             allocation = of(blocks, share)
             if allocation.num_parameters <= space.budget:
