@@ -118,7 +118,9 @@ def search(
     epochs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Epochs of the supernet.", show_default="4 for ranking, 6 for retrieval"
+            min=1,
+            help="Epochs of the supernet.",
+            show_default="4 for ranking, 6 for retrieval, more if it learns more slowly",
         ),
     ] = None,
     updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 50,
@@ -131,6 +133,16 @@ def search(
         typer.Option(
             min=1, help="Rows in a training batch.", show_default="4096, fewer of small data"
         ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of Adam.", show_default="0.002 for ranking, 0.006 for retrieval"
+        ),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(help="Probability of dropout after each layer of the MLP.", show_default="0"),
     ] = None,
     shard: Annotated[
         str,
@@ -180,6 +192,7 @@ def search(
             max_rows=max_rows,
             batch_size=batch_size,
         )
+        options = {"learning_rate": learning_rate, "dropout": dropout}
         study = optuna.create_study(
             storage=_storage(storage),
             study_name=study_name,
@@ -200,6 +213,7 @@ def search(
             progress=_progress(quiet),
             checkpoint_dir=_checkpoint_dir(storage) if checkpoint_dir is None else checkpoint_dir,
             shard=_shard(shard),
+            **{name: value for name, value in options.items() if value is not None},
         )
         print(best)
         print(
@@ -224,7 +238,10 @@ def retrain(
     study_name: StudyName = "optuna-nis",
     quiet: Quiet = False,
 ) -> None:
-    """Train the best sizes from scratch, uniform ones and the full tables; test each once."""
+    """Train the best sizes from scratch, uniform ones and the full tables; test each once.
+
+    The model's learning rate and dropout are those of the search.
+    """
     with _errors(quiet):
         _silence_lightning()
         from optuna_nis.lightning import retrain as run_retrain

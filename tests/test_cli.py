@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from optuna_nis import cli
 from optuna_nis.cli import app
-from optuna_nis.lightning import DataConfig
+from optuna_nis.lightning import DataConfig, Predictor
 from optuna_nis.results import DATA_ATTR
 from optuna_nis.searches import searches_of
 
@@ -50,6 +50,23 @@ def test_search_with_a_batch_size(table: Path) -> None:
     assert code == 0, output
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{table.parent}/s.db")
     assert DataConfig.from_json(study.user_attrs[DATA_ATTR]).batch_size == 32
+
+
+def test_options_of_the_model_hold_for_search_and_retrain(table: Path) -> None:
+    options = ("--learning-rate", 0.01, "--dropout", 0.25)
+    code, output = _search(table, *options)
+    assert code == 0, output
+    storage = f"sqlite:///{table.parent}/s.db"
+    code, output = _run(
+        "retrain", "--seeds", 0, "--max-epochs", 1, "--storage", storage, "--quiet",
+        "--output", table.parent / "model",
+    )  # fmt: skip
+    assert code == 0, output
+    model = Predictor.load(table.parent / "model").model
+    assert model.options == {"learning_rate": 0.01, "dropout": 0.25}
+    code, output = _search(table)
+    assert code == 1
+    assert "was searched with the model options" in output
 
 
 def test_search_retrain_report_predict(table: Path) -> None:

@@ -44,6 +44,7 @@ from optuna_nis.results import (
     DATA_ATTR,
     DATASET_ATTR,
     METRIC_ATTR,
+    MODEL_OPTIONS_ATTR,
     PLAIN_SECONDS_ATTR,
     SEARCH_SECONDS_ATTR,
     TASK_ATTR,
@@ -254,14 +255,14 @@ def search(
             interrupted has only its trials to go on from.
         shard: Train on a part of the training rows only, ``(index, count)`` with the index from 0;
             ids and validation are those of all rows.
-        **model_options: Arguments of the reference model.
+        **model_options: Arguments of the reference model; the study keeps them.
 
     Returns:
         The best allocation.
 
     Raises:
         ValueError: If an argument is out of range, the data cannot be used, or the study was
-            searched with another space or other data.
+            searched with another space, other data or other options of the model.
 
     Example:
         >>> import optuna
@@ -279,16 +280,18 @@ def search(
     # A bad option must be told before anything is written into the study.
     build(space)
     epochs = epochs or _default_epochs(data.task, model_options)
+    options = json.loads(json.dumps(model_options, default=float))
     _save_data(study, data)
+    _save_model_options(study, options)
     save_space(study, space)
     study.sampler = NISSampler(budget=space, seed=seed)
-    settings = json.loads(
-        json.dumps(
-            {"seed": seed, "epochs": epochs, "num_updates": num_updates, "shard": shard}
-            | model_options,
-            default=repr,
-        )
-    )
+    settings = {
+        "seed": seed,
+        "epochs": epochs,
+        "num_updates": num_updates,
+        "shard": list(shard),
+        **options,
+    }
     with ExitStack() as stack:
         keep = checkpoint_dir is not None
         parent = Path(checkpoint_dir or stack.enter_context(tempfile.TemporaryDirectory()))
@@ -396,7 +399,7 @@ def retrain(
         max_epochs: Most epochs of a training.
         patience: Epochs without improvement after which a training stops.
         progress: Called with a line of text before each training.
-        **model_options: Arguments of the reference model, as given to the search.
+        **model_options: Arguments of the reference model in place of those of the search.
 
     Returns:
         The results, best allocation first.
@@ -416,7 +419,8 @@ def retrain(
         raise ValueError("`seeds` must hold at least one seed, got none.")
     data, space, best = _data_of(study), space_of(study), best_allocation(study)
     datamodule = data.datamodule(withhold_test=False)
-    build = reference_model(datamodule.features, **model_options)
+    options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
+    build = reference_model(datamodule.features, **options)
     monitor = _MODULES[data.task].monitor
 
     def trained(label: str, allocation: Allocation, seed: int) -> Training:
@@ -518,6 +522,16 @@ def _save_data(study: Study, data: DataConfig) -> None:
             f"`study` {study.study_name!r} was searched on other data: {before}, now asked: "
             f"{data.to_json()}. Use another study name."
         )
+
+
+def _save_model_options(study: Study, options: dict[str, Any]) -> None:
+    before = study.user_attrs.get(MODEL_OPTIONS_ATTR, options)
+    if before != options:
+        raise ValueError(
+            f"`study` {study.study_name!r} was searched with the model options {before}, now "
+            f"asked: {options}. Use another study name."
+        )
+    study.set_user_attr(MODEL_OPTIONS_ATTR, options)
 
 
 def _data_of(study: Study) -> DataConfig:

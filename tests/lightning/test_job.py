@@ -160,6 +160,17 @@ def test_a_bad_option_is_told_before_the_study_is_touched(rate: Any) -> None:
     assert not study.trials
 
 
+def test_a_study_keeps_the_options_of_the_model(
+    data: DataConfig, study: optuna.Study, tmp_path: Path
+) -> None:
+    search(study, data, **FAST, hidden=(8,), dropout=np.float32(0.5))  # type: ignore[arg-type]
+    retrain(study, seeds=[0], max_epochs=1, output=str(tmp_path), l2=1e-4)
+    options = Predictor.load(tmp_path).model.options
+    assert options == {"hidden": [8], "dropout": 0.5, "l2": 1e-4}
+    with pytest.raises(ValueError, match=r"with the model options .*'dropout': 0\.5.*asked: \{\}"):
+        search(study, data, **FAST)  # type: ignore[arg-type]
+
+
 def test_data_config_of_a_named_data_set() -> None:
     config = DataConfig(dataset="flights", features=("dest", "hour"), max_rows=500)
     assert set(config.datamodule(withhold_test=True).vocabularies) == {"dest", "hour"}
