@@ -115,6 +115,8 @@ def test_search_retrain_report_predict(table: Path) -> None:
         (("--split", "fair"), '`split` must be one of "random", "chronological"'),
         (("--shard", "half"), "`--shard` must be INDEX/COUNT such as 0/2, got 'half'"),
         (("--shard", "2/2"), "`shard` must be (index, count) with an index below the count"),
+        (("--learning-rate", "0"), "`learning_rate` must be a number in (0, inf), got 0.0"),
+        (("--dropout", "1"), "`dropout` must be a number in [0, 1), got 1.0"),
         (("--data-dir", "."), "`data_dir` is for a data set by name"),
         (("--bags", "genres"), "`--bags` must be COLUMN:SEPARATOR"),
         (("--features", "user,town"), "'town'"),
