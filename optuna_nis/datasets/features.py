@@ -228,6 +228,24 @@ class Features:
         classes = self.targets.encode(targets)
         return torch.from_numpy(np.where(classes == unseen, UNSEEN_TARGET, classes))
 
+    def unseen_shares(self, frame: pd.DataFrame, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """For every feature the share of the values of rows that training has never seen.
+
+        Args:
+            frame: Rows.
+            batch: The same, encoded. Missing values do not count.
+        """
+        shares = {}
+        for name, vocabulary in self.vocabularies.items():
+            column = frame[name]
+            if name in self.separators:
+                items, _ = _flatten(column, self.separators[name], self.max_bag_length, name)
+                column = pd.Series(items, dtype=object)
+            present = int(column.notna().sum())
+            known = int((batch[name] < vocabulary.num_embeddings).sum())
+            shares[name] = 1 - known / present if present else 0.0
+        return shares
+
     def to_dict(self) -> dict[str, Any]:
         """The features in types that JSON knows, to be read back by :meth:`from_dict`."""
         return {

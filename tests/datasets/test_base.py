@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from optuna_nis.datasets import (
     UNSEEN_TARGET,
     EmbeddingDataModule,
+    Features,
     Source,
     split_rows,
 )
@@ -155,6 +156,38 @@ def test_max_rows_thins_every_part(split: Any) -> None:
     assert set(thin.vocabularies["row"].values) < set(whole.vocabularies["row"].values)
     assert thin.features == again.features != other.features
     assert len(next(iter(thin.test_dataloader()))["row"]) == 5
+
+
+def test_the_summary_says_rows_ids_and_what_validation_has_unseen() -> None:
+    data = Synthetic()
+    with pytest.raises(RuntimeError, match=r'call `setup\("fit"\)` first'):
+        data.summary()
+    data.setup("fit")
+
+    assert data.unseen_shares() == {"row": 1.0, "city": 0.0, "tags": 0.0}
+    assert data.summary().splitlines() == [
+        "200 rows: 160 for training, 20 for validation, 20 for the test",
+        "row: 160 ids, 100.0% of validation's unseen in training",
+        "city: 5 ids",
+        "tags: 5 ids in bags",
+    ]
+
+
+def test_the_summary_of_retrieval_counts_targets() -> None:
+    data = Targets([*"ab" * 8, "a", "new", "newer", "b"], "retrieval")
+    data.setup("fit")
+
+    assert data.unseen_shares() == {"row": 1.0, "label": 0.5}
+    assert data.summary().endswith("label: 2 targets, 50.0% of validation's unseen in training")
+
+
+def test_missing_values_are_not_unseen() -> None:
+    features = Features.fit(
+        pd.DataFrame({"a": ["x", "y"], "b": ["x|y", "z"]}), task="ranking", separators={"b": "|"}
+    )
+    new = pd.DataFrame({"a": ["x", None, "q", None], "b": ["x|q|q|z", None, "", "x"]})
+
+    assert features.unseen_shares(new, features.encode(new)) == {"a": 0.5, "b": 0.4}
 
 
 def test_more_than_all_rows_are_all_rows() -> None:
