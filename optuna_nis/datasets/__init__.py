@@ -25,7 +25,7 @@ from optuna_nis.datasets.movielens import (
     MovieLensSmallRetrieval,
 )
 from optuna_nis.datasets.named import NamedDataModule
-from optuna_nis.datasets.table import TableDataModule, read_table
+from optuna_nis.datasets.table import TableDataModule, column_names, read_table
 from optuna_nis.datasets.vocabulary import Vocabulary
 
 _DATASETS: dict[str, dict[str, type[NamedDataModule]]] = {
@@ -82,6 +82,7 @@ __all__ = [
     "TableDataModule",
     "Task",
     "Vocabulary",
+    "column_names",
     "load_dataset",
     "read_table",
     "split_rows",

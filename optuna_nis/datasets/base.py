@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
+import warnings
 
 from lightning.pytorch import LightningDataModule
 import numpy as np
@@ -18,8 +19,10 @@ from optuna_nis._checks import check_integer
 from optuna_nis.datasets.features import (
     LABEL,
     UNSEEN_TARGET,
+    BagKeep,
     Features,
     Task,
+    check_bag_keep,
     check_features,
     check_task,
 )
@@ -30,6 +33,9 @@ Split = Literal["random", "chronological", "leave-one-out"]
 Batch = dict[str, Tensor]
 
 _MIN_ROWS = 10
+# A column with nearly as many values as rows is a key or a measurement.
+_MANY_IDS, _MIN_ROWS_OF_IDS = 0.9, 1000
+_MIN_FRACTIONS = 100
 
 
 class Parts(NamedTuple):
@@ -53,7 +59,8 @@ def split_rows(
     Args:
         num_rows: Number of rows.
         split: ``"random"`` and ``"chronological"`` give 80, 10 and 10 %, the latter with the last
-            rows for the test and the ones before for validation; ``"leave-one-out"`` gives the
+            rows for the test and the ones before for validation, all rows of one time in one part
+            and the parts as near to that as this allows; ``"leave-one-out"`` gives the
             last row of every group to the test, the one before it to validation and all others,
             among them groups of one row, to training.
         seed: Seed of the random split, and of the order of the validation rows, of which any run
@@ -62,8 +69,8 @@ def split_rows(
         group: For every row whose it is, such as a user, for ``"leave-one-out"``.
 
     Raises:
-        ValueError: If there are fewer than 10 rows, the split is unknown, or groups are missing
-            or leave a part empty.
+        ValueError: If there are fewer than 10 rows, the split is unknown, there are fewer than
+            three times for the chronological one, or groups are missing or leave a part empty.
 
     Example:
         >>> parts = split_rows(100, split="random", seed=0)
@@ -88,8 +95,27 @@ def split_rows(
         train, validation, test = _last_of_groups(rows, group)
     else:
         tenth = num_rows // 10
-        train, validation, test = np.split(rows, [num_rows - 2 * tenth, num_rows - tenth])
+        cuts = (num_rows - 2 * tenth, num_rows - tenth)
+        if split == "chronological" and order is not None:
+            cuts = _between_times(order[rows], *cuts)
+        train, validation, test = np.split(rows, cuts)
     return Parts(train, rng.permutation(validation), test)
+
+
+def _between_times(times: NDArray[Any], first: int, second: int) -> tuple[int, int]:
+    """The two places where a new time begins that are nearest to those given."""
+    begins = np.flatnonzero(times[1:] != times[:-1]) + 1
+    if len(begins) < 2:
+        raise ValueError(
+            "The chronological split puts all rows of one time into one part and must have at "
+            f"least three different times for its three parts, got {len(begins) + 1}."
+        )
+    # To every first cut the second one behind it that is nearest to its place.
+    nearest = int(np.abs(begins - second).argmin())
+    later = np.maximum(nearest, np.arange(1, len(begins)))
+    distance = np.abs(begins[:-1] - first) + np.abs(begins[later] - second)
+    best = int(distance.argmin())
+    return int(begins[best]), int(begins[later[best]])
 
 
 def _last_of_groups(rows: NDArray[np.int64], group: NDArray[Any] | None) -> Parts:
@@ -162,7 +188,9 @@ class EmbeddingDataModule(LightningDataModule):
         shuffle_seed: Seed of the order of training rows, by default ``seed``.
         max_rows: Use only about so many rows, drawn with ``seed`` from every part in proportion.
         max_vocabulary: Keep only so many of the most frequent values of every feature.
-        max_bag_length: Values kept of a bag, the first ones.
+        max_bag_length: Values kept of a bag.
+        bag_keep: Which values of a longer bag are kept: the ``"last"`` ones, the latest of a
+            history that grows at its end, or the ``"first"``.
         withhold_test: Drop the test part for good, as a search should: ``setup("test")`` fails.
 
     Raises:
@@ -183,11 +211,13 @@ class EmbeddingDataModule(LightningDataModule):
         max_rows: int | None = None,
         max_vocabulary: int | None = None,
         max_bag_length: int = 50,
+        bag_keep: BagKeep = "last",
         withhold_test: bool = False,
     ) -> None:
         super().__init__()
         check_task(task)
         _check_split(split)
+        check_bag_keep(bag_keep)
         if features is not None:
             check_features(features, separators or {}, max_bag_length)
         shuffle_seed = seed if shuffle_seed is None else shuffle_seed
@@ -209,9 +239,11 @@ class EmbeddingDataModule(LightningDataModule):
         self.max_rows = max_rows
         self.max_vocabulary = max_vocabulary
         self.max_bag_length = max_bag_length
+        self.bag_keep: BagKeep = bag_keep
         self.shard = (0, 1)
         self._names = None if features is None else list(features)
         self._separators = dict(separators or {})
+        self._na_values: tuple[str, ...] = ()
         self._withhold_test = withhold_test
         self._features: Features | None = None
         self._tensors: dict[str, Batch] = {}
@@ -265,11 +297,15 @@ class EmbeddingDataModule(LightningDataModule):
             max_bag_length=self.max_bag_length,
             max_vocabulary=self.max_vocabulary,
             targets=train.target if self.task == "retrieval" else None,
+            bag_keep=self.bag_keep,
+            na_values=self._na_values,
         )
         self._tensors = {"train": self._encode(train), "validation": self._encode(validation)}
         self._test_source = None if self._withhold_test else test
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
         self._unseen = _unseen_shares(self._features, validation, self._tensors["validation"])
+        for name, vocabulary in self._features.vocabularies.items():
+            _warn_of_rare_ids(vocabulary, name, self._unseen[name])
 
     def _encode(self, source: Source) -> Batch:
         batch = self.features.encode(source.frame)
@@ -444,6 +480,25 @@ def _unseen_shares(features: Features, source: Source, batch: Batch) -> dict[str
     if features.targets is not None:
         shares[LABEL] = float((batch[LABEL] == UNSEEN_TARGET).double().mean())
     return shares
+
+
+def _warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:
+    values, rows = len(vocabulary), int(vocabulary.counts.sum())
+    if rows >= _MIN_ROWS_OF_IDS and values >= _MANY_IDS * rows:
+        found = f"has {values:,} different values in {rows:,} cells of the training part"
+    elif values >= _MIN_FRACTIONS and any(
+        isinstance(value, float) and not value.is_integer() for value in vocabulary.values
+    ):
+        found = f"holds {values:,} numbers with fractions, each of which becomes an id"
+    else:
+        return
+    warnings.warn(
+        f"The column {name!r} {found}; {unseen:.0%} of validation's are unseen in training. An "
+        "embedding says little about an id that hardly comes again: leave the column out of the "
+        f"features, or, if it holds numbers, bin them, as in `pandas.qcut(frame[{name!r}], 20, "
+        'labels=False, duplicates="drop")`.',
+        stacklevel=4,
+    )
 
 
 class _Loader(DataLoader[Batch]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from decimal import Decimal
+from itertools import chain
 import json
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from optuna_nis.datasets import cells
 from optuna_nis.datasets.vocabulary import Vocabulary
 from optuna_nis.space import EmbeddingSpec
 
 Task = Literal["ranking", "retrieval"]
+BagKeep = Literal["last", "first"]
 
 LABEL: Final = "label"
 """Key of the labels in a batch."""
@@ -29,8 +33,23 @@ It equals no class, so that every prediction for it is a miss, and it is the ``i
 :func:`torch.nn.functional.cross_entropy`.
 """
 
-_JSON_VERSION = 1
-_NUMBERS = frozenset({"integer", "floating", "mixed-integer-float", "boolean", "decimal"})
+_JSON_VERSION = 2
+# What pandas calls the kinds of values that a column holds, and what people do.
+_KINDS = {
+    "string": "text",
+    "bytes": "bytes",
+    **dict.fromkeys(
+        ("integer", "floating", "mixed-integer-float", "boolean", "decimal"), "numbers"
+    ),
+    **dict.fromkeys(("date", "datetime", "datetime64"), "times"),
+}
+_KIND_OF_TYPE = {
+    str: "text",
+    bytes: "bytes",
+    **dict.fromkeys((bool, int, float, Decimal), "numbers"),
+    **dict.fromkeys((date, pd.Timestamp), "times"),
+}
+_MANY_VALUES = 100
 
 
 @dataclass(frozen=True)
@@ -42,8 +61,12 @@ class Features:
         vocabularies: For every feature, its known values.
         separators: For every feature that is a bag, the text between its values, or :obj:`None`
             if its cells are lists.
-        max_bag_length: Values kept of a bag, the first ones.
+        max_bag_length: Values kept of a bag.
         targets: The targets seen in training, for retrieval.
+        bag_keep: Which values of a longer bag are kept: the ``"last"`` ones, the latest of a
+            history that grows at its end, or the ``"first"``.
+        na_values: Texts, and numbers written as text, that stand for a missing value, besides the
+            empty cell; what :func:`read_table` reads new rows with.
 
     Raises:
         ValueError: If there is no feature, one is named "label", a bag is not a feature, a
@@ -65,10 +88,14 @@ class Features:
     separators: Mapping[str, str | None] = field(default_factory=dict)
     max_bag_length: int = 50
     targets: Vocabulary | None = None
+    bag_keep: BagKeep = "last"
+    na_values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_task(self.task)
         check_features(tuple(self.vocabularies), self.separators, self.max_bag_length)
+        check_bag_keep(self.bag_keep)
+        check_na_values(self.na_values)
         if (self.targets is not None) != (self.task == "retrieval"):
             raise ValueError(
                 '`targets` must be a vocabulary for the task "retrieval" and None for "ranking", '
@@ -85,6 +112,8 @@ class Features:
         max_bag_length: int = 50,
         max_vocabulary: int | None = None,
         targets: pd.Series[Any] | None = None,
+        bag_keep: BagKeep = "last",
+        na_values: Sequence[str] = (),
     ) -> Features:
         """Build the vocabularies from the training rows.
 
@@ -95,18 +124,24 @@ class Features:
             max_bag_length: As the attribute.
             max_vocabulary: Keep only so many of the most frequent values of every feature.
             targets: The targets of the training rows, for retrieval.
+            bag_keep: As the attribute.
+            na_values: As the attribute. Cells are expected to be missing already, as
+                :func:`read_table` gives them; here the values of bags become unknown.
 
         Raises:
-            ValueError: If a column is empty or constant, or an argument is out of range.
+            ValueError: If a column is empty, constant or continuous, or an argument is out of
+                range.
         """
         separators = dict(separators or {})
         check_features(tuple(map(str, frame.columns)), separators, max_bag_length)
+        check_bag_keep(bag_keep)
+        na_values = check_na_values(na_values)
         vocabularies = {}
         for name in frame.columns:
             column, missing = frame[name], frame[name].isna().any()
             if name in separators:
-                items, lengths = _flatten(column, separators[name], max_bag_length, name)
-                column = pd.Series(items, dtype=object)
+                items, lengths = _flatten(column, separators[name], max_bag_length, bag_keep, name)
+                column = cells.without(pd.Series(items, dtype=object), na_values)
                 missing = (lengths == 0).any() or column.isna().any()
                 if not items:
                     raise ValueError(
@@ -119,14 +154,18 @@ class Features:
                     f"The column {name!r} is constant: all its values in the training part are "
                     f"{vocabulary.values[0]!r}. Leave it out."
                 )
-            kept = slice(max_vocabulary)
-            vocabularies[name] = Vocabulary(vocabulary.values[kept], vocabulary.counts[kept])
+            _check_continuous(vocabulary, name)
+            if max_vocabulary is not None:
+                vocabulary = vocabulary.cut(max_vocabulary)
+            vocabularies[name] = vocabulary
         return cls(
             task,
             vocabularies,
             separators,
             max_bag_length,
             None if targets is None else Vocabulary.from_values(targets, name="targets"),
+            bag_keep,
+            na_values,
         )
 
     @property
@@ -187,6 +226,28 @@ class Features:
             ValueError: If a column is missing, or holds numbers where training had text or the
                 other way round.
         """
+        self._check_frame(frame)
+        seen = {name: self._as_seen(frame[name], name) for name in self.names}
+        return self._encode(seen)
+
+    def encode_batches(self, frame: pd.DataFrame, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Turn rows into batches as :meth:`encode` does, having checked all of them before.
+
+        Args:
+            frame: As in :meth:`encode`.
+            batch_size: Rows at a time.
+
+        Raises:
+            TypeError: As :meth:`encode`.
+            ValueError: As :meth:`encode`.
+        """
+        self._check_frame(frame)
+        seen = {name: self._as_seen(frame[name], name) for name in self.names}
+        for start in range(0, len(frame), batch_size):
+            rows = slice(start, start + batch_size)
+            yield self._encode({name: column.iloc[rows] for name, column in seen.items()})
+
+    def _check_frame(self, frame: pd.DataFrame) -> None:
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"`frame` must be a pandas DataFrame, got {type(frame).__name__}.")
         if absent := [name for name in self.names if name not in frame.columns]:
@@ -194,25 +255,40 @@ class Features:
                 f"`frame` has no column {', '.join(map(repr, absent))}; it has "
                 f"{', '.join(map(repr, frame.columns))}."
             )
-        batch: dict[str, Tensor] = {}
-        for name, vocabulary in self.vocabularies.items():
-            if name in self.separators:
-                ids = self._encode_bags(frame[name], name)
-            else:
-                _check_kind(frame[name], vocabulary, name)
-                ids = vocabulary.encode(frame[name])
-            batch[name] = torch.from_numpy(ids)
-        return batch
 
-    def _encode_bags(self, cells: pd.Series[Any], name: str) -> NDArray[np.int64]:
+    def _as_seen(self, column: pd.Series[Any], name: str) -> pd.Series[Any]:
+        """A column with cells of the types seen in training, as far as they can be."""
+        if name in self.separators:
+            return column
+        return _as_seen(column, self.vocabularies[name], name)
+
+    def _encode(self, columns: Mapping[str, pd.Series[Any]]) -> dict[str, Tensor]:
+        return {
+            name: torch.from_numpy(
+                self._encode_bags(columns[name], name)
+                if name in self.separators
+                else vocabulary.encode(columns[name])
+            )
+            for name, vocabulary in self.vocabularies.items()
+        }
+
+    def _encode_bags(self, column: pd.Series[Any], name: str) -> NDArray[np.int64]:
         vocabulary = self.vocabularies[name]
-        items, lengths = _flatten(cells, self.separators[name], self.max_bag_length, name)
-        column = pd.Series(items, dtype=object)
-        _check_kind(column, vocabulary, name)
+        items, lengths = self._items(column, name)
         width = max(1, int(lengths.max(initial=0)))
-        padded = np.full((len(cells), width), vocabulary.num_embeddings, dtype=np.int64)
-        padded[np.arange(width) < lengths[:, None]] = vocabulary.encode(column)
+        padded = np.full((len(column), width), vocabulary.num_embeddings, dtype=np.int64)
+        padded[np.arange(width) < lengths[:, None]] = vocabulary.encode(
+            _as_seen(items, vocabulary, name)
+        )
         return padded
+
+    def _items(
+        self, column: pd.Series[Any], name: str
+    ) -> tuple[pd.Series[Any], NDArray[np.int64]]:
+        items, lengths = _flatten(
+            column, self.separators[name], self.max_bag_length, self.bag_keep, name
+        )
+        return pd.Series(items, dtype=object), lengths
 
     def encode_targets(self, targets: pd.Series[Any]) -> Tensor:
         """Turn retrieval targets into labels.
@@ -239,12 +315,31 @@ class Features:
         for name, vocabulary in self.vocabularies.items():
             column = frame[name]
             if name in self.separators:
-                items, _ = _flatten(column, self.separators[name], self.max_bag_length, name)
-                column = pd.Series(items, dtype=object)
+                column, _ = self._items(column, name)
             present = int(column.notna().sum())
             known = int((batch[name] < vocabulary.num_embeddings).sum())
             shares[name] = 1 - known / present if present else 0.0
         return shares
+
+    def cut(self, sizes: Mapping[str, int]) -> Features:
+        """Without the rarest ids of features, to keep with a model that has no rows for them.
+
+        Predictions stay the same: an id without a row and an unknown one both give zeros. Bags
+        are left as they are, since their mean counts an id without a row but no unknown one.
+
+        Args:
+            sizes: For features the number of ids to keep, the most frequent ones.
+
+        Example:
+            >>> features = Features.fit(pd.DataFrame({"user": [7, 7, 8, 9]}), task="ranking")
+            >>> features.cut({"user": 2}).vocabularies["user"].values
+            (7, 8)
+        """
+        cut = {
+            name: each.cut(sizes[name]) if name in sizes and name not in self.bags else each
+            for name, each in self.vocabularies.items()
+        }
+        return replace(self, vocabularies=cut)
 
     def to_dict(self) -> dict[str, Any]:
         """The features in types that JSON knows, to be read back by :meth:`from_dict`."""
@@ -255,6 +350,8 @@ class Features:
             "max_bag_length": self.max_bag_length,
             "vocabularies": {name: each.to_dict() for name, each in self.vocabularies.items()},
             "targets": None if self.targets is None else self.targets.to_dict(),
+            "bag_keep": self.bag_keep,
+            "na_values": list(self.na_values),
         }
 
     @classmethod
@@ -265,10 +362,14 @@ class Features:
             ValueError: If it is not such features.
         """
         try:
-            if data["version"] != _JSON_VERSION:
+            version = data["version"]
+            if version not in (1, _JSON_VERSION):
                 raise ValueError(
-                    f"Features must be of version {_JSON_VERSION}, got {data['version']!r}."
+                    f"Features must be of version {_JSON_VERSION} or 1, got {version!r}."
                 )
+            # Models of version 1 kept the first values of bags.
+            bag_keep: BagKeep = "first" if version == 1 else data["bag_keep"]
+            na_values = () if version == 1 else tuple(data["na_values"])
             vocabularies, targets = data["vocabularies"], data["targets"]
             return cls(
                 data["task"],
@@ -276,6 +377,8 @@ class Features:
                 dict(data["separators"]),
                 data["max_bag_length"],
                 None if targets is None else Vocabulary.from_dict(targets),
+                bag_keep,
+                na_values,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"These features are malformed: {error!r}.") from error
@@ -339,13 +442,35 @@ def check_features(
         raise ValueError(f"`max_bag_length` must be at least 1, got {max_bag_length!r}.")
 
 
+def check_bag_keep(bag_keep: str) -> None:
+    """Check which values of a bag are kept.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if bag_keep not in get_args(BagKeep):
+        raise ValueError(f'`bag_keep` must be "last" or "first", got {bag_keep!r}.')
+
+
+def check_na_values(na_values: Sequence[str]) -> tuple[str, ...]:
+    """Check the texts that stand for a missing value.
+
+    Raises:
+        ValueError: If they are not a list of texts.
+    """
+    if isinstance(na_values, str) or not all(isinstance(each, str) for each in na_values):
+        raise ValueError(f"`na_values` must be a list of texts, got {na_values!r}.")
+    return tuple(na_values)
+
+
 def _flatten(
-    cells: pd.Series[Any], separator: str | None, limit: int, name: str
+    column: pd.Series[Any], separator: str | None, limit: int, keep: BagKeep, name: str
 ) -> tuple[list[Any], NDArray[np.int64]]:
     """The values of all bags one after the other, and how many each bag has."""
-    bags = [_items(cell, separator, name) for cell in cells.tolist()]
-    lengths = np.fromiter(map(len, bags), dtype=np.int64, count=len(bags)).clip(max=limit)
-    return list(chain.from_iterable(islice(bag, limit) for bag in bags)), lengths
+    kept = slice(-limit, None) if keep == "last" else slice(limit)
+    bags = [_items(cell, separator, name)[kept] for cell in column.tolist()]
+    lengths = np.fromiter(map(len, bags), dtype=np.int64, count=len(bags))
+    return list(chain.from_iterable(bags)), lengths
 
 
 def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
@@ -360,7 +485,7 @@ def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
     if separator is None:
         raise ValueError(
             f"`bags[{name!r}]` must be the text between two values, since not all cells are "
-            f"lists; got None for {cell!r}."
+            f"lists; got None for {cell!r}. On the command line: `--bags {name}:'|'`, if it is |."
         )
     # A column of which every bag holds one number has been read as numbers.
     if isinstance(cell, float) and cell.is_integer():
@@ -368,15 +493,44 @@ def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
     return [str(cell)]
 
 
-def _check_kind(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> None:
-    """Refuse numbers where training had text, or the reverse: all of them would be unknown."""
-    kind = pd.api.types.infer_dtype(column, skipna=True)
-    text = vocabulary.types == {str}
-    if (
-        (text and kind in _NUMBERS) or (kind == "string" and str not in vocabulary.types)
-    ) and column.notna().any():
-        seen, got = ("text", "numbers") if text else ("no text", "text")
+def _as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Series[Any]:
+    """Cells in the types of a vocabulary, one by one where kinds mix.
+
+    A whole column of another kind is refused: all of it would be unknown.
+    """
+    kind = _KINDS.get(pd.api.types.infer_dtype(column, skipna=True))
+    seen = {_KIND_OF_TYPE[each] for each in vocabulary.types}
+    if "text" not in seen and (kind is None or kind == "text" or kind in seen & {"times"}):
+        converted = cells.like(column, vocabulary.types)
+        fits = [not isinstance(value, str) for value in converted[column.notna()]]
+        # Text that spells numbers alone is another column, or was read as another one.
+        if kind != "text" or (any(fits) and ("times" in seen or not all(fits))):
+            return converted
+    if kind is not None and kind not in seen and column.notna().any():
+        wanted = "no text" if kind == "text" else " or ".join(sorted(seen))
         raise ValueError(
-            f"The column {name!r} must be of the type seen in training, {seen} such as "
-            f"{vocabulary.values[0]!r}, got {got} such as {column.dropna().iloc[0]!r}."
+            f"The column {name!r} must be of the type seen in training, {wanted} such as "
+            f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
+            "`read_table(path, like=features)` reads a file as the training rows were read."
         )
+    return column
+
+
+def _check_continuous(vocabulary: Vocabulary, name: str) -> None:
+    """Refuse a column of measurements, each of which would become a row of a table."""
+    numbers = [value for value in vocabulary.values if isinstance(value, float)]
+    fractions = sum(not value.is_integer() for value in numbers)
+    rows = int(vocabulary.counts.sum())
+    if (
+        len(vocabulary) < _MANY_VALUES
+        or 2 * fractions < len(vocabulary)
+        or 2 * len(vocabulary) < rows
+    ):
+        return
+    raise ValueError(
+        f"The column {name!r} is continuous: its {rows:,} values in the training part are "
+        f"{len(vocabulary):,} different numbers, most with a fraction, such as "
+        f"{vocabulary.values[0]!r}, and an embedding table has a row for each. Leave it out of "
+        f"the features, or bin it, as in `pandas.qcut(frame[{name!r}], 20, labels=False, "
+        'duplicates="drop")`.'
+    )

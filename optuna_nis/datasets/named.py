@@ -70,7 +70,8 @@ class NamedDataModule(EmbeddingDataModule):
             features=features,
             separators={name: self.all_bags[name] for name in features if name in self.all_bags},
             split=split or self.splits[0],
-            **options,
+            # Their histories have the latest value first.
+            **{"bag_keep": "first", **options},
         )
         self.data_dir = None if data_dir is None else Path(data_dir)
 

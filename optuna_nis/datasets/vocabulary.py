@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 import json
+import reprlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
+
+from optuna_nis.datasets.cells import distinct
 
 Value = str | int | float | bool | bytes | Decimal | date | pd.Timestamp
 IntArray = NDArray[np.int64]
@@ -121,6 +124,15 @@ class Vocabulary:
         unordered = list(ids)
         return cls((unordered[index] for index in order.tolist()), counts[order])
 
+    def cut(self, size: int) -> Vocabulary:
+        """The most frequent values only; the others become unknown.
+
+        Args:
+            size: Number of values to keep. One is kept in any case.
+        """
+        kept = slice(max(size, 1))
+        return Vocabulary(self.values[kept], self.counts[kept])
+
     @property
     def num_embeddings(self) -> int:
         """Number of known values, and the id of all others."""
@@ -223,18 +235,20 @@ def _factorize(
 ) -> tuple[NDArray[np.intp], list[Value]]:
     """The distinct values in order of appearance, and for every row which one it has, or -1."""
     series = values if isinstance(values, pd.Series) else pd.Series(list(values), dtype=object)
-    found: Any
     try:
-        if series.dtype == object:
-            # As an array: a series would turn the distinct values 1 and 2.5 into floats.
-            codes, found = pd.factorize(series.to_numpy())
-        else:
-            codes, found = pd.factorize(series)
+        codes, found = distinct(series)
     except TypeError as error:
         raise TypeError(
-            f"The column {name!r} has several values in one row, such as a list; name it as a bag."
+            f"The column {name!r} has several values in one row, such as {_unhashable(series)}; "
+            f"if they are lists, name it as a bag: `bags={{{name!r}: None}}`, or on the command "
+            f"line `--bags {name}`."
         ) from error
-    return codes, [_plain(value, name) for value in found.tolist()]
+    return codes, [_plain(value, name) for value in found]
+
+
+def _unhashable(series: pd.Series[Any]) -> str:
+    cells = (each for each in series if not isinstance(each, Hashable))
+    return reprlib.repr(next(cells, "a list"))
 
 
 def _plain(value: Any, name: str = "values") -> Value:

@@ -70,6 +70,36 @@ def test_chronological_parts_follow_time() -> None:
     assert (np.diff(order[parts.validation]) < 0).any()
 
 
+def _sorted_times(parts: Any, order: Any) -> list[set[int]]:
+    return [set(order[part].tolist()) for part in parts]
+
+
+@given(st.lists(st.integers(1, 30), min_size=3, max_size=12).filter(lambda n: sum(n) >= 10))
+def test_rows_of_one_time_stay_together(sizes: list[int]) -> None:
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    num_rows, ends = len(order), np.cumsum(sizes)[:-1]
+
+    parts = split_rows(num_rows, split="chronological", seed=0, order=order)
+
+    train, validation, test = _sorted_times(parts, order)
+    assert max(train) < min(validation)
+    assert max(validation) < min(test)
+    tenth = num_rows // 10
+    cuts = np.array([len(parts.train), len(parts.train) + len(parts.validation)])
+    wanted = np.array([num_rows - 2 * tenth, num_rows - tenth])
+    off = min(
+        np.abs(np.array([a, b]) - wanted).sum() for i, a in enumerate(ends) for b in ends[i + 1 :]
+    )
+    assert np.abs(cuts - wanted).sum() == off
+
+
+def test_too_few_times_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="at least three different times for its three parts, got 2"
+    ):
+        split_rows(20, split="chronological", seed=0, order=np.repeat([9, 3], 10))
+
+
 def test_chronological_parts_without_time_follow_the_rows() -> None:
     assert split_rows(50, split="chronological", seed=0).test.tolist() == [45, 46, 47, 48, 49]
 
@@ -179,6 +209,41 @@ def test_the_summary_of_retrieval_counts_targets() -> None:
 
     assert data.unseen_shares() == {"row": 1.0, "label": 0.5}
     assert data.summary().endswith("label: 2 targets, 50.0% of validation's unseen in training")
+
+
+class Column(EmbeddingDataModule):
+    def __init__(self, values: Any) -> None:
+        super().__init__("ranking")
+        self.values = values
+
+    def load(self) -> Source:
+        frame = pd.DataFrame({"x": self.values, "few": np.arange(len(self.values)) % 7})
+        return Source(frame, pd.Series(np.arange(len(frame)) % 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            np.arange(2000),
+            "'x' has 1,600 different values in 1,600 cells .*; 100% of validation's",
+        ),
+        (
+            np.arange(2000) % 150 / 4,
+            "'x' holds 150 numbers with fractions, .*; 0% of validation's",
+        ),
+    ],
+)
+def test_columns_that_are_hardly_categorical_are_told(values: Any, message: str) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        Column(values).setup("fit")
+
+    assert len(caught) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_ids_that_come_again_are_not_told() -> None:
+    Column(np.random.default_rng(0).integers(0, 2000, 2000)).setup("fit")
 
 
 def test_missing_values_are_not_unseen() -> None:
@@ -426,6 +491,7 @@ def test_useless_labels_are_refused(targets: list[Any], task: str, message: str)
         ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ({"shuffle_seed": True}, "`shuffle_seed` must be an integer"),
         ({"max_rows": 9}, "`max_rows` must be an integer of at least 10, got 9"),
+        ({"bag_keep": "none"}, '`bag_keep` must be "last" or "first"'),
         ({"max_vocabulary": 0}, "`max_vocabulary` must be an integer of at least 1"),
     ],
 )
@@ -500,6 +566,7 @@ def test_trainer_can_overfit_batches() -> None:
     assert all(rows.dim() == 1 for rows in model.seen["train"])
 
 
+@pytest.mark.filterwarnings("ignore:The column 'row' has")
 def test_an_epoch_is_cheap() -> None:
     data = Synthetic(num_rows=50_000, batch_size=1024)
     data.setup("fit")

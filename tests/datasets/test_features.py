@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from datetime import date
+from decimal import Decimal
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
@@ -84,11 +88,138 @@ def test_missing_values_in_a_bag_are_padding() -> None:
     assert features.encode(frame)["seen"].tolist() == [[0, 2, 1], [0, 2, 2]]
 
 
-def test_bags_are_cut() -> None:
-    features = fitted(max_bag_length=1)
+@pytest.mark.parametrize(
+    ("keep", "ids", "values"),
+    [
+        ("first", [[1], [0], [2], [0]], ("War", "Drama")),
+        ("last", [[0], [0], [2], [1]], ("War", "Noir")),
+    ],
+)
+def test_bags_are_cut(keep: str, ids: list[list[int]], values: tuple[str, ...]) -> None:
+    features = fitted(max_bag_length=1, bag_keep=keep)
 
-    assert features.encode(FRAME)["genres"].tolist() == [[1], [0], [2], [0]]
-    assert set(features.vocabularies["genres"].values) == {"War", "Drama"}
+    assert features.encode(FRAME)["genres"].tolist() == ids
+    assert features.vocabularies["genres"].values == values
+
+
+def test_bags_keep_the_latest() -> None:
+    frame = pd.DataFrame({"seen": ["a|b|c", "d", "d|c"], "list": [[1, 2, 3], [4], [4, 3]]})
+    features = Features.fit(
+        frame, task="ranking", separators={"seen": "|", "list": None}, max_bag_length=2
+    )
+
+    batch = features.encode(frame)
+
+    for name, kept in (("seen", ["b", "c", "d", None, "d", "c"]), ("list", [2, 3, 4, None, 4, 3])):
+        assert features.vocabularies[name].decode(batch[name].flatten().tolist()) == kept
+
+
+def test_features_of_version_1_kept_the_first_values() -> None:
+    features = fitted(max_bag_length=1, bag_keep="first")
+    old = features.to_dict() | {"version": 1}
+    del old["bag_keep"], old["na_values"]
+
+    again = Features.from_json(json.dumps(old))
+
+    assert again == features
+    assert again.encode(FRAME)["genres"].tolist() == [[1], [0], [2], [0]]
+
+
+def test_an_id_of_another_kind_among_known_ones_is_unknown() -> None:
+    when = pd.Timestamp("2024-01-31")
+    features = Features.fit(
+        pd.DataFrame(
+            {
+                "number": [11, 12, 13],
+                "yes": [True, False, True],
+                "time": [when, when, pd.Timestamp("2024-02-01 10:00")],
+                "day": [date(2024, 1, 31), date(2024, 1, 31), date(2024, 2, 1)],
+                "decimal": [Decimal("1.10"), Decimal("1.10"), Decimal("2")],
+            }
+        ),
+        task="ranking",
+    )
+    new = pd.DataFrame(
+        {
+            "number": ["11", "guest", "12.0"],
+            "yes": ["true", "guest", "False"],
+            "time": ["2024-01-31", "guest", "2024-02-01T10:00:00"],
+            "day": ["2024-01-31", "guest", "2024-02-01"],
+            "decimal": ["1.1", "guest", "2.00"],
+        }
+    )
+
+    assert [ids.tolist() for ids in features.encode(new).values()] == [
+        *([0, 3, 1], [0, 2, 1], [0, 2, 1], [0, 2, 1], [0, 2, 1])
+    ]
+    mixed = pd.DataFrame({"number": [11, "guest", 12.0]}).assign(**new[["yes", "time"]])
+    assert features.encode(new.assign(**mixed))["number"].tolist() == [0, 3, 1]
+    midnights = new.assign(day=pd.to_datetime(["2024-01-31", None, "2024-02-01"]))
+    assert features.encode(midnights)["day"].tolist() == [0, 2, 1]
+
+
+def test_batches_are_those_of_the_whole_frame() -> None:
+    features = fitted()
+    new = pd.DataFrame({"user": ["7", "8", "guest"], "city": ["Oslo", "Rome", None], "genres": ""})
+
+    batches = list(features.encode_batches(new, 1))
+
+    assert [batch["user"].item() for batch in batches] == [0, 1, 3]
+    for name, ids in features.encode(new).items():
+        assert torch.equal(torch.cat([batch[name] for batch in batches]), ids)
+    with pytest.raises(ValueError, match="'user' must be of the type seen in training"):
+        next(features.encode_batches(new.assign(user="guest"), 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["Lima"] * 3, "'user' .* no text such as 7, got text such as 'Lima'"),
+        ([date(2024, 1, 1)] * 3, "'user' .* numbers such as 7, got times"),
+        ([b"7"] * 3, "'user' .* numbers such as 7, got bytes"),
+    ],
+)
+def test_a_whole_column_of_another_kind_is_refused(values: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fitted().encode(FRAME.iloc[:3].assign(user=values))
+
+
+def test_cut_features_forget_ids_but_those_of_bags() -> None:
+    features = fitted()
+
+    cut = features.cut({"user": 1, "city": 0, "genres": 0})
+
+    assert cut.vocabularies["user"].values == (7,)
+    assert cut.vocabularies["city"].values == ("Rome",)
+    assert cut.vocabularies["genres"] == features.vocabularies["genres"]
+    assert cut.encode(FRAME)["user"].tolist() == [0, 0, 1, 1]
+    assert Features.from_json(cut.to_json()) == cut
+
+
+def test_continuous_columns_are_refused() -> None:
+    values = np.random.default_rng(0).normal(size=200)
+    options = {"task": "ranking", "separators": {"bag": None}}
+    others = pd.DataFrame({"id": range(200), "bag": [[1]] * 199 + [[2]]})
+
+    for frame in (others.assign(x=values), others.assign(bag=[[value] for value in values])):
+        with pytest.raises(
+            ValueError, match=r"'(x|bag)' is continuous: its 200 values .* Leave it out .*qcut"
+        ):
+            Features.fit(frame, **options)
+    few = others.assign(x=values.round(1), whole=np.arange(200.0))
+    assert len(Features.fit(few, **options).vocabularies["whole"]) == 200
+
+
+def test_markers_are_no_values_of_bags() -> None:
+    frame = pd.DataFrame({"a": ["x|NA", "y", "NA"], "b": [[1, -1], [2], [-1]]})
+
+    features = Features.fit(
+        frame, task="ranking", separators={"a": "|", "b": None}, na_values=["NA", "-1"]
+    )
+
+    assert features.vocabularies["a"].values == ("x", "y")
+    assert features.vocabularies["b"].values == (1, 2)
+    assert features.encode(frame)["b"].tolist() == [[0, 2], [1, 2], [2, 2]]
 
 
 def test_bags_read_as_numbers_are_text() -> None:
@@ -230,6 +361,9 @@ CITY = Vocabulary(["a", "b"], [1, 1])
         ({"separators": {"city": ""}}, ValueError, r"`bags\['city'\]` must be the text between"),
         ({"max_bag_length": 0}, ValueError, "`max_bag_length` must be at least 1"),
         ({"max_bag_length": 1.5}, TypeError, "`max_bag_length` must be an int"),
+        ({"bag_keep": "middle"}, ValueError, '`bag_keep` must be "last" or "first"'),
+        ({"na_values": "NA"}, ValueError, "`na_values` must be a list of texts, got 'NA'"),
+        ({"na_values": [-1]}, ValueError, "`na_values` must be a list of texts"),
     ],
 )
 def test_constructor_checks(

@@ -1,0 +1,240 @@
+"""What the text in a cell means: a number, a yes or no, a time, or itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from decimal import Decimal
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+
+# Without leading zeros: 007 is not the number 7.
+_PLAIN = re.compile(
+    r"\s*-?(?:(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf)\s*"
+)
+_ANY = re.compile(r"\s*[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf)\s*")
+_INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
+_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"(?:[ T][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+_YES_OR_NO = {"true": True, "false": False}
+_NUMBERS = frozenset({bool, int, float, Decimal})
+_HEAD = 1000
+
+USUAL_MARKERS = frozenset(
+    {"NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "null", "NULL", "None", "\\N", "-", "?"}
+)
+"""Texts that often stand for a missing value."""
+
+
+def infer(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Turn a column of text into numbers, booleans or times if that loses nothing.
+
+    It does if every cell is one, and no two different cells would become the same (``1`` and
+    ``1.0`` aside, which are one number). Numbers have no leading zeros; times are those of ISO
+    8601, all with an offset from UTC or all without.
+
+    Args:
+        column: Text and missing values.
+
+    Returns:
+        A column of another type, or the same.
+    """
+    if any(map(is_text, column.iloc[:_HEAD].dropna())):
+        return column
+    codes, texts = distinct(column)
+    if not texts:
+        return column
+    typed: Any = None
+    for kind in (_numbers, _booleans, _times):
+        if (typed := kind(texts)) is not None:
+            break
+    if typed is None:
+        return column
+    missing = codes < 0
+    taken = typed.take(codes)
+    if typed.dtype == np.int64:
+        taken = pd.arrays.IntegerArray(taken, missing)
+    elif typed.dtype == np.bool_:
+        taken = pd.arrays.BooleanArray(taken, missing)
+    elif missing.any():
+        taken = pd.Series(taken).mask(missing)
+    return pd.Series(taken, index=column.index, name=column.name)
+
+
+def is_text(cell: str) -> bool:
+    """Whether a cell is neither a number nor a boolean nor a time."""
+    known = _PLAIN.fullmatch(cell) or _TIME.fullmatch(cell) or cell.strip().lower() in _YES_OR_NO
+    return not known
+
+
+def _numbers(texts: Sequence[str]) -> Any:
+    if not all(map(_PLAIN.fullmatch, texts)):
+        return None
+    whole = all(map(_INTEGER.fullmatch, texts))
+    numbers: list[Any] = [int(text) if whole else float(text) for text in texts]
+    if len(set(numbers)) < len({_spelling(text) for text in texts}):
+        return None
+    if whole and not all(-(2**63) <= number < 2**63 for number in numbers):
+        return pd.Series(numbers, dtype=object).to_numpy()
+    return np.array(numbers)
+
+
+def _spelling(text: str) -> str:
+    """The same for 1 and 1.0, which are the same number to everybody, not for 1.1 and 1.10."""
+    text = text.removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+def _booleans(texts: Sequence[str]) -> Any:
+    lowered = [text.strip().lower() for text in texts]
+    if len(set(lowered)) < len(lowered) or not _YES_OR_NO.keys() >= set(lowered):
+        return None
+    return np.array([_YES_OR_NO[text] for text in lowered])
+
+
+def _times(texts: Sequence[str]) -> pd.DatetimeIndex | None:
+    matches = [_TIME.fullmatch(text) for text in texts]
+    zoned = {match is not None and match[1] is not None for match in matches}
+    if not all(matches) or len(zoned) > 1:
+        return None
+    try:
+        times = pd.to_datetime(list(texts), format="ISO8601", utc=zoned == {True})
+    except ValueError:
+        return None
+    return times if times.is_unique else None
+
+
+def numbers_but_for(column: pd.Series[Any]) -> list[str]:
+    """The usual markers of missing values without which a column of text would be numbers."""
+    texts = set(column.dropna().unique())
+    markers = texts & USUAL_MARKERS
+    rest = texts - markers
+    numeric = markers and rest and all(map(_PLAIN.fullmatch, rest))
+    return sorted(markers) if numeric else []
+
+
+def without(column: pd.Series[Any], markers: Iterable[str]) -> pd.Series[Any]:
+    """Make cells missing that are one of the texts, or the number or time that one spells.
+
+    A column of lists stays as it is.
+    """
+    markers = list(markers)
+    if not markers or column.dtype in ("bool", "boolean"):
+        return column
+    typed = {value for text in markers for value in infer(pd.Series([text])).tolist()}
+    missing = typed.union(markers)
+    try:
+        codes, found = distinct(column)
+    except TypeError:
+        return column
+    marked = np.array([*(_is_in(value, missing) for value in found), False])[codes]
+    return column.mask(marked) if marked.any() else column
+
+
+def _is_in(value: Any, values: set[Any]) -> bool:
+    return not isinstance(value, bool) and value in values
+
+
+def like(column: pd.Series[Any], types: frozenset[type]) -> pd.Series[Any]:
+    """Read cells as values of the types that a vocabulary has, one by one.
+
+    Args:
+        column: Cells of any type.
+        types: Types of the values of the vocabulary.
+
+    Returns:
+        A column in which a text that spells such a value has become it, and the other way round;
+        other cells, lists among them, stay as they are.
+    """
+    convert = _converter(types)
+    if convert is None or (_NUMBERS & types and column.dtype.kind in "iufb"):
+        return column
+    try:
+        codes, found = distinct(column)
+    except TypeError:
+        return column
+    values = pd.Series([*map(convert, found), None], dtype=object).to_numpy()
+    return pd.Series(values[codes], index=column.index, name=column.name, dtype=object)
+
+
+def _converter(types: frozenset[type]) -> Callable[[Any], Any] | None:
+    if types == {str}:
+        return _to_text
+    if bool in types and not types & {int, float, Decimal}:
+        return _to_boolean
+    if Decimal in types and float not in types:
+        return _to_decimal
+    if types & _NUMBERS:
+        return _to_number
+    if types & {pd.Timestamp, date}:
+        return _to_time if pd.Timestamp in types else _to_date
+    return _to_bytes if bytes in types else None
+
+
+def _to_text(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, pd.Timestamp) and value.tz is None and value == value.normalize():
+        return str(value.date())
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return str(value)
+
+
+def _to_boolean(value: Any) -> Any:
+    return _YES_OR_NO.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+def _to_number(value: Any) -> Any:
+    if not isinstance(value, str) or not _ANY.fullmatch(value):
+        return value
+    return int(value) if _INTEGER.fullmatch(value) else float(value)
+
+
+def _to_decimal(value: Any) -> Any:
+    number = _to_number(value)
+    return Decimal(repr(number)) if isinstance(number, float) else number
+
+
+def _to_time(value: Any) -> Any:
+    if isinstance(value, date) and not isinstance(value, pd.Timestamp):
+        return pd.Timestamp(value)
+    if not isinstance(value, str) or not (match := _TIME.fullmatch(value)):
+        return value
+    try:
+        return pd.to_datetime(value, format="ISO8601", utc=match[1] is not None)
+    except ValueError:
+        return value
+
+
+def _to_date(value: Any) -> Any:
+    time = _to_time(value)
+    midnight = isinstance(time, pd.Timestamp) and time.tz is None and time == time.normalize()
+    return time.date() if midnight else value
+
+
+def _to_bytes(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
+
+
+def distinct(column: pd.Series[Any]) -> tuple[NDArray[np.intp], list[Any]]:
+    """The distinct values in order of appearance, and for every row which one it has, or -1.
+
+    Raises:
+        TypeError: If a cell is a list or another thing that cannot be looked up.
+    """
+    if column.dtype == object:
+        # As an array: a series would turn the distinct values 1 and 2.5 into floats.
+        codes, found = pd.factorize(column.to_numpy())
+    else:
+        codes, found = pd.factorize(column)  # type: ignore[assignment]
+    return codes, found.tolist()
