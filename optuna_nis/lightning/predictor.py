@@ -31,7 +31,8 @@ class Predictor:
     Args:
         model: A trained model with multi-size embeddings.
         allocation: Its embedding sizes.
-        features: Its features.
+        features: Its features. Ids for which the model has no row are forgotten, which changes no
+            prediction.
         tables: What its tables are kept as.
 
     Example:
@@ -52,7 +53,7 @@ class Predictor:
     ) -> None:
         self.model = model.eval()
         self.allocation = allocation
-        self.features = features
+        self.features = features.cut({table.name: table.kept for table in allocation.values()})
         self.tables = tables
 
     def with_tables(self, tables: Tables) -> Predictor:
@@ -81,8 +82,7 @@ class Predictor:
         """
         parts = []
         with torch.inference_mode():
-            for start in range(0, len(frame), batch_size):
-                batch = self.features.encode(frame.iloc[start : start + batch_size])
+            for batch in self.features.encode_batches(frame, batch_size):
                 parts.append(self.model.predict_step(batch).cpu().numpy())
         if not parts:
             width = (max(self.model.top_k),) if isinstance(self.model, RetrievalModule) else ()
