@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 import json
 import logging
@@ -86,11 +86,38 @@ def search(
         list[str] | None,
         typer.Option(
             help="A column with several values in a cell and what stands between them, such as "
-            "genres:'|'. Can be given more than once."
+            "genres:'|', quoted against the shell; only the column, such as history, if its cells "
+            "are lists (Parquet). The separator comes after the last colon, so columns may have "
+            "colons. Can be given more than once."
         ),
     ] = None,
+    max_bag_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Values kept of such a cell.", show_default="50"),
+    ] = None,
+    bag_keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Which values of a longer cell are kept: last, the latest of a history that "
+            "grows at its end, or first.",
+            show_default="last; of a data set what suits it",
+        ),
+    ] = None,
+    na_values: Annotated[
+        str,
+        typer.Option(
+            help="Texts in the table that stand for a missing value, separated by commas, such as "
+            "NA,null. Without, only the empty cell is missing and NA is an id."
+        ),
+    ] = "",
     time: Annotated[
         str | None, typer.Option(help="Time column of the table: test on the latest rows.")
+    ] = None,
+    time_format: Annotated[
+        str | None,
+        typer.Option(
+            help="How its dates are written, such as '%d/%m/%Y'.", show_default="ISO 8601"
+        ),
     ] = None,
     split: Annotated[
         str | None,
@@ -185,9 +212,13 @@ def search(
             table=None if table is None else str(table.resolve()),
             task=task,  # type: ignore[arg-type]
             label=label,
-            features=tuple(name.strip() for name in features.split(",") if name.strip()),
-            bags=dict(_bag(text) for text in bags or ()),
+            features=_names(features),
+            bags=_bags(bags or (), table),
             time=time,
+            time_format=time_format,
+            na_values=_names(na_values),
+            max_bag_length=max_bag_length,
+            bag_keep=bag_keep,  # type: ignore[arg-type]
             split=split,  # type: ignore[arg-type]
             max_rows=max_rows,
             batch_size=batch_size,
@@ -332,8 +363,7 @@ def predict(
         from optuna_nis.lightning import Predictor
 
         predictor = Predictor.load(model)
-        names, text = predictor.features.names, predictor.features.text
-        found = predictor.predict(read_table(table, names, text=sorted(text)))
+        found = predictor.predict(read_table(table, like=predictor.features))
         columns = ["prediction"]
         if found.ndim == 2:
             columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]
@@ -455,11 +485,36 @@ def _budget(text: str) -> int | float | str:
         return text
 
 
-def _bag(text: str) -> tuple[str, str]:
-    name, colon, separator = text.partition(":")
-    if not (name and colon and separator):
-        raise ValueError(f"`--bags` must be COLUMN:SEPARATOR such as genres:'|', got {text!r}.")
-    return name, separator
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _bags(texts: Sequence[str], table: Path | None) -> dict[str, str | None]:
+    """For every bag its separator, or None if its cells are lists."""
+    if not texts:
+        return {}
+    from optuna_nis.datasets import column_names
+
+    columns = [] if table is None else column_names(table)
+    return dict(_bag(text, columns) for text in texts)
+
+
+def _bag(text: str, columns: Sequence[str]) -> tuple[str, str | None]:
+    if text in columns or (text and ":" not in text):
+        return text, None
+    splits = [
+        (text[:place], text[place + 1 :])
+        for place, letter in enumerate(text)
+        if letter == ":" and 0 < place < len(text) - 1
+    ]
+    if not splits:
+        raise ValueError(
+            f"`--bags` must be COLUMN:SEPARATOR such as genres:'|', or COLUMN for lists, got "
+            f"{text!r}."
+        )
+    # The separator may be a colon itself, and names of columns may have some.
+    known = [split for split in splits if split[0] in columns]
+    return (known or splits)[-1]
 
 
 def _shard(text: str) -> tuple[int, int]:

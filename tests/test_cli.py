@@ -118,7 +118,10 @@ def test_search_retrain_report_predict(table: Path) -> None:
         (("--learning-rate", "0"), "`learning_rate` must be a number in (0, inf), got 0.0"),
         (("--dropout", "1"), "`dropout` must be a number in [0, 1), got 1.0"),
         (("--data-dir", "."), "`data_dir` is for a data set by name"),
-        (("--bags", "genres"), "`--bags` must be COLUMN:SEPARATOR"),
+        (("--bags", "genres"), "`--bags genres:'|'`"),
+        (("--bags", ":|"), "`--bags` must be COLUMN:SEPARATOR such as genres:'|', or COLUMN"),
+        (("--bag-keep", "all"), '`bag_keep` must be "last" or "first", got \'all\''),
+        (("--time-format", "%Y"), "`time_format` says how `time` is written"),
         (("--features", "user,town"), "'town'"),
         (("--label", "city"), "city"),
         (("--dataset", "flights"), "Either `dataset` or `table`"),
@@ -132,6 +135,62 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
     assert code == 1
     assert message in " ".join(output.split())
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("text", "bag"),
+    [
+        ("hist", ("hist", None)),
+        ("hist:|", ("hist", "|")),
+        ("hist::", ("hist", ":")),
+        ("a:token_seq", ("a:token_seq", None)),
+        ("a:token_seq: ", ("a:token_seq", " ")),
+        ("a:token_seq::", ("a:token_seq", ":")),
+        ("other:x:|", ("other:x", "|")),
+        ("other", ("other", None)),
+    ],
+)
+def test_bags_are_columns_with_or_without_a_separator(
+    text: str, bag: tuple[str, str | None]
+) -> None:
+    assert cli._bag(text, ["hist", "a:token_seq", "a"]) == bag
+
+
+def test_lists_and_markers_from_the_search_to_the_prediction(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(0, 9, rng.integers(1, 6)).tolist() for _ in range(600)]
+    frame = pd.DataFrame(
+        {
+            "hist:token_seq": lists,
+            "city": rng.choice(["NA", "Rome", "?"], 600),
+            "day": [f"{1 + i // 30:02}/01/2024" for i in range(600)],
+            "clicked": [int(bag[-1] > 4) for bag in lists],
+        }
+    )
+    frame.to_parquet(tmp_path / "clicks.parquet")
+    study = ("--storage", f"sqlite:///{tmp_path}/s.db", "--quiet")
+    code, output = _run(
+        "search", "--table", tmp_path / "clicks.parquet", "--label", "clicked", *study,
+        "--features", "city", "--bags", "hist:token_seq", "--max-bag-length", 2,
+        "--na-values", "?", "--time", "day", "--time-format", "%d/%m/%Y", "--budget", "50%",
+        "--embedding-dim", 4, "--epochs", 1, "--updates", 2,
+    )  # fmt: skip
+    assert code == 0, output
+    code, output = _run(
+        "retrain", "--seeds", 0, "--max-epochs", 1, *study, "--output", tmp_path / "model"
+    )
+    assert code == 0, output
+    features = Predictor.load(tmp_path / "model").features
+    assert features.na_values == ("?",)
+    assert (features.max_bag_length, features.bag_keep) == (2, "last")
+    assert set(features.vocabularies["city"].values) <= {"NA", "Rome"}
+    found = tmp_path / "found.csv"
+    code, output = _run(
+        "predict", "--model", tmp_path / "model", "--table", tmp_path / "clicks.parquet",
+        "--output", found,
+    )  # fmt: skip
+    assert code == 0, output
+    assert len(pd.read_csv(found)) == 600
 
 
 def test_a_study_that_is_not_there(tmp_path: Path) -> None:

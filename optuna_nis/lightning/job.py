@@ -22,6 +22,7 @@ from optuna_nis._checks import check_integer
 from optuna_nis.allocation import Allocation
 from optuna_nis.datasets import EmbeddingDataModule, TableDataModule, Task, load_dataset
 from optuna_nis.datasets.base import Split
+from optuna_nis.datasets.features import BagKeep
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.modules import (
@@ -100,6 +101,11 @@ class DataConfig:
         data_dir: Folder of the files of a data set that does not come with a package.
         batch_size: Rows in a training batch; by default 4,096, and fewer where an epoch would be
             over after less than fifty of them.
+        time_format: How the dates of a table's time column are written, if not as ISO 8601 says.
+        na_values: Texts in a table that stand for a missing value, besides the empty cell.
+        max_bag_length: Values kept of a bag; by default 50.
+        bag_keep: Which values of a longer bag are kept, ``"last"`` or ``"first"``; None is what
+            suits the data set, and for a table the last.
 
     Raises:
         ValueError: Unless there is either a data set or a table, and with a table a label and no
@@ -122,6 +128,10 @@ class DataConfig:
     max_rows: int | None = None
     data_dir: str | None = None
     batch_size: int | None = None
+    time_format: str | None = None
+    na_values: tuple[str, ...] = ()
+    max_bag_length: int | None = None
+    bag_keep: BagKeep | None = None
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.table is None):
@@ -133,6 +143,8 @@ class DataConfig:
             raise ValueError("`label` must name the label's column of the table, got None.")
         if self.table is not None and self.data_dir is not None:
             raise ValueError(f"`data_dir` is for a data set by name, got {self.data_dir!r}.")
+        if self.table is None and self.na_values:
+            raise ValueError(f"`na_values` is for a table, got {list(self.na_values)!r}.")
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, 1)
 
@@ -158,8 +170,9 @@ class DataConfig:
             "max_rows": self.max_rows,
             "split": self.split,
         }
-        if self.batch_size is not None:
-            options["batch_size"] = self.batch_size
+        for name in ("batch_size", "max_bag_length", "bag_keep"):
+            if (value := getattr(self, name)) is not None:
+                options[name] = value
         data: EmbeddingDataModule
         if self.dataset is not None:
             data = load_dataset(
@@ -178,6 +191,8 @@ class DataConfig:
                 features=self.features,
                 bags=self.bags,
                 time=self.time,
+                time_format=self.time_format,
+                na_values=self.na_values,
                 task=self.task,
                 **options,
             )
@@ -202,7 +217,11 @@ class DataConfig:
         """
         try:
             data = json.loads(text)
-            return cls(**(data | {"features": tuple(data["features"])}))
+            if "bag_keep" not in data and data["table"] is not None and data["bags"]:
+                # Written when the first values were kept.
+                data["bag_keep"] = "first"
+            lists = {name: tuple(data.get(name, ())) for name in ("features", "na_values")}
+            return cls(**(data | lists))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"This data configuration is malformed: {error!r}.") from error
 

@@ -103,6 +103,30 @@ def test_data_config_of_an_earlier_version() -> None:
     )
 
 
+def test_how_a_table_is_read_is_kept() -> None:
+    config = DataConfig(
+        table="a.csv",
+        label="y",
+        time="t",
+        time_format="%d/%m/%Y",
+        bags={"c": None},
+        na_values=("NA", "-1"),
+        max_bag_length=9,
+        bag_keep="first",
+    )
+    assert DataConfig.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match=r"`na_values` is for a table, got \['NA'\]"):
+        DataConfig(dataset="flights", na_values=("NA",))
+
+
+def test_bags_of_an_earlier_study_keep_the_first_values() -> None:
+    for bags, keep in (({"b": "|"}, "first"), ({}, None)):
+        config = DataConfig(table="a.csv", label="y", features=("a",), bags=bags)
+        old = json.loads(config.to_json())
+        del old["bag_keep"], old["max_bag_length"], old["na_values"], old["time_format"]
+        assert DataConfig.from_json(json.dumps(old)).bag_keep == keep
+
+
 def test_batch_size() -> None:
     chosen, default = (
         DataConfig(dataset="flights", max_rows=2_000, batch_size=size).datamodule(
