@@ -486,9 +486,7 @@ def _warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:
     values, rows = len(vocabulary), int(vocabulary.counts.sum())
     if rows >= _MIN_ROWS_OF_IDS and values >= _MANY_IDS * rows:
         found = f"has {values:,} different values in {rows:,} cells of the training part"
-    elif values >= _MIN_FRACTIONS and any(
-        isinstance(value, float) and not value.is_integer() for value in vocabulary.values
-    ):
+    elif values >= _MIN_FRACTIONS and vocabulary.num_fractions:
         found = f"holds {values:,} numbers with fractions, each of which becomes an id"
     else:
         return

@@ -226,9 +226,7 @@ class Features:
             ValueError: If a column is missing, or holds numbers where training had text or the
                 other way round.
         """
-        self._check_frame(frame)
-        seen = {name: self._as_seen(frame[name], name) for name in self.names}
-        return self._encode(seen)
+        return self._encode(self._as_seen(frame))
 
     def encode_batches(self, frame: pd.DataFrame, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Turn rows into batches as :meth:`encode` does, having checked all of them before.
@@ -241,13 +239,13 @@ class Features:
             TypeError: As :meth:`encode`.
             ValueError: As :meth:`encode`.
         """
-        self._check_frame(frame)
-        seen = {name: self._as_seen(frame[name], name) for name in self.names}
+        seen = self._as_seen(frame)
         for start in range(0, len(frame), batch_size):
             rows = slice(start, start + batch_size)
             yield self._encode({name: column.iloc[rows] for name, column in seen.items()})
 
-    def _check_frame(self, frame: pd.DataFrame) -> None:
+    def _as_seen(self, frame: pd.DataFrame) -> dict[str, pd.Series[Any]]:
+        """The columns with cells of the types seen in training, as far as they can be."""
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"`frame` must be a pandas DataFrame, got {type(frame).__name__}.")
         if absent := [name for name in self.names if name not in frame.columns]:
@@ -255,12 +253,14 @@ class Features:
                 f"`frame` has no column {', '.join(map(repr, absent))}; it has "
                 f"{', '.join(map(repr, frame.columns))}."
             )
-
-    def _as_seen(self, column: pd.Series[Any], name: str) -> pd.Series[Any]:
-        """A column with cells of the types seen in training, as far as they can be."""
-        if name in self.separators:
-            return column
-        return _as_seen(column, self.vocabularies[name], name)
+        columns = {}
+        for name, vocabulary in self.vocabularies.items():
+            column = columns[name] = frame[name]
+            if name not in self.separators:
+                columns[name] = _as_seen(column, vocabulary, name)
+            elif self.separators[name] is None:
+                _as_seen(self._items(column, name)[0], vocabulary, name)
+        return columns
 
     def _encode(self, columns: Mapping[str, pd.Series[Any]]) -> dict[str, Tensor]:
         return {
@@ -278,7 +278,7 @@ class Features:
         width = max(1, int(lengths.max(initial=0)))
         padded = np.full((len(column), width), vocabulary.num_embeddings, dtype=np.int64)
         padded[np.arange(width) < lengths[:, None]] = vocabulary.encode(
-            _as_seen(items, vocabulary, name)
+            _converted(items, vocabulary)
         )
         return padded
 
@@ -498,38 +498,43 @@ def _as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Se
 
     A whole column of another kind is refused: all of it would be unknown.
     """
-    kind = _KINDS.get(pd.api.types.infer_dtype(column, skipna=True))
-    seen = {_KIND_OF_TYPE[each] for each in vocabulary.types}
-    if "text" not in seen and (kind is None or kind == "text" or kind in seen & {"times"}):
-        converted = cells.like(column, vocabulary.types)
+    kind, seen = _kind(column), {_KIND_OF_TYPE[each] for each in vocabulary.types}
+    converted = _converted(column, vocabulary)
+    if kind is None or kind in seen or not column.notna().any():
+        return converted
+    if kind == "text":
         fits = [not isinstance(value, str) for value in converted[column.notna()]]
         # Text that spells numbers alone is another column, or was read as another one.
-        if kind != "text" or (any(fits) and ("times" in seen or not all(fits))):
+        if any(fits) and ("times" in seen or not all(fits)):
             return converted
-    if kind is not None and kind not in seen and column.notna().any():
-        wanted = "no text" if kind == "text" else " or ".join(sorted(seen))
-        raise ValueError(
-            f"The column {name!r} must be of the type seen in training, {wanted} such as "
-            f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
-            "`read_table(path, like=features)` reads a file as the training rows were read."
-        )
-    return column
+    wanted = "no text" if kind == "text" else " or ".join(sorted(seen))
+    raise ValueError(
+        f"The column {name!r} must be of the type seen in training, {wanted} such as "
+        f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
+        "`read_table(path, like=features)` reads a file as the training rows were read."
+    )
+
+
+def _converted(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
+    """Cells that spell a value of the types of a vocabulary, as such values."""
+    kind = _kind(column)
+    exact = kind in {_KIND_OF_TYPE[each] for each in vocabulary.types} and kind != "times"
+    return column if exact or str in vocabulary.types else cells.like(column, vocabulary.types)
+
+
+def _kind(column: pd.Series[Any]) -> str | None:
+    return _KINDS.get(pd.api.types.infer_dtype(column, skipna=True))
 
 
 def _check_continuous(vocabulary: Vocabulary, name: str) -> None:
     """Refuse a column of measurements, each of which would become a row of a table."""
-    numbers = [value for value in vocabulary.values if isinstance(value, float)]
-    fractions = sum(not value.is_integer() for value in numbers)
-    rows = int(vocabulary.counts.sum())
-    if (
-        len(vocabulary) < _MANY_VALUES
-        or 2 * fractions < len(vocabulary)
-        or 2 * len(vocabulary) < rows
-    ):
+    values, rows = len(vocabulary), int(vocabulary.counts.sum())
+    few = values < _MANY_VALUES or 2 * values < rows
+    if few or 2 * vocabulary.num_fractions < values:
         return
     raise ValueError(
         f"The column {name!r} is continuous: its {rows:,} values in the training part are "
-        f"{len(vocabulary):,} different numbers, most with a fraction, such as "
+        f"{values:,} different numbers, most with a fraction, such as "
         f"{vocabulary.values[0]!r}, and an embedding table has a row for each. Leave it out of "
         f"the features, or bin it, as in `pandas.qcut(frame[{name!r}], 20, labels=False, "
         'duplicates="drop")`.'

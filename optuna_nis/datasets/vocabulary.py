@@ -138,6 +138,14 @@ class Vocabulary:
         """Number of known values, and the id of all others."""
         return len(self.values)
 
+    @property
+    def num_fractions(self) -> int:
+        """Number of values that are numbers with a fraction."""
+        return sum(
+            isinstance(value, (float, Decimal)) and not float(value).is_integer()
+            for value in self.values
+        )
+
     def encode(self, values: pd.Series[Any] | Iterable[Any]) -> IntArray:
         """Look up the ids of values.
 

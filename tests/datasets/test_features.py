@@ -171,6 +171,20 @@ def test_batches_are_those_of_the_whole_frame() -> None:
         next(features.encode_batches(new.assign(user="guest"), 1))
 
 
+def test_batches_of_lists_are_those_of_the_whole_frame() -> None:
+    frame = pd.DataFrame({"seen": [[1, 2], [2]]})
+    features = Features.fit(frame, task="ranking", separators={"seen": None})
+    new = pd.DataFrame({"seen": [["guest"], ["2", 1], ["1"], [], None]})
+
+    batches = list(features.encode_batches(new, 1))
+
+    assert [batch["seen"].tolist() for batch in batches] == [[[2]], [[0, 1]], [[1]], [[2]], [[2]]]
+    with pytest.raises(
+        ValueError, match=r"'seen' must be of the type .* got text such as 'guest'"
+    ):
+        next(features.encode_batches(new.iloc[:1], 1))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -206,6 +220,9 @@ def test_continuous_columns_are_refused() -> None:
             ValueError, match=r"'(x|bag)' is continuous: its 200 values .* Leave it out .*qcut"
         ):
             Features.fit(frame, **options)
+    decimals = [Decimal(each) / 7 for each in range(200)]
+    with pytest.raises(ValueError, match="'x' is continuous"):
+        Features.fit(others.assign(x=decimals), **options)
     few = others.assign(x=values.round(1), whole=np.arange(200.0))
     assert len(Features.fit(few, **options).vocabularies["whole"]) == 200
 
