@@ -535,7 +535,7 @@ def _check_continuous(vocabulary: Vocabulary, name: str) -> None:
     raise ValueError(
         f"The column {name!r} is continuous: its {rows:,} values in the training part are "
         f"{values:,} different numbers, most with a fraction, such as "
-        f"{vocabulary.values[0]!r}, and an embedding table has a row for each. Leave it out of "
+        f"{vocabulary.values[0]!r}, and a categorical feature has a row for each. Leave it out of "
         f"the features, or bin it, as in `pandas.qcut(frame[{name!r}], 20, labels=False, "
         'duplicates="drop")`.'
     )
