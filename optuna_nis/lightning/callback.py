@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,8 +19,12 @@ from optuna_nis._checks import check_integer
 from optuna_nis.allocation import Allocation
 from optuna_nis.budget import IntArray
 from optuna_nis.lightning._batch import batch_length, take
+from optuna_nis.lightning.plan import Plan
+from optuna_nis.lightning.proposals import budgets, proposals, proposed
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.rewards import MonitorMode, Rewards
+from optuna_nis.lightning.training_choices import training_choices
+from optuna_nis.lightning.validation import ValidationBatches
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.policy import Policy
 from optuna_nis.results import SUPERNET, VALIDATED, save_space
@@ -46,22 +49,9 @@ _USELESS = (
 )
 
 _CHOICES_PER_STEP = 4
-# Share of the random choices that come from the controller, where each step has room for one.
-_DRAWN_SHARE = 1 / 3
 
-# Share of the random choices that cost about the budget. Where the weights are trained, they rank
-# best.
-_NEAR_BUDGET = 0.8
-
-# Shares of the budget for each of which the policy proposes choices, and how many of them are
-# scored on a few batches; the best on the whole validation set.
-_BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-_PROPOSALS_PER_SHARE = 8
+# Batches that what the policy proposes is scored on; the best of it on the whole validation set.
 _PROPOSAL_BATCHES = 2
-# What the policy proposes for a budget should use it: of many draws, those are taken that leave
-# less than a tenth.
-_FINALIST_DRAWS = 64
-_MIN_USE = 0.9
 
 
 class NISCallback(Callback):
@@ -200,8 +190,8 @@ class NISCallback(Callback):
         self.warmup = warmup
         self.choices_per_step = choices_per_step
         self.penalty_weight = penalty_weight
-        self._proposed = [_proposed("propose", propose, each) for each in _budgets(space)]
-        self._rivals = _proposed("rivals", rivals, space)
+        self._proposed = [proposed("propose", propose, each) for each in budgets(space)]
+        self._rivals = proposed("rivals", rivals, space)
         self.dashboard = dashboard
         self.candidates: list[Allocation] = []
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
@@ -260,12 +250,12 @@ class NISCallback(Callback):
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             trainer.training = True
-        if _Limited(trainer).loader is None:
+        if ValidationBatches(trainer).loader is None:
             raise MisconfigurationException(
                 "NISCallback scores choices on validation data: the trainer needs a validation "
                 "dataloader."
             )
-        self._total = self._total_batches(trainer)
+        self._plan = Plan(trainer, num_updates=self.num_updates, warmup=self.warmup)
         search = self._of_the_first(trainer, self._joined)
         if self._is_new:
             self._rng = np.random.default_rng(search.seed)
@@ -276,22 +266,22 @@ class NISCallback(Callback):
         self._policy = self._of_the_first(trainer, self._replayed_policy)
         if self._updates_done:
             _logger.info(f"The search is resumed after {self._updates_done} updates.")
-        self._first_batch = math.floor(self.warmup * self._total)
-        self._plan = np.linspace(0, self.num_updates, max(self._total - self._first_batch, 0) + 1)
-        past = self._planned_batches(trainer)
-        if self._updates_done < round(self._plan[past]):
-            # The trials of a checkpoint are not in this study: what is left for what is left.
-            self._plan[past:] = np.linspace(
-                self._updates_done, self.num_updates, len(self._plan) - past
-            )
-        self._validation = self._examples(trainer)
+        self._plan.resume(trainer, self._updates_done)
+        self._validation = ValidationBatches(trainer).without_end(self._batches_scored)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Share the batch among the full tables and some choices."""
-        learning = self._batches_done(trainer) - 1 >= self._first_batch
-        set_choices(pl_module, self.space, self._training_choices(batch, batch_idx, learning))
+        choices = training_choices(
+            self.space,
+            batch,
+            batch_idx,
+            self._rng,
+            count=self._choices_per_step,
+            draw=self._drawn if self._plan.learning(trainer) else None,
+        )
+        set_choices(pl_module, self.space, choices)
 
     def on_train_batch_end(
         self,
@@ -302,8 +292,8 @@ class NISCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Update the controller as often as the plan says."""
-        past = self._planned_batches(trainer)
-        while past > 0 and self._updates_done < round(self._plan[past]):
+        due = self._plan.num_due(trainer)
+        while self._updates_done < due:
             self._update(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -322,7 +312,7 @@ class NISCallback(Callback):
         groups = [finalists[0], self._proposed[0], self._rivals]
         groups += [own + others for own, others in zip(finalists[1:], self._proposed[1:])]
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
-        quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
+        quality = self._rewards.score(trainer, pl_module, distinct, ValidationBatches(trainer))
         if quality.isnan().all():
             raise ValueError(_USELESS.format("all"))
         rewards = [self._reward(float(q), a) for q, a in zip(quality, distinct)]
@@ -359,83 +349,13 @@ class NISCallback(Callback):
         shared: _T = trainer.strategy.broadcast(made)
         return shared
 
-    def _total_batches(self, trainer: Trainer) -> int:
-        """Number of training batches until the end."""
-        totals = []
-        if trainer.max_epochs not in (None, -1):
-            totals.append(trainer.num_training_batches * trainer.max_epochs)
-        if trainer.max_steps != -1:
-            totals.append(trainer.max_steps * trainer.accumulate_grad_batches)
-        if not math.isfinite(total := min(totals)):
-            raise MisconfigurationException(
-                "The trainer needs `max_steps` where the length of the training data is not "
-                "known: the search plans its warm-up."
-            )
-        return int(total)
-
-    def _batches_done(self, trainer: Trainer) -> int:
-        """Number of training batches so far, this one included."""
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if trainer.max_steps != -1:
-            # Manual optimisation may take several steps for a batch.
-            done = max(done, self._total * trainer.global_step // trainer.max_steps)
-        return done
-
-    def _planned_batches(self, trainer: Trainer) -> int:
-        """Number of batches since the warm-up, this one included."""
-        return min(max(self._batches_done(trainer) - self._first_batch, 0), len(self._plan) - 1)
-
-    def _training_choices(self, batch: Any, batch_idx: int, learning: bool) -> list[Allocation]:
-        """The full tables and some choices; if there is room for one only, in turns."""
-        count = self._choices_per_step
-        length = 0
-        if count > 1:
-            try:
-                length = batch_length(batch)
-            except ValueError:
-                count = 1
-        if count == 1:
-            if batch_idx % 2 == 0:
-                return [self.space.full()]
-            if learning and self._rng.random() < _DRAWN_SHARE:
-                return self._draw(1)[0]
-            return [self._random_choice()]
-        choices = [self.space.full()]
-        if learning:
-            choices += self._draw((count - 1) // 2)[0]
-        choices += [self._random_choice() for _ in range(count - len(choices))]
-        while length % len(choices):
-            choices.pop()
-        return choices
-
-    def _random_choice(self) -> Allocation:
-        """Most choices cost about the budget, the others anything below it."""
-        if self._rng.random() < _NEAR_BUDGET:
-            return self.space.sample(self._rng, self._rng.uniform(0.8, 1.05) * self.space.budget)
-        low = min(self.space.min_parameters * 4, self.space.budget)
-        cost = math.exp(self._rng.uniform(math.log(low), math.log(self.space.budget)))
-        return self.space.sample(self._rng, cost, removal=0.15)
-
-    def _examples(self, trainer: Trainer) -> Iterator[Any]:
-        """Validation batches without end, after those that were scored before."""
-        limited = _Limited(trainer)
-        skipped = self._batches_scored % max(len(limited), 1)
-        while True:
-            before = self._batches_scored
-            for batch in islice(limited, skipped, None):
-                self._batches_scored += 1
-                yield batch
-            if self._batches_scored == before:
-                raise MisconfigurationException(
-                    "NISCallback scores choices on validation data: the validation dataloader "
-                    "gave no batch."
-                )
-            skipped = 0
-
     def _draw(self, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
         options, log_probs = self._policy.sample(count, self._rng)
         choices = [self.space.allocation(params) for params in self._policy.params(options)]
         return choices, options, log_probs
+
+    def _drawn(self, count: int) -> list[Allocation]:
+        return self._draw(count)[0]
 
     def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         choices, options, log_probs = self._draw(self.group_size)
@@ -486,6 +406,7 @@ class NISCallback(Callback):
         """Quality of some choices on the next examples that can tell."""
         for _ in range(_MAX_USELESS_BATCHES):
             batch = next(self._validation)
+            self._batches_scored += 1
             try:
                 batch_length(batch)
                 batch = take(batch, self.score_examples)
@@ -505,56 +426,4 @@ class NISCallback(Callback):
         return [max(group, key=value.__getitem__) for group in groups]
 
     def _proposals(self) -> list[list[Allocation]]:
-        """For each share of the budget, the likeliest choices of the policy that use it."""
-        groups = []
-        policy = self._policy
-        for space in _budgets(self.space):
-            if space is not self.space:
-                policy = policy.under(space)
-            draws, _ = policy.sample(_FINALIST_DRAWS, self._rng)
-            options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
-            options = options[np.argsort(-policy.log_prob(options), kind="stable")]
-            choices = [self.space.allocation(params) for params in policy.params(options)]
-            using = [c for c in choices if c.num_parameters >= _MIN_USE * space.budget]
-            groups.append((using or choices)[:_PROPOSALS_PER_SHARE])
-        return groups
-
-
-def _budgets(space: SearchSpace) -> list[SearchSpace]:
-    """The space for its budget and for the shares of it that leave any room."""
-    budgets = [int(share * space.budget) for share in _BUDGET_SHARES[1:]]
-    return [space, *(space.with_budget(b) for b in budgets if b >= space.min_parameters)]
-
-
-def _proposed(
-    name: str, propose: Callable[[SearchSpace], Sequence[Allocation]] | None, space: SearchSpace
-) -> list[Allocation]:
-    """What a function gives for a budget, if it is of the space and within it."""
-    proposed = [] if propose is None else list(propose(space))
-    for allocation in proposed:
-        space.params(allocation)
-        if allocation.num_parameters > space.budget:
-            raise ValueError(
-                f"`{name}` must keep to the budget of {space.budget} parameters, it gave "
-                f"a choice of {allocation.num_parameters}."
-            )
-    return proposed
-
-
-class _Limited:
-    """The first validation dataloader, cut as the trainer cuts it."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        loaders: Any = trainer.val_dataloaders
-        limits: Any = trainer.num_val_batches
-        if isinstance(loaders, Mapping):
-            loaders = list(loaders.values())
-        several = isinstance(loaders, (list, tuple))
-        self.loader: Any = next(iter(loaders), None) if several else loaders
-        self._limit = next(iter(limits), 0) if isinstance(limits, list) else limits
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.loader, None if math.isinf(self._limit) else int(self._limit))
-
-    def __len__(self) -> int:
-        return 0 if math.isinf(self._limit) else int(self._limit)
+        return proposals(self._policy, self.space, self._rng)
