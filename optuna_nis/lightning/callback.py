@@ -12,19 +12,17 @@ import numpy as np
 from optuna import Study, create_study
 from optuna.logging import get_logger
 import torch
-from torch import Tensor
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_integer
 from optuna_nis.allocation import Allocation
 from optuna_nis.budget import IntArray
-from optuna_nis.lightning._batch import batch_length, take
 from optuna_nis.lightning.plan import Plan
 from optuna_nis.lightning.proposals import budgets, proposals, proposed
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.rewards import MonitorMode, Rewards
 from optuna_nis.lightning.training_choices import training_choices
-from optuna_nis.lightning.validation import ValidationBatches
+from optuna_nis.lightning.validation import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.policy import Policy
 from optuna_nis.results import SUPERNET, VALIDATED, save_space
@@ -39,14 +37,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _logger = get_logger(__name__)
-
-# A batch on which no quality can be measured (one class only) is passed over; so many in a row
-# mean that there is nothing to learn from.
-_MAX_USELESS_BATCHES = 20
-_USELESS = (
-    "No quality could be measured on {} validation batches: do they hold examples of one class "
-    "only? Use larger or shuffled validation batches."
-)
 
 _CHOICES_PER_STEP = 4
 
@@ -194,20 +184,23 @@ class NISCallback(Callback):
         self._rivals = proposed("rivals", rivals, space)
         self.dashboard = dashboard
         self.candidates: list[Allocation] = []
+        monitor, dataloader_idx = _of_dataloader(monitor)
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
+        self._scores = ValidationScores(
+            self._rewards, num_examples=score_examples, dataloader_idx=dataloader_idx
+        )
         self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._search_id = search_id
         self._is_new = True
         self._updates_done = 0
-        self._batches_scored = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs beyond the study's trials."""
         return {
             "search_id": self._search_id,
             "rng": self._rng.bit_generator.state,
-            "batches_scored": self._batches_scored,
+            **self._scores.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -215,7 +208,7 @@ class NISCallback(Callback):
         self._search_id = state_dict["search_id"]
         self._is_new = False
         self._rng.bit_generator.state = state_dict["rng"]
-        self._batches_scored = state_dict["batches_scored"]
+        self._scores.load_state_dict(state_dict)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that model, study and trainer fit together."""
@@ -245,16 +238,7 @@ class NISCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the policy up to date with the study and plan the updates."""
-        if trainer.val_dataloaders is None and trainer.enable_validation:
-            # Unless the first epoch is validated, Lightning gets them later.
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
-            trainer.training = True
-        if ValidationBatches(trainer).loader is None:
-            raise MisconfigurationException(
-                "NISCallback scores choices on validation data: the trainer needs a validation "
-                "dataloader."
-            )
+        self._scores.start(trainer)
         self._plan = Plan(trainer, num_updates=self.num_updates, warmup=self.warmup)
         search = self._of_the_first(trainer, self._joined)
         if self._is_new:
@@ -267,7 +251,6 @@ class NISCallback(Callback):
         if self._updates_done:
             _logger.info(f"The search is resumed after {self._updates_done} updates.")
         self._plan.resume(trainer, self._updates_done)
-        self._validation = ValidationBatches(trainer).without_end(self._batches_scored)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -312,9 +295,7 @@ class NISCallback(Callback):
         groups = [finalists[0], self._proposed[0], self._rivals]
         groups += [own + others for own, others in zip(finalists[1:], self._proposed[1:])]
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
-        quality = self._rewards.score(trainer, pl_module, distinct, ValidationBatches(trainer))
-        if quality.isnan().all():
-            raise ValueError(_USELESS.format("all"))
+        quality = self._scores.of_all(trainer, pl_module, distinct)
         rewards = [self._reward(float(q), a) for q, a in zip(quality, distinct)]
         if trainer.is_global_zero:
             self._recorder.record(
@@ -359,7 +340,7 @@ class NISCallback(Callback):
 
     def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         choices, options, log_probs = self._draw(self.group_size)
-        quality = self._score(trainer, pl_module, choices)
+        quality = self._scores.of_some(trainer, pl_module, choices)
         rewards = [self._reward(float(q), choice) for q, choice in zip(quality, choices)]
         self._policy.update(options, [reward.value for reward in rewards], log_probs)
         if trainer.is_global_zero:
@@ -400,30 +381,21 @@ class NISCallback(Callback):
             penalty_weight=self.penalty_weight,
         )
 
-    def _score(
-        self, trainer: Trainer, pl_module: LightningModule, choices: list[Allocation]
-    ) -> Tensor:
-        """Quality of some choices on the next examples that can tell."""
-        for _ in range(_MAX_USELESS_BATCHES):
-            batch = next(self._validation)
-            self._batches_scored += 1
-            try:
-                batch_length(batch)
-                batch = take(batch, self.score_examples)
-            except ValueError:
-                pass  # Not made of examples that can be told apart; it is used as it is.
-            quality = self._rewards.score(trainer, pl_module, choices, [batch])
-            if not quality.isnan().all():
-                return quality
-        raise ValueError(_USELESS.format(f"{_MAX_USELESS_BATCHES} consecutive"))
-
     def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[Allocation]:
         """For each share of the budget, the best of the policy's proposals on some batches."""
         groups = self._of_the_first(trainer, self._proposals)
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
-        scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
+        scores = [
+            self._scores.of_some(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)
+        ]
         value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
         return [max(group, key=value.__getitem__) for group in groups]
 
     def _proposals(self) -> list[list[Allocation]]:
         return proposals(self._policy, self.space, self._rng)
+
+
+def _of_dataloader(monitor: str | None) -> tuple[str | None, int | None]:
+    """What Lightning logs for one of several dataloaders: its name and the dataloader's index."""
+    name, mark, index = (monitor or "").partition("/dataloader_idx_")
+    return (name, int(index)) if mark and index.isdecimal() else (monitor, None)
