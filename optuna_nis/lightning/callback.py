@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from optuna_nis._checks import check_integer
 from optuna_nis.allocation import Allocation
 from optuna_nis.budget import IntArray
-from optuna_nis.lightning.plan import Plan
+from optuna_nis.lightning.plan import Plan, check_end
 from optuna_nis.lightning.proposals import budgets, proposals, proposed
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.rewards import MonitorMode, Rewards
@@ -73,7 +73,8 @@ class NISCallback(Callback):
     a few batches and what ``propose`` gives are scored on the whole validation set, as are the
     ``rivals``. The best one for each smaller budget, for the whole budget the best of the policy
     and of ``propose``, and the best of the ``rivals`` are left in :attr:`candidates`, to be
-    trained for real (:func:`~optuna_nis.lightning.train_shortlist`).
+    trained for real (:func:`~optuna_nis.lightning.train_shortlist`). A training that is stopped
+    before all updates are made leaves none.
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
@@ -183,7 +184,8 @@ class NISCallback(Callback):
         self._proposed = [proposed("propose", propose, each) for each in budgets(space)]
         self._rivals = proposed("rivals", rivals, space)
         self.dashboard = dashboard
-        self.candidates: list[Allocation] = []
+        self._candidates: list[Allocation] | None = None
+        self._why_none = "they are there when `Trainer.fit` has ended"
         monitor, dataloader_idx = _of_dataloader(monitor)
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
         self._scores = ValidationScores(
@@ -194,6 +196,17 @@ class NISCallback(Callback):
         self._search_id = search_id
         self._is_new = True
         self._updates_done = 0
+
+    @property
+    def candidates(self) -> list[Allocation]:
+        """The choices to be trained for real, best first by the supernet.
+
+        Raises:
+            RuntimeError: If the search is not done.
+        """
+        if self._candidates is None:
+            raise RuntimeError(f"The search has no candidates: {self._why_none}.")
+        return self._candidates
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs beyond the study's trials."""
@@ -212,6 +225,8 @@ class NISCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that model, study and trainer fit together."""
+        self._candidates, self._why_none = None, "the training has not come to its end"
+        _check_processes(trainer)
         self._rewards.check(pl_module)
         found, wanted = set(supernet_layers(pl_module)), {s.name for s in self.space.specs}
         if found != wanted:
@@ -224,10 +239,7 @@ class NISCallback(Callback):
                 "The study must have a NISSampler with `budget=space`, its sampler is "
                 f"{type(self.study.sampler).__name__}."
             )
-        if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
-            raise MisconfigurationException(
-                "The trainer needs `max_epochs` or `max_steps`: the search plans its warm-up."
-            )
+        check_end(trainer)
         if trainer.is_global_zero:
             save_space(self.study, self.space)
         if self.choices_per_step is None:
@@ -276,8 +288,18 @@ class NISCallback(Callback):
     ) -> None:
         """Update the controller as often as the plan says."""
         due = self._plan.num_due(trainer)
-        while self._updates_done < due:
-            self._update(trainer, pl_module)
+        if self._updates_done < due:
+            self._update_until(due, trainer, pl_module)
+            pl_module.log_dict(
+                {
+                    "nis/reward": self._mean_reward,
+                    "nis/memory": self._mean_memory,
+                    "nis/entropy": self._policy.entropy(),
+                },
+                prog_bar=True,
+                on_step=True,
+                on_epoch=False,
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the full tables."""
@@ -285,11 +307,19 @@ class NISCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score what the policy proposes for several budgets on the whole validation set."""
-        if self._updates_done < self.num_updates:
-            _logger.warning(
-                f"The training ended after {self._updates_done} of {self.num_updates} updates of "
-                "the controller."
+        if self._updates_done < self.num_updates and trainer.should_stop:
+            self._why_none = (
+                f"the training was stopped after {self._updates_done} of {self.num_updates} "
+                "updates of the controller"
             )
+            _logger.warning(
+                f"The search has no candidates: {self._why_none}. Go on from a checkpoint, or "
+                "leave out what stops the training."
+            )
+            set_choices(pl_module, self.space, [self.space.full()])
+            return
+        # There were fewer batches than the dataloader said at the start.
+        self._update_until(self.num_updates, trainer, pl_module)
         finalists = [[choice] for choice in self._finalists(trainer, pl_module)]
         # It is for the whole budget that a supernet is most unfair to what it has trained least.
         groups = [finalists[0], self._proposed[0], self._rivals]
@@ -308,7 +338,7 @@ class NISCallback(Callback):
                 self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
         best = {max(group, key=value.__getitem__) for group in groups if group}
-        self.candidates = sorted(best, key=value.__getitem__, reverse=True)
+        self._candidates = sorted(best, key=value.__getitem__, reverse=True)
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _joined(self) -> Search:
@@ -338,6 +368,10 @@ class NISCallback(Callback):
     def _drawn(self, count: int) -> list[Allocation]:
         return self._draw(count)[0]
 
+    def _update_until(self, due: int, trainer: Trainer, pl_module: LightningModule) -> None:
+        while self._updates_done < due:
+            self._update(trainer, pl_module)
+
     def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         choices, options, log_probs = self._draw(self.group_size)
         quality = self._scores.of_some(trainer, pl_module, choices)
@@ -361,17 +395,9 @@ class NISCallback(Callback):
             num_trials = (self._updates_done + 1) * self.group_size
             self.dashboard.update(self.study, num_trials)
         self._updates_done += 1
-        memory = np.mean([reward.num_parameters for reward in rewards]) / self.space.budget
-        pl_module.log_dict(
-            {
-                "nis/reward": float(np.mean([reward.value for reward in rewards])),
-                "nis/memory": float(memory),
-                "nis/entropy": self._policy.entropy(),
-            },
-            prog_bar=True,
-            on_step=True,
-            on_epoch=False,
-        )
+        self._mean_reward = float(np.mean([reward.value for reward in rewards]))
+        memory = np.mean([reward.num_parameters for reward in rewards])
+        self._mean_memory = float(memory / self.space.budget)
 
     def _reward(self, quality: float, choice: Allocation) -> Reward:
         return penalised_reward(
@@ -399,3 +425,14 @@ def _of_dataloader(monitor: str | None) -> tuple[str | None, int | None]:
     """What Lightning logs for one of several dataloaders: its name and the dataloader's index."""
     name, mark, index = (monitor or "").partition("/dataloader_idx_")
     return (name, int(index)) if mark and index.isdecimal() else (monitor, None)
+
+
+def _check_processes(trainer: Trainer) -> None:
+    launcher = trainer.strategy.launcher
+    # By name, so that those of pytorch_lightning are found too.
+    if any(kind.__name__ == "_MultiProcessingLauncher" for kind in type(launcher).__mro__):
+        raise MisconfigurationException(
+            "The strategy trains in processes of its own (`ddp_spawn`, `ddp_fork`, "
+            "`ddp_notebook`), with which the candidates of the search would end. Use "
+            '`Trainer(strategy="ddp")` in a script, and `Trainer(devices=1)` in a notebook.'
+        )

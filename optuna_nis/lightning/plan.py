@@ -12,6 +12,9 @@ import numpy as np
 class Plan:
     """The warm-up and the updates of a search, over the batches of a training.
 
+    Where a callback may stop the training early, the plan is over after the trainer's
+    ``min_epochs`` or ``min_steps``; the supernet goes on learning until the training stops.
+
     Args:
         trainer: The trainer, at the start of the training.
         num_updates: Updates of the controller.
@@ -25,8 +28,15 @@ class Plan:
     def __init__(self, trainer: Trainer, *, num_updates: int, warmup: float) -> None:
         self._num_updates = num_updates
         self._total = _total_batches(trainer)
-        self._first = math.floor(warmup * self._total)
-        self._due = np.linspace(0, num_updates, max(self._total - self._first, 0) + 1)
+        total = min(self._total, _certain_batches(trainer))
+        if not math.isfinite(total):
+            raise MisconfigurationException(
+                "The trainer needs `max_steps` where the length of the training data is not "
+                "known: the search plans its warm-up."
+            )
+        planned = int(total)
+        self._first = math.floor(warmup * planned)
+        self._due = np.linspace(0, num_updates, max(planned - self._first, 0) + 1)
 
     def resume(self, trainer: Trainer, updates_done: int) -> None:
         """Make up for updates that are missing: what is left for what is left."""
@@ -48,7 +58,7 @@ class Plan:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if trainer.max_steps != -1:
             # Manual optimisation may take several steps for a batch.
-            done = max(done, self._total * trainer.global_step // trainer.max_steps)
+            done = max(done, int(self._total * trainer.global_step // trainer.max_steps))
         return done
 
     def _batches(self, trainer: Trainer) -> int:
@@ -56,16 +66,57 @@ class Plan:
         return min(max(self._batches_done(trainer) - self._first, 0), len(self._due) - 1)
 
 
-def _total_batches(trainer: Trainer) -> int:
+def check_end(trainer: Trainer) -> None:
+    """Check that it is certain when the training ends, at the earliest.
+
+    Raises:
+        lightning.pytorch.utilities.exceptions.MisconfigurationException: If it may end at any
+            time.
+    """
+    if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
+        raise MisconfigurationException(
+            "The trainer needs `max_epochs` or `max_steps`: the search plans its warm-up."
+        )
+    stopping = _stopping(trainer)
+    if stopping and not (trainer.min_epochs or trainer.min_steps):
+        raise MisconfigurationException(
+            f"{' and '.join(stopping)} may end the training before the search has made its "
+            "updates, which come after a warm-up. Leave it out and train as many epochs as the "
+            "supernet needs (`max_epochs`), or give the trainer `min_epochs` or `min_steps`, by "
+            "which the search is to be done."
+        )
+
+
+def _stopping(trainer: Trainer) -> list[str]:
+    """Callbacks that may stop the training early."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return []
+    found = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        # By name, so that those of pytorch_lightning are found too.
+        names = {kind.__name__ for kind in type(callback).__mro__}
+        if "EarlyStopping" in names:
+            found.append(type(callback).__name__)
+        elif "Timer" in names and callback.time_remaining() is not None:
+            found.append(f"{type(callback).__name__} (`max_time`)")
+    return found
+
+
+def _certain_batches(trainer: Trainer) -> float:
+    """Number of training batches that there will be at least."""
+    if not _stopping(trainer):
+        return math.inf
+    return max(
+        (trainer.min_epochs or 0) * trainer.num_training_batches,
+        (trainer.min_steps or 0) * trainer.accumulate_grad_batches,
+    )
+
+
+def _total_batches(trainer: Trainer) -> float:
     """Number of training batches until the end."""
-    totals = []
+    totals: list[float] = []
     if trainer.max_epochs not in (None, -1):
         totals.append(trainer.num_training_batches * trainer.max_epochs)
     if trainer.max_steps != -1:
         totals.append(trainer.max_steps * trainer.accumulate_grad_batches)
-    if not math.isfinite(total := min(totals)):
-        raise MisconfigurationException(
-            "The trainer needs `max_steps` where the length of the training data is not "
-            "known: the search plans its warm-up."
-        )
-    return int(total)
+    return min(totals)

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 import optuna
 from ordinary import TAGS, USERS, Data, Ordinary
@@ -150,7 +150,6 @@ class OffsetsData(Data):
         return self._loader("train")
 
     def val_dataloader(self) -> Any:
-        # Of several dataloaders the first is scored on.
         return [self._loader("val"), self._loader("train")]
 
 
@@ -282,18 +281,6 @@ def test_manual_optimisation(limit: dict[str, int]) -> None:
 
 def trainer_steps(limit: dict[str, int]) -> int:
     return limit["max_steps"] // 2 if "max_steps" in limit else 40
-
-
-def test_early_stopping_leaves_candidates(caplog: pytest.LogCaptureFixture) -> None:
-    optuna.logging.enable_propagation()
-    stop = EarlyStopping("val_loss", patience=0, min_delta=10.0)
-    study, callback, _ = _search(
-        trainer={"callbacks": [stop], "max_epochs": 20}, warmup=0.0, num_updates=40
-    )
-    assert 0 < len(_scored(study)) < 160
-    assert callback.candidates
-    assert "of 40 updates" in caplog.text
-    optuna.logging.disable_propagation()
 
 
 def test_bfloat16() -> None:

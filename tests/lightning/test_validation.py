@@ -10,12 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 import numpy as np
 import pytest
+from tiny import IDS, MIXED, TRAIN, Net, SideBySide, batches_of, rows
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics.classification import BinaryAUROC
-from torchmetrics.functional.classification import binary_auroc
 
 from optuna_nis import Allocation, SearchSpace
 from optuna_nis.lightning import NISCallback
@@ -23,66 +21,6 @@ from optuna_nis.lightning.rewards import Rewards
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.lightning.validation import ValidationScores
 from optuna_nis.nn import make_searchable, set_choices
-
-IDS = 40
-
-
-class Net(LightningModule):
-    """Notes the examples of each validation step where scoring does not put it back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids = nn.Embedding(IDS, 4)
-        self.head = nn.Linear(4, 1)
-        self.auroc = BinaryAUROC()
-        self.note: Callable[[Any], None] = lambda seen: None
-
-    def forward(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.ids(ids))[:, 0]
-        return logits
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        ids, label = batch
-        return functional.binary_cross_entropy_with_logits(self(ids), label.float())
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        ids, label = batch
-        self.note((dataloader_idx, ids.tolist()))
-        logits = self(ids)
-        self.auroc.update(logits, label)
-        self.log("auroc", self.auroc)
-        if label.min() < label.max():
-            self.log("batch_auroc", binary_auroc(logits, label))
-        else:
-            self.log("batch_auroc", torch.nan)
-        self.log("val_loss", functional.binary_cross_entropy_with_logits(logits, label.float()))
-        return logits, label
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class SideBySide(Net):
-    def choice_quality(self, batch: Any, num_choices: int) -> Tensor:
-        ids, label = batch
-        label = label.view(num_choices, -1)[0]
-        if label.min() == label.max():
-            return torch.full((num_choices,), torch.nan)
-        logits = self(ids).view(num_choices, -1)
-        return torch.stack([binary_auroc(each, label) for each in logits])
-
-
-def _rows(labels: Any, first: int = 0) -> TensorDataset:
-    labels = torch.as_tensor(labels)
-    return TensorDataset((torch.arange(len(labels)) + first) % IDS, labels)
-
-
-def _loader(labels: Any, batch_size: int = 10, **options: Any) -> Any:
-    return DataLoader(_rows(labels), batch_size=batch_size, **options)
-
-
-TRAIN = torch.arange(64) % 2
-MIXED = torch.arange(40) // 2 % 2
 
 Asked = Callable[[Trainer, LightningModule, ValidationScores, list[Allocation]], Any]
 
@@ -121,7 +59,7 @@ def _ask(
     )
     callback = _AtTheStart(space, ask, scores)
     options = {"max_epochs": 1, "callbacks": [callback]} | (trainer or {})
-    quiet_trainer(**options).fit(model, _loader(TRAIN, 16), loader)
+    quiet_trainer(**options).fit(model, batches_of(TRAIN, 16), loader)
     return callback.answer
 
 
@@ -159,7 +97,7 @@ WAYS: list[tuple[type[Net], dict[str, Any]]] = [
 def test_as_many_examples_as_it_takes(
     kind: type[Net], rewards: dict[str, Any], labels: list[int], batch_size: int
 ) -> None:
-    loader = _loader(labels, batch_size)
+    loader = batches_of(labels, batch_size)
     groups = _ask(loader, _some, model=kind(), num_examples=4, **rewards)
     assert all(0.0 <= quality <= 1.0 for group in groups for quality in group)
     assert all(0.0 <= q <= 1.0 for q in _ask(loader, _all, model=kind(), **rewards))
@@ -172,11 +110,11 @@ def test_what_made_examples_measurable_is_kept(kind: type[Net], rewards: dict[st
         _some(*args)
         return before, args[2].state_dict()
 
-    rare = _loader([0] * 25 + [1] + [0] * 14, 40)
+    rare = batches_of([0] * 25 + [1] + [0] * 14, 40)
     _, grown = _ask(rare, ask, model=kind(), num_examples=4, **rewards)
     assert grown == {"num_examples": 32, "num_batches": 1, "batches_scored": 4}
     # Where a group can be measured, nothing changes.
-    before, after = _ask(_loader(MIXED), ask, model=kind(), num_examples=4, **rewards)
+    before, after = _ask(batches_of(MIXED), ask, model=kind(), num_examples=4, **rewards)
     assert after == before | {"batches_scored": 4}
 
 
@@ -186,7 +124,7 @@ def test_one_class_in_all_validation_data_is_told(
     kind: type[Net], rewards: dict[str, Any], ask: Asked
 ) -> None:
     with pytest.raises(ValueError, match=r"on any of the validation data: do they hold .* one cl"):
-        _ask(_loader([0] * 40), ask, model=kind(), num_examples=4, **rewards)
+        _ask(batches_of([0] * 40), ask, model=kind(), num_examples=4, **rewards)
 
 
 def test_a_resumed_search_takes_as_many_examples() -> None:
@@ -216,11 +154,11 @@ class _Augmented(TensorDataset):
 @pytest.mark.parametrize(
     "loader",
     [
-        _loader(MIXED, shuffle=True),
-        _loader(MIXED, shuffle=True, generator=torch.Generator().manual_seed(0)),
+        batches_of(MIXED, shuffle=True),
+        batches_of(MIXED, shuffle=True, generator=torch.Generator().manual_seed(0)),
         DataLoader(_Shuffled(), batch_size=10),
-        DataLoader(_Augmented(*_rows(MIXED).tensors), batch_size=10),
-        [_loader(MIXED), _loader(MIXED, shuffle=True)],
+        DataLoader(_Augmented(*rows(MIXED).tensors), batch_size=10),
+        [batches_of(MIXED), batches_of(MIXED, shuffle=True)],
     ],
 )
 @pytest.mark.parametrize("rewards", [{"metric": BinaryAUROC()}, {}])
@@ -250,13 +188,13 @@ def test_data_that_stay_the_same_are_not_kept_and_cost_no_random_numbers() -> No
         assert expected == torch.rand(1)
         return list(passes)
 
-    passes = _ask(DataLoader(Rows(*_rows(MIXED).tensors), batch_size=10), ask)
+    passes = _ask(DataLoader(Rows(*rows(MIXED).tensors), batch_size=10), ask)
     # The first batch twice to see whether it is the same, then all for each choice.
     assert passes == [*range(10), *range(10), *range(40), *range(40), *range(40)]
 
 
 def test_all_dataloaders_in_their_order() -> None:
-    first, second = DataLoader(_rows(MIXED[:20]), 10), DataLoader(_rows(MIXED[:30], 7), 10)
+    first, second = DataLoader(rows(MIXED[:20]), 10), DataLoader(rows(MIXED[:30], 7), 10)
     seen: list[Any] = []
 
     def ask(trainer: Trainer, model: Any, scores: Any, choices: Any) -> Any:
@@ -302,7 +240,7 @@ def test_dataloaders_side_by_side(mode: Any) -> None:
         return scores.of_all(trainer, model, choices[:1])
 
     def of(limit: Any) -> list[Any]:
-        loaders = {"a": _loader(MIXED[:20]), "b": _loader(MIXED[:30])}
+        loaders = {"a": batches_of(MIXED[:20]), "b": batches_of(MIXED[:30])}
         trainer = {"limit_val_batches": limit}
         combined = CombinedLoader(loaders, mode)
         _ask(combined, ask, model=Pairs(), metric=BinaryAUROC(), trainer=trainer)
@@ -319,7 +257,7 @@ def test_dataloaders_side_by_side(mode: Any) -> None:
 
 class _Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
-        yield from zip(*_rows(MIXED).tensors)
+        yield from zip(*rows(MIXED).tensors)
 
 
 @pytest.mark.parametrize(
@@ -327,12 +265,12 @@ class _Stream(IterableDataset[Any]):
     [
         (DataLoader(_Stream(), batch_size=10), {}),
         (DataLoader(_Stream(), batch_size=10), {"limit_val_batches": 2}),
-        (_loader(MIXED), {"fast_dev_run": True}),
-        (_loader(MIXED), {"overfit_batches": 1}),
-        (_loader(MIXED), {"limit_val_batches": 0.5, "num_sanity_val_steps": 2}),
-        (_loader(MIXED), {"val_check_interval": 2}),
-        (_loader(MIXED), {"check_val_every_n_epoch": 2}),
-        ([_loader(MIXED), _loader(MIXED, shuffle=True)], {"max_steps": 9, "max_epochs": -1}),
+        (batches_of(MIXED), {"fast_dev_run": True}),
+        (batches_of(MIXED), {"overfit_batches": 1}),
+        (batches_of(MIXED), {"limit_val_batches": 0.5, "num_sanity_val_steps": 2}),
+        (batches_of(MIXED), {"val_check_interval": 2}),
+        (batches_of(MIXED), {"check_val_every_n_epoch": 2}),
+        ([batches_of(MIXED), batches_of(MIXED, shuffle=True)], {"max_steps": 9, "max_epochs": -1}),
     ],
 )
 def test_a_search_works_however_validation_is_set_up(loader: Any, trainer: dict[str, Any]) -> None:
@@ -342,7 +280,7 @@ def test_a_search_works_however_validation_is_set_up(loader: Any, trainer: dict[
         make_searchable(model, budget=0.5), num_updates=3, group_size=2, warmup=0.4
     )
     options = {"max_epochs": 2, "callbacks": [search]} | trainer
-    quiet_trainer(**options).fit(model, _loader(TRAIN, 16), loader)
+    quiet_trainer(**options).fit(model, batches_of(TRAIN, 16), loader)
     scored = [t for t in search.study.trials if t.user_attrs["fidelity"] == "supernet"]
     assert len(scored) == 6
     assert search.candidates
@@ -353,11 +291,11 @@ def test_dataloaders_that_are_made_anew_are_scored_on() -> None:
         made = 0
 
         def train_dataloader(self) -> Any:
-            return _loader(TRAIN, 16)
+            return batches_of(TRAIN, 16)
 
         def val_dataloader(self) -> Any:
             self.made += 1
-            return DataLoader(_rows(MIXED, self.made), batch_size=10)
+            return DataLoader(rows(MIXED, self.made), batch_size=10)
 
     seen: list[int] = []
 
@@ -393,8 +331,8 @@ def test_dataloaders_that_are_made_anew_are_scored_on() -> None:
     [
         ([], {}, "the validation dataloader gave no batch"),
         (None, {}, "the trainer needs a validation dataloader"),
-        (_loader(MIXED), {"limit_val_batches": 0}, "`limit_val_batches=0` leaves none"),
-        (_loader(MIXED[:0]), {}, "the validation dataloader gave no batch"),
+        (batches_of(MIXED), {"limit_val_batches": 0}, "`limit_val_batches=0` leaves none"),
+        (batches_of(MIXED[:0]), {}, "the validation dataloader gave no batch"),
     ],
 )
 def test_no_validation_data(loader: Any, trainer: dict[str, Any], message: str) -> None:
@@ -418,6 +356,6 @@ def test_the_monitor_of_one_of_several_dataloaders() -> None:
             pl_module.note = lambda step: None
 
     trainer = quiet_trainer(max_epochs=2, callbacks=[Noting(), search])
-    trainer.fit(model, _loader(TRAIN, 16), [_loader([0] * 20), _loader(MIXED)])
+    trainer.fit(model, batches_of(TRAIN, 16), [batches_of([0] * 20), batches_of(MIXED)])
     assert seen == {1}
     assert search.candidates
