@@ -38,6 +38,8 @@ _T = TypeVar("_T")
 
 _logger = get_logger(__name__)
 
+_NOT_YET = "they are there when `Trainer.fit` has trained to its end"
+
 _CHOICES_PER_STEP = 4
 
 # Batches that what the policy proposes is scored on; the best of it on the whole validation set.
@@ -185,7 +187,7 @@ class NISCallback(Callback):
         self._rivals = proposed("rivals", rivals, space)
         self.dashboard = dashboard
         self._candidates: list[Allocation] | None = None
-        self._why_none = "they are there when `Trainer.fit` has ended"
+        self._why_none = _NOT_YET
         monitor, dataloader_idx = _of_dataloader(monitor)
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
         self._scores = ValidationScores(
@@ -225,7 +227,7 @@ class NISCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that model, study and trainer fit together."""
-        self._candidates, self._why_none = None, "the training has not come to its end"
+        self._candidates, self._why_none = None, _NOT_YET
         _check_processes(trainer)
         self._rewards.check(pl_module)
         found, wanted = set(supernet_layers(pl_module)), {s.name for s in self.space.specs}
@@ -260,21 +262,32 @@ class NISCallback(Callback):
             self._recorder = TrialRecorder(self.study, self.space, search.id)
         self._updates_done = self._of_the_first(trainer, self._updates_before)
         self._policy = self._of_the_first(trainer, self._replayed_policy)
-        if self._updates_done:
-            _logger.info(f"The search is resumed after {self._updates_done} updates.")
         self._plan.resume(trainer, self._updates_done)
+        self._learning = self._updates_done > 0
+        if self._learning:
+            self._tell(trainer, f"The search is resumed after {self._updates_done} updates.")
+        else:
+            self._tell(trainer, f"The search warms up for {self._plan.warmup_batches:,} batches.")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Share the batch among the full tables and some choices."""
+        learning = self._plan.learning(trainer)
+        if learning and not self._learning:
+            self._learning = True
+            self._tell(
+                trainer,
+                f"The controller begins to learn: {self.num_updates} updates, each from "
+                f"{self.group_size} choices.",
+            )
         choices = training_choices(
             self.space,
             batch,
             batch_idx,
             self._rng,
             count=self._choices_per_step,
-            draw=self._drawn if self._plan.learning(trainer) else None,
+            draw=self._drawn if learning else None,
         )
         set_choices(pl_module, self.space, choices)
 
@@ -339,6 +352,13 @@ class NISCallback(Callback):
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
         best = {max(group, key=value.__getitem__) for group in groups if group}
         self._candidates = sorted(best, key=value.__getitem__, reverse=True)
+        first = self._candidates[0]
+        self._tell(
+            trainer,
+            f"The search has {len(self._candidates)} candidates, of {len(distinct)} choices that "
+            f"were scored on all validation data; the best has {first.num_parameters:,} "
+            f"parameters and the reward {value[first]:.4f} with shared weights.",
+        )
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _joined(self) -> Search:
@@ -359,6 +379,10 @@ class NISCallback(Callback):
         made: Any = make() if trainer.is_global_zero else None
         shared: _T = trainer.strategy.broadcast(made)
         return shared
+
+    def _tell(self, trainer: Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            _logger.info(text)
 
     def _draw(self, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
         options, log_probs = self._policy.sample(count, self._rng)
@@ -398,6 +422,13 @@ class NISCallback(Callback):
         self._mean_reward = float(np.mean([reward.value for reward in rewards]))
         memory = np.mean([reward.num_parameters for reward in rewards])
         self._mean_memory = float(memory / self.space.budget)
+        quarter, before = (4 * (self._updates_done - k) // self.num_updates for k in (0, 1))
+        if quarter > before:
+            self._tell(
+                trainer,
+                f"{self._updates_done} of {self.num_updates} updates: the mean reward of a group "
+                f"is {self._mean_reward:.4f}.",
+            )
 
     def _reward(self, quality: float, choice: Allocation) -> Reward:
         return penalised_reward(

@@ -35,8 +35,8 @@ class Plan:
                 "known: the search plans its warm-up."
             )
         planned = int(total)
-        self._first = math.floor(warmup * planned)
-        self._due = np.linspace(0, num_updates, max(planned - self._first, 0) + 1)
+        self.warmup_batches = math.floor(warmup * planned)
+        self._due = np.linspace(0, num_updates, max(planned - self.warmup_batches, 0) + 1)
 
     def resume(self, trainer: Trainer, updates_done: int) -> None:
         """Make up for updates that are missing: what is left for what is left."""
@@ -46,7 +46,7 @@ class Plan:
 
     def learning(self, trainer: Trainer) -> bool:
         """Whether the warm-up is over, at the start of a batch."""
-        return self._batches_done(trainer) - 1 >= self._first
+        return self._batches_done(trainer) - 1 >= self.warmup_batches
 
     def num_due(self, trainer: Trainer) -> int:
         """Number of updates that are to be made by the end of this batch."""
@@ -63,7 +63,7 @@ class Plan:
 
     def _batches(self, trainer: Trainer) -> int:
         """Number of batches since the warm-up, this one included."""
-        return min(max(self._batches_done(trainer) - self._first, 0), len(self._due) - 1)
+        return min(max(self._batches_done(trainer) - self.warmup_batches, 0), len(self._due) - 1)
 
 
 def check_end(trainer: Trainer) -> None:

@@ -111,6 +111,7 @@ class ValidationScores:
         Raises:
             ValueError: If no quality can be measured on any of the validation data.
         """
+        before = self._num_examples, self._num_batches
         whole: dict[int, _Batch] = {}
         complete = self._extend(whole)
         while True:
@@ -119,6 +120,7 @@ class ValidationScores:
                 batches = [self._cut(batches[0])]
             quality = self._quality(trainer, pl_module, choices, batches)
             if not quality.isnan().all():
+                self._tell_growth(trainer, before)
                 return quality
             cut = batches[0] is not next(iter(whole.values()))
             if _in_any_process(trainer, cut):
@@ -145,10 +147,11 @@ class ValidationScores:
         for index in self._loaders:
             batches = _Batches(partial(_pass, trainer, index))
             if not once and _in_any_process(trainer, not batches.repeat()):
-                _logger.info(
-                    "The validation data are not the same each time they are gone over: they are "
-                    "kept in memory until the finalists have been scored."
-                )
+                if trainer.is_global_zero:
+                    _logger.info(
+                        "The validation data are not the same each time they are gone over: they "
+                        "are kept in memory until the finalists have been scored."
+                    )
                 batches.keep()
             score = partial(self._rewards.score, trainer, pl_module, choices)
             quality = score(batches.joined(self._joined_batches), dataloader_idx=index)
@@ -206,6 +209,13 @@ class ValidationScores:
                 return True
             batches[batch.position] = batch
         return False
+
+    def _tell_growth(self, trainer: Trainer, before: tuple[int, int]) -> None:
+        if trainer.is_global_zero and before != (self._num_examples, self._num_batches):
+            _logger.info(
+                "No quality could be measured on few examples: choices are scored on "
+                f"{self._num_batches} batches, up to {self._num_examples:,} examples of each."
+            )
 
     def _cut(self, batch: _Batch) -> _Batch:
         try:

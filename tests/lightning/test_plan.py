@@ -88,6 +88,25 @@ def test_what_cannot_stop_it_is_not_refused() -> None:
     assert _steps(_fit(_never_better(), fast_dev_run=True)) == [1, 1, 1, 1]
 
 
+def test_what_is_told_on_the_way(caplog: pytest.LogCaptureFixture) -> None:
+    optuna.logging.enable_propagation()
+    search = _fit(max_epochs=2)
+    optuna.logging.disable_propagation()
+    lines = [record.message for record in caplog.records if "optuna_nis" in record.name]
+    assert lines[:2] == [
+        "The search warms up for 4 batches.",
+        "The controller begins to learn: 4 updates, each from 2 choices.",
+    ]
+    means = [float(line.rstrip(".").split()[-1]) for line in lines[2:6]]
+    trials = [t.value for t in search.study.trials if t.user_attrs["fidelity"] == "supernet"]
+    assert means == pytest.approx([sum(trials[k : k + 2]) / 2 for k in (0, 2, 4, 6)], abs=1e-4)
+    assert lines[2].startswith("1 of 4 updates")
+    best = search.candidates[0]
+    assert lines[6].startswith(f"The search has {len(search.candidates)} candidates, of ")
+    assert f"the best has {best.num_parameters} parameters" in lines[6]
+    assert len(lines) == 7
+
+
 class _StopAt(Callback):
     def __init__(self, step: int, error: BaseException | None = None) -> None:
         self.step = step
@@ -124,10 +143,10 @@ def test_a_training_that_breaks_leaves_no_candidates() -> None:
 
     with pytest.raises(RuntimeError, match="no memory"):
         _fit(Kept(), _StopAt(6, RuntimeError("no memory")), max_epochs=2)
-    with pytest.raises(RuntimeError, match="the training has not come to its end"):
+    with pytest.raises(RuntimeError, match=r"when `Trainer.fit` has trained to its end"):
         _ = searches[0].candidates
     fresh = NISCallback(make_searchable(Net(), budget=0.5))
-    with pytest.raises(RuntimeError, match=r"when `Trainer.fit` has ended"):
+    with pytest.raises(RuntimeError, match=r"when `Trainer.fit` has trained to its end"):
         _ = fresh.candidates
 
 
