@@ -10,11 +10,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 import numpy as np
 from optuna import Study, create_study
-from optuna.logging import get_logger
 import torch
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_integer
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.budget import IntArray
 from optuna_nis.lightning.plan import Plan, check_end

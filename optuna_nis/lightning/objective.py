@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import optuna
-from optuna.logging import get_logger
 
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.lightning.training import BuildModel, listed, logged, train

@@ -13,11 +13,11 @@ from typing import Any
 import zlib
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from optuna.logging import get_logger
 import torch
 from torch import Tensor, nn
 
 from optuna_nis._format import duration
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
 from optuna_nis.lightning.rewards import MonitorMode

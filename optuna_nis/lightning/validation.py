@@ -13,11 +13,11 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from optuna.logging import get_logger
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.lightning._batch import batch_length, take
 from optuna_nis.lightning.rewards import Rewards
