@@ -332,11 +332,14 @@ def _compute(metric: Metric) -> float:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         value = metric.compute()
-    if any("No positive samples" in str(w.message) for w in caught):
-        return math.nan
-    if any("No negative samples" in str(w.message) for w in caught):
-        return math.nan
-    return float(value)
+    without = ("No positive samples", "No negative samples")
+    unknown = any(text in str(w.message) for w in caught for text in without)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # The value is that of all processes, but only the first one is warned.
+        told = torch.tensor(unknown, dtype=torch.int32, device=metric.device)
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+        unknown = bool(told)
+    return math.nan if unknown else float(value)
 
 
 def _length_or_one(batch: Any) -> int:

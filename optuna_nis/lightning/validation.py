@@ -212,9 +212,11 @@ class ValidationScores:
 
     def _tell_growth(self, trainer: Trainer, before: tuple[int, int]) -> None:
         if trainer.is_global_zero and before != (self._num_examples, self._num_batches):
+            several = f"{self._num_batches:,} batches"
+            one = f"up to {self._num_examples:,} examples of a batch"
             _logger.info(
-                "No quality could be measured on few examples: choices are scored on "
-                f"{self._num_batches} batches, up to {self._num_examples:,} examples of each."
+                "No quality could be measured on fewer validation examples: groups of choices are "
+                f"scored on {one if self._num_batches == 1 else several}."
             )
 
     def _cut(self, batch: _Batch) -> _Batch:

@@ -360,6 +360,9 @@ def test_two_processes(tmp_path: Path) -> None:
     assert len(first["trials"]["supernet"]) == 16
     assert not second["trials"]["supernet"] + second["trials"]["validated"]
     assert max(first["trials"]["validated"]) == pytest.approx(-first["loss_of_the_best"], abs=1e-5)
+    # The positive is the 14th of the examples of one process; the other takes as many.
+    assert first["rare_positives"]["num_examples"] == 16
+    assert first["rare_positives"] == second["rare_positives"]
 
 
 class SearchCLI(LightningCLI):
