@@ -82,6 +82,10 @@ class NISCallback(Callback):
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
     (2019).
 
+    *Stopping.* The training must come to a known end: callbacks that may stop it earlier, such as
+    ``EarlyStopping`` or ``max_time``, are refused unless the trainer has ``min_epochs`` or
+    ``min_steps``, by which the updates are then made.
+
     Of several processes (``strategy="ddp"``) all use the same choices, rewards are averaged over
     their parts of the validation data, and the first one writes the trials. In mid-search the
     training can be resumed from a checkpoint.
@@ -99,10 +103,12 @@ class NISCallback(Callback):
         num_updates: Updates of the controller, not counting what other searches add to it.
         group_size: Choices scored side by side for one update.
         score_examples: Validation examples that each group is scored on, at most a batch of the
-            validation dataloader.
+            validation dataloader; more where no quality can be measured on so few, such as
+            examples of one class.
         warmup: Share of the training steps that come before the first update.
         metric: See above.
-        monitor: See above.
+        monitor: See above. ``"val_auc/dataloader_idx_1"`` is that of the second of several
+            dataloaders; otherwise all of them count.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of the metric or
             monitor is best. By default what the metric says of itself, and ``"min"`` for a
             monitor with "loss" in its name. The quality of trials is negated for ``"min"``.
