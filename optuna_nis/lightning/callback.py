@@ -22,7 +22,7 @@ from optuna_nis.lightning.proposals import budgets, proposals, proposed
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.rewards import MonitorMode, Rewards
 from optuna_nis.lightning.training_choices import training_choices
-from optuna_nis.lightning.validation import ValidationScores
+from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.policy import Policy
 from optuna_nis.results import SUPERNET, VALIDATED, save_space

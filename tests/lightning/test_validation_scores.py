@@ -19,7 +19,7 @@ from optuna_nis import Allocation, SearchSpace
 from optuna_nis.lightning import NISCallback
 from optuna_nis.lightning.rewards import Rewards
 from optuna_nis.lightning.training import quiet_trainer
-from optuna_nis.lightning.validation import ValidationScores
+from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import make_searchable, set_choices
 
 Asked = Callable[[Trainer, LightningModule, ValidationScores, list[Allocation]], Any]
