@@ -361,9 +361,9 @@ class NISCallback(Callback):
         first = self._candidates[0]
         self._tell(
             trainer,
-            f"The search has {len(self._candidates)} candidates, of {len(distinct)} choices that "
-            f"were scored on all validation data; the best has {first.num_parameters:,} "
-            f"parameters and the reward {value[first]:.4f} with shared weights.",
+            f"The search ends; candidates: {len(self._candidates)} of {len(distinct)} choices "
+            f"scored on all validation data. The best has {first.num_parameters:,} parameters and "
+            f"the reward {value[first]:.4f} with shared weights.",
         )
         set_choices(pl_module, self.space, [self.space.full()])
 

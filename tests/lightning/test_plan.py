@@ -103,8 +103,8 @@ def test_what_is_told_on_the_way(caplog: pytest.LogCaptureFixture) -> None:
     assert means == pytest.approx([sum(trials[k : k + 2]) / 2 for k in (0, 2, 4, 6)], abs=1e-4)
     assert lines[2].startswith("1 of 4 updates")
     best = search.candidates[0]
-    assert lines[6].startswith(f"The search has {len(search.candidates)} candidates, of ")
-    assert f"the best has {best.num_parameters} parameters" in lines[6]
+    assert lines[6].startswith(f"The search ends; candidates: {len(search.candidates)} of ")
+    assert f"The best has {best.num_parameters} parameters" in lines[6]
     assert len(lines) == 7
 
 
