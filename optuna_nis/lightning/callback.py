@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,17 +10,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 import numpy as np
 from optuna import Study, create_study
-from optuna.logging import get_logger
 import torch
-from torch import Tensor
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_integer
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.budget import IntArray
-from optuna_nis.lightning._batch import batch_length, take
+from optuna_nis.lightning.plan import Plan, check_end
+from optuna_nis.lightning.proposals import budgets, proposals, proposed
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.rewards import MonitorMode, Rewards
+from optuna_nis.lightning.training_choices import training_choices
+from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.policy import Policy
 from optuna_nis.results import SUPERNET, VALIDATED, save_space
@@ -37,31 +38,12 @@ _T = TypeVar("_T")
 
 _logger = get_logger(__name__)
 
-# A batch on which no quality can be measured (one class only) is passed over; so many in a row
-# mean that there is nothing to learn from.
-_MAX_USELESS_BATCHES = 20
-_USELESS = (
-    "No quality could be measured on {} validation batches: do they hold examples of one class "
-    "only? Use larger or shuffled validation batches."
-)
+_NOT_YET = "they are there when `Trainer.fit` has trained to its end"
 
 _CHOICES_PER_STEP = 4
-# Share of the random choices that come from the controller, where each step has room for one.
-_DRAWN_SHARE = 1 / 3
 
-# Share of the random choices that cost about the budget. Where the weights are trained, they rank
-# best.
-_NEAR_BUDGET = 0.8
-
-# Shares of the budget for each of which the policy proposes choices, and how many of them are
-# scored on a few batches; the best on the whole validation set.
-_BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-_PROPOSALS_PER_SHARE = 8
+# Batches that what the policy proposes is scored on; the best of it on the whole validation set.
 _PROPOSAL_BATCHES = 2
-# What the policy proposes for a budget should use it: of many draws, those are taken that leave
-# less than a tenth.
-_FINALIST_DRAWS = 64
-_MIN_USE = 0.9
 
 
 class NISCallback(Callback):
@@ -93,11 +75,16 @@ class NISCallback(Callback):
     a few batches and what ``propose`` gives are scored on the whole validation set, as are the
     ``rivals``. The best one for each smaller budget, for the whole budget the best of the policy
     and of ``propose``, and the best of the ``rivals`` are left in :attr:`candidates`, to be
-    trained for real (:func:`~optuna_nis.lightning.train_shortlist`).
+    trained for real (:func:`~optuna_nis.lightning.train_shortlist`). A training that is stopped
+    before all updates are made leaves none.
 
     Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
     et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
     (2019).
+
+    *Stopping.* The training must come to a known end: callbacks that may stop it earlier, such as
+    ``EarlyStopping`` or ``max_time``, are refused unless the trainer has ``min_epochs`` or
+    ``min_steps``, by which the updates are then made.
 
     Of several processes (``strategy="ddp"``) all use the same choices, rewards are averaged over
     their parts of the validation data, and the first one writes the trials. In mid-search the
@@ -116,10 +103,12 @@ class NISCallback(Callback):
         num_updates: Updates of the controller, not counting what other searches add to it.
         group_size: Choices scored side by side for one update.
         score_examples: Validation examples that each group is scored on, at most a batch of the
-            validation dataloader.
+            validation dataloader; more where no quality can be measured on so few, such as
+            examples of one class.
         warmup: Share of the training steps that come before the first update.
         metric: See above.
-        monitor: See above.
+        monitor: See above. ``"val_auc/dataloader_idx_1"`` is that of the second of several
+            dataloaders; otherwise all of them count.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of the metric or
             monitor is best. By default what the metric says of itself, and ``"min"`` for a
             monitor with "loss" in its name. The quality of trials is negated for ``"min"``.
@@ -200,24 +189,39 @@ class NISCallback(Callback):
         self.warmup = warmup
         self.choices_per_step = choices_per_step
         self.penalty_weight = penalty_weight
-        self._proposed = [_proposed("propose", propose, each) for each in _budgets(space)]
-        self._rivals = _proposed("rivals", rivals, space)
+        self._proposed = [proposed("propose", propose, each) for each in budgets(space)]
+        self._rivals = proposed("rivals", rivals, space)
         self.dashboard = dashboard
-        self.candidates: list[Allocation] = []
+        self._candidates: list[Allocation] | None = None
+        self._why_none = _NOT_YET
+        monitor, dataloader_idx = _of_dataloader(monitor)
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
+        self._scores = ValidationScores(
+            self._rewards, num_examples=score_examples, dataloader_idx=dataloader_idx
+        )
         self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._search_id = search_id
         self._is_new = True
         self._updates_done = 0
-        self._batches_scored = 0
+
+    @property
+    def candidates(self) -> list[Allocation]:
+        """The choices to be trained for real, best first by the supernet.
+
+        Raises:
+            RuntimeError: If the search is not done.
+        """
+        if self._candidates is None:
+            raise RuntimeError(f"The search has no candidates: {self._why_none}.")
+        return self._candidates
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs beyond the study's trials."""
         return {
             "search_id": self._search_id,
             "rng": self._rng.bit_generator.state,
-            "batches_scored": self._batches_scored,
+            **self._scores.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -225,10 +229,12 @@ class NISCallback(Callback):
         self._search_id = state_dict["search_id"]
         self._is_new = False
         self._rng.bit_generator.state = state_dict["rng"]
-        self._batches_scored = state_dict["batches_scored"]
+        self._scores.load_state_dict(state_dict)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that model, study and trainer fit together."""
+        self._candidates, self._why_none = None, _NOT_YET
+        _check_processes(trainer)
         self._rewards.check(pl_module)
         found, wanted = set(supernet_layers(pl_module)), {s.name for s in self.space.specs}
         if found != wanted:
@@ -241,10 +247,7 @@ class NISCallback(Callback):
                 "The study must have a NISSampler with `budget=space`, its sampler is "
                 f"{type(self.study.sampler).__name__}."
             )
-        if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
-            raise MisconfigurationException(
-                "The trainer needs `max_epochs` or `max_steps`: the search plans its warm-up."
-            )
+        check_end(trainer)
         if trainer.is_global_zero:
             save_space(self.study, self.space)
         if self.choices_per_step is None:
@@ -255,17 +258,8 @@ class NISCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the policy up to date with the study and plan the updates."""
-        if trainer.val_dataloaders is None and trainer.enable_validation:
-            # Unless the first epoch is validated, Lightning gets them later.
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
-            trainer.training = True
-        if _Limited(trainer).loader is None:
-            raise MisconfigurationException(
-                "NISCallback scores choices on validation data: the trainer needs a validation "
-                "dataloader."
-            )
-        self._total = self._total_batches(trainer)
+        self._scores.start(trainer)
+        self._plan = Plan(trainer, num_updates=self.num_updates, warmup=self.warmup)
         search = self._of_the_first(trainer, self._joined)
         if self._is_new:
             self._rng = np.random.default_rng(search.seed)
@@ -274,24 +268,34 @@ class NISCallback(Callback):
             self._recorder = TrialRecorder(self.study, self.space, search.id)
         self._updates_done = self._of_the_first(trainer, self._updates_before)
         self._policy = self._of_the_first(trainer, self._replayed_policy)
-        if self._updates_done:
-            _logger.info(f"The search is resumed after {self._updates_done} updates.")
-        self._first_batch = math.floor(self.warmup * self._total)
-        self._plan = np.linspace(0, self.num_updates, max(self._total - self._first_batch, 0) + 1)
-        past = self._planned_batches(trainer)
-        if self._updates_done < round(self._plan[past]):
-            # The trials of a checkpoint are not in this study: what is left for what is left.
-            self._plan[past:] = np.linspace(
-                self._updates_done, self.num_updates, len(self._plan) - past
-            )
-        self._validation = self._examples(trainer)
+        self._plan.resume(trainer, self._updates_done)
+        self._learning = self._updates_done > 0
+        if self._learning:
+            self._tell(trainer, f"The search is resumed after {self._updates_done} updates.")
+        else:
+            self._tell(trainer, f"The search warms up for {self._plan.warmup_batches:,} batches.")
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Share the batch among the full tables and some choices."""
-        learning = self._batches_done(trainer) - 1 >= self._first_batch
-        set_choices(pl_module, self.space, self._training_choices(batch, batch_idx, learning))
+        learning = self._plan.learning(trainer)
+        if learning and not self._learning:
+            self._learning = True
+            self._tell(
+                trainer,
+                f"The controller begins to learn: {self.num_updates} updates, each from "
+                f"{self.group_size} choices.",
+            )
+        choices = training_choices(
+            self.space,
+            batch,
+            batch_idx,
+            self._rng,
+            count=self._choices_per_step,
+            draw=self._drawn if learning else None,
+        )
+        set_choices(pl_module, self.space, choices)
 
     def on_train_batch_end(
         self,
@@ -302,9 +306,19 @@ class NISCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Update the controller as often as the plan says."""
-        past = self._planned_batches(trainer)
-        while past > 0 and self._updates_done < round(self._plan[past]):
-            self._update(trainer, pl_module)
+        due = self._plan.num_due(trainer)
+        if self._updates_done < due:
+            self._update_until(due, trainer, pl_module)
+            pl_module.log_dict(
+                {
+                    "nis/reward": self._mean_reward,
+                    "nis/memory": self._mean_memory,
+                    "nis/entropy": self._policy.entropy(),
+                },
+                prog_bar=True,
+                on_step=True,
+                on_epoch=False,
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the full tables."""
@@ -312,19 +326,25 @@ class NISCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score what the policy proposes for several budgets on the whole validation set."""
-        if self._updates_done < self.num_updates:
-            _logger.warning(
-                f"The training ended after {self._updates_done} of {self.num_updates} updates of "
-                "the controller."
+        if self._updates_done < self.num_updates and trainer.should_stop:
+            self._why_none = (
+                f"the training was stopped after {self._updates_done} of {self.num_updates} "
+                "updates of the controller"
             )
+            _logger.warning(
+                f"The search has no candidates: {self._why_none}. Go on from a checkpoint, or "
+                "leave out what stops the training."
+            )
+            set_choices(pl_module, self.space, [self.space.full()])
+            return
+        # There were fewer batches than the dataloader said at the start.
+        self._update_until(self.num_updates, trainer, pl_module)
         finalists = [[choice] for choice in self._finalists(trainer, pl_module)]
         # It is for the whole budget that a supernet is most unfair to what it has trained least.
         groups = [finalists[0], self._proposed[0], self._rivals]
         groups += [own + others for own, others in zip(finalists[1:], self._proposed[1:])]
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
-        quality = self._rewards.score(trainer, pl_module, distinct, _Limited(trainer))
-        if quality.isnan().all():
-            raise ValueError(_USELESS.format("all"))
+        quality = self._scores.of_all(trainer, pl_module, distinct)
         rewards = [self._reward(float(q), a) for q, a in zip(quality, distinct)]
         if trainer.is_global_zero:
             self._recorder.record(
@@ -337,7 +357,14 @@ class NISCallback(Callback):
                 self.dashboard.finish(self.study)
         value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
         best = {max(group, key=value.__getitem__) for group in groups if group}
-        self.candidates = sorted(best, key=value.__getitem__, reverse=True)
+        self._candidates = sorted(best, key=value.__getitem__, reverse=True)
+        first = self._candidates[0]
+        self._tell(
+            trainer,
+            f"The search ends; candidates: {len(self._candidates)} of {len(distinct)} choices "
+            f"scored on all validation data. The best has {first.num_parameters:,} parameters and "
+            f"the reward {value[first]:.4f} with shared weights.",
+        )
         set_choices(pl_module, self.space, [self.space.full()])
 
     def _joined(self) -> Search:
@@ -359,87 +386,25 @@ class NISCallback(Callback):
         shared: _T = trainer.strategy.broadcast(made)
         return shared
 
-    def _total_batches(self, trainer: Trainer) -> int:
-        """Number of training batches until the end."""
-        totals = []
-        if trainer.max_epochs not in (None, -1):
-            totals.append(trainer.num_training_batches * trainer.max_epochs)
-        if trainer.max_steps != -1:
-            totals.append(trainer.max_steps * trainer.accumulate_grad_batches)
-        if not math.isfinite(total := min(totals)):
-            raise MisconfigurationException(
-                "The trainer needs `max_steps` where the length of the training data is not "
-                "known: the search plans its warm-up."
-            )
-        return int(total)
-
-    def _batches_done(self, trainer: Trainer) -> int:
-        """Number of training batches so far, this one included."""
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if trainer.max_steps != -1:
-            # Manual optimisation may take several steps for a batch.
-            done = max(done, self._total * trainer.global_step // trainer.max_steps)
-        return done
-
-    def _planned_batches(self, trainer: Trainer) -> int:
-        """Number of batches since the warm-up, this one included."""
-        return min(max(self._batches_done(trainer) - self._first_batch, 0), len(self._plan) - 1)
-
-    def _training_choices(self, batch: Any, batch_idx: int, learning: bool) -> list[Allocation]:
-        """The full tables and some choices; if there is room for one only, in turns."""
-        count = self._choices_per_step
-        length = 0
-        if count > 1:
-            try:
-                length = batch_length(batch)
-            except ValueError:
-                count = 1
-        if count == 1:
-            if batch_idx % 2 == 0:
-                return [self.space.full()]
-            if learning and self._rng.random() < _DRAWN_SHARE:
-                return self._draw(1)[0]
-            return [self._random_choice()]
-        choices = [self.space.full()]
-        if learning:
-            choices += self._draw((count - 1) // 2)[0]
-        choices += [self._random_choice() for _ in range(count - len(choices))]
-        while length % len(choices):
-            choices.pop()
-        return choices
-
-    def _random_choice(self) -> Allocation:
-        """Most choices cost about the budget, the others anything below it."""
-        if self._rng.random() < _NEAR_BUDGET:
-            return self.space.sample(self._rng, self._rng.uniform(0.8, 1.05) * self.space.budget)
-        low = min(self.space.min_parameters * 4, self.space.budget)
-        cost = math.exp(self._rng.uniform(math.log(low), math.log(self.space.budget)))
-        return self.space.sample(self._rng, cost, removal=0.15)
-
-    def _examples(self, trainer: Trainer) -> Iterator[Any]:
-        """Validation batches without end, after those that were scored before."""
-        limited = _Limited(trainer)
-        skipped = self._batches_scored % max(len(limited), 1)
-        while True:
-            before = self._batches_scored
-            for batch in islice(limited, skipped, None):
-                self._batches_scored += 1
-                yield batch
-            if self._batches_scored == before:
-                raise MisconfigurationException(
-                    "NISCallback scores choices on validation data: the validation dataloader "
-                    "gave no batch."
-                )
-            skipped = 0
+    def _tell(self, trainer: Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            _logger.info(text)
 
     def _draw(self, count: int) -> tuple[list[Allocation], IntArray, FloatArray]:
         options, log_probs = self._policy.sample(count, self._rng)
         choices = [self.space.allocation(params) for params in self._policy.params(options)]
         return choices, options, log_probs
 
+    def _drawn(self, count: int) -> list[Allocation]:
+        return self._draw(count)[0]
+
+    def _update_until(self, due: int, trainer: Trainer, pl_module: LightningModule) -> None:
+        while self._updates_done < due:
+            self._update(trainer, pl_module)
+
     def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         choices, options, log_probs = self._draw(self.group_size)
-        quality = self._score(trainer, pl_module, choices)
+        quality = self._scores.of_some(trainer, pl_module, choices)
         rewards = [self._reward(float(q), choice) for q, choice in zip(quality, choices)]
         self._policy.update(options, [reward.value for reward in rewards], log_probs)
         if trainer.is_global_zero:
@@ -460,17 +425,16 @@ class NISCallback(Callback):
             num_trials = (self._updates_done + 1) * self.group_size
             self.dashboard.update(self.study, num_trials)
         self._updates_done += 1
-        memory = np.mean([reward.num_parameters for reward in rewards]) / self.space.budget
-        pl_module.log_dict(
-            {
-                "nis/reward": float(np.mean([reward.value for reward in rewards])),
-                "nis/memory": float(memory),
-                "nis/entropy": self._policy.entropy(),
-            },
-            prog_bar=True,
-            on_step=True,
-            on_epoch=False,
-        )
+        self._mean_reward = float(np.mean([reward.value for reward in rewards]))
+        memory = np.mean([reward.num_parameters for reward in rewards])
+        self._mean_memory = float(memory / self.space.budget)
+        quarter, before = (4 * (self._updates_done - k) // self.num_updates for k in (0, 1))
+        if quarter > before:
+            self._tell(
+                trainer,
+                f"{self._updates_done} of {self.num_updates} updates: the mean reward of a group "
+                f"is {self._mean_reward:.4f}.",
+            )
 
     def _reward(self, quality: float, choice: Allocation) -> Reward:
         return penalised_reward(
@@ -480,81 +444,32 @@ class NISCallback(Callback):
             penalty_weight=self.penalty_weight,
         )
 
-    def _score(
-        self, trainer: Trainer, pl_module: LightningModule, choices: list[Allocation]
-    ) -> Tensor:
-        """Quality of some choices on the next examples that can tell."""
-        for _ in range(_MAX_USELESS_BATCHES):
-            batch = next(self._validation)
-            try:
-                batch_length(batch)
-                batch = take(batch, self.score_examples)
-            except ValueError:
-                pass  # Not made of examples that can be told apart; it is used as it is.
-            quality = self._rewards.score(trainer, pl_module, choices, [batch])
-            if not quality.isnan().all():
-                return quality
-        raise ValueError(_USELESS.format(f"{_MAX_USELESS_BATCHES} consecutive"))
-
     def _finalists(self, trainer: Trainer, pl_module: LightningModule) -> list[Allocation]:
         """For each share of the budget, the best of the policy's proposals on some batches."""
         groups = self._of_the_first(trainer, self._proposals)
         distinct = list(dict.fromkeys(choice for group in groups for choice in group))
-        scores = [self._score(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)]
+        scores = [
+            self._scores.of_some(trainer, pl_module, distinct) for _ in range(_PROPOSAL_BATCHES)
+        ]
         value = dict(zip(distinct, torch.stack(scores).nan_to_num(-math.inf).sum(0).tolist()))
         return [max(group, key=value.__getitem__) for group in groups]
 
     def _proposals(self) -> list[list[Allocation]]:
-        """For each share of the budget, the likeliest choices of the policy that use it."""
-        groups = []
-        policy = self._policy
-        for space in _budgets(self.space):
-            if space is not self.space:
-                policy = policy.under(space)
-            draws, _ = policy.sample(_FINALIST_DRAWS, self._rng)
-            options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
-            options = options[np.argsort(-policy.log_prob(options), kind="stable")]
-            choices = [self.space.allocation(params) for params in policy.params(options)]
-            using = [c for c in choices if c.num_parameters >= _MIN_USE * space.budget]
-            groups.append((using or choices)[:_PROPOSALS_PER_SHARE])
-        return groups
+        return proposals(self._policy, self.space, self._rng)
 
 
-def _budgets(space: SearchSpace) -> list[SearchSpace]:
-    """The space for its budget and for the shares of it that leave any room."""
-    budgets = [int(share * space.budget) for share in _BUDGET_SHARES[1:]]
-    return [space, *(space.with_budget(b) for b in budgets if b >= space.min_parameters)]
+def _of_dataloader(monitor: str | None) -> tuple[str | None, int | None]:
+    """What Lightning logs for one of several dataloaders: its name and the dataloader's index."""
+    name, mark, index = (monitor or "").partition("/dataloader_idx_")
+    return (name, int(index)) if mark and index.isdecimal() else (monitor, None)
 
 
-def _proposed(
-    name: str, propose: Callable[[SearchSpace], Sequence[Allocation]] | None, space: SearchSpace
-) -> list[Allocation]:
-    """What a function gives for a budget, if it is of the space and within it."""
-    proposed = [] if propose is None else list(propose(space))
-    for allocation in proposed:
-        space.params(allocation)
-        if allocation.num_parameters > space.budget:
-            raise ValueError(
-                f"`{name}` must keep to the budget of {space.budget} parameters, it gave "
-                f"a choice of {allocation.num_parameters}."
-            )
-    return proposed
-
-
-class _Limited:
-    """The first validation dataloader, cut as the trainer cuts it."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        loaders: Any = trainer.val_dataloaders
-        limits: Any = trainer.num_val_batches
-        if isinstance(loaders, Mapping):
-            loaders = list(loaders.values())
-        several = isinstance(loaders, (list, tuple))
-        self.loader: Any = next(iter(loaders), None) if several else loaders
-        self._limit = next(iter(limits), 0) if isinstance(limits, list) else limits
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.loader, None if math.isinf(self._limit) else int(self._limit))
-
-    def __len__(self) -> int:
-        return 0 if math.isinf(self._limit) else int(self._limit)
+def _check_processes(trainer: Trainer) -> None:
+    launcher = trainer.strategy.launcher
+    # By name, so that those of pytorch_lightning are found too.
+    if any(kind.__name__ == "_MultiProcessingLauncher" for kind in type(launcher).__mro__):
+        raise MisconfigurationException(
+            "The strategy trains in processes of its own (`ddp_spawn`, `ddp_fork`, "
+            "`ddp_notebook`), with which the candidates of the search would end. Use "
+            '`Trainer(strategy="ddp")` in a script, and `Trainer(devices=1)` in a notebook.'
+        )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import optuna
 
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.lightning.rewards import MonitorMode
-from optuna_nis.lightning.training import BuildModel, train
+from optuna_nis.lightning.training import BuildModel, listed, logged, train
 from optuna_nis.results import (
     FIDELITY_ATTR,
     NUM_PARAMETERS_ATTR,
@@ -21,6 +23,8 @@ from optuna_nis.results import (
 )
 from optuna_nis.reward import Reward, penalised_reward
 from optuna_nis.space import SearchSpace
+
+_logger = get_logger(__name__)
 
 
 def objective(
@@ -38,9 +42,11 @@ def objective(
 ) -> Callable[[optuna.Trial], float]:
     """An objective that trains a model of the suggested sizes and returns its penalised metric.
 
-    After every epoch the reward so far is reported, and the trial is pruned if the study's pruner
-    says so. Quality, penalty and number of parameters become user attributes of the trial, and a
-    choice above the budget breaks the constraint ``"memory"``. The study remembers the space.
+    After every validation, by default one for each epoch, the reward is reported, as step 0, 1 and
+    so on, and the trial is pruned if the study's pruner says so. Quality, penalty and number of
+    parameters become user attributes of the trial, and a choice above the budget breaks the
+    constraint ``"memory"``. A training whose metric is never a finite number makes its trial fail,
+    and the study goes on. The study remembers the space.
 
     Args:
         build_model: Makes a model of given sizes, such as ``lambda sizes:
@@ -59,7 +65,7 @@ def objective(
 
     Returns:
         A function for :meth:`optuna.Study.optimize`. It raises a :exc:`ValueError` if the study
-        was searched with another space.
+        was searched with another space, or the model does not log ``monitor`` in validation.
 
     Example:
         >>> from optuna_nis import NISSampler
@@ -85,17 +91,22 @@ def objective(
         if hasattr(trial, "set_constraint"):
             trial.set_constraint("memory", float(allocation.num_parameters - space.budget))
         pruning = _Pruning(trial, monitor, lambda metric: rewarded(metric, allocation).value)
-        training = train(
-            build_model,
-            allocation,
-            datamodule,
-            seed=seed,
-            max_epochs=max_epochs,
-            patience=patience,
-            monitor=monitor,
-            mode=mode,
-            **(trainer_options | {"callbacks": [pruning, *trainer_options.get("callbacks", [])]}),
-        )
+        callbacks = [pruning, *listed(trainer_options.get("callbacks"))]
+        try:
+            training = train(
+                build_model,
+                allocation,
+                datamodule,
+                seed=seed,
+                max_epochs=max_epochs,
+                patience=patience,
+                monitor=monitor,
+                mode=mode,
+                **(trainer_options | {"callbacks": callbacks}),
+            )
+        except FloatingPointError as error:
+            _logger.warning(str(error))
+            return math.nan  # With which a trial fails.
         reward = rewarded(training.val_metric, allocation)
         trial.set_user_attr(QUALITY_ATTR, reward.quality)
         trial.set_user_attr(PENALTY_ATTR, reward.penalty)
@@ -106,7 +117,7 @@ def objective(
 
 
 class _Pruning(Callback):
-    """Report the reward after each epoch; stop where the pruner says so."""
+    """Report the reward after each validation; stop where the pruner says so."""
 
     def __init__(
         self, trial: optuna.Trial, monitor: str, reward: Callable[[float], float]
@@ -114,9 +125,14 @@ class _Pruning(Callback):
         self._trial = trial
         self._monitor = monitor
         self._reward = reward
+        self._step = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metric = float(trainer.callback_metrics[self._monitor])
-        self._trial.report(self._reward(metric), step=trainer.current_epoch)
+        if trainer.sanity_checking:
+            return
+        metric = logged(trainer, self._monitor)
+        if math.isfinite(metric):
+            self._trial.report(self._reward(metric), step=self._step)
+        self._step += 1
         if self._trial.should_prune():
             raise optuna.TrialPruned(f"Pruned after epoch {trainer.current_epoch}.")

@@ -112,6 +112,8 @@ class Rewards:
         pl_module: LightningModule,
         choices: Sequence[Allocation],
         batches: Iterable[Any],
+        *,
+        dataloader_idx: int | None = None,
     ) -> Tensor:
         """Quality of some choices on batches of validation data.
 
@@ -120,6 +122,7 @@ class Rewards:
             pl_module: The supernet.
             choices: The choices.
             batches: Batches as the dataloader gives them, gone over more than once.
+            dataloader_idx: Which of several dataloaders gives them; None if there is one only.
 
         Returns:
             Shape ``(choices,)``, 64-bit floats, larger is better; NaN where the examples cannot
@@ -131,9 +134,13 @@ class Rewards:
         """
         with _undisturbed(trainer, pl_module):
             if self.side_by_side(pl_module):
-                totals, weights = self._side_by_side(trainer, pl_module, choices, batches)
+                totals, weights = self._side_by_side(
+                    trainer, pl_module, choices, batches, dataloader_idx
+                )
             else:
-                totals, weights = self._one_by_one(trainer, pl_module, choices, batches)
+                totals, weights = self._one_by_one(
+                    trainer, pl_module, choices, batches, dataloader_idx
+                )
         if trainer.world_size > 1:
             both = torch.stack([totals, weights]).to(trainer.strategy.root_device)
             totals, weights = trainer.strategy.reduce(both, reduce_op="sum").cpu()
@@ -146,6 +153,7 @@ class Rewards:
         pl_module: LightningModule,
         choices: Sequence[Allocation],
         batches: Iterable[Any],
+        dataloader_idx: int | None,
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(pl_module, Searchable)
         totals = torch.zeros(len(choices), dtype=torch.float64)
@@ -157,7 +165,9 @@ class Rewards:
             for start in range(0, len(choices), size):
                 group = choices[start : start + size]
                 set_choices(pl_module, self.space, group)
-                examples = _on_device(trainer, pl_module, repeat(batch, len(group)))
+                examples = _on_device(
+                    trainer, pl_module, repeat(batch, len(group)), dataloader_idx
+                )
                 parts.append(pl_module.choice_quality(examples, len(group)).cpu())
             quality = torch.cat(parts).double()
             # Some choices without a quality are an error, told when they become rewards.
@@ -172,29 +182,41 @@ class Rewards:
         pl_module: LightningModule,
         choices: Sequence[Allocation],
         batches: Iterable[Any],
+        dataloader_idx: int | None,
     ) -> tuple[Tensor, Tensor]:
         totals, weights = [], []
         for choice in choices:
             set_choices(pl_module, self.space, [choice])
             if self.metric is not None:
-                value, weight = self._measured(trainer, pl_module, self.metric, batches), 1.0
+                value = self._measured(trainer, pl_module, self.metric, batches, dataloader_idx)
+                weight = 1.0
             else:
-                value, weight = self._logged(trainer, pl_module, batches)
+                value, weight = self._logged(trainer, pl_module, batches, dataloader_idx)
             totals.append(0.0 if math.isnan(value) else value * weight)
             weights.append(0.0 if math.isnan(value) else weight)
         return torch.tensor(totals, dtype=torch.float64), torch.tensor(weights).double()
 
     def _measured(
-        self, trainer: Trainer, pl_module: LightningModule, metric: Metric, batches: Iterable[Any]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        metric: Metric,
+        batches: Iterable[Any],
+        dataloader_idx: int | None,
     ) -> float:
         metric.to(pl_module.device)
         metric.reset()
         for index, batch in enumerate(batches):
-            _feed(metric, _step(trainer, pl_module, batch, index), pl_module)
+            outputs = _step(trainer, pl_module, batch, index, dataloader_idx)
+            _feed(metric, outputs, pl_module)
         return self._sign(metric, type(metric).__name__) * _compute(metric)
 
     def _logged(
-        self, trainer: Trainer, pl_module: LightningModule, batches: Iterable[Any]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batches: Iterable[Any],
+        dataloader_idx: int | None,
     ) -> tuple[float, float]:
         name = self.monitor or _DEFAULT_MONITOR
         for metric in _metrics(pl_module):
@@ -204,7 +226,7 @@ class Rewards:
         for index, batch in enumerate(batches):
             log = _Log()
             with log.instead_of_that_of(pl_module):
-                _step(trainer, pl_module, batch, index)
+                _step(trainer, pl_module, batch, index, dataloader_idx)
             if name not in log.values:
                 raise MisconfigurationException(
                     f"`validation_step` of {type(pl_module).__name__} logs {sorted(log.values)}, "
@@ -260,25 +282,33 @@ class _Log:
             del attributes["log"], attributes["log_dict"]
 
 
-def _step(trainer: Trainer, pl_module: LightningModule, batch: Any, index: int) -> Any:
+def _step(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    batch: Any,
+    index: int,
+    dataloader_idx: int | None,
+) -> Any:
     """What ``validation_step`` returns for a batch as the dataloader gives it."""
-    batch = _on_device(trainer, pl_module, batch)
+    batch = _on_device(trainer, pl_module, batch, dataloader_idx)
     parameters = inspect.signature(pl_module.validation_step).parameters
     arguments: list[Any] = [batch]
     if "batch_idx" in parameters:
         arguments.append(index)
     if "dataloader_idx" in parameters:
-        arguments.append(0)
+        arguments.append(dataloader_idx or 0)
     if "log" in vars(pl_module):
         return pl_module.validation_step(*arguments)
     with _Log().instead_of_that_of(pl_module):
         return pl_module.validation_step(*arguments)
 
 
-def _on_device(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
+def _on_device(
+    trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int | None
+) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx or 0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx or 0)
 
 
 def _feed(metric: Metric, outputs: Any, pl_module: LightningModule) -> None:
@@ -302,11 +332,14 @@ def _compute(metric: Metric) -> float:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         value = metric.compute()
-    if any("No positive samples" in str(w.message) for w in caught):
-        return math.nan
-    if any("No negative samples" in str(w.message) for w in caught):
-        return math.nan
-    return float(value)
+    without = ("No positive samples", "No negative samples")
+    unknown = any(text in str(w.message) for w in caught for text in without)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # The value is that of all processes, but only the first one is warned.
+        told = torch.tensor(unknown, dtype=torch.int32, device=metric.device)
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+        unknown = bool(told)
+    return math.nan if unknown else float(value)
 
 
 def _length_or_one(batch: Any) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+import math
 from pathlib import Path
 import tempfile
+import time
 from typing import Any
 import zlib
 
@@ -14,16 +16,20 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 import torch
 from torch import Tensor, nn
 
+from optuna_nis._format import duration
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
 from optuna_nis.lightning.rewards import MonitorMode
-from optuna_nis.lightning.training import BuildModel, quiet_lightning, quiet_trainer
+from optuna_nis.lightning.training import BuildModel, logged, quiet_lightning, quiet_trainer
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
     SupernetEmbedding,
     supernet_layers,
 )
+
+_logger = get_logger(__name__)
 
 # Choices cost about the same if the larger has at most so many times the parameters.
 _SAME_COST = 1.25
@@ -83,12 +89,17 @@ def train_shortlist(
             other stays beside them.
         monitor: Name under which the models log their validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
-        progress: Called with a line of text before each training.
+        progress: Called with a line of text after each training: its round, its score, and about
+            how long the others of the round will take.
         folder: Where the trainings are kept, to go on from there if they are interrupted and
             started again with the same arguments; by default a temporary folder.
 
     Returns:
-        All choices, best first.
+        All choices whose metric is a finite number, best first.
+
+    Raises:
+        ValueError: If the models log no value of that name in validation.
+        FloatingPointError: If there is none whose metric is a finite number.
 
     Example:
         >>> from optuna_nis import SearchSpace, baselines
@@ -120,10 +131,17 @@ def train_shortlist(
         ]
         alive = runs
         for index, epochs in enumerate(rounds):
+            start = time.perf_counter()
             for position, run in enumerate(alive, start=1):
-                if progress is not None:
-                    progress(f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}")
                 run.train(datamodule, epochs)
+                if progress is not None:
+                    seconds = (time.perf_counter() - start) / position
+                    left = seconds * (len(alive) - position)
+                    more = f", about {duration(left)} left in this round" if left else ""
+                    progress(
+                        f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}, {run}"
+                        f"{more}"
+                    )
             ranked = sorted(alive, key=lambda run: run.latest, reverse=True)
             others = _best_of_each_cost(ranked) if index == 0 else ranked
             places = min((len(others) + 1) // 2, _MAX_KEPT)
@@ -131,7 +149,18 @@ def train_shortlist(
             others = [run for run in others if run not in alive]
             alive += others[: max(places - len(alive), 1)]
         runs.sort(key=lambda run: run.latest, reverse=True)
-        return [Candidate(run.allocation, run.latest) for run in runs]
+        found = [Candidate(r.allocation, r.latest) for r in runs if math.isfinite(r.latest)]
+        if runs and not found:
+            raise FloatingPointError(
+                f"{monitor!r} was not a finite number for any of the {len(runs)} choices: their "
+                "trainings diverged, or the metric cannot be computed on the validation data."
+            )
+        if len(found) < len(runs):
+            _logger.warning(
+                f"{monitor!r} was not a finite number for {len(runs) - len(found)} of the "
+                f"{len(runs)} choices; they are left out."
+            )
+        return found
 
 
 class _Run:
@@ -160,6 +189,9 @@ class _Run:
     def latest(self) -> float:
         return self._metric.value
 
+    def __str__(self) -> str:
+        return f"{self.allocation.num_parameters:,} parameters: {self._metric}"
+
     @property
     def _checkpoint(self) -> Path:
         name = zlib.crc32(self.allocation.to_json().encode())
@@ -172,6 +204,7 @@ class _Run:
         if self._kept:
             callbacks.append(PeriodicCheckpoint(self._checkpoint))
         trainer = quiet_trainer(
+            self._model,
             max_epochs=self._epochs,
             # What counts is the end of the round.
             check_val_every_n_epoch=self._epochs,
@@ -206,8 +239,12 @@ class _LatestMetric(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.value = state_dict["value"]
 
+    def __str__(self) -> str:
+        return f"{self._monitor} {self._sign * self.value:.4f}"
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.value = self._sign * float(trainer.callback_metrics[self._monitor])
+        value = self._sign * logged(trainer, self._monitor)
+        self.value = value if math.isfinite(value) else -math.inf
 
 
 def warm_start(model: LightningModule, supernet: LightningModule) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 import logging
+import math
 from pathlib import Path
 import tempfile
 import threading
@@ -13,17 +14,17 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 import torch
 
 from optuna_nis.allocation import Allocation
+from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.rewards import MonitorMode
 
 #: Makes a model of given embedding sizes.
 BuildModel = Callable[[Allocation], LightningModule]
 
-_logger = logging.getLogger("lightning.pytorch")
-_level = _logger.level
+_loggers = [logging.getLogger(package) for package in ("lightning.pytorch", "pytorch_lightning")]
+_levels = [logger.level for logger in _loggers]
 _quiet_lock = threading.Lock()
 _num_quiet = 0
 
@@ -34,11 +35,12 @@ def quiet_lightning() -> Iterator[None]:
 
     Trials may train in several threads: the last one to end gives Lightning its voice back.
     """
-    global _level, _num_quiet
+    global _levels, _num_quiet
     with _quiet_lock:
         if _num_quiet == 0:
-            _level = _logger.level
-            _logger.setLevel(max(_logger.getEffectiveLevel(), logging.WARNING))
+            _levels = [logger.level for logger in _loggers]
+            for logger in _loggers:
+                logger.setLevel(max(logger.getEffectiveLevel(), logging.WARNING))
         _num_quiet += 1
     try:
         yield
@@ -46,7 +48,8 @@ def quiet_lightning() -> Iterator[None]:
         with _quiet_lock:
             _num_quiet -= 1
             if _num_quiet == 0:
-                _logger.setLevel(_level)
+                for logger, level in zip(_loggers, _levels):
+                    logger.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def train(
     patience: int = 2,
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
-    callbacks: list[Callback] | None = None,
+    callbacks: Sequence[Callback] | Callback | None = None,
     **trainer_options: Any,
 ) -> Training:
     """Train a model from scratch until its validation metric stops improving.
@@ -96,6 +99,11 @@ def train(
     Returns:
         The model at its best epoch, and what it took.
 
+    Raises:
+        ValueError: If the model logs no value of that name in validation.
+        FloatingPointError: If the best value is not a finite number.
+        RuntimeError: If the training ended before its first validation.
+
     Example:
         >>> from optuna_nis import SearchSpace
         >>> from optuna_nis.lightning import reference_model
@@ -108,23 +116,61 @@ def train(
     """
     torch.manual_seed(seed)
     model = build_model(allocation)
+    lightning = lightning_of(model)
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
-        best = ModelCheckpoint(dirpath=folder, monitor=monitor, mode=mode, save_weights_only=True)
-        stopping = EarlyStopping(monitor, mode=mode, patience=patience)
+        best = lightning.callbacks.ModelCheckpoint(
+            dirpath=folder, monitor=monitor, mode=mode, save_weights_only=True
+        )
+        stopping = lightning.callbacks.EarlyStopping(monitor, mode=mode, patience=patience)
         trainer = quiet_trainer(
+            model,
             max_epochs=max_epochs,
             enable_checkpointing=True,
-            callbacks=[best, stopping, *(callbacks or [])],
+            callbacks=[_MustBeLogged(monitor), best, stopping, *listed(callbacks)],
             **trainer_options,
         )
         start = time.perf_counter()
         trainer.fit(model, datamodule=datamodule)
         seconds = time.perf_counter() - start
         if best.best_model_score is None:
-            raise RuntimeError("The training ended before its first validation.")
+            raise RuntimeError(
+                "The training ended before its first validation, or no checkpoint could be made: "
+                "there must be validation data, and neither `fast_dev_run` nor "
+                "`check_val_every_n_epoch` above `max_epochs`."
+            )
+        if not math.isfinite(best.best_model_score):
+            raise FloatingPointError(
+                f"{monitor!r} must be a finite number after a validation, the best was "
+                f"{float(best.best_model_score)}: the training diverged, or the metric cannot be "
+                "computed on the validation data."
+            )
         state = torch.load(Path(best.best_model_path), weights_only=True)["state_dict"]
     model.load_state_dict(state)
     return Training(model, float(best.best_model_score), trainer.current_epoch, seconds)
+
+
+def logged(trainer: Trainer, monitor: str) -> float:
+    """A value that the model has logged.
+
+    Raises:
+        ValueError: If it logs none of that name.
+    """
+    metrics = trainer.callback_metrics
+    if monitor not in metrics:
+        raise ValueError(
+            f"`monitor` must be a value that the model logs in validation, one of "
+            f"{sorted(metrics)}, got {monitor!r}."
+        )
+    return float(metrics[monitor])
+
+
+class _MustBeLogged(Callback):
+    def __init__(self, monitor: str) -> None:
+        self._monitor = monitor
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            logged(trainer, self._monitor)
 
 
 def evaluate(
@@ -141,7 +187,9 @@ def evaluate(
         ValueError: If it logs none of that name.
     """
     with quiet_lightning():
-        (metrics,) = quiet_trainer().test(model, datamodule=datamodule, verbose=False)
+        found = quiet_trainer(model).test(model, datamodule=datamodule, verbose=False)
+    # Of several dataloaders each has its own; names tell which.
+    metrics = {name: value for each in found for name, value in each.items()}
     if monitor not in metrics:
         raise ValueError(
             f"`monitor` must be a value that `test_step` logs, one of {sorted(metrics)}, "
@@ -150,8 +198,20 @@ def evaluate(
     return float(metrics[monitor])
 
 
-def quiet_trainer(**options: Any) -> Trainer:
-    """A trainer that writes no files and no summary unless it is asked to."""
+def listed(callbacks: Sequence[Callback] | Callback | None) -> list[Callback]:
+    """What a trainer takes as callbacks, as a list."""
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+
+
+def quiet_trainer(model: LightningModule | None = None, **options: Any) -> Trainer:
+    """A trainer that writes no files and no summary unless it is asked to.
+
+    Args:
+        model: What it is to train; it decides which of Lightning's packages the trainer is from.
+        **options: Arguments of the trainer.
+    """
     defaults: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
@@ -159,4 +219,5 @@ def quiet_trainer(**options: Any) -> Trainer:
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
     }
-    return Trainer(**(defaults | options))
+    kind: type[Trainer] = Trainer if model is None else lightning_of(model).Trainer
+    return kind(**(defaults | options))

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import math
+import re
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from sklearn.metrics import label_ranking_average_precision_score, roc_auc_score
 import torch
@@ -249,6 +252,15 @@ def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataMo
     values = [candidate.val_metric for candidate in found]
     assert values == sorted(values, reverse=True)
     assert len(lines) == 3 + 2
+    pattern = (
+        r"round 1 of 2: 2 of 3, [\d,]+ parameters: val_metric 0\.\d{4}, about \d+ s left in .*"
+    )
+    assert re.fullmatch(pattern, lines[1])
+    assert "left" not in lines[2] + lines[4]
+    last = {line.split(", ")[1].split(":")[0]: line.split()[-1] for line in (lines[2], lines[4])}
+    for candidate in found:
+        name = f"{candidate.allocation.num_parameters:,} parameters"
+        assert last.get(name, f"{candidate.val_metric:.4f}") == f"{candidate.val_metric:.4f}"
 
 
 def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDataModule) -> None:
@@ -259,7 +271,7 @@ def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDa
     choices = [space.sample(rng, space.full_parameters * share) for share in shares]
     lines: list[str] = []
     train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
-    assert lines[-1] == "round 2 of 2: 1 of 1"
+    assert lines[-1].startswith("round 2 of 2: 1 of 1, ")
 
 
 def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -> None:
@@ -269,7 +281,9 @@ def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -
     choices = [space.sample(rng, space.full_parameters * 0.7**n) for n in range(8)]
     lines: list[str] = []
     train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
-    assert lines[8:] == [f"round 2 of 2: {n} of 3" for n in (1, 2, 3)]
+    assert [line.split(",")[0] for line in lines[8:]] == [
+        f"round 2 of 2: {n} of 3" for n in (1, 2, 3)
+    ]
 
 
 def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
@@ -283,6 +297,29 @@ def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
         [large, small], supernet, build, datamodule, rounds=(2, 1), monitor="told"
     )
     assert found == [Candidate(small, pytest.approx(0.8)), Candidate(large, pytest.approx(0.5))]
+
+
+def test_choices_whose_trainings_diverge_are_left_out(
+    datamodule: TableDataModule, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    large, small = space.full(), space.allocation(dict.fromkeys(space.choices, 1))
+    supernet = reference_model(datamodule.features)(space)
+    optuna.logging.enable_propagation()
+
+    def found(values: list[float]) -> list[Candidate]:
+        build = _build_told(datamodule, {large: values, small: [0.6]})
+        run = ([large, small], supernet, build, datamodule)
+        return train_shortlist(*run, rounds=(1,), limit_train_batches=1, monitor="told")
+
+    assert found([math.nan]) == [Candidate(small, pytest.approx(0.6))]
+    optuna.logging.disable_propagation()
+    assert "'told' was not a finite number for 1 of the 2 choices" in caplog.text
+    build = _build_told(datamodule, {large: [math.nan]})
+    with pytest.raises(FloatingPointError, match="'told' was not a finite number for any of"):
+        train_shortlist([large], supernet, build, datamodule, rounds=(1,), monitor="told")
+    with pytest.raises(ValueError, match="`monitor` must be a value that the model logs in val"):
+        train_shortlist([large], supernet, build, datamodule, rounds=(1,), monitor="auc")
 
 
 def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) -> None:
@@ -306,4 +343,4 @@ def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) 
         progress=lines.append,
     )
     assert found[0] == Candidate(choices[3], pytest.approx(0.9))
-    assert lines[-1] == "round 2 of 2: 2 of 2"
+    assert lines[-1].startswith("round 2 of 2: 2 of 2, ")

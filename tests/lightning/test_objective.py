@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import math
+import re
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import optuna
 from optuna.trial import TrialState
 import pytest
+from tiny import MIXED, TRAIN, Net, batches_of
+import torch
 
 from optuna_nis import NISSampler, SearchSpace
 from optuna_nis.datasets import TableDataModule
 from optuna_nis.lightning import objective, reference_model
+from optuna_nis.nn import apply_allocation, make_searchable
 from optuna_nis.results import best_allocation
 
 
@@ -57,3 +65,89 @@ def test_sizes_above_the_budget_are_penalised_and_marked(datamodule: TableDataMo
     if hasattr(optuna.Trial, "set_constraint"):  # since Optuna 5
         with pytest.raises(ValueError, match=r"[Ff]easible"):
             study.best_trial  # noqa: B018
+
+
+class _Data(LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return batches_of(TRAIN, 16)
+
+    def val_dataloader(self) -> Any:
+        return batches_of(MIXED)
+
+
+class _Epochs(Callback):
+    count = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.count += 1
+
+
+class _Told(Net):
+    """Logs what it is told, one value after the other; ``None`` in the sanity check."""
+
+    values: tuple[float, ...] = ()
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            self.log("told", 100.0)
+        else:
+            self.values, value = self.values[1:], self.values[0]
+            self.log("told", value)
+
+
+def _study_of(values: tuple[float, ...], **options: Any) -> optuna.Study:
+    torch.manual_seed(0)
+    space = make_searchable(Net(), budget=0.5)
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=0))
+
+    def build(sizes: Any) -> Net:
+        model = apply_allocation(_Told(), sizes)
+        model.values = values
+        return model
+
+    run = objective(build, _Data(), space, **({"monitor": "told", "patience": 9} | options))
+    study.optimize(run, n_trials=1)
+    return study
+
+
+def test_the_sanity_check_is_no_epoch() -> None:
+    (trial,) = _study_of((0.3, 0.5), max_epochs=2, num_sanity_val_steps=2).trials
+    assert trial.intermediate_values == pytest.approx({0: 0.3, 1: 0.5})
+
+
+def test_every_validation_of_an_epoch_is_reported() -> None:
+    values = (0.1, 0.4, 0.7, 0.6)
+    (trial,) = _study_of(values, max_epochs=2, val_check_interval=0.5).trials
+    assert trial.intermediate_values == pytest.approx(dict(enumerate(values)))
+    assert trial.value == pytest.approx(0.7)
+    (trial,) = _study_of((0.2, 0.3), max_epochs=4, check_val_every_n_epoch=2).trials
+    assert trial.intermediate_values == pytest.approx({0: 0.2, 1: 0.3})
+
+
+def test_a_monitor_that_is_not_logged_is_told_by_name() -> None:
+    message = "a value that the model logs in validation, one of ['auroc', 'batch_auroc', 'told'"
+    with pytest.raises(ValueError, match=re.escape(message) + ".*got 'val_auc'"):
+        _study_of((0.5,), max_epochs=1, monitor="val_auc")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_trial_whose_training_diverges_fails_alone(bad: float) -> None:
+    (trial,) = _study_of((bad, bad), max_epochs=2).trials
+    assert trial.state == TrialState.FAIL
+    assert trial.intermediate_values == {}
+
+
+def test_what_was_good_before_a_training_diverged_counts() -> None:
+    (trial,) = _study_of((0.4, math.nan), max_epochs=2).trials
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == pytest.approx(0.4)
+    assert trial.intermediate_values == pytest.approx({0: 0.4})
+
+
+def test_one_callback_or_none() -> None:
+    epochs = _Epochs()
+    for callbacks in (None, epochs):
+        assert _study_of((0.5,), max_epochs=1, callbacks=callbacks).best_value == pytest.approx(
+            0.5
+        )
+    assert epochs.count == 1

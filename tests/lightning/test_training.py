@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 import pytest
+from tiny import IDS, MIXED, TRAIN, batches_of, rows
+import torch
 
 from optuna_nis import SearchSpace
 from optuna_nis.datasets import TableDataModule
 from optuna_nis.lightning import DataConfig, evaluate, reference_model, train
-from optuna_nis.lightning.training import quiet_lightning, quiet_trainer
+from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer
+from optuna_nis.nn import make_searchable
 
 
 @pytest.fixture
@@ -49,3 +54,77 @@ def test_the_metric_of_the_test_by_its_name(data: DataConfig, model: LightningMo
     message = "`monitor` must be a value that `test_step` logs, one of ['test_metric'], got 'auc'"
     with pytest.raises(ValueError, match=re.escape(message)):
         evaluate(model, datamodule, monitor="auc")
+
+
+def _tiny(kind: Any = LightningModule, **logged: float) -> Any:
+    """A model that logs some values in validation."""
+
+    class Tiny(kind):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.ids = torch.nn.Embedding(IDS, 4)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.ids(batch[0]).square().mean()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log_dict(logged)
+
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self.log("test_metric", 0.25 + dataloader_idx)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Tiny()
+
+
+class _Data(LightningDataModule):
+    def __init__(self, test: Any = None) -> None:
+        super().__init__()
+        self.test = test
+
+    def train_dataloader(self) -> Any:
+        return batches_of(TRAIN, 16)
+
+    def val_dataloader(self) -> Any:
+        return batches_of(MIXED)
+
+    def test_dataloader(self) -> Any:
+        return self.test
+
+
+def _train(model: Any, data: Any = None, **options: Any) -> Training:
+    full = make_searchable(_tiny(), budget=0.5).full()
+    options = {"max_epochs": 2} | options
+    return train(lambda _: model, full, data or _Data(), seed=0, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 2}, {"num_sanity_val_steps": 1}])
+def test_a_monitor_that_is_not_logged_is_told_by_name(options: dict[str, Any]) -> None:
+    message = "a value that the model logs in validation, one of ['accuracy'], got 'val_metric'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _train(_tiny(accuracy=0.5), **options)
+
+
+def test_trainings_without_a_number() -> None:
+    with pytest.raises(FloatingPointError, match=r"'val_metric' must be a finite number .* was"):
+        _train(_tiny(val_metric=math.nan))
+    for options in ({"fast_dev_run": True}, {"check_val_every_n_epoch": 3}):
+        with pytest.raises(RuntimeError, match="ended before its first validation, or no check"):
+            _train(_tiny(val_metric=0.5), **options)
+
+
+def test_the_metrics_of_several_test_dataloaders() -> None:
+    model, data = _tiny(), _Data([batches_of(MIXED), batches_of(MIXED)])
+    assert evaluate(model, data, monitor="test_metric/dataloader_idx_1") == 1.25
+    with pytest.raises(ValueError, match=r"one of .*dataloader_idx_0.*, got 'test_metric'"):
+        evaluate(model, data)
+
+
+def test_modules_of_the_other_package() -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    model = _tiny(other.LightningModule, val_metric=0.5)
+    data = other.LightningDataModule.from_datasets(rows(TRAIN), rows(MIXED), rows(MIXED))
+    assert _train(model, data=data).val_metric == 0.5
+    assert evaluate(model, data) == 0.25

@@ -9,8 +9,10 @@ import sys
 from lightning.pytorch import Callback, LightningModule, Trainer
 import optuna
 from ordinary import Data, Ordinary
+from tiny import TRAIN, Net, batches_of
 import torch
 from torch import Tensor, nn
+from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import NISSampler
 from optuna_nis.lightning import NISCallback
@@ -29,6 +31,22 @@ class Seen(Callback):
     ) -> None:
         layers = supernet_layers(pl_module).values()
         self.widths.append([layer._mask.sum(-1)[0].tolist() for layer in layers])
+
+
+def rare_positives() -> dict[str, int]:
+    """On how many examples choices are scored, where only one process has any of one class."""
+    torch.manual_seed(0)
+    model = Net()
+    space = make_searchable(model, budget=0.5)
+    search = NISCallback(
+        space, num_updates=2, group_size=2, score_examples=4, metric=BinaryAUROC(), warmup=0.5
+    )
+    trainer = quiet_trainer(
+        max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", callbacks=[search]
+    )
+    # Every other row is of the other process.
+    trainer.fit(model, batches_of(TRAIN, 8), batches_of([0] * 26 + [1] + [0] * 13, 20))
+    return search._scores.state_dict()
 
 
 def main(output: Path) -> None:
@@ -57,6 +75,7 @@ def main(output: Path) -> None:
             for fidelity in ("supernet", "validated")
         },
         "loss_of_the_best": sum(losses) / len(losses),
+        "rare_positives": rare_positives(),
     }
     (output / f"{trainer.global_rank}.json").write_text(json.dumps(report))
 

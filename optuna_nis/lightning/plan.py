@@ -1,0 +1,122 @@
+"""When the updates of the controller are due, by training batches."""
+
+from __future__ import annotations
+
+import math
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+import numpy as np
+
+
+class Plan:
+    """The warm-up and the updates of a search, over the batches of a training.
+
+    Where a callback may stop the training early, the plan is over after the trainer's
+    ``min_epochs`` or ``min_steps``; the supernet goes on learning until the training stops.
+
+    Args:
+        trainer: The trainer, at the start of the training.
+        num_updates: Updates of the controller.
+        warmup: Share of the batches that come before the first.
+
+    Raises:
+        lightning.pytorch.utilities.exceptions.MisconfigurationException: If it is not known how
+            many batches there will be.
+    """
+
+    def __init__(self, trainer: Trainer, *, num_updates: int, warmup: float) -> None:
+        self._num_updates = num_updates
+        self._total = _total_batches(trainer)
+        total = min(self._total, _certain_batches(trainer))
+        if not math.isfinite(total):
+            raise MisconfigurationException(
+                "The trainer needs `max_steps` where the length of the training data is not "
+                "known: the search plans its warm-up."
+            )
+        planned = int(total)
+        self.warmup_batches = math.floor(warmup * planned)
+        self._due = np.linspace(0, num_updates, max(planned - self.warmup_batches, 0) + 1)
+
+    def resume(self, trainer: Trainer, updates_done: int) -> None:
+        """Make up for updates that are missing: what is left for what is left."""
+        past = self._batches(trainer)
+        if updates_done < round(self._due[past]):
+            self._due[past:] = np.linspace(updates_done, self._num_updates, len(self._due) - past)
+
+    def learning(self, trainer: Trainer) -> bool:
+        """Whether the warm-up is over, at the start of a batch."""
+        return self._batches_done(trainer) - 1 >= self.warmup_batches
+
+    def num_due(self, trainer: Trainer) -> int:
+        """Number of updates that are to be made by the end of this batch."""
+        past = self._batches(trainer)
+        return round(self._due[past]) if past > 0 else 0
+
+    def _batches_done(self, trainer: Trainer) -> int:
+        """Number of training batches so far, this one included."""
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if trainer.max_steps != -1:
+            # Manual optimisation may take several steps for a batch.
+            done = max(done, int(self._total * trainer.global_step // trainer.max_steps))
+        return done
+
+    def _batches(self, trainer: Trainer) -> int:
+        """Number of batches since the warm-up, this one included."""
+        return min(max(self._batches_done(trainer) - self.warmup_batches, 0), len(self._due) - 1)
+
+
+def check_end(trainer: Trainer) -> None:
+    """Check that it is certain when the training ends, at the earliest.
+
+    Raises:
+        lightning.pytorch.utilities.exceptions.MisconfigurationException: If it may end at any
+            time.
+    """
+    if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
+        raise MisconfigurationException(
+            "The trainer needs `max_epochs` or `max_steps`: the search plans its warm-up."
+        )
+    stopping = _stopping(trainer)
+    if stopping and not (trainer.min_epochs or trainer.min_steps):
+        raise MisconfigurationException(
+            f"{' and '.join(stopping)} may end the training before the search has made its "
+            "updates, which come after a warm-up. Leave it out and train as many epochs as the "
+            "supernet needs (`max_epochs`), or give the trainer `min_epochs` or `min_steps`, by "
+            "which the search is to be done."
+        )
+
+
+def _stopping(trainer: Trainer) -> list[str]:
+    """Callbacks that may stop the training early."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return []
+    found = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        # By name, so that those of pytorch_lightning are found too.
+        names = {kind.__name__ for kind in type(callback).__mro__}
+        if "EarlyStopping" in names:
+            found.append(type(callback).__name__)
+        elif "Timer" in names and callback.time_remaining() is not None:
+            found.append(f"{type(callback).__name__} (`max_time`)")
+    return found
+
+
+def _certain_batches(trainer: Trainer) -> float:
+    """Number of training batches that there will be at least."""
+    if not _stopping(trainer):
+        return math.inf
+    return max(
+        (trainer.min_epochs or 0) * trainer.num_training_batches,
+        (trainer.min_steps or 0) * trainer.accumulate_grad_batches,
+    )
+
+
+def _total_batches(trainer: Trainer) -> float:
+    """Number of training batches until the end."""
+    totals: list[float] = []
+    if trainer.max_epochs not in (None, -1):
+        totals.append(trainer.num_training_batches * trainer.max_epochs)
+    if trainer.max_steps != -1:
+        totals.append(trainer.max_steps * trainer.accumulate_grad_batches)
+    return min(totals)
