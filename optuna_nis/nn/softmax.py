@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from optuna_nis.nn._look_up import full_precision
+
 # Logits held at a time. Few enough to stay in the cache, which makes the loss about twice as fast
 # as that of a whole batch.
 _CHUNK_LOGITS = 2**21
@@ -30,7 +32,7 @@ def softmax_loss(vectors: Tensor, items: nn.Linear, labels: Tensor) -> Tensor:
         labels: Index of the target of each example, shape ``(batch,)``.
     """
     # The logits of half precision would not do for the sum over many items.
-    with torch.autocast(vectors.device.type, enabled=False):
+    with full_precision(vectors):
         loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
             vectors.to(items.weight.dtype), items.weight, items.bias, labels
         )
