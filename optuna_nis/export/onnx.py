@@ -75,7 +75,9 @@ def to_onnx(
     program = to_torch_export(model, batch, bags=bags)
     inputs = named_inputs(batch)
     path = Path(path)
-    large = sum(value.nbytes for value in program.state_dict.values()) > _MOST_BYTES
+    # The order of ids is a constant.
+    held = [*program.state_dict.values(), *program.constants.values()]
+    large = sum(value.nbytes for value in held if isinstance(value, Tensor)) > _MOST_BYTES
     with warnings.catch_warnings(), _quiet(), torch.no_grad():
         warnings.simplefilter("ignore")
         converted = torch.onnx.export(

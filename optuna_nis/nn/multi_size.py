@@ -158,7 +158,9 @@ class _MultiSize(Ranked):
 
     def _for_all(self, ids: Tensor) -> bool:
         """Whether every tier is to look all ids up, so that no shape depends on the data."""
-        return torch.compiler.is_compiling() or (ids.device.type != "cpu" and not self.sparse)
+        if torch.compiler.is_compiling() or ids.is_meta:
+            return True
+        return ids.device.type != "cpu" and not self.sparse
 
     def _small(self, num_ids: int) -> bool:
         """Whether projecting the whole table costs less than projecting every looked-up row."""

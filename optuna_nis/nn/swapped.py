@@ -67,7 +67,7 @@ class _Swapped(nn.Module):
     def _columns(self, ids: Tensor) -> list[tuple[Field, Tensor]] | None:
         """Layer and ids of every field, if each has a column of its own; else None."""
         # What data decides cannot be traced, and the length of bags is not to be fixed.
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or ids.is_meta:
             return None
         layers = self.field_layers()
         if len(layers) == 1 or ids.dim() < 2 or ids.shape[-1] != len(layers):
@@ -95,7 +95,7 @@ class _Swapped(nn.Module):
             return _rows_of(layers[0], known)
         self._check(ids)
         shared = any(isinstance(f, SupernetEmbedding) and f.num_choices > 1 for f in layers)
-        if shared or torch.compiler.is_compiling():
+        if shared or torch.compiler.is_compiling() or ids.is_meta:
             # Each field looks all ids up, those of the others as out of its vocabulary: a batch
             # that is shared among choices must not be taken apart, nor can it be traced.
             rows = [self._of_field(index, known) for index in range(len(layers))]
