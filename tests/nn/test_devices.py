@@ -255,17 +255,7 @@ def test_softmax(device: PretendDevice) -> None:
     assert torch.equal(top_items(vectors.to(DEVICE), moved, 3).cpu(), top_items(vectors, items, 3))
 
 
-def _reference_batch(kind: str) -> dict[str, Tensor]:
-    labels = torch.tensor([0, 1, 1, 0]) if kind == "retrieval" else torch.tensor([0.0, 1, 1, 0])
-    return {
-        "a": torch.tensor([0, 59, 60, 3]),
-        "b": torch.tensor([[0, 90], [90, 90], [3, 4], [1, 1]]),
-        "label": labels,
-    }
-
-
-@pytest.mark.parametrize("kind", ["ranking", "retrieval", "sampled", "estimated"])
-def test_reference_models(device: PretendDevice, kind: str) -> None:
+def _reference(kind: str) -> tuple[SearchSpace, Callable[[Any], Any]]:
     space = SearchSpace([EmbeddingSpec("a", 60, 8), EmbeddingSpec("b", 90, 8)], budget="50%")
 
     def build(tables: SearchSpace | Allocation) -> Any:
@@ -279,10 +269,25 @@ def test_reference_models(device: PretendDevice, kind: str) -> None:
             num_sampled=7 if kind == "sampled" else None,
         )
 
+    return space, build
+
+
+def _reference_batch(kind: str) -> dict[str, Tensor]:
+    labels = torch.tensor([0.0, 1, 1, 0]) if kind == "ranking" else torch.tensor([0, 1, 1, 0])
+    return {
+        "a": torch.tensor([0, 59, 60, 3]),
+        "b": torch.tensor([[0, 90], [90, 90], [3, 4], [1, 1]]),
+        "label": labels,
+    }
+
+
+@pytest.mark.parametrize("kind", ["ranking", "retrieval", "sampled", "estimated"])
+def test_reference_models(device: PretendDevice, kind: str) -> None:
+    space, build = _reference(kind)
     torch.manual_seed(0)
     supernet = build(space)
     moved = copy.deepcopy(supernet).to(DEVICE)
-    batch = _reference_batch(kind if kind == "ranking" else "retrieval")
+    batch = _reference_batch(kind)
     there = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
     choice = space.sample(np.random.default_rng(0), space.budget)
     qualities = []
@@ -360,6 +365,21 @@ def test_a_step_does_not_wait_for_the_device(device: PretendDevice) -> None:
     make_searchable(model, budget="50%")
     model["bag"](ids.flatten(), offsets)
     assert not _waits(device, model["bag"], ids.flatten(), offsets)
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("ranking", 0), ("retrieval", 1), ("sampled", 1)])
+def test_a_training_step_of_the_reference_models(
+    device: PretendDevice, kind: str, waits: int
+) -> None:
+    space, build = _reference(kind)
+    model = build(space).to(DEVICE)
+    batch = {name: tensor.to(DEVICE) for name, tensor in _reference_batch(kind).items()}
+    for _ in range(2):
+        device.reset()
+        set_choices(model, space, [space.full(), space.full()])
+        model.training_step(batch, 0).backward()
+    assert device.waits.total() == waits
+    assert device.uploads == 1
 
 
 def test_the_waits_that_remain(device: PretendDevice) -> None:
