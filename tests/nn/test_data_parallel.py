@@ -23,7 +23,7 @@ from optuna_nis.nn.swap import plain_layers
 
 
 def test_gradients_are_the_mean_of_two_processes(tmp_path: Path) -> None:
-    script = Path(__file__).parent / "two_processes.py"
+    script = Path(__file__).parent / "data_parallel.py"
     done = subprocess.run(
         [sys.executable, script, tmp_path],
         check=False,

@@ -85,8 +85,16 @@ def _ranks(ordered: bool) -> Tensor | None:
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("tiers", _TIERS)
+@pytest.mark.parametrize(
+    ("tiers", "ordered"),
+    [
+        (_TIERS[0], True),
+        (_TIERS[0], False),
+        (_TIERS[1], True),
+        (_TIERS[2], False),
+        (_TIERS[3], True),
+    ],
+)
 def test_multi_size_layers(
     device: PretendDevice, tiers: tuple[Tier, ...], ordered: bool, sparse: bool
 ) -> None:
@@ -96,9 +104,9 @@ def test_multi_size_layers(
         _assert_same(layer, ids)
     for mode in ("sum", "mean"):
         bag = MultiSizeEmbeddingBag(table, mode=mode, ranks=_ranks(ordered), sparse=sparse)
-        for ids in (_FEW, _MANY, _FEW.int()):
+        for ids in (_FEW, _MANY):
             _assert_same(bag, ids)
-            _assert_same(bag, ids.flatten(), _OFFSETS)
+        _assert_same(bag, _FEW.flatten().int(), _OFFSETS)
     for ids in (_FEW, _MANY):
         bag = MultiSizeEmbeddingBag(table, mode="sum", ranks=_ranks(ordered), sparse=sparse)
         _assert_same(bag, ids, per_sample_weights=torch.rand(ids.shape))

@@ -56,8 +56,10 @@ def _space() -> SearchSpace:
     return SearchSpace([EmbeddingSpec("a", SIZE, 8), EmbeddingSpec("b", SIZE, 8)], budget="50%")
 
 
-@pytest.mark.parametrize("task", ["ranking", "retrieval"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize(
+    ("task", "precision"),
+    [("ranking", "32-true"), ("ranking", "bf16-true"), ("retrieval", "bf16-mixed")],
+)
 def test_search_and_training_of_reference_models(
     settings: dict[str, Any], task: str, precision: str
 ) -> None:
@@ -112,8 +114,7 @@ class Net(LightningModule):
         return RowwiseAdagrad(self.parameters(), lr=0.1)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("sparse", "precision"), [(False, "bf16-mixed"), (True, "32-true")])
 def test_search_and_training_of_a_swapped_model(
     settings: dict[str, Any], sparse: bool, precision: str
 ) -> None:
