@@ -50,6 +50,8 @@ class _Swapped(nn.Module):
 
     def _table(self) -> Tensor:
         """The table as the model sees it under the one choice that is set."""
+        if self.sparse:
+            _sparse_only(self.fields)
         for layer in self.field_layers():
             if isinstance(layer, SupernetEmbedding) and layer.num_choices > 1:
                 raise RuntimeError(
@@ -256,7 +258,8 @@ def _sparse_only(fields: nn.Module) -> None:
         for parameter in fields.parameters():
             # Copies of a model have no hooks.
             hooks = parameter._post_accumulate_grad_hooks or {}
-            if _sparsify not in hooks.values():
+            trained = parameter.requires_grad and parameter.is_leaf
+            if trained and _sparsify not in hooks.values():
                 parameter.register_post_accumulate_grad_hook(_sparsify)  # type: ignore[no-untyped-call]
 
 

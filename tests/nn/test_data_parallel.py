@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
+import pickle
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 
@@ -56,6 +59,21 @@ def test_embeddings_within_ours_are_none_of_the_model() -> None:
     sizes = Allocation([TableAllocation("b", 60, 8, (Tier(4, 2),))])
     assert len(swapped_layers(apply_allocation(model, sizes))) == 1
     assert not plain_layers(model)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_of_copies_are_sparse(frozen: bool) -> None:
+    model = nn.ModuleDict({"a": nn.Embedding(60, 8, sparse=True)})
+    model["a"].weight.requires_grad_(not frozen)
+    make_searchable(model, budget="50%")
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    for layer in (model["a"], copied["a"]):
+        for _ in range(2):
+            layer.zero_grad()
+            layer(torch.tensor([3, 4])).sum().backward()
+            gradients = [p.grad for p in layer.parameters() if p.requires_grad]
+            assert len(gradients) == 2 - frozen
+            assert all(grad is not None and grad.is_sparse for grad in gradients)
 
 
 def test_they_can_be_drawn_anew() -> None:
