@@ -75,7 +75,9 @@ def to_onnx(
     program = to_torch_export(model, batch, bags=bags)
     inputs = named_inputs(batch)
     path = Path(path)
-    large = sum(value.nbytes for value in program.state_dict.values()) > _MOST_BYTES
+    # The order of ids is a constant.
+    held = [*program.state_dict.values(), *program.constants.values()]
+    large = sum(value.nbytes for value in held if isinstance(value, Tensor)) > _MOST_BYTES
     with warnings.catch_warnings(), _quiet(), torch.no_grad():
         warnings.simplefilter("ignore")
         converted = torch.onnx.export(
@@ -103,7 +105,7 @@ def _check(program: nn.Module, batch: Batch, inputs: Mapping[str, Tensor], path:
         expected = program(*as_called(batch, more))
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        found = session.run(None, {name: tensor.numpy() for name, tensor in more.items()})
+        found = session.run(None, {name: tensor.cpu().numpy() for name, tensor in more.items()})
     except Exception as error:  # Its errors have no class in common.
         raise RuntimeError(f"ONNX Runtime cannot run the model: {error}") from error
     for name, a, b in zip(session.get_outputs(), found, _tensors(expected), strict=True):
@@ -117,7 +119,7 @@ def _check(program: nn.Module, batch: Batch, inputs: Mapping[str, Tensor], path:
 def _tensors(output: Any) -> list[NDArray[Any]]:
     """The outputs of a model in the order that ONNX has them."""
     if isinstance(output, Tensor):
-        return [output.numpy()]
+        return [output.cpu().numpy()]
     values = output.values() if isinstance(output, Mapping) else output
     return [array for value in values for array in _tensors(value)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.export._layers import Model, MultiSize, check_sized, replace_layers
-from optuna_nis.nn._ids import bags_of, to_ranks
+from optuna_nis.nn._ids import bags_of
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
 
 Dtype = Literal["float16", "int8"]
@@ -166,11 +166,15 @@ class QuantizedTier(Tier):
 
     codes: Tensor
     scale_offset: Tensor | None
+    _empty: Tensor
 
     def __init__(self, tier: Tier, dtype: Dtype, name: str) -> None:
         nn.Module.__init__(self)
         self.num_embeddings = tier.num_embeddings
-        self.dtype = tier.weight.dtype
+        self.embedding_dim = tier.embedding_dim
+        self.sparse = False
+        # Of the type of the rows that are looked up, as the model has it.
+        self.register_buffer("_empty", tier.weight.new_empty(0), persistent=False)
         weight = tier.weight.detach().float()
         scale_offset = None
         if dtype == "float16" or weight.shape[1] <= _WIDEST_FLOAT16:
@@ -194,10 +198,10 @@ class QuantizedTier(Tier):
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids, not projected."""
-        rows = functional.embedding(ids, self.codes).to(self.dtype)
+        rows = functional.embedding(ids, self.codes).to(self._empty.dtype)
         if self.scale_offset is None:
             return rows
-        scale_offset = functional.embedding(ids, self.scale_offset).to(self.dtype)
+        scale_offset = functional.embedding(ids, self.scale_offset).to(self._empty.dtype)
         return rows * scale_offset[..., :1] + scale_offset[..., 1:]
 
 
@@ -213,17 +217,13 @@ class QuantizedEmbedding(MultiSizeEmbedding):
         nn.Module.__init__(self)
         _take_over(self, layer, dtype)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Look up ids."""
+    def _rows(self, ranks: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            return super().forward(ids)
-        ranks = to_ranks(ids, self._ranks, self.num_embeddings, self.table.name)
-        output = torch.zeros(ranks.numel(), self.embedding_dim, device=ids.device)
+            return super()._rows(ranks)
+        output = self._zeros(ranks.numel(), self.embedding_dim, device=ranks.device)
         for tier, where, local in _found(ranks.reshape(-1), self.tier_modules()):
-            rows = self.project(tier.rows(local))
-            output = output.to(rows.dtype)
-            output[where] = rows
-        return output.view(*ids.shape, self.embedding_dim)
+            output[where] = self.project(tier.rows(local))
+        return output.view(*ranks.shape, self.embedding_dim)
 
 
 class QuantizedEmbeddingBag(MultiSizeEmbeddingBag):
@@ -243,15 +243,16 @@ class QuantizedEmbeddingBag(MultiSizeEmbeddingBag):
         # Rows are dequantised when they are looked up, never the whole table.
         return False
 
-    def _pooled_by_tier(
-        self, ranks: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
-    ) -> Tensor:
-        flat, bags, num_bags = bags_of(ranks, offsets, self.table.name)
-        output = torch.zeros(num_bags, self.embedding_dim, device=ranks.device)
+    def _for_all(self, ids: Tensor) -> bool:
+        return False
+
+    def _pooled_by_tier(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        _, bags, num_bags = bags_of(flat, starts, self.table.name)
+        output = self._zeros(num_bags, self.embedding_dim, device=flat.device)
         for tier, where, local in _found(flat, self.tier_modules()):
             rows = tier.rows(local)
-            if per_sample_weights is not None:
-                rows = rows * per_sample_weights.reshape(-1)[where].unsqueeze(1)
+            if weights is not None:
+                rows = rows * weights[where].unsqueeze(1)
             pooled = rows.new_zeros(num_bags, rows.shape[1]).index_add(0, bags[where], rows)
             output = output + self.project(pooled)
         return output
@@ -278,7 +279,8 @@ def _quantized(layer: MultiSize, dtype: Dtype) -> MultiSize:
 
 def _take_over(new: MultiSize, layer: MultiSize, dtype: Dtype) -> None:
     """Give a quantised layer the attributes and tiers of another."""
-    for name in ("table", "num_embeddings", "embedding_dim", "init_std"):
+    kept = ("table", "num_embeddings", "embedding_dim", "init_std", "_table", "_num_ids")
+    for name in kept:
         setattr(new, name, getattr(layer, name))
     new.sparse = False
     new.tiers = nn.ModuleList(
@@ -288,8 +290,8 @@ def _take_over(new: MultiSize, layer: MultiSize, dtype: Dtype) -> None:
     new.register_buffer(
         "projection", None if projection is None else _half(projection.detach(), layer.table.name)
     )
-    ranks = layer._ranks
-    new.register_buffer("_ranks", None if ranks is None else ranks.int())
+    new._empty = layer.like().new_empty(0)
+    new._ranks = None if layer._ranks is None else layer._ranks.int()
 
 
 def _half(numbers: Tensor, name: str) -> Tensor:
@@ -313,7 +315,7 @@ def _found(ranks: Tensor, tiers: list[Tier]) -> Iterator[tuple[Tier, Tensor, Ten
 @torch.no_grad()
 def _report(layer: MultiSize, dtype: Dtype) -> QuantizedTable:
     quantized = _quantized(layer, dtype)
-    after = sum(buffer.nbytes for name, buffer in quantized.named_buffers() if name != "_ranks")
+    after = sum(buffer.nbytes for buffer in quantized.buffers())
     largest, squares, of_rows = 0.0, 0.0, 0.0
     for tier, small in zip(layer.tier_modules(), quantized.tier_modules()):
         for start in range(0, tier.num_embeddings, _CHUNK_ROWS):

@@ -6,7 +6,6 @@ Needs torchrec and fbgemm-gpu or fbgemm-gpu-cpu, of the releases that go with to
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ from optuna_nis.nn import (
     SwappedEmbeddingBag,
     swapped_layers,
 )
-from optuna_nis.nn._ids import accept_ranks, check_ranks, to_ranks
+from optuna_nis.nn._ranked import Ranked
 
 # The kernels of FBGEMM want rows of whole multiples of this.
 _MULTIPLE = 4
@@ -214,31 +213,22 @@ def to_torchrec(model: nn.Module) -> TieredEmbeddingBagCollection:
     return tables
 
 
-class _Feature(nn.Module):
+class _Feature(Ranked):
     """The way of a feature's ids to its tiers, and of what they pool to its output."""
-
-    _ranks: Tensor | None
 
     def __init__(self, table: TableAllocation, mean: bool, ranks: Tensor | None) -> None:
         super().__init__()
         self.table = table
         self.mean = mean
-        self.register_buffer("_ranks", check_ranks(ranks, table.num_embeddings, table.name))
+        self._set_ranks(ranks, table.num_embeddings, table.name)
         self.projection: nn.Linear | None = None
         if table.is_projected:
             widest = table.tiers[0].embedding_dim
             self.projection = nn.Linear(widest, table.embedding_dim, bias=False)
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        accept_ranks(self, state_dict.get(f"{prefix}_ranks"), None)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
     def to_ranks(self, ids: Tensor) -> Tensor:
         """Ids by frequency, as int64."""
-        table = self.table
-        return to_ranks(ids, self._ranks, table.num_embeddings, table.name).long()
+        return self._ranks_of(ids).long()
 
     def route(self, ranks: Tensor, lengths: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """For every tier its key, its rows of the ids, and how many there are in each bag."""

@@ -334,8 +334,9 @@ class RetrievalModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over the items and the penalty of the embeddings."""
         rows = self.embeddings(batch)
-        known = batch["label"] != UNSEEN_TARGET
-        vectors, labels = self._vectors(rows)[known], batch["label"][known]
+        known = (batch["label"] != UNSEEN_TARGET).nonzero().squeeze(1)
+        vectors = self._vectors(rows).index_select(0, known)
+        labels = batch["label"].index_select(0, known)
         if self.num_sampled < self.items.out_features:
             loss = sampled_softmax_loss(vectors, self.items, labels, self.num_sampled)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 
@@ -15,23 +15,17 @@ def check_ranks(ranks: Tensor | None, num_embeddings: int, name: str) -> Tensor 
     """
     if ranks is None:
         return None
-    ranks = torch.as_tensor(ranks, dtype=torch.int64)
-    if not torch.equal(ranks.sort().values, torch.arange(num_embeddings)):
+    ranks = torch.as_tensor(ranks, dtype=torch.int64, device="cpu")
+    if not torch.equal(ranks.sort().values, torch.arange(num_embeddings, device="cpu")):
         raise ValueError(
             f"`ranks` of {name!r} must be a permutation of 0 to {num_embeddings - 1}, got a "
             f"tensor of shape {tuple(ranks.shape)}."
         )
-    return torch.cat([ranks, torch.tensor([num_embeddings])])
+    return functional.pad(ranks, (0, 1), value=num_embeddings)
 
 
-def accept_ranks(layer: nn.Module, ranks: Tensor | None, device: torch.device | None) -> None:
-    """Let a layer without ranks load some: they come with the weights, so counts need not be."""
-    if ranks is not None and layer._ranks is None:
-        layer._ranks = torch.empty_like(ranks, device=device)
-
-
-def to_ranks(ids: Tensor, ranks: Tensor | None, num_embeddings: int, name: str) -> Tensor:
-    """Check ids and map them to ranks by frequency.
+def check_ids(ids: Tensor, num_embeddings: int, name: str) -> None:
+    """Check ids before they are looked up.
 
     Raises:
         TypeError: If the ids are not integers.
@@ -48,8 +42,6 @@ def to_ranks(ids: Tensor, ranks: Tensor | None, num_embeddings: int, name: str) 
                 f"`ids` of {name!r} must be between 0 and {num_embeddings} (the id out of "
                 f"vocabulary), got {wrong}."
             )
-    # Both may be int32, with which ONNX cannot index.
-    return ids if ranks is None else ranks[ids.long()].long()
 
 
 def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
@@ -100,12 +92,15 @@ def bags_of(ids: Tensor, offsets: Tensor | None, name: str) -> tuple[Tensor, Ten
     """
     flat, starts = flat_bags(ids, offsets, name)
     ends = functional.pad(starts[1:], (0, 1), value=flat.numel())
-    bags = torch.arange(len(starts), device=ids.device).repeat_interleave(ends - starts)
+    # Told how many there are, the device need not be waited for.
+    bags = torch.arange(len(starts), device=ids.device).repeat_interleave(
+        ends - starts, output_size=flat.numel()
+    )
     return flat, bags, len(starts)
 
 
-def bag_sizes(ids: Tensor, offsets: Tensor | None, num_embeddings: int) -> Tensor:
-    """Number of known ids in each bag, at least one, of shape ``(num_bags, 1)``."""
+def mean_of(sums: Tensor, ids: Tensor, offsets: Tensor | None, num_embeddings: int) -> Tensor:
+    """What bags add up to, divided by the number of known ids in each, at least one."""
     known = ids != num_embeddings
     if offsets is None:
         sizes = known.sum(1)
@@ -113,4 +108,4 @@ def bag_sizes(ids: Tensor, offsets: Tensor | None, num_embeddings: int) -> Tenso
         before = functional.pad(known.cumsum(0), (1, 0))
         ends = functional.pad(offsets[1:], (0, 1), value=ids.numel())
         sizes = before[ends] - before[offsets]
-    return sizes.clamp(min=1).unsqueeze(1).to(torch.get_default_dtype())
+    return sums / sizes.clamp(min=1).unsqueeze(1).to(sums.dtype)

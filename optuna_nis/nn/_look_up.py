@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -26,17 +27,15 @@ def look_up(
 
     Args:
         ranks: Shape ``(n,)``; ids beyond the last tier give zeros.
-        weights: The tables of the tiers.
+        weights: The tables of the tiers, at least one.
         projection: The projection of the widest rows to the width of the output, None if all are
             as wide.
         output_dim: Width of the output.
         sparse: Whether the gradients of the tables are sparse.
 
     Returns:
-        Shape ``(n, output_dim)``.
+        Shape ``(n, output_dim)``, of the type of the tables.
     """
-    if not weights:
-        return torch.zeros(len(ranks), output_dim, device=ranks.device)
     output: Tensor = _LookUp.apply(  # type: ignore[no-untyped-call]
         ranks, output_dim, sparse, projection, *weights
     )
@@ -44,8 +43,6 @@ def look_up(
 
 
 class _LookUp(torch.autograd.Function):
-    # Most ids are in the first tiers, so each tier only looks at those that are left over.
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -56,25 +53,20 @@ class _LookUp(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         saved: list[Tensor | None] = []
-        with _full_precision(ranks):
-            if projection is None:
-                # One tier; the rows of ids beyond it are overwritten.
-                output = _rows(weights[0], ranks.clamp(max=len(weights[0]) - 1))
-            else:
-                output = weights[0].new_zeros(len(ranks), output_dim)
-            places, left = None, ranks
-            for weight in weights:
-                inside = left < len(weight)
-                where, ids = _taken(places, left, inside)
-                rows = None
-                if projection is not None:
-                    rows = _rows(weight, ids)
-                    output.index_copy_(0, where, rows @ projection[: weight.shape[1]])
-                saved += [where, ids, rows]
-                places, left = _taken(places, left, ~inside)
-                left -= len(weight)
-            if projection is None and places is not None and len(places):
-                output.index_fill_(0, places, 0.0)
+        *parts, (beyond, _) = split(ranks, [len(weight) for weight in weights])
+        if projection is None:
+            # One tier; the rows of ids beyond it are overwritten.
+            output = _rows(weights[0], ranks.clamp(max=len(weights[0]) - 1))
+            if len(beyond):
+                output.index_fill_(0, beyond, 0.0)
+        else:
+            output = weights[0].new_zeros(len(ranks), output_dim)
+        for weight, (where, ids) in zip(weights, parts):
+            rows = None
+            if projection is not None:
+                rows = _rows(weight, ids)
+                output.index_copy_(0, where, rows @ projection[: weight.shape[1]])
+            saved += [where, ids, rows]
         ctx.save_for_backward(projection, *saved)
         ctx.shapes = [weight.shape for weight in weights]
         ctx.sparse = sparse
@@ -86,7 +78,7 @@ class _LookUp(torch.autograd.Function):
         projection, *saved = ctx.saved_tensors
         of_projection = None if projection is None else torch.zeros_like(projection)
         of_weights: list[Tensor | None] = []
-        with _full_precision(grad):
+        with full_precision(grad):
             for index, shape in enumerate(ctx.shapes):
                 where, ids, rows = saved[3 * index : 3 * index + 3]
                 values = grad.index_select(0, where)
@@ -102,12 +94,54 @@ class _LookUp(torch.autograd.Function):
         return (None, None, None, of_projection, *of_weights)
 
 
-def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    # Entering autocast takes longer than a small product, even with nothing to switch off.
+def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Products as precise as the tables are, as looking up is: autocast is for what comes after.
+
+    Args:
+        tensor: On the device that it is meant for.
+    """
     kind = tensor.device.type
-    if torch.is_autocast_enabled(kind):
+    # Entering autocast takes longer than a small product, even with nothing to switch off.
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
+
+
+def split(ranks: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Take ranks apart by which of some tables, one after the other, they are in.
+
+    Args:
+        ranks: Shape ``(n,)``.
+        sizes: Number of rows of each table.
+
+    Returns:
+        For each table where its ranks are, and which of its rows; at last those beyond all.
+    """
+    if ranks.device.type == "cpu":
+        return _split_in_turns(ranks, sizes)
+    # The shapes depend on the data, so the device must be waited for: once for all tables.
+    ends = list(accumulate(sizes))
+    table = torch.zeros_like(ranks)
+    for end in ends:
+        table += ranks >= end
+    order = table.sort(stable=True).indices
+    counts = torch.stack([(table == index).sum() for index in range(len(sizes))]).cpu().tolist()
+    places = torch.split(order, [*counts, len(ranks) - sum(counts)])
+    starts = [0, *ends]
+    return [(where, ranks.index_select(0, where) - start) for where, start in zip(places, starts)]
+
+
+def _split_in_turns(ranks: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    # Most ids are in the first tiers, so each tier only looks at those that are left over.
+    parts = []
+    places, left = None, ranks
+    for size in sizes:
+        inside = left < size
+        parts.append(_taken(places, left, inside))
+        places, left = _taken(places, left, ~inside)
+        left -= size
+    assert places is not None
+    return [*parts, (places, left)]
 
 
 def _rows(weight: Tensor, ids: Tensor) -> Tensor:

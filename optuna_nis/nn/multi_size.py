@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.allocation import TableAllocation
-from optuna_nis.nn._ids import (
-    accept_ranks,
-    bag_sizes,
-    check_bags,
-    check_ranks,
-    flat_bags,
-    no_offsets,
-    to_ranks,
-)
-from optuna_nis.nn._look_up import look_up
+from optuna_nis.nn._ids import check_bags, flat_bags, mean_of, no_offsets
+from optuna_nis.nn._look_up import full_precision, look_up, split
+from optuna_nis.nn._ranked import Ranked
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BagMode = Literal["sum", "mean"]
 
 
-class Tier(nn.Module):
-    """Rows of one width."""
+class Tier(nn.Embedding):
+    """Rows of one width.
 
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
-        super().__init__()
-        self.num_embeddings = num_embeddings
-        self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim))
+    It is what torch looks for where gradients may be sparse, as its data parallelism does.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        init_std: float = 0.01,
+        sparse: bool = False,
+    ) -> None:
+        rows = torch.empty(num_embeddings, embedding_dim)
+        super().__init__(num_embeddings, embedding_dim, sparse=sparse, _weight=rows)
+        self.init_std = init_std
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw rows of standard deviation ``init_std``."""
+        nn.init.normal_(self.weight, std=self.init_std)
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids, not projected."""
@@ -41,18 +52,25 @@ class Tier(nn.Module):
 def rows_of_all(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[Tensor]:
     """For every tier its rows for all ids, zeros for those of other tiers.
 
-    Costs a row per tier and id, but no shape depends on the data: what tracing needs.
+    Costs a row per tier and id, but no shape depends on the data: what tracing needs, and devices
+    that would have to be waited for.
     """
+    for tier, inside, ids in _places(ranks, tiers):
+        rows = tier.rows(ids)
+        yield torch.where(inside.unsqueeze(-1), rows, torch.zeros_like(rows))
+
+
+def _places(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[tuple[Tier, Tensor, Tensor]]:
+    """For every tier whether it has each of the ids, and which of its rows, any for others."""
     start = 0
     for tier in tiers:
         end = start + tier.num_embeddings
-        inside = ((ranks >= start) & (ranks < end)).unsqueeze(-1)
-        rows = tier.rows((ranks - start).clamp(0, tier.num_embeddings - 1))
-        yield torch.where(inside, rows, torch.zeros_like(rows))
+        inside = (ranks >= start) & (ranks < end)
+        yield tier, inside, (ranks - start).clamp(0, tier.num_embeddings - 1)
         start = end
 
 
-class _MultiSize(nn.Module):
+class _MultiSize(Ranked):
     """Tiers and their projection, and the two ways to look ids up in them.
 
     As in the supernet, a row of width ``d`` stands for the first ``d`` numbers of a wider one: the
@@ -61,7 +79,7 @@ class _MultiSize(nn.Module):
     """
 
     projection: Tensor | None
-    _ranks: Tensor | None
+    _empty: Tensor | None
 
     def __init__(
         self,
@@ -78,30 +96,26 @@ class _MultiSize(nn.Module):
         self.init_std = init_std
         self.sparse = sparse
         self.tiers = nn.ModuleList(
-            Tier(tier.num_embeddings, tier.embedding_dim) for tier in table.tiers
+            Tier(tier.num_embeddings, tier.embedding_dim, init_std=init_std, sparse=sparse)
+            for tier in table.tiers
         )
         projection = None
         if table.is_projected:
             shape = (table.tiers[0].embedding_dim, table.embedding_dim)
             projection = nn.Parameter(torch.empty(shape))
         self.register_parameter("projection", projection)
-        self.register_buffer(
-            "_ranks", check_ranks(ranks, table.num_embeddings, table.name), persistent=True
-        )
-        self.reset_parameters()
+        # A layer of no rows has a type and a device, too.
+        self._empty = None if table.tiers else torch.empty(0)
+        self._set_ranks(ranks, table.num_embeddings, table.name)
+        if self.projection is not None:
+            nn.init.eye_(self.projection)
 
     def reset_parameters(self) -> None:
         """Draw rows of standard deviation ``init_std``, projected by filling up with zeros."""
         for tier in self.tier_modules():
-            nn.init.normal_(tier.weight, std=self.init_std)
+            tier.reset_parameters()
         if self.projection is not None:
             nn.init.eye_(self.projection)
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        accept_ranks(self, state_dict.get(f"{prefix}_ranks"), self._device())
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def tier_modules(self) -> list[Tier]:
         """The tiers, widest first."""
@@ -113,10 +127,10 @@ class _MultiSize(nn.Module):
         Returns:
             Shape ``(num_embeddings, embedding_dim)``; ids out of vocabulary have zeros.
         """
-        missing = torch.zeros(
-            self.num_embeddings - self.table.kept, self.embedding_dim, device=self._device()
-        )
-        return torch.cat([*self._projected(), missing])
+        kept, device = self.table.kept, self.like().device
+        missing = self._zeros(self.num_embeddings - kept, self.embedding_dim, device=device)
+        with full_precision(missing):
+            return torch.cat([*self._projected(), missing])
 
     def project(self, rows: Tensor) -> Tensor:
         """Rows of a tier in the width of the output."""
@@ -127,16 +141,34 @@ class _MultiSize(nn.Module):
     def _projected(self) -> list[Tensor]:
         return [self.project(tier.weight) for tier in self.tier_modules()]
 
-    def _device(self) -> torch.device | None:
-        return next((each.device for each in chain(self.parameters(), self.buffers())), None)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self._empty is not None:
+            # Builds of torch that only pretend to have a device may not copy to it.
+            with suppress(RuntimeError):
+                self._empty = fn(self._empty)
+        return self
+
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device of the rows, also where there are none."""
+        return self.tier_modules()[0].weight if self._empty is None else self._empty
+
+    def _zeros(self, *shape: int, device: torch.device) -> Tensor:
+        return torch.zeros(shape, dtype=self.like().dtype, device=device)
+
+    def _for_all(self, ids: Tensor) -> bool:
+        """Whether every tier is to look all ids up, so that no shape depends on the data."""
+        if torch.compiler.is_compiling() or ids.is_meta:
+            return True
+        return ids.device.type != "cpu" and not self.sparse
 
     def _small(self, num_ids: int) -> bool:
         """Whether projecting the whole table costs less than projecting every looked-up row."""
         return not self.sparse and self.table.kept <= 2 * num_ids
 
-    def _with_zero_row(self) -> Tensor:
+    def _with_zero_row(self, device: torch.device) -> Tensor:
         """The projected kept rows, then one of zeros for all ids out of vocabulary."""
-        zero = torch.zeros(1, self.embedding_dim, device=self._device())
+        zero = self._zeros(1, self.embedding_dim, device=device)
         return torch.cat([*self._projected(), zero])
 
     def extra_repr(self) -> str:
@@ -179,15 +211,20 @@ class MultiSizeEmbedding(_MultiSize):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids."""
-        ranks = to_ranks(ids, self._ranks, self.num_embeddings, self.table.name)
-        if torch.compiler.is_compiling():
-            output = torch.zeros(*ids.shape, self.embedding_dim, device=ids.device)
-            for rows in rows_of_all(ranks, self.tier_modules()):
+        ranks = self._ranks_of(ids)
+        with full_precision(ids):
+            return self._rows(ranks)
+
+    def _rows(self, ranks: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and self._small(ranks.numel()):
+            table = self._with_zero_row(ranks.device)
+            return functional.embedding(ranks.clamp(max=self.table.kept), table)
+        tiers = self.tier_modules()
+        if not tiers or self._for_all(ranks):
+            output = self._zeros(*ranks.shape, self.embedding_dim, device=ranks.device)
+            for rows in rows_of_all(ranks, tiers):
                 output = output + self.project(rows)
             return output
-        if self._small(ranks.numel()):
-            return functional.embedding(ranks.clamp(max=self.table.kept), self._with_zero_row())
-        tiers = self.tier_modules()
         output = look_up(
             ranks.reshape(-1),
             [tier.weight for tier in tiers],
@@ -195,7 +232,7 @@ class MultiSizeEmbedding(_MultiSize):
             self.embedding_dim,
             self.sparse,
         )
-        return output.reshape(*ids.shape, self.embedding_dim)
+        return output.reshape(*ranks.shape, self.embedding_dim)
 
 
 class MultiSizeEmbeddingBag(_MultiSize):
@@ -250,47 +287,64 @@ class MultiSizeEmbeddingBag(_MultiSize):
             raise ValueError(
                 f"`per_sample_weights` of {self.table.name!r} needs mode='sum', got {self.mode!r}."
             )
-        ranks = to_ranks(ids, self._ranks, self.num_embeddings, self.table.name)
+        ranks = self._ranks_of(ids)
+        if per_sample_weights is not None:
+            per_sample_weights = per_sample_weights.to(self.like().dtype)
+        with full_precision(ids):
+            output = self._sums(ranks, offsets, per_sample_weights)
+        if self.mode == "mean":
+            output = mean_of(output, ranks, offsets, self.num_embeddings)
+        return output
+
+    def _sums(
+        self, ranks: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
+    ) -> Tensor:
         if torch.compiler.is_compiling():
-            output = self._traced(ranks, offsets, per_sample_weights)
-        elif self._small(ranks.numel()):
+            return self._traced(ranks, offsets, per_sample_weights)
+        if self._small(ranks.numel()):
             check_bags(ranks, offsets, self.table.name)
-            output = functional.embedding_bag(
+            return functional.embedding_bag(
                 ranks.clamp(max=self.table.kept),
-                self._with_zero_row(),
+                self._with_zero_row(ranks.device),
                 None if offsets is None else offsets.to(ranks.dtype),
                 mode="sum",
                 per_sample_weights=per_sample_weights,
             )
-        else:
-            output = self._pooled_by_tier(ranks, offsets, per_sample_weights)
-        if self.mode == "mean":
-            output = output / bag_sizes(ranks, offsets, self.num_embeddings)
-        return output
-
-    def _pooled_by_tier(
-        self, ranks: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
-    ) -> Tensor:
         flat, starts = flat_bags(ranks, offsets, self.table.name)
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
-        output = torch.zeros(len(starts), self.embedding_dim, device=self._device())
-        for tier in self.tier_modules():
-            inside = flat < tier.num_embeddings
-            before = functional.pad(inside.cumsum(0), (1, 0))
+        if self._for_all(ranks):
+            return self._pooled_by_all(flat, starts, weights)
+        return self._pooled_by_tier(flat, starts, weights)
+
+    def _pooled_by_all(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        """Every tier pools all ids, those of others with a weight of zero."""
+        output = self._zeros(len(starts), self.embedding_dim, device=flat.device)
+        for tier, inside, ids in _places(flat, self.tier_modules()):
+            own = inside.to(output.dtype)
             pooled = functional.embedding_bag(
-                flat[inside],
+                ids,
                 tier.weight,
-                before[starts],
+                starts.to(ids.dtype),
                 mode="sum",
-                sparse=self.sparse,
-                per_sample_weights=None if weights is None else weights[inside],
+                per_sample_weights=own if weights is None else own * weights,
             )
             output = output + self.project(pooled)
-            # The next tier looks only at the ids that are left.
-            outside = ~inside
-            starts = starts - before[starts]
-            flat = flat[outside] - tier.num_embeddings
-            weights = None if weights is None else weights[outside]
+        return output
+
+    def _pooled_by_tier(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        output = self._zeros(len(starts), self.embedding_dim, device=flat.device)
+        tiers = self.tier_modules()
+        parts = split(flat, [tier.num_embeddings for tier in tiers]) if tiers else []
+        for tier, (where, ids) in zip(tiers, parts):
+            pooled = functional.embedding_bag(
+                ids,
+                tier.weight,
+                torch.searchsorted(where, starts).to(ids.dtype),
+                mode="sum",
+                sparse=self.sparse,
+                per_sample_weights=None if weights is None else weights.index_select(0, where),
+            )
+            output = output + self.project(pooled)
         return output
 
     def _traced(
@@ -298,7 +352,7 @@ class MultiSizeEmbeddingBag(_MultiSize):
     ) -> Tensor:
         if offsets is not None:
             raise ValueError(no_offsets(self.table.name, f"the id {self.num_embeddings}"))
-        output = torch.zeros(ranks.shape[0], self.embedding_dim, device=ranks.device)
+        output = self._zeros(ranks.shape[0], self.embedding_dim, device=ranks.device)
         for rows in rows_of_all(ranks, self.tier_modules()):
             if per_sample_weights is not None:
                 rows = rows * per_sample_weights.unsqueeze(-1)

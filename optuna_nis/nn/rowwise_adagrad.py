@@ -16,7 +16,8 @@ class RowwiseAdagrad(Optimizer):
     A row moves by ``lr * gradient / (sqrt(sum of mean squared gradients) + eps)``, where the mean
     is over the columns (Mudigere et al., 2021, section 4.1.4). The state of a table takes
     ``1 / embedding_dim`` of its memory, and of a sparse gradient only the rows that it holds are
-    touched. Parameters with one dimension or none have an accumulator for each number.
+    touched. Parameters with one dimension or none have an accumulator for each number. It has 32
+    bits at least, as small squares would be lost in half of them.
 
     Args:
         params: Parameters, or groups of them with their own settings.
@@ -79,22 +80,35 @@ class RowwiseAdagrad(Optimizer):
                     self._move(parameter, group)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state, whose accumulators keep their type."""
+        super().load_state_dict(state_dict)
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for key, parameter in zip(keys, parameters):
+            if key in state_dict["state"]:
+                total = state_dict["state"][key]["sum"]
+                self.state[parameter]["sum"] = total.to(parameter.device, copy=True)
+
     def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
         if not state:
-            shape = parameter.shape[:1]
-            state["sum"] = parameter.new_full(shape, group["initial_accumulator_value"])
+            state["sum"] = parameter.new_full(
+                parameter.shape[:1], group["initial_accumulator_value"], dtype=dtype
+            )
         total: Tensor = state["sum"]
         grad = parameter.grad
         assert grad is not None
         if grad.is_sparse:
             grad = grad.coalesce()
-            rows, values = grad.indices()[0], grad.values()
+            rows, values = grad.indices()[0], grad.values().to(dtype)
             sums = total[rows] + _mean_squares(values)
             total[rows] = sums
             steps = values * _wide(-group["lr"] / (sums.sqrt() + group["eps"]), values)
-            parameter.index_add_(0, rows, steps)
+            parameter.index_add_(0, rows, steps.to(parameter.dtype))
         else:
+            grad = grad.to(dtype)
             total += _mean_squares(grad)
             scale = -group["lr"] / (total.sqrt() + group["eps"])
             parameter.addcmul_(grad, _wide(scale, grad))

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from optuna_nis.nn._look_up import full_precision
 
 # Logits held at a time. Few enough to stay in the cache, which makes the loss about twice as fast
 # as that of a whole batch.
@@ -29,10 +32,9 @@ def softmax_loss(vectors: Tensor, items: nn.Linear, labels: Tensor) -> Tensor:
         items: The layer that gives the logits, with a bias.
         labels: Index of the target of each example, shape ``(batch,)``.
     """
-    # The logits of half precision would not do for the sum over many items.
-    with torch.autocast(vectors.device.type, enabled=False):
+    with full_precision(vectors):
         loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-            vectors.to(items.weight.dtype), items.weight, items.bias, labels
+            *_precise(vectors, items), labels
         )
     return loss
 
@@ -59,10 +61,12 @@ def sampled_softmax_loss(
     # Rounding may reach one past the last item.
     drawn.clamp_(max=items.out_features - 1)
     expected = num_sampled * ((drawn + 2) / (drawn + 1)).log() / span
-    logits = vectors @ items.weight[drawn].T + (items.bias[drawn] - expected.log())
-    logits = logits.masked_fill(drawn == labels.unsqueeze(1), -math.inf)
-    target = (vectors * items.weight[labels]).sum(1, keepdim=True) + items.bias[labels, None]
-    loss = torch.cat([target, logits], 1).logsumexp(1) - target.squeeze(1)
+    with full_precision(vectors):
+        vectors, weight, bias = _precise(vectors, items)
+        logits = vectors @ weight[drawn].T + (bias[drawn] - expected.log())
+        logits = logits.masked_fill(drawn == labels.unsqueeze(1), -math.inf)
+        target = (vectors * weight[labels]).sum(1, keepdim=True) + bias[labels, None]
+        loss = torch.cat([target, logits], 1).logsumexp(1) - target.squeeze(1)
     return loss.sum() / max(1, len(labels))
 
 
@@ -79,8 +83,7 @@ def target_ranks(vectors: Tensor, items: nn.Linear, labels: Tensor) -> Tensor:
         Shape ``(batch,)``, integers.
     """
     ranks = []
-    for rows in _chunks(len(vectors), items.out_features):
-        logits = items(vectors[rows])
+    for rows, logits in _logits(vectors, items):
         target = logits.gather(1, labels[rows].clamp(min=0).unsqueeze(1))
         # Comparing into floats is many times as fast as summing booleans.
         lower = torch.lt(logits, target, out=torch.empty_like(logits)).sum(1)
@@ -108,16 +111,18 @@ def estimated_ranks(vectors: Tensor, items: nn.Linear, labels: Tensor, num_ranke
     cuts = np.expm1(np.linspace(0, math.log1p(total), num_ranked + 1))
     edges = torch.from_numpy(np.unique(np.rint(cuts).astype(np.int64)))
     middle = ((edges[:-1] + edges[1:] - 1) // 2).to(labels.device)
-    weight, bias = items.weight[middle], items.bias[middle]
-    lengths = edges.diff().to(weight)
     ranks = []
-    for rows in _chunks(len(vectors), len(middle)):
-        known = labels[rows].clamp(min=0)
-        target = (vectors[rows] * items.weight[known]).sum(1) + items.bias[known]
-        logits = torch.addmm(bias, vectors[rows], weight.T)
-        below = torch.lt(logits, target[:, None], out=torch.empty_like(logits))
-        below.masked_fill_(middle == known[:, None], 1.0)
-        ranks.append(total - below @ lengths)
+    with full_precision(vectors):
+        vectors, all_weight, all_bias = _precise(vectors, items)
+        weight, bias = all_weight[middle], all_bias[middle]
+        lengths = edges.diff().to(weight)
+        for rows in _chunks(len(vectors), len(middle)):
+            known = labels[rows].clamp(min=0)
+            target = (vectors[rows] * all_weight[known]).sum(1) + all_bias[known]
+            logits = torch.addmm(bias, vectors[rows], weight.T)
+            below = torch.lt(logits, target[:, None], out=torch.empty_like(logits))
+            below.masked_fill_(middle == known[:, None], 1.0)
+            ranks.append(total - below @ lengths)
     return torch.cat(ranks).masked_fill(labels < 0, total)
 
 
@@ -127,8 +132,21 @@ def top_items(vectors: Tensor, items: nn.Linear, k: int) -> Tensor:
     Returns:
         Indices of shape ``(batch, k)``.
     """
-    chunks = _chunks(len(vectors), items.out_features)
-    return torch.cat([items(vectors[rows]).topk(k).indices for rows in chunks])
+    return torch.cat([logits.topk(k).indices for _, logits in _logits(vectors, items)])
+
+
+def _precise(vectors: Tensor, items: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors, weight and bias in 32 bits or more: fewer do for no sum over many items."""
+    dtype = torch.promote_types(items.weight.dtype, torch.float32)
+    return vectors.to(dtype), items.weight.to(dtype), items.bias.to(dtype)
+
+
+def _logits(vectors: Tensor, items: nn.Linear) -> Iterator[tuple[slice, Tensor]]:
+    """The logits of some rows at a time, and which these are."""
+    with full_precision(vectors):
+        vectors, weight, bias = _precise(vectors, items)
+        for rows in _chunks(len(vectors), items.out_features):
+            yield rows, functional.linear(vectors[rows], weight, bias)
 
 
 class _SoftmaxLoss(torch.autograd.Function):

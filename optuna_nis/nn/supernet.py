@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.allocation import Allocation
-from optuna_nis.nn._ids import bag_sizes, check_ranks, to_ranks
+from optuna_nis.nn._ids import mean_of
+from optuna_nis.nn._look_up import full_precision
+from optuna_nis.nn._ranked import Ranked, constant
 from optuna_nis.nn.multi_size import (
     BagMode,
     MultiSizeEmbedding,
@@ -20,7 +24,19 @@ from optuna_nis.nn.multi_size import (
 from optuna_nis.space import EmbeddingSpec, SearchSpace
 
 
-class SupernetEmbedding(nn.Module):
+class _Projection(nn.Module):
+    """The projection, apart from the rows.
+
+    Its gradient is dense where theirs are sparse, and torch takes either for all that one module
+    holds.
+    """
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Parameter(torch.eye(embedding_dim))
+
+
+class SupernetEmbedding(Ranked, nn.Embedding):
     """One full table, of which a choice keeps the first columns of every row block.
 
     The rows of all choices are the same weights, masked: a row of width ``d`` is the first ``d``
@@ -54,7 +70,7 @@ class SupernetEmbedding(nn.Module):
         (True, False)
     """
 
-    _ranks: Tensor | None
+    # No state: what is set is not averaged, cast or broadcast by those who do that to a model.
     _row_block: Tensor
     _mask: Tensor
 
@@ -67,21 +83,32 @@ class SupernetEmbedding(nn.Module):
         init_std: float = 0.01,
         sparse: bool = False,
     ) -> None:
-        super().__init__()
         if mode is not None:
             check_bag_mode(mode, spec.name)
+        # The last row stands for ids out of vocabulary; its mask is always zero.
+        rows, dim = spec.num_embeddings + 1, spec.embedding_dim
+        super().__init__(
+            rows, dim, spec.num_embeddings, sparse=sparse, _weight=torch.empty(rows, dim)
+        )
         self.spec = spec
         self.mode = mode
-        self.sparse = sparse
-        # The last row stands for ids out of vocabulary; its mask is always zero.
-        self.weight = nn.Parameter(torch.empty(spec.num_embeddings + 1, spec.embedding_dim))
-        self.projection = nn.Parameter(torch.eye(spec.embedding_dim))
-        nn.init.normal_(self.weight, std=init_std)
-        sizes = torch.tensor([*spec.row_blocks, 1])
-        self.register_buffer("_row_block", torch.arange(len(sizes)).repeat_interleave(sizes))
-        self.register_buffer("_ranks", check_ranks(ranks, spec.num_embeddings, spec.name))
-        self.register_buffer("_mask", torch.empty(0), persistent=False)
-        self.set_widths([[spec.embedding_dim] * len(spec.row_blocks)])
+        self.init_std = init_std
+        self._dense = _Projection(dim)
+        self.reset_parameters()
+        blocks = np.repeat(np.arange(len(spec.row_blocks) + 1), [*spec.row_blocks, 1])
+        self._row_block = torch.from_numpy(blocks)
+        self._set_ranks(ranks, spec.num_embeddings, spec.name)
+        self.set_widths([[dim] * len(spec.row_blocks)])
+
+    def reset_parameters(self) -> None:
+        """Draw rows of standard deviation ``init_std``; the projection changes nothing."""
+        nn.init.normal_(self.weight, std=self.init_std)
+        nn.init.eye_(self.projection)
+
+    @property
+    def projection(self) -> nn.Parameter:
+        """What rows are multiplied by, of shape ``(embedding_dim, embedding_dim)``."""
+        return self._dense.projection
 
     @property
     def num_choices(self) -> int:
@@ -97,6 +124,10 @@ class SupernetEmbedding(nn.Module):
         Raises:
             ValueError: If there is no choice, or a number of blocks or a width does not fit.
         """
+        _set_widths([(self, widths)])
+
+    def _checked(self, widths: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        """The width of every choice and row block; that of ids out of vocabulary is 0."""
         # This is done for every batch and feature; numpy is faster with a few numbers.
         table = np.asarray(widths, dtype=np.int64)
         blocks, dim = len(self.spec.row_blocks), self.spec.embedding_dim
@@ -110,10 +141,19 @@ class SupernetEmbedding(nn.Module):
                 f"`widths` of {self.spec.name!r} must be between 0 and {dim}, "
                 f"got {table.tolist()}."
             )
-        # The columns of each choice and row block; ids out of vocabulary, the last one, have none.
-        mask = np.zeros((len(table), blocks + 1, dim), dtype=bool)
-        mask[:, :-1] = np.arange(dim) < table[:, :, None]
-        self._mask = torch.from_numpy(mask).to(self.weight)
+        whole = np.zeros((len(table), blocks + 1), dtype=np.int64)
+        whole[:, :-1] = table
+        return whole
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # As states were before the projection was a module of its own.
+        state_dict.pop(f"{prefix}_row_block", None)
+        projection = state_dict.pop(f"{prefix}projection", None)
+        if projection is not None:
+            state_dict[f"{prefix}_dense.projection"] = projection
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.no_grad()
     def copy_to(self, layer: MultiSizeEmbedding | MultiSizeEmbeddingBag) -> None:
@@ -135,39 +175,45 @@ class SupernetEmbedding(nn.Module):
         for size, tier in zip(table.tiers, layer.tier_modules()):
             end = start + size.num_embeddings
             rows = self.weight[start:end, : size.embedding_dim]
-            tier.weight.copy_(rows if table.is_projected else rows @ self.projection)
+            if not table.is_projected:
+                with full_precision(rows):
+                    rows = rows @ self.projection
+            tier.weight.copy_(rows)
             start = end
         if layer.projection is not None:
             layer.projection.copy_(self.projection[: len(layer.projection)])
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids, each under the choice of its run of the batch."""
-        ranks = to_ranks(ids, self._ranks, self.spec.num_embeddings, self.spec.name)
-        choices, blocks, width = self._mask.shape
-        if len(ids) % choices:
+        ranks = self._ranks_of(ids)
+        if len(ids) % self.num_choices:
             raise ValueError(
-                f"The batch must be a multiple of the {choices} choices, got {len(ids)} "
+                f"The batch must be a multiple of the {self.num_choices} choices, got {len(ids)} "
                 f"examples of {self.spec.name!r}."
             )
+        with full_precision(ids):
+            output = self._rows_or_sums(ranks)
+        if self.mode == "mean":
+            output = mean_of(output, ranks, None, self.spec.num_embeddings)
+        return output
+
+    def _rows_or_sums(self, ranks: Tensor) -> Tensor:
+        mask = constant(self, "_mask", self.weight.device, self.weight.dtype)
+        row_block = constant(self, "_row_block", self.weight.device)
+        choices, blocks, width = mask.shape
         size = len(self.weight)
         if not self.sparse and choices * size <= ranks.numel():
             # Cheaper than masking and projecting every row that is looked up.
-            masks = self._mask.index_select(1, self._row_block)
+            masks = mask.index_select(1, row_block)
             tables = ((self.weight * masks) @ self.projection).view(-1, width)
             where = self._of_choices(ranks, size)
             if self.mode is None:
                 return functional.embedding(where, tables)
-            output = functional.embedding_bag(where, tables, mode="sum")
-        else:
-            where = self._of_choices(self._row_block[ranks], blocks)
-            rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
-            rows = rows * functional.embedding(where, self._mask.view(-1, width))
-            output = (rows if self.mode is None else rows.sum(1)) @ self.projection
-            if self.mode is None:
-                return output
-        if self.mode == "mean":
-            output = output / bag_sizes(ranks, None, self.spec.num_embeddings)
-        return output
+            return functional.embedding_bag(where, tables, mode="sum")
+        where = self._of_choices(row_block[ranks], blocks)
+        rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
+        rows = rows * functional.embedding(where, mask.view(-1, width))
+        return (rows if self.mode is None else rows.sum(1)) @ self.projection
 
     def _of_choices(self, indices: Tensor, size: int) -> Tensor:
         """Indices into one table of some size for each choice, as those into one of them all."""
@@ -223,5 +269,28 @@ def set_choices(module: nn.Module, space: SearchSpace, allocations: Sequence[All
         2
     """
     widths = [space.widths(allocation) for allocation in allocations]
-    for name, layer in supernet_layers(module).items():
-        layer.set_widths([choice[name] for choice in widths])
+    layers = supernet_layers(module)
+    _set_widths([(layer, [choice[name] for choice in widths]) for name, layer in layers.items()])
+
+
+def _set_widths(given: Sequence[tuple[SupernetEmbedding, Sequence[Sequence[int]]]]) -> None:
+    """Set the widths of every choice and row block of some layers."""
+    tables = [layer._checked(widths) for layer, widths in given]
+    devices = {layer.weight.device for layer, _ in given}
+    together = None
+    if len(devices) == 1 and not devices & {torch.device("cpu"), torch.device("meta")}:
+        # One way to the device, which is not waited for, is as good as one for each layer.
+        (device,) = devices
+        numbers = torch.from_numpy(np.concatenate([table.ravel() for table in tables]))
+        together = numbers.to(device, non_blocking=True)
+    start = 0
+    for (layer, _), table in zip(given, tables):
+        dim, weight = layer.spec.embedding_dim, layer.weight
+        if together is None:
+            mask = torch.from_numpy(np.arange(dim) < table[:, :, None]).to(weight.dtype)
+            layer._mask = mask if weight.is_meta else mask.to(weight.device)
+        else:
+            part = together[start : start + table.size].view(*table.shape, 1)
+            columns = torch.arange(dim, device=weight.device)
+            layer._mask = (columns < part).to(weight.dtype)
+            start += table.size

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.allocation import Allocation, TableAllocation
-from optuna_nis.nn.multi_size import BagMode, MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.multi_size import BagMode, MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
 from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
 from optuna_nis.nn.swapped import (
     Field,
@@ -257,7 +257,9 @@ def plain_layers(model: nn.Module) -> dict[str, _Plain]:
         name or "embedding": module
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        and not isinstance(module, SwappedEmbedding | SwappedEmbeddingBag)
+        and not isinstance(
+            module, SwappedEmbedding | SwappedEmbeddingBag | SupernetEmbedding | Tier
+        )
     }
 
 
@@ -433,25 +435,12 @@ def _multi_size_field(plan: _Plan, index: int) -> Field:
 def _swap(plan: _Plan, fields: Sequence[Field]) -> None:
     """Change the class of all layers of a table; they share the fields."""
     shared = nn.ModuleList(fields)
-    if plan.sparse:
-        _make_sparse(shared)
     for layer in plan.table.layers:
         if isinstance(layer, nn.Embedding):
             become(layer, SwappedEmbedding, shared)
             layer.register_buffer("_padding_row", plan.padding_row)
         else:
             become(layer, SwappedEmbeddingBag, shared)
-
-
-def _make_sparse(fields: nn.ModuleList) -> None:
-    """Make all gradients sparse: optimisers that want them so want it of projections too."""
-
-    def hook(parameter: Tensor) -> None:
-        if parameter.grad is not None and not parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.to_sparse(1)
-
-    for parameter in fields.parameters():
-        parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _shrink(model: nn.Module, allocation: Allocation) -> None:
@@ -478,8 +467,6 @@ def _shrink(model: nn.Module, allocation: Allocation) -> None:
                 for layer in swapped.field_layers()
                 if isinstance(layer, SupernetEmbedding)
             )
-            if swapped.sparse:
-                _make_sparse(done[id(fields)])
         swapped.set_fields(done[id(fields)])
 
 

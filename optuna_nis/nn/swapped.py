@@ -7,14 +7,16 @@ one layer of this package for each field of the table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import accumulate
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optuna_nis.nn._ids import accept_ranks, bag_sizes, bags_of, no_offsets
+from optuna_nis.nn._ids import bags_of, mean_of, no_offsets
+from optuna_nis.nn._look_up import split
+from optuna_nis.nn._ranked import constant
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding
 
@@ -29,8 +31,8 @@ class _Swapped(nn.Module):
     embedding_dim: int
     padding_idx: int | None
     fields: nn.ModuleList
-    _starts: Tensor
-    _ends: Tensor
+    # Where the ids of each field start and end, by field; no state.
+    _bounds: Tensor
 
     def field_layers(self) -> list[Field]:
         """The layers of the fields, in the order of their ids."""
@@ -39,29 +41,24 @@ class _Swapped(nn.Module):
     def set_fields(self, fields: nn.ModuleList) -> None:
         """Look ids up in other layers from now on."""
         self.fields = fields
-        sizes = torch.tensor([_size(layer) for layer in self.field_layers()])
-        device = next((p.device for p in fields.parameters()), None)
-        ends = sizes.cumsum(0).to(device)
-        self.register_buffer("_ends", ends, persistent=False)
-        self.register_buffer("_starts", ends - sizes.to(device), persistent=False)
+        ends = list(accumulate(_size(layer) for layer in self.field_layers()))
+        self._bounds = torch.tensor([[0, *ends[:-1]], ends], device="cpu")
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        for index, layer in enumerate(self.field_layers()):
-            ranks = state_dict.get(f"{prefix}fields.{index}._ranks")
-            accept_ranks(layer, ranks, self._ends.device)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _device(self) -> torch.device:
+        layer = self.field_layers()[0]
+        return (layer.weight if isinstance(layer, SupernetEmbedding) else layer.like()).device
 
     def _table(self) -> Tensor:
         """The table as the model sees it under the one choice that is set."""
+        if self.sparse:
+            _sparse_only(self.fields)
         for layer in self.field_layers():
             if isinstance(layer, SupernetEmbedding) and layer.num_choices > 1:
                 raise RuntimeError(
                     f"`weight` of {layer.spec.name!r} is not one table while a batch is shared "
                     "among several choices; use NISCallback(..., choices_per_step=1)."
                 )
-        return self._rows(torch.arange(self.num_embeddings, device=self._ends.device))
+        return self._rows(torch.arange(self.num_embeddings, device=self._device()))
 
     def _known(self, ids: Tensor) -> Tensor:
         """The ids, padding as the id out of vocabulary of the whole table."""
@@ -72,14 +69,15 @@ class _Swapped(nn.Module):
     def _columns(self, ids: Tensor) -> list[tuple[Field, Tensor]] | None:
         """Layer and ids of every field, if each has a column of its own; else None."""
         # What data decides cannot be traced, and the length of bags is not to be fixed.
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or ids.is_meta:
             return None
         layers = self.field_layers()
         if len(layers) == 1 or ids.dim() < 2 or ids.shape[-1] != len(layers):
             return None
-        if not bool(((ids >= self._starts) & (ids < self._ends)).all()):
+        starts, ends = constant(self, "_bounds", ids.device)
+        if not bool(((ids >= starts) & (ids < ends)).all()):
             return None
-        local = ids - self._starts
+        local = ids - starts
         columns = [local[..., index] for index in range(len(layers))]
         if self.padding_idx is not None:
             padding = (ids == self.padding_idx).unbind(-1)
@@ -99,27 +97,24 @@ class _Swapped(nn.Module):
             return _rows_of(layers[0], known)
         self._check(ids)
         shared = any(isinstance(f, SupernetEmbedding) and f.num_choices > 1 for f in layers)
-        if shared or torch.compiler.is_compiling():
+        if shared or torch.compiler.is_compiling() or ids.is_meta:
             # Each field looks all ids up, those of the others as out of its vocabulary: a batch
             # that is shared among choices must not be taken apart, nor can it be traced.
             rows = [self._of_field(index, known) for index in range(len(layers))]
             return sum(rows[1:], start=rows[0])
         flat = known.reshape(-1)
-        found, parts = [], []
-        for layer, start, end in zip(layers, self._starts, self._ends):
-            where = ((flat >= start) & (flat < end)).nonzero().squeeze(1)
-            found.append(where)
-            parts.append(_rows_of(layer, flat[where] - start))
-        output = torch.cat(parts)
-        output = output.new_zeros(len(flat), self.embedding_dim).index_copy(
-            0, torch.cat(found), output
-        )
+        *found, (beyond, _) = split(flat, [_size(layer) for layer in layers])
+        parts = [_rows_of(layer, local) for layer, (_, local) in zip(layers, found)]
+        where = torch.cat([*(where for where, _ in found), beyond])
+        output = torch.cat([*parts, parts[0].new_zeros(len(beyond), self.embedding_dim)])
+        output = torch.zeros_like(output).index_copy(0, where, output)
         return output.view(*ids.shape, self.embedding_dim)
 
     def _of_field(self, index: int, known: Tensor) -> Tensor:
         """The rows of ids, those of other fields and of padding zero."""
-        layer = self.field_layers()[index]
-        local = known - self._starts[index]
+        layers = self.field_layers()
+        layer = layers[index]
+        local = known - sum(map(_size, layers[:index]))
         outside = (local < 0) | (local >= _size(layer))
         return _rows_of(layer, local.masked_fill(outside, _size(layer)))
 
@@ -145,11 +140,13 @@ class SwappedEmbedding(_Swapped, nn.Embedding):
     def weight(self) -> Tensor:  # type: ignore[override]
         """The table as the model sees it, by id: computed at each access, differentiable."""
         return self._filled(
-            torch.arange(self.num_embeddings, device=self._ends.device), self._table()
+            torch.arange(self.num_embeddings, device=self._device()), self._table()
         )
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up ids of any shape."""
+        if self.sparse:
+            _sparse_only(self.fields)
         return self._filled(input, self._rows(input))
 
     def _filled(self, ids: Tensor, rows: Tensor) -> Tensor:
@@ -180,6 +177,8 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Look up and pool bags of ids, as torch takes them."""
+        if self.sparse:
+            _sparse_only(self.fields)
         if offsets is not None and self.include_last_offset:
             offsets = offsets[:-1]
         if per_sample_weights is not None and self.mode != "sum":
@@ -196,7 +195,9 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
             return output
         else:
             output = self._sum(input, offsets, per_sample_weights)
-        return output if self.mode == "sum" else output / self._sizes(input, offsets)
+        if self.mode == "sum":
+            return output
+        return mean_of(output, self._known(input), offsets, self.num_embeddings)
 
     def _pools(self, offsets: Tensor | None, weights: Tensor | None) -> bool:
         """Whether the layer of the only field pools such bags."""
@@ -217,11 +218,13 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
     def _sum(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         if torch.compiler.is_compiling():
             rows = self._traced_rows(ids, offsets)
-            return (rows if weights is None else rows * weights.unsqueeze(-1)).sum(1)
+            if weights is not None:
+                rows = rows * weights.unsqueeze(-1).to(rows.dtype)
+            return rows.sum(1)
         flat, bags, num_bags = self._bags(ids, offsets)
         rows = self._rows(flat)
         if weights is not None:
-            rows = rows * weights.reshape(-1, 1)
+            rows = rows * weights.reshape(-1, 1).to(rows.dtype)
         return rows.new_zeros(num_bags, self.embedding_dim).index_add(0, bags, rows)
 
     def _traced_rows(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
@@ -229,9 +232,6 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
         if offsets is not None:
             raise ValueError(no_offsets(_name(self.field_layers()[0]), "its padding_idx"))
         return self._rows(ids)
-
-    def _sizes(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
-        return bag_sizes(self._known(ids), offsets, self.num_embeddings)
 
     def _maximum(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         if torch.compiler.is_compiling():
@@ -244,11 +244,34 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
         flat, bags, num_bags = self._bags(ids, offsets)
         rows = self._rows(flat)
         if self.padding_idx is not None:
-            known = flat != self.padding_idx
-            rows, bags = rows[known], bags[known]
+            rows = rows.masked_fill((flat == self.padding_idx).unsqueeze(1), -math.inf)
         index = bags.unsqueeze(1).expand(-1, self.embedding_dim)
         empty = rows.new_zeros(num_bags, self.embedding_dim)
-        return empty.scatter_reduce(0, index, rows, "amax", include_self=False)
+        highest = empty.scatter_reduce(0, index, rows, "amax", include_self=False)
+        # Of bags with nothing but padding.
+        return highest.masked_fill(highest == -math.inf, 0.0)
+
+
+def _sparse_only(fields: nn.Module) -> None:
+    """Make all gradients sparse: optimisers that want them so want it of projections too."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        for parameter in fields.parameters():
+            # Copies of a model have no hooks.
+            hooks = parameter._post_accumulate_grad_hooks or {}
+            trained = parameter.requires_grad and parameter.is_leaf
+            if trained and _sparsify not in hooks.values():
+                parameter.register_post_accumulate_grad_hook(_sparsify)  # type: ignore[no-untyped-call]
+
+
+def _sparsify(parameter: Tensor) -> None:
+    def convert() -> None:
+        if parameter.grad is not None and not parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_sparse(1)
+
+    # After the backward pass, and after what data parallelism does then: that takes sparse
+    # gradients from embeddings only, which projections are not.
+    engine = torch.autograd.Variable._execution_engine
+    engine.queue_callback(lambda: engine.queue_callback(convert))
 
 
 def become(layer: nn.Module, kind: type[_Swapped], fields: nn.ModuleList) -> None:
@@ -262,8 +285,8 @@ def become(layer: nn.Module, kind: type[_Swapped], fields: nn.ModuleList) -> Non
 def restore(layer: SwappedEmbedding | SwappedEmbeddingBag, weight: nn.Parameter) -> None:
     """Turn a layer back into one of torch, in place."""
     del layer._modules["fields"]
-    for name in ("_starts", "_ends", "_padding_row"):
-        if name in layer._buffers:
+    for name in ("_bounds", "_padding_row"):
+        if hasattr(layer, name):
             delattr(layer, name)
     plain = nn.Embedding if isinstance(layer, SwappedEmbedding) else nn.EmbeddingBag
     object.__setattr__(layer, "__class__", plain)

@@ -1,0 +1,224 @@
+"""What is state of the layers, and what is not: copies, averages, and states of other models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import copy
+from pathlib import Path
+from typing import Any
+import warnings
+
+import pytest
+from safetensors.torch import load_model, save_model
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+
+from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
+from optuna_nis.export import quantize, to_torch_export
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+    SupernetEmbedding,
+    apply_allocation,
+    make_searchable,
+    set_choices,
+    supernet_layers,
+)
+
+COUNTS = {"user": torch.arange(60), "item": torch.arange(60)}
+TABLE = TableAllocation("f", 20, 8, (Tier(4, 8), Tier(6, 2)))
+RANKS = torch.arange(20).flip(0)
+IDS = torch.arange(60)
+
+
+class Model(nn.Module):
+    """Two layers of one weight, one of fused fields with padding that is not zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(60, 8), nn.Embedding(60, 8)
+        self.item.weight = self.user.weight
+        self.fused = nn.Embedding(60, 8, padding_idx=0)
+        with torch.no_grad():
+            self.fused.weight[0] = 1.0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.stack([self.user(ids), self.item(ids), self.fused(ids)])
+
+
+def _searchable(counted: bool = True) -> tuple[Any, SearchSpace]:
+    model = Model()
+    counts = COUNTS if counted else None
+    space = make_searchable(model, budget="50%", counts=counts, fields={"fused": [40, 20]})
+    return model, space
+
+
+def _sized(counted: bool = True) -> Any:
+    tables = [
+        TableAllocation("user", 60, 8, (Tier(10, 8), Tier(40, 2))),
+        TableAllocation("fused.0", 40, 8, (Tier(10, 2),)),
+        TableAllocation("fused.1", 20, 8, ()),
+    ]
+    counts = COUNTS if counted else None
+    return apply_allocation(Model(), Allocation(tables), counts=counts)
+
+
+def _averages(model: nn.Module) -> Iterator[AveragedModel]:
+    yield AveragedModel(model, use_buffers=True)
+    yield AveragedModel(model, avg_fn=get_ema_avg_fn(0.9), use_buffers=True)
+    yield AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+
+
+@pytest.mark.parametrize("kind", ["searchable", "sized"])
+def test_averages_are_of_weights_only(kind: str) -> None:
+    model = _searchable()[0] if kind == "searchable" else _sized()
+    expected = model(IDS)
+    for average in _averages(model):
+        for step in reversed(range(8)):
+            if kind == "searchable":
+                # In each step others, and another number of them.
+                for layer in supernet_layers(model).values():
+                    widths = [8 - step] * len(layer.spec.row_blocks)
+                    layer.set_widths([widths] * (step % 3 + 1))
+            average.update_parameters(model)
+        torch.testing.assert_close(average.module(IDS), expected)
+        half = copy.deepcopy(average.module).bfloat16()(IDS)
+        torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.01)
+
+
+def test_copies_have_choices_of_their_own() -> None:
+    model, space = _searchable()
+    small = space.allocation(dict.fromkeys(space.distributions(), 1))
+    set_choices(model, space, [small])
+    expected = model(IDS)
+    copied = copy.deepcopy(model)
+    set_choices(model, space, [space.full()])
+    assert torch.equal(copied(IDS), expected)
+    assert not torch.equal(model(IDS), expected)
+    # The weights of another are taken over, its choice is not.
+    other, _ = _searchable()
+    other.load_state_dict(copied.state_dict())
+    assert torch.equal(other(IDS), model(IDS))
+
+
+def test_state_before_the_projection_was_a_module_of_its_own() -> None:
+    spec = EmbeddingSpec("x", 60, 8)
+    layer, other = SupernetEmbedding(spec, ranks=IDS.flip(0)), SupernetEmbedding(spec)
+    nn.init.normal_(layer.projection)
+    state = layer.state_dict()
+    old = {
+        "weight": state["weight"],
+        "projection": state["_dense.projection"],
+        "_row_block": torch.zeros(61, dtype=torch.int64),
+        "_ranks": state["_ranks"],
+    }
+    assert state.keys() ^ old.keys() == {"_dense.projection", "projection", "_row_block"}
+    other.load_state_dict(old)
+    assert torch.equal(other(IDS), layer(IDS))
+    nested = nn.ModuleDict({"a": SupernetEmbedding(spec)})
+    nested.load_state_dict({f"a.{name}": value for name, value in old.items()})
+    assert torch.equal(nested["a"](IDS), layer(IDS))
+
+
+LAYERS: list[tuple[type[nn.Module], Any]] = [
+    (MultiSizeEmbedding, TABLE),
+    (MultiSizeEmbeddingBag, TABLE),
+    (SupernetEmbedding, EmbeddingSpec("f", 20, 8)),
+]
+
+
+@pytest.mark.parametrize(("kind", "table"), LAYERS)
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("before", [None, torch.arange(20)])
+def test_ranks_come_with_the_weights(
+    kind: Any, table: Any, before: Tensor | None, assign: bool
+) -> None:
+    layer, other = kind(table, ranks=RANKS), kind(table, ranks=before)
+    state = layer.state_dict()
+    other.load_state_dict(state, assign=assign)
+    ids = torch.arange(21).view(-1, 1)
+    assert torch.equal(other(ids), layer(ids))
+    if not assign:
+        state["_ranks"].zero_()
+        assert torch.equal(other(ids), layer(ids))
+    # Also in fewer bits, as quantised models have them.
+    state = layer.state_dict()
+    other.load_state_dict(state | {"_ranks": state["_ranks"].int()})
+    assert torch.equal(other(ids), layer(ids))
+
+
+@pytest.mark.parametrize(("kind", "table"), LAYERS)
+def test_a_state_without_ranks_is_no_secret(kind: Any, table: Any) -> None:
+    layer, other = kind(table, ranks=RANKS), kind(table)
+    text = "rows of 'f' but not the order of their ids, `a._ranks`"
+    model = nn.ModuleDict({"a": layer})
+    with (
+        pytest.warns(UserWarning, match=text),
+        pytest.raises(RuntimeError, match=r"Missing key.* \"a\._ranks\""),
+    ):
+        model.load_state_dict(nn.ModuleDict({"a": other}).state_dict())
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    with pytest.warns(UserWarning, match=text):
+        found = model.load_state_dict(parameters, strict=False)
+    assert found.missing_keys == ["a._ranks"]
+    assert torch.equal(layer._ranks[:-1], RANKS)
+    # Of other layers only.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_state_dict({}, strict=False)
+
+
+@pytest.mark.parametrize(("kind", "table"), LAYERS)
+def test_ranks_that_do_not_fit(kind: Any, table: Any) -> None:
+    layer = kind(table)
+    state = layer.state_dict()
+    for ranks, text in (
+        (torch.arange(9), r"`_ranks` must be 21 integers, got torch.int64 of shape \(9,\)"),
+        (torch.rand(21), "`_ranks` must be 21 integers, got torch.float32"),
+        (torch.arange(1, 22), "`_ranks` must be between 0 and 20, got 1 to 21"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            layer.load_state_dict({**state, "_ranks": ranks})
+    assert layer._ranks is None
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("kind", ["searchable", "sized"])
+def test_safetensors(tmp_path: Path, kind: str, saved: bool, loaded: bool) -> None:
+    def build(counted: bool) -> Any:
+        return _searchable(counted)[0] if kind == "searchable" else _sized(counted)
+
+    model, other = build(saved), build(loaded)
+    save_model(model, str(tmp_path / "model.safetensors"))
+    if loaded and not saved:
+        with pytest.warns(UserWarning, match="order of their ids"), pytest.raises(RuntimeError):
+            load_model(other, tmp_path / "model.safetensors")
+        return
+    load_model(other, tmp_path / "model.safetensors")
+    assert torch.equal(other(IDS), model(IDS))
+
+
+def test_quantised_and_exported_models_keep_their_order() -> None:
+    model = _sized()
+    small, other = quantize(copy.deepcopy(model)), quantize(_sized(counted=False))
+    other.load_state_dict(small.state_dict())
+    assert torch.equal(other(IDS), small(IDS))
+    program = to_torch_export(model, IDS).module()
+    torch.testing.assert_close(program(IDS), model(IDS))
+
+
+def test_layers_on_the_meta_device_can_be_filled() -> None:
+    for kind, table in LAYERS:
+        layer = kind(table, ranks=RANKS)
+        with torch.device("meta"):
+            empty = kind(table)
+        empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
+        ids = torch.arange(21).view(-1, 1)
+        assert torch.equal(empty(ids), layer(ids))
+    searchable, _ = _searchable()
+    empty = copy.deepcopy(searchable).to("meta")
+    assert empty(IDS.to("meta")).shape == (3, 60, 8)
+    empty.to_empty(device="cpu").load_state_dict(searchable.state_dict())
+    assert torch.equal(empty(IDS), searchable(IDS))
