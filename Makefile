@@ -53,10 +53,10 @@ test-oldest: $(OLDEST)/bin/.installed servers chromium
 	$(OLDEST)/bin/pytest tests
 
 servers:
-	sh benchmarks/install_servers.sh
+	sh tests/support/install_servers.sh
 
 chromium:
-	sh benchmarks/install_chromium.sh
+	sh tests/support/install_chromium.sh
 
 # Of the study that `make demo` leaves.
 screenshots: $(BIN)/.installed chromium
