@@ -40,10 +40,12 @@ import optuna
 from optuna import Study
 from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
-from servers import PostgreSQL, Redis, Server
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis.storages import open_storage
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from servers import PostgreSQL, Redis, Server
 
 _SPACE = SearchSpace([EmbeddingSpec("user", 1000, 16), EmbeddingSpec("day", 7, 4)], budget="25%")
 _NAME = "faults"

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import json
 from pathlib import Path
 from statistics import median
+import sys
 import tempfile
 import time
 from typing import Any
@@ -26,7 +27,6 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 import optuna
 from quiet import quiet
-from servers import PostgreSQL
 import torch
 
 from optuna_nis import NISSampler, SearchSpace
@@ -34,6 +34,9 @@ from optuna_nis.lightning import DataConfig, NISCallback, reference_model
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.storages import open_storage
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from servers import PostgreSQL
 
 
 @contextmanager
