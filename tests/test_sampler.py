@@ -173,6 +173,78 @@ def test_same_seed_same_trials() -> None:
     assert run(1) != run(2)
 
 
+def proposals(study: optuna.Study) -> list[tuple[tuple[str, Any], ...]]:
+    return [tuple(sorted(trial.params.items())) for trial in study.trials]
+
+
+def mixed(trial: Trial) -> float:
+    """What the policy draws, beside what the independent sampler does."""
+    return trial.suggest_float("rate", 0, 1) + quality(trial)
+
+
+@pytest.mark.parametrize(
+    ("objective", "budget"),
+    [(mixed, SPACE), (quality, SPACE), (additive, None), (additive, SPACE)],
+)
+def test_a_process_for_each_trial_draws_what_one_process_does(
+    objective: Callable[[Trial], float], budget: SearchSpace | None
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    for name, jobs in (("many", 8), ("one", 1)):
+        for _ in range(jobs):
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                load_if_exists=True,
+                direction="maximize",
+                sampler=NISSampler(budget=budget, seed=0, warn_independent_sampling=False),
+            )
+            study.optimize(objective, n_trials=8 // jobs)
+    many, one = (
+        proposals(optuna.load_study(storage=storage, study_name=name)) for name in ("many", "one")
+    )
+    assert many == one
+    assert len(set(one)) >= 6
+
+
+def test_workers_with_one_seed_draw_apart() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage, study_name="s", direction="maximize")
+    workers = [
+        optuna.load_study(
+            storage=storage, study_name="s", sampler=NISSampler(budget=SPACE, seed=0)
+        )
+        for _ in range(4)
+    ]
+    asked = [(worker, worker.ask()) for _ in range(3) for worker in workers]
+    for worker, trial in asked:
+        worker.tell(trial, mixed(trial))
+    assert len(set(proposals(workers[0]))) == 12
+    assert len({trial.params["rate"] for trial in workers[0].trials}) == 12
+
+
+def test_the_studies_of_one_sampler_draw_apart() -> None:
+    sampler = NISSampler(seed=0, warn_independent_sampling=False)
+    first, second = (optuna.create_study(sampler=sampler) for _ in range(2))
+    for study in (first, second):
+        study.optimize(additive, n_trials=3)
+    assert not set(proposals(first)) & set(proposals(second))
+
+
+def test_parameters_that_nothing_learns_are_drawn_apart() -> None:
+    study = optuna.create_study(sampler=NISSampler(seed=0, warn_independent_sampling=False))
+    study.optimize(
+        lambda trial: sum(trial.suggest_float(name, 0, 1) for name in "xyz"), n_trials=4
+    )
+    assert len({value for trial in study.trials for value in trial.params.values()}) == 12
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "0"])
+def test_what_is_no_seed_is_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match="`seed` must be an integer of 0 or more, or None, got"):
+        NISSampler(seed=seed)
+
+
 def test_reseeding_changes_the_draws() -> None:
     def run(reseed: bool) -> list[dict[str, Any]]:
         sampler = NISSampler(budget=SPACE, seed=0)
@@ -192,15 +264,14 @@ def test_a_copy_continues_alike(clone: Callable[[NISSampler], NISSampler]) -> No
     study.optimize(additive, n_trials=10)
     twin = clone(study.sampler)
     assert bits(twin.policy(study)) == bits(study.sampler.policy(study))
-    proposals = []
-    for sampler in (study.sampler, twin):
-        study.sampler = sampler
-        proposals.append(study.ask(additive_distributions()).params)
-    assert proposals[0] == proposals[1]
-
-
-def additive_distributions() -> dict[str, CategoricalDistribution]:
-    return {name: CategoricalDistribution([0, 1, 2, 3]) for name in "abcdef"}
+    trial = study.ask()._cached_frozen_trial
+    space = {
+        **{name: CategoricalDistribution([0, 1, 2, 3]) for name in "abcdef"},
+        "rate": FloatDistribution(0, 1),
+    }
+    own, copied = (s.sample_relative(study, trial, space) for s in (study.sampler, twin))
+    assert own == copied
+    assert own.keys() == space.keys()
 
 
 def test_resumes_on_every_storage(storage: BaseStorage) -> None:
