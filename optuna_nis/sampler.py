@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
 import threading
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 import weakref
 import zlib
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
@@ -61,7 +62,9 @@ class NISSampler(BaseSampler):
 
     It learns over categorical parameters, and over integers and floats with a step that have at
     most 32 values; all else is left to the independent sampler. Without a budget, the parameters
-    learned are those that all finished trials have in common.
+    learned are those that all finished trials have in common. Choices may be lists, tuples and
+    dictionaries, too. Storages turn tuples into lists, and Optuna then refuses the tuples of a
+    process that resumes the study: use lists there.
 
     The policy is a function of the finished trials alone. Studies resume where they stopped, and
     any number of processes may share a storage. Trials from elsewhere, enqueued ones included,
@@ -217,9 +220,10 @@ class NISSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The parameters that the policy draws."""
+        """The parameters that the policy draws, and that storages give back as they were."""
         with self._lock:
-            return dict(self._learn(study, trial).distributions)
+            replay = self._learn(study, trial)
+            return {n: d for n, d in replay.distributions.items() if n not in replay.containers}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -236,7 +240,8 @@ class NISSampler(BaseSampler):
                 for name, distribution in replay.distributions.items()
                 if name in search_space and same_distribution(search_space[name], distribution)
             ]
-            if policy is not None and known:
+            later = replay.containers.difference(known)
+            if policy is not None and (known or later):
                 # Enqueued, or left by a worker that died: a retried trial has what it had.
                 given = trial.params | trial.system_attrs.get("fixed_params", {})
                 fixed = {name: given[name] for name in policy.choices if name in given}
@@ -250,7 +255,13 @@ class NISSampler(BaseSampler):
                     )
                 drawn = policy.params(options[row : row + 1])[0]
                 params = {name: drawn[name] for name in known}
-                if not fixed and len(known) == len(policy.choices):
+                if later:
+                    self._follow(study).drawn[trial.number] = {
+                        name: (replay.distributions[name], option)
+                        for name, option in zip(policy.choices, options[row].tolist())
+                        if name in later
+                    }
+                if not fixed and len(known) + len(later) == len(policy.choices):
                     attrs[PROPOSAL_KEY] = fingerprint(policy, options)
                     attrs[LOG_PROB_KEY] = float(log_prob[0])
         for key, value in attrs.items():
@@ -267,8 +278,14 @@ class NISSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Leave a parameter to the independent sampler."""
+        """Leave a parameter to the independent sampler, unless the policy has drawn it."""
         self._raise_error_if_multi_objective(study)
+        with self._lock:
+            drawn = self._follow(study).drawn.get(trial.number, {})
+        if param_name in drawn and isinstance(param_distribution, CategoricalDistribution):
+            distribution, option = drawn[param_name]
+            if same_distribution(distribution, param_distribution):
+                return param_distribution.choices[option]
         if self._warn_independent_sampling and any(
             past.state == TrialState.COMPLETE
             for past in study._get_trials(deepcopy=False, use_cache=True)
@@ -315,10 +332,12 @@ class NISSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """Mark a trial that others pushed over the budget; the policy learns by replay instead."""
+        with self._lock:
+            drawn_in_part = self._follow(study).drawn.pop(trial.number, None)
         if (
             self._budget is not None
             and state in (TrialState.COMPLETE, TrialState.PRUNED)
-            and PROPOSAL_KEY not in trial.system_attrs
+            and (drawn_in_part or PROPOSAL_KEY not in trial.system_attrs)
             and not keeps_to(self._budget, trial.params)
         ):
             study._storage.set_trial_system_attr(trial._trial_id, _CONSTRAINT_KEY, 1.0)
@@ -330,11 +349,20 @@ class NISSampler(BaseSampler):
             self._independent_sampler.after_trial(study, trial, state, values)
 
 
-class _Followed(NamedTuple):
-    """A study that is followed, and how many others were before it."""
+@dataclass
+class _Followed:
+    """A study that is followed.
+
+    Attributes:
+        replay: What it teaches.
+        place: How many studies were followed before it.
+        drawn: By trial number, options of parameters whose choices only the objective knows in
+            the form that it wants: a storage makes lists of tuples.
+    """
 
     replay: Replay
     place: int
+    drawn: dict[int, dict[str, tuple[BaseDistribution, int]]] = field(default_factory=dict)
 
 
 class _InMemoryTrials(Sequence[FrozenTrial]):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import copy
 import logging
+import math
 from multiprocessing import get_context
 import pickle
 import subprocess
@@ -296,6 +297,107 @@ def test_resumes_on_every_storage(storage: BaseStorage) -> None:
     again.optimize(quality, n_trials=3)
     assert bits(again.sampler.policy(again)) == bits(study.sampler.policy(study))
     assert bits(study.sampler.policy(study)) == bits(NISSampler(budget=SPACE).policy(study))
+
+
+CONTAINERS: dict[str, list[Any]] = {
+    "lists": [[64, 32], [128], [256, 128, 64]],
+    "tuples": [(3, 3), (5, 5), ((1, 1), (7, 7))],
+    "dictionaries": [{"depth": 1}, {"depth": 2, "widths": [4, (2,)]}, {1: {2: None}}],
+    "mixed": [None, True, "1", 1.5, [1], (), {}],
+    "nan": [math.nan, [math.nan], {"x": (math.nan, None)}, "NaN"],
+}
+
+
+def suggest_containers(trial: Trial) -> dict[str, int]:
+    """Which of the choices was suggested, by identity."""
+    places = {}
+    for name, choices in CONTAINERS.items():
+        value = trial.suggest_categorical(name, choices)  # type: ignore[call-overload]
+        (places[name],) = [place for place, each in enumerate(choices) if each is value]
+    return places
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.filterwarnings("ignore:GrpcStorageProxy is experimental")
+@pytest.mark.parametrize("mode", [*STORAGES, "grpc_rdb"])
+def test_choices_may_be_containers(mode: str) -> None:
+    seen: list[dict[str, int]] = []
+
+    def objective(trial: Trial) -> float:
+        seen.append(suggest_containers(trial))
+        return float(sum(seen[-1].values()))
+
+    with StorageSupplier(mode) as storage:
+        study = optuna.create_study(
+            storage=fast(storage), study_name="s", direction="maximize", sampler=NISSampler(seed=0)
+        )
+        study.optimize(objective, n_trials=6)
+        policy = NISSampler().policy(study)
+        trials = study.trials
+        assert bits(study.sampler.policy(study)) == bits(policy)
+    assert list(policy.choices) == sorted(CONTAINERS)
+    assert all(LOG_PROB_KEY in trial.system_attrs for trial in trials[1:])
+    # Every trial was learned, as what it was.
+    options = policy.options(trial.params for trial in trials)
+    assert options.tolist() == [[each[name] for name in policy.choices] for each in seen]
+    assert policy._critic._count == len(trials)
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+def test_the_policy_learns_what_containers_are_worth(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def objective(trial: Trial) -> float:
+        return float(sum(suggest_containers(trial).values()))
+
+    optuna.logging.enable_propagation()
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(seed=0))
+    try:
+        study.optimize(objective, n_trials=80)
+    finally:
+        optuna.logging.disable_propagation()
+    (mode,) = study.sampler.policy(study).mode().tolist()
+    assert sum(mode) >= sum(len(choices) - 1 for choices in CONTAINERS.values()) - 2
+    assert "sampled independently" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("mode", ["inmemory", "sqlite", "journal"])
+def test_a_budget_over_tuples(mode: str) -> None:
+    budget = AdditiveBudget(12, {n: {(3, 3): 3, (5, 5): 5, (7, 7): 9} for n in "ab"})
+
+    def objective(trial: Trial) -> float:
+        kernels = [trial.suggest_categorical(n, list(budget.choices[n])) for n in "ab"]
+        assert all(type(kernel) is tuple for kernel in kernels)
+        assert (7, 7) not in kernels or (5, 5) not in kernels
+        return float(sum(kernel[0] for kernel in kernels))
+
+    with StorageSupplier(mode) as storage:
+        study = optuna.create_study(
+            storage=fast(storage), direction="maximize", sampler=NISSampler(budget=budget, seed=0)
+        )
+        study.enqueue_trial({"a": (7, 7) if mode == "inmemory" else [7, 7]})
+        study.optimize(objective, n_trials=8, catch=() if mode == "inmemory" else ValueError)
+        assert sum(LOG_PROB_KEY in trial.system_attrs for trial in study.trials) == 7
+        assert study.sampler.policy(study)._critic._count == (8 if mode == "inmemory" else 7)
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+def test_studies_over_lists_resume(storage: BaseStorage) -> None:
+    def objective(trial: Trial) -> float:
+        layers = trial.suggest_categorical("x", [[64, 32], [128], None])  # type: ignore[list-item]
+        return float(len(layers or []) + trial.suggest_categorical("y", [1, 2]))
+
+    for _ in range(3):
+        study = optuna.create_study(
+            storage=storage, study_name="s", load_if_exists=True, sampler=NISSampler(seed=0)
+        )
+        study.enqueue_trial({"x": [128]})
+        study.optimize(objective, n_trials=3)
+    trials = study.trials
+    assert [trial.params["x"] for trial in trials[::3]] == [[128]] * 3
+    assert [LOG_PROB_KEY in trial.system_attrs for trial in trials] == [False, True, True] * 3
+    assert study.sampler.policy(study)._critic._count == 9
 
 
 def test_a_proposal_leaves_its_log_probability() -> None:
