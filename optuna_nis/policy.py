@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import copy
 from dataclasses import dataclass, fields
 from itertools import pairwise
+import json
 import math
 from typing import Any
 
@@ -698,11 +699,19 @@ def _prior_covariance(options: Sequence[Choice]) -> FloatArray:
 
 
 def find_choice(choices: Sequence[Choice], value: Any) -> int | None:
-    """Index of a value among choices, or :obj:`None`; floats may differ by rounding."""
+    """Index of a value among choices, or :obj:`None`.
+
+    Floats may differ by rounding, and lists, tuples and dictionaries by what a storage makes of
+    them.
+    """
     try:
         return choices.index(value)
     except ValueError:
         pass
+    if not is_plain(value) and (text := _written(value)) is not None:
+        for index, choice in enumerate(choices):
+            if not is_plain(choice) and _written(choice) == text:
+                return index
     if isinstance(value, float):
         for index, choice in enumerate(choices):
             if isinstance(choice, float) and (
@@ -711,6 +720,33 @@ def find_choice(choices: Sequence[Choice], value: Any) -> int | None:
             ):
                 return index
     return None
+
+
+def is_plain(choice: Any) -> bool:
+    """Whether a choice comes back from every storage as it was."""
+    return choice is None or isinstance(choice, (bool, int, float, str))
+
+
+def same_choices(a: Sequence[Choice], b: Sequence[Choice]) -> bool:
+    """Whether choices are the same, for a storage that writes them down at least.
+
+    Example:
+        >>> same_choices([(3, 3), None], [[3, 3], None])
+        True
+        >>> same_choices([[3, 3], None], [[3, 3], 0])
+        False
+    """
+    return len(a) == len(b) and all(
+        x == y or ((text := _written(x)) is not None and text == _written(y)) for x, y in zip(a, b)
+    )
+
+
+def _written(choice: Any) -> str | None:
+    """What a storage writes for a choice: tuples become lists, and keys become text."""
+    try:
+        return json.dumps(json.loads(json.dumps(choice)), sort_keys=True)
+    except (TypeError, ValueError):
+        return None
 
 
 def _clip(array: FloatArray, low: float, high: float) -> FloatArray:

@@ -27,7 +27,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis.budget import BoolArray, Choice, Constraint, IntArray
-from optuna_nis.policy import FloatArray, Policy, PolicySettings, find_choice
+from optuna_nis.policy import (
+    FloatArray,
+    Policy,
+    PolicySettings,
+    find_choice,
+    is_plain,
+    same_choices,
+)
 
 GROUP_KEY = "nis:group"
 """Trial system attribute: id of the group of trials scored on the same examples."""
@@ -116,6 +123,8 @@ class Replay:
         self._seen: dict[int, datetime | None] = {}
         self._common: dict[str, BaseDistribution] | None = None
         self.distributions: dict[str, BaseDistribution] = {}
+        # Parameters whose choices a storage may give back in another form, such as tuples.
+        self.containers: frozenset[str] = frozenset()
         self.policy: Policy | None = None
         self._restart()
 
@@ -209,6 +218,12 @@ class Replay:
         self._position = 0
         self._groups: _Groups = {}
         self.distributions = self.distributions or dict(self._constrained)
+        self.containers = frozenset(
+            name
+            for name, distribution in self.distributions.items()
+            if isinstance(distribution, CategoricalDistribution)
+            and not all(map(is_plain, distribution.choices))
+        )
         self.policy = None
         cells = 1
         if self.distributions:
@@ -487,7 +502,11 @@ def _value(trial: FrozenTrial) -> float:
 def _finder(policy: Policy) -> Callable[[Mapping[str, Any]], list[int] | None]:
     """A function from params to options, if they have a known choice for every parameter."""
     known = [
-        (name, options, {o: place for place, o in reversed(list(enumerate(options)))})
+        (
+            name,
+            options,
+            {o: place for place, o in reversed(list(enumerate(options))) if _hashable(o)},
+        )
         for name, options in policy.choices.items()
     ]
 
@@ -496,13 +515,25 @@ def _finder(policy: Policy) -> Callable[[Mapping[str, Any]], list[int] | None]:
         for name, options, places in known:
             if name not in params:
                 return None
-            option = places.get(params[name])
-            if option is None and (option := find_choice(options, params[name])) is None:
+            value = params[name]
+            try:
+                option = places.get(value)
+            except TypeError:  # A list or a dictionary.
+                option = None
+            if option is None and (option := find_choice(options, value)) is None:
                 return None
             row.append(option)
         return row
 
     return find
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _intersection(
@@ -518,7 +549,11 @@ def _intersection(
 def same_distribution(a: BaseDistribution, b: BaseDistribution) -> bool:
     """Whether two distributions are equal."""
     # Optuna compares choice by choice; thousands of replayed trials are almost always equal.
-    return a is b or (type(a) is type(b) and (a.__dict__ == b.__dict__ or a == b))
+    if a is b or (type(a) is type(b) and (a.__dict__ == b.__dict__ or a == b)):
+        return True
+    if isinstance(a, CategoricalDistribution) and isinstance(b, CategoricalDistribution):
+        return same_choices(a.choices, b.choices)
+    return False
 
 
 def _is_number(value: Any) -> bool:

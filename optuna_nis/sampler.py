@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
 import threading
 from typing import Any, overload
 import weakref
+import zlib
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
@@ -59,7 +62,9 @@ class NISSampler(BaseSampler):
 
     It learns over categorical parameters, and over integers and floats with a step that have at
     most 32 values; all else is left to the independent sampler. Without a budget, the parameters
-    learned are those that all finished trials have in common.
+    learned are those that all finished trials have in common. Choices may be lists, tuples and
+    dictionaries, too. Storages turn tuples into lists, and Optuna then refuses the tuples of a
+    process that resumes the study: use lists there.
 
     The policy is a function of the finished trials alone. Studies resume where they stopped, and
     any number of processes may share a storage. Trials from elsewhere, enqueued ones included,
@@ -82,7 +87,9 @@ class NISSampler(BaseSampler):
             parameters must be suggested by ``suggest_categorical`` with its choices. Parameters
             that are enqueued or fixed by :class:`optuna.samplers.PartialFixedSampler` may break
             it; such trials are marked as infeasible (the constraint ``"budget"``).
-        seed: Seed of the random number generator.
+        seed: Makes draws repeatable. It is mixed with the number of the trial: processes that have
+            one seed and share a study draw apart, and a study that was interrupted goes on as it
+            would have. The studies of one sampler draw apart, too.
         independent_sampler: Sampler of all parameters that the policy does not learn; by default
             :class:`~optuna.samplers.RandomSampler`.
         warn_independent_sampling: Whether to log a warning for every such parameter.
@@ -90,6 +97,7 @@ class NISSampler(BaseSampler):
 
     Raises:
         TypeError: If the budget is a number or a string; a budget needs the cost of every choice.
+        ValueError: If the seed is not an integer of 0 or more.
     """
 
     def __init__(
@@ -102,22 +110,25 @@ class NISSampler(BaseSampler):
         settings: PolicySettings | None = None,
     ) -> None:
         check_budget(budget)
+        if seed is not None and not (isinstance(seed, Integral) and seed >= 0):
+            raise ValueError(f"`seed` must be an integer of 0 or more, or None, got {seed!r}.")
         self._budget = budget
-        self._rng = np.random.default_rng(seed)
-        self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
+        self._seed = np.random.SeedSequence(seed)
+        self._independent_sampler = independent_sampler
         self._warn_independent_sampling = warn_independent_sampling
         self._settings = settings
         self._start()
 
     def _start(self) -> None:
         self._lock = threading.RLock()
-        self._replays: weakref.WeakKeyDictionary[BaseStorage, dict[int, Replay]] = (
+        self._followed: weakref.WeakKeyDictionary[BaseStorage, dict[int, _Followed]] = (
             weakref.WeakKeyDictionary()
         )
+        self._num_followed = 0
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_lock"], state["_replays"]
+        del state["_lock"], state["_followed"], state["_num_followed"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -127,8 +138,17 @@ class NISSampler(BaseSampler):
     def reseed_rng(self) -> None:
         """Draw a new seed, for threads and processes that share this sampler."""
         with self._lock:
-            self._rng = np.random.default_rng()
-            self._independent_sampler.reseed_rng()
+            self._seed = np.random.SeedSequence()
+            if self._independent_sampler is not None:
+                self._independent_sampler.reseed_rng()
+
+    def _seed_of(self, study: Study, trial: FrozenTrial, *key: int) -> np.random.SeedSequence:
+        """A seed for what is drawn for a trial, whichever process draws it."""
+        with self._lock:
+            place = self._follow(study).place
+            return np.random.SeedSequence(
+                self._seed.entropy, spawn_key=(place, trial.number, *key)
+            )
 
     def policy(self, study: Study) -> Policy:
         """The policy that the finished trials of a study add up to.
@@ -155,10 +175,7 @@ class NISSampler(BaseSampler):
     def _learn(self, study: Study, trial: FrozenTrial | None = None) -> Replay:
         self._raise_error_if_multi_objective(study)
         storage, study_id = study._storage, study._study_id
-        replays = self._replays.setdefault(storage, {})
-        if study_id not in replays:
-            replays[study_id] = Replay(study.direction, self._budget, self._settings)
-        replay = replays[study_id]
+        replay = self._follow(study).replay
         if trial is not None and isinstance(storage, InMemoryStorage):
             count = max(trial.number + 1, replay.num_followed)
             replay.follow(_InMemoryTrials(storage, study_id, count))
@@ -166,6 +183,14 @@ class NISSampler(BaseSampler):
             # Optuna keeps the list while a trial is set up.
             replay.follow(study._get_trials(deepcopy=False, use_cache=trial is not None))
         return replay
+
+    def _follow(self, study: Study) -> _Followed:
+        followed = self._followed.setdefault(study._storage, {})
+        if study._study_id not in followed:
+            replay = Replay(study.direction, self._budget, self._settings)
+            followed[study._study_id] = _Followed(replay, self._num_followed)
+            self._num_followed += 1
+        return followed[study._study_id]
 
     def observe(self, study: Study) -> None:
         """Learn what has finished, and note in the study how the policy is doing.
@@ -195,9 +220,10 @@ class NISSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """The parameters that the policy draws."""
+        """The parameters that the policy draws, and that storages give back as they were."""
         with self._lock:
-            return dict(self._learn(study, trial).distributions)
+            replay = self._learn(study, trial)
+            return {n: d for n, d in replay.distributions.items() if n not in replay.containers}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -214,13 +240,13 @@ class NISSampler(BaseSampler):
                 for name, distribution in replay.distributions.items()
                 if name in search_space and same_distribution(search_space[name], distribution)
             ]
-            if policy is not None and known:
+            later = replay.containers.difference(known)
+            if policy is not None and (known or later):
                 # Enqueued, or left by a worker that died: a retried trial has what it had.
                 given = trial.params | trial.system_attrs.get("fixed_params", {})
                 fixed = {name: given[name] for name in policy.choices if name in given}
-                options, log_prob = policy.sample(
-                    _FIXED_DRAWS if fixed else 1, self._rng, fixed=fixed
-                )
+                rng = np.random.default_rng(self._seed_of(study, trial))
+                options, log_prob = policy.sample(_FIXED_DRAWS if fixed else 1, rng, fixed=fixed)
                 row = int(np.isfinite(log_prob).argmax())
                 if fixed and not np.isfinite(log_prob[row]):
                     _logger.warning(
@@ -229,16 +255,20 @@ class NISSampler(BaseSampler):
                     )
                 drawn = policy.params(options[row : row + 1])[0]
                 params = {name: drawn[name] for name in known}
-                if not fixed and len(known) == len(policy.choices):
+                if later:
+                    self._follow(study).drawn[trial.number] = {
+                        name: (replay.distributions[name], option)
+                        for name, option in zip(policy.choices, options[row].tolist())
+                        if name in later
+                    }
+                if not fixed and len(known) + len(later) == len(policy.choices):
                     attrs[PROPOSAL_KEY] = fingerprint(policy, options)
                     attrs[LOG_PROB_KEY] = float(log_prob[0])
         for key, value in attrs.items():
             study._storage.set_trial_system_attr(trial._trial_id, key, value)
         for name, distribution in search_space.items():
             if name not in params:
-                params[name] = self._independent_sampler.sample_independent(
-                    study, trial, name, distribution
-                )
+                params[name] = self._independently(study, trial, name, distribution)
         return params
 
     def sample_independent(
@@ -248,16 +278,29 @@ class NISSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Leave a parameter to the independent sampler."""
+        """Leave a parameter to the independent sampler, unless the policy has drawn it."""
         self._raise_error_if_multi_objective(study)
+        with self._lock:
+            drawn = self._follow(study).drawn.get(trial.number, {})
+        if param_name in drawn and isinstance(param_distribution, CategoricalDistribution):
+            distribution, option = drawn[param_name]
+            if same_distribution(distribution, param_distribution):
+                return param_distribution.choices[option]
         if self._warn_independent_sampling and any(
             past.state == TrialState.COMPLETE
             for past in study._get_trials(deepcopy=False, use_cache=True)
         ):
             self._log_independent_sampling(trial, param_name, param_distribution)
-        return self._independent_sampler.sample_independent(
-            study, trial, param_name, param_distribution
-        )
+        return self._independently(study, trial, param_name, param_distribution)
+
+    def _independently(
+        self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> Any:
+        sampler = self._independent_sampler
+        if sampler is None:
+            seed = self._seed_of(study, trial, zlib.crc32(name.encode()))
+            sampler = RandomSampler(seed=int(seed.generate_state(1)[0]))
+        return sampler.sample_independent(study, trial, name, distribution)
 
     def _log_independent_sampling(
         self, trial: FrozenTrial, param_name: str, distribution: BaseDistribution
@@ -267,9 +310,10 @@ class NISSampler(BaseSampler):
         else:
             reason = "dynamic search space is not supported by the policy"
         own = self.__class__.__name__
+        independent = type(self._independent_sampler or RandomSampler()).__name__
         _logger.warning(
             f"The parameter `{param_name}` in Trial#{trial.number} is sampled independently using "
-            f"`{self._independent_sampler.__class__.__name__}` instead of `{own}`, potentially "
+            f"`{independent}` instead of `{own}`, potentially "
             f"degrading the optimization performance. This fallback happened because {reason}. "
             "You can suppress this warning by setting `warn_independent_sampling` to `False` in "
             f"the constructor of `{own}` if this independent sampling is intended behavior."
@@ -277,7 +321,8 @@ class NISSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Tell the independent sampler."""
-        self._independent_sampler.before_trial(study, trial)
+        if self._independent_sampler is not None:
+            self._independent_sampler.before_trial(study, trial)
 
     def after_trial(
         self,
@@ -287,10 +332,12 @@ class NISSampler(BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """Mark a trial that others pushed over the budget; the policy learns by replay instead."""
+        with self._lock:
+            drawn_in_part = self._follow(study).drawn.pop(trial.number, None)
         if (
             self._budget is not None
             and state in (TrialState.COMPLETE, TrialState.PRUNED)
-            and PROPOSAL_KEY not in trial.system_attrs
+            and (drawn_in_part or PROPOSAL_KEY not in trial.system_attrs)
             and not keeps_to(self._budget, trial.params)
         ):
             study._storage.set_trial_system_attr(trial._trial_id, _CONSTRAINT_KEY, 1.0)
@@ -298,7 +345,24 @@ class NISSampler(BaseSampler):
                 f"Trial#{trial.number} is over the budget: its parameters were fixed or enqueued. "
                 "It is marked as infeasible, and the policy does not learn from it."
             )
-        self._independent_sampler.after_trial(study, trial, state, values)
+        if self._independent_sampler is not None:
+            self._independent_sampler.after_trial(study, trial, state, values)
+
+
+@dataclass
+class _Followed:
+    """A study that is followed.
+
+    Attributes:
+        replay: What it teaches.
+        place: How many studies were followed before it.
+        drawn: By trial number, options of parameters whose choices only the objective knows in
+            the form that it wants: a storage makes lists of tuples.
+    """
+
+    replay: Replay
+    place: int
+    drawn: dict[int, dict[str, tuple[BaseDistribution, int]]] = field(default_factory=dict)
 
 
 class _InMemoryTrials(Sequence[FrozenTrial]):

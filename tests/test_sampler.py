@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import copy
 import logging
+import math
 from multiprocessing import get_context
 import pickle
 import subprocess
@@ -173,6 +174,78 @@ def test_same_seed_same_trials() -> None:
     assert run(1) != run(2)
 
 
+def proposals(study: optuna.Study) -> list[tuple[tuple[str, Any], ...]]:
+    return [tuple(sorted(trial.params.items())) for trial in study.trials]
+
+
+def mixed(trial: Trial) -> float:
+    """What the policy draws, beside what the independent sampler does."""
+    return trial.suggest_float("rate", 0, 1) + quality(trial)
+
+
+@pytest.mark.parametrize(
+    ("objective", "budget"),
+    [(mixed, SPACE), (quality, SPACE), (additive, None), (additive, SPACE)],
+)
+def test_a_process_for_each_trial_draws_what_one_process_does(
+    objective: Callable[[Trial], float], budget: SearchSpace | None
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+    for name, jobs in (("many", 8), ("one", 1)):
+        for _ in range(jobs):
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                load_if_exists=True,
+                direction="maximize",
+                sampler=NISSampler(budget=budget, seed=0, warn_independent_sampling=False),
+            )
+            study.optimize(objective, n_trials=8 // jobs)
+    many, one = (
+        proposals(optuna.load_study(storage=storage, study_name=name)) for name in ("many", "one")
+    )
+    assert many == one
+    assert len(set(one)) >= 6
+
+
+def test_workers_with_one_seed_draw_apart() -> None:
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage, study_name="s", direction="maximize")
+    workers = [
+        optuna.load_study(
+            storage=storage, study_name="s", sampler=NISSampler(budget=SPACE, seed=0)
+        )
+        for _ in range(4)
+    ]
+    asked = [(worker, worker.ask()) for _ in range(3) for worker in workers]
+    for worker, trial in asked:
+        worker.tell(trial, mixed(trial))
+    assert len(set(proposals(workers[0]))) == 12
+    assert len({trial.params["rate"] for trial in workers[0].trials}) == 12
+
+
+def test_the_studies_of_one_sampler_draw_apart() -> None:
+    sampler = NISSampler(seed=0, warn_independent_sampling=False)
+    first, second = (optuna.create_study(sampler=sampler) for _ in range(2))
+    for study in (first, second):
+        study.optimize(additive, n_trials=3)
+    assert not set(proposals(first)) & set(proposals(second))
+
+
+def test_parameters_that_nothing_learns_are_drawn_apart() -> None:
+    study = optuna.create_study(sampler=NISSampler(seed=0, warn_independent_sampling=False))
+    study.optimize(
+        lambda trial: sum(trial.suggest_float(name, 0, 1) for name in "xyz"), n_trials=4
+    )
+    assert len({value for trial in study.trials for value in trial.params.values()}) == 12
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "0"])
+def test_what_is_no_seed_is_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match="`seed` must be an integer of 0 or more, or None, got"):
+        NISSampler(seed=seed)
+
+
 def test_reseeding_changes_the_draws() -> None:
     def run(reseed: bool) -> list[dict[str, Any]]:
         sampler = NISSampler(budget=SPACE, seed=0)
@@ -192,15 +265,14 @@ def test_a_copy_continues_alike(clone: Callable[[NISSampler], NISSampler]) -> No
     study.optimize(additive, n_trials=10)
     twin = clone(study.sampler)
     assert bits(twin.policy(study)) == bits(study.sampler.policy(study))
-    proposals = []
-    for sampler in (study.sampler, twin):
-        study.sampler = sampler
-        proposals.append(study.ask(additive_distributions()).params)
-    assert proposals[0] == proposals[1]
-
-
-def additive_distributions() -> dict[str, CategoricalDistribution]:
-    return {name: CategoricalDistribution([0, 1, 2, 3]) for name in "abcdef"}
+    trial = study.ask()._cached_frozen_trial
+    space = {
+        **{name: CategoricalDistribution([0, 1, 2, 3]) for name in "abcdef"},
+        "rate": FloatDistribution(0, 1),
+    }
+    own, copied = (s.sample_relative(study, trial, space) for s in (study.sampler, twin))
+    assert own == copied
+    assert own.keys() == space.keys()
 
 
 def test_resumes_on_every_storage(storage: BaseStorage) -> None:
@@ -225,6 +297,107 @@ def test_resumes_on_every_storage(storage: BaseStorage) -> None:
     again.optimize(quality, n_trials=3)
     assert bits(again.sampler.policy(again)) == bits(study.sampler.policy(study))
     assert bits(study.sampler.policy(study)) == bits(NISSampler(budget=SPACE).policy(study))
+
+
+CONTAINERS: dict[str, list[Any]] = {
+    "lists": [[64, 32], [128], [256, 128, 64]],
+    "tuples": [(3, 3), (5, 5), ((1, 1), (7, 7))],
+    "dictionaries": [{"depth": 1}, {"depth": 2, "widths": [4, (2,)]}, {1: {2: None}}],
+    "mixed": [None, True, "1", 1.5, [1], (), {}],
+    "nan": [math.nan, [math.nan], {"x": (math.nan, None)}, "NaN"],
+}
+
+
+def suggest_containers(trial: Trial) -> dict[str, int]:
+    """Which of the choices was suggested, by identity."""
+    places = {}
+    for name, choices in CONTAINERS.items():
+        value = trial.suggest_categorical(name, choices)  # type: ignore[call-overload]
+        (places[name],) = [place for place, each in enumerate(choices) if each is value]
+    return places
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.filterwarnings("ignore:GrpcStorageProxy is experimental")
+@pytest.mark.parametrize("mode", [*STORAGES, "grpc_rdb"])
+def test_choices_may_be_containers(mode: str) -> None:
+    seen: list[dict[str, int]] = []
+
+    def objective(trial: Trial) -> float:
+        seen.append(suggest_containers(trial))
+        return float(sum(seen[-1].values()))
+
+    with StorageSupplier(mode) as storage:
+        study = optuna.create_study(
+            storage=fast(storage), study_name="s", direction="maximize", sampler=NISSampler(seed=0)
+        )
+        study.optimize(objective, n_trials=6)
+        policy = NISSampler().policy(study)
+        trials = study.trials
+        assert bits(study.sampler.policy(study)) == bits(policy)
+    assert list(policy.choices) == sorted(CONTAINERS)
+    assert all(LOG_PROB_KEY in trial.system_attrs for trial in trials[1:])
+    # Every trial was learned, as what it was.
+    options = policy.options(trial.params for trial in trials)
+    assert options.tolist() == [[each[name] for name in policy.choices] for each in seen]
+    assert policy._critic._count == len(trials)
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+def test_the_policy_learns_what_containers_are_worth(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def objective(trial: Trial) -> float:
+        return float(sum(suggest_containers(trial).values()))
+
+    optuna.logging.enable_propagation()
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(seed=0))
+    try:
+        study.optimize(objective, n_trials=80)
+    finally:
+        optuna.logging.disable_propagation()
+    (mode,) = study.sampler.policy(study).mode().tolist()
+    assert sum(mode) >= sum(len(choices) - 1 for choices in CONTAINERS.values()) - 2
+    assert "sampled independently" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("mode", ["inmemory", "sqlite", "journal"])
+def test_a_budget_over_tuples(mode: str) -> None:
+    budget = AdditiveBudget(12, {n: {(3, 3): 3, (5, 5): 5, (7, 7): 9} for n in "ab"})
+
+    def objective(trial: Trial) -> float:
+        kernels = [trial.suggest_categorical(n, list(budget.choices[n])) for n in "ab"]
+        assert all(type(kernel) is tuple for kernel in kernels)
+        assert (7, 7) not in kernels or (5, 5) not in kernels
+        return float(sum(kernel[0] for kernel in kernels))
+
+    with StorageSupplier(mode) as storage:
+        study = optuna.create_study(
+            storage=fast(storage), direction="maximize", sampler=NISSampler(budget=budget, seed=0)
+        )
+        study.enqueue_trial({"a": (7, 7) if mode == "inmemory" else [7, 7]})
+        study.optimize(objective, n_trials=8, catch=() if mode == "inmemory" else ValueError)
+        assert sum(LOG_PROB_KEY in trial.system_attrs for trial in study.trials) == 7
+        assert study.sampler.policy(study)._critic._count == (8 if mode == "inmemory" else 7)
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+def test_studies_over_lists_resume(storage: BaseStorage) -> None:
+    def objective(trial: Trial) -> float:
+        layers = trial.suggest_categorical("x", [[64, 32], [128], None])  # type: ignore[list-item]
+        return float(len(layers or []) + trial.suggest_categorical("y", [1, 2]))
+
+    for _ in range(3):
+        study = optuna.create_study(
+            storage=storage, study_name="s", load_if_exists=True, sampler=NISSampler(seed=0)
+        )
+        study.enqueue_trial({"x": [128]})
+        study.optimize(objective, n_trials=3)
+    trials = study.trials
+    assert [trial.params["x"] for trial in trials[::3]] == [[128]] * 3
+    assert [LOG_PROB_KEY in trial.system_attrs for trial in trials] == [False, True, True] * 3
+    assert study.sampler.policy(study)._critic._count == 9
 
 
 def test_a_proposal_leaves_its_log_probability() -> None:

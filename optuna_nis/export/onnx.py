@@ -16,13 +16,8 @@ from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 
-from optuna_nis.export.torch_export import (
-    Batch,
-    as_called,
-    free_axes,
-    named_inputs,
-    to_torch_export,
-)
+from optuna_nis.export._gathers import Gathers
+from optuna_nis.export.torch_export import Batch, Inputs, free_axes, to_torch_export
 
 _MOST_BYTES = 2**31 - 2**20
 _RTOL, _ATOL = 1e-3, 1e-5
@@ -72,8 +67,10 @@ def to_onnx(
                 'pip install "optuna-nis[export]"',
                 name=package,
             ) from error
-    program = to_torch_export(model, batch, bags=bags)
-    inputs = named_inputs(batch)
+    with Gathers():
+        program = to_torch_export(model, batch, bags=bags)
+    inputs = Inputs.of(model, batch)
+    args, kwargs = inputs.as_called(free_axes(inputs.tensors, bags))
     path = Path(path)
     # The order of ids is a constant.
     held = [*program.state_dict.values(), *program.constants.values()]
@@ -83,26 +80,27 @@ def to_onnx(
         converted = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=list(inputs),
+            input_names=list(inputs.tensors),
             output_names=list(output_names),
             # The names of the dimensions, which are free already.
-            dynamic_shapes=as_called(batch, free_axes(inputs, bags)),
+            dynamic_shapes=kwargs or args,
             verbose=False,
         )
         assert converted is not None
         converted.save(path, external_data=large)
-    _check(program.module(), batch, inputs, path)
+    _check(program.module(), inputs, path)
 
 
-def _check(program: nn.Module, batch: Batch, inputs: Mapping[str, Tensor], path: Path) -> None:
+def _check(program: nn.Module, inputs: Inputs, path: Path) -> None:
     """Compare program and file on more examples than the model was traced with."""
     import onnxruntime
 
-    examples = len(next(iter(inputs.values())))
-    chosen = torch.arange(2 * examples + 1) % examples
-    more = {name: tensor[chosen] for name, tensor in inputs.items()}
+    examples = len(next(iter(inputs.tensors.values())))
+    chosen = [index % examples for index in range(2 * examples + 1)]
+    more = {name: tensor[chosen] for name, tensor in inputs.tensors.items()}
+    args, kwargs = inputs.as_called(more)
     with torch.no_grad():
-        expected = program(*as_called(batch, more))
+        expected = program(*args, **kwargs)
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found = session.run(None, {name: tensor.cpu().numpy() for name, tensor in more.items()})

@@ -74,7 +74,7 @@ class _Serving(nn.Module):
         self.model = model
         self.name = "probability" if isinstance(model, RankingModule) else "scores"
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, /) -> Tensor:
         logits: Tensor = self.model(batch)
         return logits.sigmoid() if self.name == "probability" else logits
 

@@ -26,6 +26,29 @@ SIZES = Allocation(
 )
 
 
+class Sequences(nn.Module):
+    """Recurrent layers and attention over the items of a history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item = nn.Embedding(60, 8, padding_idx=0)
+        self.layers = nn.ModuleDict(
+            {
+                "gru": nn.GRU(8, 8, num_layers=2, batch_first=True),
+                "lstm": nn.LSTM(8, 4, bidirectional=True, batch_first=True),
+                "attention": nn.MultiheadAttention(8, 2, batch_first=True),
+                "encoder": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            }
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.item(ids)
+        for name, layer in self.layers.items():
+            found = layer(rows, rows, rows) if name == "attention" else layer(rows)
+            rows = rows + (found[0] if isinstance(found, tuple) else found)
+        return rows[:, -1]
+
+
 class Swapped(nn.Module):
     """Plain layers of torch in every form that a swap takes."""
 
@@ -70,6 +93,15 @@ def swapped() -> nn.Module:
     sizes = {"user": 60, "fused": 50, "last": 40, "bags.0": 50, "bags.1": 50}
     counts = {name: torch.randint(0, 99, (size,)) for name, size in sizes.items()}
     return apply_allocation(Swapped(), SIZES, counts=counts)
+
+
+@pytest.fixture
+def sequences() -> nn.Module:
+    """A model of histories, sized."""
+    torch.manual_seed(0)
+    table = TableAllocation("item", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2)))
+    counts = {"item": torch.randint(0, 99, (60,))}
+    return apply_allocation(Sequences().eval(), Allocation([table]), counts=counts)
 
 
 @pytest.fixture

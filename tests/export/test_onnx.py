@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.export import quantize, to_dense, to_onnx
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag
 
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 TABLE = TableAllocation("f", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2)))
@@ -88,6 +90,79 @@ def test_a_model_with_several_inputs_and_outputs(tmp_path: Path) -> None:
     assert session.get_inputs()[0].shape == ["batch"]
 
 
+def test_recurrent_layers_and_attention(sequences: nn.Module, tmp_path: Path) -> None:
+    to_onnx(sequences, torch.randint(0, 60, (4, 3)), tmp_path / "model.onnx")
+    for length in (1, 2, 7):
+        ids = torch.randint(0, 60, (length, 3))
+        torch.testing.assert_close(_run(tmp_path / "model.onnx", {"input_0": ids}), sequences(ids))
+
+
+class Bags(nn.Module):
+    """Bags of torch in every mode, and those of a sized model made dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sized = [MultiSizeEmbeddingBag(TABLE, mode=mode) for mode in ("sum", "mean")]
+        self.dense = nn.ModuleList(map(to_dense, sized))
+        self.plain = nn.ModuleList(
+            nn.EmbeddingBag(61, 8, mode=mode, padding_idx=padding)
+            for mode in ("sum", "mean", "max")
+            for padding in (None, 5, -1)
+        )
+
+    def forward(self, *, weights: Tensor, ids: Tensor) -> Tensor:
+        bags = [layer(ids) for layer in (*self.dense, *self.plain)]
+        for layer in (self.dense[0], *self.plain[:3]):
+            bags.append(layer(ids, per_sample_weights=weights))
+        table = self.plain[0].weight
+        bags.append(functional.embedding_bag(ids, table, padding_idx=2, mode="max"))
+        return torch.cat(bags, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_bags_of_torch_become_gathers(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, path = Bags(), tmp_path / "bags.onnx"
+
+    def batch(length: int, width: int) -> dict[str, Tensor]:
+        ids = torch.randint(0, 61, (length, width), dtype=dtype)
+        ids[0] = 5
+        ids[-1] = 60
+        return {"ids": ids, "weights": torch.rand(length, width)}
+
+    to_onnx(model, batch(4, 3), path)
+    for length in (1, 2, 7):
+        more = batch(length, 3)
+        torch.testing.assert_close(_run(path, more), model(**more))
+    graph = onnx.load(path).graph
+    assert [node.name for node in graph.input] == ["ids", "weights"]
+    operators = {node.op_type for node in graph.node}
+    assert "Gather" in operators
+    assert not operators & {"Loop", "Scan", "If", "SequenceAt"}
+
+
+def test_the_length_of_bags_of_torch_is_free(tmp_path: Path) -> None:
+    model, path = nn.EmbeddingBag(61, 8, padding_idx=5), tmp_path / "bags.onnx"
+    to_onnx(model, torch.randint(0, 61, (4, 3)), path, bags=["input_0"])
+    for shape in ((1, 1), (1, 4), (2, 1), (7, 5)):
+        ids = torch.randint(0, 61, shape)
+        torch.testing.assert_close(_run(path, {"input_0": ids}), model(ids))
+
+
+def test_bags_by_offsets_stay_as_torch_writes_them(tmp_path: Path) -> None:
+    class Offsets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = to_dense(MultiSizeEmbeddingBag(TABLE))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.bag(ids, torch.arange(ids.shape[0], dtype=ids.dtype))
+
+    to_onnx(Offsets(), torch.arange(4), tmp_path / "model.onnx")
+    assert "Loop" in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    with pytest.raises(RuntimeError, match="ONNX Runtime cannot run the model"):
+        to_onnx(Offsets(), torch.arange(4).int(), tmp_path / "model.onnx")
+
+
 def test_what_the_runtime_gives_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,13 +173,6 @@ def test_what_the_runtime_gives_is_compared(
     monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
     with pytest.raises(RuntimeError, match="'output' than the model: they differ by 0"):
         to_onnx(MultiSizeEmbedding(TABLE), torch.arange(4), tmp_path / "model.onnx")
-
-
-def test_what_the_runtime_cannot_do_is_told(tmp_path: Path) -> None:
-    bag = to_dense(MultiSizeEmbeddingBag(TABLE))
-    ids = torch.zeros(4, 3, dtype=torch.int32)
-    with pytest.raises(RuntimeError, match="ONNX Runtime cannot run the model"):
-        to_onnx(bag, ids, tmp_path / "model.onnx")
 
 
 def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis import EmbeddingSpec, SearchSpace, TableAllocation, Tier
-from optuna_nis.export import to_dense, to_torch_export
+from optuna_nis.export import quantize, to_dense, to_torch_export
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, apply_allocation
 
 IDS = torch.tensor([1, 2, 3])
@@ -60,6 +60,84 @@ class _Weighted(nn.Module):
         return self.layer(ids, per_sample_weights=weights)
 
 
+@pytest.mark.parametrize("change", [None, to_dense, quantize])
+def test_recurrent_layers_and_attention(
+    sequences: nn.Module, change: Callable[[nn.Module], nn.Module] | None
+) -> None:
+    if change is not None:
+        change(sequences)
+    program = to_torch_export(sequences, torch.randint(0, 60, (4, 3))).module()
+    for length in (1, 2, 7):
+        ids = torch.randint(0, 60, (length, 3))
+        torch.testing.assert_close(program(ids), sequences(ids))
+
+
+class _Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MultiSizeEmbedding(TABLE)
+
+    def difference(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.layer(a) - 3 * self.layer(b)
+
+    def forward(self, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+        return scale * self.difference(a, b)
+
+
+class _KeywordOnly(_Named):
+    def forward(self, *, b: Tensor, **more: Tensor) -> Tensor:
+        return self.difference(more["a"], b)
+
+
+class _Keywords(_Named):
+    def forward(self, **batch: Tensor) -> Tensor:
+        return self.difference(batch["a"], batch["b"])
+
+
+class _First(_Named):
+    def forward(self, a: Tensor, **more: Tensor) -> Tensor:
+        return self.difference(a, more["b"])
+
+
+@pytest.mark.parametrize("kind", [_Named, _KeywordOnly, _Keywords, _First])
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_models_called_by_keyword(kind: type[nn.Module], names: str) -> None:
+    model = kind()
+    program = to_torch_export(model, dict.fromkeys(names, IDS)).module()
+    for length in (1, 2, 7):
+        batch = {name: torch.randint(0, 60, (length,)) for name in names}
+        torch.testing.assert_close(program(**batch), model(**batch))
+
+
+def test_names_that_no_argument_can_have() -> None:
+    with pytest.raises(ValueError, match=r"names of Python's arguments .*, got 'a\.b'"):
+        to_torch_export(_Keywords(), {"a": IDS, "a.b": IDS})
+
+
+class _OneArgument(_Named):
+    def forward(self, batch: dict[str, Tensor], **more: Tensor) -> Tensor:
+        return self.difference(batch["a"], batch["b"])
+
+
+class _Wrapped(_Named):
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        (batch,) = args
+        return self.difference(batch["a"], batch["b"])
+
+
+class _PositionOnly(_Named):
+    def forward(self, a: dict[str, Tensor], /) -> Tensor:
+        return self.difference(a["a"], a["b"])
+
+
+@pytest.mark.parametrize("kind", [_OneArgument, _Wrapped, _PositionOnly])
+def test_models_called_with_one_mapping(kind: type[nn.Module]) -> None:
+    model = kind()
+    program = to_torch_export(model, {"a": IDS, "b": IDS}).module()
+    batch = {"a": torch.arange(9), "b": torch.arange(9).flip(0)}
+    torch.testing.assert_close(program(batch), model(batch))
+
+
 def test_a_tensor_given_twice_is_two_inputs() -> None:
     class Pairs(nn.Module):
         def __init__(self) -> None:
@@ -107,6 +185,8 @@ def test_what_depends_on_the_size_of_the_batch_is_refused() -> None:
         ((IDS, IDS[:2]), (), "the same number of examples"),
         ((), (), "must be a tensor, a tuple"),
         ({"f": [1, 2]}, (), "must be a tensor, a tuple"),
+        (({"f": IDS}, IDS), (), "must be a tensor, a tuple"),
+        (3, (), "must be a tensor, a tuple"),
         (torch.tensor(3), (), "at least two"),
         (IDS, ["f"], "`bags` names 'f', which is none of"),
         (IDS, ["input_0"], "bags of length two or more"),
