@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn._ids import accept_ranks, bag_sizes, bags_of, no_offsets
+from optuna_nis.nn._weight import table_weight
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding
 
 #: What a field of a table is looked up in.
 Field = SupernetEmbedding | MultiSizeEmbedding | MultiSizeEmbeddingBag
+
+# What cannot be changed of a layer whose table is made of fields.
+_FIXED = ("weight", "num_embeddings", "embedding_dim", "padding_idx")
 
 
 class _Swapped(nn.Module):
@@ -29,8 +33,32 @@ class _Swapped(nn.Module):
     embedding_dim: int
     padding_idx: int | None
     fields: nn.ModuleList
+    _name: str
     _starts: Tensor
     _ends: Tensor
+    _padding_row: Tensor | None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED:
+            raise AttributeError(
+                f"`{name}` of the swapped layer {self._name!r} cannot be set. Resize, tie or load "
+                "its table before it is swapped."
+            )
+        super().__setattr__(name, value)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew, as the layer that this was would: with rows of standard deviation 1."""
+        for layer in self.field_layers():
+            if isinstance(layer, SupernetEmbedding):
+                nn.init.normal_(layer.weight)
+                layer.weight[-1].zero_()
+                nn.init.eye_(layer.projection)
+            else:
+                layer.init_std = 1.0
+                layer.reset_parameters()
+        if self._padding_row is not None:
+            self._padding_row.zero_()
 
     def field_layers(self) -> list[Field]:
         """The layers of the fields, in the order of their ids."""
@@ -55,6 +83,7 @@ class _Swapped(nn.Module):
 
     def _table(self) -> Tensor:
         """The table as the model sees it under the one choice that is set."""
+        self._check_whole()
         for layer in self.field_layers():
             if isinstance(layer, SupernetEmbedding) and layer.num_choices > 1:
                 raise RuntimeError(
@@ -62,6 +91,14 @@ class _Swapped(nn.Module):
                     "among several choices; use NISCallback(..., choices_per_step=1)."
                 )
         return self._rows(torch.arange(self.num_embeddings, device=self._ends.device))
+
+    def _check_whole(self) -> None:
+        # By its name: the module that has the class takes long to import.
+        if any(type(parameter).__name__ == "DTensor" for parameter in self.fields.parameters()):
+            raise RuntimeError(
+                f"The table of {self._name!r} is sharded: it can be read while its model runs, or "
+                "between `unshard()` and `reshard()` of the module that `fully_shard` was given."
+            )
 
     def _known(self, ids: Tensor) -> Tensor:
         """The ids, padding as the id out of vocabulary of the whole table."""
@@ -139,14 +176,11 @@ class SwappedEmbedding(_Swapped, nn.Embedding):
     Made by :func:`make_searchable` and :func:`apply_allocation`.
     """
 
-    _padding_row: Tensor | None
-
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The table as the model sees it, by id: computed at each access, differentiable."""
-        return self._filled(
-            torch.arange(self.num_embeddings, device=self._ends.device), self._table()
-        )
+        ids = torch.arange(self.num_embeddings, device=self._ends.device)
+        return table_weight(self._filled(ids, self._table()), self._name)
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up ids of any shape."""
@@ -171,7 +205,7 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The table as the model sees it, by id: computed at each access, differentiable."""
-        return self._table()
+        return table_weight(self._table(), self._name)
 
     def forward(
         self,
@@ -251,12 +285,27 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
         return empty.scatter_reduce(0, index, rows, "amax", include_self=False)
 
 
-def become(layer: nn.Module, kind: type[_Swapped], fields: nn.ModuleList) -> None:
-    """Turn a layer of torch into one of this module, in place."""
+def become(
+    layer: nn.Embedding | nn.EmbeddingBag,
+    name: str,
+    fields: nn.ModuleList,
+    padding_row: Tensor | None,
+) -> None:
+    """Turn a layer of torch into one of this module, in place.
+
+    Args:
+        layer: The layer.
+        name: What messages call it.
+        fields: What its ids are looked up in.
+        padding_row: The row of padding, if it is not zero.
+    """
     del layer._parameters["weight"]
-    layer.__class__ = kind
-    assert isinstance(layer, _Swapped)
+    kind = SwappedEmbedding if isinstance(layer, nn.Embedding) else SwappedEmbeddingBag
+    object.__setattr__(layer, "__class__", kind)
+    assert isinstance(layer, SwappedEmbedding | SwappedEmbeddingBag)
+    layer._name = name
     layer.set_fields(fields)
+    layer.register_buffer("_padding_row", padding_row)
 
 
 def restore(layer: SwappedEmbedding | SwappedEmbeddingBag, weight: nn.Parameter) -> None:
@@ -265,6 +314,7 @@ def restore(layer: SwappedEmbedding | SwappedEmbeddingBag, weight: nn.Parameter)
     for name in ("_starts", "_ends", "_padding_row"):
         if name in layer._buffers:
             delattr(layer, name)
+    del layer._name
     plain = nn.Embedding if isinstance(layer, SwappedEmbedding) else nn.EmbeddingBag
     object.__setattr__(layer, "__class__", plain)
     layer.register_parameter("weight", weight)
