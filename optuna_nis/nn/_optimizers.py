@@ -88,7 +88,9 @@ def _references(parameter: list[Tensor]) -> int:
 
 
 def _live_optimizers() -> list[Optimizer]:
-    return [each for each in gc.get_objects() if issubclass(type(each), Optimizer)]
+    found = [each for each in gc.get_objects() if issubclass(type(each), Optimizer)]
+    # One that refused what it was given may live on in a traceback, half made.
+    return [each for each in found if hasattr(each, "param_groups") and hasattr(each, "state")]
 
 
 def _replace(group: dict[str, Any], places: Sequence[int], new: Mapping[str, Tensor]) -> None:

@@ -141,6 +141,17 @@ def test_optimisers_of_other_models_are_left_alone() -> None:
     _step(copied)
 
 
+def test_an_optimiser_that_was_refused_does_no_harm() -> None:
+    model = Model()
+    with pytest.raises(ValueError, match="learning rate") as caught:
+        torch.optim.SGD(model.parameters(), lr=-1.0)
+    half_made = torch.optim.SGD.__new__(torch.optim.SGD)
+    make_searchable(model)
+    _step(model)
+    assert caught.traceback
+    assert not hasattr(half_made, "param_groups")
+
+
 class Owner(LightningModule):
     def __init__(self) -> None:
         super().__init__()
