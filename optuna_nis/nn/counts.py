@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+import sys
 from typing import Any
 import warnings
 
+from rich.console import Console
 from rich.progress import track
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from optuna_nis.nn.swap import plain_layers
+from optuna_nis._steps import step_arguments, takes_iterator
+from optuna_nis.nn._tables import (
+    Plain,
+    check_patterns,
+    fits,
+    late_layers,
+    plain_layers,
+    swapped_names,
+)
+
+_Add = Callable[[str, Tensor], None]
 
 
 def count_ids(
@@ -19,6 +33,7 @@ def count_ids(
     *,
     step: Callable[[Any], Any] | None = None,
     ids: Callable[[Any], Mapping[str, Tensor]] | None = None,
+    exclude: Collection[str] = (),
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """Count the ids that the embedding layers of a model look up, for :func:`make_searchable`.
@@ -28,21 +43,29 @@ def count_ids(
     ``ids`` tells where in a batch the ids of each layer are, the model is not run, which is
     faster.
 
+    What is counted is what is looked up: for a model that draws negatives evenly, these too. If
+    they are many, let ``ids`` name the positives alone.
+
     Args:
-        dataloader: Batches of the training data.
+        dataloader: Batches of the training data; or several dataloaders, in a list, a mapping or
+            a ``CombinedLoader``, whose batches Lightning would put together.
         model: A model before its layers are swapped.
-        step: Runs the model on a batch. By default its ``training_step`` if it has one, as a
-            :class:`~lightning.pytorch.LightningModule` has, and else the model itself.
+        step: Runs the model on a batch. By default its ``training_step`` if it has one, called as
+            Lightning calls that of a :class:`~lightning.pytorch.LightningModule`, and else the
+            model itself.
         ids: The ids in a batch, of any shape, by the name of the layer that looks them up.
-        progress: Whether to show a progress bar.
+        exclude: Patterns of the names of layers that will not be swapped, as in
+            :func:`make_searchable`; they are not counted.
+        progress: Whether to show a progress bar, on standard error.
 
     Returns:
         For the name of every layer that was asked, the occurrences of each id, of shape
         ``(num_embeddings,)``.
 
     Raises:
-        ValueError: If a name or an id does not fit the model, no id was seen, or the training
-            step cannot be run because its optimisation is manual.
+        ValueError: If a name or an id does not fit the model, no id was seen, a layer was not
+            asked for rows but its ``weight`` was read, or the training step cannot be run
+            without a trainer.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 1))
@@ -50,6 +73,10 @@ def count_ids(
         {'0': tensor([0, 1, 0, 2])}
     """
     layers = plain_layers(model)
+    check_patterns("exclude", exclude, [*layers, *swapped_names(model)])
+    layers = {name: layer for name, layer in layers.items() if not fits(name, exclude)}
+    if not layers:
+        raise ValueError(_nothing_to_count(model))
     counts: dict[str, Tensor] = {}
 
     def add(name: str, found: Tensor) -> None:
@@ -67,59 +94,186 @@ def count_ids(
         counts.setdefault(name, torch.zeros(size, dtype=torch.int64))
         counts[name] += torch.bincount(flat.long(), minlength=size)
 
-    total = len(dataloader) if isinstance(dataloader, Sized) else None
-    batches = track(dataloader, "Counting ids", total=total, disable=not progress)
+    batches = _batches(dataloader, progress)
     if ids is not None:
         for batch in batches:
             for name, found in ids(batch).items():
                 add(name, found)
     else:
-        run = step if step is not None else _default_step(model)
-        _run(model, layers, batches, run, add)
+        with _counting(model, layers, add) as read:
+            _run(model, step, batches)
+        if unknown := sorted(read - set(counts)):
+            raise ValueError(
+                f"The ids of {unknown} cannot be counted: the model reads the `weight` of these "
+                "layers and does not ask them for rows. Say what their ids in a batch are, "
+                f"`ids=lambda batch: {{{unknown[0]!r}: ...}}`, or leave them out, "
+                f"`exclude={unknown}`."
+            )
     if not counts:
         raise ValueError("`dataloader` must give batches with ids, no embedding layer was asked.")
     return counts
 
 
-def _default_step(model: nn.Module) -> Callable[[Any], Any]:
+def _nothing_to_count(model: nn.Module) -> str:
+    kind = type(model).__name__
+    if swapped := swapped_names(model):
+        return (
+            f"`model` has no embedding layer to count for: those of {kind}, {swapped}, were "
+            "swapped before. Count with a model that is built anew."
+        )
+    return f"`model` has no embedding layer to count for: {kind}.{late_layers(model)}"
+
+
+def _batches(dataloader: Any, progress: bool) -> Iterator[Any]:
+    """The batches as a training step gets them, with a progress bar."""
+    if _are_loaders(dataloader):
+        from lightning.pytorch.utilities import CombinedLoader
+
+        dataloader = CombinedLoader(dataloader, "max_size_cycle")
+    try:
+        batches = iter(dataloader)
+    except TypeError as error:
+        raise ValueError(
+            f"`dataloader` must give batches, got a {type(dataloader).__name__}; for a data "
+            "module pass what its `train_dataloader()` returns."
+        ) from error
+    try:
+        total = len(dataloader)
+    except (NotImplementedError, TypeError):
+        # It has no length, or its data set has none.
+        total = None
+    bar = track(
+        batches,
+        "Counting ids",
+        total=total,
+        disable=not progress,
+        console=Console(stderr=True),
+    )
+    return (each[0] for each in bar) if _is_combined(dataloader) else iter(bar)
+
+
+def _are_loaders(value: Any) -> bool:
+    """Whether these are dataloaders in lists or mappings."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(each, DataLoader) or _are_loaders(each) for each in value)
+
+
+def _is_combined(dataloader: Any) -> bool:
+    """Whether this is Lightning's loader of loaders, whose batches come with their indices."""
+    # Where no module of that name was imported, nobody has made one. It goes by two names.
+    names = ("lightning.pytorch", "pytorch_lightning")
+    found = [sys.modules.get(f"{name}.utilities.combined_loader") for name in names]
+    return isinstance(dataloader, tuple(each.CombinedLoader for each in found if each))
+
+
+def _run(model: nn.Module, step: Callable[[Any], Any] | None, batches: Iterator[Any]) -> None:
     training_step = getattr(model, "training_step", None)
+    if step is not None or not callable(training_step):
+        for batch in batches:
+            (step or model)(batch)
+        return
+    kind = type(model).__name__
     if not getattr(model, "automatic_optimization", True):
         raise ValueError(
-            f"`step` or `ids` must be given: the training step of {type(model).__name__} calls "
-            "its optimisers."
+            f"`step` or `ids` must be given: the training step of {kind} calls its optimisers."
         )
-    if callable(training_step):
-        return lambda batch: training_step(batch, 0)
-    return model
+    if takes_iterator(training_step):
+        raise ValueError(
+            f"`step` or `ids` must be given: the training step of {kind} takes "
+            "`dataloader_iter`, from which it gets as many batches as it likes."
+        )
+    for index, batch in enumerate(batches):
+        try:
+            batch = _transferred(model, batch)
+            training_step(*step_arguments(training_step, batch, index))
+        except (AttributeError, RuntimeError) as error:
+            if not _misses_trainer(model, error):
+                raise
+            raise ValueError(
+                f"`step` or `ids` must be given: the training step of {kind} needs a trainer "
+                f"({error}). Run what looks ids up, `step=lambda batch: model(batch[0])`, or say "
+                "where the ids are, `ids=lambda batch: {'user': batch[0]}`."
+            ) from error
 
 
-def _run(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batches: Iterable[Any],
-    step: Callable[[Any], Any],
-    add: Callable[[str, Tensor], None],
-) -> None:
-    def hook(name: str) -> Callable[..., None]:
-        def seen(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            add(name, args[0] if args else kwargs["input"])
+def _transferred(model: nn.Module, batch: Any) -> Any:
+    """The batch on the device of the model, after the hooks of a Lightning module."""
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    before, transfer, after = (getattr(model, name, None) for name in hooks)
+    if before is None or transfer is None or after is None:
+        return batch
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return after(transfer(before(batch, 0), device, 0), 0)
 
-        return seen
 
-    handles = [
-        layer.register_forward_pre_hook(hook(name), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
+def _misses_trainer(model: nn.Module, error: Exception) -> bool:
+    """Whether a step failed since the module is in no trainer, which gives it a logger too."""
+    if getattr(model, "_trainer", None) is not None:
+        return False
+    return any(
+        sign in str(error)
+        for sign in ("is not attached to a `Trainer`", "'NoneType' object has no attribute")
+    )
+
+
+@contextmanager
+def _counting(model: nn.Module, layers: Mapping[str, Plain], add: _Add) -> Iterator[set[str]]:
+    """Tell what the layers of a model are asked for; gives the names whose weight is read."""
+    read: set[str] = set()
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.enter_context(_listening(name, layer, add, read))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(warnings.catch_warnings())
+        # A Lightning module warns that what it logs goes nowhere.
+        warnings.filterwarnings("ignore", message=".*self.log.*")
+        try:
+            yield read
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+@contextmanager
+def _listening(name: str, layer: Plain, add: _Add, read: set[str]) -> Iterator[None]:
+    parameters = _Parameters(layer._parameters, lambda: read.add(name))
+
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        add(name, args[0] if args else kwargs["input"])
+        parameters.silent = True
+
+    def after(layer: nn.Module, args: Any, output: Any) -> None:
+        parameters.silent = False
+
+    handles = [
+        layer.register_forward_pre_hook(before, with_kwargs=True),
+        layer.register_forward_hook(after),
+    ]
+    original, layer._parameters = layer._parameters, parameters
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            # A Lightning module warns that what it logs goes nowhere.
-            warnings.filterwarnings("ignore", message=".*self.log.*")
-            for batch in batches:
-                step(batch)
+        yield
     finally:
+        layer._parameters = original
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
+
+
+class _Parameters(dict[str, "nn.Parameter | None"]):
+    """The parameters of a layer, which tell when one is read by others than the layer."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter | None], tell: Callable[[], Any]
+    ) -> None:
+        super().__init__(parameters)
+        self.silent = False
+        self._tell = tell
+
+    def __getitem__(self, name: str) -> nn.Parameter | None:
+        if not self.silent:
+            self._tell()
+        return super().__getitem__(name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias, TypeVar
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.allocation import Allocation, TableAllocation
-from optuna_nis.nn.multi_size import BagMode, MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
-from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
-from optuna_nis.nn.swapped import (
-    Field,
-    SwappedEmbedding,
-    SwappedEmbeddingBag,
-    become,
-    swapped_layers,
+from optuna_nis.nn._directions import principal_directions
+from optuna_nis.nn._graphs import check_unused, refill
+from optuna_nis.nn._optimizers import hand_over, holders, watch
+from optuna_nis.nn._tables import (
+    Table,
+    bare_tables,
+    check_names,
+    check_patterns,
+    find_tables,
+    fits,
+    late_layers,
+    nothing_to_swap,
+    plain_layers,
+    swapped_names,
 )
+from optuna_nis.nn.multi_size import BagMode, MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
+from optuna_nis.nn.swapped import Field, become, swapped_layers
 from optuna_nis.space import EmbeddingSpec, Mode, SearchSpace
 
 #: Occurrences of every id of some tables, by the names of their layers.
@@ -29,8 +38,6 @@ Counts: TypeAlias = Mapping[str, "Tensor | Sequence[int] | NDArray[np.int64]"]
 #: Sizes of the fields of some fused tables, by the names of their layers.
 FieldSizes: TypeAlias = Mapping[str, "Sequence[int] | Mapping[str, int]"]
 Model = TypeVar("Model", bound=nn.Module)
-
-_Plain = nn.Embedding | nn.EmbeddingBag
 
 
 def make_searchable(
@@ -48,21 +55,30 @@ def make_searchable(
 
     Every :class:`torch.nn.Embedding` and :class:`torch.nn.EmbeddingBag`, however nested, becomes
     a feature of a search space. Until a choice is set the model predicts what it did before:
-    pretrained weights are the start of the supernet. Forward code, attributes of the layers and
-    optimiser stay as they are; the weights stay the same :class:`torch.nn.Parameter` objects, with
-    their rows sorted by frequency and one row of zeros more. State that an optimiser has already
-    gathered no longer fits.
+    pretrained weights are the start of the supernet. Forward code and attributes of the layers
+    stay as they are; the weights of tables without ``fields`` stay the same
+    :class:`torch.nn.Parameter` objects, with their rows sorted by frequency and one row of zeros
+    more.
+
+    Frozen tables, and tables that were trained before, are turned so that the first numbers of
+    their rows say most of them: every choice is then the best approximation of its widths. Of a
+    frozen table neither rows nor projection are trained.
+
+    Optimisers that were made before and have made no step hold what the tables become, their
+    projections too. Others raise a RuntimeError at their next step, since their state does not
+    fit; and a warning at the first step names what no optimiser has.
 
     A layer that is used for several features, and layers with the same weight and settings, are
     one feature. What is not supported is refused by name: ``max_norm``, ``scale_grad_by_freq``,
-    subclasses, and weights that are shared with something other than an embedding.
+    subclasses, and weights that are shared with something other than an embedding. Parameters
+    that look like tables but are of no embedding layer are left alone, with a warning.
 
     Args:
         model: The model. Nothing is changed if an error is raised.
         budget: As in :class:`~optuna_nis.SearchSpace`.
         counts: For every table by the name of its layer, how often each id occurs in the training
             data; see :func:`count_ids`. The ids of a table that is not named here must be
-            sorted by falling frequency.
+            sorted by falling frequency; there is a warning if others are named.
         include: Patterns (as of :mod:`fnmatch`) of the names of the layers to swap, as in
             :meth:`~torch.nn.Module.named_modules`. By default all.
         exclude: Patterns of the names of the layers to leave alone, such as ``"linear.*"``.
@@ -76,8 +92,9 @@ def make_searchable(
         The space. A feature is named after its layer.
 
     Raises:
-        ValueError: If a layer cannot be swapped, a name or pattern fits no layer, or counts,
-            fields or budget do not fit.
+        ValueError: If a layer cannot be swapped, a name or pattern fits no layer, counts, fields
+            or budget do not fit, the layers were swapped before, or a computation is held that
+            needs a table as it is.
 
     Example:
         >>> model = nn.ModuleDict({"user": nn.Embedding(100, 8), "item": nn.Embedding(60, 8)})
@@ -89,17 +106,18 @@ def make_searchable(
         >>> torch.equal(model["item"](ids), before)
         True
     """
-    plain = plain_layers(model)
-    _check_patterns("include", include or (), plain)
-    _check_patterns("exclude", exclude, plain)
-    _check_names("counts", counts or (), list(plain))
-    tables = _find_tables(
+    layers = [*plain_layers(model), *swapped_names(model)]
+    bare = [] if include is not None else list(bare_tables(model))
+    check_patterns("include", include or (), layers)
+    check_patterns("exclude", exclude, [*layers, *bare])
+    check_names("counts", counts or (), layers)
+    tables = find_tables(
         model,
-        lambda name: (include is None or _fits(name, include)) and not _fits(name, exclude),
+        lambda name: (include is None or fits(name, include)) and not fits(name, exclude),
     )
     if not tables:
-        raise ValueError(f"`model` has no embedding layer to swap: {type(model).__name__}.")
-    _check_names("fields", fields or (), [table.name for table in tables])
+        raise ValueError(nothing_to_swap(model))
+    check_names("fields", fields or (), [table.name for table in tables])
     plans = []
     for table in tables:
         plan = _Plan(table, _checked_counts(table, (counts or {}).get(table.name)))
@@ -112,7 +130,10 @@ def make_searchable(
         [spec for plan in plans for spec in plan.specs], budget=budget, mode=mode, dtype=dtype
     )
     for plan in plans:
-        _swap(plan, [_supernet_field(plan, spec) for spec in plan.specs])
+        if len(plan.parts) == 1:
+            check_unused(plan.table.weight, plan.table.name)
+    _warn(tables, counts, [name for name in bare if not fits(name, exclude)])
+    _swap(model, plans, _supernet_field)
     return space
 
 
@@ -123,9 +144,12 @@ def apply_allocation(
 
     A model that was made searchable, and trained, keeps its weights: it then predicts what the
     supernet does under this choice. In a model that was not, tiers as wide as the table keep its
-    rows, and narrower ones start anew with the same standard deviation, to be trained.
+    rows. Narrower ones are the best approximation of a table that is frozen or was trained before;
+    where there is nothing to keep they start anew with the same standard deviation. Frozen tables
+    stay frozen, rows and projection.
 
-    The weights are new parameters: make optimisers, and what else holds on to weights, anew.
+    The weights are new parameters: make what holds on to weights anew. Optimisers that have made
+    no step yet hold the new ones, others raise a RuntimeError at their next step.
 
     Args:
         model: A searchable model, or a newly built one of the same structure.
@@ -136,7 +160,8 @@ def apply_allocation(
         The model.
 
     Raises:
-        ValueError: If the allocation does not fit the model. Nothing is changed then.
+        ValueError: If the allocation does not fit the model, or it was given sizes before.
+            Nothing is changed then.
 
     Example:
         >>> from optuna_nis import Tier
@@ -149,8 +174,8 @@ def apply_allocation(
     if any(isinstance(f, SupernetEmbedding) for s in swapped_layers(model) for f in s.fields):
         _shrink(model, allocation)
         return model
-    _check_names("counts", counts or (), list(plain_layers(model)))
-    tables = _find_tables(model, lambda name: bool(_features_of(name, allocation)))
+    check_names("counts", counts or (), list(plain_layers(model)))
+    tables = find_tables(model, lambda name: bool(_features_of(name, allocation)))
     plans = []
     for table in tables:
         plan = _Plan(table, _checked_counts(table, (counts or {}).get(table.name)))
@@ -169,41 +194,23 @@ def apply_allocation(
         plans.append(plan)
     known = {size.name for plan in plans for size in plan.sizes}
     if unknown := set(allocation) - known:
+        if sized := swapped_names(model):
+            raise ValueError(
+                f"The layers {sized} of `model` were given sizes before. Build the model anew."
+            )
         raise ValueError(
             f"`allocation` has features {sorted(unknown)}, which are not among the embedding "
-            f"layers of `model`, {list(plain_layers(model))}."
+            f"layers of `model`, {list(plain_layers(model))}.{late_layers(model)}"
         )
-    for plan in plans:
-        _swap(plan, [_multi_size_field(plan, index) for index in range(len(plan.sizes))])
+    _swap(model, plans, _multi_size_field)
     return model
-
-
-@dataclass
-class _Table:
-    """A weight, and the layers that look ids up in it."""
-
-    name: str
-    layers: list[_Plain]
-    weight: nn.Parameter
-
-    @property
-    def num_embeddings(self) -> int:
-        return int(self.weight.shape[0])
-
-    @property
-    def embedding_dim(self) -> int:
-        return int(self.weight.shape[1])
-
-    @property
-    def padding_idx(self) -> int | None:
-        return self.layers[0].padding_idx
 
 
 @dataclass
 class _Plan:
     """What becomes of a table: fields from a first id on, of so many ids."""
 
-    table: _Table
+    table: Table
     counts: NDArray[np.int64] | None
     specs: list[EmbeddingSpec] = field(default_factory=list)
     sizes: list[TableAllocation] = field(default_factory=list)
@@ -221,6 +228,10 @@ class _Plan:
     @property
     def sparse(self) -> bool:
         return self.table.layers[0].sparse
+
+    @property
+    def trained(self) -> bool:
+        return self.table.weight.requires_grad
 
     def mode(self) -> BagMode | None:
         """How the layers of the fields pool; those of several fields are added, then divided."""
@@ -250,102 +261,17 @@ class _Plan:
         start, size = self.parts[index]
         return self.table.weight.detach()[start : start + size]
 
-
-def plain_layers(model: nn.Module) -> dict[str, _Plain]:
-    """The embedding layers of a model that were not swapped, by name."""
-    return {
-        name or "embedding": module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        and not isinstance(
-            module, SwappedEmbedding | SwappedEmbeddingBag | SupernetEmbedding | Tier
-        )
-    }
+    def directions(self, index: int) -> Tensor | None:
+        """The principal directions of the rows of a field, if there is something in them."""
+        rows, start = self.rows(index), self.parts[index][0]
+        padding = self.table.padding_idx
+        if self.padding_row is not None and padding is not None:
+            others = torch.arange(len(rows), device=rows.device) != padding - start
+            rows = rows[others]
+        return principal_directions(rows, frozen=not self.trained)
 
 
-def _find_tables(model: nn.Module, selected: Callable[[str], bool]) -> list[_Table]:
-    """The tables to swap, each once."""
-    owners = _owners(model)
-    tables: dict[int, _Table] = {}
-    for name, layer in plain_layers(model).items():
-        if id(layer.weight) in tables:
-            tables[id(layer.weight)].layers.append(layer)
-        elif selected(name):
-            _check_layer(name, layer)
-            assert isinstance(layer.weight, nn.Parameter)
-            tables[id(layer.weight)] = _Table(name, [layer], layer.weight)
-    for table in tables.values():
-        _check_owners(table, owners[id(table.weight)])
-    return list(tables.values())
-
-
-def _fits(name: str, patterns: Collection[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _check_patterns(argument: str, patterns: Collection[str], names: Collection[str]) -> None:
-    if isinstance(patterns, str):
-        raise ValueError(f"`{argument}` must be a list of patterns, got {patterns!r}.")
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"`{argument}` has {pattern!r}, which fits none of the embedding layers "
-                f"{list(names)}."
-            )
-
-
-def _check_names(argument: str, given: Collection[str], names: Collection[str]) -> None:
-    for name in given:
-        if name not in names:
-            raise ValueError(
-                f"`{argument}` names {name!r}, which is none of the embedding layers "
-                f"{list(names)}."
-            )
-
-
-def _check_layer(name: str, layer: _Plain) -> None:
-    problem = ""
-    if type(layer) not in (nn.Embedding, nn.EmbeddingBag):
-        problem = f"it is a {type(layer).__name__}, a subclass that may do more than look up"
-    elif layer.max_norm is not None:
-        problem = f"max_norm={layer.max_norm} changes rows while they are looked up"
-    elif layer.scale_grad_by_freq:
-        problem = "scale_grad_by_freq=True is not supported"
-    elif not layer.weight.is_floating_point():
-        problem = f"its weight is of type {layer.weight.dtype}"
-    if problem:
-        raise ValueError(f"The layer {name!r} cannot be swapped: {problem}. `exclude` it.")
-
-
-def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
-    """Which modules hold each parameter, by its id."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                path = f"{name}.{key}" if name else key
-                owners.setdefault(id(parameter), []).append((path, module))
-    return owners
-
-
-def _check_owners(table: _Table, owners: Sequence[tuple[str, nn.Module]]) -> None:
-    first = _settings(table.layers[0])
-    for path, module in owners:
-        if not any(module is layer for layer in table.layers) or _settings(module) != first:
-            others = [other for other, _ in owners]
-            raise ValueError(
-                f"The weight of {table.name!r} is tied: {path!r} is one of {others}. Only "
-                "embeddings of the same kind and settings may share a weight. Untie it or "
-                f"`exclude` {table.name!r}."
-            )
-
-
-def _settings(layer: nn.Module) -> tuple[Any, ...]:
-    names = ("padding_idx", "mode", "sparse", "max_norm", "scale_grad_by_freq")
-    return (type(layer), *(getattr(layer, name, None) for name in names))
-
-
-def _checked_counts(table: _Table, given: Any) -> NDArray[np.int64] | None:
+def _checked_counts(table: Table, given: Any) -> NDArray[np.int64] | None:
     if given is None:
         return None
     counts = np.asarray(torch.as_tensor(given).cpu())
@@ -360,7 +286,7 @@ def _checked_counts(table: _Table, given: Any) -> NDArray[np.int64] | None:
 
 
 def _field_sizes(
-    table: _Table, given: Sequence[int] | Mapping[str, int] | None
+    table: Table, given: Sequence[int] | Mapping[str, int] | None
 ) -> Iterator[tuple[str, int, int]]:
     """Name, first id and number of ids of each field."""
     if given is None:
@@ -390,23 +316,44 @@ def _features_of(table: str, allocation: Allocation) -> list[str]:
     return [name for name in allocation if name.startswith(f"{table}.")]
 
 
+def _warn(tables: Sequence[Table], counts: Counts | None, bare: Sequence[str]) -> None:
+    """Say which tables are taken as sorted, and which are left alone, though nobody said so."""
+    unnamed = [table.name for table in tables if counts and table.name not in counts]
+    if unnamed:
+        warnings.warn(
+            f"`counts` has none for {unnamed}, whose ids are taken as sorted by falling "
+            "frequency. If they are not, count them too or `exclude` them.",
+            stacklevel=3,
+        )
+    if bare:
+        warnings.warn(
+            f"The parameters {list(bare)} may be tables, but they are of no nn.Embedding: they "
+            "are neither searched nor part of the budget. Hold each in an nn.Embedding and call "
+            "that, or name them in `exclude` if this is right.",
+            stacklevel=3,
+        )
+
+
 @torch.no_grad()
-def _supernet_field(plan: _Plan, spec: EmbeddingSpec) -> SupernetEmbedding:
-    index = plan.specs.index(spec)
-    rows, ranks = plan.rows(index), plan.ranks(index)
+def _supernet_field(plan: _Plan, index: int) -> SupernetEmbedding:
+    spec, rows, ranks = plan.specs[index], plan.rows(index), plan.ranks(index)
     layer = SupernetEmbedding(spec, mode=plan.mode(), ranks=ranks, sparse=plan.sparse)
     layer.to(rows)
+    directions = plan.directions(index)
+    if directions is not None:
+        rows = _turned(rows, directions)
+        layer.projection.copy_(directions.T)
     layer.weight[-1].zero_()
     layer.weight[:-1].copy_(rows) if ranks is None else layer.weight.index_copy_(
         0, ranks.to(rows.device), rows
     )
     if len(plan.parts) == 1:
         # The same object as before: optimisers and regularisers that hold it stay right.
-        weight, plan.table.weight.grad = plan.table.weight, None
-        weight.data = layer.weight.data
+        weight = plan.table.weight
+        refill(weight, layer.weight)
         layer.weight = weight
-    else:
-        layer.weight.requires_grad_(plan.table.weight.requires_grad)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(plan.trained)
     return layer
 
 
@@ -423,24 +370,45 @@ def _multi_size_field(plan: _Plan, index: int) -> Field:
             table, mode=mode, ranks=ranks, init_std=std, sparse=plan.sparse
         )
     layer.to(rows)
-    if table.tiers and table.tiers[0].embedding_dim == table.embedding_dim:
-        kept = slice(0, table.tiers[0].num_embeddings)
-        ids = torch.arange(len(rows)) if ranks is None else ranks.argsort()
-        layer.tier_modules()[0].weight.copy_(rows[ids[kept].to(rows.device)])
-    for tier in layer.tier_modules():
-        tier.weight.requires_grad_(plan.table.weight.requires_grad)
+    ids = torch.arange(len(rows)) if ranks is None else ranks.argsort()
+    directions = plan.directions(index) if table.is_projected else None
+    if directions is not None:
+        rows = _turned(rows, directions)
+        assert layer.projection is not None
+        layer.projection.copy_(directions.T[: len(layer.projection)])
+    start = 0
+    for size, tier in zip(table.tiers, layer.tier_modules()):
+        end = start + size.num_embeddings
+        # A row of random numbers says nothing in fewer of them.
+        if directions is not None or size.embedding_dim == table.embedding_dim or not plan.trained:
+            kept = ids[start:end].to(rows.device)
+            tier.weight.copy_(rows[kept, : size.embedding_dim])
+        start = end
+    for parameter in layer.parameters():
+        parameter.requires_grad_(plan.trained)
     return layer
 
 
-def _swap(plan: _Plan, fields: Sequence[Field]) -> None:
-    """Change the class of all layers of a table; they share the fields."""
-    shared = nn.ModuleList(fields)
-    for layer in plan.table.layers:
-        if isinstance(layer, nn.Embedding):
-            become(layer, SwappedEmbedding, shared)
-            layer.register_buffer("_padding_row", plan.padding_row)
-        else:
-            become(layer, SwappedEmbeddingBag, shared)
+def _turned(rows: Tensor, directions: Tensor) -> Tensor:
+    """The coordinates of rows in some directions."""
+    # In half precision they would lose more than the rows have.
+    kind = torch.promote_types(rows.dtype, torch.float32)
+    return (rows.to(kind) @ directions.to(rows.device, kind)).to(rows.dtype)
+
+
+def _swap(model: nn.Module, plans: Sequence[_Plan], build: Callable[[_Plan, int], Field]) -> None:
+    """Change the class of all layers of some tables; those of a table share the fields."""
+    # Each is known to this list, its plan and its layers.
+    known = [2 + len(plan.table.layers) for plan in plans]
+    optimizers = holders([plan.table.weight for plan in plans], known)
+    for plan in plans:
+        table = plan.table
+        fields = nn.ModuleList(build(plan, index) for index in range(len(plan.parts)))
+        hand_over(optimizers, table.name, [table.weight], fields)
+        for layer in table.layers:
+            is_bag = isinstance(layer, nn.EmbeddingBag)
+            become(layer, table.name, fields, None if is_bag else plan.padding_row)
+    watch(model)
 
 
 def _shrink(model: nn.Module, allocation: Allocation) -> None:
@@ -458,6 +426,9 @@ def _shrink(model: nn.Module, allocation: Allocation) -> None:
             spec.embedding_dim,
         ):
             raise ValueError(f"`allocation` of {name!r} must be of {spec}, got {table}.")
+    old = [parameter for layer in layers.values() for parameter in layer.parameters()]
+    # Each is known to this list and its layer.
+    optimizers = holders(old, [2] * len(old))
     done: dict[int, nn.ModuleList] = {}
     for swapped in swapped_layers(model):
         fields = swapped.fields
@@ -467,7 +438,9 @@ def _shrink(model: nn.Module, allocation: Allocation) -> None:
                 for layer in swapped.field_layers()
                 if isinstance(layer, SupernetEmbedding)
             )
+            hand_over(optimizers, swapped._name, list(fields.parameters()), done[id(fields)])
         swapped.set_fields(done[id(fields)])
+    watch(model)
 
 
 def _shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> Field:
@@ -483,4 +456,6 @@ def _shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> Field:
     supernet.copy_to(layer)
     for tier in layer.tier_modules():
         tier.weight.requires_grad_(supernet.weight.requires_grad)
+    if layer.projection is not None:
+        layer.projection.requires_grad_(supernet.projection.requires_grad)
     return layer

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,15 @@ from torch import Tensor, nn
 from optuna_nis.nn._ids import bags_of, mean_of, no_offsets
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._ranked import constant
+from optuna_nis.nn._weight import table_weight
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding
 
 #: What a field of a table is looked up in.
 Field = SupernetEmbedding | MultiSizeEmbedding | MultiSizeEmbeddingBag
+
+# What cannot be changed of a layer whose table is made of fields.
+_FIXED = ("weight", "num_embeddings", "embedding_dim", "padding_idx")
 
 
 class _Swapped(nn.Module):
@@ -33,6 +38,30 @@ class _Swapped(nn.Module):
     fields: nn.ModuleList
     # Where the ids of each field start and end, by field; no state.
     _bounds: Tensor
+    _name: str
+    _padding_row: Tensor | None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED:
+            raise AttributeError(
+                f"`{name}` of the swapped layer {self._name!r} cannot be set. Resize, tie or load "
+                "its table before it is swapped."
+            )
+        super().__setattr__(name, value)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew, as the layer that this was would: with rows of standard deviation 1."""
+        for layer in self.field_layers():
+            if isinstance(layer, SupernetEmbedding):
+                nn.init.normal_(layer.weight)
+                layer.weight[-1].zero_()
+                nn.init.eye_(layer.projection)
+            else:
+                layer.init_std = 1.0
+                layer.reset_parameters()
+        if self._padding_row is not None:
+            self._padding_row.zero_()
 
     def field_layers(self) -> list[Field]:
         """The layers of the fields, in the order of their ids."""
@@ -52,6 +81,7 @@ class _Swapped(nn.Module):
         """The table as the model sees it under the one choice that is set."""
         if self.sparse:
             _sparse_only(self.fields)
+        self._check_whole()
         for layer in self.field_layers():
             if isinstance(layer, SupernetEmbedding) and layer.num_choices > 1:
                 raise RuntimeError(
@@ -59,6 +89,16 @@ class _Swapped(nn.Module):
                     "among several choices; use NISCallback(..., choices_per_step=1)."
                 )
         return self._rows(torch.arange(self.num_embeddings, device=self._device()))
+
+    def _check_whole(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        # By its name: the module that has the class takes long to import.
+        if any(type(parameter).__name__ == "DTensor" for parameter in self.fields.parameters()):
+            raise RuntimeError(
+                f"The table of {self._name!r} is sharded: it can be read while its model runs, or "
+                "between `unshard()` and `reshard()` of the module that `fully_shard` was given."
+            )
 
     def _known(self, ids: Tensor) -> Tensor:
         """The ids, padding as the id out of vocabulary of the whole table."""
@@ -134,14 +174,11 @@ class SwappedEmbedding(_Swapped, nn.Embedding):
     Made by :func:`make_searchable` and :func:`apply_allocation`.
     """
 
-    _padding_row: Tensor | None
-
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The table as the model sees it, by id: computed at each access, differentiable."""
-        return self._filled(
-            torch.arange(self.num_embeddings, device=self._device()), self._table()
-        )
+        ids = torch.arange(self.num_embeddings, device=self._device())
+        return table_weight(self._filled(ids, self._table()), self._name)
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up ids of any shape."""
@@ -168,7 +205,7 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The table as the model sees it, by id: computed at each access, differentiable."""
-        return self._table()
+        return table_weight(self._table(), self._name)
 
     def forward(
         self,
@@ -274,12 +311,27 @@ def _sparsify(parameter: Tensor) -> None:
     engine.queue_callback(lambda: engine.queue_callback(convert))
 
 
-def become(layer: nn.Module, kind: type[_Swapped], fields: nn.ModuleList) -> None:
-    """Turn a layer of torch into one of this module, in place."""
+def become(
+    layer: nn.Embedding | nn.EmbeddingBag,
+    name: str,
+    fields: nn.ModuleList,
+    padding_row: Tensor | None,
+) -> None:
+    """Turn a layer of torch into one of this module, in place.
+
+    Args:
+        layer: The layer.
+        name: What messages call it.
+        fields: What its ids are looked up in.
+        padding_row: The row of padding, if it is not zero.
+    """
     del layer._parameters["weight"]
-    layer.__class__ = kind
-    assert isinstance(layer, _Swapped)
+    kind = SwappedEmbedding if isinstance(layer, nn.Embedding) else SwappedEmbeddingBag
+    object.__setattr__(layer, "__class__", kind)
+    assert isinstance(layer, SwappedEmbedding | SwappedEmbeddingBag)
+    layer._name = name
     layer.set_fields(fields)
+    layer.register_buffer("_padding_row", padding_row)
 
 
 def restore(layer: SwappedEmbedding | SwappedEmbeddingBag, weight: nn.Parameter) -> None:
@@ -288,6 +340,7 @@ def restore(layer: SwappedEmbedding | SwappedEmbeddingBag, weight: nn.Parameter)
     for name in ("_bounds", "_padding_row"):
         if hasattr(layer, name):
             delattr(layer, name)
+    del layer._name
     plain = nn.Embedding if isinstance(layer, SwappedEmbedding) else nn.EmbeddingBag
     object.__setattr__(layer, "__class__", plain)
     layer.register_parameter("weight", weight)
@@ -312,7 +365,7 @@ def _rows_of(layer: Field, ids: Tensor) -> Tensor:
         rows: Tensor = layer(ids)
         return rows
     rows = layer(ids.reshape(-1, 1))
-    return rows.view(*ids.shape, -1)
+    return rows.view(*ids.shape, rows.shape[-1])
 
 
 def swapped_layers(model: nn.Module) -> Sequence[SwappedEmbedding | SwappedEmbeddingBag]:

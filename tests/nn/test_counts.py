@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+import functools
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import CombinedLoader
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from optuna_nis.nn import count_ids, make_searchable
 
@@ -67,7 +72,9 @@ def test_the_ids_of_a_batch_can_be_named() -> None:
 
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     count_ids(_batches(), Clicks())
-    assert "Counting ids" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "Counting ids" in shown.err
+    assert not shown.out
 
 
 def test_bad_arguments() -> None:
@@ -82,3 +89,223 @@ def test_bad_arguments() -> None:
     model.automatic_optimization = False
     with pytest.raises(ValueError, match="`step` or `ids` must be given: the training step of"):
         count_ids(batches, model, progress=False)
+
+
+class Plain(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.user = nn.Embedding(10, 4)
+        self.seen: list[Any] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.seen.append(batch_idx)
+        return self.user(batch).sum()  # type: ignore[no-any-return]
+
+
+class BatchOnly(Plain):
+    def training_step(self, batch: Tensor) -> Tensor:  # type: ignore[override]
+        return super().training_step(batch, 0)
+
+
+class ByPosition(Plain):
+    def training_step(self, batch: Tensor, _: int) -> Tensor:
+        return super().training_step(batch, _)
+
+
+class AnyNumber(Plain):
+    def training_step(self, *args: Any) -> Tensor:
+        return super().training_step(*args)
+
+
+def _logged(step: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return step(self, *args, **kwargs)
+
+    return call
+
+
+class Wrapped(Plain):
+    @_logged
+    def training_step(self, batch: Tensor, number: int) -> Tensor:
+        return super().training_step(batch, number)
+
+
+BATCHES = [torch.tensor([1, 1, 2]), torch.tensor([3])]
+COUNTED = torch.tensor([0, 2, 1, 1, 0, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("kind", [Plain, BatchOnly, ByPosition, AnyNumber, Wrapped])
+def test_the_training_step_is_called_as_lightning_does(kind: type[Plain]) -> None:
+    model = kind()
+    assert torch.equal(count_ids(BATCHES, model, progress=False)["user"], COUNTED)
+    assert model.seen == ([0, 0] if kind is BatchOnly else [0, 1])
+
+
+class Transferring(Plain):
+    """Its batches are what its hooks make of them."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch["ids"]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch - 100
+
+
+def test_the_hooks_of_a_batch_are_called() -> None:
+    batches = [{"ids": batch + 100} for batch in BATCHES]
+    assert torch.equal(count_ids(batches, Transferring(), progress=False)["user"], COUNTED)
+
+
+class Rate(Plain):
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return super().training_step(batch, batch_idx)
+
+
+class Scheduled(Plain):
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.lr_schedulers()
+        return super().training_step(batch, batch_idx)
+
+
+class Optimised(Plain):
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.optimizers()
+        return super().training_step(batch, batch_idx)
+
+
+class Drawn(Plain):
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.logger.experiment.add_scalar("n", 1)  # type: ignore[union-attr]
+        return super().training_step(batch, batch_idx)
+
+
+class FromIterator(Plain):
+    def training_step(self, dataloader_iter: Iterator[Any]) -> Tensor:  # type: ignore[override]
+        return self.user(next(dataloader_iter)).sum()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Rate, Scheduled, Optimised, Drawn, FromIterator])
+def test_a_step_that_needs_a_trainer_is_named_with_what_helps(kind: type[Plain]) -> None:
+    model = kind()
+    with pytest.raises(ValueError, match=f"`step` or `ids` must be given.* {kind.__name__} "):
+        count_ids(BATCHES, model, progress=False)
+    assert not model.user._forward_hooks
+    assert type(model.user._parameters) is dict
+    for options in ({"step": model.user}, {"ids": lambda batch: {"user": batch}}):
+        counted = count_ids(BATCHES, model, progress=False, **options)  # type: ignore[arg-type]
+        assert torch.equal(counted["user"], COUNTED)
+
+
+def test_other_errors_of_a_step_are_its_own() -> None:
+    class Wrong(Plain):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        count_ids(BATCHES, Wrong(), progress=False)
+
+
+class Clicked(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(BATCHES)
+
+
+class Unsized:
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(BATCHES)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize(
+    "data", [DataLoader(Clicked(), batch_size=None), Unsized(), iter(BATCHES)]
+)
+def test_data_without_a_length(data: Any, progress: bool) -> None:
+    if isinstance(data, Iterator):
+        data = iter(BATCHES)
+    assert torch.equal(count_ids(data, Plain(), progress=progress)["user"], COUNTED)
+
+
+def _loader(*ids: int) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.tensor(ids)), batch_size=2)
+
+
+class Two(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        a, b = batch.values() if isinstance(batch, dict) else batch
+        return self.user(a[0]).sum() + self.user(b[0]).sum()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "loaders",
+    [
+        [_loader(1, 1), _loader(2, 3)],
+        {"a": _loader(1, 1), "b": _loader(2, 3)},
+        CombinedLoader([_loader(1, 1), _loader(2, 3)], "min_size"),
+        CombinedLoader({"a": _loader(1, 1), "b": _loader(2, 3)}, "max_size"),
+    ],
+)
+def test_several_dataloaders_give_batches_as_lightning_puts_them_together(loaders: Any) -> None:
+    for progress in (False, True):
+        assert torch.equal(count_ids(loaders, Two(), progress=progress)["user"], COUNTED)
+
+
+def test_of_dataloaders_in_turn_each_batch_is_one() -> None:
+    class One(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch[0], batch_idx)
+
+    loaders = CombinedLoader([_loader(1, 1), _loader(2, 3)], "sequential")
+    assert torch.equal(count_ids(loaders, One(), progress=False)["user"], COUNTED)
+
+
+def test_a_data_module_is_no_dataloader() -> None:
+    with pytest.raises(ValueError, match=r"`dataloader` must give batches, got a Lightning"):
+        count_ids(LightningDataModule(), Plain(), progress=False)  # type: ignore[arg-type]
+
+
+class Reads(nn.Module):
+    """Looks items up in ways that no layer sees."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.user = nn.Embedding(10, 4)
+        self.item = nn.Embedding(20, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.user(ids)
+        if self.how == "product":
+            return rows @ self.item.weight.T
+        if self.how == "functional":
+            return rows * functional.embedding(ids, self.item.weight)
+        if self.how == "index":
+            return rows * self.item.weight[ids]
+        # Read and asked for rows: what is asked for is counted.
+        return (rows + self.item(ids)) @ self.item.weight.T
+
+
+@pytest.mark.parametrize("how", ["product", "functional", "index"])
+def test_a_table_that_is_only_read_is_refused_by_name(how: str) -> None:
+    model = Reads(how)
+    with pytest.raises(ValueError, match=r"The ids of \['item'\] cannot be counted.*`ids=lambda"):
+        count_ids(BATCHES, model, progress=False)
+    assert list(count_ids(BATCHES, model, exclude=["item"], progress=False)) == ["user"]
+    named = count_ids(
+        BATCHES, model, ids=lambda batch: {"user": batch, "item": batch}, progress=False
+    )
+    make_searchable(model, counts=named)
+
+
+def test_a_table_that_is_read_and_asked_is_counted() -> None:
+    counts = count_ids(BATCHES, Reads("both"), progress=False)
+    assert torch.equal(counts["item"][:10], COUNTED)
+
+
+def test_what_is_excluded_must_be_there() -> None:
+    with pytest.raises(ValueError, match="`exclude` has 'city', which fits none of"):
+        count_ids(BATCHES, Reads("both"), exclude=["city"], progress=False)

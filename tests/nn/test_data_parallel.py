@@ -64,8 +64,8 @@ def test_embeddings_within_ours_are_none_of_the_model() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_of_copies_are_sparse(frozen: bool) -> None:
     model = nn.ModuleDict({"a": nn.Embedding(60, 8, sparse=True)})
-    model["a"].weight.requires_grad_(not frozen)
     make_searchable(model, budget="50%")
+    model["a"].fields[0].weight.requires_grad_(not frozen)
     copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
     for layer in (model["a"], copied["a"]):
         for _ in range(2):

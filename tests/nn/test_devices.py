@@ -34,6 +34,9 @@ from optuna_nis.nn.softmax import (
     top_items,
 )
 
+# Some tables are left without counts on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:`counts` has none")
+
 _TIERS: list[tuple[Tier, ...]] = [
     (),
     (Tier(4, 8),),

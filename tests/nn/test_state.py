@@ -26,6 +26,9 @@ from optuna_nis.nn import (
     supernet_layers,
 )
 
+# Some tables are left without counts on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:`counts` has none")
+
 COUNTS = {"user": torch.arange(60), "item": torch.arange(60)}
 TABLE = TableAllocation("f", 20, 8, (Tier(4, 8), Tier(6, 2)))
 RANKS = torch.arange(20).flip(0)

@@ -1,0 +1,229 @@
+"""Finding the tables of a model, and refusing those that cannot be swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.supernet import SupernetEmbedding
+from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag
+
+Plain = nn.Embedding | nn.EmbeddingBag
+
+# Layers of this package; what is in them is no table of the model's own.
+_OURS = (
+    SwappedEmbedding,
+    SwappedEmbeddingBag,
+    SupernetEmbedding,
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+)
+# A bare parameter is taken for a table if it has so many rows, and so many for each column.
+_MIN_ROWS = 100
+_MIN_RATIO = 4
+# Hooks in which Lightning lets a module make its layers.
+_LATE = ("configure_model", "setup")
+
+
+@dataclass
+class Table:
+    """A weight, and the layers that look ids up in it."""
+
+    name: str
+    layers: list[Plain]
+    weight: nn.Parameter
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of rows."""
+        return int(self.weight.shape[0])
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the rows."""
+        return int(self.weight.shape[1])
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The id of padding."""
+        return self.layers[0].padding_idx
+
+
+def plain_layers(model: nn.Module) -> dict[str, Plain]:
+    """The embedding layers of a model that were not swapped, by name."""
+    ours = {id(each) for layer in _own_layers(model).values() for each in layer.modules()}
+    return {
+        name or "embedding": module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and id(module) not in ours
+    }
+
+
+def swapped_names(model: nn.Module) -> list[str]:
+    """Names of the layers of a model that were swapped."""
+    swapped = (SwappedEmbedding, SwappedEmbeddingBag)
+    return [name for name, layer in _own_layers(model).items() if isinstance(layer, swapped)]
+
+
+def find_tables(model: nn.Module, selected: Callable[[str], bool]) -> list[Table]:
+    """The tables to swap, each once.
+
+    Raises:
+        ValueError: If one of them cannot be swapped.
+    """
+    owners = _owners(model)
+    tables: dict[int, Table] = {}
+    for name, layer in plain_layers(model).items():
+        if id(layer.weight) in tables:
+            tables[id(layer.weight)].layers.append(layer)
+        elif selected(name):
+            _check_layer(name, layer)
+            assert isinstance(layer.weight, nn.Parameter)
+            tables[id(layer.weight)] = Table(name, [layer], layer.weight)
+    for table in tables.values():
+        _check_owners(table, owners[id(table.weight)])
+    return list(tables.values())
+
+
+def bare_tables(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a model that look like tables but are of no embedding layer, by name."""
+    ours = {id(each) for layer in _own_layers(model).values() for each in layer.modules()}
+    found: dict[str, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        bare = isinstance(module, nn.ParameterList | nn.ParameterDict)
+        if id(module) in ours or (_is_of_torch(module) and not bare):
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == 2 and parameter.is_floating_point():
+                rows, columns = parameter.shape
+                if rows >= max(_MIN_ROWS, _MIN_RATIO * columns + 1):
+                    found[f"{name}.{key}" if name else key] = parameter
+    return found
+
+
+def nothing_to_swap(model: nn.Module) -> str:
+    """Why a model may have no embedding layer left to swap."""
+    kind = type(model).__name__
+    if swapped := swapped_names(model):
+        return (
+            f"`model` has no embedding layer to swap: those of {kind}, {swapped}, were swapped "
+            "before. Build the model anew."
+        )
+    return f"`model` has no embedding layer to swap: {kind}.{late_layers(model)}"
+
+
+def late_layers(model: nn.Module) -> str:
+    """What to do if the layers of a model are made in a hook that was not called."""
+    hooks = [name for name in _LATE if _overrides(model, name)]
+    if not hooks:
+        return ""
+    calls = " or ".join(
+        "`model.setup('fit')`" if name == "setup" else f"`model.{name}()`" for name in hooks
+    )
+    return (
+        f" If its layers are made in {' or '.join(f'`{name}`' for name in hooks)}, call {calls} "
+        "first; called again by the trainer, it must leave them as they are."
+    )
+
+
+def fits(name: str, patterns: Collection[str]) -> bool:
+    """Whether a name is of one of some patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_patterns(argument: str, patterns: Collection[str], names: Collection[str]) -> None:
+    """Raise a ValueError if a pattern fits no name."""
+    if isinstance(patterns, str):
+        raise ValueError(f"`{argument}` must be a list of patterns, got {patterns!r}.")
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"`{argument}` has {pattern!r}, which fits none of the embedding layers "
+                f"{list(names)}."
+            )
+
+
+def check_names(argument: str, given: Collection[str], names: Collection[str]) -> None:
+    """Raise a ValueError if a name is not of a layer."""
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"`{argument}` names {name!r}, which is none of the embedding layers "
+                f"{list(names)}."
+            )
+
+
+def _own_layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {
+        name or "embedding": module
+        for name, module in model.named_modules()
+        if isinstance(module, _OURS)
+    }
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.split(".")[0] == "torch"
+
+
+def _overrides(model: nn.Module, name: str) -> bool:
+    """Whether a Lightning module has a hook of its own."""
+    found = getattr(type(model), name, None)
+    if not hasattr(model, "training_step") or found is None:
+        return False
+    return found.__module__.split(".")[0] not in ("lightning", "pytorch_lightning")
+
+
+def _check_layer(name: str, layer: Plain) -> None:
+    problem = ""
+    if type(layer) not in (nn.Embedding, nn.EmbeddingBag):
+        problem = f"it is a {type(layer).__name__}, a subclass that may do more than look up"
+    elif layer.max_norm is not None:
+        problem = f"max_norm={layer.max_norm} changes rows while they are looked up"
+    elif layer.scale_grad_by_freq:
+        problem = "scale_grad_by_freq=True is not supported"
+    elif not layer.weight.is_floating_point():
+        problem = f"its weight is of type {layer.weight.dtype}"
+    if problem:
+        raise ValueError(f"The layer {name!r} cannot be swapped: {problem}. `exclude` it.")
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """Which modules hold each parameter, by its id."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                path = f"{name}.{key}" if name else key
+                owners.setdefault(id(parameter), []).append((path, module))
+    return owners
+
+
+def _check_owners(table: Table, owners: Sequence[tuple[str, nn.Module]]) -> None:
+    first = _settings(table.layers[0])
+    for path, module in owners:
+        if not any(module is layer for layer in table.layers) or _settings(module) != first:
+            others = [other for other, _ in owners]
+            raise ValueError(
+                f"The weight of {table.name!r} is tied: {path!r} is one of {others}. Only "
+                "embeddings of the same kind and settings may share a weight. Leave it alone, "
+                f"`exclude=[{table.name!r}]`, or untie it before the swap, `{_untied(path)}` "
+                "(transformers: `tie_word_embeddings=False` in the configuration)."
+            )
+
+
+def _untied(path: str) -> str:
+    """The line that unties a parameter, in the words of the module that has it."""
+    target = "model"
+    for part in path.split("."):
+        target += f"[{part}]" if part.isdigit() else f".{part}"
+    return f"{target} = nn.Parameter({target}.detach().clone())"
+
+
+def _settings(layer: nn.Module) -> tuple[Any, ...]:
+    names = ("padding_idx", "mode", "sparse", "max_norm", "scale_grad_by_freq")
+    return (type(layer), *(getattr(layer, name, None) for name in names))
