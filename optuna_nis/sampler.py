@@ -334,7 +334,7 @@ class NISSampler(BaseSampler):
         """Mark a trial that others pushed over the budget; the policy learns by replay instead."""
         with self._lock:
             followed = self._followed.get(study._storage, {}).get(study._study_id)
-            drawn_in_part = followed is not None and followed.drawn.pop(trial.number, None)
+            drawn_in_part = followed.drawn.pop(trial.number, None) if followed else None
         if (
             self._budget is not None
             and state in (TrialState.COMPLETE, TrialState.PRUNED)
