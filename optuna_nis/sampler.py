@@ -333,7 +333,8 @@ class NISSampler(BaseSampler):
     ) -> None:
         """Mark a trial that others pushed over the budget; the policy learns by replay instead."""
         with self._lock:
-            drawn_in_part = self._follow(study).drawn.pop(trial.number, None)
+            followed = self._followed.get(study._storage, {}).get(study._study_id)
+            drawn_in_part = followed.drawn.pop(trial.number, None) if followed else None
         if (
             self._budget is not None
             and state in (TrialState.COMPLETE, TrialState.PRUNED)
