@@ -74,7 +74,7 @@ class Validation:
                 self._trainer.callback_metrics.update(self.log.values())
                 with _no_value() as unknown:
                     self._call(hook)
-                if unknown:
+                if _in_any_process(unknown, self._module.device):
                     self.log.withdraw(hook)
 
     def _step(self, batch: Any, batch_idx: int) -> Any:
@@ -259,7 +259,16 @@ def compute(metric: Metric) -> float:
     """The value of a metric, NaN where torchmetrics warns that there is none."""
     with _no_value() as unknown:
         value = metric.compute()
-    return math.nan if unknown else float(value)
+    return math.nan if _in_any_process(unknown, metric.device) else float(value)
+
+
+def _in_any_process(unknown: list[str], device: torch.device) -> bool:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return bool(unknown)
+    # The value is that of all processes, but only the first one is warned.
+    told = torch.tensor(len(unknown), dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return bool(told)
 
 
 @contextmanager
