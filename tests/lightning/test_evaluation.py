@@ -226,6 +226,7 @@ class KeepsDropout(Small):
         self.out.eval()
 
 
+@pytest.mark.filterwarnings("ignore:Found 1 module.* in eval mode")
 def test_models_with_a_mode_of_their_own() -> None:
     model = KeepsDropout()
     model.out.eval()
