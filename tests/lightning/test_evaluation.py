@@ -249,3 +249,26 @@ def test_any_precision(precision: str) -> None:
     probe = scored(model, trainer={"precision": precision})
     losses = [-loss for loss in true_losses(model.float(), probe)]
     assert probe.quality == pytest.approx(losses, abs=0.02)
+
+
+class Collated(Small):
+    """Its batches hold lists."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(
+            self(batch["ids"]), torch.tensor(batch["label"])
+        )
+
+
+def _collate(rows: Any) -> dict[str, Any]:
+    return {"ids": torch.stack([ids for ids, _ in rows]), "label": [float(y) for _, y in rows]}
+
+
+def test_a_search_with_lists_in_its_batches() -> None:
+    model = Collated()
+    space = make_searchable(model, budget="50%")
+    search = NISCallback(space, num_updates=2, group_size=3, score_examples=30)
+    data = DataLoader(loader().dataset, 50, collate_fn=_collate)
+    quiet_trainer(max_epochs=2, callbacks=[search]).fit(model, data, data)
+    assert search.candidates
+    assert len({trial.value for trial in search.study.trials}) > 3
