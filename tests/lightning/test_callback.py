@@ -227,9 +227,9 @@ def test_batches_of_one_class_are_passed_over_or_refused(datamodule: TableDataMo
         blind = 3
 
         def choice_quality(self, batch: Any, num_choices: int) -> torch.Tensor:
-            Diverging.calls += 1  # What it adds to itself is put back.
+            Blind.calls += 1  # What it adds to itself is put back.
             quality = super().choice_quality(batch, num_choices)
-            return quality if self.calls > self.blind else quality * torch.nan
+            return quality if Blind.calls > self.blind else quality * torch.nan
 
     def fit(model: RankingModule) -> optuna.Study:
         study = _study(space)
