@@ -40,8 +40,9 @@ _CLOSED = frozenset(
     | {"multiprocessing"}
 )
 _RECORDS = (SimpleNamespace, UserDict, UserList)
-# Kernels such as that of batch normalisation write to buffers without counting it as a change.
-_MOST_UNCOUNTED = 2**16
+# Kernels such as that of batch normalisation write to buffers without counting it as a change:
+# buffers that are not large are always put back.
+_LARGE = 2**16
 # Containers that torch keeps in every module, many of them and seldom of use.
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_kwargs")))
 _MISSING = object()
@@ -72,7 +73,7 @@ class Snapshot:
     ) -> None:
         self._packages = {_root(type(submodule)) for submodule in module.modules()} - _CLOSED
         self._weights = {_storage(weight) for weight in module.parameters()}
-        self._uncounted = {id(b) for b in module.buffers() if b.numel() <= _MOST_UNCOUNTED}
+        self._uncounted = {id(b) for b in module.buffers() if b.numel() <= _LARGE}
         self._known = {} if earlier is None else earlier._tensors
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._sequences: list[tuple[list[Any] | deque[Any], list[Any]]] = []
@@ -190,8 +191,8 @@ class Snapshot:
         counted = id(tensor) not in self._uncounted
         if known is not tensor or version != _version(tensor) or not counted:
             copy = tensor.detach().clone()
-            if counted:
-                # These may be large, and the memory of a device is scarce.
+            if copy.numel() > _LARGE:
+                # The memory of a device is scarce.
                 copy = copy.cpu()
         self._tensors[id(tensor)] = (tensor, _version(tensor), copy)
 
