@@ -54,7 +54,7 @@ class NISCallback(Callback):
     being better, comes from the first of these that there is:
 
     1. ``metric``, fed by what ``validation_step`` returns: ``(preds, target)`` or a dictionary;
-    2. ``monitor``, a value or metric that ``validation_step`` logs;
+    2. ``monitor``, a value or metric that ``validation_step`` or a hook of validation logs;
     3. the model's method ``choice_quality`` (see :class:`Searchable`), which scores several
        choices in one forward pass;
     4. the ``"val_loss"`` that ``validation_step`` logs.

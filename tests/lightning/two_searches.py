@@ -59,7 +59,7 @@ def main(table: str, output: Path, shard: int, addresses: list[str]) -> None:
 
     def noted(self: NISCallback) -> Policy:
         policy = replayed(self)
-        ((replay,),) = (tuple(each.values()) for each in self.study.sampler._replays.values())
+        replay = self.study.sampler._follow(self.study).replay
         taken.append({"trials": replay.trial_numbers, "policy": digest(policy)})
         return policy
 
