@@ -275,6 +275,27 @@ class Features:
         """
         return cls.from_dict(json.loads(text))
 
+    def num_unknown(self, frame: pd.DataFrame) -> dict[str, int]:
+        """For every feature how many rows hold a value that its vocabulary does not.
+
+        Args:
+            frame: Rows with a column for each feature. Missing values are not unknown.
+
+        Example:
+            >>> features = Features.fit(pd.DataFrame({"user": [7, 8, 8]}), task="ranking")
+            >>> features.num_unknown(pd.DataFrame({"user": [8, 9, None, 9]}))
+            {'user': 2}
+        """
+        found = {}
+        for name, vocabulary in self.vocabularies.items():
+            column, rows = frame[name], np.arange(len(frame))
+            if name in self.separators:
+                items, lengths = _flatten(column, self.separators[name], self.max_bag_length, name)
+                column, rows = pd.Series(items, dtype=object), np.repeat(rows, lengths)
+            unknown = vocabulary.encode(column) == vocabulary.num_embeddings
+            found[name] = len(np.unique(rows[unknown & column.notna().to_numpy()]))
+        return found
+
 
 def check_task(task: str) -> None:
     """Check the name of a task.

@@ -112,7 +112,9 @@ class TableDataModule(EmbeddingDataModule):
         """
         needed = [*self._columns, self.label, *([] if self.time is None else [self.time])]
         text = [name for name, separator in self._separators.items() if separator is not None]
-        frame = read_table(self.path, list(dict.fromkeys(needed)), text=text)
+        # Ids that were text stay text where those that are left all look like numbers.
+        known = set() if self._fitted is None else self._fitted.text
+        frame = read_table(self.path, list(dict.fromkeys(needed)), text=sorted({*text, *known}))
         order = None if self.time is None else _order(frame[self.time], self.time)
         kept = frame[self.label].notna().to_numpy()
         self._warn_dropped(kept, self.label)
