@@ -144,9 +144,7 @@ def _result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[s
     rows = [
         [
             result.label,
-            f"{result.mean:.4f} ± {result.std:.4f}"
-            if len(result.values) > 1
-            else f"{result.mean:.4f}",
+            f"{result.mean:.4f}" + ("" if result.std is None else f" ± {result.std:.4f}"),
             str(len(result.seeds)),
             f"{result.num_parameters:,}",
             _share(result.num_parameters, full),
