@@ -102,8 +102,9 @@ def _not_learned(name: str, part: Part, failed: Sequence[tuple[str, float]]) -> 
     who = ", ".join(f"{label} ({value:.4f})" for label, value in failed)
     return (
         f"The model has not learned: on the {name} part, {part.metric} is no better than "
-        f"{chance}, {part.chance:.4f} ± {_NUM_ERRORS * part.error:.4f} (two standard errors), with {who}. "
-        "Try features that say more, other options of the training, or more rows."
+        f"{chance}, {part.chance:.4f} ± {_NUM_ERRORS * part.error:.4f} (two standard "
+        f"errors), with {who}. Try features that say more, other options of the training, or "
+        "more rows."
     )
 
 
