@@ -33,6 +33,7 @@ RESULTS_ATTR = "nis:results"
 SEARCH_SECONDS_ATTR = "nis:search_seconds"
 PLAIN_SECONDS_ATTR = "nis:plain_seconds"
 PARTS_ATTR = "nis:parts"
+NUM_ROWS_ATTR = "nis:num_rows"
 
 QUALITY_ATTR = "quality"
 PENALTY_ATTR = "penalty"
