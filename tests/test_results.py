@@ -367,6 +367,6 @@ def test_cautions_of_a_study(make_study):
     assert "standard error" in small
     study = make_study(supernet=4, trained=1)
     stored.save_parts(study, {"validation": part})
-    assert ["not learned" in line for line in stored.cautions_of(study)] == [False, True]
+    assert ["has learned" in line for line in stored.cautions_of(study)] == [False, True]
     stored.save_results(study, [RESULT])
     assert stored.cautions_of(study) == [small]
