@@ -8,8 +8,8 @@ import numpy as np
 import optuna
 import pytest
 
-from optuna_nis import keeping
-from optuna_nis.keeping import keep_text, kept_text
+from optuna_nis import _keeping as keeping
+from optuna_nis._keeping import keep_text, kept_text
 
 
 def system_attrs(study):

@@ -9,21 +9,23 @@ from inspect import signature
 import json
 from pathlib import Path
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 from optuna.logging import get_logger
 import torch
 
 from optuna_nis import baselines
 from optuna_nis._checks import check_integer
+from optuna_nis._format import duration
+from optuna_nis._keeping import VOCABULARY, keep_text, kept_text
 from optuna_nis.allocation import Allocation
 from optuna_nis.cautions import Part
 from optuna_nis.datasets import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.datasets.base import Split
 from optuna_nis.datasets.features import LABEL
-from optuna_nis.keeping import VOCABULARY, keep_text, kept_text
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.measured import ranking_part, retrieval_part
@@ -330,7 +332,7 @@ def search(
                 dashboard=dashboard,
                 search_id=me.id,
             )
-            every_callback: list[Callback] = [callback, *callbacks]
+            every_callback: list[Callback] = [callback, _EpochLines(progress), *callbacks]
             if keep:
                 every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
             progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
@@ -383,6 +385,24 @@ def search(
     for line in cautions_of(study):
         _logger.warning(line)
     return best_allocation(study)
+
+
+class _EpochLines(Callback):
+    """A line after each epoch of the supernet, with the time left."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._start, self._first = 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start, self._first = time.perf_counter(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        took = time.perf_counter() - self._start
+        left = took / (done - self._first) * (epochs - done)
+        more = f"; about {duration(left)} of it left" if done < epochs else ""
+        self._progress(f"Supernet: epoch {done} of {epochs}, {duration(took)}{more}.")
 
 
 def _default_epochs(task: Task, model_options: Mapping[str, Any]) -> int:

@@ -296,8 +296,10 @@ class _Trainings:
             self._study._study_id, TRAINING_KEY + self._key(allocation, seed), asdict(run)
         )
         self._count(run)
-        left = fmean(self._seconds) * self._left
-        more = f"; about {duration(left)} left for {self._left} trainings" if self._left else ""
+        more = ""
+        if self._left:
+            trainings = "1 training" if self._left == 1 else f"{self._left} trainings"
+            more = f"; about {duration(fmean(self._seconds) * self._left)} left for {trainings}"
         self._progress(f"{label}, seed {seed}: {run}{more}.")
         return run, model
 
