@@ -322,7 +322,7 @@ def report(
         if results:
             Console().print(format_table(results))
         else:
-            _progress(quiet)("Nothing has been retrained yet.")
+            print("Nothing has been retrained yet.")
             _next(quiet, "retrain --output model", storage, study_name)
         print(best_allocation(study))
         print(f"report: {output}")

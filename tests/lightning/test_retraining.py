@@ -254,8 +254,7 @@ def test_only_trainings_of_the_same_kind_are_used_again(
     assert run() == []
     assert run(seeds=[0, 1]) == [1, 1, 1]
     assert run(max_epochs=2) == [0, 0, 0, 0]
-    assert run(patience=2) == [0, 0, 0, 0]
-    assert run(dropout=0.1) == [0, 0, 0, 0]
+    assert run(patience=2, dropout=0.1) == [0, 0, 0, 0]
     # A model that is not in the folder is trained for its weights, once.
     assert run(output=str(tmp_path / "model")) == [0]
     assert run(output=str(tmp_path / "model")) == []
