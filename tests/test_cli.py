@@ -323,8 +323,9 @@ def test_progress_and_results_go_their_own_ways(
     out, err = (" ".join(text.split()) for text in capfd.readouterr())
     for line in (
         f"Reading {table}.",
-        "1,200 rows: 960 to train on, 120 to validate, 120 for the test.",
-        "Distinct ids: user 80, city 9.",
+        "1,200 rows: 960 for training, 120 for validation, 120 for the test",
+        "user: 80 ids",
+        "city: 9 ids",
         "Supernet: epoch 1 of 2, ",
         "Training the best ",
         f"Next: optuna-nis retrain --output model --storage {storage}",
@@ -388,6 +389,10 @@ def test_other_data_under_the_same_name_are_named_in_a_line(table: Path) -> None
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        (
+            ("search", "--table", "t.csv", "--label", "y", "--checkpoint-dir"),
+            "`checkpoint_dir` must be a folder to write, got the file",
+        ),
         (("retrain", "--output"), "`output` must be a folder to write, got the file"),
         (("report", "--output"), "`--output` must be somewhere that can be written"),
         (
@@ -408,7 +413,7 @@ def test_an_output_that_cannot_be_written_is_told_first(
     storage = f"sqlite:///{tmp_path}/s.db"
     optuna.create_study(storage=storage, study_name="optuna-nis", direction="maximize")
     output = file if "folder" in message else file / "new"
-    more = ("--storage", storage) if command[0] in ("retrain", "report") else ()
+    more = ("--storage", storage) if command[0] in ("search", "retrain", "report") else ()
     code, told = _run(*command, output, *more)
     assert code == 1
     assert message in " ".join(told.split())

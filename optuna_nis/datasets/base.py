@@ -264,7 +264,7 @@ class EmbeddingDataModule(LightningDataModule):
             Source(frame.iloc[rows], source.target.iloc[rows]) for rows in parts
         )
         if self._fitted is not None:
-            train, parts = self._use_fitted(self._fitted, train, parts)
+            train, parts = self._known_targets(self._fitted, train, parts)
         known = None if self._fitted is None else self._fitted.targets
         _check_targets(
             self.task, {"training": train, "validation": validation, "test": test}, known
@@ -278,21 +278,16 @@ class EmbeddingDataModule(LightningDataModule):
             targets=train.target if self.task == "retrieval" else None,
         )
         self._tensors = {"train": self._encode(train), "validation": self._encode(validation)}
+        if self._fitted is not None:
+            self._count_unknown(self._fitted, train.frame)
         self._test_source = None if self._withhold_test else test
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
 
-    def _use_fitted(self, fitted: Features, train: Source, parts: Parts) -> tuple[Source, Parts]:
-        """The training rows that they can encode, and how many rows are new to them."""
+    def _known_targets(
+        self, fitted: Features, train: Source, parts: Parts
+    ) -> tuple[Source, Parts]:
+        """The training rows whose target the features know: of the others there is no class."""
         _check_fitted(fitted, self.task, list(train.frame.columns), self._separators)
-        self._num_unknown = fitted.num_unknown(train.frame)
-        for name, number in self._num_unknown.items():
-            column = train.frame[name].dropna()
-            if name not in self._separators and 0 < number == len(column):
-                raise ValueError(
-                    f"The column {name!r} must have values that `fitted` knows, such as "
-                    f"{fitted.vocabularies[name].values[0]!r}, got only others in the training "
-                    f"part, such as {column.iloc[0]!r}. This is another table."
-                )
         if fitted.targets is None:
             return train, parts
         kept = (fitted.encode_targets(train.target) != UNSEEN_TARGET).numpy()
@@ -304,6 +299,18 @@ class EmbeddingDataModule(LightningDataModule):
             )
         train = Source(train.frame[kept], train.target[kept])
         return train, parts._replace(train=parts.train[kept])
+
+    def _count_unknown(self, fitted: Features, train: pd.DataFrame) -> None:
+        unknown = fitted.num_unknown(train, self._tensors["train"])
+        for name, number in unknown.items():
+            column = train[name].dropna()
+            if name not in self._separators and 0 < number == len(column):
+                raise ValueError(
+                    f"The column {name!r} must have values that `fitted` knows, such as "
+                    f"{fitted.vocabularies[name].values[0]!r}, got only others in the training "
+                    f"part, such as {column.iloc[0]!r}. This is another table."
+                )
+        self._num_unknown |= unknown
 
     def _encode(self, source: Source) -> Batch:
         batch = self.features.encode(source.frame)

@@ -275,25 +275,34 @@ class Features:
         """
         return cls.from_dict(json.loads(text))
 
-    def num_unknown(self, frame: pd.DataFrame) -> dict[str, int]:
+    def num_unknown(self, frame: pd.DataFrame, batch: Mapping[str, Tensor]) -> dict[str, int]:
         """For every feature how many rows hold a value that its vocabulary does not.
 
         Args:
-            frame: Rows with a column for each feature. Missing values are not unknown.
+            frame: Rows.
+            batch: The same, encoded. Missing values are not unknown.
 
         Example:
             >>> features = Features.fit(pd.DataFrame({"user": [7, 8, 8]}), task="ranking")
-            >>> features.num_unknown(pd.DataFrame({"user": [8, 9, None, 9]}))
+            >>> rows = pd.DataFrame({"user": [8, 9, None, 9]})
+            >>> features.num_unknown(rows, features.encode(rows))
             {'user': 2}
         """
         found = {}
         for name, vocabulary in self.vocabularies.items():
-            column, rows = frame[name], np.arange(len(frame))
+            known = (batch[name] < vocabulary.num_embeddings).numpy()
             if name in self.separators:
-                items, lengths = _flatten(column, self.separators[name], self.max_bag_length, name)
-                column, rows = pd.Series(items, dtype=object), np.repeat(rows, lengths)
-            unknown = vocabulary.encode(column) == vocabulary.num_embeddings
-            found[name] = len(np.unique(rows[unknown & column.notna().to_numpy()]))
+                items, lengths = _flatten(
+                    frame[name], self.separators[name], self.max_bag_length, name
+                )
+                rows = np.repeat(np.arange(len(lengths)), lengths)
+                present = np.bincount(
+                    rows[pd.Series(items, dtype=object).notna().to_numpy()], minlength=len(lengths)
+                )
+                unknown = known.sum(1) < present
+            else:
+                unknown = ~known & frame[name].notna().to_numpy()
+            found[name] = int(unknown.sum())
         return found
 
 

@@ -18,7 +18,7 @@ from optuna.logging import get_logger
 import torch
 
 from optuna_nis import baselines
-from optuna_nis._checks import check_integer
+from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._format import duration
 from optuna_nis._keeping import VOCABULARY, keep_text, kept_text
 from optuna_nis.allocation import Allocation
@@ -279,6 +279,8 @@ def search(
         True
     """
     _check_data(study, data)
+    if checkpoint_dir is not None:
+        check_folder("checkpoint_dir", checkpoint_dir)
     datamodule = read_data(study, data, withhold_test=True, progress=progress)
     datamodule.shard = shard
     build = reference_model(datamodule.features, **model_options)
@@ -507,14 +509,17 @@ def parts_of_data(
 
 
 def _description(datamodule: EmbeddingDataModule) -> str:
-    sizes = datamodule.sizes
-    ids = ", ".join(f"{name} {len(v):,}" for name, v in datamodule.vocabularies.items())
-    targets = datamodule.features.targets
-    return (
-        f"{sum(sizes.values()):,} rows: {sizes['train']:,} to train on, {sizes['validation']:,} "
-        f"to validate, {sizes['test']:,} for the test. Distinct ids: {ids}"
-        + ("." if targets is None else f"; targets {len(targets):,}.")
-    )
+    parts, targets = datamodule.sizes, datamodule.features.targets
+    lines = [
+        f"{sum(parts.values()):,} rows: {parts['train']:,} for training, "
+        f"{parts['validation']:,} for validation, {parts['test']:,} for the test"
+    ]
+    for name, vocabulary in datamodule.vocabularies.items():
+        kind = "ids in bags" if name in datamodule.bags else "ids"
+        lines.append(f"{name}: {len(vocabulary):,} {kind}")
+    if targets is not None:
+        lines.append(f"{LABEL}: {len(targets):,} targets")
+    return "\n".join(lines)
 
 
 def _check_ids(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:

@@ -135,8 +135,8 @@ def test_the_same_table_says_nothing_of_changes(
     lines: list[str] = []
     retrain(study, seeds=[0], max_epochs=1, progress=lines.append)
     assert "Reading " in lines[0]
-    assert "400 rows: 320 to train on, 40 to validate, 40 for the test." in lines[1]
-    assert "Distinct ids: user 20, item 8." in lines[1]
+    assert "400 rows: 320 for training, 40 for validation, 40 for the test" in lines[1]
+    assert "user: 20 ids" in lines[1]
     assert not any("at the search" in line for line in [*lines, *caplog.messages])
 
 
