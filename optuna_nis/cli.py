@@ -466,7 +466,9 @@ def _warnings() -> Iterator[None]:
 
 
 def _warn(text: str) -> None:
-    _console.print(f"Warning: {text}", style="yellow", markup=False, highlight=False)
+    _console.print(
+        f"Warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _silence_lightning() -> None:
@@ -479,14 +481,14 @@ def _silence_lightning() -> None:
 
 
 def _fail(message: str, code: int = 1) -> None:
-    _console.print(message, style="bold red", markup=False, highlight=False)
+    _console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
 def _progress(quiet: bool) -> Any:
     if quiet:
         return lambda text: None
-    return lambda text: _console.print(text, markup=False, highlight=False)
+    return lambda text: _console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _bars(quiet: bool) -> list[Any]:

@@ -10,15 +10,17 @@ import pytest
 
 from optuna_nis import _keeping as keeping
 from optuna_nis._keeping import keep_text, kept_text
+from optuna_nis.storages import open_storage
 
 
 def system_attrs(study):
     return study._storage.get_study_system_attrs(study._study_id)
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite://"])
-def test_a_long_text_is_kept_in_pieces(storage):
-    study = optuna.create_study(storage=storage)
+@pytest.mark.parametrize("storage", [None, "sqlite://", "study.journal"])
+def test_a_long_text_is_kept_in_pieces(storage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = optuna.create_study(storage=storage and open_storage(storage))
     assert kept_text(study, "words") is None
     text = "".join(map(chr, np.random.default_rng(0).integers(32, 0x2FFF, 60_000)))
     keep_text(study, "words", text)

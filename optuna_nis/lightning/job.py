@@ -546,9 +546,9 @@ def _warn_changed(
     rows = datamodule.sizes["train"]
     if new := ", ".join(f"{name!r} in {number:,}" for name, number in unknown.items() if number):
         _logger.warning(
-            f"{data.name} has ids that were not there at the search. They count as unknown, which "
-            f"of the {rows:,} training rows concerns: {new}. Search again under another study "
-            "name to give them rows of their own."
+            f"{data.name} has ids that were not there at the search. They count as unknown: {new} "
+            f"of {rows:,} training rows. Search again under another study name to give them rows "
+            "of their own."
         )
     if left_out:
         _logger.warning(

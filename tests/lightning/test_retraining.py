@@ -105,12 +105,12 @@ def test_new_ids_are_unknown_and_counted(
     one, other, known = model.predict(rows)
     assert one == other != known
     (line,) = [line for line in caplog.messages if "were not there at the search" in line]
-    counted = int(line.split("'user' in ")[1].split(".")[0])
+    counted = int(line.split("'user' in ")[1].split(" of ")[0])
     config = DataConfig(table=str(table), label="clicked", features=("user", "item"))
     fresh = config.datamodule(withhold_test=True).vocabularies["user"]
     new_ids = zip(fresh.values, fresh.counts, strict=True)
     assert counted == sum(count for user, count in new_ids if int(user) >= 900) > 60  # type: ignore[call-overload]
-    assert "of the 400 training rows" in line
+    assert "of 400 training rows" in line
     assert any("500 rows, at the search it had 400" in line for line in caplog.messages)
 
 
