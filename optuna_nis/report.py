@@ -224,6 +224,8 @@ def _data(study: Study) -> Iterable[tuple[str, str]]:
     yield "Data", str(name or (Path(str(table)).name if table else ""))
     yield "Task", str(attrs.get(results.TASK_ATTR) or described.get("task") or "")
     yield "Metric", results.metric_of(study)
+    parts = results.parts_of(study).items()
+    yield "Rows", ", ".join(f"{part.rows:,} ({name})" for name, part in parts)
 
 
 def _allocation_rows(allocation: Allocation) -> tuple[list[str], list[list[str]]]:

@@ -139,8 +139,10 @@ def test_report_of_a_single_result(page, make_study):
 def test_report_says_what_to_mind(page, make_study):
     study = make_study(supernet=2, results=True)
     assert "What to mind" not in page(study).words
-    stored.save_parts(study, {"test": Part(20, 9, "ROC-AUC", 0.5, 0.13)})
+    part = Part(20, 9, "ROC-AUC", 0.5, 0.13)
+    stored.save_parts(study, {"train": Part(1_600), "test": part})
     found = page(study)
+    assert "1,600 (train), 20 (test)" in found.words
     assert "What to mind" in found.words
     assert "the standard error of its ROC-AUC is 0.13" in found.words
     assert found.tags.count("li") == len(stored.cautions_of(study)) == 2

@@ -337,7 +337,7 @@ def search(
             every_callback: list[Callback] = [callback, _EpochLines(progress), *callbacks]
             if keep:
                 every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
-            progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
+            progress(f"Searching {space!r}; epochs of the supernet: {epochs}.")
             resume = folder.supernet if folder.supernet.exists() else None
             with quiet_lightning():
                 trainer = quiet_trainer(
