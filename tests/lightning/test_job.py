@@ -13,7 +13,7 @@ import pytest
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search
 from optuna_nis.lightning.job import _default_epochs, _frequent_ids
-from optuna_nis.results import best_allocation, metric_of, results_of, summary_of
+from optuna_nis.results import best_allocation, metric_of, parts_of, results_of, summary_of
 
 FAST = {"budget": 0.5, "embedding_dim": 8, "epochs": 1, "num_updates": 3}
 
@@ -191,6 +191,10 @@ def test_retrieval_on_flights(study: optuna.Study, tmp_path: Path) -> None:
     # The search goes by a smooth stand-in, and the report does not.
     assert metric_of(study) == "MRR"
     assert results[0].metric == "Recall@1"
+    parts = parts_of(study)
+    assert (parts["validation"].metric, parts["test"].metric) == ("MRR", "Recall@1")
+    # The most frequent destinations are found now and then by naming them always.
+    assert 0.02 < parts["test"].chance < parts["validation"].chance < 0.5
     data_module = data.datamodule(withhold_test=True)
     predictor = Predictor.load(tmp_path)
     found = predictor.predict(data_module.load().frame.head(3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ from optuna_nis._keeping import VOCABULARY, kept_text
 from optuna_nis.datasets import Features
 from optuna_nis.lightning import DataConfig, Predictor, job, retrain, retraining, search
 from optuna_nis.lightning.job import searched_features
-from optuna_nis.results import DATA_ATTR, RESULTS_ATTR, parts_of, results_of, summary_of
+from optuna_nis.results import (
+    DATA_ATTR,
+    RESULTS_ATTR,
+    best_allocation,
+    parts_of,
+    results_of,
+    space_of,
+    summary_of,
+)
 from optuna_nis.searches import searches_of
 
 FAST: dict[str, Any] = {"budget": 0.5, "embedding_dim": 4, "epochs": 1, "num_updates": 2}
@@ -193,35 +200,35 @@ def test_the_vocabulary_is_kept_before_anything_is_trained(
     assert found == data.datamodule(withhold_test=True).features
 
 
-@pytest.mark.parametrize("stop", [2, 4])
 def test_an_interrupted_retraining_goes_on(
-    study: optuna.Study, tmp_path: Path, trained: list[int], stop: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    study: optuna.Study, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options: dict[str, Any] = {"seeds": [0, 1], "max_epochs": 1}
-    whole = _copy(study)
-    expected = retrain(whole, output=str(tmp_path / "whole"), **options)
+    expected = retrain(_copy(study), output=str(tmp_path / "whole"), **options)
     total = len(trained)
     assert total == 7
     trained.clear()
     train = retraining.train
+    # In the second seed, then among the baselines.
+    for stop in (2, 5):
 
-    def interrupted(*args: Any, **more: Any) -> Any:
-        if len(trained) == stop - 1:
-            raise KeyboardInterrupt
-        return train(*args, **more)
+        def interrupted(*args: Any, stop: int = stop, **more: Any) -> Any:
+            if len(trained) == stop - 1:
+                raise KeyboardInterrupt
+            return train(*args, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(retraining, "train", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            retrain(study, output=str(tmp_path / "model"), **options)
-    assert _is_of(Predictor.load(tmp_path / "model").features, searched_features(study))
-    assert RESULTS_ATTR not in study.user_attrs
+        with monkeypatch.context() as patch:
+            patch.setattr(retraining, "train", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                retrain(study, output=str(tmp_path / "model"), **options)
+        model = Predictor.load(tmp_path / "model")
+        assert _is_of(model.features, searched_features(study))
+        assert RESULTS_ATTR not in study.user_attrs
     lines: list[str] = []
     found = retrain(study, output=str(tmp_path / "model"), progress=lines.append, **options)
 
     assert len(trained) == total
-    assert sum("finished before" in line for line in lines) == stop - 1
+    assert sum("finished before" in line for line in lines) == 4
     assert _figures(found) == _figures(expected) == _figures(results_of(study))
     one, other = (Predictor.load(tmp_path / name).predict(_rows()) for name in ("model", "whole"))
     np.testing.assert_array_equal(one, other)
@@ -241,27 +248,49 @@ def _figures(results: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def test_only_trainings_of_the_same_kind_are_used_again(
-    study: optuna.Study, table: Path, tmp_path: Path, trained: list[int]
+def test_trainings_are_not_run_twice(
+    study: optuna.Study, tmp_path: Path, trained: list[int]
 ) -> None:
-    def run(change: Callable[[], None] = lambda: None, **options: Any) -> list[int]:
+    def run(seeds: list[int], output: Path | None = None) -> list[int]:
         trained.clear()
-        change()
-        retrain(study, **({"seeds": [0], "max_epochs": 1} | options))
+        retrain(study, seeds=seeds, max_epochs=1, output=None if output is None else str(output))
         return list(trained)
 
-    assert run() == [0, 0, 0, 0]
-    assert run() == []
-    assert run(seeds=[0, 1]) == [1, 1, 1]
-    assert run(max_epochs=2) == [0, 0, 0, 0]
-    assert run(patience=2, dropout=0.1) == [0, 0, 0, 0]
+    assert run([0]) == [0, 0, 0, 0]
+    assert run([0]) == []
+    assert run([0, 1]) == [1, 1, 1]
     # A model that is not in the folder is trained for its weights, once.
-    assert run(output=str(tmp_path / "model")) == [0]
-    assert run(output=str(tmp_path / "model")) == []
+    assert run([0], tmp_path / "model") == [0]
+    assert run([0], tmp_path / "model") == []
     (tmp_path / "model" / "weights.pt").unlink()
-    assert run(output=str(tmp_path / "model")) == [0]
-    changed = _rows().assign(clicked=1 - _rows()["clicked"])
-    assert run(lambda: changed.to_csv(table, index=False)) == [0, 0, 0, 0]
+    assert run([0], tmp_path / "model") == [0]
+
+
+def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, table: Path) -> None:
+    space = space_of(study)
+
+    def key(sizes: Any = None, seed: int = 0, batch_size: int = 64, **more: Any) -> str:
+        data = DataConfig.from_json(study.user_attrs[DATA_ATTR]).datamodule(withhold_test=False)
+        data.batch_size = batch_size
+        settings: dict[str, Any] = {"options": {}, "max_epochs": 3, "patience": 1} | more
+        options = settings.pop("options")
+        trainings = retraining._Trainings(
+            study, data, options, callbacks=(), progress=print, total=1, **settings
+        )
+        return trainings._key(sizes or space.full(), seed)
+
+    assert key() == key()
+    keys = {
+        key(),
+        key(best_allocation(study)),
+        key(seed=1),
+        key(batch_size=32),
+        key(max_epochs=4),
+        key(patience=2),
+        key(options={"dropout": 0.1}),
+    }
+    _rows().assign(clicked=1 - _rows()["clicked"]).to_csv(table, index=False)
+    assert len(keys | {key()}) == 8
 
 
 def test_what_a_training_was_like_is_said(study: optuna.Study, trained: list[int]) -> None:
