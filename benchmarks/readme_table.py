@@ -28,8 +28,9 @@ def table(results: list[dict[str, Any]]) -> str:
         for name, label in METHODS.items():
             row = result[name]
             gain = row["mean"] / result["uniform"]["mean"] - 1
+            spread = "" if row["std"] is None else f" ± {row['std']:.4f}"
             lines.append(
-                f"| {data} | {label} | {row['mean']:.4f} ± {row['std']:.4f} "
+                f"| {data} | {label} | {row['mean']:.4f}{spread} "
                 f"| {row['num_parameters']:,} | {gain:+.1%} |"
             )
     costs = ", ".join(f"{r['search_cost_ratio']:.1f} ({r['task']})" for r in results)

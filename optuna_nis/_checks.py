@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+import os
+from pathlib import Path
+import tempfile
 
 
 def check_integer(name: str, value: object, least: int) -> None:
@@ -38,3 +41,44 @@ def check_number(
         raise ValueError(
             f"`{name}` must be a number in {bracket}{least:g}, {below:g}), got {value!r}."
         )
+
+
+def check_file(name: str, path: str | os.PathLike[str]) -> None:
+    """Check that a file can be written, before hours of work are lost; nothing is left behind.
+
+    Raises:
+        ValueError: If it is a folder, or it or its folder cannot be written or made.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"`{name}` must be a file to write, got the folder {str(path)!r}.")
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"`{name}` must be a file that can be written, got {str(path)!r}.")
+        return
+    _check_parent(name, path)
+
+
+def check_folder(name: str, path: str | os.PathLike[str]) -> None:
+    """Check that files can be written into a folder; nothing is left behind.
+
+    Raises:
+        ValueError: If it is a file, or it cannot be written or made.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"`{name}` must be a folder to write, got the file {str(path)!r}.")
+    _check_parent(name, path / "new")
+
+
+def _check_parent(name: str, path: Path) -> None:
+    """Check that the nearest folder that exists takes a new file or folder."""
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`{name}` must be somewhere that can be written, got {str(path)!r}; {str(parent)!r} "
+            f"takes no new file: {error.strerror}."
+        ) from error

@@ -7,8 +7,9 @@ from contextlib import contextmanager, suppress
 import json
 import logging
 from pathlib import Path
+import shlex
 from time import sleep
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 import warnings
 
 try:
@@ -20,11 +21,16 @@ except ModuleNotFoundError as error:
         'pip install "optuna-nis[cli]"'
     ) from error
 
-import optuna
-from optuna import Study
-from optuna.storages import BaseStorage
+from optuna_nis import __version__
+from optuna_nis._checks import check_file, check_folder
+from optuna_nis._format import size
 
-from optuna_nis.storages import open_storage
+# Whoever asks for help does not wait for Optuna, and whoever searches is told what is loaded.
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+    from optuna_nis.allocation import Allocation
 
 app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
@@ -45,6 +51,11 @@ _console = Console(stderr=True)
 _CLIENTS = ("sqlalchemy", "redis", "grpc")
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError)
 
+# Of a 32-bit float.
+_BYTES_PER_PARAMETER = 4
+
+_STORAGE, _STUDY_NAME = "sqlite:///optuna-nis.db", "optuna-nis"
+
 Storage = Annotated[
     str,
     typer.Option(
@@ -54,6 +65,24 @@ Storage = Annotated[
 ]
 StudyName = Annotated[str, typer.Option(help="Name of the study.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"optuna-nis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -182,8 +211,8 @@ def search(
             show_default="FILE.checkpoints beside a study in a file, optuna-nis.checkpoints",
         ),
     ] = None,
-    storage: Storage = "sqlite:///optuna-nis.db",
-    study_name: StudyName = "optuna-nis",
+    storage: Storage = _STORAGE,
+    study_name: StudyName = _STUDY_NAME,
     quiet: Quiet = False,
 ) -> None:
     """Search embedding sizes, into a study. Started again, it goes on where it was interrupted.
@@ -199,9 +228,13 @@ def search(
         optuna-nis search --table clicks.parquet --label clicked --features user,item,city
         --bags genres:'|' --budget 20%
     """
-    with _errors(quiet):
+    with _errors(
+        quiet,
+        f"Searching the sizes for {dataset or table or 'data'}: loading torch and Lightning.",
+        "Finished trials are kept; the same command goes on.",
+    ):
         _silence_lightning()
-        from lightning.pytorch.callbacks import RichProgressBar
+        import optuna
 
         from optuna_nis.lightning import DataConfig
         from optuna_nis.lightning import search as run_search
@@ -239,7 +272,7 @@ def search(
             epochs=epochs,
             num_updates=updates,
             seed=seed,
-            callbacks=[] if quiet else [RichProgressBar()],
+            callbacks=_bars(quiet),
             dashboard=_dashboard(),
             progress=_progress(quiet),
             checkpoint_dir=_checkpoint_dir(storage) if checkpoint_dir is None else checkpoint_dir,
@@ -247,10 +280,8 @@ def search(
             **{name: value for name, value in options.items() if value is not None},
         )
         print(best)
-        print(
-            f"{best.num_parameters:,} parameters, {best.num_projection_parameters:,} of them "
-            "in projections"
-        )
+        print(_score(study, best))
+        _next(quiet, "retrain --output model", storage, study_name)
 
 
 @app.command()
@@ -265,15 +296,19 @@ def retrain(
     patience: Annotated[
         int, typer.Option(min=1, help="Epochs without improvement after which to stop.")
     ] = 3,
-    storage: Storage = "sqlite:///optuna-nis.db",
-    study_name: StudyName = "optuna-nis",
+    storage: Storage = _STORAGE,
+    study_name: StudyName = _STUDY_NAME,
     quiet: Quiet = False,
 ) -> None:
     """Train the best sizes from scratch, uniform ones and the full tables; test each once.
 
     The model's learning rate and dropout are those of the search.
     """
-    with _errors(quiet):
+    with _errors(
+        quiet,
+        f"Retraining the best sizes of {study_name}: loading torch and Lightning.",
+        "Finished trainings are kept; the same command goes on with the others.",
+    ):
         _silence_lightning()
         from optuna_nis.lightning import retrain as run_retrain
         from optuna_nis.report import format_table
@@ -285,35 +320,41 @@ def retrain(
             output=None if output is None else str(output),
             max_epochs=max_epochs,
             patience=patience,
+            callbacks=_bars(quiet),
             progress=_progress(quiet),
         )
         if (dashboard := _dashboard()) is not None:
             dashboard.finish(study)
         Console().print(format_table(results))
+        _next(quiet, "report", storage, study_name)
 
 
 @app.command()
 def report(
     output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as one JSON object, last.")
+        bool, typer.Option("--json", help="Print what is known as one JSON object, last.")
     ] = False,
-    storage: Storage = "sqlite:///optuna-nis.db",
-    study_name: StudyName = "optuna-nis",
+    storage: Storage = _STORAGE,
+    study_name: StudyName = _STUDY_NAME,
     quiet: Quiet = False,
 ) -> None:
     """Print the results and write one self-contained HTML page with figures."""
     with _errors(quiet):
         from optuna_nis.report import format_table, write_report
-        from optuna_nis.results import best_allocation, results_of, summary_of
+        from optuna_nis.results import best_allocation, cautions_of, results_of, summary_of
 
         study = _load(storage, study_name)
+        check_file("--output", output)
         write_report(study, output)
+        for line in cautions_of(study):
+            _warn(line)
         results = results_of(study)
         if results:
             Console().print(format_table(results))
         else:
-            print("Nothing has been retrained yet: optuna-nis retrain")
+            print("Nothing has been retrained yet.")
+            _next(quiet, "retrain --output model", storage, study_name)
         print(best_allocation(study))
         print(f"report: {output}")
         if as_json:
@@ -326,8 +367,8 @@ def status(
     interval: Annotated[
         float, typer.Option(min=0.1, help="Seconds between looks with --watch.")
     ] = 2.0,
-    storage: Storage = "sqlite:///optuna-nis.db",
-    study_name: StudyName = "optuna-nis",
+    storage: Storage = _STORAGE,
+    study_name: StudyName = _STUDY_NAME,
 ) -> None:
     """Print the state of a study: its trials, its policy, its best sizes, its speed."""
     with _errors(quiet=True):
@@ -355,7 +396,8 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Predict for new rows with a retrained model: unknown ids are fine."""
-    with _errors(quiet):
+    with _errors(quiet, f"Predicting for {table}: loading torch and Lightning."):
+        check_file("--output", output)
         _silence_lightning()
         import pandas as pd
 
@@ -367,6 +409,7 @@ def predict(
         columns = ["prediction"]
         if found.ndim == 2:
             columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]
+        output.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(found, columns=columns).to_csv(output, index=False)
         print(f"{len(found):,} predictions: {output}")
 
@@ -386,7 +429,8 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a retrained model for serving, with the vocabularies beside it."""
-    with _errors(quiet):
+    with _errors(quiet, f"Exporting {model}: loading torch and Lightning."):
+        check_folder("--output", output)
         _silence_lightning()
         from optuna_nis.lightning import export_model
 
@@ -399,21 +443,62 @@ def main() -> None:
 
 
 @contextmanager
-def _errors(quiet: bool) -> Iterator[None]:
-    """Say in a line what went wrong; what is in the study stays there."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
-    optuna.logging.disable_default_handler()
+def _errors(
+    quiet: bool, begin: str = "", interrupted: str = "Start the same command again."
+) -> Iterator[None]:
+    """Say in a line what begins, and what goes wrong; what is in the study stays there.
+
+    Args:
+        quiet: Whether only warnings, errors and results are printed.
+        begin: What begins, told before anything large is imported.
+        interrupted: What has become of the work if it is interrupted.
+    """
+    if begin:
+        _progress(quiet)(begin)
     try:
-        yield
+        with _warnings():
+            import optuna
+
+            optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
+            optuna.logging.disable_default_handler()
+            yield
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
-        _fail("Interrupted. Finished trials are kept; the same command goes on.", 130)
+        _fail(f"Interrupted. {interrupted}", 130)
     except Exception as error:
+        from optuna.exceptions import StorageInternalError
+
         package = type(error).__module__.partition(".")[0]
-        if isinstance(error, optuna.exceptions.StorageInternalError) or package in _CLIENTS:
+        if isinstance(error, StorageInternalError) or package in _CLIENTS:
             _fail(f"The storage cannot be used: {error}")
         if not isinstance(error, _EXPECTED):
             raise
         _fail(str(error.args[0] if isinstance(error, KeyError) else error))
+
+
+class _Lines(logging.Handler):
+    """Warnings of this package, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _warn(record.getMessage())
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """Show warnings as a line for people, without where in the code they come from."""
+    logger, handler = logging.getLogger("optuna_nis"), _Lines(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where, **how: _warn(str(message))
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _warn(text: str) -> None:
+    _console.print(
+        f"Warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _silence_lightning() -> None:
@@ -426,14 +511,54 @@ def _silence_lightning() -> None:
 
 
 def _fail(message: str, code: int = 1) -> None:
-    _console.print(message, style="bold red", markup=False, highlight=False)
+    _console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
 def _progress(quiet: bool) -> Any:
     if quiet:
         return lambda text: None
-    return lambda text: _console.print(text, markup=False, highlight=False)
+    return lambda text: _console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _bars(quiet: bool) -> list[Any]:
+    """A bar for the training at work, where someone looks at it."""
+    if quiet or not _console.is_terminal:
+        return []
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    return [RichProgressBar(console_kwargs={"stderr": True})]
+
+
+def _score(study: Study, best: Allocation) -> str:
+    from optuna_nis.results import (
+        QUALITY_ATTR,
+        best_trial,
+        metric_of,
+        number_of,
+        space_of,
+        value_of,
+    )
+
+    trial = best_trial(study)
+    quality = number_of(trial, QUALITY_ATTR, value_of(trial))
+    number, full = best.num_parameters, space_of(study).full_parameters
+    return (
+        f"Validation {metric_of(study)} {quality:.4f} with {number:,} parameters, "
+        f"{best.num_projection_parameters:,} of them in projections: "
+        f"{size(_BYTES_PER_PARAMETER * number)}, {100 * number / full:.3g} % of the full tables"
+    )
+
+
+def _next(quiet: bool, command: str, storage: str, study_name: str) -> None:
+    """Say which command comes next."""
+    options = ""
+    if storage != _STORAGE:
+        # An address may hold a password.
+        options += f" --storage {'...' if '@' in storage else shlex.quote(storage)}"
+    if study_name != _STUDY_NAME:
+        options += f" --study-name {shlex.quote(study_name)}"
+    _progress(quiet)(f"Next: optuna-nis {command}{options}")
 
 
 def _dashboard() -> Any:
@@ -451,6 +576,8 @@ def _storage(storage: str) -> BaseStorage:
             f"`--storage` must be a URL such as sqlite:///study.db or a *.journal file, got "
             f"{storage!r}."
         )
+    from optuna_nis.storages import open_storage
+
     return open_storage(storage)
 
 
@@ -465,6 +592,8 @@ def _checkpoint_dir(storage: str) -> Path:
 
 
 def _load(storage: str, study_name: str) -> Study:
+    import optuna
+
     try:
         return optuna.load_study(study_name=study_name, storage=_storage(storage))
     except KeyError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from optuna import Study
 
 from optuna_nis import __version__, results
+from optuna_nis._checks import check_file
 from optuna_nis.allocation import Allocation
 from optuna_nis.moments import moments_of
 from optuna_nis.results import RetrainResult
@@ -68,9 +69,11 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        ValueError: If the study holds no search space or no finished trial.
+        ValueError: If the study holds no search space or no finished trial, or the file cannot
+            be written.
         ImportError: If plotly is not installed.
     """
+    check_file("path", path)
     best = results.best_trial(study)
     space = results.space_of(study)
     allocation = space.allocation(best.params)
@@ -81,6 +84,7 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> Path:
     page = _PAGE.substitute(
         title=html.escape(study.study_name),
         summary=_definitions(_summary(study, space, allocation)),
+        cautions=_cautions(results.cautions_of(study)),
         results=_results_section(study, retrained),
         allocation=_table(*_allocation_rows(allocation), numbers_from=3),
         figures="\n".join(
@@ -144,9 +148,7 @@ def _result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[s
     rows = [
         [
             result.label,
-            f"{result.mean:.4f} ± {result.std:.4f}"
-            if len(result.values) > 1
-            else f"{result.mean:.4f}",
+            f"{result.mean:.4f}" + ("" if result.std is None else f" ± {result.std:.4f}"),
             str(len(result.seeds)),
             f"{result.num_parameters:,}",
             _share(result.num_parameters, full),
@@ -222,6 +224,8 @@ def _data(study: Study) -> Iterable[tuple[str, str]]:
     yield "Data", str(name or (Path(str(table)).name if table else ""))
     yield "Task", str(attrs.get(results.TASK_ATTR) or described.get("task") or "")
     yield "Metric", results.metric_of(study)
+    parts = results.parts_of(study).items()
+    yield "Rows", ", ".join(f"{part.rows:,} ({name})" for name, part in parts)
 
 
 def _allocation_rows(allocation: Allocation) -> tuple[list[str], list[list[str]]]:
@@ -265,6 +269,13 @@ def _results_section(study: Study, found: Sequence[RetrainResult]) -> str:
         + _table(*_result_rows(found), numbers_from=1)
         + f"<p>Parameters are those of the embeddings, projections included. {_rest(found)}</p>"
     )
+
+
+def _cautions(lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    items = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<h2>What to mind</h2>\n<ul>\n{items}\n</ul>"
 
 
 def _rest(found: Sequence[RetrainResult]) -> str:
@@ -351,6 +362,15 @@ pre { background: var(--tint); padding: 0.75rem 1rem; overflow-x: auto; border-r
   text, .plot text:is(.gtitle, .xtitle, .ytitle, .x2title, .y2title, .legendtext) {
   fill: var(--soft) !important; }
 footer { margin-top: 3rem; color: var(--soft); font-size: 0.85rem; }
+@media print {
+  :root { --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --tint: #f5f7f9; }
+  body { max-width: none; padding: 0; }
+  .scroll { overflow: visible; max-height: none; }
+  th { position: static; }
+  pre { overflow: visible; white-space: pre-wrap; }
+  h1, h2, .figure p { break-after: avoid; }
+  tr, dl div, li, .figure { break-inside: avoid; }
+}
 </style>
 </head>
 <body>
@@ -358,6 +378,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: 0.85rem; }
 <dl>
 $summary
 </dl>
+$cautions
 <h2>Retrained</h2>
 $results
 <h2>Best sizes</h2>

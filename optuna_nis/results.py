@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import json
 import math
 from statistics import fmean, stdev
@@ -20,6 +20,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis.allocation import Allocation
+from optuna_nis.cautions import Part, cautions
 from optuna_nis.space import SearchSpace
 
 SPACE_ATTR = "nis:space"
@@ -31,6 +32,8 @@ MODEL_OPTIONS_ATTR = "nis:model_options"
 RESULTS_ATTR = "nis:results"
 SEARCH_SECONDS_ATTR = "nis:search_seconds"
 PLAIN_SECONDS_ATTR = "nis:plain_seconds"
+PARTS_ATTR = "nis:parts"
+NUM_ROWS_ATTR = "nis:num_rows"
 
 QUALITY_ATTR = "quality"
 PENALTY_ATTR = "penalty"
@@ -72,6 +75,9 @@ class RetrainResult:
         num_dense_parameters: Parameters of the rest of the model.
         allocation: The sizes, or :obj:`None` for a model without tiers.
         seconds: Time of all trainings together.
+        val_values: What the search compares by, on the validation data, one number per seed.
+        epochs: Number of epochs of each training.
+        stopped: For each training whether it ended by itself, and not at the most epochs allowed.
 
     Raises:
         ValueError: If there is no value, a value is not finite, there are not as many seeds as
@@ -94,20 +100,32 @@ class RetrainResult:
     num_dense_parameters: int = 0
     allocation: Allocation | None = None
     seconds: float = 0.0
+    val_values: tuple[float, ...] = ()
+    epochs: tuple[int, ...] = ()
+    stopped: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(float(value) for value in self.values))
-        object.__setattr__(self, "seeds", tuple(int(seed) for seed in self.seeds))
+        kinds: tuple[tuple[str, type], ...] = (
+            ("values", float),
+            ("seeds", int),
+            ("val_values", float),
+            ("epochs", int),
+            ("stopped", bool),
+        )
+        for field, kind in kinds:
+            object.__setattr__(self, field, tuple(map(kind, getattr(self, field))))
         if not self.values or not all(math.isfinite(value) for value in self.values):
             raise ValueError(
                 f"`values` of {self.name!r} must be at least one number, all finite, "
                 f"got {list(self.values)}."
             )
-        if len(self.seeds) != len(self.values):
-            raise ValueError(
-                f"`seeds` of {self.name!r} must be as many as the values, {len(self.values)}, "
-                f"got {list(self.seeds)}."
-            )
+        for field in ("seeds", "val_values", "epochs", "stopped"):
+            each = getattr(self, field)
+            if len(each) != len(self.values) and (each or field == "seeds"):
+                raise ValueError(
+                    f"`{field}` of {self.name!r} must be as many as the values, "
+                    f"{len(self.values)}, got {list(each)}."
+                )
         for field in ("num_parameters", "num_dense_parameters", "seconds"):
             value = getattr(self, field)
             if not value >= 0:
@@ -121,9 +139,14 @@ class RetrainResult:
         return fmean(self.values)
 
     @property
-    def std(self) -> float:
-        """Sample standard deviation over the seeds, 0 for a single seed."""
-        return stdev(self.values) if len(self.values) > 1 else 0.0
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds, :obj:`None` for a single seed: unknown."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def val_mean(self) -> float | None:
+        """Mean over the seeds on the validation data, :obj:`None` if not recorded."""
+        return fmean(self.val_values) if self.val_values else None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON, mean and standard deviation included."""
@@ -139,6 +162,9 @@ class RetrainResult:
             "num_dense_parameters": self.num_dense_parameters,
             "allocation": None if self.allocation is None else self.allocation.to_json(),
             "seconds": self.seconds,
+            "val_values": list(self.val_values),
+            "epochs": list(self.epochs),
+            "stopped": list(self.stopped),
         }
 
     @classmethod
@@ -160,6 +186,9 @@ class RetrainResult:
                 num_dense_parameters=int(data.get("num_dense_parameters", 0)),
                 allocation=None if allocation is None else Allocation.from_json(allocation),
                 seconds=float(data.get("seconds", 0.0)),
+                val_values=tuple(data.get("val_values", ())),
+                epochs=tuple(data.get("epochs", ())),
+                stopped=tuple(data.get("stopped", ())),
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"This retraining result is malformed: {error!r}.") from error
@@ -461,31 +490,98 @@ def search_cost_ratio(study: Study) -> float | None:
     return float(search) / float(plain) if search is not None and plain else None
 
 
+def save_parts(study: Study, parts: Mapping[str, Part]) -> None:
+    """Write into a study how much the parts of its data can tell.
+
+    Args:
+        study: The study.
+        parts: The parts by name; others that the study holds stay.
+
+    Example:
+        >>> save_parts(study, {"train": Part(rows=800)})
+        >>> parts_of(study)["train"].rows
+        800
+    """
+    known = parts_of(study) | dict(parts)
+    study.set_user_attr(PARTS_ATTR, {name: asdict(part) for name, part in known.items()})
+
+
+def parts_of(study: Study) -> dict[str, Part]:
+    """How much the parts of the data of a study can tell, by name; none if it does not say.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+
+    Example:
+        >>> parts_of(study)
+        {}
+    """
+    found = study.user_attrs.get(PARTS_ATTR, {})
+    with _naming(study, PARTS_ATTR):
+        if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+            raise ValueError(f"must be a dictionary of dictionaries, got {str(found)[:80]!r}")
+        try:
+            parts = {str(name): Part(**part) for name, part in found.items()}
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        for part in parts.values():
+            numbers = (part.rows, part.positives or 0, part.chance, part.error)
+            if not all(map(_is_number, numbers)) or not isinstance(part.metric, str | None):
+                raise ValueError(f"must hold numbers, got {part}")
+        return parts
+
+
+def cautions_of(study: Study) -> list[str]:
+    """What to mind about a study, a line each: see :func:`optuna_nis.cautions.cautions`.
+
+    Args:
+        study: A study of an embedding search, retrained or not.
+
+    Raises:
+        ValueError: If the study cannot be read.
+
+    Example:
+        >>> cautions_of(study)
+        []
+    """
+    best = None
+    if finished_trials(study) and is_trained(trial := best_trial(study)):
+        best = ("the best sizes", _quality_of(trial))
+    return cautions(parts_of(study), results_of(study), best)
+
+
 def summary_of(study: Study) -> dict[str, Any]:
-    """The retraining of a study in one JSON object.
+    """A study in one JSON object, as far as it is.
 
     Returns:
         ``dataset``, ``task``, ``metric`` on test data, which need not be the one that the search
-        goes by, ``budget`` (parameters), for every result its ``mean``, ``std``,
-        ``num_parameters`` and ``seeds`` under its name, ``relative_gain`` over uniform sizes and
-        ``search_cost_ratio``.
+        goes by, ``budget`` (parameters), ``best``, which is what the search recommends, for every
+        result its ``mean``, ``std`` (null for a single seed), ``num_parameters``, ``seeds`` and
+        how its trainings went under its name, ``relative_gain`` over uniform sizes,
+        ``search_cost_ratio``, the ``parts`` of the data, and ``warnings``, what to mind. Before a
+        retraining, what is not known yet is null or not there.
 
     Raises:
-        ValueError: If nothing has been retrained.
+        ValueError: If the study holds no search space or no finished trial.
 
     Example:
         >>> save_results(study, [RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)])
         >>> summary_of(study)["nis"]["mean"]
         0.77
     """
-    results = results_of(study)
-    if not results:
-        raise ValueError(f"`study` {study.study_name!r} has not been retrained; retrain first.")
+    results, best = results_of(study), best_trial(study)
     summary: dict[str, Any] = {
         "dataset": study.user_attrs.get(DATASET_ATTR),
         "task": study.user_attrs.get(TASK_ATTR),
-        "metric": results[0].metric,
+        "metric": results[0].metric if results else None,
         "budget": space_of(study).budget,
+        "best": {
+            "trial": best.number,
+            "metric": metric_of(study),
+            "value": _quality_of(best),
+            "fidelity": fidelity_of(best),
+            "num_parameters": best_allocation(study).num_parameters,
+        },
     }
     for result in results:
         summary[result.name] = {
@@ -494,11 +590,20 @@ def summary_of(study: Study) -> dict[str, Any]:
             "num_parameters": result.num_parameters,
             "num_dense_parameters": result.num_dense_parameters,
             "seeds": list(result.seeds),
+            "val_mean": result.val_mean,
+            "epochs": list(result.epochs),
+            "stopped": list(result.stopped),
         }
     return summary | {
         "relative_gain": relative_gain(results),
         "search_cost_ratio": search_cost_ratio(study),
+        "parts": {name: asdict(part) for name, part in parts_of(study).items()},
+        "warnings": cautions_of(study),
     }
+
+
+def _quality_of(trial: FrozenTrial) -> float:
+    return number_of(trial, QUALITY_ATTR, value_of(trial))
 
 
 def _save_text(study: Study, key: str, text: str) -> None:

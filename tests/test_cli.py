@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections import Counter
 import json
+import logging
 from pathlib import Path
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import optuna
@@ -12,10 +14,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from optuna_nis import cli
+from optuna_nis import _format, cli
 from optuna_nis.cli import app
 from optuna_nis.lightning import DataConfig, Predictor
-from optuna_nis.results import DATA_ATTR
+from optuna_nis.results import DATA_ATTR, best_allocation, best_trial, space_of
 from optuna_nis.searches import searches_of
 
 runner = CliRunner()
@@ -66,7 +68,7 @@ def test_options_of_the_model_hold_for_search_and_retrain(table: Path) -> None:
     assert model.options == {"learning_rate": 0.01, "dropout": 0.25}
     code, output = _search(table)
     assert code == 1
-    assert "was searched with the model options" in output
+    assert "learning_rate 0.01 (now unset), dropout 0.25 (now unset)." in " ".join(output.split())
 
 
 def test_search_retrain_report_predict(table: Path) -> None:
@@ -77,6 +79,11 @@ def test_search_retrain_report_predict(table: Path) -> None:
     code, output = _run("report", *study, "--output", table.parent / "early.html")
     assert code == 0, output
     assert "Nothing has been retrained yet" in output
+    code, output = _run("report", *study, "--output", table.parent / "early.html", "--json")
+    assert code == 0, output
+    summary = json.loads(output.strip().splitlines()[-1])
+    assert summary["best"]["fidelity"] == "trained"
+    assert "nis" not in summary
     folder = table.parent / "model"
     code, output = _run("retrain", *study, "--seeds", "0,1", "--max-epochs", 1, "--output", folder)
     assert code == 0, output
@@ -86,8 +93,10 @@ def test_search_retrain_report_predict(table: Path) -> None:
     assert code == 0, output
     summary = json.loads(output.strip().splitlines()[-1])
     assert summary["nis"]["seeds"] == [0, 1]
+    assert summary["parts"]["test"]["rows"] == 120
+    assert any("ended at the most epochs allowed, 1" in line for line in summary["warnings"])
     assert "plotly" in page.read_text()
-    found = table.parent / "found.csv"
+    found = table.parent / "missing" / "found.csv"
     code, output = _run("predict", "--model", folder, "--table", table, "--output", found)
     assert code == 0, output
     assert len(pd.read_csv(found)) == 1200
@@ -204,16 +213,46 @@ def test_a_study_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize(
+    ("command", "called", "message"),
+    [
+        (
+            ("search", "--table", "a.csv", "--label", "y"),
+            "search",
+            "Interrupted. Finished trials are kept; the same command goes on.",
+        ),
+        (
+            ("retrain",),
+            "retrain",
+            "Interrupted. Finished trainings are kept; the same command goes on with the others.",
+        ),
+        (
+            ("export", "--model", "m", "--format", "dense", "--output", "served"),
+            "export_model",
+            "Interrupted. Start the same command again.",
+        ),
+    ],
+)
 def test_interruption(
-    table: Path, interruption: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...],
+    called: str,
+    message: str,
+    interruption: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupt(*args: object, **options: object) -> None:
         raise interruption
 
-    monkeypatch.setattr("optuna_nis.lightning.search", interrupt)
-    code, output = _search(table)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"optuna_nis.lightning.{called}", interrupt)
+    storage = ()
+    if called != "export_model":
+        storage = ("--storage", f"sqlite:///{tmp_path}/s.db")
+        optuna.create_study(storage=storage[1], study_name="optuna-nis", direction="maximize")
+    code, output = _run(*command, *storage)
     assert code == 130
-    assert "Finished trials are kept; the same command goes on." in " ".join(output.split())
+    assert message in " ".join(output.split())
 
 
 def test_journal_storage(table: Path) -> None:
@@ -282,6 +321,173 @@ def test_only_commands_that_train_import_torch(command: str, tmp_path: Path) -> 
     )
     assert "no finished trial" in done.stderr or "Trials  none" in done.stdout
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("args", [["--help"], ["search", "--help"], ["--version"]])
+def test_help_waits_for_no_imports(args: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from optuna_nis.cli import app\n"
+        f"try:\n    app({args})\nexcept SystemExit:\n    pass\n"
+        "large = {'torch', 'lightning', 'pandas', 'numpy', 'optuna', 'plotly', 'sqlalchemy'}\n"
+        "print(large & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "set()\n"
+    assert "optuna-nis" in done.stdout or "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("search", "--table", "a.csv"), "Searching the sizes for a.csv: loading torch"),
+        (("search", "--dataset", "flights"), "Searching the sizes for flights: loading torch"),
+        (("retrain",), "Retraining the best sizes of optuna-nis: loading torch"),
+        (
+            ("predict", "--model", "m", "--table", "a.csv", "--output", "b.csv"),
+            "Predicting for a.csv: loading torch",
+        ),
+        (
+            ("export", "--model", "m", "--format", "onnx", "--output", "b"),
+            "Exporting m: loading torch",
+        ),
+    ],
+)
+def test_what_begins_is_told_before_anything_is_imported(
+    command: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load() -> None:
+        raise RuntimeError("loading")
+
+    monkeypatch.setattr(cli, "_silence_lightning", load)
+    code, output = _run(*command)
+    assert code == 1
+    assert output.startswith(told)
+    assert output.splitlines()[-1] == "loading"
+    assert _run(*command, "--quiet") == (1, "loading\n")
+
+
+def test_progress_and_results_go_their_own_ways(
+    table: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    storage = f"sqlite:///{table.parent}/s.db"
+    args = [
+        "search", "--table", str(table), "--label", "clicked", "--features", "user,city",
+        "--budget", "50%", "--embedding-dim", "4", "--epochs", "2", "--updates", "2",
+        "--storage", storage,
+    ]  # fmt: skip
+    _main(args)
+    out, err = (" ".join(text.split()) for text in capfd.readouterr())
+    for line in (
+        f"Reading {table}.",
+        "1,200 rows: 960 for training, 120 for validation, 120 for the test",
+        "user: 80 ids",
+        "city: 9 ids",
+        "Supernet: epoch 1 of 2, ",
+        "Training the best ",
+        f"Next: optuna-nis retrain --output model --storage {storage}",
+    ):
+        assert line in err
+        assert line not in out
+    study = optuna.load_study(study_name="optuna-nis", storage=storage)
+    best = best_allocation(study)
+    quality = best_trial(study).user_attrs["quality"]
+    number = best.num_parameters
+    assert f"Validation ROC-AUC {quality:.4f} with {number:,} parameters, " in out
+    full = space_of(study).full_parameters
+    assert f"{_format.size(4 * number)}, {100 * number / full:.3g} % of the full tables" in out
+    assert "Warning: The validation part is small, 120 rows" in err
+
+    _main(["retrain", "--seeds", "0", "--max-epochs", "1", "--storage", storage])
+    out, err = capfd.readouterr()
+    assert "NIS, seed 0: validation ROC-AUC" in err
+    assert f"Next: optuna-nis report --storage {storage}" in " ".join(err.split())
+    assert "seed" not in out.lower().replace("seeds", "").replace("per seed", "")
+    assert "Full size" in out
+
+    # The search has ended: other options are not silently ignored, not even quietly.
+    _main([*args, "--epochs", "7", "--quiet"])
+    out, err = (" ".join(text.split()) for text in capfd.readouterr())
+    assert "Warning: Options are ignored, since `study` 'optuna-nis' has been searched" in err
+    assert "with epochs 2 (now 7). Give another study name" in err
+    assert str(best["city"]) in out
+
+
+def _main(args: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        app(args)
+    assert end.value.code == 0
+
+
+def test_the_next_command_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._next(False, "report", "postgresql://me:secret@host/nis", "my study")
+    assert (
+        capsys.readouterr().err
+        == "Next: optuna-nis report --storage ... --study-name 'my study'\n"
+    )
+    cli._next(False, "report", "sqlite:///optuna-nis.db", "optuna-nis")
+    assert capsys.readouterr().err == "Next: optuna-nis report\n"
+    cli._next(True, "report", "sqlite:///optuna-nis.db", "optuna-nis")
+    assert capsys.readouterr().err == ""
+
+
+def test_other_data_under_the_same_name_are_named_in_a_line(table: Path) -> None:
+    storage = f"sqlite:///{table.parent}/s.db"
+    study = optuna.create_study(storage=storage, study_name="optuna-nis", direction="maximize")
+    study.set_user_attr(DATA_ATTR, DataConfig(dataset="flights", seed=0).to_json())
+    code, output = _search(table)
+    assert code == 1
+    told = " ".join(output.split())
+    assert "was searched on other data, with dataset 'flights' (now None), table None (now" in told
+    assert told.endswith("Use another study name.")
+    assert '"dataset"' not in told
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            ("search", "--table", "t.csv", "--label", "y", "--checkpoint-dir"),
+            "`checkpoint_dir` must be a folder to write, got the file",
+        ),
+        (("retrain", "--output"), "`output` must be a folder to write, got the file"),
+        (("report", "--output"), "`--output` must be somewhere that can be written"),
+        (
+            ("predict", "--model", "m", "--table", "t.csv", "--output"),
+            "`--output` must be somewhere that can be written",
+        ),
+        (
+            ("export", "--model", "m", "--format", "dense", "--output"),
+            "`--output` must be a folder to write, got the file",
+        ),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_first(
+    command: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    storage = f"sqlite:///{tmp_path}/s.db"
+    optuna.create_study(storage=storage, study_name="optuna-nis", direction="maximize")
+    output = file if "folder" in message else file / "new"
+    more = ("--storage", storage) if command[0] in ("search", "retrain", "report") else ()
+    code, told = _run(*command, output, *more)
+    assert code == 1
+    assert message in " ".join(told.split())
+    assert file.read_text() == "x"
+
+
+def test_warnings_are_lines_for_people(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with cli._errors(quiet=True):
+        warnings.warn("3 rows are gone", stacklevel=1)
+        logging.getLogger("optuna_nis.lightning.job").warning("nothing was learned")
+        logging.getLogger("optuna_nis.lightning.job").info("unimportant")
+    out, err = capfd.readouterr()
+    assert err == "Warning: 3 rows are gone\nWarning: nothing was learned\n"
+    assert out == ""
+    assert not logging.getLogger("optuna_nis").handlers
 
 
 def test_help_teaches() -> None:

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from optuna_nis import results as stored
+from optuna_nis.cautions import Part
 from optuna_nis.report import _script_json, format_table, write_report
 from optuna_nis.sampler import PolicyHistory
 
@@ -135,6 +136,18 @@ def test_report_of_a_single_result(page, make_study):
     assert "times as long" not in found.words
 
 
+def test_report_says_what_to_mind(page, make_study):
+    study = make_study(supernet=2, results=True)
+    assert "What to mind" not in page(study).words
+    part = Part(20, 9, "ROC-AUC", 0.5, 0.13)
+    stored.save_parts(study, {"train": Part(1_600), "test": part})
+    found = page(study)
+    assert "1,600 (train), 20 (test)" in found.words
+    assert "What to mind" in found.words
+    assert "the standard error of its ROC-AUC is 0.13" in found.words
+    assert found.tags.count("li") == len(stored.cautions_of(study)) == 2
+
+
 def test_names_cannot_break_out(page, make_study):
     evil = '</script><script>alert("x")</script>'
     study = make_study([evil, "<b>x</b>", "'\"&"], supernet=3, name=evil, results=True)
@@ -160,6 +173,11 @@ def test_report_of_an_unfinished_study(tmp_path, make_study):
     with pytest.raises(ValueError, match="holds no search space"):
         write_report(study, path)
     assert not path.exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_first(tmp_path, make_study):
+    with pytest.raises(ValueError, match="`path` must be a file to write, got the folder"):
+        write_report(make_study(), tmp_path)
 
 
 def test_report_survives_odd_data_descriptions(page, make_study):

@@ -13,6 +13,7 @@ import pytest
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis import results as stored
+from optuna_nis.cautions import Part
 
 RESULT = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.7, 0.8), (0, 1), 100, 10, None, 2.5)
 
@@ -92,7 +93,18 @@ def test_malformed_results(value, message):
 def test_mean_and_sample_deviation():
     assert RESULT.mean == pytest.approx(0.75)
     assert RESULT.std == pytest.approx(math.sqrt(0.005))
-    assert replace(RESULT, values=(0.5,), seeds=(0,)).std == 0.0
+    alone = replace(RESULT, values=(0.5,), seeds=(0,))
+    assert alone.std is None  # Not 0: it is unknown.
+    assert json.loads(json.dumps(alone.to_dict()))["std"] is None
+
+
+def test_how_trainings_went_is_read_back():
+    went = replace(RESULT, val_values=(0.6, 0.7), epochs=(3, 30), stopped=(True, False))
+    assert went.val_mean == pytest.approx(0.65)
+    assert stored.RetrainResult.from_dict(json.loads(json.dumps(went.to_dict()))) == went
+    old = {k: v for k, v in went.to_dict().items() if k not in ("val_values", "epochs", "stopped")}
+    assert stored.RetrainResult.from_dict(old) == RESULT
+    assert RESULT.val_mean is None
 
 
 @pytest.mark.parametrize(
@@ -101,6 +113,9 @@ def test_mean_and_sample_deviation():
         ({"values": (), "seeds": ()}, "`values`"),
         ({"values": (0.7, math.nan)}, "`values`"),
         ({"seeds": (0,)}, "`seeds`"),
+        ({"val_values": (0.5,)}, "`val_values` of 'nis' must be as many as the values, 2"),
+        ({"epochs": (1, 2, 3)}, "`epochs`"),
+        ({"stopped": (True,)}, "`stopped`"),
         ({"num_parameters": -1}, "`num_parameters`"),
         ({"seconds": -1.0}, "`seconds`"),
     ],
@@ -303,5 +318,55 @@ def test_summary(make_study):
     assert summary["uniform"]["seeds"] == [0, 1]
     assert summary["full"]["num_parameters"] == stored.space_of(study).full_parameters
     assert json.loads(json.dumps(summary)) == summary
-    with pytest.raises(ValueError, match="retrain first"):
-        stored.summary_of(make_study())
+    assert summary["warnings"] == []
+
+
+def test_summary_before_a_retraining(make_study):
+    study = make_study(supernet=4, trained=1)
+    summary = stored.summary_of(study)
+    assert summary["best"] == {
+        "trial": 4,
+        "metric": "ROC-AUC",
+        "value": study.trials[4].user_attrs["quality"],
+        "fidelity": "trained",
+        "num_parameters": stored.best_allocation(study).num_parameters,
+    }
+    assert summary["metric"] is summary["relative_gain"] is summary["search_cost_ratio"] is None
+    assert "nis" not in summary
+    assert json.loads(json.dumps(summary)) == summary
+    with pytest.raises(ValueError, match="search first"):
+        stored.summary_of(make_study(supernet=0))
+
+
+def test_parts_are_read_back():
+    study = optuna.create_study(storage="sqlite://")
+    assert stored.parts_of(study) == {}
+    part = Part(20, 9, "ROC-AUC", 0.5, 0.13)
+    stored.save_parts(study, {"train": Part(160), "validation": part})
+    stored.save_parts(study, {"test": part})
+    assert stored.parts_of(study) == {"train": Part(160), "validation": part, "test": part}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], "text", {"train": 3}, {"train": {}}, {"train": {"rows": "x"}}, {"a": {"cells": 1}},
+     {"a": {"rows": 1, "metric": 3}}, {"a": {"rows": math.inf}}],
+)  # fmt: skip
+def test_malformed_parts(value):
+    study = optuna.create_study(study_name="mine")
+    study.set_user_attr(stored.PARTS_ATTR, value)
+    with pytest.raises(ValueError, match="'nis:parts' of 'mine' cannot be read"):
+        stored.parts_of(study)
+
+
+def test_cautions_of_a_study(make_study):
+    study = make_study(supernet=4)
+    part = Part(20, 9, "ROC-AUC", 0.5, 0.2)
+    stored.save_parts(study, {"validation": part})
+    (small,) = stored.cautions_of(study)
+    assert "standard error" in small
+    study = make_study(supernet=4, trained=1)
+    stored.save_parts(study, {"validation": part})
+    assert ["has learned" in line for line in stored.cautions_of(study)] == [False, True]
+    stored.save_results(study, [RESULT])
+    assert stored.cautions_of(study) == [small]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import hashlib
 from typing import Any, Literal, NamedTuple, get_args
 import warnings
 
@@ -192,6 +193,9 @@ class EmbeddingDataModule(LightningDataModule):
         bag_keep: Which values of a longer bag are kept: the ``"last"`` ones, the latest of a
             history that grows at its end, or the ``"first"``.
         withhold_test: Drop the test part for good, as a search should: ``setup("test")`` fails.
+        fitted: Features with the vocabularies to use in place of those of the training part, such
+            as were searched on an earlier state of the data. Training rows whose target is not
+            among theirs are left out. :attr:`num_unknown` says how much is new.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -213,6 +217,7 @@ class EmbeddingDataModule(LightningDataModule):
         max_bag_length: int = 50,
         bag_keep: BagKeep = "last",
         withhold_test: bool = False,
+        fitted: Features | None = None,
     ) -> None:
         super().__init__()
         check_task(task)
@@ -245,6 +250,8 @@ class EmbeddingDataModule(LightningDataModule):
         self._separators = dict(separators or {})
         self._na_values: tuple[str, ...] = ()
         self._withhold_test = withhold_test
+        self._fitted = fitted
+        self._num_unknown: dict[str, int] = {}
         self._features: Features | None = None
         self._tensors: dict[str, Batch] = {}
         self._test_source: Source | None = None
@@ -289,8 +296,13 @@ class EmbeddingDataModule(LightningDataModule):
         train, validation, test = (
             Source(frame.iloc[rows], source.target.iloc[rows]) for rows in parts
         )
-        _check_targets(self.task, {"training": train, "validation": validation, "test": test})
-        self._features = Features.fit(
+        if self._fitted is not None:
+            train, parts = self._known_targets(self._fitted, train, parts)
+        known = None if self._fitted is None else self._fitted.targets
+        _check_targets(
+            self.task, {"training": train, "validation": validation, "test": test}, known
+        )
+        self._features = self._fitted or Features.fit(
             train.frame,
             task=self.task,
             separators=self._separators,
@@ -301,11 +313,42 @@ class EmbeddingDataModule(LightningDataModule):
             na_values=self._na_values,
         )
         self._tensors = {"train": self._encode(train), "validation": self._encode(validation)}
+        if self._fitted is not None:
+            self._count_unknown(self._fitted, train.frame)
         self._test_source = None if self._withhold_test else test
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
         self._unseen = _unseen_shares(self._features, validation, self._tensors["validation"])
         for name, vocabulary in self._features.vocabularies.items():
             _warn_of_rare_ids(vocabulary, name, self._unseen[name])
+
+    def _known_targets(
+        self, fitted: Features, train: Source, parts: Parts
+    ) -> tuple[Source, Parts]:
+        """The training rows whose target the features know: of the others there is no class."""
+        _check_fitted(fitted, self.task, list(train.frame.columns), self._separators)
+        if fitted.targets is None:
+            return train, parts
+        kept = (fitted.encode_targets(train.target) != UNSEEN_TARGET).numpy()
+        self._num_unknown[LABEL] = int((~kept).sum())
+        if not kept.any():
+            raise ValueError(
+                "The label must have values that `fitted` knows, got only others in the training "
+                f"part, such as {train.target.iloc[0]!r}. This is another table."
+            )
+        train = Source(train.frame[kept], train.target[kept])
+        return train, parts._replace(train=parts.train[kept])
+
+    def _count_unknown(self, fitted: Features, train: pd.DataFrame) -> None:
+        unknown = fitted.num_unknown(train, self._tensors["train"])
+        for name, number in unknown.items():
+            column = train[name].dropna()
+            if name not in self._separators and 0 < number == len(column):
+                raise ValueError(
+                    f"The column {name!r} must have values that `fitted` knows, such as "
+                    f"{fitted.vocabularies[name].values[0]!r}, got only others in the training "
+                    f"part, such as {column.iloc[0]!r}. This is another table."
+                )
+        self._num_unknown |= unknown
 
     def _encode(self, source: Source) -> Batch:
         batch = self.features.encode(source.frame)
@@ -393,6 +436,29 @@ class EmbeddingDataModule(LightningDataModule):
             share = f", {unseen[name]:.1%} of validation's unseen in training"
             lines.append(f"{name}: {size:,} {kind}{share if unseen[name] else ''}")
         return "\n".join(lines)
+
+    @property
+    def num_unknown(self) -> dict[str, int]:
+        """Training rows with values that the features of ``fitted`` do not know.
+
+        For every feature, and for retrieval under ``"label"`` the rows left out for their target.
+        Empty without ``fitted``: vocabularies made from the training part know all of it.
+        """
+        return dict(self._num_unknown)
+
+    def fingerprint(self) -> str:
+        """A text that is another one as soon as anything in the data is, all parts included.
+
+        Raises:
+            RuntimeError: If the test part is withheld.
+        """
+        self.setup("test")
+        digest = hashlib.blake2b(self.features.to_json().encode(), digest_size=16)
+        for part, batch in sorted(self._tensors.items()):
+            for name, tensor in sorted(batch.items()):
+                digest.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+                digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        return digest.hexdigest()
 
     def embedding_specs(self, embedding_dim: int) -> list[EmbeddingSpec]:
         """The largest table of every feature, cut where the frequency of its ids changes.
@@ -566,7 +632,21 @@ class _Batches(Sampler[Tensor]):
             yield batch
 
 
-def _check_targets(task: Task, parts: Mapping[str, Source]) -> None:
+def _check_fitted(
+    fitted: Features, task: Task, names: list[str], separators: Mapping[str, str | None]
+) -> None:
+    for what, asked, found in (
+        ("task", task, fitted.task),
+        ("features", names, list(fitted.names)),
+        ("separators", dict(separators), dict(fitted.separators)),
+    ):
+        if asked != found:
+            raise ValueError(f"`fitted` must be of the {what} {asked!r}, got {found!r}.")
+
+
+def _check_targets(
+    task: Task, parts: Mapping[str, Source], targets: Vocabulary | None = None
+) -> None:
     for name, part in parts.items():
         if task == "ranking" and part.target.nunique() < 2:
             raise ValueError(
@@ -574,7 +654,7 @@ def _check_targets(task: Task, parts: Mapping[str, Source]) -> None:
                 f"the {len(part.target)} rows of the {name} part."
             )
     if task == "retrieval":
-        targets = Vocabulary.from_values(parts["training"].target)
+        targets = targets or Vocabulary.from_values(parts["training"].target)
         if len(targets) < 2:
             raise ValueError(
                 f"The label must have at least two values, got only {targets.values[0]!r} in the "

@@ -396,6 +396,32 @@ class Features:
         """
         return cls.from_dict(json.loads(text))
 
+    def num_unknown(self, frame: pd.DataFrame, batch: Mapping[str, Tensor]) -> dict[str, int]:
+        """For every feature how many rows hold a value that its vocabulary does not.
+
+        Args:
+            frame: Rows.
+            batch: The same, encoded. Missing values are not unknown.
+
+        Example:
+            >>> features = Features.fit(pd.DataFrame({"user": [7, 8, 8]}), task="ranking")
+            >>> rows = pd.DataFrame({"user": [8, 9, None, 9]})
+            >>> features.num_unknown(rows, features.encode(rows))
+            {'user': 2}
+        """
+        found = {}
+        for name, vocabulary in self.vocabularies.items():
+            known = (batch[name] < vocabulary.num_embeddings).numpy()
+            if name in self.separators:
+                items, lengths = self._items(frame[name], name)
+                rows = np.repeat(np.arange(len(lengths)), lengths)
+                present = np.bincount(rows[items.notna().to_numpy()], minlength=len(lengths))
+                unknown = known.sum(1) < present
+            else:
+                unknown = ~known & frame[name].notna().to_numpy()
+            found[name] = int(unknown.sum())
+        return found
+
 
 def check_task(task: str) -> None:
     """Check the name of a task.

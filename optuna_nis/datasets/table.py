@@ -146,8 +146,15 @@ class TableDataModule(EmbeddingDataModule):
         bags = [name for name, separator in self._separators.items() if separator is not None]
         text = [*bags, *([] if self.time_format is None else [str(self.time)])]
         frame = read_table(
-            self.path, list(dict.fromkeys(needed)), text=text, na_values=self._na_values
+            self.path,
+            list(dict.fromkeys(needed)),
+            text=text,
+            na_values=self._na_values,
+            like=self._fitted,
         )
+        if self._fitted is not None and self._fitted.targets is not None:
+            # Targets that were text stay text where those that are left all look like numbers.
+            frame[self.label] = cells.like(frame[self.label], self._fitted.targets.types)
         order = None
         if self.time is not None:
             order = _order(frame[self.time], self.time, self.time_format)

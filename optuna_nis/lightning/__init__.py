@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
 
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.export import export_model
-from optuna_nis.lightning.job import DataConfig, retrain, search
+from optuna_nis.lightning.job import DataConfig, search
 from optuna_nis.lightning.modules import (
     EmbeddingModule,
     RankingModule,
@@ -22,6 +22,7 @@ from optuna_nis.lightning.modules import (
 )
 from optuna_nis.lightning.objective import objective
 from optuna_nis.lightning.predictor import Predictor
+from optuna_nis.lightning.retraining import retrain
 from optuna_nis.lightning.rewards import Searchable
 from optuna_nis.lightning.shortlist import Candidate, train_shortlist, warm_start
 from optuna_nis.lightning.training import Training, evaluate, train

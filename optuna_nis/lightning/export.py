@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from optuna_nis._checks import check_folder
 from optuna_nis.datasets import Features
 from optuna_nis.export import quantization_report, save, to_onnx, to_torch_export
 from optuna_nis.lightning.modules import Batch, EmbeddingModule, RankingModule
@@ -46,13 +47,14 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
         FileNotFoundError: If the folder lacks a file of a model.
         ModuleNotFoundError: If a package that the form needs is not installed.
         ValueError: If there is no such form, the folders are the same, or the model is not as it
-            was retrained.
+            was retrained, or the output cannot be written.
     """
     if form not in _WRITERS:
         known = ", ".join(map(repr, _WRITERS))
         raise ValueError(f"`format` must be one of {known}, got {form!r}.")
     if Path(folder).resolve() == Path(output).resolve():
         raise ValueError(f"`output` must be another folder than `model`, got {str(output)!r}.")
+    check_folder("output", output)
     predictor = Predictor.load(folder)
     if predictor.tables != "multi-size":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The main job on a data set: search, retrain against baselines, test once."""
+"""The search on a data set, and its data."""
 
 from __future__ import annotations
 
@@ -8,53 +8,51 @@ from dataclasses import asdict, dataclass, field
 from inspect import signature
 import json
 from pathlib import Path
-from statistics import fmean
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 from optuna.logging import get_logger
 import torch
 
 from optuna_nis import baselines
-from optuna_nis._checks import check_integer
+from optuna_nis._checks import check_folder, check_integer
+from optuna_nis._format import duration
+from optuna_nis._keeping import VOCABULARY, keep_text, kept_text
 from optuna_nis.allocation import Allocation
-from optuna_nis.datasets import EmbeddingDataModule, TableDataModule, Task, load_dataset
+from optuna_nis.cautions import Part
+from optuna_nis.datasets import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.datasets.base import Split
-from optuna_nis.datasets.features import BagKeep
+from optuna_nis.datasets.features import LABEL, BagKeep
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
+from optuna_nis.lightning.measured import ranking_part, retrieval_part
 from optuna_nis.lightning.modules import (
     EmbeddingModule,
     RankingModule,
     RetrievalModule,
     reference_model,
 )
-from optuna_nis.lightning.predictor import Predictor
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.shortlist import train_shortlist
-from optuna_nis.lightning.training import (
-    Training,
-    evaluate,
-    quiet_lightning,
-    quiet_trainer,
-    train,
-)
+from optuna_nis.lightning.training import quiet_lightning, quiet_trainer
 from optuna_nis.results import (
     DATA_ATTR,
     DATASET_ATTR,
     METRIC_ATTR,
     MODEL_OPTIONS_ATTR,
-    PLAIN_SECONDS_ATTR,
+    NUM_ROWS_ATTR,
     SEARCH_SECONDS_ATTR,
+    SPACE_ATTR,
     TASK_ATTR,
     TRAINED,
-    RetrainResult,
     best_allocation,
+    cautions_of,
     finished_trials,
     is_trained,
-    save_results,
+    save_parts,
     save_space,
     space_of,
 )
@@ -80,6 +78,8 @@ _MIN_STEPS_PER_EPOCH = 50
 # A supernet sees rare ids seldom and takes them to be worth less than they are after a long
 # training. So the sizes that a closed formula gives them by their popularity compete, too.
 _ALPHAS = (0.3, 0.5)
+# Characters shown of a value that differs.
+_LONGEST_VALUE = 120
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,16 @@ class DataConfig:
         """The data set or table, for people."""
         return self.dataset or str(self.table)
 
-    def datamodule(self, *, withhold_test: bool, shuffle_seed: int = 0) -> EmbeddingDataModule:
+    def datamodule(
+        self, *, withhold_test: bool, shuffle_seed: int = 0, fitted: Features | None = None
+    ) -> EmbeddingDataModule:
         """The data, ready to train on.
 
         Args:
             withhold_test: Whether the test part is dropped, as a search wants it.
             shuffle_seed: Seed of the order of the training rows.
+            fitted: Features to encode with in place of those of the training part, such as
+                :func:`searched_features` gives.
 
         Raises:
             ValueError: If the data cannot be used.
@@ -169,6 +173,7 @@ class DataConfig:
             "withhold_test": withhold_test,
             "max_rows": self.max_rows,
             "split": self.split,
+            "fitted": fitted,
         }
         for name in ("batch_size", "max_bag_length", "bag_keep"):
             if (value := getattr(self, name)) is not None:
@@ -291,7 +296,10 @@ def search(
         >>> best.num_parameters <= space_of(study).budget
         True
     """
-    datamodule = data.datamodule(withhold_test=True)
+    _check_data(study, data)
+    if checkpoint_dir is not None:
+        check_folder("checkpoint_dir", checkpoint_dir)
+    datamodule = read_data(study, data, withhold_test=True, progress=progress)
     datamodule.shard = shard
     build = reference_model(datamodule.features, **model_options)
     dim = embedding_dim or _EMBEDDING_DIM[data.task]
@@ -300,8 +308,9 @@ def search(
     build(space)
     epochs = epochs or _default_epochs(data.task, model_options)
     options = json.loads(json.dumps(model_options, default=float))
-    _save_data(study, data)
     _save_model_options(study, options)
+    if DATA_ATTR not in study.user_attrs:
+        _save_data(study, data, datamodule)
     save_space(study, space)
     study.sampler = NISSampler(budget=space, seed=seed)
     settings = {
@@ -319,6 +328,7 @@ def search(
             progress(f"Going on with the search {folder.search_id} that was interrupted.")
         elif any(is_trained(trial) for trial in finished_trials(study)):
             progress("The study has been searched to the end; nothing is left to do.")
+            _warn_ignored(study, settings)
             return best_allocation(study)
         else:
             folder = SearchFolder.new(parent)
@@ -329,6 +339,7 @@ def search(
         datamodule.shuffle_seed = me.seed
         supernet = build(space)
         study.set_user_attr(METRIC_ATTR, supernet.monitor_name)
+        save_parts(study, parts_of_data(datamodule, supernet, ["validation"]))
         searched = folder.load_searched()
         if searched is None:
             callback = NISCallback(
@@ -341,10 +352,10 @@ def search(
                 dashboard=dashboard,
                 search_id=me.id,
             )
-            every_callback: list[Callback] = [callback, *callbacks]
+            every_callback: list[Callback] = [callback, _EpochLines(progress), *callbacks]
             if keep:
                 every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
-            progress(f"Searching {space!r}: {epochs} epochs of the supernet.")
+            progress(f"Searching {space!r}; epochs of the supernet: {epochs}.")
             resume = folder.supernet if folder.supernet.exists() else None
             with quiet_lightning():
                 trainer = quiet_trainer(
@@ -391,108 +402,27 @@ def search(
         folder.remove()
     if dashboard is not None:
         dashboard.finish(study)
+    for line in cautions_of(study):
+        _logger.warning(line)
     return best_allocation(study)
 
 
-def retrain(
-    study: Study,
-    *,
-    seeds: Sequence[int] = (0, 1, 2),
-    output: str | None = None,
-    max_epochs: int = 30,
-    patience: int = 3,
-    progress: Callable[[str], None] = lambda text: None,
-    **model_options: Any,
-) -> list[RetrainResult]:
-    """Train the best allocation of a study from scratch, and baselines, and test them.
+class _EpochLines(Callback):
+    """A line after each epoch of the supernet, with the time left."""
 
-    The baselines are the full tables and uniform sizes at the same budget; of the latter the rows
-    are taken as they are or projected to the full width, whichever validates better. Each
-    training goes on until validation stops improving and returns to its best epoch.
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._start, self._first = 0.0, 0
 
-    Args:
-        study: A searched study; the results are written into it.
-        seeds: Seeds of the weights and of the order of the training rows.
-        output: Folder for the model of the best allocation with the best validation, see
-            :class:`Predictor`.
-        max_epochs: Most epochs of a training.
-        patience: Epochs without improvement after which a training stops.
-        progress: Called with a line of text before each training.
-        **model_options: Arguments of the reference model in place of those of the search.
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start, self._first = time.perf_counter(), trainer.current_epoch
 
-    Returns:
-        The results, best allocation first.
-
-    Raises:
-        ValueError: If the study has not been searched, or there is no seed.
-
-    Example:
-        >>> import optuna
-        >>> study = optuna.create_study(direction="maximize")
-        >>> config = DataConfig(dataset="flights", max_rows=2_000)
-        >>> _ = search(study, config, budget="25%", epochs=1, num_updates=2)
-        >>> [result.name for result in retrain(study, seeds=[0], max_epochs=1)]
-        ['nis', 'uniform', 'full']
-    """
-    if not seeds:
-        raise ValueError("`seeds` must hold at least one seed, got none.")
-    data, space, best = _data_of(study), space_of(study), best_allocation(study)
-    datamodule = data.datamodule(withhold_test=False)
-    options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
-    build = reference_model(datamodule.features, **options)
-    monitor = _MODULES[data.task].monitor
-
-    def trained(label: str, allocation: Allocation, seed: int) -> Training:
-        progress(f"{label}, seed {seed}: {allocation.num_parameters:,} embedding parameters.")
-        datamodule.shuffle_seed = seed
-        return train(
-            build,
-            allocation,
-            datamodule,
-            seed=seed,
-            max_epochs=max_epochs,
-            patience=patience,
-            monitor=monitor,
-        )
-
-    def result(
-        name: str, label: str, allocation: Allocation, done: Sequence[Training] = ()
-    ) -> tuple[RetrainResult, list[Training]]:
-        runs = [*done, *(trained(label, allocation, seed) for seed in seeds[len(done) :])]
-        model = runs[0].model
-        assert isinstance(model, EmbeddingModule)
-        return (
-            RetrainResult(
-                name=name,
-                label=label,
-                metric=model.metric_name,
-                values=tuple(evaluate(run.model, datamodule) for run in runs),
-                seeds=tuple(seeds),
-                num_parameters=allocation.num_parameters,
-                num_dense_parameters=model.num_dense_parameters(),
-                allocation=allocation,
-                seconds=sum(run.seconds for run in runs),
-            ),
-            runs,
-        )
-
-    nis, nis_runs = result("nis", "NIS", best)
-    if output is not None:
-        model = max(nis_runs, key=lambda run: run.val_metric).model
-        assert isinstance(model, EmbeddingModule)
-        Predictor(model, best, datamodule.features).save(output)
-    variants = []
-    for projected in (False, True):
-        sizes = baselines.uniform(space, projected=projected)
-        label = "Uniform, projected" if projected else "Uniform"
-        variants.append((label, sizes, trained(label, sizes, seeds[0])))
-    label, sizes, first = max(variants, key=lambda variant: variant[2].val_metric)
-    uniform, _ = result("uniform", label, sizes, [first])
-    full, full_runs = result("full", "Full size", space.full())
-    results = [nis, uniform, full]
-    save_results(study, results)
-    study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in full_runs))
-    return results
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        took = time.perf_counter() - self._start
+        left = took / (done - self._first) * (epochs - done)
+        more = f"; about {duration(left)} of it left" if done < epochs else ""
+        self._progress(f"Supernet: epoch {done} of {epochs}, {duration(took)}{more}.")
 
 
 def _default_epochs(task: Task, model_options: Mapping[str, Any]) -> int:
@@ -530,30 +460,178 @@ def _frequent_ids(space: SearchSpace) -> list[Allocation]:
     return found
 
 
-def _save_data(study: Study, data: DataConfig) -> None:
-    before = study.user_attrs.get(DATA_ATTR)
-    if before is None:
-        study.set_user_attr(DATA_ATTR, data.to_json())
-        study.set_user_attr(DATASET_ATTR, data.name)
-        study.set_user_attr(TASK_ATTR, data.task)
-    elif DataConfig.from_json(before) != data:
+def searched_features(study: Study) -> Features | None:
+    """The features with the vocabularies that a study was searched with.
+
+    None if it was not searched, or by a version that did not keep them.
+
+    Args:
+        study: A study of a search.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+
+    Example:
+        >>> searched_features(study) is None
+        True
+    """
+    text = kept_text(study, VOCABULARY)
+    return None if text is None else Features.from_json(text)
+
+
+def read_data(
+    study: Study, data: DataConfig, *, withhold_test: bool, progress: Callable[[str], None]
+) -> EmbeddingDataModule:
+    """Read the data of a study, with the vocabularies that it was searched with.
+
+    Args:
+        study: The study.
+        data: Its data.
+        withhold_test: As in :meth:`DataConfig.datamodule`.
+        progress: Called with a line of text for what is read.
+
+    Raises:
+        ValueError: If the data cannot be used, or have other ids than those that were searched and
+            the study keeps no vocabulary.
+    """
+    progress(f"Reading {data.name}.")
+    fitted = searched_features(study) if DATA_ATTR in study.user_attrs else None
+    datamodule = data.datamodule(withhold_test=withhold_test, fitted=fitted)
+    progress(datamodule.summary())
+    if SPACE_ATTR in study.user_attrs:
+        _check_ids(study, data, datamodule)
+        _warn_changed(study, data, datamodule, progress)
+    return datamodule
+
+
+def parts_of_data(
+    datamodule: EmbeddingDataModule, model: EmbeddingModule, names: Sequence[str]
+) -> dict[str, Part]:
+    """How much the parts of the data can tell about a reference model.
+
+    Args:
+        datamodule: The data.
+        model: The model; on the test part counts what it reports, on validation its monitor.
+        names: Which of ``"validation"`` and ``"test"``, beside training.
+    """
+    parts = {"train": Part(datamodule.sizes["train"])}
+    for name in names:
+        test = name == "test"
+        loader = datamodule.test_dataloader() if test else datamodule.val_dataloader()
+        metric = model.metric_name if test else model.monitor_name
+        if isinstance(model, RetrievalModule):
+            parts[name] = retrieval_part(loader, metric, model.top_k[0] if test else None)
+        else:
+            parts[name] = ranking_part(loader, metric)
+    return parts
+
+
+def _check_ids(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
+    """Refuse what the sizes that were found cannot be of."""
+    before = {spec.name: spec.num_embeddings for spec in space_of(study).specs}
+    now = {name: len(vocabulary) for name, vocabulary in datamodule.vocabularies.items()}
+    if before != now:
         raise ValueError(
-            f"`study` {study.study_name!r} was searched on other data: {before}, now asked: "
-            f"{data.to_json()}. Use another study name."
+            f"{data.name} has changed since `study` {study.study_name!r} was searched: distinct "
+            f"ids of {_differences(before, now)}. The study does not keep the ids that were "
+            "searched, as later versions do: take the data as they were, or search again under "
+            "another study name."
         )
+
+
+def _warn_changed(
+    study: Study,
+    data: DataConfig,
+    datamodule: EmbeddingDataModule,
+    progress: Callable[[str], None],
+) -> None:
+    unknown = datamodule.num_unknown
+    left_out = unknown.pop(LABEL, 0)
+    rows = datamodule.sizes["train"]
+    if new := ", ".join(f"{name!r} in {number:,}" for name, number in unknown.items() if number):
+        _logger.warning(
+            f"{data.name} has ids that were not there at the search. They count as unknown: {new} "
+            f"of {rows:,} training rows. Search again under another study name to give them rows "
+            "of their own."
+        )
+    if left_out:
+        _logger.warning(
+            f"{data.name} has targets that were not there at the search: {left_out:,} training "
+            "rows are left out."
+        )
+    before, now = study.user_attrs.get(NUM_ROWS_ATTR), sum(datamodule.sizes.values()) + left_out
+    if not isinstance(before, int) or before == now:
+        return
+    text = f"{data.name} has {now:,} rows, at the search it had {before:,}: parts are drawn anew"
+    if datamodule.withhold_test or datamodule.split != "random":
+        progress(f"{text}.")
+    else:
+        _logger.warning(
+            f"{text}, at random, and rows of the test may be among those that the search has "
+            "trained or validated on. Search again under another study name for a test of rows "
+            "that it has not seen."
+        )
+
+
+def _check_data(study: Study, data: DataConfig) -> None:
+    text = study.user_attrs.get(DATA_ATTR)
+    if text is not None and (before := DataConfig.from_json(text)) != data:
+        raise ValueError(
+            f"`study` {study.study_name!r} was searched on other data, with "
+            f"{_differences(asdict(before), asdict(data))}. Use another study name."
+        )
+
+
+def _save_data(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
+    """Keep what a retraining needs, before there is anything to retrain; the data's name last."""
+    keep_text(study, VOCABULARY, datamodule.features.to_json())
+    study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))
+    study.set_user_attr(DATASET_ATTR, data.name)
+    study.set_user_attr(TASK_ATTR, data.task)
+    study.set_user_attr(DATA_ATTR, data.to_json())
 
 
 def _save_model_options(study: Study, options: dict[str, Any]) -> None:
     before = study.user_attrs.get(MODEL_OPTIONS_ATTR, options)
     if before != options:
         raise ValueError(
-            f"`study` {study.study_name!r} was searched with the model options {before}, now "
-            f"asked: {options}. Use another study name."
+            f"`study` {study.study_name!r} was searched with other model options, with "
+            f"{_differences(before, options)}. Use another study name."
         )
     study.set_user_attr(MODEL_OPTIONS_ATTR, options)
 
 
-def _data_of(study: Study) -> DataConfig:
+def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:
+    """Say which options a study that has ended does not go by."""
+    ended = [s.settings for s in searches_of(study).values() if s.seconds is not None]
+    differences = [_differences(before, settings) for before in ended]
+    if differences and (least := min(differences, key=len)):
+        _logger.warning(
+            f"Options are ignored, since `study` {study.study_name!r} has been searched, with "
+            f"{least}. Give another study name for a new search."
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is not the same, such as ``epochs 4 (now 8)``."""
+    return ", ".join(
+        f"{name} {_short(name, before)} (now {_short(name, now)})"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    )
+
+
+def _short(name: str, values: Mapping[str, Any]) -> str:
+    text = repr(values[name]) if name in values else "unset"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def data_of(study: Study) -> DataConfig:
+    """The data that a study was searched on.
+
+    Raises:
+        ValueError: If it was not searched by :func:`search`.
+    """
     text = study.user_attrs.get(DATA_ATTR)
     if text is None:
         raise ValueError(

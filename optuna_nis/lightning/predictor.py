@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 import copy
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 import pandas as pd
 import torch
 
+from optuna_nis._checks import check_folder
 from optuna_nis.allocation import Allocation
 from optuna_nis.datasets import Features
 from optuna_nis.export import quantize, to_dense
@@ -93,19 +95,49 @@ class Predictor:
         values = np.array(self.features.targets.values, dtype=object)
         return np.asarray(values[found])
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, training: str | None = None) -> None:
         """Write the model, its sizes and its vocabularies into a folder.
+
+        Whoever is killed meanwhile leaves the earlier model, or a folder that :meth:`load`
+        refuses; never parts of both.
 
         Args:
             folder: Made if it is not there. Files of an earlier model are replaced.
+            training: What :meth:`training_of` says of the folder.
+
+        Raises:
+            ValueError: If the folder cannot be written.
         """
         folder = Path(folder)
+        check_folder("folder", folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _ALLOCATION).write_text(self.allocation.to_json())
-        (folder / FEATURES_FILE).write_text(self.features.to_json())
         meta = {"version": _VERSION, "options": self.model.options, "tables": self.tables}
-        (folder / _MODEL).write_text(json.dumps(meta))
-        torch.save(self.model.state_dict(), folder / _WEIGHTS)
+        texts = {
+            _ALLOCATION: self.allocation.to_json(),
+            FEATURES_FILE: self.features.to_json(),
+            _MODEL: json.dumps(meta | ({} if training is None else {"training": training})),
+        }
+        for name, text in texts.items():
+            _new(folder / name).write_text(text)
+        torch.save(self.model.state_dict(), _new(folder / _WEIGHTS))
+        (folder / _MODEL).unlink(missing_ok=True)
+        for name in (_ALLOCATION, FEATURES_FILE, _WEIGHTS, _MODEL):
+            _new(folder / name).replace(folder / name)
+
+    @staticmethod
+    def training_of(folder: str | Path) -> str | None:
+        """Which training the model in a folder comes from, None if there is none or it is unsaid.
+
+        Args:
+            folder: What :meth:`save` was given.
+        """
+        folder = Path(folder)
+        if not all((folder / name).is_file() for name in (_ALLOCATION, FEATURES_FILE, _WEIGHTS)):
+            return None
+        with suppress(FileNotFoundError, json.JSONDecodeError, AttributeError):
+            found = json.loads((folder / _MODEL).read_text()).get("training")
+            return found if isinstance(found, str) else None
+        return None
 
     @classmethod
     def load(cls, folder: str | Path) -> Predictor:
@@ -131,6 +163,10 @@ class Predictor:
         model = _converted(reference_model(features, **meta["options"])(allocation), tables)
         model.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
         return cls(model, allocation, features, tables)
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
 
 
 def _converted(model: EmbeddingModule, tables: Tables) -> EmbeddingModule:

@@ -194,12 +194,9 @@ def _add_result(
     figure.add_scatter(
         x=[max(result.num_parameters, left)],
         y=_style.compact([result.mean]),
-        error_y={
-            "type": "data",
-            "array": _style.compact([result.std]),
-            "thickness": 2,
-            "width": 7,
-        },
+        error_y=None
+        if result.std is None
+        else {"type": "data", "array": _style.compact([result.std]), "thickness": 2, "width": 7},
         mode="markers",
         name=f"{_style.label(result.label)}, retrained (test {metric}, {seeds})",
         marker={
@@ -213,7 +210,7 @@ def _add_result(
                 _style.full_label(result.label),
                 result.num_parameters,
                 _style.percent(result.num_parameters / info.full_parameters),
-                f"{result.mean:.4f} ± {result.std:.4f}",
+                f"{result.mean:.4f}" + ("" if result.std is None else f" ± {result.std:.4f}"),
             ]
         ],
         hovertemplate="<b>%{customdata[0]}</b>, retrained<br>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pypdf import PdfReader
 import pytest
 
 from optuna_nis import results
@@ -83,3 +84,23 @@ def test_the_report_works_offline(page, study, tmp_path: Path):
     assert all(url.startswith(("file:", "data:", "blob:")) for url in requests)
     wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0
+
+
+@pytest.mark.parametrize("page", ["dark"], indirect=True)
+def test_a_printed_report_holds_all_of_it(page, make_study, tmp_path: Path):
+    names = [f"C{number}" for number in range(1, 27)]
+    study = make_study(names, supernet=3, results=True)
+    page.goto(write_report(study, tmp_path / "report.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('div.plot .main-svg').length > 0")
+    page.pdf(path=tmp_path / "report.pdf")
+
+    printed = " ".join(
+        " ".join(sheet.extract_text().split())
+        for sheet in PdfReader(tmp_path / "report.pdf").pages
+    )
+    for name, table in results.best_allocation(study).items():
+        kept = " + ".join(f"{t.num_embeddings:,} x {t.embedding_dim}" for t in table.tiers)
+        row = f"{name} {table.num_embeddings:,} x {table.embedding_dim} {kept or 'removed'}"
+        assert f"{row} {table.num_parameters:,}" in printed
+    for result in results.results_of(study):
+        assert f"{result.label} {result.mean:.4f}" in printed

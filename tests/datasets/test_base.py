@@ -576,3 +576,94 @@ def test_an_epoch_is_cheap() -> None:
         pass
 
     assert time.perf_counter() - start < 1.0
+
+
+class Rows(EmbeddingDataModule):
+    """Rows in their order, as given."""
+
+    def __init__(self, frame: pd.DataFrame, target: Any, task: Any = "ranking", **more: Any):
+        super().__init__(task, split="chronological", **more)
+        self.source = Source(frame, pd.Series(target))
+
+    def load(self) -> Source:
+        return self.source
+
+
+def _visits(users: list[Any]) -> pd.DataFrame:
+    return pd.DataFrame({"user": users, "tags": [["a", "b"] if i % 2 else [] for i in users]})
+
+
+def test_vocabularies_fitted_before_are_kept() -> None:
+    bags = {"separators": {"tags": None}}
+    before = Rows(_visits([1, 2, 3, 4, 5] * 8), [0, 1] * 20, **bags)
+    before.setup("fit")
+    assert before.num_unknown == {}
+    frame = _visits([9, 5, 9, 4, 1] * 8)
+    frame.at[0, "tags"] = ["a", "new", "new"]
+
+    after = Rows(frame, [0, 1] * 20, fitted=before.features, **bags)
+    after.setup("test")
+
+    assert after.features == before.features
+    batch = next(iter(after.val_dataloader()))
+    assert set(batch["user"].tolist()) == {5, 3, 0}  # 9 is unknown, 4 and 1 keep their places.
+    assert after.num_unknown == {"user": 13, "tags": 1}
+    assert after.embedding_specs(4) == before.embedding_specs(4)
+
+
+def test_training_rows_of_unknown_targets_are_left_out() -> None:
+    frame = _visits([1, 2] * 10)[["user"]]
+    before = Rows(frame, list("ab") * 10, "retrieval")
+    before.setup("fit")
+
+    after = Rows(frame, list("abca") * 5, "retrieval", fitted=before.features)
+    after.setup("fit")
+
+    assert after.num_unknown == {"user": 0, "label": 4}
+    assert after.sizes == {"train": 12, "validation": 2, "test": 2}
+    batch = next(iter(after.train_dataloader()))
+    assert set(batch["label"].tolist()) == {0, 1}
+    with pytest.raises(ValueError, match="The label must have values that `fitted` knows"):
+        Rows(frame, list("xy") * 10, "retrieval", fitted=before.features).setup("fit")
+
+
+def test_another_table_than_was_fitted_is_refused() -> None:
+    data = Synthetic()
+    data.setup("fit")
+    frame = _visits([1, 2, 3] * 10)
+    for message, other in (
+        ("the task 'retrieval', got 'ranking'", Synthetic(task="retrieval", fitted=data.features)),
+        (
+            r"the features \['user'\], got \['row', 'city', 'tags'\]",
+            Rows(frame[["user"]], [0, 1] * 15, fitted=data.features),
+        ),
+        (
+            r"the separators \{\}, got \{'tags': None\}",
+            Rows(data.load().frame, [0, 1] * 100, fitted=data.features),
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"`fitted` must be of {message}"):
+            other.setup("fit")
+
+
+def test_a_column_with_no_id_in_common_is_refused() -> None:
+    before = Rows(_visits([1, 2, 3] * 10)[["user"]], [0, 1] * 15)
+    before.setup("fit")
+    other = Rows(_visits([7, 8, 9] * 10)[["user"]], [0, 1] * 15, fitted=before.features)
+    with pytest.raises(ValueError, match="'user' must have values that `fitted` knows, such as 1"):
+        other.setup("fit")
+
+
+def test_a_fingerprint_tells_data_apart() -> None:
+    frame = _visits([1, 2, 3, 4, 5] * 8)[["user"]]
+    labels = [0, 1] * 20
+
+    def fingerprint(frame: pd.DataFrame, labels: list[int]) -> str:
+        return Rows(frame, labels).fingerprint()
+
+    assert fingerprint(frame, labels) == fingerprint(frame.copy(), labels)
+    others = [(frame + 10, labels), (frame, labels[:-2] + [1, 0]), (frame[:-1], labels[:-1])]
+    found = {fingerprint(*other) for other in [(frame, labels), *others]}
+    assert len(found) == 4
+    with pytest.raises(RuntimeError, match="withholds its test part"):
+        Rows(frame, labels, withhold_test=True).fingerprint()

@@ -240,6 +240,9 @@ def test_memory_quality_says_what_is_test_and_what_validation(make_study):
     nis = next(trace for trace in figure.data if trace.name.startswith("NIS"))
     assert nis.y[0] == pytest.approx(0.775)
     assert nis.error_y.array[0] == pytest.approx(0.0070711)
+    full = next(trace for trace in figure.data if trace.name.startswith("Full, retrained"))
+    assert full.error_y.array is None  # How far one seed may be off is unknown.
+    assert full.customdata[0][3] == "0.7600"
     (line,) = figure.layout.shapes
     (text,) = figure.layout.annotations
     assert line.x0 == line.x1 == pytest.approx(10**text.x)
