@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import os
 from typing import Any
 
+from hypothesis import settings
 import numpy as np
 import optuna
 from optuna import Study
@@ -22,6 +23,10 @@ from optuna_nis.results import (
 )
 
 MakeStudy = Callable[..., Study]
+
+# A busy machine is no fault of a test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
