@@ -34,6 +34,7 @@ SEARCH_SECONDS_ATTR = "nis:search_seconds"
 PLAIN_SECONDS_ATTR = "nis:plain_seconds"
 PARTS_ATTR = "nis:parts"
 NUM_ROWS_ATTR = "nis:num_rows"
+SEEN_ROWS_ATTR = "nis:seen_rows"
 
 QUALITY_ATTR = "quality"
 PENALTY_ATTR = "penalty"

@@ -446,16 +446,21 @@ class EmbeddingDataModule(LightningDataModule):
         """
         return dict(self._num_unknown)
 
-    def fingerprint(self) -> str:
-        """A text that is another one as soon as anything in the data is, all parts included.
+    def fingerprint(self, *parts: str) -> str:
+        """A text that is another one as soon as anything in the data is.
+
+        Args:
+            *parts: Which of ``"train"``, ``"validation"`` and ``"test"``, as far as their ids and
+                labels go; by default all, and the features.
 
         Raises:
-            RuntimeError: If the test part is withheld.
+            RuntimeError: If the test part is among them and withheld.
         """
-        self.setup("test")
-        digest = hashlib.blake2b(self.features.to_json().encode(), digest_size=16)
-        for part, batch in sorted(self._tensors.items()):
-            for name, tensor in sorted(batch.items()):
+        self.setup("fit" if parts and "test" not in parts else "test")
+        features = b"" if parts else self.features.to_json().encode()
+        digest = hashlib.blake2b(features, digest_size=16)
+        for part in sorted(parts or self._tensors):
+            for name, tensor in sorted(self._tensors[part].items()):
                 digest.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
                 digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return digest.hexdigest()

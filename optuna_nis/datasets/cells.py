@@ -237,4 +237,15 @@ def distinct(column: pd.Series[Any]) -> tuple[NDArray[np.intp], list[Any]]:
         codes, found = pd.factorize(column.to_numpy())
     else:
         codes, found = pd.factorize(column)  # type: ignore[assignment]
-    return codes, found.tolist()
+    return codes, list(map(as_written, _scalars(found, column.dtype)))
+
+
+def as_written(value: Any) -> Any:
+    """A float of less than 64 bits as the number that it is written as: 0.1, not 0.10000000149."""
+    return float(str(value)) if isinstance(value, (np.float16, np.float32)) else value
+
+
+def _scalars(found: Any, dtype: Any) -> list[Any]:
+    dtype = getattr(dtype, "numpy_dtype", dtype)
+    few_bits = dtype in (np.float16, np.float32)
+    return list(found.to_numpy().astype(dtype)) if few_bits else found.tolist()

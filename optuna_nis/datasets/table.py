@@ -30,6 +30,8 @@ _HEADER_ROWS = 1000
 # What pandas calls the kinds of values by which rows can be ordered.
 _TIMES = ("date", "datetime", "datetime64")
 _NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
+# Up to two to the power of so much, floats can hold every whole number.
+_DIGITS = {"halffloat": 11, "float": 24, "double": 53}
 _TIME_FORMATS = tuple(
     day + clock
     for day in ("%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y")
@@ -317,21 +319,22 @@ def _read_parquet(path: Path, columns: list[str]) -> pd.DataFrame:
     for name, before in zip(table.column_names, table.columns):
         if pyarrow.types.is_decimal(before.type):
             frame[name] = cells.infer(frame[name])
-        if pyarrow.types.is_float64(before.type) and _beyond_floats(frame[name]):
+        digits = _DIGITS.get(str(before.type))
+        if digits is not None and _beyond_floats(frame[name], 2.0**digits):
             warnings.warn(
-                f"{path.name}: the column {name!r} holds whole numbers above 2**53 as floats, in "
-                "which ids next to each other have become one. Write them as integers or text "
-                "(DuckDB writes its HUGEINT as floats: CAST it AS VARCHAR).",
+                f"{path.name}: the column {name!r} holds whole numbers above 2**{digits} as "
+                "floats, in which ids next to each other have become one. Write them as integers "
+                "or text (DuckDB writes its HUGEINT as floats: CAST it AS VARCHAR).",
                 stacklevel=3,
             )
     return frame
 
 
-def _beyond_floats(column: pd.Series[Any]) -> bool:
+def _beyond_floats(column: pd.Series[Any], most: float) -> bool:
     numbers = column.to_numpy(np.float64)
     with np.errstate(invalid="ignore"):
         whole = np.isnan(numbers) | (np.isfinite(numbers) & (numbers == np.floor(numbers)))
-    return bool(np.nanmax(np.abs(numbers), initial=0) >= 2**53 and whole.all())
+    return bool(np.nanmax(np.abs(numbers), initial=0) >= most and whole.all())
 
 
 def _plain(column: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
-from optuna_nis.datasets.cells import distinct
+from optuna_nis.datasets.cells import as_written, distinct
 
 Value = str | int | float | bool | bytes | Decimal | date | pd.Timestamp
 IntArray = NDArray[np.int64]
@@ -265,7 +265,8 @@ def _plain(value: Any, name: str = "values") -> Value:
     if isinstance(value, (np.datetime64, datetime)):
         return pd.Timestamp(value)
     if isinstance(value, np.generic):
-        return _plain(value.item(), name)
+        plain = as_written(value)
+        return _plain(value.item() if plain is value else plain, name)
     raise TypeError(
         f"The column {name!r} must hold text, numbers, booleans, dates or bytes, got "
         f"{value!r} of type {type(value).__name__}."

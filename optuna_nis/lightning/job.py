@@ -45,6 +45,7 @@ from optuna_nis.results import (
     MODEL_OPTIONS_ATTR,
     NUM_ROWS_ATTR,
     SEARCH_SECONDS_ATTR,
+    SEEN_ROWS_ATTR,
     SPACE_ATTR,
     TASK_ATTR,
     TRAINED,
@@ -560,9 +561,13 @@ def _warn_changed(
             "rows are left out."
         )
     before, now = study.user_attrs.get(NUM_ROWS_ATTR), sum(datamodule.sizes.values()) + left_out
-    if not isinstance(before, int) or before == now:
+    if isinstance(before, int) and before != now:
+        found = f"{now:,} rows, at the search it had {before:,}"
+    elif study.user_attrs.get(SEEN_ROWS_ATTR, seen := _seen_rows(datamodule)) != seen:
+        found = "other rows than at the search, or in another order"
+    else:
         return
-    text = f"{data.name} has {now:,} rows, at the search it had {before:,}: parts are drawn anew"
+    text = f"{data.name} has {found}: parts are drawn anew"
     if datamodule.withhold_test or datamodule.split != "random":
         progress(f"{text}.")
     else:
@@ -571,6 +576,11 @@ def _warn_changed(
             "trained or validated on. Search again under another study name for a test of rows "
             "that it has not seen."
         )
+
+
+def _seen_rows(datamodule: EmbeddingDataModule) -> str:
+    """Which rows a search sees."""
+    return datamodule.fingerprint("train", "validation")
 
 
 def _check_data(study: Study, data: DataConfig) -> None:
@@ -586,6 +596,7 @@ def _save_data(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) 
     """Keep what a retraining needs, before there is anything to retrain; the data's name last."""
     keep_text(study, VOCABULARY, datamodule.features.to_json())
     study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))
+    study.set_user_attr(SEEN_ROWS_ATTR, _seen_rows(datamodule))
     study.set_user_attr(DATASET_ATTR, data.name)
     study.set_user_attr(TASK_ATTR, data.task)
     study.set_user_attr(DATA_ATTR, data.to_json())

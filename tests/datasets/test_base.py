@@ -665,5 +665,9 @@ def test_a_fingerprint_tells_data_apart() -> None:
     others = [(frame + 10, labels), (frame, labels[:-2] + [1, 0]), (frame[:-1], labels[:-1])]
     found = {fingerprint(*other) for other in [(frame, labels), *others]}
     assert len(found) == 4
+    withheld = Rows(frame, labels, withhold_test=True)
     with pytest.raises(RuntimeError, match="withholds its test part"):
-        Rows(frame, labels, withhold_test=True).fingerprint()
+        withheld.fingerprint()
+    seen = withheld.fingerprint("train", "validation")
+    assert Rows(frame, labels).fingerprint("train", "validation") == seen not in found
+    assert Rows(frame, labels, seed=1).fingerprint("train", "validation") != seen

@@ -418,6 +418,9 @@ COLUMNS = {
         lambda each: pd.array([3, *each[1:]], dtype="Int64")
     ),
     "floats": st.lists(st.floats(allow_nan=False), min_size=12, max_size=12),
+    "singles": st.lists(st.floats(allow_nan=False, width=32), min_size=12, max_size=12).map(
+        lambda each: pd.array(each, dtype="float32")
+    ),
     "yes": st.lists(st.booleans(), min_size=12, max_size=12),
     "when": st.lists(WHEN, min_size=12, max_size=12).map(pd.to_datetime),
     "zoned": st.lists(WHEN, min_size=12, max_size=12).map(lambda e: pd.to_datetime(e, utc=True)),
@@ -664,6 +667,14 @@ def test_large_ids_as_floats_are_told(tmp_path: Path) -> None:
         )
 
     assert len(w) == 1
+
+
+def test_ids_that_are_too_large_for_floats_of_less_precision_are_told(tmp_path: Path) -> None:
+    users = pa.array([2.0**24, None, 1.0], pa.float32())
+    columns = {"user": users, "item": pa.array([1.5, 2.5, 2.0**24])}
+
+    with pytest.warns(UserWarning, match=r"'user' holds whole numbers above 2\*\*24 as floats"):
+        read_table(write_arrow(columns, tmp_path))
 
 
 def test_structs_are_no_ids(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from datetime import date, datetime, timezone
 from decimal import Decimal
 import json
 import time
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -204,3 +205,12 @@ def test_decimals_keep_their_digits() -> None:
     vocabulary = Vocabulary.from_values([Decimal("1.10")])
 
     assert str(Vocabulary.from_json(vocabulary.to_json()).values[0]) == "1.10"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "Float32", "float[pyarrow]", object])
+def test_floats_of_less_precision_are_the_numbers_that_they_are_written_as(dtype: Any) -> None:
+    cells = np.array([0.1, 2.5, 0.1, 3], dtype=np.float32)
+    column = pd.Series(list(cells) if dtype is object else cells, dtype=dtype)
+
+    assert Vocabulary.from_values(column).values == (0.1, 2.5, 3.0)
+    assert Vocabulary([0.1, 2.5], [1, 1]).encode(column).tolist() == [0, 1, 0, 2]

@@ -147,6 +147,21 @@ def test_the_same_table_says_nothing_of_changes(
     assert not any("at the search" in line for line in [*lines, *caplog.messages])
 
 
+def test_rows_in_another_order_are_other_parts(
+    study: optuna.Study, table: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _rows()[::-1].to_csv(table, index=False)
+    data = DataConfig.from_json(study.user_attrs[DATA_ATTR])
+
+    for withhold_test in (False, True):
+        job.read_data(study, data, withhold_test=withhold_test, progress=print)
+
+    assert [line.split(": ")[0] for line in caplog.messages] == [
+        f"{table} has other rows than at the search, or in another order"
+    ]
+    assert "rows of the test may be among those" in caplog.text
+
+
 def test_a_later_search_goes_by_the_vocabulary_of_the_first(
     study: optuna.Study, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
