@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
-from optuna.logging import get_logger
 import torch
 
 from optuna_nis import baselines
 from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._format import duration
 from optuna_nis._keeping import VOCABULARY, keep_text, kept_text
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.cautions import Part
 from optuna_nis.datasets import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
