@@ -22,19 +22,17 @@ from optuna_nis._format import duration
 from optuna_nis._keeping import VOCABULARY, keep_text, kept_text
 from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
-from optuna_nis.cautions import Part
 from optuna_nis.datasets import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.datasets.base import Split
 from optuna_nis.datasets.features import LABEL, BagKeep
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
-from optuna_nis.lightning.measured import ranking_part, retrieval_part
 from optuna_nis.lightning.modules import (
-    EmbeddingModule,
     RankingModule,
     RetrievalModule,
     reference_model,
 )
+from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.shortlist import train_shortlist
 from optuna_nis.lightning.training import quiet_lightning, quiet_trainer
@@ -502,28 +500,6 @@ def read_data(
         _check_ids(study, data, datamodule)
         _warn_changed(study, data, datamodule, progress)
     return datamodule
-
-
-def parts_of_data(
-    datamodule: EmbeddingDataModule, model: EmbeddingModule, names: Sequence[str]
-) -> dict[str, Part]:
-    """How much the parts of the data can tell about a reference model.
-
-    Args:
-        datamodule: The data.
-        model: The model; on the test part counts what it reports, on validation its monitor.
-        names: Which of ``"validation"`` and ``"test"``, beside training.
-    """
-    parts = {"train": Part(datamodule.sizes["train"])}
-    for name in names:
-        test = name == "test"
-        loader = datamodule.test_dataloader() if test else datamodule.val_dataloader()
-        metric = model.metric_name if test else model.monitor_name
-        if isinstance(model, RetrievalModule):
-            parts[name] = retrieval_part(loader, metric, model.top_k[0] if test else None)
-        else:
-            parts[name] = ranking_part(loader, metric)
-    return parts
 
 
 def _check_ids(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
