@@ -19,7 +19,7 @@ from optuna_nis._format import duration
 from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.datasets import EmbeddingDataModule
-from optuna_nis.lightning.job import data_of, read_data
+from optuna_nis.lightning.data_config import data_of, read_data
 from optuna_nis.lightning.modules import EmbeddingModule, reference_model
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.predictor import Predictor
