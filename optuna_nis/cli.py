@@ -485,7 +485,8 @@ class _Lines(logging.Handler):
 @contextmanager
 def _warnings() -> Iterator[None]:
     """Show warnings as a line for people, without where in the code they come from."""
-    logger, handler = logging.getLogger("optuna_nis"), _Lines(logging.WARNING)
+    # Where `_logging` puts the loggers of this package, whose import would take a while.
+    logger, handler = logging.getLogger("optuna.optuna_nis"), _Lines(logging.WARNING)
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():

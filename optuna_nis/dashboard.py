@@ -28,6 +28,7 @@ except ImportError as error:
     ) from error
 
 from optuna_nis import results
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.moments import moments_of
 from optuna_nis.recording import add_finished_trials
@@ -45,7 +46,7 @@ from optuna_nis.visualization._points import Point
 
 __all__ = ["DashboardCallback", "publish", "thinned_copy"]
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = get_logger(__name__)
 
 _PREFIX = "nis-"
 _PUBLISHED_KEY = "nis:published"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import zlib
 
 import numpy as np
-import optuna
+from optuna import Study
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -26,6 +26,7 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_nis._logging import get_logger
 from optuna_nis.budget import BoolArray, Choice, Constraint, IntArray
 from optuna_nis.policy import (
     FloatArray,
@@ -55,7 +56,7 @@ _MAX_SNAPSHOTS = 8
 _SNAPSHOT_CELLS = 4_000_000
 _CHUNK = 1024
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = get_logger(__name__)
 
 
 class _Member(NamedTuple):
@@ -370,7 +371,7 @@ class PolicyHistory:
 
 
 def policy_history(
-    study: optuna.Study,
+    study: Study,
     budget: Constraint | None = None,
     num_points: int = 50,
     settings: PolicySettings | None = None,

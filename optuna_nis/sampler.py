@@ -11,13 +11,13 @@ import weakref
 import zlib
 
 import numpy as np
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_nis._logging import get_logger
 from optuna_nis.budget import Constraint
 from optuna_nis.moments import Moment, is_due, mean_and_std, save_moment
 from optuna_nis.policy import Policy, PolicySettings
@@ -49,7 +49,7 @@ _FIXED_DRAWS = 64
 # Under this key `Trial.set_constraint` would put the constraint "budget".
 _CONSTRAINT_KEY = "constraints:budget"
 
-_logger = optuna.logging.get_logger(__name__)
+_logger = get_logger(__name__)
 
 
 class NISSampler(BaseSampler):

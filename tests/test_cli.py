@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from optuna_nis import _format, cli
+from optuna_nis._logging import get_logger
 from optuna_nis.cli import app
 from optuna_nis.lightning import DataConfig, Predictor
 from optuna_nis.results import DATA_ATTR, best_allocation, best_trial, space_of
@@ -482,12 +483,12 @@ def test_an_output_that_cannot_be_written_is_told_first(
 def test_warnings_are_lines_for_people(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with cli._errors(quiet=True):
         warnings.warn("3 rows are gone", stacklevel=1)
-        logging.getLogger("optuna_nis.lightning.job").warning("nothing was learned")
-        logging.getLogger("optuna_nis.lightning.job").info("unimportant")
+        get_logger("optuna_nis.lightning.job").warning("nothing was learned")
+        get_logger("optuna_nis.lightning.job").info("unimportant")
     out, err = capfd.readouterr()
     assert err == "Warning: 3 rows are gone\nWarning: nothing was learned\n"
     assert out == ""
-    assert not logging.getLogger("optuna_nis").handlers
+    assert not logging.getLogger("optuna.optuna_nis").handlers
 
 
 def test_help_teaches() -> None:

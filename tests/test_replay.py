@@ -37,10 +37,8 @@ EPOCH = datetime(2024, 1, 1)
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    optuna.logging.enable_propagation()
     with caplog.at_level(logging.WARNING):
         yield caplog
-    optuna.logging.disable_propagation()
 
 
 def trial(

@@ -350,12 +350,8 @@ def test_the_policy_learns_what_containers_are_worth(
     def objective(trial: Trial) -> float:
         return float(sum(suggest_containers(trial).values()))
 
-    optuna.logging.enable_propagation()
     study = optuna.create_study(direction="maximize", sampler=NISSampler(seed=0))
-    try:
-        study.optimize(objective, n_trials=80)
-    finally:
-        optuna.logging.disable_propagation()
+    study.optimize(objective, n_trials=80)
     (mode,) = study.sampler.policy(study).mode().tolist()
     assert sum(mode) >= sum(len(choices) - 1 for choices in CONTAINERS.values()) - 2
     assert "sampled independently" not in caplog.text
@@ -436,14 +432,10 @@ def test_a_retried_trial_stays_within_the_budget(given: str) -> None:
 
 
 def test_an_enqueued_choice_beyond_the_budget_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    optuna.logging.enable_propagation()
     budget = AdditiveBudget(1, {"x": {0: 0, 1: 1}, "y": {0: 0, 5: 5}})
     study = optuna.create_study(sampler=NISSampler(budget=budget, seed=0))
     study.enqueue_trial({"y": 5})
-    try:
-        trial = study.ask({n: CategoricalDistribution(c) for n, c in budget.choices.items()})
-    finally:
-        optuna.logging.disable_propagation()
+    trial = study.ask({n: CategoricalDistribution(c) for n, c in budget.choices.items()})
     assert trial.params["y"] == 5
     assert "leave no choice within the budget" in caplog.text
 
@@ -464,11 +456,7 @@ def test_a_trial_that_others_push_over_the_budget_is_infeasible(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.sampler = PartialFixedSampler({"a": 2}, sampler)
-    optuna.logging.enable_propagation()
-    try:
-        study.optimize(total, n_trials=10)
-    finally:
-        optuna.logging.disable_propagation()
+    study.optimize(total, n_trials=10)
     over = [trial for trial in study.trials if trial.value > 2]
     assert over
     for trial in study.trials:
@@ -556,15 +544,11 @@ def test_independent_sampling_is_warned_about(
             trial.suggest_categorical("sometimes", [1, 2])
         return trial.suggest_float("continuous", 0, 1)
 
-    optuna.logging.enable_propagation()
     study = optuna.create_study(sampler=NISSampler(warn_independent_sampling=warn))
-    try:
+    with caplog.at_level(logging.WARNING):
         study.optimize(objective, n_trials=1)
         assert not caplog.records
-        with caplog.at_level(logging.WARNING):
-            study.optimize(objective, n_trials=1)
-    finally:
-        optuna.logging.disable_propagation()
+        study.optimize(objective, n_trials=1)
     text = caplog.text
     assert ("dynamic search space is not supported by the policy" in text) == warn
     assert ("`continuous` in Trial#1 is sampled independently" in text) == warn

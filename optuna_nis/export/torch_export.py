@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config
 
 from optuna_nis.export._layers import check_not_searchable
+from optuna_nis.nn._modes import modes_kept
 
 #: What a model is called with: one tensor, several, or a mapping of names to tensors.
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -63,28 +64,24 @@ def to_torch_export(
     for name, free in axes.items():
         shapes[tensors[name]] = {axis: sizes[size] for axis, size in free.items()}
     args, kwargs = inputs.as_called(tensors)
-    modes = [(module, module.training) for module in model.modules()]
     problem: Exception | None = None
-    try:
+    with (
+        modes_kept(model),
+        _arguments(model, kwargs) if kwargs else nullcontext(),
+        warnings.catch_warnings(),
+    ):
         model.eval()
-        with (
-            _arguments(model, kwargs) if kwargs else nullcontext(),
-            warnings.catch_warnings(),
-        ):
-            # What recurrent layers keep of their weights is given back to them.
-            warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")
-            dynamic = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
-            # As torch.onnx does, so that a batch of one is as good as any. Recurrent layers and
-            # attention cannot be traced so, but as torch traces by default.
-            for oblivious in (True, False):
-                with torch.no_grad(), _config.patch(backed_size_oblivious=oblivious):  # type: ignore[attr-defined]
-                    try:
-                        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
-                    except (torch._dynamo.exc.UserError, RuntimeError) as error:
-                        problem = error
-    finally:
-        for module, training in modes:
-            module.training = training
+        # What recurrent layers keep of their weights is given back to them.
+        warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")
+        dynamic = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
+        # As torch.onnx does, so that a batch of one is as good as any. Recurrent layers and
+        # attention cannot be traced so, but as torch traces by default.
+        for oblivious in (True, False):
+            with torch.no_grad(), _config.patch(backed_size_oblivious=oblivious):  # type: ignore[attr-defined]
+                try:
+                    return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic)
+                except (torch._dynamo.exc.UserError, RuntimeError) as error:
+                    problem = error
     raise ValueError(
         f"`model`, a {type(model).__name__}, cannot be exported for batches of any size: {problem}"
     ) from problem

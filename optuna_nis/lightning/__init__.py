@@ -12,8 +12,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.data_config import DataConfig
 from optuna_nis.lightning.export import export_model
-from optuna_nis.lightning.job import DataConfig, search
+from optuna_nis.lightning.job import search
 from optuna_nis.lightning.modules import (
     EmbeddingModule,
     RankingModule,

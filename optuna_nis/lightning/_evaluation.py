@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from optuna_nis.allocation import Allocation
-from optuna_nis.lightning._hooks import silent
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning._snapshot import Change, Snapshot, undo
+from optuna_nis.lightning._validation import silent
 from optuna_nis.nn import set_choices, supernet_layers
+from optuna_nis.nn._modes import modes_kept
 from optuna_nis.space import SearchSpace
 
 _T = TypeVar("_T")
@@ -58,14 +59,13 @@ class Evaluation:
     def prepared(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         """Evaluate without gradients, and put everything back."""
         stage = trainer.state.stage
-        modes = {module: module.training for module in pl_module.modules()}
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.callback(setattr, trainer.state, "stage", stage)
             # Of the trainer's own package.
             trainer.state.stage = type(stage).VALIDATING  # type: ignore[union-attr]
             stack.enter_context(silent(trainer))
-            stack.callback(_set_modes, modes)
+            stack.enter_context(modes_kept(pl_module))
             if not is_overridden("on_validation_model_eval", pl_module):
                 pl_module.eval()
             ours = [m for m in pl_module.modules() if type(m).__module__.startswith(_OURS)]
@@ -127,11 +127,6 @@ class Evaluation:
         changes = self._snapshot.put_back()
         if changes and self._run and self._run == self._layers and not self._forgets:
             self._kept = changes
-
-
-def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
 
 
 def _is_compiled(pl_module: LightningModule) -> bool:

@@ -29,6 +29,17 @@ def lightning_of(instance: object) -> Any:
     raise TypeError(f"A model must be a LightningModule, got {type(instance).__name__}.")
 
 
+def is_a(instance: object, name: str) -> bool:
+    """Whether something is of a class of this name, of either package.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import EarlyStopping
+        >>> is_a(EarlyStopping("val_loss"), "EarlyStopping")
+        True
+    """
+    return any(kind.__name__ == name for kind in type(instance).__mro__)
+
+
 def is_overridden(method: str, pl_module: object) -> bool:
     """Whether a module of either package defines a method of ``LightningModule`` itself.
 

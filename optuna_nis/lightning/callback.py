@@ -17,6 +17,7 @@ from optuna_nis._checks import check_integer
 from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.budget import IntArray
+from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.plan import Plan, check_end
 from optuna_nis.lightning.proposals import budgets, proposals, proposed
 from optuna_nis.lightning.recorder import TrialRecorder
@@ -465,9 +466,7 @@ def _of_dataloader(monitor: str | None) -> tuple[str | None, int | None]:
 
 
 def _check_processes(trainer: Trainer) -> None:
-    launcher = trainer.strategy.launcher
-    # By name, so that those of pytorch_lightning are found too.
-    if any(kind.__name__ == "_MultiProcessingLauncher" for kind in type(launcher).__mro__):
+    if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher"):
         raise MisconfigurationException(
             "The strategy trains in processes of its own (`ddp_spawn`, `ddp_fork`, "
             "`ddp_notebook`), with which the candidates of the search would end. Use "

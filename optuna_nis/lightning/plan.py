@@ -8,6 +8,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 import numpy as np
 
+from optuna_nis.lightning._package import is_a
+
 
 class Plan:
     """The warm-up and the updates of a search, over the batches of a training.
@@ -93,11 +95,9 @@ def _stopping(trainer: Trainer) -> list[str]:
         return []
     found = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        # By name, so that those of pytorch_lightning are found too.
-        names = {kind.__name__ for kind in type(callback).__mro__}
-        if "EarlyStopping" in names:
+        if is_a(callback, "EarlyStopping"):
             found.append(type(callback).__name__)
-        elif "Timer" in names and callback.time_remaining() is not None:
+        elif is_a(callback, "Timer") and callback.time_remaining() is not None:
             found.append(f"{type(callback).__name__} (`max_time`)")
     return found
 

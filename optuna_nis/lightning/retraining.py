@@ -12,18 +12,16 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
-from optuna.logging import get_logger
 
 from optuna_nis import __version__, baselines
 from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._format import duration
+from optuna_nis._logging import get_logger
 from optuna_nis.allocation import Allocation
 from optuna_nis.datasets import EmbeddingDataModule
-from optuna_nis.lightning.job import data_of, parts_of_data, read_data
-from optuna_nis.lightning.modules import (
-    EmbeddingModule,
-    reference_model,
-)
+from optuna_nis.lightning.data_config import data_of, read_data
+from optuna_nis.lightning.modules import EmbeddingModule, reference_model
+from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.predictor import Predictor
 from optuna_nis.lightning.training import evaluate, train
 from optuna_nis.results import (

@@ -16,13 +16,13 @@ from torchmetrics import Metric, MetricCollection
 from optuna_nis.allocation import Allocation
 from optuna_nis.lightning._batch import copied, examples_length, repeat
 from optuna_nis.lightning._evaluation import Evaluation
-from optuna_nis.lightning._hooks import (
+from optuna_nis.lightning._package import is_overridden
+from optuna_nis.lightning._validation import (
     Validation,
     compute,
     num_examples,
     on_device,
 )
-from optuna_nis.lightning._package import is_overridden
 from optuna_nis.space import SearchSpace
 
 MonitorMode = Literal["max", "min"]

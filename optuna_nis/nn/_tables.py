@@ -106,15 +106,15 @@ def bare_tables(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def nothing_to_swap(model: nn.Module) -> str:
-    """Why a model may have no embedding layer left to swap."""
+def no_layer_to(what: str, model: nn.Module) -> str:
+    """Why a model may have no embedding layer to do something with."""
     kind = type(model).__name__
     if swapped := swapped_names(model):
         return (
-            f"`model` has no embedding layer to swap: those of {kind}, {swapped}, were swapped "
-            "before. Build the model anew."
+            f"`model` has no embedding layer to {what}: those of {kind}, {swapped}, were "
+            "swapped before. Build the model anew."
         )
-    return f"`model` has no embedding layer to swap: {kind}.{late_layers(model)}"
+    return f"`model` has no embedding layer to {what}: {kind}.{late_layers(model)}"
 
 
 def late_layers(model: nn.Module) -> str:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from optuna_nis._steps import step_arguments, takes_iterator
+from optuna_nis.nn._modes import modes_kept
 from optuna_nis.nn._tables import (
     Plain,
     check_patterns,
     fits,
-    late_layers,
+    no_layer_to,
     plain_layers,
     swapped_names,
 )
@@ -76,7 +77,7 @@ def count_ids(
     check_patterns("exclude", exclude, [*layers, *swapped_names(model)])
     layers = {name: layer for name, layer in layers.items() if not fits(name, exclude)}
     if not layers:
-        raise ValueError(_nothing_to_count(model))
+        raise ValueError(no_layer_to("count for", model))
     counts: dict[str, Tensor] = {}
 
     def add(name: str, found: Tensor) -> None:
@@ -112,16 +113,6 @@ def count_ids(
     if not counts:
         raise ValueError("`dataloader` must give batches with ids, no embedding layer was asked.")
     return counts
-
-
-def _nothing_to_count(model: nn.Module) -> str:
-    kind = type(model).__name__
-    if swapped := swapped_names(model):
-        return (
-            f"`model` has no embedding layer to count for: those of {kind}, {swapped}, were "
-            "swapped before. Count with a model that is built anew."
-        )
-    return f"`model` has no embedding layer to count for: {kind}.{late_layers(model)}"
 
 
 def _batches(dataloader: Any, progress: bool) -> Iterator[Any]:
@@ -223,20 +214,16 @@ def _misses_trainer(model: nn.Module, error: Exception) -> bool:
 def _counting(model: nn.Module, layers: Mapping[str, Plain], add: _Add) -> Iterator[set[str]]:
     """Tell what the layers of a model are asked for; gives the names whose weight is read."""
     read: set[str] = set()
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     with ExitStack() as stack:
+        stack.enter_context(modes_kept(model))
+        model.eval()
         for name, layer in layers.items():
             stack.enter_context(_listening(name, layer, add, read))
         stack.enter_context(torch.no_grad())
         stack.enter_context(warnings.catch_warnings())
         # A Lightning module warns that what it logs goes nowhere.
         warnings.filterwarnings("ignore", message=".*self.log.*")
-        try:
-            yield read
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        yield read
 
 
 @contextmanager

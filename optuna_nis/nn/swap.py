@@ -24,7 +24,7 @@ from optuna_nis.nn._tables import (
     find_tables,
     fits,
     late_layers,
-    nothing_to_swap,
+    no_layer_to,
     plain_layers,
     swapped_names,
 )
@@ -116,7 +116,7 @@ def make_searchable(
         lambda name: (include is None or fits(name, include)) and not fits(name, exclude),
     )
     if not tables:
-        raise ValueError(nothing_to_swap(model))
+        raise ValueError(no_layer_to("swap", model))
     check_names("fields", fields or (), [table.name for table in tables])
     plans = []
     for table in tables:

@@ -435,7 +435,7 @@ COLUMNS = {
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8, deadline=None
 )
 @given(columns=st.fixed_dictionaries(COLUMNS))
 @pytest.mark.filterwarnings("ignore:.*above 2\\*\\*53", "ignore:.*looks like values")
@@ -456,7 +456,7 @@ def test_the_same_rows_give_the_same_ids(columns: dict[str, Any], tmp_path: Path
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12, deadline=None
 )
 @given(
     texts=st.lists(

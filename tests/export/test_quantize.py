@@ -67,7 +67,7 @@ def test_bytes_and_errors_are_those_reported(swapped: nn.Module) -> None:
             # Codes, scale and offset; the tier of width 2 and the projection in float16.
             rows = 5 * (8 + 4) + 20 * (6 + 4) + 10 * 2 * 2
             assert user.nbytes == rows + 2 * 8 * 8
-        difference = dense.user.weight - model.user.weight
+        difference = (dense.user.weight - model.user.weight).detach()
         assert user.max_error == pytest.approx(float(difference.abs().max()), rel=1e-3)
         error = float(
             difference.norm() / (dense.user.weight[dense.user.weight[:, 0] != 0.5].norm())

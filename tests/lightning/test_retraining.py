@@ -13,7 +13,7 @@ import pytest
 from optuna_nis._keeping import VOCABULARY, kept_text
 from optuna_nis.datasets import Features
 from optuna_nis.lightning import DataConfig, Predictor, job, retrain, retraining, search
-from optuna_nis.lightning.job import searched_features
+from optuna_nis.lightning.data_config import searched_features
 from optuna_nis.results import (
     DATA_ATTR,
     RESULTS_ATTR,

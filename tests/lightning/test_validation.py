@@ -18,7 +18,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
 from torchmetrics.classification import BinaryAUROC
 
-from optuna_nis.lightning._hooks import num_examples
+from optuna_nis.lightning._validation import num_examples
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import set_choices
 

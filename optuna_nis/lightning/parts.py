@@ -1,15 +1,41 @@
-"""What a part of the data says about a model that knows nothing."""
+"""How much the parts of the data can tell about a model."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from optuna_nis.cautions import Part
+from optuna_nis.datasets import EmbeddingDataModule
 from optuna_nis.datasets.base import Batch
 from optuna_nis.datasets.features import LABEL
+from optuna_nis.lightning.modules import EmbeddingModule, RetrievalModule
 from optuna_nis.uncertainty import auc_standard_error, share_standard_error
+
+
+def parts_of_data(
+    datamodule: EmbeddingDataModule, model: EmbeddingModule, names: Sequence[str]
+) -> dict[str, Part]:
+    """How much the parts of the data can tell about a reference model.
+
+    Args:
+        datamodule: The data.
+        model: The model; on the test part counts what it reports, on validation its monitor.
+        names: Which of ``"validation"`` and ``"test"``, beside training.
+    """
+    parts = {"train": Part(datamodule.sizes["train"])}
+    for name in names:
+        test = name == "test"
+        loader = datamodule.test_dataloader() if test else datamodule.val_dataloader()
+        metric = model.metric_name if test else model.monitor_name
+        if isinstance(model, RetrievalModule):
+            parts[name] = retrieval_part(loader, metric, model.top_k[0] if test else None)
+        else:
+            parts[name] = ranking_part(loader, metric)
+    return parts
 
 
 def ranking_part(loader: DataLoader[Batch], metric: str) -> Part:

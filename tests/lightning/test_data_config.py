@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from optuna_nis.lightning import DataConfig
+
+
+def test_data_config() -> None:
+    config = DataConfig(table="a.csv", label="y", features=("a", "b"), bags={"c": "|"})
+    assert DataConfig.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match="Either `dataset` or `table` must be given"):
+        DataConfig()
+    with pytest.raises(ValueError, match="`label` must name"):
+        DataConfig(table="a.csv")
+    with pytest.raises(ValueError, match="`data_dir` is for a data set by name, got '/data'"):
+        DataConfig(table="a.csv", label="y", data_dir="/data")
+    with pytest.raises(ValueError, match="malformed"):
+        DataConfig.from_json("{}")
+
+
+def test_data_config_of_an_earlier_version() -> None:
+    text = (
+        '{"dataset": "flights", "table": null, "task": "retrieval", "label": null, '
+        '"features": [], "bags": {}, "time": null, "split": null, "seed": 3, "max_rows": 500}'
+    )
+    assert DataConfig.from_json(text) == DataConfig(
+        dataset="flights", task="retrieval", seed=3, max_rows=500
+    )
+
+
+def test_how_a_table_is_read_is_kept() -> None:
+    config = DataConfig(
+        table="a.csv",
+        label="y",
+        time="t",
+        time_format="%d/%m/%Y",
+        bags={"c": None},
+        na_values=("NA", "-1"),
+        max_bag_length=9,
+        bag_keep="first",
+    )
+    assert DataConfig.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match=r"`na_values` is for a table, got \['NA'\]"):
+        DataConfig(dataset="flights", na_values=("NA",))
+
+
+def test_bags_of_an_earlier_study_keep_the_first_values() -> None:
+    for bags, keep in (({"b": "|"}, "first"), ({}, None)):
+        config = DataConfig(table="a.csv", label="y", features=("a",), bags=bags)
+        old = json.loads(config.to_json())
+        del old["bag_keep"], old["max_bag_length"], old["na_values"], old["time_format"]
+        assert DataConfig.from_json(json.dumps(old)).bag_keep == keep
+
+
+def test_batch_size() -> None:
+    chosen, default = (
+        DataConfig(dataset="flights", max_rows=2_000, batch_size=size).datamodule(
+            withhold_test=True
+        )
+        for size in (500, None)
+    )
+    assert chosen.batch_size == 500
+    assert default.batch_size == 64
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
+        DataConfig(dataset="flights", batch_size=0)
+
+
+def test_data_config_of_a_named_data_set() -> None:
+    config = DataConfig(dataset="flights", features=("dest", "hour"), max_rows=500)
+    assert set(config.datamodule(withhold_test=True).vocabularies) == {"dest", "hour"}
+    config = DataConfig(dataset="movielens-1m", data_dir="/nowhere")
+    assert DataConfig.from_json(config.to_json()) == config
+    with pytest.raises(FileNotFoundError, match=r"movielens_1m_ratings\.parquet' is not there"):
+        config.datamodule(withhold_test=True)
