@@ -228,8 +228,7 @@ def search(
     Examples:
         optuna-nis search --dataset flights --budget 25%
 
-        optuna-nis search --table clicks.parquet --label clicked --features user,item,city
-        --bags genres:'|' --budget 20%
+        optuna-nis search --table clicks.csv --label clicked --features user,item
     """
     with _errors(
         quiet,
