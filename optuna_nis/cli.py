@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import warnings
 
 try:
+    import rich
     from rich.console import Console
     import typer
 except ModuleNotFoundError as error:
@@ -45,7 +46,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-_console = Console(stderr=True)
+# Lightning draws its bars on this console too: what is printed goes above them, not into them.
+rich.reconfigure(stderr=True)
+_console = rich.get_console()
 
 # Packages through which Optuna speaks to storages, and the errors that are told in a line.
 _CLIENTS = ("sqlalchemy", "redis", "grpc")
@@ -225,8 +228,7 @@ def search(
     Examples:
         optuna-nis search --dataset flights --budget 25%
 
-        optuna-nis search --table clicks.parquet --label clicked --features user,item,city
-        --bags genres:'|' --budget 20%
+        optuna-nis search --table clicks.csv --label clicked --features user,item
     """
     with _errors(
         quiet,
@@ -279,8 +281,8 @@ def search(
             shard=_shard(shard),
             **{name: value for name, value in options.items() if value is not None},
         )
-        print(best)
-        print(_score(study, best))
+        _result(str(best))
+        _result(_score(study, best))
         _next(quiet, "retrain --output model", storage, study_name)
 
 
@@ -355,7 +357,7 @@ def report(
         else:
             print("Nothing has been retrained yet.")
             _next(quiet, "retrain --output model", storage, study_name)
-        print(best_allocation(study))
+        _result(str(best_allocation(study)))
         print(f"report: {output}")
         if as_json:
             print(json.dumps(summary_of(study)))
@@ -497,9 +499,30 @@ def _warnings() -> Iterator[None]:
 
 
 def _warn(text: str) -> None:
-    _console.print(
-        f"Warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
-    )
+    _tell(f"Warning: {text}", style="yellow")
+
+
+def _tell(text: str, *, style: str | None = None, whole: bool = False) -> None:
+    """Print a line on the standard error."""
+    _print(_console, text, style, whole)
+
+
+def _result(text: str) -> None:
+    """Print lines on the standard output."""
+    _print(Console(), text)
+
+
+def _print(console: Console, text: str, style: str | None = None, whole: bool = False) -> None:
+    """Print lines, broken between words where somebody looks; in files they stay lines.
+
+    Args:
+        console: Where to.
+        text: The lines.
+        style: Their style.
+        whole: Whether they must not be broken, as a command that is copied.
+    """
+    soft_wrap = whole or not console.is_terminal
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
 
 
 def _silence_lightning() -> None:
@@ -512,14 +535,14 @@ def _silence_lightning() -> None:
 
 
 def _fail(message: str, code: int = 1) -> None:
-    _console.print(message, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    _tell(message, style="bold red")
     raise typer.Exit(code)
 
 
 def _progress(quiet: bool) -> Any:
     if quiet:
         return lambda text: None
-    return lambda text: _console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return _tell
 
 
 def _bars(quiet: bool) -> list[Any]:
@@ -528,7 +551,15 @@ def _bars(quiet: bool) -> list[Any]:
         return []
     from lightning.pytorch.callbacks import RichProgressBar
 
-    return [RichProgressBar(console_kwargs={"stderr": True})]
+    class _Bar(RichProgressBar):
+        """Counts epochs from one, as all lines of the command do."""
+
+        def _get_train_description(self, current_epoch: int) -> str:
+            most = self.trainer.max_epochs
+            text = f"Epoch {current_epoch + 1}" + ("" if most is None else f"/{most}")
+            return f"{text:{len(self.validation_description)}}"
+
+    return [_Bar(console_kwargs={"stderr": True})]
 
 
 def _score(study: Study, best: Allocation) -> str:
@@ -559,7 +590,8 @@ def _next(quiet: bool, command: str, storage: str, study_name: str) -> None:
         options += f" --storage {'...' if '@' in storage else shlex.quote(storage)}"
     if study_name != _STUDY_NAME:
         options += f" --study-name {shlex.quote(study_name)}"
-    _progress(quiet)(f"Next: optuna-nis {command}{options}")
+    if not quiet:
+        _tell(f"Next: optuna-nis {command}{options}", whole=True)
 
 
 def _dashboard() -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+import io
 import json
 import logging
 from pathlib import Path
@@ -8,10 +9,17 @@ import subprocess
 import sys
 import warnings
 
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import rich
+from rich.console import Console
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+import typer
 from typer.testing import CliRunner
 
 from optuna_nis import _format, cli
@@ -497,3 +505,67 @@ def test_help_teaches() -> None:
     for command in ("search", "retrain", "report", "predict", "export"):
         assert command in output
         assert _run(command, "--help")[0] == 0
+
+
+def _at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What the command prints to a terminal of 60 columns."""
+    written = io.StringIO()
+    console = Console(file=written, width=60, force_terminal=True, color_system=None)
+    monkeypatch.setattr(cli, "_console", console)
+    return written
+
+
+def test_lines_are_broken_between_words_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = _at_a_terminal(monkeypatch)
+    told = "uniform, seed 0: validation ROC-AUC 0.9076 in epoch 3 of 6, 3 s; about 23 s left."
+    cli._progress(quiet=False)(told)
+    cli._warn(told)
+    with pytest.raises(typer.Exit):
+        cli._fail(told)
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "".join(f"{line.strip()} " for line in lines) == f"{told} Warning: {told} {told} "
+
+
+def test_a_command_to_copy_stays_a_line_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = _at_a_terminal(monkeypatch)
+    storage = "sqlite:///a folder with a long name/another one/study.db"
+    cli._next(False, "retrain --output model", storage, "clicks")
+    (line,) = written.getvalue().splitlines()
+    assert line.endswith(f"retrain --output model --storage '{storage}' --study-name clicks")
+
+
+def test_lines_stay_lines_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    told = "a line of far more than sixty letters, which a file keeps as the line that it is"
+    cli._warn(told)
+    assert capsys.readouterr().err == f"Warning: {told}\n"
+
+
+def test_bars_count_epochs_from_one_and_share_the_console_of_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert cli._console is rich.get_console()  # The one on which Lightning draws.
+    _at_a_terminal(monkeypatch)
+    (bar,) = cli._bars(quiet=False)
+    descriptions: list[str] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            descriptions.append(bar.train_progress_bar.description.strip())
+
+    data = DataLoader(TensorDataset(torch.randn(2, 32)), collate_fn=lambda rows: rows[0][0])
+    trainer = Trainer(
+        max_epochs=2,
+        limit_train_batches=1,
+        limit_val_batches=0,
+        callbacks=[bar, Look()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(BoringModel(), data)
+    assert descriptions == ["Epoch 1/2", "Epoch 2/2"]

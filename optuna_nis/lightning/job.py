@@ -223,6 +223,7 @@ def search(
             datamodule,
             keep=_frequent_ids(space),
             monitor=supernet.monitor,
+            metric=supernet.metric_name,
             progress=progress,
             folder=folder.trainings if keep else None,
         )

@@ -62,6 +62,7 @@ def train_shortlist(
     keep: Collection[Allocation] = (),
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
+    metric: str | None = None,
     progress: Callable[[str], None] | None = None,
     folder: Path | None = None,
 ) -> list[Candidate]:
@@ -89,6 +90,7 @@ def train_shortlist(
             other stays beside them.
         monitor: Name under which the models log their validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
+        metric: What the value is called in the lines of ``progress``; by default ``monitor``.
         progress: Called with a line of text after each training: its round, its score, and about
             how long the others of the round will take.
         folder: Where the trainings are kept, to go on from there if they are interrupted and
@@ -125,7 +127,7 @@ def train_shortlist(
                 folder,
                 kept,
                 limit_train_batches,
-                _LatestMetric(monitor, mode),
+                _LatestMetric(monitor, mode, metric or monitor),
             )
             for allocation in allocations
         ]
@@ -137,7 +139,7 @@ def train_shortlist(
                 if progress is not None:
                     seconds = (time.perf_counter() - start) / position
                     left = seconds * (len(alive) - position)
-                    more = f", about {duration(left)} left in this round" if left else ""
+                    more = f", about {duration(left)} left in it" if left else ""
                     progress(
                         f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}, {run}"
                         f"{more}"
@@ -228,8 +230,8 @@ def _best_of_each_cost(runs: Sequence[_Run]) -> list[_Run]:
 
 
 class _LatestMetric(Callback):
-    def __init__(self, monitor: str, mode: MonitorMode) -> None:
-        self._monitor = monitor
+    def __init__(self, monitor: str, mode: MonitorMode, name: str) -> None:
+        self._monitor, self._name = monitor, name
         self._sign = 1.0 if mode == "max" else -1.0
         self.value = float("-inf")
 
@@ -240,7 +242,7 @@ class _LatestMetric(Callback):
         self.value = state_dict["value"]
 
     def __str__(self) -> str:
-        return f"{self._monitor} {self._sign * self.value:.4f}"
+        return f"{self._name} {self._sign * self.value:.4f}"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         value = self._sign * logged(trainer, self._monitor)

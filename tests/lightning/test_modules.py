@@ -245,15 +245,19 @@ def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataMo
     choices = [space.sample(rng, space.full_parameters * share) for share in (0.2, 0.5, 1.0)]
     lines: list[str] = []
     found = train_shortlist(
-        choices, build(space), build, datamodule, rounds=(1, 2), progress=lines.append
+        choices,
+        build(space),
+        build,
+        datamodule,
+        rounds=(1, 2),
+        metric="ROC-AUC",
+        progress=lines.append,
     )
     assert {candidate.allocation for candidate in found} == set(choices)
     values = [candidate.val_metric for candidate in found]
     assert values == sorted(values, reverse=True)
     assert len(lines) == 3 + 2
-    pattern = (
-        r"round 1 of 2: 2 of 3, [\d,]+ parameters: val_metric 0\.\d{4}, about \d+ s left in .*"
-    )
+    pattern = r"round 1 of 2: 2 of 3, [\d,]+ parameters: ROC-AUC 0\.\d{4}, about \d+ s left in it"
     assert re.fullmatch(pattern, lines[1])
     assert "left" not in lines[2] + lines[4]
     last = {line.split(", ")[1].split(":")[0]: line.split()[-1] for line in (lines[2], lines[4])}
