@@ -106,8 +106,8 @@ class Evaluation:
         kind, seen = type(pl_module).__name__, set().union(*runs)
         if missed := seen.difference(set.intersection(*runs)):
             raise MisconfigurationException(
-                f"The choices cannot be told apart: {kind} looked up {sorted(missed)} under one of "
-                f"them but not under another, on the same examples. {_KEPT}"
+                f"The choices cannot be told apart: {kind} looked up {sorted(missed)} under one "
+                f"of them but not under another, on the same examples. {_KEPT}"
             )
         if not seen and len(set(quality)) == 1:
             raise MisconfigurationException(
