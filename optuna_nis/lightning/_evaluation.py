@@ -103,7 +103,8 @@ class Evaluation:
         runs, self._runs = self._runs, []
         if not self._is_watched or len(runs) < 2:
             return
-        kind, seen = type(pl_module).__name__, set().union(*runs)
+        kind = type(pl_module).__name__
+        seen: set[str] = set().union(*runs)
         if missed := seen.difference(set.intersection(*runs)):
             raise MisconfigurationException(
                 f"The choices cannot be told apart: {kind} looked up {sorted(missed)} under one "
