@@ -27,9 +27,8 @@ _T = TypeVar("_T")
 _OURS = "optuna_nis.nn"
 
 _KEPT = (
-    "The choices cannot be told apart: {} was evaluated under several without looking up any of "
-    "its embeddings. It seems to keep what it computed before; let it forget that in "
-    "`on_validation_start`, which is called for every choice, or in `validation_step`."
+    "It seems to keep what it computed before; let it forget that in `on_validation_start`, which "
+    "is called for every choice, or in `validation_step`."
 )
 
 
@@ -46,10 +45,11 @@ class Evaluation:
     def __init__(self, space: SearchSpace) -> None:
         self._space = space
         self._snapshot: Snapshot | None = None
-        # Which layers have ever been looked up, which in this run, and which in these runs.
+        # Which layers have ever been looked up, which in this run, and which in each of the runs
+        # that are compared.
         self._layers: set[str] = set()
         self._run: set[str] = set()
-        self._runs: set[str] = set()
+        self._runs: list[set[str]] = []
         # What evaluating adds to a module that has just been trained: this is what it may keep.
         self._kept: list[Change] = []
         self._forgets = False
@@ -70,7 +70,7 @@ class Evaluation:
                 pl_module.eval()
             ours = [m for m in pl_module.modules() if type(m).__module__.startswith(_OURS)]
             self._snapshot = Snapshot(pl_module, without=ours, earlier=self._snapshot)
-            self._run, self._runs, self._forgets = set(), set(), False
+            self._run, self._runs, self._forgets = set(), [], False
             self._is_watched = not _is_compiled(pl_module)
             if self._is_watched:
                 for name, layer in supernet_layers(pl_module).items():
@@ -90,17 +90,31 @@ class Evaluation:
         if self._run < self._layers and self._kept and not self._forgets:
             self._forgets = True
             measured = self._attempt(pl_module, choices, measure)
-        self._runs |= self._run
+        self._runs.append(self._run)
         return measured
 
     def check(self, pl_module: LightningModule, quality: Sequence[float]) -> None:
-        """Check that choices which are all of one quality have been looked up at all.
+        """Check that the choices evaluated since the last check were each looked up.
 
         Raises:
-            lightning.pytorch.utilities.exceptions.MisconfigurationException: If they have not.
+            lightning.pytorch.utilities.exceptions.MisconfigurationException: If some have looked
+                up layers that others have not, or none any and all are of one quality.
         """
-        if self._is_watched and not self._runs and len(quality) > 1 and len(set(quality)) == 1:
-            raise MisconfigurationException(_KEPT.format(type(pl_module).__name__))
+        runs, self._runs = self._runs, []
+        if not self._is_watched or len(runs) < 2:
+            return
+        kind = type(pl_module).__name__
+        seen: set[str] = set().union(*runs)
+        if missed := seen.difference(runs[0].intersection(*runs)):
+            raise MisconfigurationException(
+                f"The choices cannot be told apart: {kind} looked up {sorted(missed)} under one "
+                f"of them but not under another, on the same examples. {_KEPT}"
+            )
+        if not seen and len(set(quality)) == 1:
+            raise MisconfigurationException(
+                f"The choices cannot be told apart: {kind} was evaluated under several without "
+                f"looking up any of its embeddings. {_KEPT}"
+            )
 
     def _attempt(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict, UserList, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import lru_cache
 from operator import is_
@@ -18,8 +19,10 @@ from types import (
     SimpleNamespace,
 )
 from typing import Any
+from weakref import ProxyTypes
 
 import numpy as np
+from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +35,8 @@ _ATOMS = frozenset(
         *(bool, int, float, complex, str, bytes, type(None), type, range, slice, frozenset),
         *(FunctionType, MethodType, BuiltinFunctionType, MemberDescriptorType, ModuleType),
         *(torch.device, torch.dtype, torch.Size, nn.Parameter),
+        # They pass for what they refer to, which may be gone.
+        *ProxyTypes,
     }
 )
 # Objects of these are not looked into: trainers, optimisers, data sets, threads.
@@ -40,6 +45,7 @@ _CLOSED = frozenset(
     | {"multiprocessing"}
 )
 _RECORDS = (SimpleNamespace, UserDict, UserList)
+_REMEMBERING = type(lru_cache(id))
 # Kernels such as that of batch normalisation write to buffers without counting it as a change:
 # buffers that are not large are always put back.
 _LARGE = 2**16
@@ -55,7 +61,8 @@ class Snapshot:
     deques is put back in place: every object stays the one that it was. Objects are looked into
     if they are modules, records (dataclasses, namespaces), or of the user's own code: of classes
     that are not installed, or that come from the same package as a module. Weights are left
-    alone, they are too many.
+    alone, they are too many. What methods remember of earlier calls (:func:`functools.lru_cache`)
+    is forgotten.
 
     Args:
         module: The module.
@@ -75,10 +82,12 @@ class Snapshot:
         self._weights = {_storage(weight) for weight in module.parameters()}
         self._uncounted = {id(b) for b in module.buffers() if b.numel() <= _LARGE}
         self._known = {} if earlier is None else earlier._tensors
+        self._known_arrays = {} if earlier is None else earlier._arrays
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._sequences: list[tuple[list[Any] | deque[Any], list[Any]]] = []
         self._sets: list[tuple[set[Any], set[Any]]] = []
         self._tensors: dict[int, tuple[Tensor, tuple[int, int], Tensor]] = {}
+        self._arrays: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
         self._others: list[Callable[[], object]] = []
         self._classes: set[type] = set()
         seen: dict[int, Any] = {id(submodule): submodule for submodule in without}
@@ -87,8 +96,10 @@ class Snapshot:
             value = found.pop()
             if id(value) not in seen:
                 seen[id(value)] = value
-                found.extend(v for v in self._remember(value) if type(v) not in _ATOMS)
-        self._known = {}
+                held = self._remember(value)
+                if not _ATOMS.issuperset(map(type, held)):
+                    found.extend(each for each in held if not _is_fixed(each))
+        self._known, self._known_arrays = {}, {}
 
     def put_back(self) -> list[Change]:
         """Put everything back as it was.
@@ -122,28 +133,31 @@ class Snapshot:
             if _version(tensor) != version or key in self._uncounted:
                 _write(tensor, copy)
                 self._tensors[key] = (tensor, _version(tensor), copy)
+        for array, numbers in self._arrays.values():
+            np.copyto(array, numbers)
         for put_back in self._others:
             put_back()
         return changes
 
-    def _remember(self, value: Any) -> Iterator[Any]:
+    def _remember(self, value: Any) -> Collection[Any]:
         """Note how something is put back, and give what it holds."""
-        if isinstance(value, Tensor):
-            self._remember_tensor(value)
-        elif isinstance(value, dict):
-            self._dicts.append((value, dict(value)))
-            yield from value.values()
-        elif isinstance(value, (list, deque)):
-            self._sequences.append((value, list(value)))
-            yield from value
-        elif isinstance(value, set):
+        # Most of what there is comes first: a model may hold the history of every user.
+        if isinstance(value, (list, deque)):
+            items = list(value)
+            self._sequences.append((value, items))
+            return items
+        if isinstance(value, tuple):
+            return value
+        if isinstance(value, dict):
+            entries = dict(value)
+            self._dicts.append((value, entries))
+            return entries.values()
+        if isinstance(value, set):
             self._sets.append((value, set(value)))
-        elif isinstance(value, tuple):
-            yield from value
+        elif isinstance(value, Tensor):
+            self._remember_tensor(value)
         elif isinstance(value, np.ndarray):
-            if value.flags.writeable and not isinstance(value, np.memmap):
-                array = value.copy()
-                self._others.append(lambda: np.copyto(value, array))
+            self._remember_array(value)
         elif isinstance(value, (torch.Generator, np.random.RandomState)):
             state: Any = value.get_state()
             self._others.append(lambda: value.set_state(state))
@@ -153,28 +167,54 @@ class Snapshot:
         elif isinstance(value, random.Random):
             state = value.getstate()
             self._others.append(lambda: value.setstate(state))
+        elif isinstance(value, _REMEMBERING):
+            self._others.append(value.cache_clear)
         elif isinstance(value, nn.Module) or self._is_open(type(value)):
-            yield from self._remember_attributes(value)
+            return list(self._remember_attributes(value))
+        return ()
 
     def _remember_attributes(self, value: Any) -> Iterator[Any]:
-        attributes = getattr(value, "__dict__", None)
-        if attributes is not None:
+        if isinstance(value, nn.Module):
+            # It may be held in a list, where those who hold it do not know its buffers.
+            buffers = value._buffers.values()
+            self._uncounted |= {id(b) for b in buffers if b is not None and b.numel() <= _LARGE}
+        with suppress(AttributeError):
+            # Not asked for by name: classes may answer as they like to names they do not know.
+            attributes = object.__getattribute__(value, "__dict__")
             self._dicts.append((attributes, dict(attributes)))
             without = _HOOKS if isinstance(value, nn.Module) else ()
-            yield from (held for name, held in attributes.items() if name not in without)
+            yield from [held for name, held in attributes.items() if name not in without]
         for base in filter(self._is_own, type(value).__mro__):
             if base not in self._classes:
                 # What all instances of a class share.
                 self._classes.add(base)
                 yield from vars(base).values()
-            for name, kind in vars(base).items():
-                if isinstance(kind, MemberDescriptorType) and hasattr(value, name):
-                    yield self._remember_slot(value, name)
+            for slot in vars(base).values():
+                if isinstance(slot, MemberDescriptorType):
+                    yield self._remember_slot(value, slot)
 
-    def _remember_slot(self, value: Any, name: str) -> Any:
-        held = getattr(value, name)
-        self._others.append(lambda: object.__setattr__(value, name, held))
-        return held
+    def _remember_slot(self, value: Any, slot: MemberDescriptorType) -> Any:
+        held = _held(value, slot)
+
+        def put_back() -> None:
+            if held is not _MISSING:
+                slot.__set__(value, held)
+            elif _held(value, slot) is not _MISSING:
+                slot.__delete__(value)
+
+        self._others.append(put_back)
+        return None if held is _MISSING else held
+
+    def _remember_array(self, array: NDArray[Any]) -> None:
+        if not array.flags.writeable or isinstance(array, np.memmap):
+            return
+        known, numbers = self._known_arrays.get(id(array), (None, None))
+        if known is array and numbers is not None and numbers.shape == array.shape:
+            # A large array is not copied anew.
+            np.copyto(numbers, array)
+        else:
+            numbers = array.copy()
+        self._arrays[id(array)] = (array, numbers)
 
     def _remember_tensor(self, tensor: Tensor) -> None:
         if (
@@ -205,6 +245,19 @@ class Snapshot:
     def _is_own(self, kind: type) -> bool:
         """Whether a class is of the user's code, or of the package that modules come from."""
         return _root(kind) in self._packages or not _is_installed(kind)
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether something cannot change, nor what it holds."""
+    kind = type(value)
+    return kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value)))
+
+
+def _held(value: Any, slot: MemberDescriptorType) -> Any:
+    try:
+        return slot.__get__(value)
+    except AttributeError:
+        return _MISSING
 
 
 def undo(changes: Iterable[Change]) -> None:

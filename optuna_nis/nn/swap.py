@@ -223,7 +223,8 @@ class _Plan:
             if self.counts is not None:
                 self.counts[padding] = 0
             row = self.table.weight.detach()[padding].clone()
-            self.padding_row = row if bool(row.any()) else None
+            # Of a table that is still to be filled it is taken for what torch makes it, zero.
+            self.padding_row = row if not row.is_meta and bool(row.any()) else None
 
     @property
     def sparse(self) -> bool:
@@ -274,7 +275,7 @@ class _Plan:
 def _checked_counts(table: Table, given: Any) -> NDArray[np.int64] | None:
     if given is None:
         return None
-    counts = np.asarray(torch.as_tensor(given).cpu())
+    counts = np.asarray(torch.as_tensor(given, device="cpu"))
     if counts.shape != (table.num_embeddings,) or counts.dtype.kind not in "iu":
         raise ValueError(
             f"`counts` of {table.name!r} must be {table.num_embeddings} integers, got shape "
@@ -360,7 +361,7 @@ def _supernet_field(plan: _Plan, index: int) -> SupernetEmbedding:
 @torch.no_grad()
 def _multi_size_field(plan: _Plan, index: int) -> Field:
     rows, ranks, table = plan.rows(index), plan.ranks(index), plan.sizes[index]
-    std = float(rows.float().std()) if rows.numel() > 1 else 0.0
+    std = _std(rows)
     layer: Field
     mode = plan.mode()
     if mode is None:
@@ -387,6 +388,12 @@ def _multi_size_field(plan: _Plan, index: int) -> Field:
     for parameter in layer.parameters():
         parameter.requires_grad_(plan.trained)
     return layer
+
+
+def _std(rows: Tensor) -> float:
+    if rows.is_meta:
+        return 1.0  # As torch draws them.
+    return float(rows.float().std()) if rows.numel() > 1 else 0.0
 
 
 def _turned(rows: Tensor, directions: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class _Swapped(nn.Module):
                 layer.weight[-1].zero_()
                 nn.init.eye_(layer.projection)
             else:
-                layer.init_std = 1.0
+                for tier in layer.tier_modules():
+                    tier.init_std = 1.0
                 layer.reset_parameters()
         if self._padding_row is not None:
             self._padding_row.zero_()

@@ -98,6 +98,24 @@ def test_a_model_that_never_forgets_is_refused() -> None:
     assert model.training
 
 
+def test_a_model_that_keeps_the_vectors_of_the_first_choice_elsewhere_is_refused() -> None:
+    kept: list[Tensor] = []
+
+    class KeepsItems(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.item = nn.Embedding(60, 8)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            if not kept:
+                kept.append(self.item(torch.arange(60)))
+            logits = (self.user(batch[0]) * kept[0][batch[0]]).sum(1)
+            self.log("val_loss", functional.binary_cross_entropy_with_logits(logits, batch[1]))
+
+    with pytest.raises(MisconfigurationException, match=r"looked up \['item'\] under one of them"):
+        scored(KeepsItems())
+
+
 class SideBySide(Keeps):
     def choice_quality(self, batch: Any, num_choices: int) -> Tensor:
         if self.kept is None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict, UserList, defaultdict, deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 import logging
 import random
 from types import SimpleNamespace
 from typing import Any, ClassVar
+import weakref
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
@@ -26,11 +28,23 @@ class Record:
 
 
 class Slots:
-    __slots__ = ("outs", "total")
+    __slots__ = ("last", "outs", "total")
 
     def __init__(self) -> None:
         self.outs: list[int] = []
         self.total = 0
+
+
+class Answers:
+    """Says something of its own to every name that it does not know."""
+
+    __slots__ = ("outs",)
+
+    def __init__(self) -> None:
+        self.outs: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"{name}?")
 
 
 class Meter:
@@ -60,6 +74,8 @@ class Gathers(nn.Module):
         self.user_list = UserList([1])
         self.space = SimpleNamespace(outs=[1])
         self.record, self.slots, self.meter = Record(), Slots(), Meter()
+        self.answers = Answers()
+        self.hidden = [nn.BatchNorm1d(2)]
         self.array = np.zeros(2)
         self.plain = {"auroc": BinaryAUROC(), "mean": MeanMetric()}
         self.stream = torch.Generator()
@@ -88,6 +104,9 @@ CHANGES: dict[str, Any] = {
     "namespace": lambda m: _append(m.space.outs),
     "dataclass": lambda m: (_append(m.record.outs), setattr(m.record, "count", 3)),
     "slots": lambda m: (_append(m.slots.outs), setattr(m.slots, "total", 3)),
+    "new slot": lambda m: setattr(m.slots, "last", 3),
+    "object that answers any name": lambda m: _append(m.answers.outs),
+    "statistics of a module in a list": lambda m: m.hidden[0](torch.randn(4, 2)),
     "object": lambda m: (_append(m.meter.seen["ids"]), setattr(m.meter, "sum", 3.0)),
     "number": lambda m: setattr(m, "count", m.count + 1),
     "new attribute": lambda m: setattr(m, "kept", torch.ones(1)),
@@ -128,7 +147,9 @@ def _state(value: Any) -> Any:
     if isinstance(value, random.Random):
         return value.getstate()
     if isinstance(value, Slots):
-        return (list(value.outs), value.total)
+        return (list(value.outs), value.total, hasattr(value, "last"))
+    if isinstance(value, Answers):
+        return list(value.outs)
     if isinstance(value, dict):
         return [(str(key), _state(held)) for key, held in value.items()]
     if isinstance(value, (list, tuple, deque, UserList)):
@@ -190,13 +211,16 @@ def test_later_snapshots_put_back_what_was_there_then() -> None:
     snapshot = Snapshot(model)
     for value in (1.0, 2.0):
         model.large.fill_(value)
+        model.array.fill(value)
         model.total.fill_(value)
         snapshot = Snapshot(model, earlier=snapshot)
         again = Snapshot(model, earlier=snapshot)
         model.large.zero_()
+        model.array.fill(0.0)
         model.total.zero_()
         again.put_back()
         assert (model.large == value).all()
+        assert (model.array == value).all()
         assert (model.total == value).all()
 
 
@@ -219,5 +243,23 @@ def test_what_cannot_be_copied_is_left_alone() -> None:
     with torch.inference_mode():
         model.inference = torch.zeros(1)
     model.cycle = [model]
+    model.outs["gone"] = [weakref.proxy(Meter())]
     Snapshot(model).put_back()
     assert model.cycle[0] is model
+
+
+def test_what_methods_remember_is_forgotten() -> None:
+    class Remembers(nn.Module):
+        @lru_cache  # noqa: B019
+        def vectors(self) -> Tensor:
+            return torch.rand(3)
+
+    model = Remembers()
+    before = model.vectors()
+    snapshot = Snapshot(model)
+    for _ in range(2):
+        snapshot.put_back()
+        after = model.vectors()
+        assert after is not before
+        assert model.vectors() is after
+        before = after

@@ -225,3 +225,33 @@ def test_layers_on_the_meta_device_can_be_filled() -> None:
     assert empty(IDS.to("meta")).shape == (3, 60, 8)
     empty.to_empty(device="cpu").load_state_dict(searchable.state_dict())
     assert torch.equal(empty(IDS), searchable(IDS))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_models_on_the_meta_device_can_be_swapped_and_filled(inside: bool, assign: bool) -> None:
+    def build() -> nn.ModuleDict:
+        layers = {"a": nn.Embedding(60, 8, padding_idx=0), "b": nn.EmbeddingBag(60, 8)}
+        return nn.ModuleDict(layers)
+
+    def swaps(model: nn.ModuleDict) -> tuple[nn.ModuleDict, nn.ModuleDict]:
+        sized = apply_allocation(copy.deepcopy(model), allocation, counts=counts)
+        make_searchable(model, counts=counts)
+        return model, sized
+
+    counts = {"a": torch.arange(60), "b": torch.arange(60)}
+    tables = [TableAllocation(name, 60, 8, (Tier(20, 8), Tier(20, 2))) for name in counts]
+    allocation = Allocation(tables)
+    filled = swaps(build())
+    with torch.device("meta"):
+        empty = build()
+        if inside:
+            swapped = swaps(empty)
+    for model, full in zip(swapped if inside else swaps(empty), filled):
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        if not assign:
+            model.to_empty(device="cpu")
+        model.load_state_dict(full.state_dict(), assign=assign)
+        ids = torch.arange(60)
+        assert torch.equal(model["a"](ids), full["a"](ids))
+        assert torch.equal(model["b"](ids.view(20, 3)), full["b"](ids.view(20, 3)))

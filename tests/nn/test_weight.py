@@ -167,6 +167,14 @@ def test_reset_parameters_starts_anew(make: Callable[..., Any]) -> None:
     assert isinstance(layer, SwappedEmbedding)
 
 
+def test_a_sized_layer_of_narrow_rows_starts_anew_as_torch_does() -> None:
+    model = nn.ModuleDict({"e": nn.Embedding(100, 8)})
+    nn.init.normal_(model["e"].weight, std=0.02)
+    apply_allocation(model, Allocation([TableAllocation("e", 100, 8, (Tier(100, 8),))]))
+    model["e"].reset_parameters()
+    assert model["e"](torch.arange(100)).std().item() == pytest.approx(1, rel=0.2)
+
+
 def test_a_constant_row_of_padding_is_zero_after_a_reset() -> None:
     model = nn.ModuleDict({"e": nn.Embedding(100, 8, padding_idx=4)})
     nn.init.ones_(model["e"].weight)
