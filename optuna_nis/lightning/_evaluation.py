@@ -105,7 +105,7 @@ class Evaluation:
             return
         kind = type(pl_module).__name__
         seen: set[str] = set().union(*runs)
-        if missed := seen.difference(set.intersection(*runs)):
+        if missed := seen.difference(runs[0].intersection(*runs)):
             raise MisconfigurationException(
                 f"The choices cannot be told apart: {kind} looked up {sorted(missed)} under one "
                 f"of them but not under another, on the same examples. {_KEPT}"
