@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 TASK ?= ranking
 GALLERY ?= 0
+# Processes that share the tests.
+WORKERS ?= auto
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
 .PHONY: demo test lint types docs unit servers chromium test-oldest screenshots dist release-check format clean
@@ -43,7 +45,7 @@ docs: $(BIN)/.installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html -D sphinx_gallery_conf.plot_gallery=$(GALLERY) docs docs/_build/html
 
 unit: $(BIN)/.installed servers chromium
-	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest --numprocesses=$(WORKERS) --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # With the oldest versions that pyproject.toml allows, in an environment of its own.
 $(OLDEST)/bin/.installed: pyproject.toml constraints-oldest.txt
@@ -52,7 +54,7 @@ $(OLDEST)/bin/.installed: pyproject.toml constraints-oldest.txt
 	touch $@
 
 test-oldest: $(OLDEST)/bin/.installed servers chromium
-	$(OLDEST)/bin/pytest tests
+	$(OLDEST)/bin/pytest --numprocesses=$(WORKERS) tests
 
 servers:
 	sh tests/support/install_servers.sh
