@@ -616,17 +616,25 @@ def _storage(storage: str) -> BaseStorage:
 
 def _checkpoint_dir(storage: str) -> Path:
     """Beside the file of the study, if it is in one."""
-    file = storage if storage.endswith(".journal") else None
+    return Path(f"{_file_of(storage) or 'optuna-nis'}.checkpoints")
+
+
+def _file_of(storage: str) -> str | None:
+    """The file that a storage is in, if it is in one."""
     if storage.startswith("sqlite"):
         import sqlalchemy
 
-        file = sqlalchemy.make_url(storage).database
-    return Path(f"{file or 'optuna-nis'}.checkpoints")
+        return sqlalchemy.make_url(storage).database
+    return storage if storage.endswith(".journal") else None
 
 
 def _load(storage: str, study_name: str) -> Study:
     import optuna
 
+    file = _file_of(storage)
+    # Opening it would make it.
+    if file and not file.startswith((":memory:", "file:")) and not Path(file).exists():
+        raise ValueError(f"`--storage` {storage!r}: there is no file {file}; search first.")
     try:
         return optuna.load_study(study_name=study_name, storage=_storage(storage))
     except KeyError as error:

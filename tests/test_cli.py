@@ -213,7 +213,15 @@ def test_lists_and_markers_from_the_search_to_the_prediction(tmp_path: Path) -> 
 
 def test_a_study_that_is_not_there(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/s.db"
-    for command in (("retrain",), ("report", "--output", tmp_path / "r.html")):
+    commands = (("retrain",), ("report", "--output", tmp_path / "r.html"), ("status",))
+    for command in commands:
+        for missing in (storage, str(tmp_path / "s.journal")):
+            code, output = _run(*command, "--storage", missing)
+            assert code == 1
+            assert "there is no file" in " ".join(output.split())
+    assert not list(tmp_path.iterdir())
+    optuna.create_study(storage=storage, study_name="another")
+    for command in commands:
         code, output = _run(*command, "--storage", storage)
         assert code == 1
         assert "is not in the storage" in " ".join(output.split())

@@ -332,8 +332,9 @@ class EmbeddingDataModule(LightningDataModule):
         self._num_unknown[LABEL] = int((~kept).sum())
         if not kept.any():
             raise ValueError(
-                "The label must have values that `fitted` knows, got only others in the training "
-                f"part, such as {train.target.iloc[0]!r}. This is another table."
+                "The label must have values known from before (`fitted`), got only others in the "
+                f"training part, such as {train.target.iloc[0]!r}. This is another table, or its "
+                "targets were renamed."
             )
         train = Source(train.frame[kept], train.target[kept])
         return train, parts._replace(train=parts.train[kept])
@@ -344,9 +345,10 @@ class EmbeddingDataModule(LightningDataModule):
             column = train[name].dropna()
             if name not in self._separators and 0 < number == len(column):
                 raise ValueError(
-                    f"The column {name!r} must have values that `fitted` knows, such as "
+                    f"The column {name!r} must have values known from before (`fitted`), such as "
                     f"{fitted.vocabularies[name].values[0]!r}, got only others in the training "
-                    f"part, such as {column.iloc[0]!r}. This is another table."
+                    f"part, such as {column.iloc[0]!r}. This is another table, or its ids were "
+                    "renamed."
                 )
         self._num_unknown |= unknown
 

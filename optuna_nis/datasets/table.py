@@ -180,8 +180,8 @@ class TableDataModule(EmbeddingDataModule):
     def _warn_dropped(self, kept: NDArray[np.bool_], name: str) -> None:
         if missing := int((~kept).sum()):
             warnings.warn(
-                f"{self.path.name}: dropped {missing} of {len(kept)} rows, which have no value in "
-                f"the column {name!r}.",
+                f"{self.path.name}: dropped {missing:,} of {len(kept):,} rows, which have no "
+                f"value in the column {name!r}.",
                 stacklevel=5,
             )
 

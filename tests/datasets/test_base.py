@@ -623,7 +623,7 @@ def test_training_rows_of_unknown_targets_are_left_out() -> None:
     assert after.sizes == {"train": 12, "validation": 2, "test": 2}
     batch = next(iter(after.train_dataloader()))
     assert set(batch["label"].tolist()) == {0, 1}
-    with pytest.raises(ValueError, match="The label must have values that `fitted` knows"):
+    with pytest.raises(ValueError, match="The label must have values known from before"):
         Rows(frame, list("xy") * 10, "retrieval", fitted=before.features).setup("fit")
 
 
@@ -650,7 +650,7 @@ def test_a_column_with_no_id_in_common_is_refused() -> None:
     before = Rows(_visits([1, 2, 3] * 10)[["user"]], [0, 1] * 15)
     before.setup("fit")
     other = Rows(_visits([7, 8, 9] * 10)[["user"]], [0, 1] * 15, fitted=before.features)
-    with pytest.raises(ValueError, match="'user' must have values that `fitted` knows, such as 1"):
+    with pytest.raises(ValueError, match="'user' must have values known from before"):
         other.setup("fit")
 
 
