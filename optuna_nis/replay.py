@@ -392,6 +392,7 @@ def policy_history(
         ValueError: If the study has several objectives or ``num_points`` is not positive.
 
     Example:
+        >>> import optuna
         >>> from optuna_nis.sampler import NISSampler
         >>> study = optuna.create_study(sampler=NISSampler(seed=0))
         >>> study.optimize(lambda trial: trial.suggest_categorical("x", [1, 2, 3]), n_trials=20)

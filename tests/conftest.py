@@ -29,6 +29,14 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.fixture(autouse=True)
+def _verbosity() -> Iterator[None]:
+    """What a test sets does not hold for the next."""
+    before = optuna.logging.get_verbosity()
+    yield
+    optuna.logging.set_verbosity(before)
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Callable[[str], str]]:
     """Addresses of servers, each started when it is first asked for."""

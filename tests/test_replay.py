@@ -37,7 +37,7 @@ EPOCH = datetime(2024, 1, 1)
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="optuna"):
         yield caplog
 
 

@@ -38,11 +38,8 @@ STORAGES = ("inmemory", "sqlite", "journal")
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    level = optuna.logging.get_verbosity()
+def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    yield
-    optuna.logging.set_verbosity(level)
 
 
 def fast(storage: BaseStorage) -> BaseStorage:
@@ -545,7 +542,7 @@ def test_independent_sampling_is_warned_about(
         return trial.suggest_float("continuous", 0, 1)
 
     study = optuna.create_study(sampler=NISSampler(warn_independent_sampling=warn))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="optuna"):
         study.optimize(objective, n_trials=1)
         assert not caplog.records
         study.optimize(objective, n_trials=1)

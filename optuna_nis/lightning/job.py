@@ -133,6 +133,7 @@ def search(
 
     Example:
         >>> import optuna
+        >>> from optuna_nis.results import space_of
         >>> study = optuna.create_study(direction="maximize")
         >>> config = DataConfig(dataset="flights", max_rows=2_000)
         >>> best = search(study, config, budget="25%", epochs=1, num_updates=2)

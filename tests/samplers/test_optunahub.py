@@ -45,9 +45,6 @@ def test_the_front_matter_is_complete():
 @pytest.fixture
 def _local_registry(module, monkeypatch):
     monkeypatch.setattr(optunahub, "load_module", {"samplers/nis": module}.__getitem__)
-    verbosity = optuna.logging.get_verbosity()
-    yield
-    optuna.logging.set_verbosity(verbosity)
 
 
 @pytest.mark.usefixtures("_local_registry")
