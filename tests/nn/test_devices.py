@@ -294,6 +294,9 @@ def _reference_batch(kind: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", ["ranking", "retrieval", "sampled", "estimated"])
 def test_reference_models(device: PretendDevice, kind: str) -> None:
+    if kind != "ranking":
+        # Means of earlier versions make tensors where the stand-in does not see it.
+        pytest.importorskip("torchmetrics", "1.9")
     space, build = _reference(kind)
     torch.manual_seed(0)
     supernet = build(space)
