@@ -8,10 +8,10 @@ import optuna
 import pytest
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
-from optuna_nis.results import save_space
+from optuna_nis.study.results import save_space
 
 # Its docstrings are run where torchrec, which is optional, is installed.
-collect_ignore = [] if find_spec("torchrec") else ["optuna_nis/export/torchrec.py"]
+collect_ignore = [] if find_spec("torchrec") else ["optuna_nis/serve/torchrec.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def small_data() -> object:
     """Clicks of 20 users, as `data` in the examples."""
     import pandas as pd
 
-    from optuna_nis.datasets import EmbeddingDataModule, Source
+    from optuna_nis.data import EmbeddingDataModule, Source
 
     class Clicks(EmbeddingDataModule):
         def load(self) -> Source:

@@ -42,7 +42,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
-from optuna_nis.storages import open_storage
+from optuna_nis.study.storages import open_storage
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from servers import PostgreSQL, Redis, Server

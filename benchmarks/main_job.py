@@ -16,7 +16,7 @@ import optuna
 from quiet import quiet
 
 from optuna_nis.lightning import DataConfig, retrain, search
-from optuna_nis.results import best_allocation, summary_of
+from optuna_nis.study.results import best_allocation, summary_of
 
 
 def main() -> None:

@@ -32,10 +32,10 @@ from typing import Any
 import optuna
 from quiet import quiet
 
-from optuna_nis.datasets import EmbeddingDataModule
+from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning import DataConfig, evaluate, reference_model, train
-from optuna_nis.results import best_allocation, best_trial
-from optuna_nis.searches import searches_of
+from optuna_nis.study.results import best_allocation, best_trial
+from optuna_nis.study.searches import searches_of
 
 _NAME = "resume"
 _TICK = os.sysconf("SC_CLK_TCK")

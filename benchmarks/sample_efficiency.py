@@ -31,7 +31,7 @@ from quiet import quiet
 import torch
 
 from optuna_nis import Allocation, NISSampler, SearchSpace
-from optuna_nis.datasets import load_dataset
+from optuna_nis.data import load_dataset
 from optuna_nis.lightning import reference_model
 from optuna_nis.lightning.training import train
 

@@ -33,8 +33,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis import NISSampler
-from optuna_nis.recording import add_finished_trials
-from optuna_nis.replay import LOG_PROB_KEY, Replay
+from optuna_nis.controller.replay import LOG_PROB_KEY, Replay
+from optuna_nis.study.recording import add_finished_trials
 
 _NUM_PARAMETERS = 40
 _CHOICES = (0, 1, 2, 3, 4, 5)

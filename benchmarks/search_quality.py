@@ -24,7 +24,8 @@ from typing import Any
 
 from trainings import DATA, TPE_STARTUP, Result, Trainings
 
-from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier, baselines
+from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
+from optuna_nis.strategy import baselines
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.05, 0.125, 0.25, 0.5)

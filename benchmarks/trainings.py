@@ -28,7 +28,7 @@ from torch.nn.utils import parametrize
 from without import patched
 
 from optuna_nis import Allocation, SearchSpace
-from optuna_nis.datasets import EmbeddingDataModule
+from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning import DataConfig, reference_model, search
 from optuna_nis.lightning.training import Training, evaluate, train
 

@@ -24,9 +24,10 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 import plotly.graph_objects as go
 
-from optuna_nis import EmbeddingSpec, SearchSpace, visualization
-from optuna_nis.dashboard import publish
-from optuna_nis.storages import open_storage
+from optuna_nis import EmbeddingSpec, SearchSpace
+from optuna_nis.show import figures as visualization
+from optuna_nis.show.dashboard import publish
+from optuna_nis.study.storages import open_storage
 
 IMAGES = Path(__file__).parent / "images"
 PAPER = {"light": "#ffffff", "dark": "#15171a"}

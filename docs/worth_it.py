@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 import readme_table
 
-from optuna_nis.visualization import _style
+from optuna_nis.show.figures import _style
 
 Cell = Mapping[str, Any]
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from optuna_nis._moved import install_moved_modules
+
 if TYPE_CHECKING:
-    from optuna_nis.allocation import Allocation, TableAllocation, Tier
-    from optuna_nis.budget import AdditiveBudget
-    from optuna_nis.policy import Policy, PolicySettings
-    from optuna_nis.replay import PolicyHistory, policy_history
-    from optuna_nis.reward import Reward, penalised_reward
-    from optuna_nis.sampler import NISSampler
-    from optuna_nis.space import EmbeddingSpec, SearchSpace
+    from optuna_nis.controller.policy import Policy, PolicySettings
+    from optuna_nis.controller.replay import PolicyHistory, policy_history
+    from optuna_nis.controller.sampler import NISSampler
+    from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
+    from optuna_nis.space.budget import AdditiveBudget
+    from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+    from optuna_nis.strategy.reward import Reward, penalised_reward
 
 __version__ = "0.1.0"
 
@@ -35,27 +37,27 @@ __all__ = [
 # Where each is. Modules are loaded when something of them is asked for: the command answers
 # `--help` without Optuna.
 _MODULES = {
-    "Allocation": "allocation",
-    "TableAllocation": "allocation",
-    "Tier": "allocation",
-    "AdditiveBudget": "budget",
-    "Policy": "policy",
-    "PolicySettings": "policy",
-    "PolicyHistory": "replay",
-    "policy_history": "replay",
-    "Reward": "reward",
-    "penalised_reward": "reward",
-    "NISSampler": "sampler",
+    "AdditiveBudget": "space",
+    "Allocation": "space",
     "EmbeddingSpec": "space",
     "SearchSpace": "space",
+    "TableAllocation": "space",
+    "Tier": "space",
+    "NISSampler": "controller",
+    "Policy": "controller",
+    "PolicyHistory": "controller",
+    "PolicySettings": "controller",
+    "policy_history": "controller",
+    "Reward": "strategy.reward",
+    "penalised_reward": "strategy.reward",
 }
+
+install_moved_modules()
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(f"optuna_nis.{_MODULES[name]}"), name)
-    if name in _MODULES.values():
-        return import_module(f"optuna_nis.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -17,7 +17,7 @@ def get_logger(name: str) -> logging.Logger:
         name: Name of the module.
 
     Example:
-        >>> get_logger("optuna_nis.space").name
-        'optuna.optuna_nis.space'
+        >>> get_logger("optuna_nis.space.space").name
+        'optuna.optuna_nis.space.space'
     """
     return optuna.logging.get_logger(f"optuna.{name}")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
 
-    from optuna_nis.allocation import Allocation
+    from optuna_nis.space.allocation import Allocation
 
 app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
@@ -313,7 +313,7 @@ def retrain(
     ):
         _silence_lightning()
         from optuna_nis.lightning import retrain as run_retrain
-        from optuna_nis.report import format_table
+        from optuna_nis.show.report import format_table
 
         study = _load(storage, study_name)
         results = run_retrain(
@@ -343,8 +343,8 @@ def report(
 ) -> None:
     """Print the results and write one self-contained HTML page with figures."""
     with _errors(quiet):
-        from optuna_nis.report import format_table, write_report
-        from optuna_nis.results import best_allocation, cautions_of, results_of, summary_of
+        from optuna_nis.show.report import format_table, write_report
+        from optuna_nis.study.results import best_allocation, cautions_of, results_of, summary_of
 
         study = _load(storage, study_name)
         check_file("--output", output)
@@ -376,8 +376,8 @@ def status(
     with _errors(quiet=True):
         from rich.live import Live
 
-        from optuna_nis.sampler import NISSampler
-        from optuna_nis.status import render, space_of, status_of
+        from optuna_nis.controller.sampler import NISSampler
+        from optuna_nis.show.status import render, space_of, status_of
 
         study = _load(storage, study_name)
         sampler = NISSampler(budget=space_of(study))
@@ -403,7 +403,7 @@ def predict(
         _silence_lightning()
         import pandas as pd
 
-        from optuna_nis.datasets import read_table
+        from optuna_nis.data import read_table
         from optuna_nis.lightning import Predictor
 
         predictor = Predictor.load(model)
@@ -563,7 +563,7 @@ def _bars(quiet: bool) -> list[Any]:
 
 
 def _score(study: Study, best: Allocation) -> str:
-    from optuna_nis.results import (
+    from optuna_nis.study.results import (
         QUALITY_ATTR,
         best_trial,
         metric_of,
@@ -597,7 +597,7 @@ def _next(quiet: bool, command: str, storage: str, study_name: str) -> None:
 def _dashboard() -> Any:
     """Figures for Optuna Dashboard, where that is installed."""
     with suppress(ImportError):
-        from optuna_nis.dashboard import DashboardCallback
+        from optuna_nis.show.dashboard import DashboardCallback
 
         return DashboardCallback()
     return None
@@ -609,7 +609,7 @@ def _storage(storage: str) -> BaseStorage:
             f"`--storage` must be a URL such as sqlite:///study.db or a *.journal file, got "
             f"{storage!r}."
         )
-    from optuna_nis.storages import open_storage
+    from optuna_nis.study.storages import open_storage
 
     return open_storage(storage)
 
@@ -663,7 +663,7 @@ def _bags(texts: Sequence[str], table: Path | None) -> dict[str, str | None]:
     """For every bag its separator, or None if its cells are lists."""
     if not texts:
         return {}
-    from optuna_nis.datasets import column_names
+    from optuna_nis.data import column_names
 
     columns = [] if table is None else column_names(table)
     return dict(_bag(text, columns) for text in texts)

@@ -23,7 +23,8 @@ import sys
 import optuna
 import optuna_nis
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
-import optuna_nis.baselines, optuna_nis.recording, optuna_nis.results, optuna_nis.storages
+import optuna_nis.strategy.baselines, optuna_nis.study.recording
+import optuna_nis.study.results, optuna_nis.study.storages
 
 heavy = {"lightning", "pandas", "plotly", "torch"} & set(sys.modules)
 assert not heavy, heavy

@@ -13,8 +13,8 @@ import pytest
 from servers import GrpcProxy, PostgreSQL, Redis
 
 from optuna_nis import EmbeddingSpec, SearchSpace, penalised_reward
-from optuna_nis.moments import Moment, save_moment
-from optuna_nis.results import (
+from optuna_nis.study.moments import Moment, save_moment
+from optuna_nis.study.results import (
     METRIC_ATTR,
     RetrainResult,
     best_allocation,

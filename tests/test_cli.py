@@ -26,8 +26,8 @@ from optuna_nis import _format, cli
 from optuna_nis._logging import get_logger
 from optuna_nis.cli import app
 from optuna_nis.lightning import DataConfig, Predictor
-from optuna_nis.results import DATA_ATTR, best_allocation, best_trial, space_of
-from optuna_nis.searches import searches_of
+from optuna_nis.study.results import DATA_ATTR, best_allocation, best_trial, space_of
+from optuna_nis.study.searches import searches_of
 
 runner = CliRunner()
 

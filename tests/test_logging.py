@@ -28,5 +28,5 @@ def test_loggers_are_below_that_of_optuna(name: str) -> None:
 
 
 def test_there_are_some() -> None:
-    names = ("optuna_nis.sampler", "optuna_nis.lightning.callback")
+    names = ("optuna_nis.controller.sampler", "optuna_nis.lightning.callback")
     assert all(hasattr(import_module(name), "_logger") for name in names)

@@ -17,9 +17,9 @@ from optuna.trial import TrialState
 import pytest
 
 from optuna_nis import AdditiveBudget, EmbeddingSpec, NISSampler, SearchSpace
-from optuna_nis.budget import Constraint
-from optuna_nis.policy import Policy
-from optuna_nis.replay import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY, Replay, keeps_to
+from optuna_nis.controller.policy import Policy
+from optuna_nis.controller.replay import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY, Replay, keeps_to
+from optuna_nis.space.budget import Constraint
 
 
 @st.composite

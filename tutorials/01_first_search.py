@@ -15,7 +15,7 @@ import os
 import optuna
 
 from optuna_nis.lightning import DataConfig, retrain, search
-from optuna_nis.visualization import plot_allocation
+from optuna_nis.show.figures import plot_allocation
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))  # Seconds instead of minutes, for a test.
 quick = {"epochs": 1, "num_updates": 5} if SHORT else {}

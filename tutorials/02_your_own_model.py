@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional
 from torchmetrics.classification import BinaryAUROC
 
-from optuna_nis import baselines
-from optuna_nis.datasets import load_dataset
+from optuna_nis.data import load_dataset
 from optuna_nis.lightning import NISCallback, evaluate, train, train_shortlist
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable
+from optuna_nis.strategy import baselines
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

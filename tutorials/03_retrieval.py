@@ -14,7 +14,7 @@ import optuna
 import pandas as pd
 
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search
-from optuna_nis.visualization import plot_allocation
+from optuna_nis.show.figures import plot_allocation
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
 quick = {"epochs": 1, "num_updates": 5} if SHORT else {"epochs": 6}

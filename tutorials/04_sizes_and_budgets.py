@@ -11,10 +11,11 @@ import os
 
 import optuna
 
-from optuna_nis import EmbeddingSpec, SearchSpace, baselines, penalised_reward
+from optuna_nis import EmbeddingSpec, SearchSpace, penalised_reward
 from optuna_nis.lightning import DataConfig, reference_model, search, train
-from optuna_nis.results import best_trial
-from optuna_nis.visualization import plot_allocation
+from optuna_nis.show.figures import plot_allocation
+from optuna_nis.strategy import baselines
+from optuna_nis.study.results import best_trial
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
 quick = {"epochs": 1, "num_updates": 5} if SHORT else {}

@@ -14,8 +14,8 @@ happens if one of them dies.
 #     python 05_many_workers.py --storage postgresql+psycopg://user:password@host/database
 #
 # Redis, MySQL, a journal file or a gRPC proxy do as well, see
-# :func:`~optuna_nis.storages.open_storage`. Without ``--storage`` it is an SQLite file here, which
-# serves the processes of one machine.
+# :func:`~optuna_nis.study.storages.open_storage`. Without ``--storage`` it is an SQLite file here,
+# which serves the processes of one machine.
 import argparse
 from collections import Counter
 import os
@@ -30,11 +30,11 @@ from optuna.trial import TrialState
 import torch
 
 from optuna_nis import NISSampler, SearchSpace
-from optuna_nis.datasets import load_dataset
+from optuna_nis.data import load_dataset
 from optuna_nis.lightning import RankingModule, objective
-from optuna_nis.results import best_allocation, best_trial
-from optuna_nis.storages import open_storage
-from optuna_nis.visualization import plot_memory_vs_quality
+from optuna_nis.show.figures import plot_memory_vs_quality
+from optuna_nis.study.results import best_allocation, best_trial
+from optuna_nis.study.storages import open_storage
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -12,8 +12,7 @@ import os
 import optuna
 
 from optuna_nis.lightning import DataConfig, retrain, search
-from optuna_nis.report import write_report
-from optuna_nis.visualization import (
+from optuna_nis.show.figures import (
     plot_allocation,
     plot_feature_budget,
     plot_learning,
@@ -21,6 +20,7 @@ from optuna_nis.visualization import (
     plot_policy,
     plot_reward_history,
 )
+from optuna_nis.show.report import write_report
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
 quick = {"epochs": 1, "num_updates": 5} if SHORT else {}

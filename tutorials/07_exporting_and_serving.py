@@ -90,8 +90,8 @@ print("late with probability", served.round(3))
 
 # %%
 # ``optuna-nis export --model model --format onnx --output served`` does the same. For a model of
-# your own there are :func:`~optuna_nis.export.save`, :func:`~optuna_nis.export.quantize` and
-# :func:`~optuna_nis.export.to_onnx`; :doc:`/exporting` has these, plain layers for code that
+# your own there are :func:`~optuna_nis.serve.save`, :func:`~optuna_nis.serve.quantize` and
+# :func:`~optuna_nis.serve.to_onnx`; :doc:`/exporting` has these, plain layers for code that
 # cannot change, and TorchRec for tables of many machines.
 #
 # Next: something else than embeddings.

@@ -11,22 +11,22 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from optuna_nis.data.config import DataConfig
 from optuna_nis.lightning.callback import NISCallback
-from optuna_nis.lightning.data_config import DataConfig
-from optuna_nis.lightning.export import export_model
 from optuna_nis.lightning.job import search
-from optuna_nis.lightning.modules import (
+from optuna_nis.lightning.objective import objective
+from optuna_nis.lightning.retraining import retrain
+from optuna_nis.lightning.rewards import Searchable
+from optuna_nis.lightning.shortlist import Candidate, train_shortlist, warm_start
+from optuna_nis.lightning.training import Training, evaluate, train
+from optuna_nis.models.modules import (
     EmbeddingModule,
     RankingModule,
     RetrievalModule,
     reference_model,
 )
-from optuna_nis.lightning.objective import objective
-from optuna_nis.lightning.predictor import Predictor
-from optuna_nis.lightning.retraining import retrain
-from optuna_nis.lightning.rewards import Searchable
-from optuna_nis.lightning.shortlist import Candidate, train_shortlist, warm_start
-from optuna_nis.lightning.training import Training, evaluate, train
+from optuna_nis.serve.model_folder import export_model
+from optuna_nis.serve.predictor import Predictor
 
 __all__ = [
     "Candidate",

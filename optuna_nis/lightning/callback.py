@@ -15,25 +15,25 @@ from torchmetrics import Metric
 
 from optuna_nis._checks import check_integer
 from optuna_nis._logging import get_logger
-from optuna_nis.allocation import Allocation
-from optuna_nis.budget import IntArray
+from optuna_nis.controller.policy import Policy
+from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.plan import Plan, check_end
-from optuna_nis.lightning.proposals import budgets, proposals, proposed
-from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.rewards import MonitorMode, Rewards
-from optuna_nis.lightning.training_choices import training_choices
 from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
-from optuna_nis.policy import Policy
-from optuna_nis.results import SUPERNET, VALIDATED, save_space
-from optuna_nis.reward import Reward, penalised_reward
-from optuna_nis.sampler import NISSampler
-from optuna_nis.searches import Search, check_search_id, join, new_search_id, num_scored
-from optuna_nis.space import FloatArray, SearchSpace
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.budget import IntArray
+from optuna_nis.space.space import FloatArray, SearchSpace
+from optuna_nis.strategy.proposers import budgets, proposals, proposed
+from optuna_nis.strategy.reward import Reward, penalised_reward
+from optuna_nis.strategy.training_choices import training_choices
+from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.results import SUPERNET, VALIDATED, save_space
+from optuna_nis.study.searches import Search, check_search_id, join, new_search_id, num_scored
 
 if TYPE_CHECKING:
-    from optuna_nis.dashboard import DashboardCallback
+    from optuna_nis.show.dashboard import DashboardCallback
 
 _T = TypeVar("_T")
 
@@ -123,11 +123,11 @@ class NISCallback(Callback):
         seed: Seed of the random choices. Where other searches are in the study already, it is
             mixed with the id, so that no two draw the same.
         propose: Gives choices for the budget of a space, which compete with those of the policy,
-            such as :func:`~optuna_nis.baselines.mixed_dimensions` with ``on_grid=True``. It is
-            called at once, for the budget and for each smaller one.
+            such as :func:`~optuna_nis.strategy.baselines.mixed_dimensions` with
+            ``on_grid=True``. It is called at once, for the budget and for each smaller one.
         rivals: Gives choices within the budget of a space that a supernet does not do justice to,
-            such as :func:`~optuna_nis.baselines.frequent_ids`: the best of them is a candidate
-            beside all others.
+            such as :func:`~optuna_nis.strategy.baselines.frequent_ids`: the best of them is a
+            candidate beside all others.
         dashboard: Keeps figures up to date in Optuna Dashboard while the search runs.
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left, even without a checkpoint. By

@@ -15,8 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 import torch
 
-from optuna_nis.allocation import Allocation
-from optuna_nis.searches import new_search_id, searches_of
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.study.searches import new_search_id, searches_of
 
 # Seconds between two checkpoints, at least, and the largest share of the time that they may take.
 _INTERVAL = 1.0

@@ -15,31 +15,34 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 import torch
 
-from optuna_nis import baselines
 from optuna_nis._checks import check_folder
 from optuna_nis._format import duration
 from optuna_nis._logging import get_logger
-from optuna_nis.allocation import Allocation
-from optuna_nis.datasets import EmbeddingDataModule, Task
-from optuna_nis.lightning.callback import NISCallback
-from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
-from optuna_nis.lightning.data_config import (
+from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.data import EmbeddingDataModule, Task
+from optuna_nis.data.config import (
     DataConfig,
     check_data,
     differences,
     read_data,
     save_data,
 )
-from optuna_nis.lightning.modules import (
+from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
+from optuna_nis.lightning.parts import parts_of_data
+from optuna_nis.lightning.shortlist import train_shortlist
+from optuna_nis.lightning.training import quiet_lightning, quiet_trainer
+from optuna_nis.models.modules import (
     RankingModule,
     RetrievalModule,
     reference_model,
 )
-from optuna_nis.lightning.parts import parts_of_data
-from optuna_nis.lightning.recorder import TrialRecorder
-from optuna_nis.lightning.shortlist import train_shortlist
-from optuna_nis.lightning.training import quiet_lightning, quiet_trainer
-from optuna_nis.results import (
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import Mode, SearchSpace
+from optuna_nis.strategy import baselines
+from optuna_nis.strategy.reward import penalised_reward
+from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.results import (
     DATA_ATTR,
     METRIC_ATTR,
     MODEL_OPTIONS_ATTR,
@@ -52,13 +55,10 @@ from optuna_nis.results import (
     save_parts,
     save_space,
 )
-from optuna_nis.reward import penalised_reward
-from optuna_nis.sampler import NISSampler
-from optuna_nis.searches import finish, join, num_scored, searches_of
-from optuna_nis.space import Mode, SearchSpace
+from optuna_nis.study.searches import finish, join, num_scored, searches_of
 
 if TYPE_CHECKING:
-    from optuna_nis.dashboard import DashboardCallback
+    from optuna_nis.show.dashboard import DashboardCallback
 
 _logger = get_logger(__name__)
 
@@ -133,7 +133,7 @@ def search(
 
     Example:
         >>> import optuna
-        >>> from optuna_nis.results import space_of
+        >>> from optuna_nis.study.results import space_of
         >>> study = optuna.create_study(direction="maximize")
         >>> config = DataConfig(dataset="flights", max_rows=2_000)
         >>> best = search(study, config, budget="25%", epochs=1, num_updates=2)

@@ -10,10 +10,12 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 import optuna
 
 from optuna_nis._logging import get_logger
-from optuna_nis.allocation import Allocation
 from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.lightning.training import BuildModel, listed, logged, train
-from optuna_nis.results import (
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.reward import Reward, penalised_reward
+from optuna_nis.study.results import (
     FIDELITY_ATTR,
     NUM_PARAMETERS_ATTR,
     PENALTY_ATTR,
@@ -21,8 +23,6 @@ from optuna_nis.results import (
     TRAINED,
     save_space,
 )
-from optuna_nis.reward import Reward, penalised_reward
-from optuna_nis.space import SearchSpace
 
 _logger = get_logger(__name__)
 

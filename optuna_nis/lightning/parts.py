@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from optuna_nis.cautions import Part
-from optuna_nis.datasets import EmbeddingDataModule
-from optuna_nis.datasets.base import Batch
-from optuna_nis.datasets.features import LABEL
-from optuna_nis.lightning.modules import EmbeddingModule, RetrievalModule
-from optuna_nis.uncertainty import auc_standard_error, share_standard_error
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.data.base import Batch
+from optuna_nis.data.features import LABEL
+from optuna_nis.models.modules import EmbeddingModule, RetrievalModule
+from optuna_nis.study.cautions import Part
+from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
 
 def parts_of_data(

@@ -13,18 +13,19 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 
-from optuna_nis import __version__, baselines
+from optuna_nis import __version__
 from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._format import duration
 from optuna_nis._logging import get_logger
-from optuna_nis.allocation import Allocation
-from optuna_nis.datasets import EmbeddingDataModule
-from optuna_nis.lightning.data_config import data_of, read_data
-from optuna_nis.lightning.modules import EmbeddingModule, reference_model
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.data.config import data_of, read_data
 from optuna_nis.lightning.parts import parts_of_data
-from optuna_nis.lightning.predictor import Predictor
 from optuna_nis.lightning.training import evaluate, train
-from optuna_nis.results import (
+from optuna_nis.models.modules import EmbeddingModule, reference_model
+from optuna_nis.serve.predictor import Predictor
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.strategy import baselines
+from optuna_nis.study.results import (
     MODEL_OPTIONS_ATTR,
     PLAIN_SECONDS_ATTR,
     RetrainResult,

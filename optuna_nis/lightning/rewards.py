@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from optuna_nis.allocation import Allocation
 from optuna_nis.lightning._batch import copied, examples_length, repeat
 from optuna_nis.lightning._evaluation import Evaluation
 from optuna_nis.lightning._package import is_overridden
@@ -23,7 +22,8 @@ from optuna_nis.lightning._validation import (
     num_examples,
     on_device,
 )
-from optuna_nis.space import SearchSpace
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
 
 MonitorMode = Literal["max", "min"]
 

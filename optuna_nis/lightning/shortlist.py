@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from optuna_nis._format import duration
 from optuna_nis._logging import get_logger
-from optuna_nis.allocation import Allocation
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
 from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.lightning.training import BuildModel, logged, quiet_lightning, quiet_trainer
@@ -28,6 +27,7 @@ from optuna_nis.nn import (
     SupernetEmbedding,
     supernet_layers,
 )
+from optuna_nis.space.allocation import Allocation
 
 _logger = get_logger(__name__)
 
@@ -104,7 +104,8 @@ def train_shortlist(
         FloatingPointError: If there is none whose metric is a finite number.
 
     Example:
-        >>> from optuna_nis import SearchSpace, baselines
+        >>> from optuna_nis import SearchSpace
+        >>> from optuna_nis.strategy import baselines
         >>> from optuna_nis.lightning import reference_model
         >>> space = SearchSpace(data.embedding_specs(8), budget="50%")
         >>> build = reference_model(data.features)

@@ -16,9 +16,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import torch
 
-from optuna_nis.allocation import Allocation
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.rewards import MonitorMode
+from optuna_nis.space.allocation import Allocation
 
 #: Makes a model of given embedding sizes.
 BuildModel = Callable[[Allocation], LightningModule]

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from optuna_nis._logging import get_logger
-from optuna_nis.allocation import Allocation
 from optuna_nis.lightning._batch import batch_length, take
 from optuna_nis.lightning.rewards import Rewards
+from optuna_nis.space.allocation import Allocation
 
 _logger = get_logger(__name__)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.allocation import TableAllocation
 from optuna_nis.nn._ids import check_bags, flat_bags, mean_of, no_offsets
 from optuna_nis.nn._look_up import full_precision, look_up, split
 from optuna_nis.nn._ranked import Ranked
+from optuna_nis.space.allocation import TableAllocation
 
 if TYPE_CHECKING:
     from typing_extensions import Self

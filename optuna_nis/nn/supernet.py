@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.allocation import Allocation
 from optuna_nis.nn._ids import mean_of
 from optuna_nis.nn._look_up import full_precision
 from optuna_nis.nn._ranked import Ranked, constant
@@ -21,7 +20,8 @@ from optuna_nis.nn.multi_size import (
     MultiSizeEmbeddingBag,
     check_bag_mode,
 )
-from optuna_nis.space import EmbeddingSpec, SearchSpace
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import EmbeddingSpec, SearchSpace
 
 
 class _Projection(nn.Module):

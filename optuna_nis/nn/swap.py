@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 
-from optuna_nis.allocation import Allocation, TableAllocation
 from optuna_nis.nn._directions import principal_directions
 from optuna_nis.nn._graphs import check_unused, refill
 from optuna_nis.nn._optimizers import hand_over, holders, watch
@@ -31,7 +30,8 @@ from optuna_nis.nn._tables import (
 from optuna_nis.nn.multi_size import BagMode, MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
 from optuna_nis.nn.swapped import Field, become, swapped_layers
-from optuna_nis.space import EmbeddingSpec, Mode, SearchSpace
+from optuna_nis.space.allocation import Allocation, TableAllocation
+from optuna_nis.space.space import EmbeddingSpec, Mode, SearchSpace
 
 #: Occurrences of every id of some tables, by the names of their layers.
 Counts: TypeAlias = Mapping[str, "Tensor | Sequence[int] | NDArray[np.int64]"]

@@ -15,8 +15,8 @@ import optuna_dashboard
 import pandas as pd
 import pytest
 
-from optuna_nis.dashboard import DashboardCallback
 from optuna_nis.lightning import DataConfig, search
+from optuna_nis.show.dashboard import DashboardCallback
 
 CHROMIUM = shutil.which("chromium")
 

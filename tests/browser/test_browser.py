@@ -7,9 +7,9 @@ from pathlib import Path
 from pypdf import PdfReader
 import pytest
 
-from optuna_nis import results
-from optuna_nis.dashboard import publish
-from optuna_nis.report import write_report
+from optuna_nis.show.dashboard import publish
+from optuna_nis.show.report import write_report
+from optuna_nis.study import results
 
 # What Plotly has drawn: one item for each figure, its height and its marks.
 _DRAWN = """elements => elements.map(element => ({

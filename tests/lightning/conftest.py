@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from optuna_nis.datasets import TableDataModule
+from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import DataConfig
 
 

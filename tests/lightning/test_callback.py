@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from optuna_nis import Allocation, NISSampler, SearchSpace, penalised_reward
-from optuna_nis.datasets import TableDataModule
+from optuna_nis.controller.policy import Policy
+from optuna_nis.controller.replay import Replay
+from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, reference_model
-from optuna_nis.lightning.recorder import TrialRecorder
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import supernet_layers
-from optuna_nis.policy import Policy
-from optuna_nis.replay import Replay
-from optuna_nis.results import space_of
-from optuna_nis.searches import searches_of
+from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.results import space_of
+from optuna_nis.study.searches import searches_of
 
 
 def _space(datamodule: TableDataModule) -> SearchSpace:

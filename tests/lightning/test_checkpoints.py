@@ -21,8 +21,8 @@ from optuna_nis.lightning import (
     train_shortlist,
 )
 from optuna_nis.lightning.checkpoints import SearchFolder
-from optuna_nis.results import SEARCH_SECONDS_ATTR, best_allocation
-from optuna_nis.searches import join, searches_of
+from optuna_nis.study.results import SEARCH_SECONDS_ATTR, best_allocation
+from optuna_nis.study.searches import join, searches_of
 
 SMALL: dict[str, Any] = {"budget": 0.5, "embedding_dim": 8, "epochs": 3, "num_updates": 6}
 

@@ -13,11 +13,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from optuna_nis import EmbeddingSpec, SearchSpace
-from optuna_nis.export import to_dense
 from optuna_nis.lightning import NISCallback, RankingModule, RetrievalModule
 from optuna_nis.lightning.shortlist import warm_start
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import RowwiseAdagrad, apply_allocation, make_searchable, swapped_layers
+from optuna_nis.serve import to_dense
 
 SIZE = 60
 ACCELERATORS = [

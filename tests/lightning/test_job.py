@@ -14,7 +14,7 @@ import pytest
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search
 from optuna_nis.lightning.job import _default_epochs, _EpochLines, _frequent_ids
-from optuna_nis.results import best_allocation, metric_of, parts_of, results_of, summary_of
+from optuna_nis.study.results import best_allocation, metric_of, parts_of, results_of, summary_of
 
 FAST = {"budget": 0.5, "embedding_dim": 8, "epochs": 1, "num_updates": 3}
 

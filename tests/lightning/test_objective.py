@@ -12,10 +12,10 @@ from tiny import MIXED, TRAIN, Net, batches_of
 import torch
 
 from optuna_nis import NISSampler, SearchSpace
-from optuna_nis.datasets import TableDataModule
+from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import objective, reference_model
 from optuna_nis.nn import apply_allocation, make_searchable
-from optuna_nis.results import best_allocation
+from optuna_nis.study.results import best_allocation
 
 
 def test_trials_are_trainings(datamodule: TableDataModule) -> None:

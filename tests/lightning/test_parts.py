@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from optuna_nis.cautions import Part
 from optuna_nis.lightning.parts import ranking_part, retrieval_part
-from optuna_nis.uncertainty import auc_standard_error, share_standard_error
+from optuna_nis.study.cautions import Part
+from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
 
 def _loader(labels: list[float]) -> DataLoader[dict[str, torch.Tensor]]:

@@ -10,11 +10,11 @@ import optuna
 import pandas as pd
 import pytest
 
-from optuna_nis._keeping import VOCABULARY, kept_text
-from optuna_nis.datasets import Features
+from optuna_nis.data import Features
+from optuna_nis.data.config import searched_features
 from optuna_nis.lightning import DataConfig, Predictor, job, retrain, retraining, search
-from optuna_nis.lightning.data_config import searched_features
-from optuna_nis.results import (
+from optuna_nis.study._keeping import VOCABULARY, kept_text
+from optuna_nis.study.results import (
     DATA_ATTR,
     RESULTS_ATTR,
     best_allocation,
@@ -23,7 +23,7 @@ from optuna_nis.results import (
     space_of,
     summary_of,
 )
-from optuna_nis.searches import searches_of
+from optuna_nis.study.searches import searches_of
 
 FAST: dict[str, Any] = {"budget": 0.5, "embedding_dim": 4, "epochs": 1, "num_updates": 2}
 

@@ -11,7 +11,7 @@ from tiny import IDS, MIXED, TRAIN, batches_of, rows
 import torch
 
 from optuna_nis import SearchSpace
-from optuna_nis.datasets import TableDataModule
+from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import DataConfig, evaluate, reference_model, train
 from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer
 from optuna_nis.nn import make_searchable

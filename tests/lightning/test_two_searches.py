@@ -14,10 +14,10 @@ from typing import Any
 import optuna
 from two_searches import GROUP_SIZE, NUM_UPDATES, digest
 
-from optuna_nis.replay import GROUP_KEY, GROUP_SIZE_KEY, Replay
-from optuna_nis.results import space_of
-from optuna_nis.searches import searches_of
-from optuna_nis.storages import open_storage
+from optuna_nis.controller.replay import GROUP_KEY, GROUP_SIZE_KEY, Replay
+from optuna_nis.study.results import space_of
+from optuna_nis.study.searches import searches_of
+from optuna_nis.study.storages import open_storage
 
 
 def test_two_processes_learn_from_each_other(

@@ -18,11 +18,11 @@ import optuna
 from optuna import Study
 import torch
 
+from optuna_nis.controller.policy import Policy
 from optuna_nis.lightning import DataConfig, NISCallback, search
-from optuna_nis.policy import Policy
-from optuna_nis.results import SUPERNET
-from optuna_nis.searches import num_scored, searches_of
-from optuna_nis.storages import open_storage
+from optuna_nis.study.results import SUPERNET
+from optuna_nis.study.searches import num_scored, searches_of
+from optuna_nis.study.storages import open_storage
 
 NUM_UPDATES, GROUP_SIZE = 6, 8
 _SECONDS = 60.0

@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
-from optuna_nis.export import quantize, to_dense
 from optuna_nis.lightning import RankingModule, RetrievalModule
 from optuna_nis.lightning.shortlist import warm_start
+from optuna_nis.models.softmax import (
+    estimated_ranks,
+    sampled_softmax_loss,
+    softmax_loss,
+    target_ranks,
+    top_items,
+)
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
@@ -26,13 +32,7 @@ from optuna_nis.nn import (
     make_searchable,
     set_choices,
 )
-from optuna_nis.nn.softmax import (
-    estimated_ranks,
-    sampled_softmax_loss,
-    softmax_loss,
-    target_ranks,
-    top_items,
-)
+from optuna_nis.serve import quantize, to_dense
 
 # Some tables are left without counts on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:`counts` has none")

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis import Allocation, EmbeddingSpec, TableAllocation, Tier
-from optuna_nis.export import quantize, to_dense
+from optuna_nis.models.softmax import (
+    estimated_ranks,
+    sampled_softmax_loss,
+    softmax_loss,
+    target_ranks,
+    top_items,
+)
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
@@ -19,13 +25,7 @@ from optuna_nis.nn import (
     apply_allocation,
     make_searchable,
 )
-from optuna_nis.nn.softmax import (
-    estimated_ranks,
-    sampled_softmax_loss,
-    softmax_loss,
-    target_ranks,
-    top_items,
-)
+from optuna_nis.serve import quantize, to_dense
 
 _TYPES = [torch.bfloat16, torch.float16, torch.float64]
 _TIERS: list[tuple[Tier, ...]] = [(), (Tier(4, 8),), (Tier(2, 8), Tier(3, 4), Tier(15, 2))]

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import NISSampler
-from optuna_nis.export import to_dense, to_onnx
 from optuna_nis.lightning import NISCallback
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import (
@@ -31,6 +30,7 @@ from optuna_nis.nn import (
     set_choices,
     swapped_layers,
 )
+from optuna_nis.serve import to_dense, to_onnx
 
 Batch = list[Tensor]
 USERS, ITEMS, CITIES, LENGTH = 300, 120, 12, 5

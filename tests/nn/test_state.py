@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
-from optuna_nis.export import quantize, to_torch_export
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
@@ -25,6 +24,7 @@ from optuna_nis.nn import (
     set_choices,
     supernet_layers,
 )
+from optuna_nis.serve import quantize, to_torch_export
 
 # Some tables are left without counts on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:`counts` has none")

@@ -13,8 +13,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from optuna_nis import Allocation, TableAllocation, Tier
-from optuna_nis.export import to_dense
 from optuna_nis.nn import SwappedEmbedding, apply_allocation, make_searchable
+from optuna_nis.serve import to_dense
 
 SIZES = Allocation([TableAllocation("e", 100, 8, (Tier(10, 8), Tier(40, 2)))])
 

@@ -15,8 +15,9 @@ import pytest
 from servers import PostgreSQL
 import torch
 
-from optuna_nis import Allocation, visualization
-from optuna_nis.results import best_allocation, results_of, space_of
+from optuna_nis import Allocation
+from optuna_nis.show import figures as visualization
+from optuna_nis.study.results import best_allocation, results_of, space_of
 
 FOLDER = Path(__file__).parents[2] / "tutorials"
 

@@ -1,0 +1,334 @@
+"""The data of a search, and what a study keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+import json
+from typing import Any
+
+from optuna import Study
+
+from optuna_nis._checks import check_integer
+from optuna_nis._logging import get_logger
+from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
+from optuna_nis.data.base import Split
+from optuna_nis.data.features import LABEL, BagKeep
+from optuna_nis.study._keeping import VOCABULARY, keep_text, kept_text
+from optuna_nis.study.results import (
+    DATA_ATTR,
+    DATASET_ATTR,
+    NUM_ROWS_ATTR,
+    SEEN_ROWS_ATTR,
+    SPACE_ATTR,
+    TASK_ATTR,
+    space_of,
+)
+
+_logger = get_logger(__name__)
+
+# Small data sets need smaller batches, or an epoch is over after a handful of steps.
+_MIN_STEPS_PER_EPOCH = 50
+# Characters shown of a value that differs.
+_LONGEST_VALUE = 120
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data a study is about: a data set by name, or a table of one's own.
+
+    Args:
+        dataset: Name of a data set, or None for a table.
+        table: Path of a CSV or Parquet file, or None for a data set.
+        task: ``"ranking"`` or ``"retrieval"``.
+        label: Column of the label of a table.
+        features: Columns of the features of a table; of a data set by default all.
+        bags: Columns of a table with several values in a cell, and what stands between them.
+        time: Column of a table to split chronologically.
+        split: ``"random"``, ``"chronological"`` or ``"leave-one-out"``; None is what suits the
+            data set, and for a table random, or chronological with a time.
+        seed: Seed of the split.
+        max_rows: Use only about so many rows.
+        data_dir: Folder of the files of a data set that does not come with a package.
+        batch_size: Rows in a training batch; by default 4,096, and fewer where an epoch would be
+            over after less than fifty of them.
+        time_format: How the dates of a table's time column are written, if not as ISO 8601 says.
+        na_values: Texts in a table that stand for a missing value, besides the empty cell.
+        max_bag_length: Values kept of a bag; by default 50.
+        bag_keep: Which values of a longer bag are kept, ``"last"`` or ``"first"``; None is what
+            suits the data set, and for a table the last.
+
+    Raises:
+        ValueError: Unless there is either a data set or a table, and with a table a label and no
+            ``data_dir``, or if the batch size is not at least 1.
+
+    Example:
+        >>> DataConfig(dataset="flights", task="retrieval").name
+        'flights'
+    """
+
+    dataset: str | None = None
+    table: str | None = None
+    task: Task = "ranking"
+    label: str | None = None
+    features: tuple[str, ...] = ()
+    bags: dict[str, str | None] = field(default_factory=dict)
+    time: str | None = None
+    split: Split | None = None
+    seed: int = 0
+    max_rows: int | None = None
+    data_dir: str | None = None
+    batch_size: int | None = None
+    time_format: str | None = None
+    na_values: tuple[str, ...] = ()
+    max_bag_length: int | None = None
+    bag_keep: BagKeep | None = None
+
+    def __post_init__(self) -> None:
+        if (self.dataset is None) == (self.table is None):
+            raise ValueError(
+                f"Either `dataset` or `table` must be given, got dataset={self.dataset!r} and "
+                f"table={self.table!r}."
+            )
+        if self.table is not None and self.label is None:
+            raise ValueError("`label` must name the label's column of the table, got None.")
+        if self.table is not None and self.data_dir is not None:
+            raise ValueError(f"`data_dir` is for a data set by name, got {self.data_dir!r}.")
+        if self.table is None and self.na_values:
+            raise ValueError(f"`na_values` is for a table, got {list(self.na_values)!r}.")
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size, 1)
+
+    @property
+    def name(self) -> str:
+        """The data set or table, for people."""
+        return self.dataset or str(self.table)
+
+    def datamodule(
+        self, *, withhold_test: bool, shuffle_seed: int = 0, fitted: Features | None = None
+    ) -> EmbeddingDataModule:
+        """The data, ready to train on.
+
+        Args:
+            withhold_test: Whether the test part is dropped, as a search wants it.
+            shuffle_seed: Seed of the order of the training rows.
+            fitted: Features to encode with in place of those of the training part, such as
+                :func:`searched_features` gives.
+
+        Raises:
+            ValueError: If the data cannot be used.
+        """
+        options: dict[str, Any] = {
+            "seed": self.seed,
+            "shuffle_seed": shuffle_seed,
+            "withhold_test": withhold_test,
+            "max_rows": self.max_rows,
+            "split": self.split,
+            "fitted": fitted,
+        }
+        for name in ("batch_size", "max_bag_length", "bag_keep"):
+            if (value := getattr(self, name)) is not None:
+                options[name] = value
+        data: EmbeddingDataModule
+        if self.dataset is not None:
+            data = load_dataset(
+                self.dataset,
+                self.task,
+                features=self.features or None,
+                data_dir=self.data_dir,
+                **options,
+            )
+        else:
+            assert self.table is not None
+            assert self.label is not None
+            data = TableDataModule(
+                self.table,
+                label=self.label,
+                features=self.features,
+                bags=self.bags,
+                time=self.time,
+                time_format=self.time_format,
+                na_values=self.na_values,
+                task=self.task,
+                **options,
+            )
+        data.setup("fit")
+        if self.batch_size is not None:
+            return data
+        rows = data.sizes["train"]
+        while data.batch_size > 64 and rows < data.batch_size * _MIN_STEPS_PER_EPOCH:
+            data.batch_size //= 2
+        return data
+
+    def to_json(self) -> str:
+        """Write as JSON, to be read back by :meth:`from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DataConfig:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: If the text is not such a configuration.
+        """
+        try:
+            data = json.loads(text)
+            if "bag_keep" not in data and data["table"] is not None and data["bags"]:
+                # Written when the first values were kept.
+                data["bag_keep"] = "first"
+            lists = {name: tuple(data.get(name, ())) for name in ("features", "na_values")}
+            return cls(**(data | lists))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"This data configuration is malformed: {error!r}.") from error
+
+
+def data_of(study: Study) -> DataConfig:
+    """The data that a study was searched on.
+
+    Raises:
+        ValueError: If it was not searched by :func:`search`.
+    """
+    text = study.user_attrs.get(DATA_ATTR)
+    if text is None:
+        raise ValueError(
+            f"`study` {study.study_name!r} does not say which data it is about; search first."
+        )
+    return DataConfig.from_json(text)
+
+
+def searched_features(study: Study) -> Features | None:
+    """The features with the vocabularies that a study was searched with.
+
+    None if it was not searched, or by a version that did not keep them.
+
+    Args:
+        study: A study of a search.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+
+    Example:
+        >>> searched_features(study) is None
+        True
+    """
+    text = kept_text(study, VOCABULARY)
+    return None if text is None else Features.from_json(text)
+
+
+def read_data(
+    study: Study, data: DataConfig, *, withhold_test: bool, progress: Callable[[str], None]
+) -> EmbeddingDataModule:
+    """Read the data of a study, with the vocabularies that it was searched with.
+
+    Args:
+        study: The study.
+        data: Its data.
+        withhold_test: As in :meth:`DataConfig.datamodule`.
+        progress: Called with a line of text for what is read.
+
+    Raises:
+        ValueError: If the data cannot be used, or have other ids than those that were searched and
+            the study keeps no vocabulary.
+    """
+    progress(f"Reading {data.name}.")
+    fitted = searched_features(study) if DATA_ATTR in study.user_attrs else None
+    datamodule = data.datamodule(withhold_test=withhold_test, fitted=fitted)
+    progress(datamodule.summary())
+    if SPACE_ATTR in study.user_attrs:
+        _check_ids(study, data, datamodule)
+        _warn_changed(study, data, datamodule, progress)
+    return datamodule
+
+
+def check_data(study: Study, data: DataConfig) -> None:
+    """Check that a study was searched on the same data, if on any.
+
+    Raises:
+        ValueError: If it was searched on others.
+    """
+    text = study.user_attrs.get(DATA_ATTR)
+    if text is not None and (before := DataConfig.from_json(text)) != data:
+        raise ValueError(
+            f"`study` {study.study_name!r} was searched on other data, with "
+            f"{differences(asdict(before), asdict(data))}. Use another study name."
+        )
+
+
+def save_data(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
+    """Keep what a retraining needs, before there is anything to retrain; the data's name last."""
+    keep_text(study, VOCABULARY, datamodule.features.to_json())
+    study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))
+    study.set_user_attr(SEEN_ROWS_ATTR, _seen_rows(datamodule))
+    study.set_user_attr(DATASET_ATTR, data.name)
+    study.set_user_attr(TASK_ATTR, data.task)
+    study.set_user_attr(DATA_ATTR, data.to_json())
+
+
+def _check_ids(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
+    """Refuse what the sizes that were found cannot be of."""
+    before = {spec.name: spec.num_embeddings for spec in space_of(study).specs}
+    now = {name: len(vocabulary) for name, vocabulary in datamodule.vocabularies.items()}
+    if before != now:
+        raise ValueError(
+            f"{data.name} has changed since `study` {study.study_name!r} was searched: distinct "
+            f"ids of {differences(before, now)}. The study does not keep the ids that were "
+            "searched, as later versions do: take the data as they were, or search again under "
+            "another study name."
+        )
+
+
+def _warn_changed(
+    study: Study,
+    data: DataConfig,
+    datamodule: EmbeddingDataModule,
+    progress: Callable[[str], None],
+) -> None:
+    unknown = datamodule.num_unknown
+    left_out = unknown.pop(LABEL, 0)
+    rows = datamodule.sizes["train"]
+    if new := ", ".join(f"{name!r} in {number:,}" for name, number in unknown.items() if number):
+        _logger.warning(
+            f"{data.name} has ids that were not there at the search. They count as unknown: {new} "
+            f"of {rows:,} training rows. Search again under another study name to give them rows "
+            "of their own."
+        )
+    if left_out:
+        _logger.warning(
+            f"{data.name} has targets that were not there at the search: {left_out:,} training "
+            "rows are left out."
+        )
+    before, now = study.user_attrs.get(NUM_ROWS_ATTR), sum(datamodule.sizes.values()) + left_out
+    if isinstance(before, int) and before != now:
+        found = f"{now:,} rows, at the search it had {before:,}"
+    elif study.user_attrs.get(SEEN_ROWS_ATTR, seen := _seen_rows(datamodule)) != seen:
+        found = "other rows than at the search, or in another order"
+    else:
+        return
+    text = f"{data.name} has {found}: parts are drawn anew"
+    if datamodule.withhold_test or datamodule.split != "random":
+        progress(f"{text}.")
+    else:
+        _logger.warning(
+            f"{text}, at random, and rows of the test may be among those that the search has "
+            "trained or validated on. Search again under another study name for a test of rows "
+            "that it has not seen."
+        )
+
+
+def _seen_rows(datamodule: EmbeddingDataModule) -> str:
+    """Which rows a search sees."""
+    return datamodule.fingerprint("train", "validation")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is not the same, such as ``epochs 4 (now 8)``."""
+    return ", ".join(
+        f"{name} {_short(name, before)} (now {_short(name, now)})"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    )
+
+
+def _short(name: str, values: Mapping[str, Any]) -> str:
+    text = repr(values[name]) if name in values else "unset"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -1,0 +1,567 @@
+"""How the columns of a table become the tensors of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from decimal import Decimal
+from itertools import chain
+import json
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+import torch
+from torch import Tensor
+
+from optuna_nis.data import cells
+from optuna_nis.data.vocabulary import Vocabulary
+from optuna_nis.space.space import EmbeddingSpec
+
+Task = Literal["ranking", "retrieval"]
+BagKeep = Literal["last", "first"]
+
+LABEL: Final = "label"
+"""Key of the labels in a batch."""
+
+UNSEEN_TARGET: Final = -100
+"""Label of a retrieval target that training has never seen.
+
+It equals no class, so that every prediction for it is a miss, and it is the ``ignore_index`` of
+:func:`torch.nn.functional.cross_entropy`.
+"""
+
+_JSON_VERSION = 2
+# What pandas calls the kinds of values that a column holds, and what people do.
+_KINDS = {
+    "string": "text",
+    "bytes": "bytes",
+    **dict.fromkeys(
+        ("integer", "floating", "mixed-integer-float", "boolean", "decimal"), "numbers"
+    ),
+    **dict.fromkeys(("date", "datetime", "datetime64"), "times"),
+}
+_KIND_OF_TYPE = {
+    str: "text",
+    bytes: "bytes",
+    **dict.fromkeys((bool, int, float, Decimal), "numbers"),
+    **dict.fromkeys((date, pd.Timestamp), "times"),
+}
+_MANY_VALUES = 100
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a data set with their vocabularies: all it takes to encode new rows.
+
+    Attributes:
+        task: ``"ranking"``, a yes-or-no label, or ``"retrieval"``, one target out of many.
+        vocabularies: For every feature, its known values.
+        separators: For every feature that is a bag, the text between its values, or :obj:`None`
+            if its cells are lists.
+        max_bag_length: Values kept of a bag.
+        targets: The targets seen in training, for retrieval.
+        bag_keep: Which values of a longer bag are kept: the ``"last"`` ones, the latest of a
+            history that grows at its end, or the ``"first"``.
+        na_values: Texts, and numbers written as text, that stand for a missing value, besides the
+            empty cell; what :func:`read_table` reads new rows with.
+
+    Raises:
+        ValueError: If there is no feature, one is named "label", a bag is not a feature, a
+            separator is empty, ``max_bag_length`` is not positive, or the targets do not go with
+            the task.
+
+    Example:
+        >>> frame = pd.DataFrame({"user": [7, 7, 8], "genres": ["Drama|War", None, "War"]})
+        >>> features = Features.fit(frame, task="ranking", separators={"genres": "|"})
+        >>> features.encode(pd.DataFrame({"user": [8, 9], "genres": ["War|Noir", "Drama"]}))
+        {'user': tensor([1, 2]), 'genres': tensor([[0, 2],
+                [1, 2]])}
+        >>> Features.from_json(features.to_json()) == features
+        True
+    """
+
+    task: Task
+    vocabularies: Mapping[str, Vocabulary]
+    separators: Mapping[str, str | None] = field(default_factory=dict)
+    max_bag_length: int = 50
+    targets: Vocabulary | None = None
+    bag_keep: BagKeep = "last"
+    na_values: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_task(self.task)
+        check_features(tuple(self.vocabularies), self.separators, self.max_bag_length)
+        check_bag_keep(self.bag_keep)
+        check_na_values(self.na_values)
+        if (self.targets is not None) != (self.task == "retrieval"):
+            raise ValueError(
+                '`targets` must be a vocabulary for the task "retrieval" and None for "ranking", '
+                f"got {self.targets!r} for {self.task!r}."
+            )
+
+    @classmethod
+    def fit(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        task: Task,
+        separators: Mapping[str, str | None] | None = None,
+        max_bag_length: int = 50,
+        max_vocabulary: int | None = None,
+        targets: pd.Series[Any] | None = None,
+        bag_keep: BagKeep = "last",
+        na_values: Sequence[str] = (),
+    ) -> Features:
+        """Build the vocabularies from the training rows.
+
+        Args:
+            frame: The training rows, one column for each feature.
+            task: ``"ranking"`` or ``"retrieval"``.
+            separators: As the attribute.
+            max_bag_length: As the attribute.
+            max_vocabulary: Keep only so many of the most frequent values of every feature.
+            targets: The targets of the training rows, for retrieval.
+            bag_keep: As the attribute.
+            na_values: As the attribute. Cells are expected to be missing already, as
+                :func:`read_table` gives them; here the values of bags become unknown.
+
+        Raises:
+            ValueError: If a column is empty, constant or continuous, or an argument is out of
+                range.
+        """
+        separators = dict(separators or {})
+        check_features(tuple(map(str, frame.columns)), separators, max_bag_length)
+        check_bag_keep(bag_keep)
+        na_values = check_na_values(na_values)
+        vocabularies = {}
+        for name in frame.columns:
+            column, missing = frame[name], frame[name].isna().any()
+            if name in separators:
+                items, lengths = _flatten(column, separators[name], max_bag_length, bag_keep, name)
+                column = cells.without(pd.Series(items, dtype=object), na_values)
+                missing = (lengths == 0).any() or column.isna().any()
+                if not items:
+                    raise ValueError(
+                        f"The column {name!r} is empty: all {len(lengths)} bags are empty. "
+                        "Leave it out."
+                    )
+            vocabulary = Vocabulary.from_values(column, name=name)
+            if len(vocabulary) == 1 and not missing:
+                raise ValueError(
+                    f"The column {name!r} is constant: all its values in the training part are "
+                    f"{vocabulary.values[0]!r}. Leave it out."
+                )
+            _check_continuous(vocabulary, name)
+            if max_vocabulary is not None:
+                vocabulary = vocabulary.cut(max_vocabulary)
+            vocabularies[name] = vocabulary
+        return cls(
+            task,
+            vocabularies,
+            separators,
+            max_bag_length,
+            None if targets is None else Vocabulary.from_values(targets, name="targets"),
+            bag_keep,
+            na_values,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the features."""
+        return tuple(self.vocabularies)
+
+    @property
+    def bags(self) -> frozenset[str]:
+        """Names of the features of which a row has several values."""
+        return frozenset(self.separators)
+
+    @property
+    def text(self) -> frozenset[str]:
+        """Names of the features that are text even where all cells look like numbers.
+
+        What :func:`read_table` wants to know to read new rows as the training rows were read.
+        """
+        joined = {name for name, separator in self.separators.items() if separator is not None}
+        return frozenset(
+            name for name, each in self.vocabularies.items() if each.types == {str}
+        ).union(joined)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of targets to choose from.
+
+        Raises:
+            ValueError: If the task is not retrieval.
+        """
+        if self.targets is None:
+            raise ValueError('`num_classes` is for the task "retrieval", this is "ranking".')
+        return len(self.targets)
+
+    def embedding_specs(self, embedding_dim: int) -> list[EmbeddingSpec]:
+        """The largest table of every feature, cut where the frequency of its ids changes.
+
+        Args:
+            embedding_dim: Largest width considered.
+        """
+        return [
+            EmbeddingSpec.from_counts(name, vocabulary.counts, embedding_dim)
+            for name, vocabulary in self.vocabularies.items()
+        ]
+
+    def encode(self, frame: pd.DataFrame) -> dict[str, Tensor]:
+        """Turn rows into a batch without labels.
+
+        Args:
+            frame: Rows with a column for each feature; other columns are ignored. Missing and
+                unknown values are fine.
+
+        Returns:
+            For every feature ids of shape ``(rows,)``, or ``(rows, longest bag)`` for bags.
+
+        Raises:
+            TypeError: If this is no frame or a cell cannot be an id.
+            ValueError: If a column is missing, or holds numbers where training had text or the
+                other way round.
+        """
+        return self._encode(self._as_seen(frame))
+
+    def encode_batches(self, frame: pd.DataFrame, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """Turn rows into batches as :meth:`encode` does, having checked all of them before.
+
+        Args:
+            frame: As in :meth:`encode`.
+            batch_size: Rows at a time.
+
+        Raises:
+            TypeError: As :meth:`encode`.
+            ValueError: As :meth:`encode`.
+        """
+        seen = self._as_seen(frame)
+        for start in range(0, len(frame), batch_size):
+            rows = slice(start, start + batch_size)
+            yield self._encode({name: column.iloc[rows] for name, column in seen.items()})
+
+    def _as_seen(self, frame: pd.DataFrame) -> dict[str, pd.Series[Any]]:
+        """The columns with cells of the types seen in training, as far as they can be."""
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(f"`frame` must be a pandas DataFrame, got {type(frame).__name__}.")
+        if absent := [name for name in self.names if name not in frame.columns]:
+            raise ValueError(
+                f"`frame` has no column {', '.join(map(repr, absent))}; it has "
+                f"{', '.join(map(repr, frame.columns))}."
+            )
+        columns = {}
+        for name, vocabulary in self.vocabularies.items():
+            column = columns[name] = frame[name]
+            if name not in self.separators:
+                columns[name] = _as_seen(column, vocabulary, name)
+            elif self.separators[name] is None:
+                _as_seen(self._items(column, name)[0], vocabulary, name)
+        return columns
+
+    def _encode(self, columns: Mapping[str, pd.Series[Any]]) -> dict[str, Tensor]:
+        return {
+            name: torch.from_numpy(
+                self._encode_bags(columns[name], name)
+                if name in self.separators
+                else vocabulary.encode(columns[name])
+            )
+            for name, vocabulary in self.vocabularies.items()
+        }
+
+    def _encode_bags(self, column: pd.Series[Any], name: str) -> NDArray[np.int64]:
+        vocabulary = self.vocabularies[name]
+        items, lengths = self._items(column, name)
+        width = max(1, int(lengths.max(initial=0)))
+        padded = np.full((len(column), width), vocabulary.num_embeddings, dtype=np.int64)
+        padded[np.arange(width) < lengths[:, None]] = vocabulary.encode(
+            _converted(items, vocabulary)
+        )
+        return padded
+
+    def _items(
+        self, column: pd.Series[Any], name: str
+    ) -> tuple[pd.Series[Any], NDArray[np.int64]]:
+        items, lengths = _flatten(
+            column, self.separators[name], self.max_bag_length, self.bag_keep, name
+        )
+        return pd.Series(items, dtype=object), lengths
+
+    def encode_targets(self, targets: pd.Series[Any]) -> Tensor:
+        """Turn retrieval targets into labels.
+
+        Returns:
+            The class of each, ``UNSEEN_TARGET`` for a target that training has never seen.
+
+        Raises:
+            ValueError: If the task is not retrieval.
+        """
+        unseen = self.num_classes
+        assert self.targets is not None
+        classes = self.targets.encode(targets)
+        return torch.from_numpy(np.where(classes == unseen, UNSEEN_TARGET, classes))
+
+    def unseen_shares(self, frame: pd.DataFrame, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """For every feature the share of the values of rows that training has never seen.
+
+        Args:
+            frame: Rows.
+            batch: The same, encoded. Missing values do not count.
+        """
+        shares = {}
+        for name, vocabulary in self.vocabularies.items():
+            column = frame[name]
+            if name in self.separators:
+                column, _ = self._items(column, name)
+            present = int(column.notna().sum())
+            known = int((batch[name] < vocabulary.num_embeddings).sum())
+            shares[name] = 1 - known / present if present else 0.0
+        return shares
+
+    def cut(self, sizes: Mapping[str, int]) -> Features:
+        """Without the rarest ids of features, to keep with a model that has no rows for them.
+
+        Predictions stay the same: an id without a row and an unknown one both give zeros. Bags
+        are left as they are, since their mean counts an id without a row but no unknown one.
+
+        Args:
+            sizes: For features the number of ids to keep, the most frequent ones.
+
+        Example:
+            >>> features = Features.fit(pd.DataFrame({"user": [7, 7, 8, 9]}), task="ranking")
+            >>> features.cut({"user": 2}).vocabularies["user"].values
+            (7, 8)
+        """
+        cut = {
+            name: each.cut(sizes[name]) if name in sizes and name not in self.bags else each
+            for name, each in self.vocabularies.items()
+        }
+        return replace(self, vocabularies=cut)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The features in types that JSON knows, to be read back by :meth:`from_dict`."""
+        return {
+            "version": _JSON_VERSION,
+            "task": self.task,
+            "separators": dict(self.separators),
+            "max_bag_length": self.max_bag_length,
+            "vocabularies": {name: each.to_dict() for name, each in self.vocabularies.items()},
+            "targets": None if self.targets is None else self.targets.to_dict(),
+            "bag_keep": self.bag_keep,
+            "na_values": list(self.na_values),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Features:
+        """Read what :meth:`to_dict` returned.
+
+        Raises:
+            ValueError: If it is not such features.
+        """
+        try:
+            version = data["version"]
+            if version not in (1, _JSON_VERSION):
+                raise ValueError(
+                    f"Features must be of version {_JSON_VERSION} or 1, got {version!r}."
+                )
+            # Models of version 1 kept the first values of bags.
+            bag_keep: BagKeep = "first" if version == 1 else data["bag_keep"]
+            na_values = () if version == 1 else tuple(data["na_values"])
+            vocabularies, targets = data["vocabularies"], data["targets"]
+            return cls(
+                data["task"],
+                {name: Vocabulary.from_dict(each) for name, each in vocabularies.items()},
+                dict(data["separators"]),
+                data["max_bag_length"],
+                None if targets is None else Vocabulary.from_dict(targets),
+                bag_keep,
+                na_values,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"These features are malformed: {error!r}.") from error
+
+    def to_json(self) -> str:
+        """Write as JSON, to be read back by :meth:`from_json`."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Features:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: If the text is not such features.
+        """
+        return cls.from_dict(json.loads(text))
+
+    def num_unknown(self, frame: pd.DataFrame, batch: Mapping[str, Tensor]) -> dict[str, int]:
+        """For every feature how many rows hold a value that its vocabulary does not.
+
+        Args:
+            frame: Rows.
+            batch: The same, encoded. Missing values are not unknown.
+
+        Example:
+            >>> features = Features.fit(pd.DataFrame({"user": [7, 8, 8]}), task="ranking")
+            >>> rows = pd.DataFrame({"user": [8, 9, None, 9]})
+            >>> features.num_unknown(rows, features.encode(rows))
+            {'user': 2}
+        """
+        found = {}
+        for name, vocabulary in self.vocabularies.items():
+            known = (batch[name] < vocabulary.num_embeddings).numpy()
+            if name in self.separators:
+                items, lengths = self._items(frame[name], name)
+                rows = np.repeat(np.arange(len(lengths)), lengths)
+                present = np.bincount(rows[items.notna().to_numpy()], minlength=len(lengths))
+                unknown = known.sum(1) < present
+            else:
+                unknown = ~known & frame[name].notna().to_numpy()
+            found[name] = int(unknown.sum())
+        return found
+
+
+def check_task(task: str) -> None:
+    """Check the name of a task.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if task not in ("ranking", "retrieval"):
+        raise ValueError(f'`task` must be "ranking" or "retrieval", got {task!r}.')
+
+
+def check_features(
+    names: Sequence[str], separators: Mapping[str, str | None], max_bag_length: int
+) -> None:
+    """Check names of features, their separators and the length of bags.
+
+    Raises:
+        ValueError: If one of them is out of range.
+    """
+    if not names:
+        raise ValueError("`features` must name at least one column, got none.")
+    for name in names:
+        if name == LABEL:
+            raise ValueError(
+                f"`features` must not name a feature {LABEL!r}, the key of the labels in a batch; "
+                "rename the column."
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"`features` names {name!r} twice.")
+    for name, separator in separators.items():
+        if name not in names:
+            raise ValueError(
+                f"`bags` names {name!r}, which is not a feature; there are "
+                f"{', '.join(map(repr, names))}."
+            )
+        if separator is not None and (not isinstance(separator, str) or not separator):
+            raise ValueError(
+                f"`bags[{name!r}]` must be the text between two values, or None for cells that "
+                f"are lists, got {separator!r}."
+            )
+    if isinstance(max_bag_length, bool) or not isinstance(max_bag_length, int):
+        raise TypeError(f"`max_bag_length` must be an int, got {max_bag_length!r}.")
+    if max_bag_length < 1:
+        raise ValueError(f"`max_bag_length` must be at least 1, got {max_bag_length!r}.")
+
+
+def check_bag_keep(bag_keep: str) -> None:
+    """Check which values of a bag are kept.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if bag_keep not in get_args(BagKeep):
+        raise ValueError(f'`bag_keep` must be "last" or "first", got {bag_keep!r}.')
+
+
+def check_na_values(na_values: Sequence[str]) -> tuple[str, ...]:
+    """Check the texts that stand for a missing value.
+
+    Raises:
+        ValueError: If they are not a list of texts.
+    """
+    if isinstance(na_values, str) or not all(isinstance(each, str) for each in na_values):
+        raise ValueError(f"`na_values` must be a list of texts, got {na_values!r}.")
+    return tuple(na_values)
+
+
+def _flatten(
+    column: pd.Series[Any], separator: str | None, limit: int, keep: BagKeep, name: str
+) -> tuple[list[Any], NDArray[np.int64]]:
+    """The values of all bags one after the other, and how many each bag has."""
+    kept = slice(-limit, None) if keep == "last" else slice(limit)
+    bags = [_items(cell, separator, name)[kept] for cell in column.tolist()]
+    lengths = np.fromiter(map(len, bags), dtype=np.int64, count=len(bags))
+    return list(chain.from_iterable(bags)), lengths
+
+
+def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
+    if isinstance(cell, str) and separator is not None:
+        return [item for text in cell.split(separator) if (item := text.strip())]
+    if isinstance(cell, (list, tuple)):
+        return cell
+    if isinstance(cell, np.ndarray):
+        return list(cell)
+    if pd.isna(cell):
+        return []
+    if separator is None:
+        raise ValueError(
+            f"`bags[{name!r}]` must be the text between two values, since not all cells are "
+            f"lists; got None for {cell!r}. On the command line: `--bags {name}:'|'`, if it is |."
+        )
+    # A column of which every bag holds one number has been read as numbers.
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    return [str(cell)]
+
+
+def _as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Series[Any]:
+    """Cells in the types of a vocabulary, one by one where kinds mix.
+
+    A whole column of another kind is refused: all of it would be unknown.
+    """
+    kind, seen = _kind(column), {_KIND_OF_TYPE[each] for each in vocabulary.types}
+    converted = _converted(column, vocabulary)
+    if kind is None or kind in seen or not column.notna().any():
+        return converted
+    if kind == "text":
+        fits = [not isinstance(value, str) for value in converted[column.notna()]]
+        # Text that spells numbers alone is another column, or was read as another one.
+        if any(fits) and ("times" in seen or not all(fits)):
+            return converted
+    wanted = "no text" if kind == "text" else " or ".join(sorted(seen))
+    raise ValueError(
+        f"The column {name!r} must be of the type seen in training, {wanted} such as "
+        f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
+        "`read_table(path, like=features)` reads a file as the training rows were read."
+    )
+
+
+def _converted(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
+    """Cells that spell a value of the types of a vocabulary, as such values."""
+    kind = _kind(column)
+    exact = kind in {_KIND_OF_TYPE[each] for each in vocabulary.types} and kind != "times"
+    return column if exact or str in vocabulary.types else cells.like(column, vocabulary.types)
+
+
+def _kind(column: pd.Series[Any]) -> str | None:
+    return _KINDS.get(pd.api.types.infer_dtype(column, skipna=True))
+
+
+def _check_continuous(vocabulary: Vocabulary, name: str) -> None:
+    """Refuse a column of measurements, each of which would become a row of a table."""
+    values, rows = len(vocabulary), int(vocabulary.counts.sum())
+    few = values < _MANY_VALUES or 2 * values < rows
+    if few or 2 * vocabulary.num_fractions < values:
+        return
+    raise ValueError(
+        f"The column {name!r} is continuous: its {rows:,} values in the training part are "
+        f"{values:,} different numbers, most with a fraction, such as "
+        f"{vocabulary.values[0]!r}, and a categorical feature has a row for each. Leave it out of "
+        f"the features, or bin it, as in `pandas.qcut(frame[{name!r}], 20, labels=False, "
+        'duplicates="drop")`.'
+    )

@@ -1,0 +1,29 @@
+"""Taking a model with multi-size embeddings to production."""
+
+from optuna_nis.serve.dense import to_dense
+from optuna_nis.serve.files import allocation_of, load, save
+from optuna_nis.serve.onnx import to_onnx
+from optuna_nis.serve.quantize import (
+    QuantizationReport,
+    QuantizedEmbedding,
+    QuantizedEmbeddingBag,
+    QuantizedTable,
+    quantization_report,
+    quantize,
+)
+from optuna_nis.serve.torch_export import to_torch_export
+
+__all__ = [
+    "QuantizationReport",
+    "QuantizedEmbedding",
+    "QuantizedEmbeddingBag",
+    "QuantizedTable",
+    "allocation_of",
+    "load",
+    "quantization_report",
+    "quantize",
+    "save",
+    "to_dense",
+    "to_onnx",
+    "to_torch_export",
+]

@@ -1,0 +1,121 @@
+"""A trained model in one file: the sizes of its tables and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+import pickle
+
+import torch
+from torch import Tensor, nn
+
+from optuna_nis.serve._layers import Model, check_not_searchable
+from optuna_nis.space.allocation import Allocation, TableAllocation
+
+_VERSION = 1
+
+
+def allocation_of(model: nn.Module) -> Allocation:
+    """The sizes of the tables of a model.
+
+    Raises:
+        ValueError: If it has no multi-size layer, two of them are of tables of the same name, or
+            one is still a layer of a supernet.
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec, SearchSpace
+        >>> from optuna_nis.nn import MultiSizeEmbedding
+        >>> allocation = SearchSpace([EmbeddingSpec("user", 100, 8)]).full()
+        >>> model = nn.ModuleList([MultiSizeEmbedding(allocation["user"])])
+        >>> allocation_of(model) == allocation
+        True
+    """
+    check_not_searchable(model)
+    tables = [getattr(layer, "table", None) for layer in model.modules()]
+    found = [table for table in tables if isinstance(table, TableAllocation)]
+    if not found:
+        raise ValueError(
+            f"`model` must have a multi-size embedding layer, got a {type(model).__name__} "
+            "without."
+        )
+    return Allocation(found)
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a model's sizes and weights into one file.
+
+    It holds a dictionary with ``"version"``, 1; ``"allocation"``, the JSON text of
+    :meth:`Allocation.to_json <optuna_nis.Allocation.to_json>`; and ``"state_dict"``, that of the
+    model. In the latter, a multi-size layer has for each tier ``tiers.N.weight``, of shape
+    ``(ids, width)``, and, unless all are as wide as the output, a ``projection``,
+    ``(largest width, embedding_dim)``. ``_ranks``, if ids are not ranks already, is the rank of
+    every id and of the id unknown. There are tensors, numbers and text in it, and nothing is
+    executed when it is read.
+
+    Args:
+        model: A model with multi-size layers, quantised or not.
+        path: The file; one that is there is replaced once the new one is complete.
+
+    Raises:
+        ValueError: As :func:`allocation_of`, or if the state of the model is more than tensors.
+    """
+    allocation, state = allocation_of(model), model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"The state of `model` must be tensors only, got {name!r} of type "
+                f"{type(value).__name__}."
+            )
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    torch.save(
+        {"version": _VERSION, "allocation": allocation.to_json(), "state_dict": state}, part
+    )
+    part.replace(path)
+
+
+def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> Model:
+    """Read what :func:`save` wrote.
+
+    Args:
+        path: The file.
+        build: Makes a model of the sizes that it is given, such as
+            ``lambda sizes: apply_allocation(Model(), sizes)``. Ids need no counts: their order is
+            part of the state.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not one that :func:`save` wrote.
+        RuntimeError: If the weights do not fit the model.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from optuna_nis import Tier
+        >>> from optuna_nis.nn import apply_allocation
+        >>> sizes = Allocation([TableAllocation("user", 100, 8, (Tier(10, 8), Tier(40, 2)))])
+        >>> def build(sizes):
+        ...     return apply_allocation(nn.ModuleDict({"user": nn.Embedding(100, 8)}), sizes)
+        >>> model = build(sizes)
+        >>> with TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/model.pt")
+        ...     again = load(f"{folder}/model.pt", build)
+        >>> torch.equal(again["user"].weight, model["user"].weight)
+        True
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"`path` {str(path)!r} is not a file written by `save`.") from error
+    if not isinstance(found, dict) or found.get("version") != _VERSION:
+        version = found.get("version") if isinstance(found, dict) else None
+        raise ValueError(
+            f"`path` {str(path)!r} must be a file of version {_VERSION} written by `save`, got "
+            f"version {version!r}."
+        )
+    model = build(Allocation.from_json(found["allocation"]))
+    model.load_state_dict(found["state_dict"])
+    return model

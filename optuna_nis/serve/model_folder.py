@@ -1,0 +1,141 @@
+"""A retrained model in a form that is served: what ``optuna-nis export`` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from optuna_nis._checks import check_folder
+from optuna_nis.data import Features
+from optuna_nis.models.modules import Batch, EmbeddingModule, RankingModule
+from optuna_nis.serve import quantization_report, save, to_onnx, to_torch_export
+from optuna_nis.serve.predictor import FEATURES_FILE, Predictor
+
+_EXAMPLES = 64
+_BAG_LENGTH = 4
+
+
+def export_model(folder: str | Path, form: str, output: str | Path) -> str:
+    """Write a model for serving.
+
+    Beside it goes ``features.json``, in which the place of a value in the vocabulary of its
+    feature is its id.
+
+    Args:
+        folder: The model, written by ``optuna-nis retrain --output``.
+        form: What to write:
+
+            - ``"dense"``, ``"int8"``, ``"fp16"``: a folder as the model's, with plain layers of
+              torch or quantised ones; :class:`Predictor` reads it.
+            - ``"onnx"``: ``model.onnx``, checked with ONNX Runtime on random ids. An input for
+              each feature, of shape ``(batch,)``, or ``(batch, length)`` for bags; the output
+              ``probability``, ``(batch,)``, or for retrieval ``scores``, ``(batch, targets)``.
+            - ``"torch-export"``: ``model.pt2``, the same for :func:`torch.export.load`, called
+              with a dictionary.
+            - ``"torchrec"``: ``tables.pt``, a
+              :class:`~optuna_nis.serve.torchrec.TieredEmbeddingBagCollection` written by
+              :func:`optuna_nis.serve.save`.
+        output: The folder to write into, made if it is not there.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        FileNotFoundError: If the folder lacks a file of a model.
+        ModuleNotFoundError: If a package that the form needs is not installed.
+        ValueError: If there is no such form, the folders are the same, or the model is not as it
+            was retrained, or the output cannot be written.
+    """
+    if form not in _WRITERS:
+        known = ", ".join(map(repr, _WRITERS))
+        raise ValueError(f"`format` must be one of {known}, got {form!r}.")
+    if Path(folder).resolve() == Path(output).resolve():
+        raise ValueError(f"`output` must be another folder than `model`, got {str(output)!r}.")
+    check_folder("output", output)
+    predictor = Predictor.load(folder)
+    if predictor.tables != "multi-size":
+        raise ValueError(
+            f"`model` must be a folder written by `optuna-nis retrain`, got one that was exported "
+            f"as {predictor.tables}: {str(folder)!r}."
+        )
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    text = _WRITERS[form](predictor, output)
+    (output / FEATURES_FILE).write_text(predictor.features.to_json())
+    return text
+
+
+class _Serving(nn.Module):
+    """A model that gives what is asked of it in production."""
+
+    def __init__(self, model: EmbeddingModule) -> None:
+        super().__init__()
+        self.model = model
+        self.name = "probability" if isinstance(model, RankingModule) else "scores"
+
+    def forward(self, batch: Batch, /) -> Tensor:
+        logits: Tensor = self.model(batch)
+        return logits.sigmoid() if self.name == "probability" else logits
+
+
+def _random_batch(features: Features) -> Batch:
+    """Ids of the whole vocabularies, and unknown ones."""
+    generator = torch.Generator().manual_seed(0)
+    batch = {}
+    for name, vocabulary in features.vocabularies.items():
+        shape = (_EXAMPLES, _BAG_LENGTH) if name in features.bags else (_EXAMPLES,)
+        batch[name] = torch.randint(0, len(vocabulary) + 1, shape, generator=generator)
+    return batch
+
+
+def _to_dense(predictor: Predictor, output: Path) -> str:
+    predictor.with_tables("dense").save(output)
+    return f"dense tables: {output}"
+
+
+def _to_int8(predictor: Predictor, output: Path) -> str:
+    predictor.with_tables("int8").save(output)
+    return f"{quantization_report(predictor.model, 'int8')}\nint8 tables: {output}"
+
+
+def _to_float16(predictor: Predictor, output: Path) -> str:
+    predictor.with_tables("float16").save(output)
+    return f"{quantization_report(predictor.model, 'float16')}\nfloat16 tables: {output}"
+
+
+def _to_onnx(predictor: Predictor, output: Path) -> str:
+    features, model = predictor.features, _Serving(predictor.model)
+    path = output / "model.onnx"
+    to_onnx(model, _random_batch(features), path, bags=features.bags, output_names=[model.name])
+    return f"ONNX: {path}"
+
+
+def _to_torch_export(predictor: Predictor, output: Path) -> str:
+    features, path = predictor.features, output / "model.pt2"
+    program = to_torch_export(
+        _Serving(predictor.model), _random_batch(features), bags=features.bags
+    )
+    torch.export.save(program, path)
+    return f"torch.export: {path}"
+
+
+def _to_torchrec(predictor: Predictor, output: Path) -> str:
+    from optuna_nis.serve.torchrec import to_torchrec
+
+    path = output / "tables.pt"
+    tables = to_torchrec(predictor.model)
+    save(tables, path)
+    return f"TorchRec tables: {path}"
+
+
+_WRITERS: dict[str, Callable[[Predictor, Path], str]] = {
+    "dense": _to_dense,
+    "onnx": _to_onnx,
+    "torch-export": _to_torch_export,
+    "int8": _to_int8,
+    "fp16": _to_float16,
+    "torchrec": _to_torchrec,
+}

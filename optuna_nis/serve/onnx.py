@@ -1,0 +1,134 @@
+"""A model as ONNX, checked against the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+import importlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+from torch import Tensor, nn
+
+from optuna_nis.serve._gathers import Gathers
+from optuna_nis.serve.torch_export import Batch, Inputs, free_axes, to_torch_export
+
+_MOST_BYTES = 2**31 - 2**20
+_RTOL, _ATOL = 1e-3, 1e-5
+
+
+def to_onnx(
+    model: nn.Module,
+    batch: Batch,
+    path: str | os.PathLike[str],
+    *,
+    bags: Collection[str] = (),
+    output_names: Sequence[str] = ("output",),
+) -> None:
+    """Write a model as ONNX, for batches of any size, and check it.
+
+    The file is run with ONNX Runtime on examples of the batch, in another number than that it was
+    traced with, and must give what the model gives.
+
+    Args:
+        model: As in :func:`to_torch_export`.
+        batch: As in :func:`to_torch_export`; the inputs have the names of the mapping, else
+            ``"input_0"``, ``"input_1"`` and so on.
+        path: The file. Weights beyond two gigabytes, which is the most a file may have, are
+            written beside it.
+        bags: As in :func:`to_torch_export`.
+        output_names: Names of the outputs.
+
+    Raises:
+        ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
+        ValueError: As :func:`to_torch_export`.
+        RuntimeError: If ONNX Runtime gives something else than the model.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from optuna_nis import TableAllocation, Tier
+        >>> from optuna_nis.nn import MultiSizeEmbedding
+        >>> layer = MultiSizeEmbedding(TableAllocation("user", 100, 8, (Tier(6, 8), Tier(9, 2))))
+        >>> with TemporaryDirectory() as folder:
+        ...     to_onnx(layer, torch.tensor([0, 9, 100]), f"{folder}/user.onnx")
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"`to_onnx` needs the package `{package}`, which is not installed: "
+                'pip install "optuna-nis[export]"',
+                name=package,
+            ) from error
+    with Gathers():
+        program = to_torch_export(model, batch, bags=bags)
+    inputs = Inputs.of(model, batch)
+    args, kwargs = inputs.as_called(free_axes(inputs.tensors, bags))
+    path = Path(path)
+    # The order of ids is a constant.
+    held = [*program.state_dict.values(), *program.constants.values()]
+    large = sum(value.nbytes for value in held if isinstance(value, Tensor)) > _MOST_BYTES
+    with warnings.catch_warnings(), _quiet(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=list(inputs.tensors),
+            output_names=list(output_names),
+            # The names of the dimensions, which are free already.
+            dynamic_shapes=kwargs or args,
+            verbose=False,
+        )
+        assert converted is not None
+        converted.save(path, external_data=large)
+    _check(program.module(), inputs, path)
+
+
+def _check(program: nn.Module, inputs: Inputs, path: Path) -> None:
+    """Compare program and file on more examples than the model was traced with."""
+    import onnxruntime
+
+    examples = len(next(iter(inputs.tensors.values())))
+    chosen = [index % examples for index in range(2 * examples + 1)]
+    more = {name: tensor[chosen] for name, tensor in inputs.tensors.items()}
+    args, kwargs = inputs.as_called(more)
+    with torch.no_grad():
+        expected = program(*args, **kwargs)
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = session.run(None, {name: tensor.cpu().numpy() for name, tensor in more.items()})
+    except Exception as error:  # Its errors have no class in common.
+        raise RuntimeError(f"ONNX Runtime cannot run the model: {error}") from error
+    for name, a, b in zip(session.get_outputs(), found, _tensors(expected), strict=True):
+        if not np.allclose(a, b, rtol=_RTOL, atol=_ATOL):
+            raise RuntimeError(
+                f"ONNX Runtime gives another output {name.name!r} than the model: they differ by "
+                f"{np.abs(np.asarray(a) - b).max():g}."
+            )
+
+
+def _tensors(output: Any) -> list[NDArray[Any]]:
+    """The outputs of a model in the order that ONNX has them."""
+    if isinstance(output, Tensor):
+        return [output.cpu().numpy()]
+    values = output.values() if isinstance(output, Mapping) else output
+    return [array for value in values for array in _tensors(value)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of the exporter about packages that it can do without."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,178 @@
+"""A trained model in a folder, with all that it takes to predict for new rows."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+import copy
+import json
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+import torch
+
+from optuna_nis._checks import check_folder
+from optuna_nis.data import Features
+from optuna_nis.models.modules import EmbeddingModule, RetrievalModule, reference_model
+from optuna_nis.serve import quantize, to_dense
+from optuna_nis.space.allocation import Allocation
+
+_VERSION = 1
+FEATURES_FILE: Final = "features.json"
+_ALLOCATION, _MODEL, _WEIGHTS = "allocation.json", "model.json", "weights.pt"
+
+#: What the tables of a model are kept as.
+Tables = Literal["multi-size", "dense", "int8", "float16"]
+
+
+class Predictor:
+    """A reference model with the vocabularies that it was trained with.
+
+    Args:
+        model: A trained model with multi-size embeddings.
+        allocation: Its embedding sizes.
+        features: Its features. Ids for which the model has no row are forgotten, which changes no
+            prediction.
+        tables: What its tables are kept as.
+
+    Example:
+        >>> from optuna_nis import SearchSpace
+        >>> full = SearchSpace(data.embedding_specs(8)).full()
+        >>> model = reference_model(data.features)(full)  # to be trained
+        >>> new = pd.DataFrame({"user": [3, 4], "item": [7, 123]})
+        >>> Predictor(model, full, data.features).predict(new).shape
+        (2,)
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModule,
+        allocation: Allocation,
+        features: Features,
+        tables: Tables = "multi-size",
+    ) -> None:
+        self.model = model.eval()
+        self.allocation = allocation
+        self.features = features.cut({table.name: table.kept for table in allocation.values()})
+        self.tables = tables
+
+    def with_tables(self, tables: Tables) -> Predictor:
+        """The same with plain layers of torch, or with quantised ones.
+
+        Raises:
+            ValueError: If there is no such form, or the tables are no longer of several sizes.
+        """
+        model = _converted(copy.deepcopy(self.model), tables)
+        return Predictor(model, self.allocation, self.features, tables)
+
+    def predict(self, frame: pd.DataFrame, *, batch_size: int = 16384) -> NDArray[Any]:
+        """Predict for new rows.
+
+        Args:
+            frame: A column for each feature, with the same names and types as in training;
+                unknown and missing ids are fine, other columns are ignored.
+            batch_size: Rows at a time.
+
+        Returns:
+            For ranking the probability of a positive label, shape ``(rows,)``; for retrieval the
+            best targets, best first, shape ``(rows, k)``.
+
+        Raises:
+            ValueError: If a column is missing or of another type than in training.
+        """
+        parts = []
+        with torch.inference_mode():
+            for batch in self.features.encode_batches(frame, batch_size):
+                parts.append(self.model.predict_step(batch).cpu().numpy())
+        if not parts:
+            width = (max(self.model.top_k),) if isinstance(self.model, RetrievalModule) else ()
+            return np.empty((0, *width))
+        found = np.concatenate(parts)
+        if self.features.targets is None:
+            return found
+        values = np.array(self.features.targets.values, dtype=object)
+        return np.asarray(values[found])
+
+    def save(self, folder: str | Path, *, training: str | None = None) -> None:
+        """Write the model, its sizes and its vocabularies into a folder.
+
+        Whoever is killed meanwhile leaves the earlier model, or a folder that :meth:`load`
+        refuses; never parts of both.
+
+        Args:
+            folder: Made if it is not there. Files of an earlier model are replaced.
+            training: What :meth:`training_of` says of the folder.
+
+        Raises:
+            ValueError: If the folder cannot be written.
+        """
+        folder = Path(folder)
+        check_folder("folder", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        meta = {"version": _VERSION, "options": self.model.options, "tables": self.tables}
+        texts = {
+            _ALLOCATION: self.allocation.to_json(),
+            FEATURES_FILE: self.features.to_json(),
+            _MODEL: json.dumps(meta | ({} if training is None else {"training": training})),
+        }
+        for name, text in texts.items():
+            _new(folder / name).write_text(text)
+        torch.save(self.model.state_dict(), _new(folder / _WEIGHTS))
+        (folder / _MODEL).unlink(missing_ok=True)
+        for name in (_ALLOCATION, FEATURES_FILE, _WEIGHTS, _MODEL):
+            _new(folder / name).replace(folder / name)
+
+    @staticmethod
+    def training_of(folder: str | Path) -> str | None:
+        """Which training the model in a folder comes from, None if there is none or it is unsaid.
+
+        Args:
+            folder: What :meth:`save` was given.
+        """
+        folder = Path(folder)
+        if not all((folder / name).is_file() for name in (_ALLOCATION, FEATURES_FILE, _WEIGHTS)):
+            return None
+        with suppress(FileNotFoundError, json.JSONDecodeError, AttributeError):
+            found = json.loads((folder / _MODEL).read_text()).get("training")
+            return found if isinstance(found, str) else None
+        return None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Predictor:
+        """Read what :meth:`save` wrote. Nothing in the folder is executed.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If the folder holds another version or is malformed.
+        """
+        folder = Path(folder)
+        for name in (_ALLOCATION, FEATURES_FILE, _MODEL, _WEIGHTS):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"`folder` must hold a model written by `optuna-nis retrain`, but "
+                    f"{str(folder / name)!r} is not there."
+                )
+        allocation = Allocation.from_json((folder / _ALLOCATION).read_text())
+        features = Features.from_json((folder / FEATURES_FILE).read_text())
+        meta = json.loads((folder / _MODEL).read_text())
+        if not isinstance(meta, dict) or meta.get("version") != _VERSION:
+            raise ValueError(f"`folder` {str(folder)!r} must hold a model of version {_VERSION}.")
+        tables = meta.get("tables", "multi-size")
+        model = _converted(reference_model(features, **meta["options"])(allocation), tables)
+        model.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
+        return cls(model, allocation, features, tables)
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
+
+
+def _converted(model: EmbeddingModule, tables: Tables) -> EmbeddingModule:
+    if tables not in get_args(Tables):
+        known = ", ".join(map(repr, get_args(Tables)))
+        raise ValueError(f"`tables` must be one of {known}, got {tables!r}.")
+    if tables == "multi-size":
+        return model
+    return to_dense(model) if tables == "dense" else quantize(model, tables)

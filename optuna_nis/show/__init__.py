@@ -1,0 +1,1 @@
+"""What people look at: figures, the report, Optuna Dashboard, the state of a search."""

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from optuna import Study
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from optuna_nis.show.figures import _style
+from optuna_nis.space.allocation import Allocation, TableAllocation
+from optuna_nis.study import results
+
+_ROW_HEIGHT = 24
+_MIN_ROW_HEIGHT = 15
+# Plotly makes bars as thick as the rows of a trace are apart, and not every feature is in each.
+_THICKNESS = 0.75
+
+
+class _Segment(NamedTuple):
+    """Rows of a table that share one width, 0 for those removed."""
+
+    start: int
+    end: int
+    width: int
+    num_parameters: int
+
+
+class _FeatureInfo(NamedTuple):
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    segments: tuple[_Segment, ...]
+    num_parameters: int
+    share: float
+
+
+class _AllocationInfo(NamedTuple):
+    """Features by falling memory; ``share`` is of all parameters that are left."""
+
+    features: tuple[_FeatureInfo, ...]
+    num_parameters: int
+    full_parameters: int
+    budget: int | None
+
+
+def plot_allocation(study_or_allocation: Study | Allocation) -> go.Figure:
+    """Plot which ids keep an embedding, how wide it is, and what it costs.
+
+    One band per feature, from its most to its least frequent ids; the colour is the width, what
+    was removed is hollow. Features that take the most memory come first.
+
+    Args:
+        study_or_allocation: An allocation, or a study whose best allocation is shown.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the study holds no search space or no finished trial.
+
+    Example:
+        >>> from optuna_nis import Allocation, TableAllocation, Tier
+        >>> user = TableAllocation("user", 1000, 16, (Tier(100, 16), Tier(300, 4)))
+        >>> figure = plot_allocation(Allocation([user]))
+        >>> "3,056 parameters, 19.1 % of the full tables" in figure.layout.title.text
+        True
+    """
+    return _draw(_allocation_info(study_or_allocation))
+
+
+def _allocation_info(study_or_allocation: Study | Allocation) -> _AllocationInfo:
+    if isinstance(study_or_allocation, Allocation):
+        allocation, budget = study_or_allocation, None
+    else:
+        allocation = results.best_allocation(study_or_allocation)
+        budget = results.space_of(study_or_allocation).budget
+    total = allocation.num_parameters
+    features = [_feature_info(table, total) for table in allocation.values()]
+    features.sort(key=lambda feature: -feature.num_parameters)
+    full = sum(feature.num_embeddings * feature.embedding_dim for feature in features)
+    return _AllocationInfo(tuple(features), total, full, budget)
+
+
+def _feature_info(table: TableAllocation, total: int) -> _FeatureInfo:
+    segments = []
+    row = 0
+    for rows, width in table.tiers:
+        # The widest tier pays for the projection that all share.
+        projection = table.num_projection_parameters if row == 0 else 0
+        segments.append(_Segment(row, row + rows, width, rows * width + projection))
+        row += rows
+    if row < table.num_embeddings:
+        segments.append(_Segment(row, table.num_embeddings, 0, 0))
+    return _FeatureInfo(
+        table.name,
+        table.num_embeddings,
+        table.embedding_dim,
+        tuple(segments),
+        table.num_parameters,
+        table.num_parameters / total if total else 0.0,
+    )
+
+
+def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
+    figure = make_subplots(
+        rows=1,
+        cols=2,
+        shared_yaxes=True,
+        column_widths=[0.72, 0.28],
+        horizontal_spacing=0.04,
+    )
+    widths = sorted(
+        {s.width for feature in info.features for s in feature.segments if s.width}
+        | {feature.embedding_dim for feature in info.features}
+    )
+    _add_segments(figure, info, kept=False)
+    _add_segments(figure, info, kept=True)
+    figure.add_bar(
+        x=_style.compact(100 * feature.share for feature in info.features),
+        y=list(range(len(info.features))),
+        orientation="h",
+        width=_THICKNESS,
+        marker={"color": _style.BLUE},
+        text=[_style.percent(feature.share) for feature in info.features],
+        textposition="outside",
+        cliponaxis=False,
+        name="Memory",
+        showlegend=False,
+        customdata=[
+            [_style.full_label(f.name), f.num_parameters, f.num_embeddings * f.embedding_dim]
+            for f in info.features
+        ],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]:,} of %{customdata[2]:,} "
+        "parameters<br>%{text} of the memory in use<extra></extra>",
+        row=1,
+        col=2,
+    )
+    count = len(info.features)
+    height = 205 + count * (_ROW_HEIGHT if count <= 40 else _MIN_ROW_HEIGHT)
+    details = (
+        f"{info.num_parameters:,} parameters, "
+        f"{_style.percent(info.num_parameters / info.full_parameters)} of the full tables"
+    )
+    if info.budget is not None:
+        details += f" (budget {_style.percent(info.budget / info.full_parameters)})"
+    if num_left_out > 0:
+        details += f"; {num_left_out} features of little memory left out"
+    _style.style(
+        figure,
+        f'Embedding sizes<br><span style="font-size:12px">{details}</span>',
+        height,
+        barmode="overlay",
+        uniformtext={"minsize": 9, "mode": "hide"},
+        coloraxis={
+            "colorscale": _style.SCALE,
+            "cmin": 0.0,
+            "cmax": max(1.0, math.log2(widths[-1])),
+            "colorbar": {
+                "title": {"text": "Width", "side": "right", "font": {"size": 13}},
+                "tickvals": [math.log2(width) for width in widths],
+                "ticktext": [str(width) for width in widths],
+                "orientation": "h",
+                "lenmode": "fraction",
+                "len": 0.5,
+                "thickness": 12,
+                # Clear of the axis titles whatever the height of the figure.
+                "yref": "container",
+                "y": 0,
+                "yanchor": "bottom",
+                "x": 0,
+                "xanchor": "left",
+            },
+        },
+        legend={"yref": "container", "y": 0.0, "yanchor": "bottom", "x": 1.0, "xanchor": "right"},
+        margin={"l": 60, "r": 40, "t": 75, "b": 110},
+    )
+    figure.update_yaxes(
+        tickvals=list(range(count)),
+        ticktext=[_style.label(feature.name, 24) for feature in info.features],
+        range=[count - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_yaxes(showticklabels=False, col=2)
+    figure.update_xaxes(title_text="Rows by falling frequency (%)", range=[0, 100], col=1)
+    largest = max(feature.share for feature in info.features)
+    figure.update_xaxes(title_text="Memory (%)", range=[0, 135 * largest or 1], nticks=5, col=2)
+    return figure
+
+
+def _add_segments(figure: go.Figure, info: _AllocationInfo, *, kept: bool) -> None:
+    rows = [
+        (index, feature, segment)
+        for index, feature in enumerate(info.features)
+        for segment in feature.segments
+        if (segment.width > 0) == kept
+    ]
+    if not rows:
+        return
+    widest = max(feature.embedding_dim for feature in info.features)
+    details = (
+        "width %{customdata[3]} of %{customdata[4]}<br>%{customdata[5]:,} parameters"
+        if kept
+        else "removed"
+    )
+    figure.add_bar(
+        base=_style.compact(100 * s.start / f.num_embeddings for _, f, s in rows),
+        x=_style.compact(100 * (s.end - s.start) / f.num_embeddings for _, f, s in rows),
+        y=[index for index, _, _ in rows],
+        orientation="h",
+        width=_THICKNESS,
+        name="Kept" if kept else "Removed",
+        showlegend=not kept,
+        marker={
+            "color": [math.log2(s.width) for _, _, s in rows] if kept else "rgba(0, 0, 0, 0)",
+            "coloraxis": "coloraxis" if kept else None,
+            "line": {"color": _style.GREY, "width": 1},
+        },
+        text=[str(s.width) for _, _, s in rows] if kept else None,
+        textposition="inside" if kept else None,
+        insidetextanchor="middle",
+        insidetextfont={"color": [_ink(s.width, widest) for _, _, s in rows]},
+        textangle=0,
+        customdata=[
+            [
+                _style.full_label(f.name),
+                s.start,
+                s.end,
+                s.width,
+                f.embedding_dim,
+                s.num_parameters,
+            ]
+            for _, f, s in rows
+        ],
+        hovertemplate="<b>%{customdata[0]}</b><br>rows %{customdata[1]:,} to %{customdata[2]:,}: "
+        + details
+        + "<extra></extra>",
+        row=1,
+        col=1,
+    )
+
+
+def _ink(width: int, widest: int) -> str:
+    """Text colour on the colour of a width."""
+    return "#15171a" if width > 1 and math.log2(width) > 0.55 * math.log2(widest) else "white"

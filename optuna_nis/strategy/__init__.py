@@ -1,0 +1,1 @@
+"""How a search goes, whatever trains the model."""

@@ -1,0 +1,1 @@
+"""What a study holds, and where it is kept."""

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from optuna_nis.models.softmax import (
+    estimated_ranks,
+    sampled_softmax_loss,
+    softmax_loss,
+    target_ranks,
+    top_items,
+)
+from optuna_nis.nn import softmax
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "_CHUNK_LOGITS", 1)
+    monkeypatch.setattr(softmax, "_MIN_CHUNK_ROWS", 4)
+
+
+def made(rows: int, num_items: int, seed: int = 0) -> tuple[Tensor, nn.Linear, Tensor]:
+    torch.manual_seed(seed)
+    return (
+        torch.randn(rows, 3, dtype=torch.float64, requires_grad=True),
+        nn.Linear(3, num_items, dtype=torch.float64),
+        torch.randint(num_items, (rows,)),
+    )
+
+
+@settings(deadline=None)
+@given(st.integers(1, 11), st.integers(2, 9))
+def test_softmax_loss_is_cross_entropy(rows: int, num_items: int) -> None:
+    vectors, items, labels = made(rows, num_items)
+    parameters = [vectors, *items.parameters()]
+
+    loss = softmax_loss(vectors, items, labels)
+    plain = functional.cross_entropy(items(vectors), labels)
+
+    torch.testing.assert_close(loss, plain)
+    for found, expected in zip(
+        torch.autograd.grad(3 * loss, parameters), torch.autograd.grad(3 * plain, parameters)
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_losses_of_no_example_are_zero() -> None:
+    vectors, items, labels = made(0, 5)
+
+    assert softmax_loss(vectors, items, labels) == 0
+    assert sampled_softmax_loss(vectors, items, labels, 3) == 0
+
+
+def test_softmax_loss_under_autocast() -> None:
+    vectors, items, labels = made(9, 5)
+    vectors, items = vectors.float().detach().requires_grad_(), items.float()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = softmax_loss(vectors.bfloat16(), items, labels)
+        loss.backward()
+
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(
+        loss, functional.cross_entropy(items(vectors), labels), rtol=1e-2, atol=0
+    )
+    assert vectors.grad is not None
+
+
+def test_sampled_softmax_estimates_the_sum_without_bias() -> None:
+    vectors, items, labels = made(2, 40)
+
+    with torch.no_grad():
+        target = items(vectors).gather(1, labels.unsqueeze(1)).squeeze(1)
+        exact = items(vectors).logsumexp(1).exp()
+        for row in range(2):
+            example = vectors[row : row + 1], items, labels[row : row + 1]
+            losses = torch.stack([sampled_softmax_loss(*example, 8) for _ in range(1000)])
+            sums = (losses + target[row]).exp()
+            assert (sums.mean() - exact[row]).abs() < 4 * sums.std() / 1000**0.5
+
+
+def test_sampled_softmax_tends_to_the_full_one() -> None:
+    vectors, items, labels = made(6, 40)
+    parameters = [vectors, *items.parameters()]
+
+    loss = sampled_softmax_loss(vectors, items, labels, 500_000)
+    plain = functional.cross_entropy(items(vectors), labels)
+
+    torch.testing.assert_close(loss, plain, rtol=1e-2, atol=0)
+    for found, expected in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters)
+    ):
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=2e-3)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 11), st.integers(2, 9), st.integers(0, 99))
+def test_ranks_are_places_among_all_items(rows: int, num_items: int, seed: int) -> None:
+    vectors, items, labels = made(rows, num_items, seed)
+
+    ranks = target_ranks(vectors, items, labels)
+
+    order = items(vectors).argsort(1, descending=True)
+    assert (order.gather(1, ranks.unsqueeze(1)).squeeze(1) == labels).all()
+    assert (top_items(vectors, items, num_items) == order).all()
+    assert top_items(vectors, items, 1).shape == (rows, 1)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 11), st.integers(2, 9), st.integers(0, 99))
+def test_estimated_ranks_are_exact_if_all_items_are_compared(
+    rows: int, num_items: int, seed: int
+) -> None:
+    vectors, items, labels = made(rows, num_items, seed)
+    found = estimated_ranks(vectors, items, labels, 1000)
+    assert found.tolist() == target_ranks(vectors, items, labels).tolist()
+
+
+def test_estimated_ranks_are_close_to_those_among_all_items() -> None:
+    vectors, items, labels = made(500, 5_000, 0)
+    exact = target_ranks(vectors, items, labels).float()
+    found = estimated_ranks(vectors, items, labels, 500)
+    assert (found - exact).abs().mean() < 0.05 * 5_000
+    assert abs((found - exact).mean()) < 0.03 * 5_000
+    assert found.min() >= 0
+
+
+def test_unknown_targets_ties_and_nan_are_misses() -> None:
+    items = nn.Linear(2, 7)
+    labels = torch.tensor([3, -100])
+
+    with torch.no_grad():
+        items.weight.zero_()
+        items.bias.zero_()
+    assert target_ranks(torch.ones(2, 2), items, labels).tolist() == [6, 7]
+    assert target_ranks(torch.full((2, 2), torch.nan), items, labels).tolist() == [6, 7]
+    assert target_ranks(torch.ones(0, 2), items, labels[:0]).shape == (0,)
+    assert estimated_ranks(torch.ones(2, 2), items, labels, 99).tolist() == [6, 7]
+    assert estimated_ranks(torch.full((2, 2), torch.nan), items, labels, 99).tolist() == [6, 7]
+    assert estimated_ranks(torch.ones(0, 2), items, labels[:0], 99).shape == (0,)
+    assert top_items(torch.ones(0, 2), items, 3).shape == (0, 3)

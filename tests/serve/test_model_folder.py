@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from optuna_nis import Allocation, TableAllocation, Tier
+from optuna_nis.data import Features
+from optuna_nis.lightning import Predictor, export_model, reference_model
+from optuna_nis.serve import load
+
+FRAME = pd.DataFrame(
+    {
+        "user": [f"u{i % 40}" for i in range(200)],
+        "genres": ["war|love" if i % 3 else "noir" for i in range(200)],
+        "city": [i % 7 for i in range(200)],
+    }
+)
+
+
+def _model(folder: Path, task: Any) -> Predictor:
+    targets = FRAME["city"] if task == "retrieval" else None
+    features = Features.fit(FRAME, task=task, separators={"genres": "|"}, targets=targets)
+    sizes = Allocation(
+        [
+            TableAllocation("user", 40, 16, (Tier(5, 16), Tier(20, 8), Tier(10, 2))),
+            TableAllocation("genres", 3, 16, (Tier(2, 6),)),
+            TableAllocation("city", 7, 16, ()),
+        ]
+    )
+    torch.manual_seed(0)
+    model = reference_model(features, hidden=[8], init_std=0.5)(sizes)
+    predictor = Predictor(model, sizes, features)
+    predictor.save(folder)
+    return predictor
+
+
+@pytest.mark.parametrize("form", ["dense", "int8", "fp16"])
+def test_a_folder_that_predicts(form: str, tmp_path: Path) -> None:
+    expected = _model(tmp_path / "model", "ranking").predict(FRAME)
+    text = export_model(tmp_path / "model", form, tmp_path / "served")
+    served = Predictor.load(tmp_path / "served")
+    kinds = {type(layer).__name__ for layer in served.model.embeddings.layers}
+    assert kinds == (
+        {"Embedding", "EmbeddingBag"}
+        if form == "dense"
+        else {"QuantizedEmbedding", "QuantizedEmbeddingBag"}
+    )
+    exact = {"dense": 1e-6, "fp16": 2e-3, "int8": 2e-2}[form]
+    np.testing.assert_allclose(served.predict(FRAME), expected, atol=exact)
+    assert ("all tables: " in text) == (form != "dense")
+    with pytest.raises(ValueError, match="got one that was exported as"):
+        export_model(tmp_path / "served", form, tmp_path / "again")
+
+
+@pytest.mark.parametrize("task", ["ranking", "retrieval"])
+def test_onnx_and_torch_export(task: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    predictor = _model(tmp_path / "model", task)
+    output = tmp_path / "served"
+    for form in ("onnx", "torch-export"):
+        export_model(tmp_path / "model", form, output)
+    names = {"features.json", "model.onnx", "model.pt2"}
+    assert {file.name for file in output.iterdir()} == names
+    batch = Features.from_json((output / "features.json").read_text()).encode(FRAME)
+    with torch.no_grad():
+        expected = predictor.model(batch)
+        expected = expected.sigmoid() if task == "ranking" else expected
+        program = torch.export.load(output / "model.pt2").module()
+        torch.testing.assert_close(program(batch), expected)
+    session = onnxruntime.InferenceSession(output / "model.onnx")
+    name = "probability" if task == "ranking" else "scores"
+    (found,) = session.run([name], {name: ids.numpy() for name, ids in batch.items()})
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+def test_torchrec(tmp_path: Path) -> None:
+    torchrec = pytest.importorskip("torchrec")
+    from optuna_nis.serve.torchrec import TieredEmbeddingBagCollection
+
+    predictor = _model(tmp_path / "model", "ranking")
+    export_model(tmp_path / "model", "torchrec", tmp_path / "served")
+    tables = load(
+        tmp_path / "served" / "tables.pt",
+        lambda sizes: TieredEmbeddingBagCollection(sizes, mean=["genres"]),
+    )
+    batch = predictor.features.encode(FRAME)
+    bags = torchrec.KeyedJaggedTensor(
+        keys=list(batch),
+        values=torch.cat([ids.reshape(-1) for ids in batch.values()]),
+        lengths=torch.cat([torch.full((200,), ids[0].numel()) for ids in batch.values()]),
+    )
+    expected = predictor.model.embeddings(batch)
+    torch.testing.assert_close(tables(bags).values().view(200, 3, 16), expected)
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    predictor = _model(tmp_path / "model", "ranking")
+    for form, output, message in (
+        ("pickle", "served", '`format` must be one of "dense"'.replace('"', "'")),
+        ("dense", "model", "`output` must be another folder than `model`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(tmp_path / "model", form, tmp_path / output)
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        export_model(tmp_path / "nowhere", "dense", tmp_path / "served")
+    assert not (tmp_path / "served").exists()
+    with pytest.raises(ValueError, match="`tables` must be one of 'multi-size', 'dense'"):
+        predictor.with_tables("sparse")  # type: ignore[arg-type]

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from optuna_nis import Allocation, TableAllocation, Tier
+from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.serve import quantize, to_dense, to_onnx
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+TABLE = TableAllocation("f", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2)))
+
+
+def _run(path: Path, inputs: dict[str, Tensor]) -> Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    return torch.from_numpy(output)
+
+
+def test_a_swapped_model(
+    swapped: nn.Module, batch_of: Callable[[int], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    to_onnx(swapped, batch_of(5), tmp_path / "model.onnx", bags=["bag"])
+    for length in (1, 2, 33):
+        batch = batch_of(length)
+        torch.testing.assert_close(_run(tmp_path / "model.onnx", batch), swapped(batch))
+    batch["bag"] = batch["bag"][:, :3]
+    torch.testing.assert_close(_run(tmp_path / "model.onnx", batch), swapped(batch))
+
+
+class Layers(nn.Module):
+    """Layers of all kinds, plain, dense and quantised, that look the same bags up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows = MultiSizeEmbedding(TABLE, ranks=torch.randperm(60))
+        mean, total = (MultiSizeEmbeddingBag(TABLE, mode=mode) for mode in ("mean", "sum"))
+        self.rows = nn.ModuleList(
+            [rows, to_dense(rows), quantize(rows), quantize(rows, "float16")]
+        )
+        self.bags = nn.ModuleList([mean, total, to_dense(mean), quantize(mean), quantize(total)])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = [layer(ids).flatten(1) for layer in self.rows]
+        return torch.cat([*rows, *(layer(ids) for layer in self.bags)], 1)
+
+
+def test_layers_of_all_kinds(tmp_path: Path) -> None:
+    model = Layers()
+    ids = torch.randint(0, 61, (9, 3))
+    ids[0] = 60
+    to_onnx(model, ids[:4], tmp_path / "layers.onnx")
+    found = _run(tmp_path / "layers.onnx", {"input_0": ids})
+    torch.testing.assert_close(found, model(ids))
+    assert bool((found[0] == 0).all())
+
+
+def test_codes_stay_small_in_the_file(tmp_path: Path) -> None:
+    table = TableAllocation("f", 5000, 32, (Tier(5000, 32),))
+    layer = quantize(MultiSizeEmbedding(table, ranks=torch.arange(5000)), "int8")
+    to_onnx(layer, torch.arange(4, dtype=torch.int32), tmp_path / "int8.onnx")
+    size = (tmp_path / "int8.onnx").stat().st_size
+    assert 5000 * (32 + 4 + 4) < size < 5000 * (32 + 4 + 4) + 40_000
+
+
+def test_a_model_with_several_inputs_and_outputs(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = MultiSizeEmbedding(TABLE)
+
+        def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+            return {"row": self.layer(a), "product": (self.layer(a) * self.layer(b)).sum(1)}
+
+    path = tmp_path / "model.onnx"
+    batch = torch.tensor([1, 2]), torch.tensor([3, 4])
+    to_onnx(Model(), batch, path, output_names=["row", "product"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [node.name for node in session.get_inputs()] == ["input_0", "input_1"]
+    assert [node.name for node in session.get_outputs()] == ["row", "product"]
+    assert session.get_inputs()[0].shape == ["batch"]
+
+
+def test_recurrent_layers_and_attention(sequences: nn.Module, tmp_path: Path) -> None:
+    to_onnx(sequences, torch.randint(0, 60, (4, 3)), tmp_path / "model.onnx")
+    for length in (1, 2, 7):
+        ids = torch.randint(0, 60, (length, 3))
+        torch.testing.assert_close(_run(tmp_path / "model.onnx", {"input_0": ids}), sequences(ids))
+
+
+class Bags(nn.Module):
+    """Bags of torch in every mode, and those of a sized model made dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sized = [MultiSizeEmbeddingBag(TABLE, mode=mode) for mode in ("sum", "mean")]
+        self.dense = nn.ModuleList(map(to_dense, sized))
+        self.plain = nn.ModuleList(
+            nn.EmbeddingBag(61, 8, mode=mode, padding_idx=padding)
+            for mode in ("sum", "mean", "max")
+            for padding in (None, 5, -1)
+        )
+
+    def forward(self, *, weights: Tensor, ids: Tensor) -> Tensor:
+        bags = [layer(ids) for layer in (*self.dense, *self.plain)]
+        for layer in (self.dense[0], *self.plain[:3]):
+            bags.append(layer(ids, per_sample_weights=weights))
+        table = self.plain[0].weight
+        bags.append(functional.embedding_bag(ids, table, padding_idx=2, mode="max"))
+        return torch.cat(bags, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_bags_of_torch_become_gathers(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, path = Bags(), tmp_path / "bags.onnx"
+
+    def batch(length: int, width: int) -> dict[str, Tensor]:
+        ids = torch.randint(0, 61, (length, width), dtype=dtype)
+        ids[0] = 5
+        ids[-1] = 60
+        return {"ids": ids, "weights": torch.rand(length, width)}
+
+    to_onnx(model, batch(4, 3), path)
+    for length in (1, 2, 7):
+        more = batch(length, 3)
+        torch.testing.assert_close(_run(path, more), model(**more))
+    graph = onnx.load(path).graph
+    assert [node.name for node in graph.input] == ["ids", "weights"]
+    operators = {node.op_type for node in graph.node}
+    assert "Gather" in operators
+    assert not operators & {"Loop", "Scan", "If", "SequenceAt"}
+
+
+def test_the_length_of_bags_of_torch_is_free(tmp_path: Path) -> None:
+    model, path = nn.EmbeddingBag(61, 8, padding_idx=5), tmp_path / "bags.onnx"
+    to_onnx(model, torch.randint(0, 61, (4, 3)), path, bags=["input_0"])
+    for shape in ((1, 1), (1, 4), (2, 1), (7, 5)):
+        ids = torch.randint(0, 61, shape)
+        torch.testing.assert_close(_run(path, {"input_0": ids}), model(ids))
+
+
+def test_bags_by_offsets_stay_as_torch_writes_them(tmp_path: Path) -> None:
+    class Offsets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = to_dense(MultiSizeEmbeddingBag(TABLE))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.bag(ids, torch.arange(ids.shape[0], dtype=ids.dtype))
+
+    to_onnx(Offsets(), torch.arange(4), tmp_path / "model.onnx")
+    assert "Loop" in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    with pytest.raises(RuntimeError, match="ONNX Runtime cannot run the model"):
+        to_onnx(Offsets(), torch.arange(4).int(), tmp_path / "model.onnx")
+
+
+def test_what_the_runtime_gives_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(onnxruntime.InferenceSession):
+        def run(self, *args: Any) -> Any:
+            return [output + 1e-3 for output in super().run(*args)]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Wrong)
+    with pytest.raises(RuntimeError, match="'output' than the model: they differ by 0"):
+        to_onnx(MultiSizeEmbedding(TABLE), torch.arange(4), tmp_path / "model.onnx")
+
+
+def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r"`onnxscript`.*optuna-nis\[export\]"):
+        to_onnx(MultiSizeEmbedding(TABLE), torch.arange(4), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("task", ["ranking", "retrieval"])
+def test_the_reference_models(task: str, tmp_path: Path) -> None:
+    from optuna_nis.lightning import RankingModule, RetrievalModule
+
+    removed = TableAllocation("city", 9, 8, ())
+    genres = TableAllocation("genres", 18, 8, (Tier(6, 8), Tier(9, 2)))
+    sizes, bags = Allocation([TABLE, removed, genres]), ["genres"]
+    model = (
+        RankingModule(sizes, bags=bags)
+        if task == "ranking"
+        else RetrievalModule(sizes, num_classes=5, bags=bags)
+    )
+
+    def batch(length: int, width: int) -> dict[str, Tensor]:
+        return {
+            "f": torch.randint(0, 61, (length,)),
+            "city": torch.randint(0, 10, (length,)),
+            "genres": torch.randint(0, 19, (length, width)),
+        }
+
+    to_onnx(model, batch(4, 3), tmp_path / "model.onnx", bags=bags)
+    more = batch(17, 6)
+    torch.testing.assert_close(_run(tmp_path / "model.onnx", more), model.eval()(more))

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
+from optuna_nis.data import Features, TableDataModule
+from optuna_nis.lightning import Predictor, reference_model
+
+FRAME = pd.DataFrame(
+    {
+        "user": [f"u{i % 1000:04}" for i in range(3000)],
+        "city": [i % 7 for i in range(3000)],
+        "tags": [[i % 50, i % 3] for i in range(3000)],
+    }
+)
+SIZES = Allocation(
+    [
+        TableAllocation("user", 1000, 4, (Tier(3, 4), Tier(2, 2))),
+        TableAllocation("city", 7, 4, ()),
+        TableAllocation("tags", 50, 4, (Tier(3, 4),)),
+    ]
+)
+
+
+def _predictor(datamodule: TableDataModule, embedding_dim: int = 4) -> Predictor:
+    full: Allocation = SearchSpace(datamodule.embedding_specs(embedding_dim)).full()
+    return Predictor(reference_model(datamodule.features)(full), full, datamodule.features)
+
+
+def test_a_folder_says_which_training_it_holds(
+    datamodule: TableDataModule, tmp_path: Path
+) -> None:
+    assert Predictor.training_of(tmp_path) is None
+    predictor = _predictor(datamodule)
+    predictor.save(tmp_path)
+    assert Predictor.training_of(tmp_path) is None
+    predictor.save(tmp_path, training="one")
+    assert Predictor.training_of(tmp_path) == "one"
+    (tmp_path / "model.json").write_text("no JSON")
+    assert Predictor.training_of(tmp_path) is None
+    (tmp_path / "model.json").unlink()
+    assert Predictor.training_of(tmp_path) is None
+
+
+def test_who_is_killed_while_writing_leaves_the_earlier_model(
+    datamodule: TableDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _predictor(datamodule)
+    before.save(tmp_path)
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _predictor(datamodule, 8).save(tmp_path)
+    assert Predictor.load(tmp_path).allocation == before.allocation
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_who_is_killed_while_replacing_leaves_no_mixture(
+    datamodule: TableDataModule, tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _predictor(datamodule).save(tmp_path)
+    replace, done = Path.replace, []
+
+    def killed(path: Path, target: Path) -> Path:
+        if len(done) == moved:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _predictor(datamodule, 8).save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model\.json"):
+        Predictor.load(tmp_path)
+    after = _predictor(datamodule, 8)
+    after.save(tmp_path)
+    assert Predictor.load(tmp_path).allocation == after.allocation
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_file_is_no_folder(datamodule: TableDataModule, tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("x")
+    with pytest.raises(ValueError, match="`folder` must be a folder to write, got the file"):
+        _predictor(datamodule).save(tmp_path / "model")
+
+
+@pytest.mark.parametrize("task", ["ranking", "retrieval"])
+def test_a_model_forgets_ids_that_have_no_row(task: Any, tmp_path: Path) -> None:
+    targets = FRAME["city"] if task == "retrieval" else None
+    features = Features.fit(FRAME, task=task, separators={"tags": None}, targets=targets)
+    torch.manual_seed(0)
+    model = reference_model(features, hidden=[8], init_std=0.5)(SIZES).eval()
+    with torch.no_grad():
+        expected = model.predict_step(features.encode(FRAME)).numpy()
+    if features.targets is not None:
+        expected = np.array(features.targets.values)[expected]
+
+    predictor = Predictor(model, SIZES, features)
+    predictor.save(tmp_path)
+    again = Predictor.load(tmp_path)
+
+    for each in (predictor, again):
+        assert {name: len(known) for name, known in each.features.vocabularies.items()} == {
+            **{"user": 5, "city": 1, "tags": 50}
+        }
+        np.testing.assert_array_equal(each.predict(FRAME), expected)
+    dense = predictor.with_tables("dense").predict(FRAME)
+    if task == "ranking":
+        np.testing.assert_allclose(dense, expected, atol=1e-6)
+    assert len((tmp_path / "features.json").read_text()) < len(features.to_json()) / 4
+
+
+def test_one_strange_id_does_not_depend_on_its_batch() -> None:
+    frame = pd.DataFrame({"user": [11, 12, 13] * 5, "city": [1, 2, 3] * 5})
+    features = Features.fit(frame, task="ranking")
+    sizes = Allocation([TableAllocation(name, 3, 4, (Tier(3, 4),)) for name in features.names])
+    predictor = Predictor(reference_model(features, hidden=[8])(sizes), sizes, features)
+    new = pd.DataFrame({"user": ["11", "12", "guest"], "city": [1, 2, 3]})
+
+    found = predictor.predict(new, batch_size=1)
+
+    np.testing.assert_allclose(found, predictor.predict(new), rtol=1e-6)
+    known = predictor.predict(frame.iloc[:2])
+    np.testing.assert_allclose(found[:2], known, rtol=1e-6)

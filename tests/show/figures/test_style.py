@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from optuna_nis.show.figures import _style
+
+FLOATS = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=50), st.integers(1, 20))
+def test_moving_mean_is_the_mean_of_the_last_values(values, window):
+    expected = [np.mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+    assert _style.moving_mean(values, window) == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.integers(0, 5_000), st.integers(2, 100))
+def test_thin_keeps_both_ends_and_the_limit(length, limit):
+    kept = _style.thin(length, limit)
+    assert kept == sorted(set(kept))
+    assert len(kept) == min(length, limit)
+    if length:
+        assert (kept[0], kept[-1]) == (0, length - 1)
+
+
+@given(st.text(max_size=80))
+def test_labels_are_short_and_have_no_markup(text):
+    label = _style.label(text, 20)
+    assert "<" not in label
+    assert ">" not in label
+    assert len(label) <= 20 * len("&quot;")
+
+
+def test_long_labels_keep_both_ends():
+    label = _style.label("customer_" + "x" * 50 + "_id", 20)
+    assert label.startswith("customer_")
+    assert label.endswith("_id")
+    assert len(label) == 20
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0, "0 %"),
+        (1e-5, "< 0.01 %"),
+        (0.0025, "0.25 %"),
+        (0.125, "12.5 %"),
+        (0.1, "10 %"),
+        (1.0, "100 %"),
+        (2.5, "250 %"),
+    ],
+)
+def test_percent(share, text):
+    assert _style.percent(share) == text
+
+
+@given(st.floats(1, 1e9), st.floats(1, 1e9))
+def test_ticks_of_a_logarithmic_axis_cover_it(one, other):
+    low, high = sorted((one, other))
+    places, texts = _style.log_ticks(low, high)
+    assert len(places) == len(texts) == len(set(texts))
+    assert places == sorted(places)
+    assert places[0] <= low * 1.000001
+    assert any(place <= high * 1.000001 for place in places)
+
+
+def test_ticks_have_units():
+    places, texts = _style.log_ticks(900, 2_000_000)
+    assert dict(zip(texts, places))["20k"] == 20_000
+    assert "1M" in texts
+    assert "100" in texts

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+import io
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+import optuna
+import pytest
+from rich.console import Console
+
+from optuna_nis.controller.sampler import PolicyHistory
+from optuna_nis.show.report import _script_json, format_table, write_report
+from optuna_nis.study import results as stored
+from optuna_nis.study.cautions import Part
+
+
+class Page(HTMLParser):
+    """What a browser would find in a report."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+
+    def handle_data(self, data):
+        inside = self.tags[-1] if self.tags else ""
+        if inside == "script" and self.cdata_elem:
+            self.scripts.append(data)
+        elif inside == "style" and self.cdata_elem:
+            self.styles.append(data)
+        else:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join("".join(self.text).split())
+
+    @property
+    def figures(self) -> list[dict]:
+        return json.loads(self.scripts[1])
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    # The real script takes long to parse and is looked at once below.
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly */")
+
+    def write(study):
+        path = write_report(study, tmp_path / "new" / "report.html")
+        return Page(path.read_text(encoding="utf-8"))
+
+    return write
+
+
+def test_report_holds_results_sizes_and_figures(page, make_study):
+    study = make_study(supernet=10, trained=2, results=True)
+    study.set_user_attr(stored.SEARCH_SECONDS_ATTR, 30.0)
+    study.set_user_attr(stored.PLAIN_SECONDS_ATTR, 20.0)
+    study.set_user_attr(
+        stored.DATA_ATTR, json.dumps({"table": "/home/me/clicks.csv", "task": "ranking"})
+    )
+    found = page(study)
+    space, best = stored.space_of(study), stored.best_allocation(study)
+    for text in (
+        "flights",
+        "clicks.csv",
+        "ranking",
+        f"{space.budget:,} parameters",
+        f"{best.num_parameters:,} parameters",
+        f"number {stored.best_trial(study).number},",
+        "Test ROC-AUC",
+        "0.7750 ± 0.0071",
+        "+3.33 %",
+        "3.33 % better than uniform",
+        "1.5 times as long",
+    ):
+        assert text in found.words
+    assert "/home/me" not in found.words
+    for table in best.values():
+        assert table.name in found.words
+        assert f"{table.num_parameters:,}" in found.words
+    assert len(found.figures) == 6
+    assert found.tags.count("section") == 6
+    titles = [figure["layout"]["title"]["text"] for figure in found.figures]
+    assert titles[-2:] == ["Policy over the trials", "How the policy learns"]
+
+
+def test_report_needs_no_network(tmp_path, make_study):
+    from plotly.offline import get_plotlyjs
+
+    text = write_report(make_study(supernet=2), tmp_path / "report.html").read_text("utf-8")
+    assert text.count(get_plotlyjs()) == 1
+    found = Page(text)
+    assert found.links == ["data:,"]
+    assert len(found.scripts) == 3
+    (style,) = found.styles
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "prefers-color-scheme: dark" in style
+
+
+def test_report_without_retraining_says_what_is_next(page, make_study):
+    found = page(make_study(name="my study; rm -rf"))
+    assert "Nothing has been retrained yet" in found.words
+    assert "optuna-nis retrain --study-name 'my study; rm -rf'" in found.words
+
+
+def test_report_of_sizes_worse_than_uniform(page, make_study):
+    study = make_study(supernet=2)
+    stored.save_results(
+        study,
+        [
+            stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.6,), (0,), 10),
+            stored.RetrainResult("uniform", "Uniform", "ROC-AUC", (0.8,), (0,), 10),
+        ],
+    )
+    assert "25 % worse than uniform" in page(study).words
+
+
+def test_report_of_a_single_result(page, make_study):
+    study = make_study(supernet=2)
+    stored.save_results(study, [stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.6,), (0,), 10)])
+    found = page(study)
+    assert "0.6000" in found.words
+    assert "than uniform" not in found.words
+    assert "times as long" not in found.words
+
+
+def test_report_says_what_to_mind(page, make_study):
+    study = make_study(supernet=2, results=True)
+    assert "What to mind" not in page(study).words
+    part = Part(20, 9, "ROC-AUC", 0.5, 0.13)
+    stored.save_parts(study, {"train": Part(1_600), "test": part})
+    found = page(study)
+    assert "1,600 (train), 20 (test)" in found.words
+    assert "What to mind" in found.words
+    assert "the standard error of its ROC-AUC is 0.13" in found.words
+    assert found.tags.count("li") == len(stored.cautions_of(study)) == 2
+
+
+def test_names_cannot_break_out(page, make_study):
+    evil = '</script><script>alert("x")</script>'
+    study = make_study([evil, "<b>x</b>", "'\"&"], supernet=3, name=evil, results=True)
+    plain = page(make_study(3, supernet=3, results=True))
+    found = page(study)
+    assert found.tags == plain.tags
+    assert found.words.count(evil) == 4
+    assert "<b>x</b>" in found.words
+    assert len(found.figures) == len(plain.figures)
+
+
+def test_report_without_a_policy(page, make_study, monkeypatch):
+    name = "optuna_nis.controller.sampler.policy_history"
+    monkeypatch.setattr(name, lambda *_, **__: PolicyHistory())
+    assert len(page(make_study()).figures) == 4
+
+
+def test_report_of_an_unfinished_study(tmp_path, make_study):
+    path = tmp_path / "report.html"
+    with pytest.raises(ValueError, match="no finished trial"):
+        write_report(make_study(supernet=0), path)
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.create_trial(value=1.0))
+    with pytest.raises(ValueError, match="holds no search space"):
+        write_report(study, path)
+    assert not path.exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_first(tmp_path, make_study):
+    with pytest.raises(ValueError, match="`path` must be a file to write, got the folder"):
+        write_report(make_study(), tmp_path)
+
+
+def test_report_survives_odd_data_descriptions(page, make_study):
+    study = make_study()
+    study.set_user_attr(stored.DATA_ATTR, "no JSON")
+    study.set_user_attr(stored.DATASET_ATTR, "my data")
+    assert "my data" in page(study).words
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_script_json_is_json_without_markup(data):
+    text = _script_json(data)
+    assert json.loads(text) == data
+    assert not set("<>&") & set(text)
+
+
+def rendered(results):
+    console = Console(file=io.StringIO(), width=100, no_color=True)
+    console.print(format_table(results))
+    return console.file.getvalue()
+
+
+def test_table_in_the_terminal(make_study):
+    text = rendered(stored.results_of(make_study(results=True)))
+    assert "Test ROC-AUC" in text
+    assert "0.7750 ± 0.0071" in text
+    assert "+3.33 %" in text
+    (full,) = (line for line in text.splitlines() if "Full" in line)
+    assert "0.7600 " in full
+    assert "±" not in full
+    assert "100 %" in full
+
+
+def test_table_shows_brackets_and_lacks_what_is_not_there():
+    text = rendered(
+        [
+            stored.RetrainResult("nis", "[red]x[/red]", "AUC", (0.7,), (0,), 10),
+            stored.RetrainResult("tpe", "TPE", "Recall@1", (0.7,), (0,), 10),
+        ]
+    )
+    assert "[red]x[/red]" in text
+    assert "Test metric" in text
+    assert "%" not in text
+
+
+def test_table_of_nothing():
+    with pytest.raises(ValueError, match="retrain first"):
+        format_table([])

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from optuna_nis import NISSampler
+from optuna_nis.cli import app
+from optuna_nis.show.status import render, status_of
+from optuna_nis.study import results as stored
+from optuna_nis.study.moments import MOMENTS_KEY
+from optuna_nis.study.searches import finish, join
+
+runner = CliRunner()
+
+
+def text_of(study: optuna.Study) -> str:
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(render(status_of(study)))
+    return console.export_text()
+
+
+def test_status_of_an_embedding_search(make_study):
+    study = make_study(supernet=20, validated=4, trained=3)
+    study.ask()
+    status = status_of(study)
+    assert status.states == {"COMPLETE": 27, "RUNNING": 1}
+    assert status.trials_per_minute > 0
+    assert 0 <= status.seconds_since_last < 600
+    assert len(status.best) == 5
+    assert status.best[0].number == stored.best_trial(study).number
+    kinds = [trial.user_attrs["fidelity"] for trial in status.best]
+    assert kinds == ["trained"] * 3 + ["validated"] * 2
+    assert status.policy.entropy < status.policy.initial_entropy
+    assert status.policy.num_parameters <= status.space.budget
+    assert status.policy.replay_lag == 27
+    text = text_of(study)
+    for part in (
+        "27 complete, 1 running",
+        f"{status.space.budget:,} parameters",
+        "nats",
+        "ROC-AUC",
+        "shared weights",
+        str(stored.best_allocation(study)).splitlines()[0],
+    ):
+        assert part in text
+
+
+def test_several_searches_are_counted(make_study):
+    study = make_study()
+    join(study, "a", seed=0)
+    assert "Searches" not in text_of(study)
+    finish(study, join(study, "b", seed=0), 2.0)
+    assert "2, 1 of them ended" in text_of(study)
+
+
+def test_status_of_any_study():
+    study = optuna.create_study(direction="minimize", sampler=NISSampler(seed=0))
+    study.optimize(lambda trial: trial.suggest_int("x", 0, 9), n_trials=30)
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL))
+    study.add_trial(
+        optuna.create_trial(
+            value=-1.0,
+            params={"x": 0},
+            distributions=study.trials[0].distributions,
+            system_attrs={"constraints:memory": 1.0},
+        )
+    )
+    status = status_of(study, num_best=100)
+    values = [trial.value for trial in status.best]
+    assert values == [*sorted(values[:-1]), -1.0]
+    assert status.space is None
+    assert status.policy.replay_lag == 1
+    text = text_of(study)
+    assert "31 complete, 1 fail" in text
+    assert "x: 0" in text
+    assert "Parameters" not in text
+
+
+def test_status_of_nothing():
+    study = optuna.create_study(study_name="[bold]empty")
+    status = status_of(study)
+    assert (status.best, status.policy, status.trials_per_minute) == ((), None, None)
+    assert "[bold]empty" in text_of(study)
+    assert "none" in text_of(study)
+
+
+def test_trials_of_another_space_are_shown_without_sizes(make_study):
+    study = make_study(supernet=3)
+    study.add_trial(optuna.create_trial(value=9.0, user_attrs={"fidelity": "trained"}))
+    assert status_of(study).best[0].value == 9.0
+    assert " - " in text_of(study)
+
+
+def test_several_objectives_are_refused():
+    study = optuna.create_study(directions=["minimize", "minimize"])
+    with pytest.raises(ValueError, match="`study` must have a single objective, got 2"):
+        status_of(study)
+
+
+@pytest.fixture
+def storage(make_study, tmp_path: Path) -> str:
+    made = make_study(supernet=10)
+    url = f"sqlite:///{tmp_path}/s.db"
+    study = optuna.create_study(storage=url, study_name="flights", direction="maximize")
+    for key, value in made.user_attrs.items():
+        study.set_user_attr(key, value)
+    study.add_trials(made.trials)
+    return url
+
+
+def test_command(storage: str):
+    found = runner.invoke(app, ["status", "--storage", storage, "--study-name", "flights"])
+    assert found.exit_code == 0, found.output
+    assert "10 complete" in found.output
+    found = runner.invoke(app, ["status", "--storage", storage, "--study-name", "other"])
+    assert found.exit_code == 1
+    assert "is not in the storage" in " ".join(found.output.split())
+
+
+def test_command_watches_until_interrupted(storage: str, monkeypatch: pytest.MonkeyPatch):
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        study = optuna.load_study(study_name="flights", storage=storage)
+        study.add_trial(study.trials[0])
+        waited.append(seconds)
+        if len(waited) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("optuna_nis.cli.sleep", sleep)
+    arguments = ["status", "--storage", storage, "--study-name", "flights", "--watch"]
+    found = runner.invoke(app, [*arguments, "--interval", "0.5"])
+    assert found.exit_code == 0, found.output
+    assert waited == [0.5] * 3
+    assert "12 complete" in found.output
+
+
+def test_a_malformed_attribute_is_named(storage: str):
+    study = optuna.load_study(study_name="flights", storage=storage)
+    study._storage.set_study_system_attr(study._study_id, MOMENTS_KEY, {"version": 99})
+    found = runner.invoke(app, ["status", "--storage", storage, "--study-name", "flights"])
+    assert found.exit_code == 1
+    assert "'nis:moments' of 'flights' must be of version 1, got '99'" in " ".join(
+        found.output.split()
+    )

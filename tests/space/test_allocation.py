@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
+
+USER = TableAllocation("user", 1000, 16, (Tier(100, 16), Tier(500, 4)))
+CITY = TableAllocation("city", 50, 8, ())
+
+
+@st.composite
+def tables(draw: st.DrawFn, name: str = "t") -> TableAllocation:
+    width = draw(st.integers(1, 64))
+    widths = draw(st.sets(st.integers(1, width), max_size=4))
+    tiers = tuple(Tier(draw(st.integers(1, 500)), d) for d in sorted(widths, reverse=True))
+    unused = draw(st.integers(0, 500))
+    rows = max(sum(tier.num_embeddings for tier in tiers) + unused, 1)
+    return TableAllocation(name, rows, width, tiers)
+
+
+@st.composite
+def allocations(draw: st.DrawFn) -> Allocation:
+    names = draw(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=4, unique=True))
+    return Allocation(draw(tables(name)) for name in names)
+
+
+@given(allocations())
+def test_json_round_trip(allocation: Allocation) -> None:
+    again = Allocation.from_json(allocation.to_json())
+    assert again == allocation
+    assert hash(again) == hash(allocation)
+    assert list(again) == list(allocation)
+
+
+@given(allocations())
+def test_sizes_are_sums(allocation: Allocation) -> None:
+    rows = projections = 0
+    for table in allocation.values():
+        rows += sum(v * d for v, d in table.tiers)
+        if any(d < table.embedding_dim for _, d in table.tiers):
+            projections += max(d for _, d in table.tiers) * table.embedding_dim
+        assert 0 <= table.kept <= table.num_embeddings
+    assert allocation.num_embedding_parameters == rows
+    assert allocation.num_projection_parameters == projections
+    assert allocation.num_parameters == rows + projections
+    assert allocation.nbytes("float16") == 2 * allocation.num_parameters
+
+
+def test_only_tables_with_narrow_tiers_carry_a_projection() -> None:
+    assert (USER.num_embedding_parameters, USER.num_projection_parameters) == (3600, 256)
+    assert USER.num_parameters == 3856
+    full = TableAllocation("user", 1000, 16, (Tier(100, 16),))
+    assert (full.is_projected, full.num_projection_parameters) == (False, 0)
+
+
+def test_text() -> None:
+    allocation = Allocation([USER, CITY])
+    assert str(allocation) == "user: 100x16 + 500x4 (of 1000x16)\ncity: removed (of 50x8)"
+    assert repr(allocation).startswith("Allocation([TableAllocation(name='user'")
+
+
+def test_mapping() -> None:
+    allocation = Allocation([USER, CITY])
+    assert len(allocation) == 2
+    assert allocation["city"] is CITY
+    assert "day" not in allocation
+    assert allocation != Allocation([USER])
+    assert allocation != {"user": USER, "city": CITY}
+    with pytest.raises(KeyError, match="No feature 'day' in this allocation; it has user, city"):
+        allocation["day"]
+
+
+def test_plain_tuples_become_tiers() -> None:
+    table = TableAllocation("user", 1000, 16, ((100, 16), (500, 4)))  # type: ignore[arg-type]
+    assert table == USER
+    assert table.tiers[0].embedding_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_embeddings": 0}, "`num_embeddings` of 'user' must be a positive integer, got 0"),
+        ({"embedding_dim": 2.0}, "`embedding_dim` of 'user' must be a positive integer, got 2.0"),
+        ({"embedding_dim": True}, "`embedding_dim` of 'user' must be a positive integer"),
+        ({"tiers": ((0, 4),)}, r"`tiers` of 'user' must hold positive integers, got \(0, 4\)"),
+        ({"tiers": ((3, 4.0),)}, "`tiers` of 'user' must hold positive integers"),
+        (
+            {"tiers": ((3, 4), (3, 4))},
+            r"`tiers` of 'user' must fall in width, got .*\[4, 4\]",
+        ),
+        ({"tiers": ((3, 17),)}, "`tiers` of 'user' must be at most 16 wide, got 17"),
+        (
+            {"tiers": ((600, 8), (401, 4))},
+            "`tiers` of 'user' must hold at most 1000 ids",
+        ),
+    ],
+)
+def test_a_table_refuses(fields: dict[str, Any], message: str) -> None:
+    defaults = {"name": "user", "num_embeddings": 1000, "embedding_dim": 16, "tiers": ()}
+    with pytest.raises(ValueError, match=message):
+        TableAllocation(**{**defaults, **fields})
+
+
+def test_an_allocation_refuses_nothing_and_doubles() -> None:
+    with pytest.raises(ValueError, match="`tables` must hold at least one feature"):
+        Allocation([])
+    with pytest.raises(ValueError, match="`tables` names the feature 'city' twice"):
+        Allocation([CITY, USER, CITY])
+
+
+def _table(**fields: Any) -> str:
+    table = {"name": "a", "num_embeddings": 2, "embedding_dim": 2, "tiers": [[2, 2]], **fields}
+    return json.dumps({"version": 1, "tables": [table]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "An allocation must be JSON"),
+        ("[]", "An allocation must be of version 1, got version None"),
+        ('{"version": 2, "tables": []}', "An allocation must be of version 1, got version 2"),
+        ('{"version": 1}', "This allocation is malformed: KeyError"),
+        ('{"version": 1, "tables": 5}', "This allocation is malformed: TypeError"),
+        ('{"version": 1, "tables": []}', "`tables` must hold at least one feature"),
+        (_table(tiers=[[2]]), "This allocation is malformed: TypeError"),
+        (_table(tiers=None), "This allocation is malformed: TypeError"),
+        (_table(num_embeddings="2"), "`num_embeddings` of 'a' must be a positive integer"),
+        (_table(tiers=[[2, 3]]), "`tiers` of 'a' must be at most 2 wide"),
+    ],
+)
+def test_from_json_refuses(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Allocation.from_json(text)

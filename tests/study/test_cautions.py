@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from optuna_nis.study.cautions import Part, cautions
+from optuna_nis.study.results import RetrainResult
+from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
+
+
+def ranking(rows: int) -> Part:
+    half = rows // 2
+    return Part(rows, half, "ROC-AUC", 0.5, auc_standard_error(0.5, half, rows - half))
+
+
+def result(mean: float, *, val: float | None = None, stopped: bool = True) -> RetrainResult:
+    vals = () if val is None else (val,)
+    return RetrainResult(
+        "nis",
+        "NIS",
+        "ROC-AUC",
+        (mean,),
+        (0,),
+        10,
+        val_values=vals,
+        epochs=(7,),
+        stopped=(stopped,),
+    )
+
+
+def test_nothing_to_mind():
+    parts = {"train": Part(80_000), "validation": ranking(10_000), "test": ranking(10_000)}
+    assert cautions(parts, best=("the best sizes", 0.7)) == []
+    assert cautions(parts, [result(0.7, val=0.7)]) == []
+    assert cautions({}, [result(0.3, val=0.3)]) == []
+
+
+@pytest.mark.parametrize(("rows", "small"), [(20, True), (500, True), (600, False)])
+def test_a_part_that_is_too_small_to_tell(rows, small):
+    part = ranking(rows)
+    assert part.is_small == small == (part.error > 0.025)
+    lines = cautions({"validation": part})
+    assert len(lines) == small
+    if rows == 20:
+        (line,) = lines
+        assert "The validation part is small, 20 rows, 10 of them positive" in line
+        assert "the standard error of its ROC-AUC is 0.13" in line
+
+
+def test_a_model_that_has_not_learned():
+    parts = {"validation": ranking(1_000), "test": ranking(1_000)}
+    bound = 0.5 + 2 * auc_standard_error(0.5, 500, 500)
+    assert cautions(parts, best=("the best sizes", bound + 0.001)) == []
+    (line,) = cautions(parts, best=("the best sizes", bound - 0.001))
+    assert "has learned: on the validation part, ROC-AUC is no better than chance" in line
+    assert "0.5000 ± 0.0365 (two standard errors), with the best sizes (0.5355)" in line
+    lines = cautions(parts, [result(0.27, val=0.4)], best=("the best sizes", 0.3))
+    assert ["with NIS (0.4000)" in lines[0], "with NIS (0.2700)" in lines[1]] == [True, True]
+    assert "on the test part" in lines[1]
+
+
+def test_retrieval_that_is_no_better_than_popularity():
+    part = Part(2_000, None, "MRR", 0.05, share_standard_error(0.05, 2_000))
+    (line,) = cautions({"validation": part}, best=("the best sizes", 0.055))
+    assert "no better than naming the most frequent targets, 0.0500" in line
+    assert cautions({"validation": part}, best=("the best sizes", 0.08)) == []
+
+
+def test_trainings_that_did_not_end_by_themselves():
+    (line,) = cautions({}, [result(0.7, stopped=False), result(0.7)])
+    assert "at the most epochs allowed, 7, and not by themselves: NIS (1 of 1)" in line
+    assert "--max-epochs" in line
+
+
+def test_training_data_are_not_measured():
+    part = Part(10, error=math.inf)
+    assert not part.is_small
+    assert not part.is_chance(0.0)

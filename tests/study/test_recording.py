@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
+import pytest
+
+from optuna_nis.study.recording import add_finished_trials
+
+
+def _trials(count: int) -> list[FrozenTrial]:
+    distribution = CategoricalDistribution((0, 4, 8))
+    return [
+        optuna.create_trial(
+            params={"x": 4 * (i % 3)},
+            distributions={"x": distribution},
+            value=float("inf") if i == 2 else i / 7,
+            user_attrs={"quality": i},
+            system_attrs={"nis:group": "g"},
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "journal"])
+def test_as_if_added_one_by_one(kind: str, tmp_path: Path) -> None:
+    storages = {
+        "memory": lambda: None,
+        "sqlite": lambda: f"sqlite:///{tmp_path}/study.db",
+        "journal": lambda: JournalStorage(JournalFileBackend(str(tmp_path / "study.journal"))),
+    }
+    study = optuna.create_study(storage=storages[kind]())
+    trials = _trials(5)
+    study.add_trial(trials[0])
+    running = study.ask()
+    assert add_finished_trials(study, trials[1:]) == [2, 3, 4, 5]
+    assert add_finished_trials(study, []) == []
+    study.tell(running, 3.0)
+    assert [trial.number for trial in study.trials] == list(range(6))
+    found = [trial for trial in study.trials if trial.number != running.number]
+    for wanted, trial in zip(trials, found):
+        assert trial.params == wanted.params
+        assert trial.distributions == wanted.distributions
+        assert trial.value == wanted.value
+        assert trial.user_attrs == wanted.user_attrs
+        assert trial.system_attrs == wanted.system_attrs
+        assert trial.state == wanted.state
+        assert trial.datetime_complete == wanted.datetime_complete
+    assert study.ask().number == 6
+
+
+def test_all_or_none(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
+    trials = _trials(3)
+    trials[1].user_attrs["quality"] = object()
+    with pytest.raises(TypeError):
+        add_finished_trials(study, trials)
+    assert study.trials == []
