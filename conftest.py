@@ -14,12 +14,16 @@ from optuna_nis.study.results import save_space
 collect_ignore = [] if find_spec("torchrec") else ["optuna_nis/serve/torchrec.py"]
 
 
+# Packages whose examples use `data`.
+_WITH_DATA = tuple(f"optuna_nis.{name}." for name in ("data", "lightning", "models", "serve"))
+
+
 @pytest.fixture(autouse=True)
 def _names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict) -> None:
     if not isinstance(request.node, pytest.DoctestItem):
         return
     doctest_namespace["study"] = searched_study()
-    if request.node.name.startswith("optuna_nis.lightning."):
+    if request.node.name.startswith(_WITH_DATA):
         doctest_namespace["data"] = small_data()
 
 

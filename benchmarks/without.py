@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-from optuna_nis import Allocation, NISSampler, space
+from optuna_nis import Allocation, NISSampler
 from optuna_nis.controller.policy import PolicySettings
 from optuna_nis.lightning import NISCallback, callback, job, shortlist
 from optuna_nis.lightning.shortlist import Candidate
+from optuna_nis.space import space
 
 # A plain policy gradient: advantages come from the group's mean alone.
 _NO_CRITIC = PolicySettings(learning_rate=0.0, sampled_learning_rate=0.5)

@@ -3,12 +3,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 import os
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings
 import numpy as np
 import optuna
 from optuna import Study
+import pandas as pd
 import pytest
 from servers import GrpcProxy, PostgreSQL, Redis
 
@@ -21,6 +23,10 @@ from optuna_nis.study.results import (
     save_results,
     save_space,
 )
+
+if TYPE_CHECKING:
+    from optuna_nis.data import EmbeddingDataModule
+    from optuna_nis.data.config import DataConfig
 
 MakeStudy = Callable[..., Study]
 
@@ -137,3 +143,43 @@ def _make_study(
             ],
         )
     return study
+
+
+@pytest.fixture(scope="session")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clicks that depend on the city and on the genres; user ids are noise."""
+    rng = np.random.default_rng(0)
+    n = 3_000
+    city = rng.zipf(1.6, n) % 12
+    genres = [rng.choice(["war", "drama", "noir", "love"], rng.integers(0, 3)) for _ in range(n)]
+    score = np.sin(3.0 * city) + np.array([("war" in g) * 1.5 for g in genres])
+    frame = pd.DataFrame(
+        {
+            "user": [f"u{i}" for i in rng.integers(0, 600, n)],
+            "city": city,
+            "genres": ["|".join(g) for g in genres],
+            "clicked": rng.random(n) < 1 / (1 + np.exp(-2 * score)),
+        }
+    )
+    path = tmp_path_factory.mktemp("data") / "clicks.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def data(clicks: Path) -> DataConfig:
+    from optuna_nis.data.config import DataConfig
+
+    return DataConfig(
+        table=str(clicks), label="clicked", features=("user", "city"), bags={"genres": "|"}
+    )
+
+
+@pytest.fixture
+def datamodule(data: DataConfig) -> EmbeddingDataModule:
+    return data.datamodule(withhold_test=True)
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    return optuna.create_study(direction="maximize")
