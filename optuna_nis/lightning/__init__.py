@@ -12,14 +12,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 from optuna_nis.data.config import DataConfig
+from optuna_nis.lightning.any_model import FoundSizes, search_sizes
 from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.halving import train_shortlist, warm_start
 from optuna_nis.lightning.job import search
 from optuna_nis.lightning.objective import objective
 from optuna_nis.lightning.retraining import retrain
 from optuna_nis.lightning.rewards import Searchable
-from optuna_nis.lightning.shortlist import Candidate, train_shortlist, warm_start
 from optuna_nis.lightning.training import Training, evaluate, train
-from optuna_nis.models.modules import (
+from optuna_nis.models import (
     EmbeddingModule,
     RankingModule,
     RetrievalModule,
@@ -27,15 +28,19 @@ from optuna_nis.models.modules import (
 )
 from optuna_nis.serve.model_folder import export_model
 from optuna_nis.serve.predictor import Predictor
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.shortlist import Candidate
 
 __all__ = [
     "Candidate",
     "DataConfig",
     "EmbeddingModule",
+    "FoundSizes",
     "NISCallback",
     "Predictor",
     "RankingModule",
     "RetrievalModule",
+    "SearchPlan",
     "Searchable",
     "Training",
     "evaluate",
@@ -44,6 +49,7 @@ __all__ = [
     "reference_model",
     "retrain",
     "search",
+    "search_sizes",
     "train",
     "train_shortlist",
     "warm_start",

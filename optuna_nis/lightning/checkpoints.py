@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 import torch
 
-from optuna_nis.space.allocation import Allocation
+from optuna_nis.strategy.search import SizeSearch
 from optuna_nis.study.searches import new_search_id, searches_of
 
 # Seconds between two checkpoints, at least, and the largest share of the time that they may take.
@@ -84,26 +84,21 @@ class SearchFolder:
         new.replace(self._time)
 
     def save_searched(
-        self, weights: Mapping[str, torch.Tensor], shortlist: list[Allocation], step: int
+        self, weights: Mapping[str, torch.Tensor], search: SizeSearch, mode: str
     ) -> None:
-        """Keep a trained supernet and the choices to be trained for real."""
+        """Keep a trained supernet, the search and whether it goes for large or small values."""
         new = self._searched.with_suffix(".new")
-        names = [allocation.to_json() for allocation in shortlist]
-        torch.save({"weights": weights, "shortlist": names, "step": step}, new)
+        torch.save({"weights": weights, "search": search.state_dict(), "mode": mode}, new)
         new.replace(self._searched)
         self.supernet.unlink(missing_ok=True)
         self.note_time()
 
-    def load_searched(self) -> tuple[dict[str, torch.Tensor], list[Allocation], int] | None:
+    def load_searched(self) -> dict[str, Any] | None:
         """What :meth:`save_searched` kept, None if the supernet is not that far."""
         if not self._searched.exists():
             return None
-        found = torch.load(self._searched, weights_only=True, map_location="cpu")
-        return (
-            found["weights"],
-            [Allocation.from_json(text) for text in found["shortlist"]],
-            found["step"],
-        )
+        found: dict[str, Any] = torch.load(self._searched, weights_only=True, map_location="cpu")
+        return found
 
     def remove(self) -> None:
         """Leave nothing behind, the parent neither if it is empty."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 import inspect
 import math
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -46,6 +47,31 @@ class Searchable(Protocol):
         Returns:
             Shape ``(num_choices,)``, larger is better; all NaN where these examples cannot tell.
         """
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """By which value of a validation trained models are compared.
+
+    Attributes:
+        name: Under which it is logged.
+        mode: Whether the largest (``"max"``) or the smallest (``"min"``) is best.
+        metric: What is fed by ``validation_step`` and logged under this name; None if the model
+            logs it itself.
+    """
+
+    name: str
+    mode: MonitorMode = "max"
+    metric: Metric | None = None
+
+    @property
+    def label(self) -> str:
+        """What the value is called, for people."""
+        return self.name if self.metric is None else type(self.metric).__name__
+
+    def callbacks(self) -> list[Callback]:
+        """What the trainer needs for the value to be logged."""
+        return [] if self.metric is None else [_Logged(self.metric, self.name)]
 
 
 class Rewards:
@@ -94,6 +120,20 @@ class Rewards:
         self.monitor = monitor
         self.mode = mode
         self._evaluation = Evaluation(space)
+        self._found_mode = mode
+
+    def monitored(self, pl_module: LightningModule) -> Monitored:
+        """What models of chosen sizes are compared by: what the choices were scored by.
+
+        A module that scores choices itself (:class:`Searchable`) names the value that it logs in
+        its attribute ``monitor``; without one it is ``"val_loss"``.
+        """
+        if self.metric is not None:
+            name = f"nis_{type(self.metric).__name__}"
+            higher = self.metric.higher_is_better
+            return Monitored(name, self.mode or ("min" if higher is False else "max"), self.metric)
+        name: str = self.monitor or getattr(pl_module, "monitor", _DEFAULT_MONITOR)
+        return Monitored(name, self._found_mode or ("min" if "loss" in name else "max"))
 
     def side_by_side(self, pl_module: LightningModule) -> bool:
         """Whether the module takes several choices in one batch."""
@@ -254,10 +294,59 @@ class Rewards:
                 f'NISCallback needs `mode`, "max" or "min", to know whether {name!r} should be '
                 "large or small."
             )
+        self._found_mode = mode
         return 1.0 if mode == "max" else -1.0
 
 
-def _feed(metric: Metric, outputs: Any, pl_module: LightningModule) -> None:
+class _Logged(Callback):
+    """Logs a metric of what ``validation_step`` and ``test_step`` return.
+
+    Args:
+        metric: The metric, copied.
+        name: Under which it is logged; in a test with "_test" behind it.
+    """
+
+    def __init__(self, metric: Metric, name: str) -> None:
+        self._metric, self._name = metric.clone(), name
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        _feed(self._metric, outputs, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log(self._name, compute(self._metric))
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_validation_epoch_start(trainer, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        _feed(self._metric, outputs, pl_module, "test_step")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log(f"{self._name}_test", compute(self._metric))
+
+
+def _feed(
+    metric: Metric, outputs: Any, pl_module: LightningModule, step: str = "validation_step"
+) -> None:
     wanted = list(inspect.signature(metric.update).parameters)
     if isinstance(outputs, Mapping):
         known = {name: outputs[name] for name in wanted if name in outputs}
@@ -268,6 +357,6 @@ def _feed(metric: Metric, outputs: Any, pl_module: LightningModule) -> None:
         metric.update(*outputs)
         return
     raise MisconfigurationException(
-        f"`validation_step` of {type(pl_module).__name__} must return a tuple or a dictionary of "
+        f"`{step}` of {type(pl_module).__name__} must return a tuple or a dictionary of "
         f"{wanted}, for {type(metric).__name__}, got {type(outputs).__name__}."
     )

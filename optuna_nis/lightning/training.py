@@ -22,6 +22,8 @@ from optuna_nis.space.allocation import Allocation
 
 #: Makes a model of given embedding sizes.
 BuildModel = Callable[[Allocation], LightningModule]
+#: A data module, or the dataloaders of training and validation, and of the test if there is one.
+Data = LightningDataModule | Sequence[Any]
 
 _loggers = [logging.getLogger(package) for package in ("lightning.pytorch", "pytorch_lightning")]
 _levels = [logger.level for logger in _loggers]
@@ -72,7 +74,7 @@ class Training:
 def train(
     build_model: BuildModel,
     allocation: Allocation,
-    datamodule: LightningDataModule,
+    datamodule: Data,
     *,
     seed: int,
     max_epochs: int = 30,
@@ -87,7 +89,7 @@ def train(
     Args:
         build_model: Makes the model; called once the seed is set.
         allocation: Its embedding sizes.
-        datamodule: Train and validation data.
+        datamodule: Train and validation data, or the dataloaders of both.
         seed: Seed of the initial weights.
         max_epochs: Most epochs.
         patience: Epochs without improvement after which to stop.
@@ -130,7 +132,7 @@ def train(
             **trainer_options,
         )
         start = time.perf_counter()
-        trainer.fit(model, datamodule=datamodule)
+        trainer.fit(model, **fit_data(datamodule))
         seconds = time.perf_counter() - start
         if best.best_model_score is None:
             raise RuntimeError(
@@ -147,6 +149,36 @@ def train(
         state = torch.load(Path(best.best_model_path), weights_only=True)["state_dict"]
     model.load_state_dict(state)
     return Training(model, float(best.best_model_score), trainer.current_epoch, seconds)
+
+
+def fit_data(data: Data) -> dict[str, Any]:
+    """Data as arguments of ``Trainer.fit``.
+
+    Raises:
+        ValueError: If they are neither a data module nor two or three dataloaders.
+    """
+    if isinstance(data, Sequence):
+        if len(data) not in (2, 3):
+            raise ValueError(
+                "`data` must be a data module, or the dataloaders of training and validation, and "
+                f"of the test if there is one, got {len(data)}."
+            )
+        return {"train_dataloaders": data[0], "val_dataloaders": data[1]}
+    if not hasattr(data, "train_dataloader"):
+        raise ValueError(
+            "`data` must be a data module, or a tuple of the dataloaders of training and "
+            f"validation, got {type(data).__name__}."
+        )
+    return {"datamodule": data}
+
+
+def _test_data(data: Data) -> dict[str, Any]:
+    """Data as arguments of ``Trainer.test``."""
+    if isinstance(data, Sequence):
+        if len(data) < 3:
+            raise ValueError("`data` must have the dataloader of the test as its third.")
+        return {"dataloaders": data[2]}
+    return {"datamodule": data}
 
 
 def logged(trainer: Trainer, monitor: str) -> float:
@@ -174,20 +206,26 @@ class _MustBeLogged(Callback):
 
 
 def evaluate(
-    model: LightningModule, datamodule: LightningDataModule, *, monitor: str = "test_metric"
+    model: LightningModule,
+    datamodule: Data,
+    *,
+    monitor: str = "test_metric",
+    callbacks: Sequence[Callback] | Callback | None = None,
 ) -> float:
     """The metric on the test data; see :func:`train`.
 
     Args:
         model: A trained model.
-        datamodule: The data.
+        datamodule: The data, or its dataloaders, the third being that of the test.
         monitor: Name under which the model logs its test metric.
+        callbacks: Callbacks of the trainer.
 
     Raises:
-        ValueError: If it logs none of that name.
+        ValueError: If it logs none of that name, or there are no test data.
     """
     with quiet_lightning():
-        found = quiet_trainer(model).test(model, datamodule=datamodule, verbose=False)
+        trainer = quiet_trainer(model, callbacks=listed(callbacks))
+        found = trainer.test(model, **_test_data(datamodule), verbose=False)
     # Of several dataloaders each has its own; names tell which.
     metrics = {name: value for each in found for name, value in each.items()}
     if monitor not in metrics:

@@ -1,61 +1,68 @@
-"""Which choices compete at the end of a search."""
+"""Which choices compete at the end of a search: of the policy, by popularity, frequent ids."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from optuna_nis.controller.policy import Policy
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
-
-# Shares of the budget for each of which the policy proposes choices, and how many of them.
-_BUDGET_SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-_PROPOSALS_PER_SHARE = 8
-# What the policy proposes for a budget should use it: of many draws, those are taken that leave
-# less than a tenth.
-_DRAWS = 64
-_MIN_USE = 0.9
+from optuna_nis.strategy import baselines
+from optuna_nis.strategy.plan import SearchPlan
 
 
-def budgets(space: SearchSpace) -> list[SearchSpace]:
+def budgets(space: SearchSpace, plan: SearchPlan) -> list[SearchSpace]:
     """The space for its budget and for the shares of it that leave any room."""
-    smaller = [int(share * space.budget) for share in _BUDGET_SHARES[1:]]
+    smaller = [int(share * space.budget) for share in plan.budget_shares[1:]]
     return [space, *(space.with_budget(b) for b in smaller if b >= space.min_parameters)]
 
 
-def proposals(
-    policy: Policy, space: SearchSpace, rng: np.random.Generator
+def from_policy(
+    policy: Policy, space: SearchSpace, plan: SearchPlan, rng: np.random.Generator
 ) -> list[list[Allocation]]:
-    """For each of the :func:`budgets`, the likeliest choices of the policy that use it."""
+    """For each of the :func:`budgets`, the likeliest choices of the policy that use it.
+
+    For a smaller budget the policy is tilted to it (:meth:`~optuna_nis.Policy.under`).
+    """
     groups = []
-    for each in budgets(space):
+    for each in budgets(space, plan):
         if each is not space:
             policy = policy.under(each)
-        draws, _ = policy.sample(_DRAWS, rng)
+        draws, _ = policy.sample(plan.proposal_draws, rng)
         options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
         options = options[np.argsort(-policy.log_prob(options), kind="stable")]
         choices = [space.allocation(params) for params in policy.params(options)]
-        using = [c for c in choices if c.num_parameters >= _MIN_USE * each.budget]
-        groups.append((using or choices)[:_PROPOSALS_PER_SHARE])
+        using = [c for c in choices if c.num_parameters >= plan.proposal_use * each.budget]
+        groups.append((using or choices)[: plan.proposals])
     return groups
 
 
-def proposed(
-    name: str, propose: Callable[[SearchSpace], Sequence[Allocation]] | None, space: SearchSpace
-) -> list[Allocation]:
-    """What a function gives for a budget, if it is of the space and within it.
+def by_popularity(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
+    """Mixed dimensions for the whole budget of a space that knows how frequent its ids are."""
+    if space.mode == "single" or any(spec.mean_counts is None for spec in space.specs):
+        return []
+    narrowest = baselines.uniform(space, width=1, projected=True)
+    if narrowest.num_parameters > space.budget:
+        return []
+    return [
+        baselines.mixed_dimensions(space, alpha=power, on_grid=True)
+        for power in plan.popularity_powers
+    ]
 
-    Raises:
-        ValueError: If it is not.
-    """
-    given = [] if propose is None else list(propose(space))
-    for allocation in given:
-        space.params(allocation)
-        if allocation.num_parameters > space.budget:
-            raise ValueError(
-                f"`{name}` must keep to the budget of {space.budget} parameters, it gave "
-                f"a choice of {allocation.num_parameters}."
-            )
-    return given
+
+def frequent_ids(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
+    """The most frequent ids only: at full width for shares of the budget, and narrower."""
+    if space.mode == "single":
+        return []
+    wanted = [(share, True) for share in plan.frequent_shares]
+    if plan.frequent_narrower:
+        wanted.append((1.0, False))
+    found = []
+    for share, full_width in wanted:
+        # Where the budget is too small there is none.
+        with suppress(ValueError):
+            smaller = space.with_budget(int(share * space.budget))
+            found.append(baselines.frequent_ids(smaller, full_width=full_width))
+    return found

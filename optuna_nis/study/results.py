@@ -217,6 +217,11 @@ def save_space(study: Study, space: SearchSpace) -> None:
     _save_text(study, SPACE_ATTR, space.to_json())
 
 
+def save_plan(study: Study, plan: Mapping[str, Any]) -> None:
+    """Keep the plan of a search."""
+    study.set_user_attr("nis:plan", dict(plan))
+
+
 def space_of(study: Study) -> SearchSpace:
     """The search space that a study was searched with.
 

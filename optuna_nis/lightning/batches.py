@@ -1,4 +1,4 @@
-"""When the updates of the controller are due, by training batches."""
+"""How many batches a training has, and had, and whether its end is known."""
 
 from __future__ import annotations
 
@@ -6,66 +6,41 @@ import math
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-import numpy as np
 
 from optuna_nis.lightning._package import is_a
 
 
-class Plan:
-    """The warm-up and the updates of a search, over the batches of a training.
+class TrainingBatches:
+    """The batches of a training, as far as they are certain.
 
-    Where a callback may stop the training early, the plan is over after the trainer's
-    ``min_epochs`` or ``min_steps``; the supernet goes on learning until the training stops.
+    Where a callback may stop the training early, these are those of the trainer's ``min_epochs``
+    or ``min_steps``; the supernet goes on learning until the training stops.
 
     Args:
         trainer: The trainer, at the start of the training.
-        num_updates: Updates of the controller.
-        warmup: Share of the batches that come before the first.
 
     Raises:
         lightning.pytorch.utilities.exceptions.MisconfigurationException: If it is not known how
             many batches there will be.
     """
 
-    def __init__(self, trainer: Trainer, *, num_updates: int, warmup: float) -> None:
-        self._num_updates = num_updates
+    def __init__(self, trainer: Trainer) -> None:
         self._total = _total_batches(trainer)
-        total = min(self._total, _certain_batches(trainer))
-        if not math.isfinite(total):
+        certain = min(self._total, _certain_batches(trainer))
+        if not math.isfinite(certain):
             raise MisconfigurationException(
                 "The trainer needs `max_steps` where the length of the training data is not "
                 "known: the search plans its warm-up."
             )
-        planned = int(total)
-        self.warmup_batches = math.floor(warmup * planned)
-        self._due = np.linspace(0, num_updates, max(planned - self.warmup_batches, 0) + 1)
+        self.number = int(certain)
 
-    def resume(self, trainer: Trainer, updates_done: int) -> None:
-        """Make up for updates that are missing: what is left for what is left."""
-        past = self._batches(trainer)
-        if updates_done < round(self._due[past]):
-            self._due[past:] = np.linspace(updates_done, self._num_updates, len(self._due) - past)
-
-    def learning(self, trainer: Trainer) -> bool:
-        """Whether the warm-up is over, at the start of a batch."""
-        return self._batches_done(trainer) - 1 >= self.warmup_batches
-
-    def num_due(self, trainer: Trainer) -> int:
-        """Number of updates that are to be made by the end of this batch."""
-        past = self._batches(trainer)
-        return round(self._due[past]) if past > 0 else 0
-
-    def _batches_done(self, trainer: Trainer) -> int:
-        """Number of training batches so far, this one included."""
+    def done(self, trainer: Trainer) -> int:
+        """Number of training batches so far, one that has begun included."""
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if trainer.max_steps != -1:
             # Manual optimisation may take several steps for a batch.
             done = max(done, int(self._total * trainer.global_step // trainer.max_steps))
         return done
-
-    def _batches(self, trainer: Trainer) -> int:
-        """Number of batches since the warm-up, this one included."""
-        return min(max(self._batches_done(trainer) - self.warmup_batches, 0), len(self._due) - 1)
 
 
 def check_end(trainer: Trainer) -> None:

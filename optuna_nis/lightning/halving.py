@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 import math
 from pathlib import Path
 import tempfile
@@ -12,15 +11,21 @@ import time
 from typing import Any
 import zlib
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 from torch import Tensor, nn
 
 from optuna_nis._format import duration
-from optuna_nis._logging import get_logger
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
-from optuna_nis.lightning.rewards import MonitorMode
-from optuna_nis.lightning.training import BuildModel, logged, quiet_lightning, quiet_trainer
+from optuna_nis.lightning.rewards import Monitored, MonitorMode
+from optuna_nis.lightning.training import (
+    BuildModel,
+    Data,
+    fit_data,
+    logged,
+    quiet_lightning,
+    quiet_trainer,
+)
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
@@ -28,91 +33,102 @@ from optuna_nis.nn import (
     supernet_layers,
 )
 from optuna_nis.space.allocation import Allocation
-
-_logger = get_logger(__name__)
-
-# Choices cost about the same if the larger has at most so many times the parameters.
-_SAME_COST = 1.25
-# However many there are, no more are trained on after a round.
-_MAX_KEPT = 3
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A choice that was trained for real.
-
-    Attributes:
-        allocation: The choice.
-        val_metric: Its metric on the validation data at the end of its training, negated if
-            smaller is better.
-    """
-
-    allocation: Allocation
-    val_metric: float
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.shortlist import Candidate, Shortlist
 
 
 def train_shortlist(
     allocations: Sequence[Allocation],
     supernet: LightningModule,
     build_model: BuildModel,
-    datamodule: LightningDataModule,
+    datamodule: Data,
     *,
-    rounds: Sequence[int] = (1, 1, 2),
-    limit_train_batches: float = 0.5,
+    plan: SearchPlan | None = None,
     keep: Collection[Allocation] = (),
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
-    metric: str | None = None,
     progress: Callable[[str], None] | None = None,
     folder: Path | None = None,
+    trainer_options: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> list[Candidate]:
-    """Train choices from the weights of the supernet and keep the better half, several times.
+    """Train choices from the weights of the supernet and keep the better ones, several times.
 
-    Starting from the supernet, a choice shows after few epochs what it would be worth after
-    many from scratch (successive halving: Jamieson and Talwalkar, 2016). What counts is the metric
-    at the end of a round, not the best of it: choices that are too large are at their best at
-    the start. For the same reason choices of the same cost can be told apart early, and
-    others cannot: after the first round, only the best of those stay that cost about the same.
+    Who stays is told by :class:`~optuna_nis.strategy.shortlist.Shortlist`.
 
     Args:
         allocations: The choices.
         supernet: A trained supernet.
         build_model: Makes a model of given sizes; its weights outside the embeddings must have
             the names that they have in the supernet.
-        datamodule: Train and validation data.
-        rounds: Epochs of each round; after each but the last, the worse half is dropped (of an odd
-            number, the smaller half) and all but three, after the first also what costs about as
-            much as a better one.
-        limit_train_batches: Share of the training batches that make an epoch here, drawn anew
-            for each if the dataloader shuffles.
-        keep: Choices whose places are safe until the last round, if they are among those given:
-            such as a supernet has trained too little for the first rounds to be fair. At least one
-            other stays beside them.
+        datamodule: Train and validation data, or the dataloaders of both.
+        plan: The numbers that shape the shortlist.
+        keep: Choices whose places are safe until the last round, if they are among those given.
         monitor: Name under which the models log their validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
-        metric: What the value is called in the lines of ``progress``; by default ``monitor``.
         progress: Called with a line of text after each training: its round, its score, and about
             how long the others of the round will take.
         folder: Where the trainings are kept, to go on from there if they are interrupted and
             started again with the same arguments; by default a temporary folder.
+        trainer_options: Further arguments of the trainers.
+        **settings: Fields of the :class:`~optuna_nis.strategy.plan.SearchPlan` in place of those
+            of ``plan``, such as ``shortlist_epochs=(2, 2)``.
 
     Returns:
         All choices whose metric is a finite number, best first.
 
     Raises:
+        TypeError: If a setting is no field of a plan.
         ValueError: If the models log no value of that name in validation.
         FloatingPointError: If there is none whose metric is a finite number.
 
     Example:
         >>> from optuna_nis import SearchSpace
-        >>> from optuna_nis.strategy import baselines
         >>> from optuna_nis.lightning import reference_model
+        >>> from optuna_nis.strategy.baselines import uniform
         >>> space = SearchSpace(data.embedding_specs(8), budget="50%")
         >>> build = reference_model(data.features)
-        >>> choices = [space.full(), baselines.uniform(space, projected=True)]
+        >>> choices = [space.full(), uniform(space, projected=True)]
         >>> found = train_shortlist(choices, build(space), build, data)
         >>> found[0].val_metric >= found[1].val_metric
         True
+    """
+    return run_shortlist(
+        Shortlist(allocations, SearchPlan.of(plan, settings), keep=keep),
+        supernet,
+        build_model,
+        datamodule,
+        monitored=Monitored(monitor, mode),
+        progress=progress,
+        folder=folder,
+        trainer_options=trainer_options,
+    )
+
+
+def run_shortlist(
+    shortlist: Shortlist,
+    supernet: LightningModule,
+    build_model: BuildModel,
+    data: Data,
+    *,
+    monitored: Monitored,
+    label: str | None = None,
+    progress: Callable[[str], None] | None = None,
+    folder: Path | None = None,
+    trainer_options: Mapping[str, Any] | None = None,
+) -> list[Candidate]:
+    """Do the trainings that a shortlist asks for; see :func:`train_shortlist`.
+
+    Args:
+        shortlist: The shortlist.
+        supernet: As in :func:`train_shortlist`.
+        build_model: As in :func:`train_shortlist`.
+        data: As in :func:`train_shortlist`.
+        monitored: By which value the models are compared.
+        label: What it is called in the lines of ``progress``; by default its name.
+        progress: As in :func:`train_shortlist`.
+        folder: As in :func:`train_shortlist`.
+        trainer_options: As in :func:`train_shortlist`.
     """
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())
@@ -120,50 +136,34 @@ def train_shortlist(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        runs = [
-            _Run(
+        options = {"limit_train_batches": shortlist.plan.shortlist_batches} | {
+            **(trainer_options or {})
+        }
+        runs = {
+            allocation: _Run(
                 allocation,
                 supernet,
                 build_model,
                 folder,
                 kept,
-                limit_train_batches,
-                _LatestMetric(monitor, mode, metric or monitor),
+                options,
+                _LatestMetric(monitored, label or monitored.name),
             )
-            for allocation in allocations
-        ]
-        alive = runs
-        for index, epochs in enumerate(rounds):
-            start = time.perf_counter()
-            for position, run in enumerate(alive, start=1):
-                run.train(datamodule, epochs)
-                if progress is not None:
-                    seconds = (time.perf_counter() - start) / position
-                    left = seconds * (len(alive) - position)
-                    more = f", about {duration(left)} left in it" if left else ""
-                    progress(
-                        f"round {index + 1} of {len(rounds)}: {position} of {len(alive)}, {run}"
-                        f"{more}"
-                    )
-            ranked = sorted(alive, key=lambda run: run.latest, reverse=True)
-            others = _best_of_each_cost(ranked) if index == 0 else ranked
-            places = min((len(others) + 1) // 2, _MAX_KEPT)
-            alive = [run for run in ranked if run.allocation in keep]
-            others = [run for run in others if run not in alive]
-            alive += others[: max(places - len(alive), 1)]
-        runs.sort(key=lambda run: run.latest, reverse=True)
-        found = [Candidate(r.allocation, r.latest) for r in runs if math.isfinite(r.latest)]
-        if runs and not found:
-            raise FloatingPointError(
-                f"{monitor!r} was not a finite number for any of the {len(runs)} choices: their "
-                "trainings diverged, or the metric cannot be computed on the validation data."
-            )
-        if len(found) < len(runs):
-            _logger.warning(
-                f"{monitor!r} was not a finite number for {len(runs) - len(found)} of the "
-                f"{len(runs)} choices; they are left out."
-            )
-        return found
+            for allocation in shortlist.allocations
+        }
+        start = time.perf_counter()
+        while (training := shortlist.ask()) is not None:
+            if training.position == 1:
+                start = time.perf_counter()
+            run = runs[training.allocation]
+            run.train(data, training.epochs)
+            shortlist.tell(run.latest)
+            if progress is not None:
+                seconds = (time.perf_counter() - start) / training.position
+                left = seconds * (training.num_in_round - training.position)
+                more = f", about {duration(left)} left in it" if left else ""
+                progress(f"{training}, {run}{more}")
+        return shortlist.candidates()
 
 
 class _Run:
@@ -176,7 +176,7 @@ class _Run:
         build_model: BuildModel,
         folder: Path,
         kept: bool,
-        limit_train_batches: float,
+        options: Mapping[str, Any],
         metric: _LatestMetric,
     ) -> None:
         self.allocation = allocation
@@ -184,7 +184,7 @@ class _Run:
         self._model = build_model(allocation)
         self._folder = folder
         self._kept = kept
-        self._limit_train_batches = limit_train_batches
+        self._options = options
         self._epochs = 0
         warm_start(self._model, supernet)
 
@@ -200,10 +200,10 @@ class _Run:
         name = zlib.crc32(self.allocation.to_json().encode())
         return self._folder / f"{name:08x}-{self._epochs}.ckpt"
 
-    def train(self, datamodule: LightningDataModule, epochs: int) -> None:
+    def train(self, data: Data, epochs: int) -> None:
         before = self._checkpoint
         self._epochs += epochs
-        callbacks: list[Callback] = [self._metric]
+        callbacks = [*self._metric.monitored.callbacks(), self._metric]
         if self._kept:
             callbacks.append(PeriodicCheckpoint(self._checkpoint))
         trainer = quiet_trainer(
@@ -212,28 +212,19 @@ class _Run:
             # What counts is the end of the round.
             check_val_every_n_epoch=self._epochs,
             callbacks=callbacks,
-            limit_train_batches=self._limit_train_batches,
+            **self._options,
         )
         # Its own, if it was interrupted; that of the round before; none in the first round.
         known = [path for path in (self._checkpoint, before) if path.exists()]
-        trainer.fit(self._model, datamodule=datamodule, ckpt_path=known[0] if known else None)
+        ckpt_path = known[0] if known else None
+        trainer.fit(self._model, **fit_data(data), ckpt_path=ckpt_path)
         save_checkpoint(trainer, self._checkpoint)
 
 
-def _best_of_each_cost(runs: Sequence[_Run]) -> list[_Run]:
-    """Those that no better one costs about as much as; best first, as they come."""
-    kept: list[_Run] = []
-    for run in runs:
-        costs = [(run.allocation.num_parameters, k.allocation.num_parameters) for k in kept]
-        if all(max(pair) > _SAME_COST * min(pair) for pair in costs):
-            kept.append(run)
-    return kept
-
-
 class _LatestMetric(Callback):
-    def __init__(self, monitor: str, mode: MonitorMode, name: str) -> None:
-        self._monitor, self._name = monitor, name
-        self._sign = 1.0 if mode == "max" else -1.0
+    def __init__(self, monitored: Monitored, name: str) -> None:
+        self.monitored, self._name = monitored, name
+        self._sign = 1.0 if monitored.mode == "max" else -1.0
         self.value = float("-inf")
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,7 +237,7 @@ class _LatestMetric(Callback):
         return f"{self._name} {self._sign * self.value:.4f}"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = self._sign * logged(trainer, self._monitor)
+        value = self._sign * logged(trainer, self.monitored.name)
         self.value = value if math.isfinite(value) else -math.inf
 
 

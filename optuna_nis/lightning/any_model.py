@@ -1,0 +1,447 @@
+"""The whole search of any model in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+import inspect
+from pathlib import Path
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from optuna import Study, create_study
+import torch
+from torchmetrics import Metric
+
+from optuna_nis._checks import check_folder
+from optuna_nis._format import duration
+from optuna_nis._logging import get_logger
+from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.data.config import differences
+from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
+from optuna_nis.lightning.comparison import Comparison, compare
+from optuna_nis.lightning.halving import run_shortlist
+from optuna_nis.lightning.parts import parts_of_data
+from optuna_nis.lightning.rewards import Monitored, MonitorMode
+from optuna_nis.lightning.training import (
+    BuildModel,
+    Data,
+    fit_data,
+    quiet_lightning,
+    quiet_trainer,
+)
+from optuna_nis.models import EmbeddingModule
+from optuna_nis.nn import apply_allocation, count_ids, make_searchable
+from optuna_nis.nn.swap import Counts
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import Mode, SearchSpace
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.shortlist import Candidate
+from optuna_nis.study.results import (
+    METRIC_ATTR,
+    SEARCH_SECONDS_ATTR,
+    RetrainResult,
+    best_allocation,
+    cautions_of,
+    finished_trials,
+    is_trained,
+    save_parts,
+    save_plan,
+    save_space,
+)
+from optuna_nis.study.searches import finish, join, searches_of
+
+if TYPE_CHECKING:
+    from optuna_nis.show.dashboard import DashboardCallback
+
+_logger = get_logger(__name__)
+
+#: Makes a model; or, given them, a model of given sizes and a supernet of a space.
+BuildAnyModel = Callable[..., LightningModule]
+
+
+@dataclass(frozen=True)
+class FoundSizes:
+    """What a search has found, and what speaks for it.
+
+    Attributes:
+        allocation: The best sizes.
+        candidates: The choices that were trained for real, best first; empty where the study had
+            been searched to its end before.
+        study: All trials; ``best_trial`` is that of the best sizes.
+        space: The search space.
+        build: Makes a new model of given sizes.
+    """
+
+    allocation: Allocation
+    candidates: list[Candidate]
+    study: Study = field(repr=False)
+    space: SearchSpace
+    build: BuildModel = field(repr=False)
+    _data: Data = field(repr=False)
+    _monitored: Monitored = field(repr=False)
+
+    def retrain(
+        self,
+        *,
+        seeds: Sequence[int] = (0, 1, 2),
+        test_monitor: str | None = None,
+        max_epochs: int = 30,
+        patience: int = 3,
+        progress: Callable[[str], None] = lambda text: None,
+        **trainer_options: Any,
+    ) -> list[RetrainResult]:
+        """Train the sizes from scratch beside uniform and full tables, and test all of them.
+
+        Only this touches the test data: ``test_step`` of the model, on the ``test_dataloader`` of
+        the data module or the third dataloader. Uniform sizes are the better, by validation with
+        the first seed, of rows as they are and rows projected to the full width, where the model
+        takes both.
+
+        Args:
+            seeds: Seeds of the trainings.
+            test_monitor: Name under which ``test_step`` logs its metric; by default that of the
+                validation with "test" in place of "val".
+            max_epochs: Most epochs of a training.
+            patience: Epochs without improvement after which a training stops.
+            progress: Called with a line of text before and after each training.
+            **trainer_options: Further arguments of the trainers.
+
+        Returns:
+            The results, found sizes first; they are in the study too.
+
+        Raises:
+            ValueError: If an argument is out of range, there are no test data, or the model logs
+                no such value.
+        """
+        name = self._monitored.name
+        if self._monitored.metric is not None:
+            test_monitor = test_monitor or f"{name}_test"
+        elif test_monitor is None:
+            reference = isinstance(self.build(self.allocation), EmbeddingModule)
+            test_monitor = "test_metric" if reference else name.replace("val", "test")
+        comparison = Comparison(
+            self.build,
+            self._data,
+            self._monitored,
+            test_monitor,
+            max_epochs=max_epochs,
+            patience=patience,
+            progress=progress,
+            trainer_options=trainer_options,
+        )
+        return compare(self.study, comparison, self.space, self.allocation, seeds)
+
+
+def search_sizes(
+    build_model: BuildAnyModel,
+    data: Data,
+    budget: int | float | str | None = None,
+    *,
+    mode: Mode = "multi",
+    space: SearchSpace | None = None,
+    counts: Counts | None = None,
+    count_options: Mapping[str, Any] | None = None,
+    metric: Metric | None = None,
+    monitor: str | None = None,
+    monitor_mode: MonitorMode | None = None,
+    study: Study | None = None,
+    plan: SearchPlan | None = None,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    dashboard: DashboardCallback | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    checkpoint_dir: str | Path | None = None,
+    trainer_options: Mapping[str, Any] | None = None,
+    swap_options: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **plan_fields: Any,
+) -> FoundSizes:
+    """Search the embedding sizes of a model: everything that a search does, in one call.
+
+    The ids of the training data are counted, the embedding layers of a model become a supernet,
+    which is trained beside a controller (:class:`NISCallback`), and the best choices for the
+    budget and for smaller ones are trained for real (:func:`train_shortlist`).
+
+    Several such searches may be at work on one study, on several machines, and learn from each
+    other's trials; the best sizes are those of all. One that was interrupted goes on from its
+    checkpoint when the same is called again with the same ``checkpoint_dir``. Where there is none
+    to go on with, nothing is done if another has brought the study to its end.
+
+    Args:
+        build_model: A function without arguments that makes the model, a Lightning module with
+            ``nn.Embedding`` or ``nn.EmbeddingBag`` layers; it is called for every training. Or
+            one that takes sizes, such as :func:`reference_model` gives: it makes a supernet of a
+            :class:`~optuna_nis.SearchSpace` and a model of an :class:`~optuna_nis.Allocation`.
+        data: A data module, or a tuple of the dataloaders of training and validation, and of the
+            test if there is one. The test is not touched.
+        budget: As in :class:`~optuna_nis.SearchSpace`.
+        mode: As in :class:`~optuna_nis.SearchSpace`.
+        space: The search space, in place of ``budget`` and ``mode``, for a ``build_model`` that
+            takes sizes; by default that of the data, if it is one of the data modules here.
+        counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted by
+            :func:`~optuna_nis.nn.count_ids`.
+        count_options: Arguments of :func:`~optuna_nis.nn.count_ids`, ``step`` or ``ids``.
+        metric: As in :class:`NISCallback`.
+        monitor: As in :class:`NISCallback`.
+        monitor_mode: As ``mode`` in :class:`NISCallback`.
+        study: A study that maximises. Its sampler is replaced by a
+            :class:`~optuna_nis.NISSampler` with the budget. By default one in memory.
+        plan: The numbers that shape the search.
+        seed: Seed of the supernet and the controller.
+        callbacks: Further callbacks of the supernet's trainer, such as a progress bar.
+        dashboard: Keeps figures up to date in Optuna Dashboard.
+        progress: Called with a line of text whenever something begins.
+        checkpoint_dir: Where the search keeps what it has trained, every second (less often where
+            that would take more than 2 % of the time) and after each training of the shortlist,
+            in a folder of its own that goes when it ends. By default a search that is
+            interrupted has only its trials to go on from.
+        trainer_options: Further arguments of all trainers, such as ``{"accelerator": "gpu"}``.
+        swap_options: Arguments of :func:`~optuna_nis.nn.make_searchable`, such as ``exclude``
+            and ``fields``.
+        settings: What else tells this search from others of the study, as values for JSON: it
+            goes on from the checkpoint of one with the same only.
+        **plan_fields: Fields of the :class:`~optuna_nis.strategy.plan.SearchPlan` in place of
+            those of ``plan``, such as ``epochs=8``.
+
+    Returns:
+        The best sizes with their evidence; :meth:`FoundSizes.retrain` trains them from scratch
+        and tests them.
+
+    Raises:
+        TypeError: If a setting is no field of a plan.
+        ValueError: If an argument is out of range, the data cannot be used, or the study was
+            searched with another space or plan.
+
+    Example:
+        >>> from optuna_nis.lightning import reference_model
+        >>> build = reference_model(data.features)
+        >>> found = search_sizes(build, data, budget="25%", epochs=1, num_updates=2)
+        >>> found.allocation.num_parameters <= found.space.budget
+        True
+        >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)]
+        ['nis', 'uniform', 'full']
+    """
+    plan = SearchPlan.of(plan, plan_fields)
+    if checkpoint_dir is not None:
+        check_folder("checkpoint_dir", checkpoint_dir)
+    fit = fit_data(data)
+    if _takes_sizes(build_model):
+        if space is None:
+            space = _space_of(data, build_model, budget, mode)
+        subject = _Subject(space, lambda: build_model(space), build_model)
+        # A bad option must be told before anything is written into the study.
+        subject.supernet()
+    else:
+        options = dict(swap_options or {})
+        if counts is None:
+            counts = _counted(build_model(), data, count_options or {}, options)
+        subject = _swapped(build_model, counts, budget=budget, mode=mode, **options)
+        space = subject.space
+    study = study or create_study(direction="maximize")
+    save_space(study, space)
+    save_plan(study, plan.to_dict())
+    study.sampler = NISSampler(budget=space, seed=seed)
+    settings = {"seed": seed, **(settings or {})}
+    trainer_options = dict(trainer_options or {})
+
+    def callback(search_id: str | None = None) -> NISCallback:
+        return NISCallback(
+            space,
+            study,
+            plan=plan,
+            metric=metric,
+            monitor=monitor,
+            mode=monitor_mode,
+            seed=seed,
+            dashboard=dashboard,
+            search_id=search_id,
+        )
+
+    with ExitStack() as stack:
+        keep = checkpoint_dir is not None
+        parent = Path(checkpoint_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = SearchFolder.of_interrupted(study, parent, settings)
+        if folder is not None:
+            progress(f"Going on with the search {folder.search_id} that was interrupted.")
+        elif any(is_trained(trial) for trial in finished_trials(study)):
+            progress("The study has been searched to the end; nothing is left to do.")
+            _warn_ignored(study, settings)
+            monitored = callback().monitored(subject.supernet())
+            best = best_allocation(study)
+            return FoundSizes(best, [], study, space, subject.sized, data, monitored)
+        else:
+            folder = SearchFolder.new(parent)
+        stack.callback(folder.release)
+        me = join(study, folder.search_id, seed=seed, settings=settings)
+        search = callback(me.id)
+
+        torch.manual_seed(me.seed)
+        if isinstance(data, EmbeddingDataModule):
+            data.shuffle_seed = me.seed
+        supernet = subject.supernet()
+        label = getattr(supernet, "monitor_name", search.monitored(supernet).label)
+        study.set_user_attr(METRIC_ATTR, label)
+        if isinstance(supernet, EmbeddingModule) and isinstance(data, EmbeddingDataModule):
+            save_parts(study, parts_of_data(data, supernet, ["validation"]))
+        searched = folder.load_searched()
+        if searched is None:
+            every_callback: list[Callback] = [search, _EpochLines(progress), *callbacks]
+            if keep:
+                every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
+            progress(f"Searching {space!r}; epochs of the supernet: {plan.epochs}.")
+            resume = folder.supernet if folder.supernet.exists() else None
+            with quiet_lightning():
+                trainer = quiet_trainer(
+                    supernet,
+                    max_epochs=plan.epochs,
+                    # Nothing depends on how good the full tables are on the way.
+                    check_val_every_n_epoch=plan.epochs,
+                    callbacks=every_callback,
+                    enable_progress_bar=bool(callbacks),
+                    **trainer_options,
+                )
+                trainer.fit(supernet, **fit, ckpt_path=resume)
+            monitored = search.monitored(supernet)
+            if keep:
+                folder.save_searched(supernet.state_dict(), search.search, monitored.mode)
+        else:
+            supernet.load_state_dict(searched["weights"])
+            search.search.load_state_dict(searched["search"])
+            monitored = replace(search.monitored(supernet), mode=searched["mode"])
+        shortlist = search.search.shortlist()
+        progress(f"Training the best {len(shortlist.allocations)} choices for real.")
+        found = run_shortlist(
+            shortlist,
+            supernet,
+            subject.sized,
+            data,
+            monitored=monitored,
+            label=getattr(supernet, "metric_name", None),
+            progress=progress,
+            folder=folder.trainings if keep else None,
+            trainer_options=trainer_options,
+        )
+        search.search.record(found)
+        finish(study, me, folder.seconds)
+        seconds = [each.seconds for each in searches_of(study).values() if each.seconds]
+        study.set_user_attr(SEARCH_SECONDS_ATTR, sum(seconds))
+        folder.remove()
+    if dashboard is not None:
+        dashboard.finish(study)
+    for line in cautions_of(study):
+        _logger.warning(line)
+    best = best_allocation(study)
+    return FoundSizes(best, found, study, space, subject.sized, data, monitored)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The model that is searched.
+
+    Attributes:
+        space: Its space.
+        supernet: Makes a supernet.
+        sized: Makes a model of given sizes.
+    """
+
+    space: SearchSpace
+    supernet: Callable[[], LightningModule]
+    sized: BuildModel
+
+
+def _takes_sizes(build_model: BuildAnyModel) -> bool:
+    required = [
+        parameter
+        for parameter in inspect.signature(build_model).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1:
+        raise ValueError(
+            "`build_model` must be a function without arguments, or of the sizes, got one of "
+            f"{[parameter.name for parameter in required]}."
+        )
+    return bool(required)
+
+
+def _space_of(
+    data: Data, build_model: BuildAnyModel, budget: int | float | str | None, mode: Mode
+) -> SearchSpace:
+    specs = getattr(build_model, "specs", None)
+    if not isinstance(data, EmbeddingDataModule) or specs is None:
+        raise ValueError(
+            "`space` must be given for a `build_model` that takes sizes, unless it is what "
+            "`reference_model` gives and `data` is a data module of optuna_nis.data."
+        )
+    return SearchSpace(specs(data), budget=budget, mode=mode)
+
+
+def _counted(
+    model: LightningModule, data: Data, options: Mapping[str, Any], swap: Mapping[str, Any]
+) -> Counts:
+    """How often each id occurs in the training data."""
+    if isinstance(data, LightningDataModule):
+        data.prepare_data()
+        data.setup("fit")
+        loader = data.train_dataloader()
+    else:
+        loader = data[0]
+    return count_ids(loader, model, **{"exclude": swap.get("exclude", ()), **options})
+
+
+def _swapped(
+    build_model: Callable[[], LightningModule], counts: Counts, **options: Any
+) -> _Subject:
+    def supernet() -> LightningModule:
+        model = build_model()
+        make_searchable(model, counts=counts, **options)
+        return model
+
+    def sized(allocation: Allocation) -> LightningModule:
+        return apply_allocation(build_model(), allocation, counts=counts)
+
+    space = make_searchable(build_model(), counts=counts, **options)
+    return _Subject(space, supernet, sized)
+
+
+class _EpochLines(Callback):
+    """A line after each epoch of the supernet, with the time left.
+
+    Later epochs take longer, when choices are scored besides, and the finalists at the end: what
+    is left is at least so many epochs like the last one.
+    """
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._start = self._epoch_start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # An epoch that goes on after an interruption may have had its start before.
+        self._start = self._epoch_start = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        now = time.perf_counter()
+        left = (now - self._epoch_start) * (epochs - done)
+        more = f"; at least {duration(left)} of it left" if done < epochs else ""
+        self._progress(f"Supernet: epoch {done} of {epochs}, {duration(now - self._start)}{more}.")
+
+
+def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:
+    """Say which options a study that has ended does not go by."""
+    ended = [s.settings for s in searches_of(study).values() if s.seconds is not None]
+    ignored = [differences(before, settings) for before in ended]
+    if ignored and (least := min(ignored, key=len)):
+        _logger.warning(
+            f"Options are ignored, since `study` {study.study_name!r} has been searched, with "
+            f"{least}. Give another study name for a new search."
+        )

@@ -1,0 +1,345 @@
+"""Sizes trained from scratch beside uniform and full tables, each tested once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+import hashlib
+import json
+import math
+from statistics import fmean
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from optuna import Study
+
+from optuna_nis import __version__
+from optuna_nis._checks import check_folder, check_integer
+from optuna_nis._format import duration
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning.rewards import Monitored
+from optuna_nis.lightning.training import BuildModel, Data, evaluate, train
+from optuna_nis.models import EmbeddingModule
+from optuna_nis.serve.predictor import Predictor
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy import baselines
+from optuna_nis.study.results import PLAIN_SECONDS_ATTR, RetrainResult, save_results
+
+TRAINING_KEY = "nis:training:"
+"""Study system attribute: a finished training, the rest of the name says which."""
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Check seeds of trainings.
+
+    Raises:
+        ValueError: If they are not distinct integers from 0, or there is none.
+    """
+    if not seeds:
+        raise ValueError("`seeds` must hold at least one seed, got none.")
+    for seed in seeds:
+        check_integer("seeds", seed, 0)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` must hold each seed once, got {list(seeds)}.")
+
+
+def compare(
+    study: Study,
+    comparison: Comparison,
+    space: SearchSpace,
+    best: Allocation,
+    seeds: Sequence[int],
+) -> list[RetrainResult]:
+    """Train the best sizes of a study from scratch, and baselines, and test them.
+
+    The baselines are the full tables and uniform sizes at the same budget; of the latter the rows
+    are taken as they are, where the model can, or projected to the full width, whichever
+    validates better.
+
+    Args:
+        study: The results are written into it.
+        comparison: How they are trained.
+        space: The search space.
+        best: The best sizes.
+        seeds: Seeds of the weights and of the order of the training rows.
+
+    Returns:
+        The results, best sizes first.
+
+    Raises:
+        ValueError: If the seeds are not distinct integers from 0, or there is none.
+    """
+    check_seeds(seeds)
+    uniforms = [("Uniform, projected", baselines.uniform(space, projected=True))]
+    if isinstance(comparison.build(best), EmbeddingModule):
+        # Other models want rows of the width that they were made for.
+        uniforms.insert(0, ("Uniform", baselines.uniform(space)))
+    trainings = _Trainings(study, comparison, (2 + 1) * len(seeds) + len(uniforms) - 1)
+
+    def result(name: str, label: str, sizes: Allocation, runs: Sequence[_Run]) -> RetrainResult:
+        return RetrainResult(
+            name=name,
+            label=label,
+            metric=runs[0].metric,
+            values=tuple(run.value for run in runs),
+            seeds=tuple(seeds),
+            num_parameters=sizes.num_parameters,
+            num_dense_parameters=runs[0].num_dense_parameters,
+            allocation=sizes,
+            seconds=sum(run.seconds for run in runs),
+            val_values=tuple(run.val_metric for run in runs),
+            epochs=tuple(run.epochs for run in runs),
+            stopped=tuple(run.stopped for run in runs),
+        )
+
+    nis = trainings.best_sizes("NIS", best, seeds)
+    tried = [(label, sizes, trainings.run(label, sizes, seeds[0])) for label, sizes in uniforms]
+    sign = comparison.sign
+    label, sizes, first = max(tried, key=lambda variant: sign * variant[2].val_metric)
+    uniform = [first, *(trainings.run(label, sizes, seed) for seed in seeds[1:])]
+    full = [trainings.run("Full size", space.full(), seed) for seed in seeds]
+    results = [
+        result("nis", "NIS", best, nis),
+        result("uniform", label, sizes, uniform),
+        result("full", "Full size", space.full(), full),
+    ]
+    save_results(study, results)
+    study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in full))
+    return results
+
+
+@dataclass
+class Comparison:
+    """How sizes are trained from scratch and tested.
+
+    Attributes:
+        build: Makes a model of given sizes.
+        data: The data, those of the test included.
+        monitored: By which value of validation a training stops and finds its best epoch.
+        test_monitor: Name under which the models log their test metric.
+        max_epochs: Most epochs of a training.
+        patience: Epochs without improvement after which a training stops.
+        callbacks: Further callbacks of the trainers, such as a progress bar.
+        progress: Called with a line of text before and after each training.
+        output: Folder for the best model of the best sizes, see :class:`Predictor`.
+        key: Values for JSON by which a training is known again, and not run again; None runs all.
+        trainer_options: Further arguments of the trainers.
+
+    Raises:
+        ValueError: If a number is out of range, or ``output`` cannot be written.
+    """
+
+    build: BuildModel
+    data: Data
+    monitored: Monitored
+    test_monitor: str
+    max_epochs: int = 30
+    patience: int = 3
+    callbacks: Sequence[Callback] = ()
+    progress: Callable[[str], None] = lambda text: None
+    output: str | None = None
+    key: Sequence[Any] | None = None
+    trainer_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("max_epochs", self.max_epochs, 1)
+        check_integer("patience", self.patience, 1)
+        if self.output is not None:
+            check_folder("output", self.output)
+
+    @property
+    def sign(self) -> float:
+        """1 if larger values of validation are better, -1 if smaller are."""
+        return 1.0 if self.monitored.mode == "max" else -1.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a finished training came to.
+
+    Attributes:
+        metric: Name of the metric on the test data.
+        value: The metric on the test data.
+        monitor: Name of the metric on the validation data.
+        val_metric: The metric on the validation data, at the best epoch.
+        best_epoch: The best epoch.
+        epochs: Number of epochs.
+        stopped: Whether it ended by itself.
+        seconds: Time it took.
+        num_dense_parameters: Parameters of the model outside its embeddings.
+    """
+
+    metric: str
+    value: float
+    monitor: str
+    val_metric: float
+    best_epoch: int
+    epochs: int
+    stopped: bool
+    seconds: float
+    num_dense_parameters: int
+
+    def __str__(self) -> str:
+        return (
+            f"validation {self.monitor} {self.val_metric:.4f} in epoch {self.best_epoch} of "
+            f"{self.epochs}, {duration(self.seconds)}"
+        )
+
+
+class _Trainings:
+    """Trainings of one kind on the same data; those that a study knows are not run again."""
+
+    def __init__(self, study: Study, comparison: Comparison, total: int) -> None:
+        self._study = study
+        self._how = comparison
+        self._progress = comparison.progress
+        self._left = total
+        self._seconds: list[float] = []
+
+    def run(self, label: str, allocation: Allocation, seed: int) -> _Run:
+        """What a training comes to, run or known."""
+        return self._known(label, allocation, seed) or self._train(label, allocation, seed)[0]
+
+    def best_sizes(self, label: str, allocation: Allocation, seeds: Sequence[int]) -> list[_Run]:
+        """What a training with each seed comes to; the best model is kept in a folder."""
+        output, sign = self._how.output, self._how.sign
+        runs: list[_Run] = []
+        for seed in seeds:
+            known = self._known(label, allocation, seed)
+            if known is not None:
+                runs.append(known)
+                continue
+            run, model = self._train(label, allocation, seed)
+            if output is not None and all(
+                sign * run.val_metric > sign * other.val_metric for other in runs
+            ):
+                self._save(model, allocation, seed, output)
+            runs.append(run)
+        leader = max(range(len(seeds)), key=lambda index: sign * runs[index].val_metric)
+        key = self._key(allocation, seeds[leader])
+        if output is not None and Predictor.training_of(output) != key:
+            self._progress(
+                f"{label}: {output} does not hold the best model, which is kept nowhere."
+            )
+            self._left += 1
+            _, model = self._train(label, allocation, seeds[leader])
+            self._save(model, allocation, seeds[leader], output)
+        return runs
+
+    def _known(self, label: str, allocation: Allocation, seed: int) -> _Run | None:
+        if self._how.key is None:
+            return None
+        key = TRAINING_KEY + self._key(allocation, seed)
+        found = self._study._storage.get_study_system_attrs(self._study._study_id).get(key)
+        if found is None:
+            return None
+        run = _read(key, found)
+        self._count(run)
+        self._progress(f"{label}, seed {seed}: finished before, {run}.")
+        return run
+
+    def _train(
+        self, label: str, allocation: Allocation, seed: int
+    ) -> tuple[_Run, LightningModule]:
+        self._progress(
+            f"{label}, seed {seed}: {allocation.num_parameters:,} embedding parameters."
+        )
+        how = self._how
+        if isinstance(how.data, EmbeddingDataModule):
+            how.data.shuffle_seed = seed
+        epochs = _Epochs(how.monitored.name, how.sign)
+        training = train(
+            how.build,
+            allocation,
+            how.data,
+            seed=seed,
+            max_epochs=how.max_epochs,
+            patience=how.patience,
+            monitor=how.monitored.name,
+            mode=how.monitored.mode,
+            callbacks=[*how.monitored.callbacks(), epochs, *how.callbacks],
+            **({"enable_progress_bar": bool(how.callbacks)} | dict(how.trainer_options or {})),
+        )
+        model = training.model
+        test = evaluate(
+            model, how.data, monitor=how.test_monitor, callbacks=how.monitored.callbacks()
+        )
+        run = _Run(
+            metric=getattr(model, "metric_name", how.monitored.label),
+            value=test,
+            monitor=getattr(model, "monitor_name", how.monitored.label),
+            val_metric=training.val_metric,
+            best_epoch=epochs.best + 1,
+            epochs=training.epochs,
+            stopped=len(epochs.values) - 1 - epochs.best >= how.patience,
+            seconds=training.seconds,
+            num_dense_parameters=_num_dense_parameters(model, allocation),
+        )
+        if how.key is not None:
+            self._study._storage.set_study_system_attr(
+                self._study._study_id, TRAINING_KEY + self._key(allocation, seed), asdict(run)
+            )
+        self._count(run)
+        more = ""
+        if self._left:
+            trainings = "1 training" if self._left == 1 else f"{self._left} trainings"
+            more = f"; about {duration(fmean(self._seconds) * self._left)} left for {trainings}"
+        self._progress(f"{label}, seed {seed}: {run}{more}.")
+        return run, model
+
+    def _count(self, run: _Run) -> None:
+        self._left -= 1
+        self._seconds.append(run.seconds)
+
+    def _save(
+        self, model: LightningModule, allocation: Allocation, seed: int, output: str
+    ) -> None:
+        assert isinstance(model, EmbeddingModule)
+        assert isinstance(self._how.data, EmbeddingDataModule)
+        predictor = Predictor(model, allocation, self._how.data.features)
+        predictor.save(output, training=self._key(allocation, seed))
+
+    def _key(self, allocation: Allocation, seed: int) -> str:
+        how = self._how
+        settings = [__version__, *(how.key or ()), how.max_epochs, how.patience]
+        text = json.dumps([*settings, allocation.to_json(), seed], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _num_dense_parameters(model: LightningModule, allocation: Allocation) -> int:
+    """Parameters outside the embeddings."""
+    if isinstance(model, EmbeddingModule):
+        return model.num_dense_parameters()
+    return sum(p.numel() for p in model.parameters()) - allocation.num_parameters
+
+
+class _Epochs(Callback):
+    """The validation metric after each epoch, negated if smaller is better."""
+
+    def __init__(self, monitor: str, sign: float) -> None:
+        self._monitor, self._sign = monitor, sign
+        self.values: list[float] = []
+
+    @property
+    def best(self) -> int:
+        """The epoch, from 0, that a training returns to."""
+        return max(range(len(self.values)), key=lambda epoch: self.values[epoch])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note it."""
+        self.values.append(self._sign * float(trainer.callback_metrics[self._monitor]))
+
+
+def _read(key: str, value: Any) -> _Run:
+    try:
+        run = _Run(**value)
+        numbers = (run.value, run.val_metric, run.best_epoch, run.epochs, run.seconds)
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError("a number is not finite")
+        return run
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The system attribute {key!r} must hold what a training came to, got "
+            f"{str(value)[:80]!r}: {error}."
+        ) from error

@@ -1,0 +1,500 @@
+"""How a search goes, whatever trains the model: choices are asked for, their scores told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+import math
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from optuna import Study, create_study
+
+from optuna_nis._checks import check_integer
+from optuna_nis._logging import get_logger
+from optuna_nis.controller.policy import Policy
+from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
+from optuna_nis.strategy.reward import Reward, penalised_reward
+from optuna_nis.strategy.schedule import Schedule
+from optuna_nis.strategy.shortlist import Candidate, Shortlist
+from optuna_nis.strategy.training_choices import training_choices
+from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.results import SUPERNET, TRAINED, VALIDATED, save_space
+from optuna_nis.study.searches import Search, check_search_id, join, new_search_id, num_scored
+
+_T = TypeVar("_T")
+
+_logger = get_logger(__name__)
+
+_NOT_YET = "they are there when the training has come to its end"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Choices whose quality a search asks for.
+
+    Attributes:
+        choices: The choices, to be scored on the same examples with the weights of the moment.
+        num_examples: Score on the next so many validation examples, going over them again and
+            again; None is all validation data.
+    """
+
+    choices: tuple[Allocation, ...]
+    num_examples: int | None
+
+
+class Processes(Protocol):
+    """The processes that train one model together."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes the trials."""
+
+    def share(self, value: _T) -> _T:
+        """What the first process has, in all of them."""
+
+
+class _OneProcess:
+    is_first = True
+
+    def share(self, value: _T) -> _T:
+        return value
+
+
+class SizeSearch:
+    """Searches the embedding sizes of a model while it is trained as a supernet, by any loop.
+
+    The loop asks for the choices of each training batch, and after each batch for choices to be
+    scored on validation data until there are none; it tells their qualities. What it knows of the
+    model is nothing.
+
+    *Warm-up.* Training batches see the full tables and random choices of any cost below the
+    budget, most of them close to it, so that every block is trained before anyone is judged.
+    A batch may be shared among several choices; otherwise they take turns.
+
+    *Alternating steps.* After that, some of the choices come from the controller, which draws a
+    group of choices now and then, has them scored on the same examples, and learns from their
+    rewards. Every scored choice becomes a trial of the study. What makes the trials comparable is
+    that the full tables are scored with each group: a value is the quality on all validation
+    data that the full tables had at the first update, plus what the choice is better or worse
+    on the examples of its group.
+
+    *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
+    policy proposes a few choices for the budget and for smaller ones, by being tilted to them
+    (:meth:`~optuna_nis.Policy.under`). For each budget, the best of these on a few groups of
+    examples and sizes by popularity are scored on all validation data, as are choices of the most
+    frequent ids alone. The best one for each smaller budget, for the whole budget the best of the
+    policy and of the others, and the best of the frequent ids are the :attr:`candidates`. Which
+    of them is best only :meth:`shortlist` tells, by training them for real.
+
+    Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
+    et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
+    (2019).
+
+    Args:
+        space: The search space; its budget is obeyed by construction. Sizes by popularity compete
+            if it knows how frequent ids are (``mean_counts`` of its specs).
+        study: Where scored choices go as trials. Its sampler must be a
+            :class:`~optuna_nis.NISSampler` with ``budget=space``. If it has trials of this space,
+            the policy goes on from there. By default a new one in memory, :attr:`study`.
+        plan: The numbers that shape the search.
+        seed: Seed of the random choices. Where other searches are in the study already, it is
+            mixed with the id, so that no two draw the same.
+        search_id: What this search is called among those of the study. Started again under the
+            same name, it makes only the updates that are left. By default a new name.
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec, SearchSpace
+        >>> space = SearchSpace([EmbeddingSpec("user", 1000, 8)], budget="50%")
+        >>> search = SizeSearch(space, plan=SearchPlan(num_updates=2))
+        >>> search.start(num_batches=10)
+        >>> for _ in range(10):
+        ...     choices = search.training_choices()  # train on a batch under them
+        ...     while (scoring := search.ask()) is not None:
+        ...         search.tell([1 / choice.num_parameters for choice in scoring.choices])
+        >>> search.end_training()
+        >>> while (scoring := search.ask()) is not None:
+        ...     search.tell([1 / choice.num_parameters for choice in scoring.choices])
+        >>> all(choice.num_parameters <= space.budget for choice in search.candidates)
+        True
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        study: Study | None = None,
+        *,
+        plan: SearchPlan | None = None,
+        seed: int = 0,
+        search_id: str | None = None,
+    ) -> None:
+        check_search_id(search_id)
+        if study is None:
+            sampler = NISSampler(budget=space, seed=seed)
+            study = create_study(direction="maximize", sampler=sampler)
+        self.space = space
+        self.study = study
+        self.plan = plan or SearchPlan()
+        #: Updates of the controller so far.
+        self.updates_done = 0
+        #: Of the group that was scored last: mean reward, and mean share of the budget.
+        self.mean_reward = self.mean_memory = math.nan
+        self._by_popularity = [by_popularity(s, self.plan) for s in budgets(space, self.plan)]
+        self._frequent = frequent_ids(space, self.plan)
+        self._seed = seed
+        self._rng = np.random.default_rng(seed)
+        self._search_id = search_id
+        self._is_new = True
+        self._reference: float | None = None
+        self._candidates: list[Allocation] | None = None
+        self._why_none = _NOT_YET
+        #: Training batches so far, one that has begun included.
+        self.batches_done = 0
+        self._step = 0
+        #: Whether the supernet has been trained to its end.
+        self.ended = False
+        self._learning = False
+        self._work: Generator[Scoring, Sequence[float], None] | None = None
+        self._scoring: Scoring | None = None
+
+    @property
+    def id(self) -> str | None:
+        """What the search is called in the study; None before its start, unless it was given."""
+        return self._search_id
+
+    @property
+    def policy(self) -> Policy:
+        """The policy as it is now."""
+        return self._policy
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there are candidates."""
+        return self._candidates is not None
+
+    @property
+    def candidates(self) -> list[Allocation]:
+        """The choices to be trained for real, in the order of their rewards with shared weights.
+
+        This order says little, since it is across costs: see :meth:`shortlist`.
+
+        Raises:
+            RuntimeError: If the search is not done.
+        """
+        if self._candidates is None:
+            raise RuntimeError(f"The search has no candidates: {self._why_none}.")
+        return self._candidates
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed search needs beyond the study's trials."""
+        return {
+            "search_id": self._search_id,
+            "rng": self._rng.bit_generator.state,
+            "reference": self._reference,
+            "step": self._step,
+            "candidates": self._candidates and [c.to_json() for c in self._candidates],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._search_id = state_dict["search_id"]
+        self._is_new = False
+        self._rng.bit_generator.state = state_dict["rng"]
+        self._reference = state_dict.get("reference")
+        self._step = state_dict.get("step", 0)
+        if (candidates := state_dict.get("candidates")) is not None:
+            self._candidates = [Allocation.from_json(text) for text in candidates]
+            self.ended = True
+
+    def start(
+        self,
+        num_batches: int,
+        *,
+        choices_per_step: int = 1,
+        batches_done: int = 0,
+        processes: Processes | None = None,
+    ) -> None:
+        """Enter the study, bring the policy up to date with it, and plan the updates.
+
+        Args:
+            num_batches: Training batches until the end.
+            choices_per_step: Choices that a batch is shared among; 1 if the model cannot be
+                trusted to treat examples apart.
+            batches_done: Batches before, of a training that is resumed.
+            processes: The processes that train together; by default this one alone.
+
+        Raises:
+            ValueError: If a number is out of range, the study's sampler is no NISSampler, or it
+                is of another space.
+        """
+        check_integer("num_batches", num_batches, 0)
+        check_integer("choices_per_step", choices_per_step, 1)
+        if not isinstance(self.study.sampler, NISSampler):
+            raise ValueError(
+                "`study` must have a NISSampler with `budget=space`, its sampler is "
+                f"{type(self.study.sampler).__name__}."
+            )
+        self._processes = processes or _OneProcess()
+        self._choices_per_step = choices_per_step
+        self._candidates, self._why_none = None, _NOT_YET
+        self._work = self._scoring = None
+        if self._processes.is_first:
+            save_space(self.study, self.space)
+        self._schedule = Schedule(
+            num_batches, num_updates=self.plan.num_updates, warmup=self.plan.warmup
+        )
+        search = self._of_the_first(self._joined)
+        if self._is_new:
+            self._rng = np.random.default_rng(search.seed)
+        self._search_id, self._is_new = search.id, False
+        if self._processes.is_first:
+            self._recorder = TrialRecorder(self.study, self.space, search.id)
+        self.updates_done = self._of_the_first(self._updates_before)
+        self._policy = self._of_the_first(self._replayed_policy)
+        self.batches_done = batches_done
+        self._schedule.resume(batches_done, self.updates_done)
+        self._learning = self.updates_done > 0
+        self.ended = False
+        if self._learning:
+            self._tell(f"The search is resumed after {self.updates_done} updates.")
+        else:
+            self._tell(f"The search warms up for {self._schedule.warmup_batches:,} batches.")
+
+    def training_choices(
+        self, num_examples: int | None = None, *, batches_done: int | None = None
+    ) -> list[Allocation]:
+        """The choices that the next training batch is shared among: equal runs of its examples.
+
+        Args:
+            num_examples: Examples of the batch; None if they cannot be told apart, for which
+                there is one choice only.
+            batches_done: Batches before this one; by default they are counted here.
+        """
+        done = self.batches_done if batches_done is None else batches_done
+        learning = self._schedule.learning(done)
+        if learning and not self._learning:
+            self._learning = True
+            self._tell(
+                f"The controller begins to learn: {self.plan.num_updates} updates, each from "
+                f"{self.plan.group_size} choices."
+            )
+        self.batches_done = done + 1
+        return training_choices(
+            self.space,
+            self.plan,
+            self._rng,
+            count=self._choices_per_step,
+            num_examples=num_examples,
+            full=done % 2 == 0,
+            draw=self._drawn if learning else None,
+        )
+
+    def ask(self) -> Scoring | None:
+        """What is to be scored next, the same until it is told; None if nothing is, for now."""
+        if self._work is None and (work := self._next_work()) is not None:
+            self._work = work
+            self._scoring = next(work, None)
+            if self._scoring is None:
+                self._work = None
+        return self._scoring
+
+    def tell(self, qualities: Sequence[float], *, step: int | None = None) -> None:
+        """The qualities of the choices that were asked for.
+
+        Args:
+            qualities: One for each choice, larger is better.
+            step: Training step at which they were measured, for the trials; by default the number
+                of batches.
+
+        Raises:
+            RuntimeError: If nothing was asked for.
+            ValueError: If there is not one quality for each choice, or one is not a finite
+                number.
+        """
+        if self._work is None or self._scoring is None:
+            raise RuntimeError("`tell` answers `ask`, which has asked for no scores.")
+        values = [float(quality) for quality in qualities]
+        if len(values) != len(self._scoring.choices):
+            raise ValueError(
+                f"`qualities` must have one number for each of {len(self._scoring.choices)} "
+                f"choices, got {len(values)}."
+            )
+        self._step = self.batches_done if step is None else step
+        try:
+            self._scoring = self._work.send(values)
+        except StopIteration:
+            self._work = self._scoring = None
+
+    def end_training(self, *, stopped: bool = False) -> None:
+        """Say that the supernet has been trained; what is asked for then leads to the candidates.
+
+        Args:
+            stopped: Whether the training was stopped before its time: if updates are missing,
+                there are no candidates.
+        """
+        self.ended = True
+        if stopped and self.updates_done < self.plan.num_updates:
+            self._why_none = (
+                f"the training was stopped after {self.updates_done} of "
+                f"{self.plan.num_updates} updates of the controller"
+            )
+            _logger.warning(
+                f"The search has no candidates: {self._why_none}. Go on from a checkpoint, or "
+                "leave out what stops the training."
+            )
+
+    def shortlist(self) -> Shortlist:
+        """The candidates, to be trained for real; what comes out of it is to be recorded.
+
+        Raises:
+            RuntimeError: If the search is not done.
+        """
+        keep = self._frequent if self.plan.keep_frequent else []
+        return Shortlist(self.candidates, self.plan, keep=keep)
+
+    def record(self, found: Sequence[Candidate]) -> None:
+        """Write choices that were trained for real into the study, best first, once.
+
+        Args:
+            found: The candidates of the :meth:`shortlist`.
+        """
+        assert self._search_id is not None
+        if num_scored(self.study, self._search_id, TRAINED) >= len(found):
+            return  # A search that was interrupted after it had recorded them.
+        TrialRecorder(self.study, self.space, self._search_id).record(
+            [self.space.params(candidate.allocation) for candidate in found],
+            [self._reward(candidate.val_metric, candidate.allocation) for candidate in found],
+            fidelity=TRAINED,
+            step=self._step,
+        )
+
+    def _next_work(self) -> Generator[Scoring, Sequence[float], None] | None:
+        if self._search_id is None:
+            return None
+        if not self.ended:
+            due = self._schedule.num_due(self.batches_done)
+            return self._update() if self.updates_done < due else None
+        done = self._candidates is not None or self._why_none != _NOT_YET
+        return None if done else self._end()
+
+    def _update(self) -> Generator[Scoring, Sequence[float], None]:
+        """Draw a group, have it scored, and learn from it."""
+        full = self.space.full()
+        if self._reference is None:
+            (self._reference,) = yield Scoring((full,), None)
+        choices, options, log_probs = self._draw(self.plan.group_size)
+        *qualities, of_full = yield Scoring((*choices, full), self.plan.score_examples)
+        offset = self._reference - of_full
+        rewards = [self._reward(q + offset, choice) for q, choice in zip(qualities, choices)]
+        self._policy.update(options, [reward.value for reward in rewards], log_probs)
+        if self._processes.is_first:
+            others = self._recorder.record(
+                self._policy.params(options),
+                rewards,
+                fidelity=SUPERNET,
+                step=self._step,
+                log_probs=log_probs.tolist(),
+            )
+            if others:
+                # In the order of the study, this group included.
+                self._policy = self._replayed_policy()
+            self._recorder.note(self._policy)
+        # Rounding must not drive the processes apart.
+        self._policy = self._processes.share(self._policy)
+        self.updates_done += 1
+        self.mean_reward = float(np.mean([reward.value for reward in rewards]))
+        memory = np.mean([reward.num_parameters for reward in rewards])
+        self.mean_memory = float(memory / self.space.budget)
+        updates = self.plan.num_updates
+        quarter, before = (4 * (self.updates_done - k) // updates for k in (0, 1))
+        if quarter > before:
+            self._tell(
+                f"{self.updates_done} of {updates} updates: the mean reward of a group is "
+                f"{self.mean_reward:.4f}."
+            )
+
+    def _end(self) -> Generator[Scoring, Sequence[float], None]:
+        """Find the candidates."""
+        while self.updates_done < self.plan.num_updates:
+            yield from self._update()  # There were fewer batches than was said at the start.
+        finalists = [[choice] for choice in (yield from self._finalists())]
+        # It is for the whole budget that a supernet is most unfair to what it has trained least.
+        groups = [finalists[0], self._by_popularity[0], self._frequent]
+        groups += [own + others for own, others in zip(finalists[1:], self._by_popularity[1:])]
+        distinct = _distinct(groups)
+        qualities = yield Scoring(distinct, None)
+        rewards = [self._reward(q, choice) for q, choice in zip(qualities, distinct)]
+        if self._processes.is_first:
+            self._recorder.record(
+                [self.space.params(allocation) for allocation in distinct],
+                rewards,
+                fidelity=VALIDATED,
+                step=self._step,
+            )
+        value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
+        best = {max(group, key=value.__getitem__) for group in groups if group}
+        self._candidates = sorted(best, key=value.__getitem__, reverse=True)
+        self._tell(
+            f"The supernet is trained; candidates: {len(best)} of {len(distinct)} choices scored "
+            "on all validation data. Which is best, only training them for real tells."
+        )
+
+    def _finalists(self) -> Generator[Scoring, Sequence[float], list[Allocation]]:
+        """For each share of the budget, the best of the policy's proposals on some examples."""
+        groups = self._of_the_first(self._proposals)
+        distinct = _distinct(groups)
+        total = np.zeros(len(distinct))
+        for _ in range(self.plan.proposal_groups):
+            qualities = np.array((yield Scoring(distinct, self.plan.score_examples)))
+            total += np.where(np.isnan(qualities), -np.inf, qualities)
+        value = dict(zip(distinct, total.tolist()))
+        return [max(group, key=value.__getitem__) for group in groups]
+
+    def _proposals(self) -> list[list[Allocation]]:
+        return from_policy(self._policy, self.space, self.plan, self._rng)
+
+    def _joined(self) -> Search:
+        return join(self.study, self._search_id or new_search_id(), seed=self._seed)
+
+    def _updates_before(self) -> int:
+        assert self._search_id is not None
+        scored = num_scored(self.study, self._search_id, SUPERNET)
+        return min(scored // self.plan.group_size, self.plan.num_updates)
+
+    def _replayed_policy(self) -> Policy:
+        assert isinstance(self.study.sampler, NISSampler)
+        return self.study.sampler.policy(self.study)
+
+    def _of_the_first(self, make: Callable[[], _T]) -> _T:
+        """What the first process makes, in all processes."""
+        made: Any = make() if self._processes.is_first else None
+        shared: _T = self._processes.share(made)
+        return shared
+
+    def _tell(self, text: str) -> None:
+        if self._processes.is_first:
+            _logger.info(text)
+
+    def _draw(self, count: int) -> tuple[list[Allocation], Any, Any]:
+        options, log_probs = self._policy.sample(count, self._rng)
+        choices = [self.space.allocation(params) for params in self._policy.params(options)]
+        return choices, options, log_probs
+
+    def _drawn(self, count: int) -> list[Allocation]:
+        return self._draw(count)[0]
+
+    def _reward(self, quality: float, choice: Allocation) -> Reward:
+        return penalised_reward(
+            quality,
+            choice.num_parameters,
+            self.space.budget,
+            penalty_weight=self.plan.penalty_weight,
+        )
+
+
+def _distinct(groups: Sequence[Sequence[Allocation]]) -> tuple[Allocation, ...]:
+    return tuple(dict.fromkeys(choice for group in groups for choice in group))

@@ -1,0 +1,179 @@
+"""Which candidates are trained for real, for how long, and who stays.
+
+A supernet ranks choices badly across costs. Starting from it, a choice shows after few epochs what
+it would be worth after many from scratch (successive halving: Jamieson and Talwalkar, 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+import math
+
+from optuna_nis._logging import get_logger
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.strategy.plan import SearchPlan
+
+_logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice that was trained for real.
+
+    Attributes:
+        allocation: The choice.
+        val_metric: Its metric on the validation data at the end of its training, negated if
+            smaller is better.
+    """
+
+    allocation: Allocation
+    val_metric: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that a shortlist asks for.
+
+    Attributes:
+        allocation: The sizes.
+        epochs: Epochs of this round. The first begins with the weights of the supernet, later
+            ones where the one before stopped.
+        round: Number of the round, from 1.
+        num_rounds: Rounds in all.
+        position: Number of the training in its round, from 1.
+        num_in_round: Trainings of the round.
+    """
+
+    allocation: Allocation
+    epochs: int
+    round: int
+    num_rounds: int
+    position: int
+    num_in_round: int
+
+    def __str__(self) -> str:
+        return f"round {self.round} of {self.num_rounds}: {self.position} of {self.num_in_round}"
+
+
+class Shortlist:
+    """Asks for trainings of candidates, is told what they are worth, and keeps the better ones.
+
+    After each round but the last, the worse half is dropped (of an odd number, the smaller half)
+    and all but ``most_kept``. What counts is the metric at the end of a round, not the best of it:
+    choices that are too large are at their best at the start. For the same reason choices of the
+    same cost can be told apart early, and others cannot: after the first round, only the best of
+    those stay that cost about the same.
+
+    Args:
+        allocations: The candidates.
+        plan: The numbers of its fields that begin with ``shortlist``, ``same_cost`` and
+            ``most_kept``. Without any rounds the candidates count in the order given.
+        keep: Choices whose places are safe until the last round, if they are among those given:
+            such as a supernet has trained too little for the first rounds to be fair. At least
+            one other stays beside them.
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec, SearchSpace
+        >>> from optuna_nis.strategy.baselines import uniform
+        >>> space = SearchSpace([EmbeddingSpec("user", 1000, 8)], budget="50%")
+        >>> shortlist = Shortlist([space.full(), uniform(space)])
+        >>> while (training := shortlist.ask()) is not None:
+        ...     shortlist.tell(-training.allocation.num_parameters)
+        >>> print(shortlist.best())
+        user: 1000x4 (of 1000x4)
+    """
+
+    def __init__(
+        self,
+        allocations: Sequence[Allocation],
+        plan: SearchPlan | None = None,
+        *,
+        keep: Collection[Allocation] = (),
+    ) -> None:
+        self.plan = plan or SearchPlan()
+        self._keep = keep
+        self._latest = {
+            allocation: -float(place) if not self.plan.shortlist_epochs else -math.inf
+            for place, allocation in enumerate(allocations)
+        }
+        self._trainings = self._all_trainings()
+        self._asked: Training | None = None
+
+    @property
+    def allocations(self) -> list[Allocation]:
+        """The candidates, as they were given."""
+        return list(self._latest)
+
+    def ask(self) -> Training | None:
+        """The next training, the same until its metric is told; None when all is done."""
+        if self._asked is None:
+            self._asked = next(self._trainings, None)
+        return self._asked
+
+    def tell(self, val_metric: float) -> None:
+        """What the training came to.
+
+        Args:
+            val_metric: The metric on validation data at its end, larger is better; whatever is
+                not a finite number ranks last.
+
+        Raises:
+            RuntimeError: If no training was asked for.
+        """
+        if self._asked is None:
+            raise RuntimeError("`tell` answers `ask`, which has asked for no training.")
+        value = float(val_metric)
+        self._latest[self._asked.allocation] = value if math.isfinite(value) else -math.inf
+        self._asked = None
+
+    def candidates(self) -> list[Candidate]:
+        """All choices whose metric is a finite number, best first.
+
+        Raises:
+            RuntimeError: If trainings are left to be done.
+            FloatingPointError: If there is none.
+        """
+        if self.ask() is not None:
+            raise RuntimeError("The shortlist is not done: `ask` for the trainings that are left.")
+        ranked = self._ranked(self._latest)
+        found = [Candidate(a, self._latest[a]) for a in ranked if math.isfinite(self._latest[a])]
+        if ranked and not found:
+            raise FloatingPointError(
+                f"The metric was not a finite number for any of the {len(ranked)} choices: their "
+                "trainings diverged, or it cannot be computed on the validation data."
+            )
+        if len(found) < len(ranked):
+            _logger.warning(
+                f"The metric was not a finite number for {len(ranked) - len(found)} of the "
+                f"{len(ranked)} choices; they are left out."
+            )
+        return found
+
+    def best(self) -> Allocation:
+        """The best choice; raises as :meth:`candidates`."""
+        return self.candidates()[0].allocation
+
+    def _all_trainings(self) -> Iterator[Training]:
+        alive, rounds = self.allocations, len(self.plan.shortlist_epochs)
+        for index, epochs in enumerate(self.plan.shortlist_epochs):
+            for position, allocation in enumerate(alive, start=1):
+                yield Training(allocation, epochs, index + 1, rounds, position, len(alive))
+            ranked = self._ranked(alive)
+            others = self._best_of_each_cost(ranked) if index == 0 else ranked
+            places = min((len(others) + 1) // 2, self.plan.most_kept)
+            alive = [each for each in ranked if each in self._keep]
+            others = [each for each in others if each not in alive]
+            alive += others[: max(places - len(alive), 1)]
+
+    def _ranked(self, allocations: Collection[Allocation]) -> list[Allocation]:
+        return sorted(allocations, key=self._latest.__getitem__, reverse=True)
+
+    def _best_of_each_cost(self, ranked: Sequence[Allocation]) -> list[Allocation]:
+        """Those that no better one costs about as much as; best first, as they come."""
+        kept: list[Allocation] = []
+        for each in ranked:
+            costs = [(each.num_parameters, k.num_parameters) for k in kept]
+            if all(max(pair) > self.plan.same_cost * min(pair) for pair in costs):
+                kept.append(each)
+        return kept
