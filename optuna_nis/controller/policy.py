@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from optuna_nis.space.budget import BoolArray, Choice, Constraint, IntArray
+from optuna_nis.space.constraint import BoolArray, Choice, Constraint, IntArray
 
 FloatArray = NDArray[np.float64]
 Pick = Callable[[FloatArray, slice], IntArray]

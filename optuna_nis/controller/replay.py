@@ -35,7 +35,7 @@ from optuna_nis.controller.policy import (
     is_plain,
     same_choices,
 )
-from optuna_nis.space.budget import BoolArray, Choice, Constraint, IntArray
+from optuna_nis.space.constraint import BoolArray, Choice, Constraint, IntArray
 
 GROUP_KEY = "nis:group"
 """Trial system attribute: id of the group of trials scored on the same examples."""

@@ -33,7 +33,7 @@ from optuna_nis.controller.replay import (
     policy_history,
     same_distribution,
 )
-from optuna_nis.space.budget import Constraint
+from optuna_nis.space.constraint import Constraint
 from optuna_nis.study.moments import Moment, is_due, mean_and_std, save_moment
 
 __all__ = [

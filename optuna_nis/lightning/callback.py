@@ -23,8 +23,8 @@ from optuna_nis.lightning.rewards import MonitorMode, Rewards
 from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.space.allocation import Allocation
-from optuna_nis.space.budget import IntArray
-from optuna_nis.space.space import FloatArray, SearchSpace
+from optuna_nis.space.constraint import FloatArray, IntArray
+from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.proposers import budgets, proposals, proposed
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.training_choices import training_choices

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from optuna_nis.controller.policy import Policy, PolicySettings, find_choice
-from optuna_nis.space.budget import AdditiveBudget
-from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+from optuna_nis.space.constraint import AdditiveBudget
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 
 CHOICES = {"x": ("a", "b", "c"), "y": (1, 2), "z": (0.0, 0.5, 1.0, 1.5)}
 SPACE = SearchSpace(

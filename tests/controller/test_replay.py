@@ -27,8 +27,9 @@ from optuna_nis.controller.replay import (
     fingerprint,
     policy_history,
 )
-from optuna_nis.space.budget import AdditiveBudget
-from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+from optuna_nis.space.constraint import AdditiveBudget
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 
 BUDGET = AdditiveBudget(4, {"x": {0: 0, 1: 1, 2: 2}, "y": {0: 0, 3: 3}, "z": {0: 0, 1: 1}})
 SPACE = {name: CategoricalDistribution(options) for name, options in BUDGET.choices.items()}
