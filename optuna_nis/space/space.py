@@ -10,7 +10,6 @@ Two ways to read the same grid of blocks (Joglekar et al., 2020, section 3):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 import json
 from typing import Any, Literal
 
@@ -18,17 +17,22 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import BaseTrial
 
-from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
+from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.budget import parse_budget
 from optuna_nis.space.constraint import Choice, FloatArray, Walk, tilt_to_budget
 from optuna_nis.space.spec import EmbeddingSpec
-from optuna_nis.space.tables import Blocks, SpaceWalk, Table
+from optuna_nis.space.tables import Blocks, MultiSizeTable, SingleSizeTable, SpaceWalk, Table
 
 Mode = Literal["multi", "single"]
 
 # Costs are exact as 64-bit integers and as floats.
 _MOST_PARAMETERS = 2**53
 _LARGEST_DIM = 2**20
+_TABLES: Mapping[str, type[Table]] = {"multi": MultiSizeTable, "single": SingleSizeTable}
+# The random widths of an allocation are shifted together until it costs what was asked: by at most
+# so many octaves, halved so often.
+_LARGEST_SHIFT = 60.0
+_BISECTIONS = 14
 _JSON_VERSION = 1
 
 
@@ -86,7 +90,7 @@ class SearchSpace:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"`specs` names the feature {name!r} twice.")
-        if mode not in ("multi", "single"):
+        if mode not in _TABLES:
             raise ValueError(f'`mode` must be "multi" or "single", got {mode!r}.')
         self.mode: Mode = mode
         self.full_parameters = sum(spec.num_parameters for spec in self.specs)
@@ -100,7 +104,7 @@ class SearchSpace:
             self.budget = self.full_parameters
         else:
             self.budget = parse_budget(budget, self.full_parameters, dtype)
-        self._tables = [Table(spec, mode) for spec in self.specs]
+        self._tables: list[Table] = [_TABLES[mode](spec) for spec in self.specs]
         self._blocks = Blocks(self._tables)
         if self.budget < self.min_parameters:
             raise ValueError(
@@ -112,10 +116,10 @@ class SearchSpace:
         order = sorted(self._tables, key=lambda table: table.spec.num_parameters)
         self._choices: dict[str, tuple[Choice, ...]] = {}
         for table in order:
-            for index, name in enumerate(table.names):
+            for name in table.names:
                 if name in self._choices:
                     raise ValueError(f"`specs` gives two parameters the name {name!r}.")
-                self._choices[name] = table.choices(index)
+                self._choices[name] = table.options
 
     @property
     def min_parameters(self) -> int:
@@ -179,9 +183,10 @@ class SearchSpace:
         Raises:
             ValueError: If the allocation does not follow the cuts of this space.
         """
+        widths = self.widths(allocation)
         params: dict[str, Choice] = {}
         for table in self._tables:
-            params.update(table.params(self._widths(allocation, table.spec)))
+            params.update(table.params(widths[table.spec.name]))
         return {name: params[name] for name in self._choices}
 
     def widths(self, allocation: Allocation) -> dict[str, tuple[int, ...]]:
@@ -193,40 +198,15 @@ class SearchSpace:
         Raises:
             ValueError: If the allocation does not follow the cuts of this space.
         """
-        return {spec.name: self._widths(allocation, spec) for spec in self.specs}
-
-    def _widths(self, allocation: Allocation, spec: EmbeddingSpec) -> tuple[int, ...]:
-        if spec.name not in allocation:
-            raise ValueError(f"`allocation` has no feature {spec.name!r}.")
-        table = allocation[spec.name]
-        starts = [0, *spec.row_cuts]
-        ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
-        if (
-            (table.num_embeddings, table.embedding_dim)
-            != (spec.num_embeddings, spec.embedding_dim)
-            or not set(starts).issuperset(ends)
-            or not set(spec.widths).issuperset(tier.embedding_dim for tier in table.tiers)
-        ):
-            raise ValueError(
-                f"`allocation` must follow the cuts of the space, rows {spec.row_cuts} and "
-                f"widths {spec.widths}, got {table}."
-            )
-        widths = [0] * len(spec.row_blocks)
-        for start, end, tier in zip([0, *ends], ends, table.tiers):
-            for block in range(starts.index(start), starts.index(end)):
-                widths[block] = tier.embedding_dim
-        return tuple(widths)
+        for spec in self.specs:
+            if spec.name not in allocation:
+                raise ValueError(f"`allocation` has no feature {spec.name!r}.")
+        return {spec.name: spec.widths_of(allocation[spec.name]) for spec in self.specs}
 
     def full(self) -> Allocation:
         """Every row at full width."""
         return Allocation(
-            TableAllocation(
-                spec.name,
-                spec.num_embeddings,
-                spec.embedding_dim,
-                (Tier(spec.num_embeddings, spec.embedding_dim),),
-            )
-            for spec in self.specs
+            spec.table([spec.embedding_dim] * len(spec.row_blocks)) for spec in self.specs
         )
 
     def sample(
@@ -244,11 +224,11 @@ class SearchSpace:
         """
         bases = []
         for table in self._tables:
-            base = table.random_levels(rng)
+            base = table.random_octaves(rng)
             bases.append(np.full_like(base, -np.inf) if rng.random() < removal else base)
         shape = np.concatenate(bases)
-        low, high = -60.0, 60.0
-        for _ in range(14):
+        low, high = -_LARGEST_SHIFT, _LARGEST_SHIFT
+        for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             if self._blocks.num_parameters(shape + middle) <= max_parameters:
                 low = middle
@@ -257,7 +237,8 @@ class SearchSpace:
         levels = self._blocks.levels(shape + low)
         starts = np.cumsum([len(base) for base in bases])[:-1]
         return Allocation(
-            table.allocation_of(own) for table, own in zip(self._tables, np.split(levels, starts))
+            table.spec.table(table.widths[own].tolist())
+            for table, own in zip(self._tables, np.split(levels, starts))
         )
 
     @property
@@ -277,7 +258,7 @@ class SearchSpace:
         to the budget (:meth:`tilt`).
         """
         return self.tilt(
-            {name: table.log_weights() for table in self._tables for name in table.names}
+            {name: table.log_weights for table in self._tables for name in table.names}
         )
 
     def tilt(self, log_weights: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

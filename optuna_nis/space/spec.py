@@ -8,6 +8,8 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from optuna_nis.space.allocation import TableAllocation, Tier
+
 _ROW_SHARES = (0.05, 0.10, 0.20, 0.30, 0.35)
 _SMALL_VOCABULARY = 50
 # Neighbouring blocks whose ids are about equally frequent are exchangeable: one block will do.
@@ -143,6 +145,55 @@ class EmbeddingSpec:
     def num_parameters(self) -> int:
         """Numbers in the full table."""
         return self.num_embeddings * self.embedding_dim
+
+    def table(self, widths: Iterable[int]) -> TableAllocation:
+        """The table whose row blocks have these widths.
+
+        Args:
+            widths: One for each of the first row blocks; those left out are out of vocabulary. A
+                block counts as no wider than those of more frequent ids.
+
+        Example:
+            >>> print(EmbeddingSpec("user", 10, 4, row_blocks=[2, 3, 5]).table([4, 1, 2]))
+            user: 2x4 + 8x1 (of 10x4)
+        """
+        tiers: list[Tier] = []
+        for rows, width in zip(self.row_blocks, accumulate(widths, min)):
+            if width == 0:
+                break
+            if tiers and tiers[-1].embedding_dim == width:
+                rows += tiers.pop().num_embeddings
+            tiers.append(Tier(rows, width))
+        return TableAllocation(self.name, self.num_embeddings, self.embedding_dim, tuple(tiers))
+
+    def widths_of(self, table: TableAllocation) -> tuple[int, ...]:
+        """The width of every row block in a table.
+
+        Raises:
+            ValueError: If the table does not follow these cuts.
+
+        Example:
+            >>> spec = EmbeddingSpec("user", 10, 4, row_blocks=[2, 3, 5])
+            >>> spec.widths_of(spec.table([4, 1]))
+            (4, 1, 0)
+        """
+        starts = [0, *self.row_cuts]
+        ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
+        if (
+            (table.num_embeddings, table.embedding_dim)
+            != (self.num_embeddings, self.embedding_dim)
+            or not set(starts).issuperset(ends)
+            or not set(self.widths).issuperset(tier.embedding_dim for tier in table.tiers)
+        ):
+            raise ValueError(
+                f"`allocation` must follow the cuts of the space, rows {self.row_cuts} and "
+                f"widths {self.widths}, got {table}."
+            )
+        widths = [0] * len(self.row_blocks)
+        for start, end, tier in zip([0, *ends], ends, table.tiers):
+            for block in range(starts.index(start), starts.index(end)):
+                widths[block] = tier.embedding_dim
+        return tuple(widths)
 
 
 def _check_positive(argument: str, value: object, name: str) -> None:

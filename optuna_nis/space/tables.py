@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optuna_nis.space.allocation import TableAllocation, Tier
+from optuna_nis.space.allocation import TableAllocation
 from optuna_nis.space.constraint import BoolArray, Choice, FloatArray, IntArray
 from optuna_nis.space.spec import EmbeddingSpec
 
+# Of random tables, in octaves: the standard deviation of their widths, and by how much a row block
+# is narrower than the one before it on average.
+_WIDTH_SPREAD = 2.0
+_MEAN_FALL = 0.7
 
-class Table:
-    """One feature of a space: its parameters, and what they cost."""
 
-    def __init__(self, spec: EmbeddingSpec, mode: str) -> None:
+class Table(ABC):
+    """One feature of a space: its parameters, and what they cost.
+
+    Attributes:
+        spec: The feature.
+        names: Names of its parameters, in the order in which they are drawn.
+        options: The choices of each of them.
+        log_weights: Weight of each option that grows with the width, e-fold per octave.
+    """
+
+    names: list[str]
+    options: tuple[Choice, ...]
+    log_weights: FloatArray
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
         self.spec = spec
-        self.mode = mode
         self.rows = np.array(spec.row_blocks)
         self.widths = np.array(spec.widths)
         # Where a width lies among the powers of two: 1 for a width of 1, 2 for 2, 3 for 4.
@@ -30,74 +46,121 @@ class Table:
             self.widths == spec.embedding_dim, 0, self.widths * spec.embedding_dim
         )
         self.late_projection = np.where(self.projection > 0, spec.embedding_dim**2, 0)
-        if mode == "single":
-            self.names = [spec.name]
-            self._grid = [(0, 0)] + [(v, d) for v in spec.row_cuts for d in spec.widths[1:]]
-        elif len(spec.row_blocks) == 1:
-            self.names = [spec.name]
-        else:
-            cuts = [0, *spec.row_cuts]
-            self.names = [f"{spec.name}[{a}:{b}]" for a, b in pairwise(cuts)]
 
     @property
     def min_parameters(self) -> int:
         """Cost of the smallest choice that keeps any embedding."""
-        costs = self.costs(0)
-        if self.mode == "multi":
-            costs = costs + self.projection
-        return int(costs[1:].min())
-
-    def choices(self, index: int) -> tuple[Choice, ...]:
-        """The options of a parameter."""
-        if self.mode == "single":
-            return tuple(f"{v}x{d}" for v, d in self._grid)
-        return self.spec.widths
-
-    def costs(self, index: int) -> FloatArray:
-        """Cost of each option of a parameter, in mode "multi" without projections."""
-        if self.mode == "multi":
-            return np.asarray(self.rows[index] * self.widths, dtype=np.float64)
-        full = self.spec.embedding_dim
-        return np.array([v * d + (d * full if d != full else 0) for v, d in self._grid], float)
-
-    def log_weights(self) -> FloatArray:
-        """Weights of the options of each parameter that grow with the width, e-fold per octave."""
-        if self.mode == "multi":
-            return self.octaves
-        levels = dict(zip(self.spec.widths, self.octaves.tolist()))
-        return np.array([levels[d] for _, d in self._grid])
+        costs, _ = self.price(0, np.array([len(self.options) - 1]))
+        return int(costs[0, 1:].min())
 
     def allocation(self, params: Mapping[str, Any]) -> TableAllocation:
         """What a choice for each parameter stands for."""
-        if self.mode == "single":
-            v, d = self._grid[self.choices(0).index(params[self.names[0]])]
-            tiers = (Tier(v, d),) if v else ()
-            return TableAllocation(
-                self.spec.name, self.spec.num_embeddings, self.spec.embedding_dim, tiers
-            )
-        widths = accumulate((params[name] for name in self.names), min)
-        return self._from_widths(list(widths))
+        return self.spec.table(self.block_widths(params))
 
-    def allocation_of(self, levels: IntArray) -> TableAllocation:
-        """The table whose row blocks have these widths, by index."""
-        return self._from_widths(self.widths[levels].tolist())
+    @abstractmethod
+    def costs(self, index: int) -> FloatArray:
+        """About what each option of a parameter costs, whatever was chosen before it."""
 
-    def _from_widths(self, widths: Sequence[int]) -> TableAllocation:
-        tiers: list[Tier] = []
-        for rows, width in zip(self.spec.row_blocks, widths):
-            if width == 0:
-                break
-            if tiers and tiers[-1].embedding_dim == width:
-                rows += tiers.pop().num_embeddings
-            tiers.append(Tier(rows, width))
-        return TableAllocation(
-            self.spec.name, self.spec.num_embeddings, self.spec.embedding_dim, tuple(tiers)
-        )
+    @abstractmethod
+    def price(self, index: int, previous: IntArray) -> tuple[NDArray[Any], BoolArray]:
+        """What each option of a parameter costs to the number, and whether it may be taken.
+
+        Args:
+            index: Place of the parameter among :attr:`names`.
+            previous: The smallest option taken for an earlier one in each of ``n`` draws.
+
+        Returns:
+            Two arrays of shape ``(n or 1, options)``.
+        """
+
+    @abstractmethod
+    def block_widths(self, params: Mapping[str, Any]) -> Sequence[int]:
+        """The width of each row block, at most that of the one before it."""
+
+    @abstractmethod
+    def params(self, widths: Sequence[int]) -> dict[str, Choice]:
+        """The inverse of :meth:`block_widths`."""
+
+    @abstractmethod
+    def random_octaves(self, rng: np.random.Generator) -> FloatArray:
+        """Random octaves of the row blocks up to a common shift, falling with the rank."""
+
+
+class MultiSizeTable(Table):
+    """A parameter for the width of each row block."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        super().__init__(spec)
+        cuts = pairwise([0, *spec.row_cuts])
+        self.names = [f"{spec.name}[{start}:{end}]" for start, end in cuts]
+        if len(self.names) == 1:
+            self.names = [spec.name]
+        self.options = spec.widths
+        self.log_weights = self.octaves
+
+    def costs(self, index: int) -> FloatArray:
+        """What the rows cost, without projections."""
+        return np.asarray(self.rows[index] * self.widths, dtype=np.float64)
+
+    def price(self, index: int, previous: IntArray) -> tuple[NDArray[Any], BoolArray]:
+        """With projections; a block may be as wide as those before it at most."""
+        if index == 0:
+            projection = self.projection[None, :]
+        else:
+            after_full = previous == len(self.widths) - 1
+            projection = after_full[:, None] * self.late_projection
+        falling = np.arange(len(self.widths)) <= previous[:, None]
+        return self.rows[index] * self.widths + projection, falling
+
+    def block_widths(self, params: Mapping[str, Any]) -> Sequence[int]:
+        """The choices themselves."""
+        return [params[name] for name in self.names]
 
     def params(self, widths: Sequence[int]) -> dict[str, Choice]:
-        """The parameters that stand for these widths of the row blocks."""
-        if self.mode == "multi":
-            return dict(zip(self.names, widths))
+        """The widths by the names of their blocks."""
+        return dict(zip(self.names, widths))
+
+    def random_octaves(self, rng: np.random.Generator) -> FloatArray:
+        """A fall of its own for each table and each block."""
+        level = rng.normal(0.0, _WIDTH_SPREAD)
+        falls = rng.exponential(rng.exponential(_MEAN_FALL), size=len(self.rows))
+        falls[0] = 0.0
+        return np.asarray(level - np.cumsum(falls), dtype=np.float64)
+
+
+class SingleSizeTable(Table):
+    """One parameter for the number of rows and their width."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        super().__init__(spec)
+        self.names = [spec.name]
+        blocks, levels = np.indices((len(self.rows), len(self.widths) - 1)).reshape(2, -1) + 1
+        self._blocks, self._levels = np.append(0, blocks), np.append(0, levels)
+        self._kept = np.append(0, spec.row_cuts)[self._blocks]
+        self._widths = self.widths[self._levels]
+        self.options = tuple(f"{rows}x{width}" for rows, width in zip(self._kept, self._widths))
+        self.log_weights = self.octaves[self._levels]
+
+    def costs(self, index: int) -> FloatArray:
+        """With projections: nothing else decides about them."""
+        costs = self._kept * self._widths + self.projection[self._levels]
+        return np.asarray(costs, dtype=np.float64)
+
+    def price(self, index: int, previous: IntArray) -> tuple[NDArray[Any], BoolArray]:
+        """Every option may be taken."""
+        return self.costs(index)[None, :], np.ones((1, len(self.options)), dtype=np.bool_)
+
+    def block_widths(self, params: Mapping[str, Any]) -> Sequence[int]:
+        """The same for every row block that is kept."""
+        option = self.options.index(params[self.spec.name])
+        return [int(self._widths[option])] * int(self._blocks[option])
+
+    def params(self, widths: Sequence[int]) -> dict[str, Choice]:
+        """The choice that keeps as many row blocks.
+
+        Raises:
+            ValueError: If the widths differ.
+        """
         kept = [width for width in widths if width]
         if len(set(kept)) > 1:
             raise ValueError(
@@ -105,18 +168,14 @@ class Table:
                 f"got {sorted(set(kept), reverse=True)}."
             )
         rows = sum(self.spec.row_blocks[: len(kept)])
-        return {self.names[0]: f"{rows}x{kept[0]}" if kept else "0x0"}
+        return {self.spec.name: f"{rows}x{kept[0]}" if kept else "0x0"}
 
-    def random_levels(self, rng: np.random.Generator) -> FloatArray:
-        """Octaves of the row blocks up to a common shift, falling with the rank."""
+    def random_octaves(self, rng: np.random.Generator) -> FloatArray:
+        """The same for a random number of row blocks."""
         blocks = len(self.rows)
-        level = rng.normal(0.0, 2.0)
-        if self.mode == "single":
-            kept = rng.integers(1, blocks + 1)
-            return np.where(np.arange(blocks) < kept, level, -np.inf)
-        falls = rng.exponential(rng.exponential(0.7), size=blocks)
-        falls[0] = 0.0
-        return np.asarray(level - np.cumsum(falls), dtype=np.float64)
+        level = rng.normal(0.0, _WIDTH_SPREAD)
+        kept = rng.integers(1, blocks + 1)
+        return np.where(np.arange(blocks) < kept, level, -np.inf)
 
 
 class Blocks:
@@ -161,38 +220,22 @@ class SpaceWalk:
         self._where = {
             name: (table, index) for table in tables for index, name in enumerate(table.names)
         }
-        self._previous = {
-            table.spec.name: np.full(n, len(table.widths) - 1)
-            for table in tables
-            if table.mode == "multi"
-        }
+        self._previous = {table.spec.name: np.full(n, len(table.options) - 1) for table in tables}
 
-    def _price(self, name: str) -> tuple[NDArray[Any], BoolArray | None]:
+    def _price(self, name: str) -> tuple[NDArray[Any], BoolArray]:
         table, index = self._where[name]
-        if table.mode == "single":
-            return table.costs(index)[None, :], None
-        previous = self._previous[table.spec.name]
-        options = np.arange(len(table.widths))
-        if index == 0:
-            projection = table.projection[None, :]
-        else:
-            after_full = previous == len(table.widths) - 1
-            projection = after_full[:, None] * table.late_projection
-        cost = table.rows[index] * table.widths + projection
-        return cost, options[None, :] <= previous[:, None]
+        return table.price(index, self._previous[table.spec.name])
 
     def allowed(self, name: str) -> BoolArray:
         """Options that can still be taken."""
         cost, falling = self._price(name)
-        fits = cost <= self._left[:, None]
-        return np.asarray(fits if falling is None else fits & falling)
+        return np.asarray((cost <= self._left[:, None]) & falling)
 
     def take(self, name: str, options: IntArray) -> None:
         """Record the options taken, and pay for them."""
-        cost, falling = self._price(name)
+        cost, _ = self._price(name)
         n = len(self._left)
         paid = np.broadcast_to(cost, (n, cost.shape[1]))[np.arange(n), options]
         self._left -= paid.astype(np.int64)
-        if falling is not None:
-            table, _ = self._where[name]
-            self._previous[table.spec.name] = np.minimum(self._previous[table.spec.name], options)
+        feature = self._where[name][0].spec.name
+        self._previous[feature] = np.minimum(self._previous[feature], options)
