@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from optuna_nis import Allocation, NISSampler, space
-from optuna_nis.controller.policy import PolicySettings
+from optuna_nis.controller.settings import PolicySettings
 from optuna_nis.lightning import NISCallback, callback, job, shortlist
 from optuna_nis.lightning.shortlist import Candidate
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from optuna_nis._moved import install_moved_modules
 
 if TYPE_CHECKING:
-    from optuna_nis.controller.policy import Policy, PolicySettings
-    from optuna_nis.controller.replay import PolicyHistory, policy_history
+    from optuna_nis.controller.history import PolicyHistory, policy_history
+    from optuna_nis.controller.policy import Policy
     from optuna_nis.controller.sampler import NISSampler
+    from optuna_nis.controller.settings import PolicySettings
     from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
     from optuna_nis.space.constraint import AdditiveBudget
     from optuna_nis.space.space import SearchSpace

@@ -49,6 +49,24 @@ class Constraint(Protocol):
         """Params that a policy might have drawn and that mean the same as those given."""
 
 
+def check_budget(budget: object) -> None:
+    """Refuse what is not a constraint.
+
+    Raises:
+        TypeError: If the budget is not a constraint.
+    """
+    if budget is None or all(
+        hasattr(budget, member)
+        for member in ("choices", "walk", "initial_log_weights", "canonical")
+    ):
+        return
+    raise TypeError(
+        "`budget` must be a `SearchSpace`, which knows the cost of every choice, or an "
+        f"`AdditiveBudget`, got {budget!r}; pass a number to the space: "
+        "`NISSampler(budget=SearchSpace(specs, budget=...))`."
+    )
+
+
 class AdditiveBudget:
     """A limit on the sum of the costs of the chosen options, for any categorical space.
 

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from optuna_nis.controller.policy import Policy, PolicySettings, find_choice
+from optuna_nis.controller.choices import find_choice
+from optuna_nis.controller.policy import Policy
+from optuna_nis.controller.settings import PolicySettings
 from optuna_nis.space.constraint import AdditiveBudget
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec

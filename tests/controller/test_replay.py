@@ -16,17 +16,18 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 import pytest
 
-from optuna_nis.controller.policy import Policy, PolicySettings
+from optuna_nis.controller.choices import enumerate_choices
+from optuna_nis.controller.history import policy_history
+from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.replay import (
     GROUP_KEY,
     GROUP_SIZE_KEY,
     LOG_PROB_KEY,
     PROPOSAL_KEY,
     Replay,
-    enumerate_choices,
     fingerprint,
-    policy_history,
 )
+from optuna_nis.controller.settings import PolicySettings
 from optuna_nis.space.constraint import AdditiveBudget
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec

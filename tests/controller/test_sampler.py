@@ -26,9 +26,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 import pytest
 import sqlalchemy
 
-from optuna_nis.controller.policy import Policy, PolicySettings
+from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.replay import LOG_PROB_KEY, PROPOSAL_KEY
 from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.controller.settings import PolicySettings
 from optuna_nis.space.constraint import AdditiveBudget
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
