@@ -68,12 +68,11 @@ def sampled_gradient(
     """
     chosen = options[:, :, None] == np.arange(masks.shape[2])
     probabilities = open_probabilities(logits, masks)
-    log_prob = np.log(probabilities[chosen]).reshape(len(chosen), -1).sum(axis=1)
+    now = np.log(probabilities[chosen]).reshape(len(chosen), -1).sum(axis=1)
     foreign = np.isnan(drawn)
     if foreign.any():
         drawn = np.where(foreign, -np.log(masks.sum(axis=2)).sum(axis=1), drawn)
-    ratio = log_prob - drawn
     importance = np.minimum(
-        np.exp(clip(ratio, -50.0, 50.0)), np.where(foreign, 1.0, max_importance)
+        np.exp(clip(now - drawn, -50.0, 50.0)), np.where(foreign, 1.0, max_importance)
     )
     return np.asarray(np.einsum("k,kpo->po", importance * advantage, chosen - probabilities))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 from typing import Any
@@ -69,6 +69,33 @@ def _written(choice: Any) -> str | None:
         return json.dumps(json.loads(json.dumps(choice)), sort_keys=True)
     except (TypeError, ValueError):
         return None
+
+
+def option_finder(
+    choices: Mapping[str, Sequence[Choice]],
+) -> Callable[[Mapping[str, Any]], list[int] | None]:
+    """A function from params to options, if they have a known choice for every parameter."""
+    places = {
+        name: {o: place for place, o in reversed(list(enumerate(options))) if is_plain(o)}
+        for name, options in choices.items()
+    }
+
+    def find(params: Mapping[str, Any]) -> list[int] | None:
+        row = []
+        for name, options in choices.items():
+            if name not in params:
+                return None
+            value = params[name]
+            try:
+                option = places[name].get(value)
+            except TypeError:  # A list or a dictionary.
+                option = None
+            if option is None and (option := find_choice(options, value)) is None:
+                return None
+            row.append(option)
+        return row
+
+    return find
 
 
 def enumerate_choices(distribution: BaseDistribution) -> tuple[Choice, ...] | None:

@@ -32,7 +32,8 @@ from optuna_nis.controller.reward_scale import WINDOW, RewardScale
 from optuna_nis.controller.settings import PolicySettings
 from optuna_nis.space.constraint import BoolArray, Choice, Constraint, FloatArray, IntArray
 
-Pick = Callable[[FloatArray, slice], IntArray]
+# From the options that are open, shape ``(n, columns, options)``, the one taken of each.
+Pick = Callable[[BoolArray, slice], IntArray]
 
 _MARGINAL_DRAWS = 256
 
@@ -87,19 +88,18 @@ class Policy:
                 raise ValueError(f"`choices[{name!r}]` must hold at least one option, got none.")
         self._num_options = np.array([len(options) for options in self._choices.values()])
         self._valid = np.arange(self._num_options.max()) < self._num_options[:, None]
-        self._initial = self._initial_logits()
+        weights = {} if constraint is None else constraint.initial_log_weights()
+        self._initial = self._replaced(np.zeros(self._valid.shape), weights)
         self._logits = self._initial.copy()
         self._temperature = self.settings.temperature / (len(self._choices) + 1)
         self._scale = RewardScale()
         self._advantages = np.empty(0)
         self._critic = Critic(list(self._choices.values()), self.settings.ridge)
 
-    def _initial_logits(self) -> FloatArray:
-        logits = np.zeros(self._valid.shape)
-        if self._constraint is not None:
-            weights = self._constraint.initial_log_weights()
-            for row, name in enumerate(self._constraint.choices):
-                logits[row, : self._num_options[row]] = weights[name]
+    def _replaced(self, logits: FloatArray, log_weights: Mapping[str, FloatArray]) -> FloatArray:
+        for row, name in enumerate(self._choices):
+            if name in log_weights:
+                logits[row, : self._num_options[row]] = log_weights[name]
         return actor.bounded(logits, self._valid)
 
     @property
@@ -150,10 +150,7 @@ class Policy:
             name: self._logits[row, : self._num_options[row]]
             for row, name in enumerate(constraint.choices)
         }
-        other._logits = self._logits.copy()
-        for row, weights in enumerate(constraint.tilt(logits).values()):
-            other._logits[row, : self._num_options[row]] = weights
-        other._logits = actor.bounded(other._logits, self._valid)
+        other._logits = self._replaced(self.logits, constraint.tilt(logits))
         other._initial = other._logits.copy()
         return other
 
@@ -212,8 +209,8 @@ class Policy:
         """
         uniform = rng.random((n, len(self._choices)))
 
-        def pick(probabilities: FloatArray, columns: slice) -> IntArray:
-            return actor.pick(probabilities, uniform[:, columns])
+        def pick(masks: BoolArray, columns: slice) -> IntArray:
+            return actor.pick(self._probabilities(masks, columns), uniform[:, columns])
 
         pinned = {
             row: find_choice(known, fixed[name])
@@ -233,7 +230,7 @@ class Policy:
             Indices of the options, shape ``(1, number of parameters)``.
         """
         options, _ = self._draw(
-            1, lambda p, columns: np.broadcast_to(p.argmax(-1), (1, p.shape[-2]))
+            1, lambda masks, columns: self._probabilities(masks, columns).argmax(-1)
         )
         return options
 
@@ -255,14 +252,14 @@ class Policy:
         options = np.empty((n, len(self._choices)), dtype=np.int64)
         free = slice(self._num_constrained, None)
         if self._num_constrained < len(self._choices):
-            options[:, free] = pick(self._probabilities(masks[:, free], free), free)
+            options[:, free] = pick(masks[:, free], free)
         if self._constraint is not None:
             walk = self._constraint.walk(n)
             for row, name in enumerate(self._constraint.choices):
                 masks[:, row, : self._num_options[row]] = walk.allowed(name)
                 pin(row)
                 column = slice(row, row + 1)
-                options[:, column] = pick(self._probabilities(masks[:, column], column), column)
+                options[:, column] = pick(masks[:, column], column)
                 walk.take(name, options[:, row])
         return options, masks
 
@@ -276,12 +273,7 @@ class Policy:
             Shape ``(n, number of parameters, largest number of options)``.
         """
         checked = self._checked(options)
-        masks = np.repeat(self._valid[None], len(checked), axis=0)
-        if self._constraint is not None:
-            walk = self._constraint.walk(len(checked))
-            for row, name in enumerate(self._constraint.choices):
-                masks[:, row, : self._num_options[row]] = walk.allowed(name)
-                walk.take(name, checked[:, row])
+        _, masks = self._draw(len(checked), lambda _, columns: checked[:, columns])
         return masks
 
     def feasible(self, options: ArrayLike, masks: BoolArray | None = None) -> BoolArray:
@@ -398,8 +390,7 @@ class Policy:
             if not self.feasible(options, masks).all():
                 raise ValueError("`options` must keep to the constraint; check with `feasible`.")
 
-        observed = self._scale.observe(rewards)
-        if observed is None or k == 0:
+        if k == 0 or (observed := self._scale.observe(rewards)) is None:
             return
         advantage = self._critic.learn(options, observed)
         self._advantages = np.concatenate([self._advantages, advantage])[-WINDOW:]

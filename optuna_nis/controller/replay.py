@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 import math
@@ -24,8 +24,8 @@ from optuna_nis._logging import get_logger
 from optuna_nis.controller.choices import (
     common_distributions,
     enumerate_choices,
-    find_choice,
     is_plain,
+    option_finder,
 )
 from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.settings import PolicySettings
@@ -52,15 +52,15 @@ _logger = get_logger(__name__)
 
 
 class _Member(NamedTuple):
-    """What a finished trial teaches; nothing if its options are unknown."""
+    """What a finished trial teaches."""
 
-    options: IntArray | None
-    masks: BoolArray | None
+    options: IntArray
+    masks: BoolArray
     reward: float
     log_prob: float
 
 
-_Groups = dict[tuple[str, int], list[_Member]]
+_Groups = dict[tuple[str, int], list[_Member | None]]
 
 
 @dataclass(frozen=True)
@@ -257,11 +257,11 @@ class Replay:
                     _Snapshot(self._position, self.policy.copy(), _copy(self._groups))
                 )
 
-    def _members(self, trials: Sequence[FrozenTrial]) -> list[_Member]:
-        nothing = _Member(None, None, math.nan, math.nan)
+    def _members(self, trials: Sequence[FrozenTrial]) -> list[_Member | None]:
+        members: list[_Member | None] = [None] * len(trials)
         if self.policy is None:
-            return [nothing] * len(trials)
-        find = _finder(self.policy)
+            return members
+        find = option_finder(self.policy.choices)
         rows = []
         taught = []
         for index, trial in enumerate(trials):
@@ -281,7 +281,6 @@ class Replay:
                     options[place] = row
             masks = self.policy.masks(options)
             feasible = self.policy.feasible(options, masks)
-        members = [nothing] * len(trials)
         for row_index, index in enumerate(taught):
             if feasible[row_index]:
                 trial = trials[index]
@@ -294,15 +293,15 @@ class Replay:
                 )
         return members
 
-    def _update(self, members: Sequence[_Member], grouped: bool = False) -> None:
-        known = [m for m in members if m.options is not None]
+    def _update(self, members: Sequence[_Member | None], grouped: bool = False) -> None:
+        known = [member for member in members if member is not None]
         if self.policy is None or not known or (grouped and len(known) < 2):
             return
         self.policy.update(
-            np.concatenate([m.options for m in known if m.options is not None]),
+            np.concatenate([m.options for m in known]),
             np.array([m.reward for m in known]),
             np.array([m.log_prob for m in known]),
-            np.concatenate([m.masks for m in known if m.masks is not None]),
+            np.concatenate([m.masks for m in known]),
         )
 
     def _log_prob(self, trial: FrozenTrial, options: IntArray) -> float:
@@ -359,43 +358,6 @@ def _value(trial: FrozenTrial) -> float:
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         return float(trial.intermediate_values[max(trial.intermediate_values)])
     return math.nan
-
-
-def _finder(policy: Policy) -> Callable[[Mapping[str, Any]], list[int] | None]:
-    """A function from params to options, if they have a known choice for every parameter."""
-    known = [
-        (
-            name,
-            options,
-            {o: place for place, o in reversed(list(enumerate(options))) if _hashable(o)},
-        )
-        for name, options in policy.choices.items()
-    ]
-
-    def find(params: Mapping[str, Any]) -> list[int] | None:
-        row = []
-        for name, options, places in known:
-            if name not in params:
-                return None
-            value = params[name]
-            try:
-                option = places.get(value)
-            except TypeError:  # A list or a dictionary.
-                option = None
-            if option is None and (option := find_choice(options, value)) is None:
-                return None
-            row.append(option)
-        return row
-
-    return find
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _is_number(value: Any) -> bool:

@@ -10,6 +10,7 @@ Two ways to read the same grid of blocks (Joglekar et al., 2020, section 3):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 import json
 from typing import Any, Literal
 
@@ -298,16 +299,7 @@ class SearchSpace:
                 "version": _JSON_VERSION,
                 "mode": self.mode,
                 "budget": self.budget,
-                "specs": [
-                    {
-                        "name": spec.name,
-                        "num_embeddings": spec.num_embeddings,
-                        "embedding_dim": spec.embedding_dim,
-                        "row_blocks": spec.row_blocks,
-                        "col_blocks": spec.col_blocks,
-                    }
-                    for spec in self.specs
-                ],
+                "specs": [asdict(spec) for spec in self.specs],
             }
         )
 

@@ -81,9 +81,14 @@ class Table(ABC):
     def params(self, widths: Sequence[int]) -> dict[str, Choice]:
         """The inverse of :meth:`block_widths`."""
 
-    @abstractmethod
     def random_octaves(self, rng: np.random.Generator) -> FloatArray:
         """Random octaves of the row blocks up to a common shift, falling with the rank."""
+        level = rng.normal(0.0, _WIDTH_SPREAD)
+        return np.asarray(level - self._random_falls(rng), dtype=np.float64)
+
+    @abstractmethod
+    def _random_falls(self, rng: np.random.Generator) -> FloatArray:
+        """By how many octaves each row block is narrower than the first."""
 
 
 class MultiSizeTable(Table):
@@ -120,12 +125,10 @@ class MultiSizeTable(Table):
         """The widths by the names of their blocks."""
         return dict(zip(self.names, widths))
 
-    def random_octaves(self, rng: np.random.Generator) -> FloatArray:
-        """A fall of its own for each table and each block."""
-        level = rng.normal(0.0, _WIDTH_SPREAD)
+    def _random_falls(self, rng: np.random.Generator) -> FloatArray:
         falls = rng.exponential(rng.exponential(_MEAN_FALL), size=len(self.rows))
         falls[0] = 0.0
-        return np.asarray(level - np.cumsum(falls), dtype=np.float64)
+        return np.cumsum(falls)
 
 
 class SingleSizeTable(Table):
@@ -170,12 +173,9 @@ class SingleSizeTable(Table):
         rows = sum(self.spec.row_blocks[: len(kept)])
         return {self.spec.name: f"{rows}x{kept[0]}" if kept else "0x0"}
 
-    def random_octaves(self, rng: np.random.Generator) -> FloatArray:
-        """The same for a random number of row blocks."""
-        blocks = len(self.rows)
-        level = rng.normal(0.0, _WIDTH_SPREAD)
-        kept = rng.integers(1, blocks + 1)
-        return np.where(np.arange(blocks) < kept, level, -np.inf)
+    def _random_falls(self, rng: np.random.Generator) -> FloatArray:
+        kept = rng.integers(1, len(self.rows) + 1)
+        return np.where(np.arange(len(self.rows)) < kept, 0.0, np.inf)
 
 
 class Blocks:

@@ -417,3 +417,10 @@ def test_find_choice_forgives_rounding_and_finds_nan() -> None:
     assert find_choice((None, "a"), None) == 0
     assert find_choice(("a", 1), 1.5) is None
     assert find_choice(("a", 1), "b") is None
+
+
+def test_no_trials_teach_nothing() -> None:
+    policy = taught(Policy(CHOICES), 2, 3)
+    before = policy.copy()
+    policy.update(np.empty((0, 3), dtype=np.int64), [])
+    assert_same(policy, before)
