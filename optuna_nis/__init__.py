@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from optuna_nis._moved import install_moved_modules
 
 if TYPE_CHECKING:
-    from optuna_nis.controller.policy import Policy, PolicySettings
-    from optuna_nis.controller.replay import PolicyHistory, policy_history
+    from optuna_nis.controller.history import PolicyHistory, policy_history
+    from optuna_nis.controller.policy import Policy
     from optuna_nis.controller.sampler import NISSampler
+    from optuna_nis.controller.settings import PolicySettings
     from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
-    from optuna_nis.space.budget import AdditiveBudget
-    from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+    from optuna_nis.space.constraint import AdditiveBudget
+    from optuna_nis.space.space import SearchSpace
+    from optuna_nis.space.spec import EmbeddingSpec
     from optuna_nis.strategy.reward import Reward, penalised_reward
 
 __version__ = "0.1.0"

@@ -18,8 +18,9 @@ import pytest
 
 from optuna_nis import AdditiveBudget, EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis.controller.policy import Policy
-from optuna_nis.controller.replay import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY, Replay, keeps_to
-from optuna_nis.space.budget import Constraint
+from optuna_nis.controller.replay import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY, Replay
+from optuna_nis.controller.sampler import keeps_to
+from optuna_nis.space.constraint import Constraint
 
 
 @st.composite

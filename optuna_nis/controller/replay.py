@@ -8,34 +8,28 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 import math
 from typing import Any, NamedTuple
 import zlib
 
 import numpy as np
-from optuna import Study
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis._logging import get_logger
-from optuna_nis.controller.policy import (
-    FloatArray,
-    Policy,
-    PolicySettings,
-    find_choice,
+from optuna_nis.controller.choices import (
+    common_distributions,
+    enumerate_choices,
     is_plain,
-    same_choices,
+    option_finder,
 )
-from optuna_nis.space.budget import BoolArray, Choice, Constraint, IntArray
+from optuna_nis.controller.policy import Policy
+from optuna_nis.controller.settings import PolicySettings
+from optuna_nis.space.constraint import BoolArray, Constraint, IntArray
 
 GROUP_KEY = "nis:group"
 """Trial system attribute: id of the group of trials scored on the same examples."""
@@ -48,8 +42,6 @@ PROPOSAL_KEY = "nis:proposal"
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
-_MAX_CHOICES = 256
-_MAX_NUMERIC_VALUES = 32
 _MAX_GROUP_SIZE = 10_000
 _SNAPSHOT_INTERVAL = 64
 _MAX_SNAPSHOTS = 8
@@ -60,15 +52,15 @@ _logger = get_logger(__name__)
 
 
 class _Member(NamedTuple):
-    """What a finished trial teaches; nothing if its options are unknown."""
+    """What a finished trial teaches."""
 
-    options: IntArray | None
-    masks: BoolArray | None
+    options: IntArray
+    masks: BoolArray
     reward: float
     log_prob: float
 
 
-_Groups = dict[tuple[str, int], list[_Member]]
+_Groups = dict[tuple[str, int], list[_Member | None]]
 
 
 @dataclass(frozen=True)
@@ -184,36 +176,34 @@ class Replay:
             return
         self.lag = len(new)
         self._seen.update((trial.number, trial.datetime_complete) for trial in new)
-        if self._narrow(new):
-            self._restart()
-        new.sort(key=_order)
-        first = _order(new[0])
-        if self._trials and first < _order(self._trials[-1]):
-            late = bisect_left(self._trials, first, key=_order)
+        self.expect(new)
+        new.sort(key=replay_order)
+        first = replay_order(new[0])
+        if self._trials and first < replay_order(self._trials[-1]):
+            late = bisect_left(self._trials, first, key=replay_order)
             self._roll_back(late)
-            self._trials[late:] = sorted(self._trials[late:] + new, key=_order)
+            self._trials[late:] = sorted(self._trials[late:] + new, key=replay_order)
         else:
             self._trials += new
         while self._position < len(self._trials):
             self._replay(self._trials[self._position : self._position + _CHUNK])
 
-    def _narrow(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Restrict the space to what all trials have in common; whether that changed it."""
+    def expect(self, trials: Sequence[FrozenTrial]) -> None:
+        """Restrict the space to what trials have in common, before they are learned."""
         common = self._common
         for trial in trials:
             if trial.state != TrialState.FAIL and trial.distributions:
-                common = _intersection(common, trial.distributions)
+                common = common_distributions(common, trial.distributions)
         if common is self._common:
-            return False
+            return
         self._common = common
         distributions = dict(self._constrained)
         for name, distribution in sorted((common or {}).items()):
             if name not in distributions and enumerate_choices(distribution) is not None:
                 distributions[name] = distribution
-        if distributions.keys() == self.distributions.keys():
-            return False
-        self.distributions = distributions
-        return True
+        if distributions.keys() != self.distributions.keys():
+            self.distributions = distributions
+            self._restart()
 
     def _restart(self) -> None:
         self._position = 0
@@ -267,11 +257,11 @@ class Replay:
                     _Snapshot(self._position, self.policy.copy(), _copy(self._groups))
                 )
 
-    def _members(self, trials: Sequence[FrozenTrial]) -> list[_Member]:
-        nothing = _Member(None, None, math.nan, math.nan)
+    def _members(self, trials: Sequence[FrozenTrial]) -> list[_Member | None]:
+        members: list[_Member | None] = [None] * len(trials)
         if self.policy is None:
-            return [nothing] * len(trials)
-        find = _finder(self.policy)
+            return members
+        find = option_finder(self.policy.choices)
         rows = []
         taught = []
         for index, trial in enumerate(trials):
@@ -291,7 +281,6 @@ class Replay:
                     options[place] = row
             masks = self.policy.masks(options)
             feasible = self.policy.feasible(options, masks)
-        members = [nothing] * len(trials)
         for row_index, index in enumerate(taught):
             if feasible[row_index]:
                 trial = trials[index]
@@ -304,15 +293,15 @@ class Replay:
                 )
         return members
 
-    def _update(self, members: Sequence[_Member], grouped: bool = False) -> None:
-        known = [m for m in members if m.options is not None]
+    def _update(self, members: Sequence[_Member | None], grouped: bool = False) -> None:
+        known = [member for member in members if member is not None]
         if self.policy is None or not known or (grouped and len(known) < 2):
             return
         self.policy.update(
-            np.concatenate([m.options for m in known if m.options is not None]),
+            np.concatenate([m.options for m in known]),
             np.array([m.reward for m in known]),
             np.array([m.log_prob for m in known]),
-            np.concatenate([m.masks for m in known if m.masks is not None]),
+            np.concatenate([m.masks for m in known]),
         )
 
     def _log_prob(self, trial: FrozenTrial, options: IntArray) -> float:
@@ -352,144 +341,14 @@ class Replay:
             )
 
 
-@dataclass(frozen=True)
-class PolicyHistory:
-    """A policy at several moments of a study.
-
-    Attributes:
-        trial_numbers: Number of the trial that was learned last at each moment.
-        choices: Options of every parameter.
-        probabilities: For every parameter, the probability of each option at each moment, shape
-            ``(moments, options)``.
-        entropy: Entropy of the policy in nats at each moment.
-    """
-
-    trial_numbers: list[int] = field(default_factory=list)
-    choices: dict[str, tuple[Choice, ...]] = field(default_factory=dict)
-    probabilities: dict[str, FloatArray] = field(default_factory=dict)
-    entropy: list[float] = field(default_factory=list)
-
-
-def policy_history(
-    study: Study,
-    budget: Constraint | None = None,
-    num_points: int = 50,
-    settings: PolicySettings | None = None,
-) -> PolicyHistory:
-    """How the policy of a study came about, by replay of its finished trials.
-
-    Args:
-        study: The study, whatever sampler it used.
-        budget: The ``budget`` of the study's :class:`~optuna_nis.NISSampler`.
-        num_points: Largest number of moments, spread evenly over the trials; the last is today.
-        settings: The ``settings`` of the study's sampler.
-
-    Returns:
-        The history; it is empty while no trial has finished.
-
-    Raises:
-        TypeError: If the budget is not a constraint.
-        ValueError: If the study has several objectives or ``num_points`` is not positive.
-
-    Example:
-        >>> import optuna
-        >>> from optuna_nis.controller.sampler import NISSampler
-        >>> study = optuna.create_study(sampler=NISSampler(seed=0))
-        >>> study.optimize(lambda trial: trial.suggest_categorical("x", [1, 2, 3]), n_trials=20)
-        >>> history = policy_history(study, num_points=5)
-        >>> history.trial_numbers
-        [0, 5, 9, 14, 19]
-        >>> history.probabilities["x"].shape
-        (5, 3)
-    """
-    if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 1:
-        raise ValueError(f"`num_points` must be a positive integer, got {num_points!r}.")
-    check_budget(budget)
-    if len(study.directions) > 1:
-        raise ValueError(
-            f"`study` must have a single objective, got {len(study.directions)} directions."
-        )
-    trials = sorted(study.get_trials(deepcopy=False, states=FINISHED), key=_order)
-    replay = Replay(study.direction, budget, settings)
-    replay._narrow(trials)
-    replay._restart()
-    if replay.policy is None or not trials:
-        return PolicyHistory()
-    ends = np.unique(np.linspace(1, len(trials), min(num_points, len(trials))).round().astype(int))
-    logits = []
-    start = 0
-    for end in ends.tolist():
-        replay.learn(trials[start:end])
-        start = end
-        logits.append(replay.policy.logits)
-    probabilities, entropy = replay.policy.summaries(logits)
-    return PolicyHistory(
-        trial_numbers=[trials[end - 1].number for end in ends.tolist()],
-        choices=dict(replay.policy.choices),
-        probabilities=probabilities,
-        entropy=entropy.tolist(),
-    )
-
-
-def check_budget(budget: object) -> None:
-    """Refuse what is not a constraint.
-
-    Raises:
-        TypeError: If the budget is not a constraint.
-    """
-    if budget is None or all(
-        hasattr(budget, member)
-        for member in ("choices", "walk", "initial_log_weights", "canonical")
-    ):
-        return
-    raise TypeError(
-        "`budget` must be a `SearchSpace`, which knows the cost of every choice, or an "
-        f"`AdditiveBudget`, got {budget!r}; pass a number to the space: "
-        "`NISSampler(budget=SearchSpace(specs, budget=...))`."
-    )
-
-
-def keeps_to(constraint: Constraint, params: Mapping[str, Any]) -> bool:
-    """Whether params keep to a constraint; unknown and missing ones break nothing."""
-    if any(name not in params for name in constraint.choices):
-        return True
-    params = constraint.canonical(params)
-    walk = constraint.walk(1)
-    for name, choices in constraint.choices.items():
-        option = find_choice(choices, params[name])
-        if option is None:
-            return True
-        if not walk.allowed(name)[0, option]:
-            return False
-        walk.take(name, np.array([option]))
-    return True
-
-
-def enumerate_choices(distribution: BaseDistribution) -> tuple[Choice, ...] | None:
-    """The values of a distribution, or :obj:`None` if there is only one or too many to learn.
-
-    Example:
-        >>> enumerate_choices(IntDistribution(2, 6, step=2))
-        (2, 4, 6)
-    """
-    if isinstance(distribution, CategoricalDistribution):
-        values = tuple(distribution.choices)
-        return values if 2 <= len(values) <= _MAX_CHOICES else None
-    if isinstance(distribution, (IntDistribution, FloatDistribution)) and distribution.step:
-        low, high, step = distribution.low, distribution.high, distribution.step
-        count = round((high - low) / step) + 1
-        if 2 <= count <= _MAX_NUMERIC_VALUES:
-            return tuple(low + index * step for index in range(count))
-    return None
-
-
 def fingerprint(policy: Policy, options: IntArray) -> str:
     """A short text that tells proposals apart, the same in every process."""
     names = "\n".join(policy.choices)
     return f"{zlib.crc32(names.encode() + options.astype('<i4').tobytes()):08x}"
 
 
-def _order(trial: FrozenTrial) -> tuple[datetime, int]:
+def replay_order(trial: FrozenTrial) -> tuple[datetime, int]:
+    """Key of the order in which finished trials are replayed, that of their completion."""
     return (trial.datetime_complete or datetime.min, trial.number)
 
 
@@ -499,63 +358,6 @@ def _value(trial: FrozenTrial) -> float:
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         return float(trial.intermediate_values[max(trial.intermediate_values)])
     return math.nan
-
-
-def _finder(policy: Policy) -> Callable[[Mapping[str, Any]], list[int] | None]:
-    """A function from params to options, if they have a known choice for every parameter."""
-    known = [
-        (
-            name,
-            options,
-            {o: place for place, o in reversed(list(enumerate(options))) if _hashable(o)},
-        )
-        for name, options in policy.choices.items()
-    ]
-
-    def find(params: Mapping[str, Any]) -> list[int] | None:
-        row = []
-        for name, options, places in known:
-            if name not in params:
-                return None
-            value = params[name]
-            try:
-                option = places.get(value)
-            except TypeError:  # A list or a dictionary.
-                option = None
-            if option is None and (option := find_choice(options, value)) is None:
-                return None
-            row.append(option)
-        return row
-
-    return find
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _intersection(
-    common: dict[str, BaseDistribution] | None, other: Mapping[str, BaseDistribution]
-) -> dict[str, BaseDistribution]:
-    if common is None:
-        return dict(other)
-    if all(n in other and same_distribution(d, other[n]) for n, d in common.items()):
-        return common
-    return {n: d for n, d in common.items() if n in other and same_distribution(d, other[n])}
-
-
-def same_distribution(a: BaseDistribution, b: BaseDistribution) -> bool:
-    """Whether two distributions are equal."""
-    # Optuna compares choice by choice; thousands of replayed trials are almost always equal.
-    if a is b or (type(a) is type(b) and (a.__dict__ == b.__dict__ or a == b)):
-        return True
-    if isinstance(a, CategoricalDistribution) and isinstance(b, CategoricalDistribution):
-        return same_choices(a.choices, b.choices)
-    return False
 
 
 def _is_number(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 import threading
@@ -18,22 +18,19 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis._logging import get_logger
-from optuna_nis.controller.policy import Policy, PolicySettings
+from optuna_nis.controller.choices import enumerate_choices, find_choice, same_distribution
+from optuna_nis.controller.history import PolicyHistory, policy_history
+from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.replay import (
     GROUP_KEY,
     GROUP_SIZE_KEY,
     LOG_PROB_KEY,
     PROPOSAL_KEY,
-    PolicyHistory,
     Replay,
-    check_budget,
-    enumerate_choices,
     fingerprint,
-    keeps_to,
-    policy_history,
-    same_distribution,
 )
-from optuna_nis.space.budget import Constraint
+from optuna_nis.controller.settings import PolicySettings
+from optuna_nis.space.constraint import Constraint, check_budget
 from optuna_nis.study.moments import Moment, is_due, mean_and_std, save_moment
 
 __all__ = [
@@ -348,6 +345,22 @@ class NISSampler(BaseSampler):
             )
         if self._independent_sampler is not None:
             self._independent_sampler.after_trial(study, trial, state, values)
+
+
+def keeps_to(constraint: Constraint, params: Mapping[str, Any]) -> bool:
+    """Whether params keep to a constraint; unknown and missing ones break nothing."""
+    if any(name not in params for name in constraint.choices):
+        return True
+    params = constraint.canonical(params)
+    walk = constraint.walk(1)
+    for name, choices in constraint.choices.items():
+        option = find_choice(choices, params[name])
+        if option is None:
+            return True
+        if not walk.allowed(name)[0, option]:
+            return False
+        walk.take(name, np.array([option]))
+    return True
 
 
 @dataclass

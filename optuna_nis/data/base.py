@@ -28,7 +28,7 @@ from optuna_nis.data.features import (
     check_task,
 )
 from optuna_nis.data.vocabulary import Vocabulary
-from optuna_nis.space.space import EmbeddingSpec
+from optuna_nis.space.spec import EmbeddingSpec
 
 Split = Literal["random", "chronological", "leave-one-out"]
 Batch = dict[str, Tensor]

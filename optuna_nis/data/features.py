@@ -18,7 +18,7 @@ from torch import Tensor
 
 from optuna_nis.data import cells
 from optuna_nis.data.vocabulary import Vocabulary
-from optuna_nis.space.space import EmbeddingSpec
+from optuna_nis.space.spec import EmbeddingSpec
 
 Task = Literal["ranking", "retrieval"]
 BagKeep = Literal["last", "first"]

@@ -21,7 +21,8 @@ from optuna_nis.nn.multi_size import (
     check_bag_mode,
 )
 from optuna_nis.space.allocation import Allocation
-from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 
 
 class _Projection(nn.Module):

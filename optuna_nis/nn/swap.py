@@ -31,7 +31,8 @@ from optuna_nis.nn.multi_size import BagMode, MultiSizeEmbedding, MultiSizeEmbed
 from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
 from optuna_nis.nn.swapped import Field, become, swapped_layers
 from optuna_nis.space.allocation import Allocation, TableAllocation
-from optuna_nis.space.space import EmbeddingSpec, Mode, SearchSpace
+from optuna_nis.space.space import Mode, SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 
 #: Occurrences of every id of some tables, by the names of their layers.
 Counts: TypeAlias = Mapping[str, "Tensor | Sequence[int] | NDArray[np.int64]"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 import itertools
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from optuna_nis.space.budget import bytes_per_element
 
@@ -206,15 +206,7 @@ class Allocation(Mapping[str, TableAllocation]):
 
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""
-        tables = [
-            {
-                "name": table.name,
-                "num_embeddings": table.num_embeddings,
-                "embedding_dim": table.embedding_dim,
-                "tiers": [list(tier) for tier in table.tiers],
-            }
-            for table in self._tables.values()
-        ]
+        tables = [asdict(table) for table in self._tables.values()]
         return json.dumps({"version": _JSON_VERSION, "tables": tables})
 
     @classmethod
@@ -234,15 +226,9 @@ class Allocation(Mapping[str, TableAllocation]):
                 f"An allocation must be of version {_JSON_VERSION}, got version {version!r}."
             )
         try:
-            return cls(_table_from_dict(table) for table in data["tables"])
+            return cls(
+                TableAllocation(**{**table, "name": str(table["name"])})
+                for table in data["tables"]
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"This allocation is malformed: {error!r}.") from error
-
-
-def _table_from_dict(data: dict[str, Any]) -> TableAllocation:
-    return TableAllocation(
-        name=str(data["name"]),
-        num_embeddings=data["num_embeddings"],
-        embedding_dim=data["embedding_dim"],
-        tiers=tuple(Tier(*tier) for tier in data["tiers"]),
-    )

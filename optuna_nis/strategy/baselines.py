@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
-from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 
 # Share of the columns for each share of the ids: few ids that are wide enough are worth more than
 # more of them.

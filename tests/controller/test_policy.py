@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from optuna_nis.controller.policy import Policy, PolicySettings, find_choice
-from optuna_nis.space.budget import AdditiveBudget
-from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+from optuna_nis.controller.policy import Policy
+from optuna_nis.controller.settings import PolicySettings
+from optuna_nis.space.constraint import AdditiveBudget
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 
 CHOICES = {"x": ("a", "b", "c"), "y": (1, 2), "z": (0.0, 0.5, 1.0, 1.5)}
 SPACE = SearchSpace(
@@ -309,23 +311,6 @@ def test_masks_may_be_handed_in() -> None:
     assert_same(a, b)
 
 
-def test_critic_solves_the_ridge_regression() -> None:
-    rng = np.random.default_rng(0)
-    policy = Policy({"x": (0, 1, 2), "y": ("sum", "mean")})
-    options = np.stack([rng.integers(0, 3, 300), rng.integers(0, 2, 300)], axis=1)
-    rewards = 0.1 * rng.uniform(-1, 1, 300) + options.sum(axis=1)
-    for row, reward in zip(options, rewards):
-        policy.update(row[None], [reward])
-    rows = np.concatenate([np.eye(3)[options[:, 0]], np.eye(2)[options[:, 1]]], axis=1)
-    rows = np.concatenate([rows, np.ones((300, 1))], axis=1)
-    alike = [[1, 0.9, 0.81], [0.9, 1, 0.9], [0.81, 0.9, 1]]  # numbers, unlike names
-    prior = np.diag([2.0] * 5 + [0.01])
-    prior[:3, :3] = 2.0 * np.linalg.inv(alike)
-    origin = policy._critic._origin
-    solved = np.linalg.solve(rows.T @ rows + prior, rows.T @ (rewards - origin))
-    np.testing.assert_allclose(policy._critic.weights, solved, atol=1e-8)
-
-
 @pytest.mark.parametrize(
     ("options", "rewards", "log_probs", "message"),
     [
@@ -399,18 +384,8 @@ def test_constructor_refuses(choices: object, constraint: object, message: str) 
         Policy(choices, constraint)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("learning_rate", -1.0), ("optimism", float("nan")), ("ridge", 0.0), ("temperature", 0)],
-)
-def test_settings_refuse(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
-        PolicySettings(**{name: value})
-
-
-def test_find_choice_forgives_rounding_and_finds_nan() -> None:
-    assert find_choice((0.1, 0.2, 0.3), 0.1 + 0.2) == 2
-    assert find_choice((1.0, float("nan")), float("nan")) == 1
-    assert find_choice((None, "a"), None) == 0
-    assert find_choice(("a", 1), 1.5) is None
-    assert find_choice(("a", 1), "b") is None
+def test_no_trials_teach_nothing() -> None:
+    policy = taught(Policy(CHOICES), 2, 3)
+    before = policy.copy()
+    policy.update(np.empty((0, 3), dtype=np.int64), [])
+    assert_same(policy, before)

@@ -1,75 +1,38 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator
 import logging
 import math
 from typing import Any
 from unittest.mock import patch
 
+from finished_trials import BUDGET, SPACE, replayed, trial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
-import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 import pytest
 
-from optuna_nis.controller.policy import Policy, PolicySettings
+from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.replay import (
     GROUP_KEY,
     GROUP_SIZE_KEY,
     LOG_PROB_KEY,
     PROPOSAL_KEY,
     Replay,
-    enumerate_choices,
     fingerprint,
-    policy_history,
 )
-from optuna_nis.space.budget import AdditiveBudget
-from optuna_nis.space.space import EmbeddingSpec, SearchSpace
-
-BUDGET = AdditiveBudget(4, {"x": {0: 0, 1: 1, 2: 2}, "y": {0: 0, 3: 3}, "z": {0: 0, 1: 1}})
-SPACE = {name: CategoricalDistribution(options) for name, options in BUDGET.choices.items()}
-EPOCH = datetime(2024, 1, 1)
+from optuna_nis.space.constraint import AdditiveBudget
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     with caplog.at_level(logging.WARNING, logger="optuna"):
         yield caplog
-
-
-def trial(
-    number: int,
-    value: float | None = 1.0,
-    params: dict[str, Any] | None = None,
-    *,
-    second: int | None = None,
-    state: TrialState = TrialState.COMPLETE,
-    reports: dict[int, float] | None = None,
-    attrs: dict[str, Any] | None = None,
-    distributions: dict[str, Any] | None = None,
-) -> FrozenTrial:
-    params = {"x": number % 3, "y": 0, "z": number % 2} if params is None else params
-    frozen = optuna.create_trial(
-        state=state,
-        value=value,
-        params=params,
-        distributions=distributions or {name: SPACE[name] for name in params},
-        intermediate_values=reports,
-        system_attrs=attrs,
-    )
-    frozen.number = number
-    frozen.datetime_complete = EPOCH + timedelta(seconds=number if second is None else second)
-    return frozen
-
-
-def replayed(trials: Sequence[FrozenTrial], budget: AdditiveBudget | None = BUDGET) -> Replay:
-    replay = Replay(StudyDirection.MAXIMIZE, budget)
-    replay.learn(trials)
-    return replay
 
 
 def bits(replay: Replay) -> bytes:
@@ -86,12 +49,6 @@ def bits(replay: Replay) -> bytes:
 
 
 UNTAUGHT = bits(replayed([]))
-
-
-def study_of(trials: Sequence[FrozenTrial], direction: str = "maximize") -> optuna.Study:
-    study = optuna.create_study(direction=direction)
-    study.add_trials(trials)
-    return study
 
 
 finite_or_not = st.sampled_from([0.0, 0.5, 0.7, -3.0, 1e9, math.inf, -math.inf])
@@ -393,61 +350,3 @@ def test_the_space_is_what_trials_have_in_common() -> None:
     ]
     spaces = [list(replayed(trials[:n], None).distributions) for n in range(5)]
     assert spaces == [[], ["a", "b", "x"], ["a", "b"], ["a", "b"], ["a"]]
-
-
-@pytest.mark.parametrize(
-    ("distribution", "values"),
-    [
-        (CategoricalDistribution(["a", None]), ("a", None)),
-        (CategoricalDistribution(["a"]), None),
-        (CategoricalDistribution(range(257)), None),
-        (IntDistribution(1, 4, log=True), (1, 2, 3, 4)),
-        (IntDistribution(0, 10, step=5), (0, 5, 10)),
-        (IntDistribution(0, 32), None),
-        (IntDistribution(3, 3), None),
-        (FloatDistribution(0, 1, step=0.5), (0.0, 0.5, 1.0)),
-        (FloatDistribution(0, 1), None),
-        (FloatDistribution(1e-3, 1, log=True), None),
-    ],
-)
-def test_enumerate_choices(distribution: Any, values: Any) -> None:
-    assert enumerate_choices(distribution) == values
-
-
-def test_history_is_the_replay_at_several_moments() -> None:
-    rng = np.random.default_rng(0)
-    trials = [trial(number, float(rng.normal())) for number in range(40)]
-    history = policy_history(study_of(trials), BUDGET, num_points=4)
-    assert history.trial_numbers == [0, 13, 26, 39]
-    assert history.choices == {name: tuple(options) for name, options in BUDGET.choices.items()}
-    for moment, number in enumerate(history.trial_numbers):
-        policy = replayed(trials[: number + 1]).policy
-        assert policy is not None
-        assert history.entropy[moment] == policy.entropy()
-        for name, probabilities in policy.probabilities().items():
-            np.testing.assert_array_equal(history.probabilities[name][moment], probabilities)
-
-
-def test_history_has_no_more_moments_than_trials() -> None:
-    history = policy_history(
-        study_of([trial(0), trial(1)]), BUDGET, settings=PolicySettings(learning_rate=0.1)
-    )
-    assert history.trial_numbers == [0, 1]
-
-
-def test_history_of_a_study_without_parameters_is_empty() -> None:
-    assert policy_history(optuna.create_study()).trial_numbers == []
-    assert policy_history(study_of([trial(0, 1.0, {})])).choices == {}
-
-
-@pytest.mark.parametrize("num_points", [0, -1, 2.5, True])
-def test_history_refuses_a_number_of_moments(num_points: Any) -> None:
-    with pytest.raises(ValueError, match="`num_points` must be a positive integer"):
-        policy_history(optuna.create_study(), num_points=num_points)
-
-
-def test_history_refuses_several_objectives_and_plain_numbers() -> None:
-    with pytest.raises(ValueError, match="`study` must have a single objective, got 2"):
-        policy_history(optuna.create_study(directions=["minimize", "minimize"]))
-    with pytest.raises(TypeError, match="`budget` must be a `SearchSpace`"):
-        policy_history(optuna.create_study(), budget=5)  # type: ignore[arg-type]

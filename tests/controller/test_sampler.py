@@ -26,11 +26,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 import pytest
 import sqlalchemy
 
-from optuna_nis.controller.policy import Policy, PolicySettings
+from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.replay import LOG_PROB_KEY, PROPOSAL_KEY
 from optuna_nis.controller.sampler import NISSampler
-from optuna_nis.space.budget import AdditiveBudget
-from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+from optuna_nis.controller.settings import PolicySettings
+from optuna_nis.space.constraint import AdditiveBudget
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 from optuna_nis.study.results import is_feasible
 
 SPACE = SearchSpace([EmbeddingSpec("user", 60, 8), EmbeddingSpec("city", 9, 8)], budget=0.3)

@@ -10,7 +10,8 @@ import optuna
 import pytest
 
 from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
-from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 
 
 @st.composite

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from optuna_nis.show.figures import _style
-from optuna_nis.space.budget import Choice
+from optuna_nis.space.constraint import Choice
 from optuna_nis.study import results
 
 if TYPE_CHECKING:

@@ -1,0 +1,52 @@
+"""How a policy learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+import math
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """How fast a :class:`Policy` learns and how long it explores.
+
+    Rewards are divided by their running standard deviation, so none of these depends on the scale
+    of the rewards.
+
+    Args:
+        learning_rate: Step of the logits along the critic's advantages, for a single trial; for a
+            group it is multiplied by the square root of its size.
+        temperature: Weight of the entropy bonus, for a single trial; for a group it is multiplied
+            by the square root of its size. It is divided by the number of parameters plus one,
+            which keeps the total cost of exploring about the same in spaces of any size.
+        optimism: Standard errors of the critic added to the advantage of an option, which favours
+            options seen seldom.
+        sampled_learning_rate: The same along the sampled policy gradient, which learns what the
+            critic cannot express: interactions, and what a choice leaves of a budget.
+        ridge: Strength with which the critic pulls the advantage of an option to 0, in trials.
+        max_importance: Upper bound on the importance weight of a trial that was drawn from an
+            older policy.
+
+    Raises:
+        ValueError: If a setting is negative or not finite, or if one that must be positive is 0.
+
+    Example:
+        >>> PolicySettings(learning_rate=0.5).temperature
+        1.0
+    """
+
+    learning_rate: float = 1.0
+    temperature: float = 1.0
+    optimism: float = 0.5
+    sampled_learning_rate: float = 0.05
+    ridge: float = 2.0
+    max_importance: float = 2.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{field.name}` must be finite and not negative, got {value!r}.")
+        for name in ("temperature", "ridge"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)!r}.")

@@ -1,0 +1,194 @@
+"""Hard limits on categorical choices, which a policy obeys by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Choice = None | bool | int | float | str
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Walk(Protocol):
+    """Choices drawn one parameter after the other, several draws side by side."""
+
+    def allowed(self, name: str) -> BoolArray:
+        """Options of ``name`` that can still be taken, shape ``(n, number of options)``."""
+
+    def take(self, name: str, options: IntArray) -> None:
+        """Record the option taken by each draw, shape ``(n,)``."""
+
+
+class Constraint(Protocol):
+    """A hard limit on categorical choices, obeyed by construction.
+
+    Parameters are visited in the order of :attr:`choices`. At least one option of every
+    parameter stays allowed as long as only allowed options are taken.
+    """
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[Choice]]:
+        """The options of every parameter, in the order in which they are drawn."""
+
+    def walk(self, n: int) -> Walk:
+        """Start ``n`` draws."""
+
+    def initial_log_weights(self) -> Mapping[str, FloatArray]:
+        """Log-weights of the options from which a policy starts to learn."""
+
+    def tilt(self, log_weights: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+        """The nearest log-weights whose expected cost is within the limit."""
+
+    def canonical(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Params that a policy might have drawn and that mean the same as those given."""
+
+
+def check_budget(budget: object) -> None:
+    """Refuse what is not a constraint.
+
+    Raises:
+        TypeError: If the budget is not a constraint.
+    """
+    if budget is None or all(
+        hasattr(budget, member)
+        for member in ("choices", "walk", "initial_log_weights", "canonical")
+    ):
+        return
+    raise TypeError(
+        "`budget` must be a `SearchSpace`, which knows the cost of every choice, or an "
+        f"`AdditiveBudget`, got {budget!r}; pass a number to the space: "
+        "`NISSampler(budget=SearchSpace(specs, budget=...))`."
+    )
+
+
+class AdditiveBudget:
+    """A limit on the sum of the costs of the chosen options, for any categorical space.
+
+    Args:
+        limit: Largest total cost allowed.
+        costs: For every parameter, the cost of each of its choices.
+
+    Raises:
+        ValueError: If a parameter has no choice, a cost is negative or not finite, or even the
+            cheapest choices exceed the limit.
+
+    Example:
+        >>> budget = AdditiveBudget(3, {"x": {"small": 1, "large": 2}, "y": {0: 0, 1: 2}})
+        >>> walk = budget.walk(1)
+        >>> walk.take("x", np.array([1]))
+        >>> walk.allowed("y").tolist()
+        [[True, False]]
+    """
+
+    def __init__(self, limit: float, costs: Mapping[str, Mapping[Choice, float]]) -> None:
+        if not costs:
+            raise ValueError("`costs` must name at least one parameter, got an empty mapping.")
+        for name, options in costs.items():
+            if not options:
+                raise ValueError(f"`costs[{name!r}]` must hold at least one choice, got none.")
+            for choice, cost in options.items():
+                if not (math.isfinite(cost) and cost >= 0):
+                    raise ValueError(
+                        f"`costs[{name!r}][{choice!r}]` must be finite and not negative, "
+                        f"got {cost!r}."
+                    )
+        cheapest = sum(min(options.values()) for options in costs.values())
+        if not (math.isfinite(limit) and limit >= cheapest):
+            raise ValueError(
+                f"`limit` must be at least {cheapest}, the cost of the cheapest choices, "
+                f"got {limit!r}."
+            )
+        self._limit = limit
+        self._choices = {name: tuple(options) for name, options in costs.items()}
+        self._costs = {
+            name: np.array(list(options.values()), dtype=np.float64)
+            for name, options in costs.items()
+        }
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[Choice]]:
+        """The options of every parameter."""
+        return self._choices
+
+    def walk(self, n: int) -> Walk:
+        """Start ``n`` draws under the limit."""
+        return _AdditiveWalk(self._limit, self._costs, n)
+
+    def initial_log_weights(self) -> Mapping[str, FloatArray]:
+        """The distribution of maximum entropy whose expected cost is within the limit."""
+        return self.tilt({name: np.zeros(len(cost)) for name, cost in self._costs.items()})
+
+    def tilt(self, log_weights: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+        """The nearest log-weights whose expected cost is within the limit."""
+        return tilt_to_budget(self._costs, self._limit, log_weights)
+
+    def canonical(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The params themselves: every choice means something else."""
+        return params
+
+
+class _AdditiveWalk:
+    def __init__(self, limit: float, costs: Mapping[str, FloatArray], n: int) -> None:
+        self._costs = costs
+        # What is left once every parameter still to come has taken its cheapest option. The
+        # tolerance keeps a sum of floats that equals the limit on paper on the right side of it.
+        self._left = np.full(n, limit - sum(cost.min() for cost in costs.values()))
+        self._tolerance = 1e-9 * max(1.0, abs(limit))
+
+    def allowed(self, name: str) -> BoolArray:
+        extra = self._costs[name] - self._costs[name].min()
+        return np.asarray(extra[None, :] <= self._left[:, None] + self._tolerance)
+
+    def take(self, name: str, options: IntArray) -> None:
+        self._left -= self._costs[name][options] - self._costs[name].min()
+
+
+def tilt_to_budget(
+    costs: Mapping[str, FloatArray],
+    limit: float,
+    log_weights: Mapping[str, FloatArray],
+) -> dict[str, FloatArray]:
+    """The distribution nearest to a given one whose expected cost is within a limit.
+
+    Every option's weight is multiplied by ``exp(-mu * cost / limit)`` with the smallest
+    ``mu >= 0`` whose expected total cost does not exceed the limit, which changes the distribution
+    least in the sense of Kullback and Leibler.
+
+    Args:
+        costs: For every parameter, the cost of each option.
+        limit: Budget on the expected sum.
+        log_weights: For every parameter, the log-weights of its options.
+
+    Returns:
+        For every parameter, log-weights of the shape of its costs.
+    """
+
+    def tilted(mu: float) -> dict[str, FloatArray]:
+        return {
+            name: log_weights[name] - mu * (cost - cost.min()) / scale
+            for name, cost in costs.items()
+        }
+
+    def too_much(mu: float) -> bool:
+        total = 0.0
+        for name, logits in tilted(mu).items():
+            weights = np.exp(logits - logits.max())
+            total += float((weights * costs[name]).sum() / weights.sum())
+        return total > limit
+
+    scale = limit if limit > 0 else 1.0
+    low, high = 0.0, 1.0
+    if not too_much(0.0):
+        return tilted(0.0)
+    while too_much(high) and high < 1e9:
+        low, high = high, high * 2
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_much(middle) else (low, middle)
+    return tilted(high)

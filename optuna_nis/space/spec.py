@@ -1,0 +1,232 @@
+"""The largest table of a feature, and where it may be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from optuna_nis.space.allocation import TableAllocation, Tier
+
+_ROW_SHARES = (0.05, 0.10, 0.20, 0.30, 0.35)
+_SMALL_VOCABULARY = 50
+# Neighbouring blocks whose ids are about equally frequent are exchangeable: one block will do.
+_FREQUENCY_STEP = 1.5
+
+
+@dataclass(frozen=True, init=False)
+class EmbeddingSpec:
+    """The largest table considered for one categorical feature, and its cuts into blocks.
+
+    Ids are ranks by frequency in the training data, 0 the most frequent.
+
+    Args:
+        name: Name of the feature.
+        num_embeddings: Size of the vocabulary.
+        embedding_dim: Largest width considered, and the width that the model downstream sees.
+        row_blocks: Numbers of rows of the blocks, most frequent first, summing to
+            ``num_embeddings``; or a number of blocks of about equal size. By default 5, 10, 20,
+            30 and 35 % of the rows, or a single block for fewer than 50 ids.
+        col_blocks: Widths of the column blocks, summing to ``embedding_dim``; or a number of
+            blocks of about equal width. By default such that the possible widths are 1, 2, 3, 4,
+            5, 6, 7, 8, 10, 12 and so on, four for each doubling, and ``embedding_dim`` itself.
+
+    Raises:
+        ValueError: If a size is not a positive integer or the blocks do not sum to the table.
+
+    Example:
+        >>> spec = EmbeddingSpec("tailnum", num_embeddings=4043, embedding_dim=32)
+        >>> spec.row_blocks
+        (202, 404, 809, 1213, 1415)
+        >>> spec.widths
+        (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    row_blocks: tuple[int, ...]
+    col_blocks: tuple[int, ...]
+
+    def __init__(
+        self,
+        name: str,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        row_blocks: int | Sequence[int] | None = None,
+        col_blocks: int | Sequence[int] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"`name` must be a non-empty string, got {name!r}.")
+        _check_positive("num_embeddings", num_embeddings, name)
+        _check_positive("embedding_dim", embedding_dim, name)
+        if row_blocks is None:
+            rows = _default_row_blocks(num_embeddings)
+        else:
+            rows = _blocks("row_blocks", row_blocks, num_embeddings, name)
+        if col_blocks is None:
+            columns = _default_col_blocks(embedding_dim)
+        else:
+            columns = _blocks("col_blocks", col_blocks, embedding_dim, name)
+        for field, value in (
+            ("name", name),
+            ("num_embeddings", int(num_embeddings)),
+            ("embedding_dim", int(embedding_dim)),
+            ("row_blocks", rows),
+            ("col_blocks", columns),
+        ):
+            object.__setattr__(self, field, value)
+
+    @classmethod
+    def from_counts(
+        cls,
+        name: str,
+        counts: Iterable[int],
+        embedding_dim: int,
+        *,
+        col_blocks: int | Sequence[int] | None = None,
+    ) -> EmbeddingSpec:
+        """Cut a table where the frequency of its ids changes.
+
+        Starts from the default cuts and drops every cut across which the mean count changes by
+        less than a factor of 1.5: ids that are equally frequent have no reason to differ in width.
+
+        Args:
+            name: Name of the feature.
+            counts: Occurrences of every id in the training data, in any order.
+            embedding_dim: Largest width considered.
+            col_blocks: As in the constructor.
+
+        Raises:
+            ValueError: If a count is negative or there is none.
+
+        Example:
+            >>> EmbeddingSpec.from_counts("day", [100] * 310, 32).row_blocks
+            (310,)
+            >>> zipf = [1_000_000 // (rank + 1) for rank in range(1_000)]
+            >>> EmbeddingSpec.from_counts("city", zipf, 32).row_blocks
+            (50, 100, 200, 300, 350)
+        """
+        ordered = np.sort(np.asarray(list(counts), dtype=np.int64))[::-1]
+        if ordered.size == 0 or ordered[-1] < 0:
+            raise ValueError(
+                f"`counts` of {name!r} must be at least one number, none negative, "
+                f"got {ordered[::-1][:5].tolist()}."
+            )
+        rows: list[int] = []
+        start = 0
+        previous = np.inf
+        for size in _default_row_blocks(len(ordered)):
+            mean = float(ordered[start : start + size].mean())
+            if rows and previous <= _FREQUENCY_STEP * mean:
+                rows[-1] += size
+                merged = ordered[start + size - rows[-1] : start + size]
+                previous = float(merged.mean())
+            else:
+                rows.append(size)
+                previous = mean
+            start += size
+        return cls(name, len(ordered), embedding_dim, row_blocks=rows, col_blocks=col_blocks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Possible widths of a row block, 0 first."""
+        return (0, *accumulate(self.col_blocks))
+
+    @property
+    def row_cuts(self) -> tuple[int, ...]:
+        """Possible numbers of rows, without 0."""
+        return tuple(accumulate(self.row_blocks))
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the full table."""
+        return self.num_embeddings * self.embedding_dim
+
+    def table(self, widths: Iterable[int]) -> TableAllocation:
+        """The table whose row blocks have these widths.
+
+        Args:
+            widths: One for each of the first row blocks; those left out are out of vocabulary. A
+                block counts as no wider than those of more frequent ids.
+
+        Example:
+            >>> print(EmbeddingSpec("user", 10, 4, row_blocks=[2, 3, 5]).table([4, 1, 2]))
+            user: 2x4 + 8x1 (of 10x4)
+        """
+        tiers: list[Tier] = []
+        for rows, width in zip(self.row_blocks, accumulate(widths, min)):
+            if width == 0:
+                break
+            if tiers and tiers[-1].embedding_dim == width:
+                rows += tiers.pop().num_embeddings
+            tiers.append(Tier(rows, width))
+        return TableAllocation(self.name, self.num_embeddings, self.embedding_dim, tuple(tiers))
+
+    def widths_of(self, table: TableAllocation) -> tuple[int, ...]:
+        """The width of every row block in a table.
+
+        Raises:
+            ValueError: If the table does not follow these cuts.
+
+        Example:
+            >>> spec = EmbeddingSpec("user", 10, 4, row_blocks=[2, 3, 5])
+            >>> spec.widths_of(spec.table([4, 1]))
+            (4, 1, 0)
+        """
+        starts = [0, *self.row_cuts]
+        ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
+        if (
+            (table.num_embeddings, table.embedding_dim)
+            != (self.num_embeddings, self.embedding_dim)
+            or not set(starts).issuperset(ends)
+            or not set(self.widths).issuperset(tier.embedding_dim for tier in table.tiers)
+        ):
+            raise ValueError(
+                f"`allocation` must follow the cuts of the space, rows {self.row_cuts} and "
+                f"widths {self.widths}, got {table}."
+            )
+        widths = [0] * len(self.row_blocks)
+        for start, end, tier in zip([0, *ends], ends, table.tiers):
+            for block in range(starts.index(start), starts.index(end)):
+                widths[block] = tier.embedding_dim
+        return tuple(widths)
+
+
+def _check_positive(argument: str, value: object, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"`{argument}` of {name!r} must be a positive integer, got {value!r}.")
+
+
+def _blocks(argument: str, blocks: int | Sequence[int], total: int, name: str) -> tuple[int, ...]:
+    if isinstance(blocks, (int, np.integer)):
+        if not 1 <= blocks <= total:
+            raise ValueError(
+                f"`{argument}` of {name!r} must be between 1 and {total} as a number of blocks, "
+                f"got {blocks!r}."
+            )
+        cuts = np.linspace(0, total, int(blocks) + 1).round().astype(int)
+        return tuple(int(size) for size in np.diff(cuts))
+    sizes = tuple(blocks)
+    for size in sizes:
+        _check_positive(argument, size, name)
+    if sum(sizes) != total:
+        raise ValueError(f"`{argument}` of {name!r} must sum to {total}, got {list(sizes)}.")
+    return tuple(int(size) for size in sizes)
+
+
+def _default_row_blocks(num_embeddings: int) -> tuple[int, ...]:
+    if num_embeddings < _SMALL_VOCABULARY:
+        return (int(num_embeddings),)
+    cuts = [round(share * num_embeddings) for share in accumulate((0.0, *_ROW_SHARES))]
+    return tuple(b - a for a, b in pairwise(cuts))
+
+
+def _default_col_blocks(embedding_dim: int) -> tuple[int, ...]:
+    octaves = range(int(embedding_dim).bit_length())
+    steps = {width * 2**n for n in octaves for width in range(1, 8)}
+    widths = [0, *sorted(w for w in steps if w < embedding_dim), int(embedding_dim)]
+    return tuple(b - a for a, b in pairwise(widths))
