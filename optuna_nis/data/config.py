@@ -12,8 +12,9 @@ from optuna import Study
 from optuna_nis._checks import check_integer
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
-from optuna_nis.data.base import Split
-from optuna_nis.data.features import LABEL, BagKeep
+from optuna_nis.data.bags import BagKeep
+from optuna_nis.data.features import LABEL
+from optuna_nis.data.splits import Split
 from optuna_nis.study._keeping import VOCABULARY, keep_text, kept_text
 from optuna_nis.study.results import (
     DATA_ATTR,
