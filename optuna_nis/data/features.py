@@ -182,6 +182,21 @@ class Features:
             raise ValueError('`num_classes` is for the task "retrieval", this is "ranking".')
         return len(self.targets)
 
+    @property
+    def target_counts(self) -> NDArray[np.int64] | None:
+        """Occurrences of every target class in the training part, falling; None for ranking.
+
+        An output table over the classes is cut by them, as :meth:`embedding_specs` cuts the
+        tables of the features.
+
+        Example:
+            >>> rows = pd.DataFrame({"user": [7, 7, 8]})
+            >>> features = Features.fit(rows, task="retrieval", targets=pd.Series(["a", "b", "b"]))
+            >>> features.target_counts.tolist()
+            [2, 1]
+        """
+        return None if self.targets is None else self.targets.counts
+
     def embedding_specs(self, embedding_dim: int) -> list[EmbeddingSpec]:
         """The largest table of every feature, cut where the frequency of its ids changes.
 
