@@ -1,4 +1,4 @@
-"""What all data sets share: three disjoint parts, and batches that are cheap to make."""
+"""The data module that all data sets are: what was read, in three parts, for a trainer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from optuna_nis._checks import check_integer
 from optuna_nis.data.bags import BagKeep, check_bag_keep
-from optuna_nis.data.batches import Batch, Batches, Loader, Rows
+from optuna_nis.data.batches import Batch, Batches, Loader, Rows, default_batch_size
 from optuna_nis.data.features import (
     LABEL,
     UNSEEN_TARGET,
@@ -45,8 +45,10 @@ class EmbeddingDataModule(LightningDataModule):
     misses.
 
     The three parts are disjoint, see :func:`split_rows`. Vocabularies come from the training part
-    alone. The test part is made by ``setup("test")``, which
-    :meth:`Trainer.test <lightning.pytorch.Trainer.test>` calls, and by nothing else.
+    alone. Whoever asks for them, for batches or for anything else that the training and
+    validation part tell, has the data read; ``setup("fit")`` does it beforehand. The test part is
+    made by ``setup("test")``, which :meth:`Trainer.test <lightning.pytorch.Trainer.test>` calls,
+    and by nothing else.
 
     A subclass implements :meth:`load`.
 
@@ -56,8 +58,8 @@ class EmbeddingDataModule(LightningDataModule):
         separators: For every feature that is a bag, the text between its values, or :obj:`None`
             if its cells are lists.
         split: ``"random"``, ``"chronological"`` or ``"leave-one-out"``.
-        batch_size: Rows in a training batch. The last rows of an epoch that do not fill one are
-            left out.
+        batch_size: Rows in a training batch; by default 4,096, halved until an epoch has 50
+            steps, and at least 64. The last rows of an epoch that do not fill one are left out.
         eval_batch_size: Rows in a validation or test batch.
         seed: Seed of the split. Keep it from the search to the final test: another seed would
             move rows that were searched on into the test.
@@ -83,7 +85,7 @@ class EmbeddingDataModule(LightningDataModule):
         features: Sequence[str] | None = None,
         separators: Mapping[str, str | None] | None = None,
         split: Split = "random",
-        batch_size: int = 4096,
+        batch_size: int | None = None,
         eval_batch_size: int = 16384,
         seed: int = 0,
         shuffle_seed: int | None = None,
@@ -102,7 +104,6 @@ class EmbeddingDataModule(LightningDataModule):
             check_features(features, separators or {}, max_bag_length)
         shuffle_seed = seed if shuffle_seed is None else shuffle_seed
         for name, value, least in (
-            ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("seed", seed, 0),
             ("shuffle_seed", shuffle_seed, 0),
@@ -112,7 +113,9 @@ class EmbeddingDataModule(LightningDataModule):
             check_integer(name, value, least)
         self.task: Task = task
         self.split: Split = split
-        self.batch_size = batch_size
+        self._batch_size: int | None = None
+        if batch_size is not None:
+            self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.shuffle_seed = shuffle_seed
@@ -140,7 +143,8 @@ class EmbeddingDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Make the training and validation part and, for the stage ``"test"``, the test part.
 
-        Costs nothing the second time.
+        Costs nothing the second time. Called without, the other methods and attributes make what
+        they need themselves, but never the test part.
 
         Args:
             stage: ``"fit"``, ``"validate"`` or ``"test"``; :obj:`None` is ``"fit"``.
@@ -157,7 +161,7 @@ class EmbeddingDataModule(LightningDataModule):
         if self._features is None:
             self._setup_fit()
         if stage == "test" and self._test_source is not None:
-            self._tensors["test"] = self._encode(self._test_source)
+            self._tensors["test"] = self._encode(self.features, self._test_source)
             self._test_source = None
 
     def _setup_fit(self) -> None:
@@ -177,7 +181,7 @@ class EmbeddingDataModule(LightningDataModule):
         check_targets(
             self.task, {"training": train, "validation": validation, "test": test}, known
         )
-        self._features = self._fitted or Features.fit(
+        features = self._fitted or Features.fit(
             train.frame,
             task=self.task,
             separators=self._separators,
@@ -187,13 +191,18 @@ class EmbeddingDataModule(LightningDataModule):
             bag_keep=self.bag_keep,
             na_values=self._na_values,
         )
-        self._tensors = {"train": self._encode(train), "validation": self._encode(validation)}
+        self._tensors = {
+            "train": self._encode(features, train),
+            "validation": self._encode(features, validation),
+        }
         if self._fitted is not None:
             self._count_unknown(self._fitted, train.frame)
         self._test_source = None if self._withhold_test else test
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
-        self._unseen = unseen_shares(self._features, validation, self._tensors["validation"])
-        for name, vocabulary in self._features.vocabularies.items():
+        self._unseen = unseen_shares(features, validation, self._tensors["validation"])
+        # Last: a module whose data cannot be used says so again when it is asked again.
+        self._features = features
+        for name, vocabulary in features.vocabularies.items():
             warn_of_rare_ids(vocabulary, name, self._unseen[name])
 
     def _known_targets(
@@ -227,10 +236,10 @@ class EmbeddingDataModule(LightningDataModule):
                 )
         self._num_unknown |= unknown
 
-    def _encode(self, source: Source) -> Batch:
-        batch = self.features.encode(source.frame)
+    def _encode(self, features: Features, source: Source) -> Batch:
+        batch = features.encode(source.frame)
         if self.task == "retrieval":
-            batch[LABEL] = self.features.encode_targets(source.target)
+            batch[LABEL] = features.encode_targets(source.target)
         else:
             batch[LABEL] = torch.from_numpy(source.target.to_numpy(np.float32, copy=True))
         return batch
@@ -242,13 +251,9 @@ class EmbeddingDataModule(LightningDataModule):
 
     @property
     def features(self) -> Features:
-        """The features with their vocabularies, which is what new rows are encoded with.
-
-        Raises:
-            RuntimeError: Before :meth:`setup`.
-        """
-        if self._features is None:
-            raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
+        """The features with their vocabularies, which is what new rows are encoded with."""
+        self.setup("fit")
+        assert self._features is not None
         return self._features
 
     @property
@@ -269,38 +274,45 @@ class EmbeddingDataModule(LightningDataModule):
     @property
     def sizes(self) -> dict[str, int]:
         """Number of rows of every part: ``"train"``, ``"validation"`` and ``"test"``."""
+        self.setup("fit")
         return dict(self._sizes)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a training batch; unless it was given, what suits the number of training rows.
+
+        Raises:
+            ValueError: If it is set to something else than a positive integer.
+        """
+        return self._batch_size or default_batch_size(self.sizes["train"])
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        check_integer("batch_size", batch_size, 1)
+        self._batch_size = batch_size
 
     def unseen_shares(self) -> dict[str, float]:
         """For every feature the share of validation's ids that training has never seen.
 
         Of bags, padding does not count, nor do missing values anywhere. For retrieval, ``"label"``
         is the share of validation's targets that are unseen.
-
-        Raises:
-            RuntimeError: Before :meth:`setup`.
         """
-        if self._features is None:
-            raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
+        self.setup("fit")
         return dict(self._unseen)
 
     def summary(self) -> str:
         """What was read, for people: rows of every part, distinct ids of every feature.
 
-        Raises:
-            RuntimeError: Before :meth:`setup`.
-
         Example:
             >>> from optuna_nis.data import load_dataset
             >>> data = load_dataset("movielens-small", max_rows=1000)
-            >>> data.setup("fit")
             >>> print(data.summary())
             1,000 rows: 800 for training, 100 for validation, 100 for the test
             user: 321 ids, 20.0% of validation's unseen in training
             item: 653 ids, 69.0% of validation's unseen in training
             genres: 20 ids in bags
         """
-        unseen, parts = self.unseen_shares(), self._sizes
+        unseen, parts = self.unseen_shares(), self.sizes
         lines = [
             f"{sum(parts.values()):,} rows: {parts['train']:,} for training, "
             f"{parts['validation']:,} for validation, {parts['test']:,} for the test"
@@ -321,6 +333,7 @@ class EmbeddingDataModule(LightningDataModule):
         For every feature, and for retrieval under ``"label"`` the rows left out for their target.
         Empty without ``fitted``: vocabularies made from the training part know all of it.
         """
+        self.setup("fit")
         return dict(self._num_unknown)
 
     def fingerprint(self, *parts: str) -> str:
@@ -401,8 +414,7 @@ class EmbeddingDataModule(LightningDataModule):
         return self._loader("test", self.eval_batch_size, None)
 
     def _loader(self, part: str, batch_size: int, seed: int | None) -> DataLoader[Batch]:
-        if part not in self._tensors:
-            raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
+        self.setup("fit")
         tensors = self._tensors[part]
         if part == "train":
             index, count = self._shard
