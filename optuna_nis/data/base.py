@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import hashlib
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 import numpy as np
 import pandas as pd
 import torch
@@ -23,6 +22,7 @@ from optuna_nis.data.features import (
     check_features,
     check_task,
 )
+from optuna_nis.data.lightning_base import LightningDataModule
 from optuna_nis.data.source import (
     Source,
     check_fitted,
