@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from optuna_nis.data.amazon import AmazonVideoGamesRetrieval
-from optuna_nis.data.base import EmbeddingDataModule, Source, split_rows
+from optuna_nis.data.base import EmbeddingDataModule
 from optuna_nis.data.features import UNSEEN_TARGET, Features, Task
 from optuna_nis.data.flights import FlightsRanking, FlightsRetrieval
 from optuna_nis.data.movielens import (
@@ -25,7 +25,10 @@ from optuna_nis.data.movielens import (
     MovieLensSmallRetrieval,
 )
 from optuna_nis.data.named import NamedDataModule
-from optuna_nis.data.table import TableDataModule, column_names, read_table
+from optuna_nis.data.reading import column_names, read_table
+from optuna_nis.data.source import Source
+from optuna_nis.data.splits import split_rows
+from optuna_nis.data.table import TableDataModule
 from optuna_nis.data.vocabulary import Vocabulary
 
 _DATASETS: dict[str, dict[str, type[NamedDataModule]]] = {

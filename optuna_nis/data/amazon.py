@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from optuna_nis.data.base import Source
 from optuna_nis.data.history import add_history
 from optuna_nis.data.named import NamedDataModule
+from optuna_nis.data.source import Source
 
 _HISTORY = 20
 

@@ -1,163 +1,38 @@
-"""What all data sets share: three disjoint parts, and batches that are cheap to make."""
+"""The data module that all data sets are: what was read, in three parts, for a trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 import hashlib
-from typing import Any, Literal, NamedTuple, get_args
-import warnings
+from typing import Any
 
-from lightning.pytorch import LightningDataModule
 import numpy as np
-from numpy.typing import NDArray
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from optuna_nis._checks import check_integer
+from optuna_nis.data.bags import BagKeep, check_bag_keep
+from optuna_nis.data.batches import Batch, Batches, Loader, Rows, default_batch_size
 from optuna_nis.data.features import (
     LABEL,
     UNSEEN_TARGET,
-    BagKeep,
     Features,
     Task,
-    check_bag_keep,
     check_features,
     check_task,
 )
+from optuna_nis.data.lightning_base import LightningDataModule
+from optuna_nis.data.source import (
+    Source,
+    check_fitted,
+    check_targets,
+    unseen_shares,
+    warn_of_rare_ids,
+)
+from optuna_nis.data.splits import MIN_ROWS, Parts, Split, check_split, split_rows, thin
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
-
-Split = Literal["random", "chronological", "leave-one-out"]
-Batch = dict[str, Tensor]
-
-_MIN_ROWS = 10
-# A column with nearly as many values as rows is a key or a measurement.
-_MANY_IDS, _MIN_ROWS_OF_IDS = 0.9, 1000
-_MIN_FRACTIONS = 100
-
-
-class Parts(NamedTuple):
-    """Positions of the rows of each part."""
-
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
-
-
-def split_rows(
-    num_rows: int,
-    *,
-    split: Split,
-    seed: int,
-    order: NDArray[Any] | None = None,
-    group: NDArray[Any] | None = None,
-) -> Parts:
-    """Divide rows into those for training, for validation and for the test.
-
-    Args:
-        num_rows: Number of rows.
-        split: ``"random"`` and ``"chronological"`` give 80, 10 and 10 %, the latter with the last
-            rows for the test and the ones before for validation, all rows of one time in one part
-            and the parts as near to that as this allows; ``"leave-one-out"`` gives the
-            last row of every group to the test, the one before it to validation and all others,
-            among them groups of one row, to training.
-        seed: Seed of the random split, and of the order of the validation rows, of which any run
-            is a fair sample in all splits.
-        order: For every row a number that grows with time; by default rows are in order of time.
-        group: For every row whose it is, such as a user, for ``"leave-one-out"``.
-
-    Raises:
-        ValueError: If there are fewer than 10 rows, the split is unknown, there are fewer than
-            three times for the chronological one, or groups are missing or leave a part empty.
-
-    Example:
-        >>> parts = split_rows(100, split="random", seed=0)
-        >>> [len(part) for part in parts]
-        [80, 10, 10]
-        >>> users = np.repeat(["ann", "bob"], [4, 6])
-        >>> parts = split_rows(10, split="leave-one-out", seed=0, group=users)
-        >>> parts.train.tolist(), sorted(parts.validation.tolist()), parts.test.tolist()
-        ([0, 1, 4, 5, 6, 7], [2, 8], [3, 9])
-    """
-    if num_rows < _MIN_ROWS:
-        raise ValueError(
-            f"A data set must have at least {_MIN_ROWS} rows for its three parts, got {num_rows}."
-        )
-    _check_split(split)
-    rng = np.random.default_rng(seed)
-    if split == "random":
-        rows = rng.permutation(num_rows)
-    else:
-        rows = np.arange(num_rows) if order is None else np.argsort(order, kind="stable")
-    if split == "leave-one-out":
-        train, validation, test = _last_of_groups(rows, group)
-    else:
-        tenth = num_rows // 10
-        cuts = (num_rows - 2 * tenth, num_rows - tenth)
-        if split == "chronological" and order is not None:
-            cuts = _between_times(order[rows], *cuts)
-        train, validation, test = np.split(rows, cuts)
-    return Parts(train, rng.permutation(validation), test)
-
-
-def _between_times(times: NDArray[Any], first: int, second: int) -> tuple[int, int]:
-    """The two places where a new time begins that are nearest to those given."""
-    begins = np.flatnonzero(times[1:] != times[:-1]) + 1
-    if len(begins) < 2:
-        raise ValueError(
-            "The chronological split puts all rows of one time into one part and must have at "
-            f"least three different times for its three parts, got {len(begins) + 1}."
-        )
-    # To every first cut the second one behind it that is nearest to its place.
-    nearest = int(np.abs(begins - second).argmin())
-    later = np.maximum(nearest, np.arange(1, len(begins)))
-    distance = np.abs(begins[:-1] - first) + np.abs(begins[later] - second)
-    best = int(distance.argmin())
-    return int(begins[best]), int(begins[later[best]])
-
-
-def _last_of_groups(rows: NDArray[np.int64], group: NDArray[Any] | None) -> Parts:
-    if group is None:
-        raise ValueError(
-            '`split="leave-one-out"` takes the last rows of groups such as users, and these data '
-            "have none."
-        )
-    ordered = pd.Series(group[rows])
-    groups = ordered.groupby(ordered, sort=False)
-    # A row that is alone counts as one with two after it.
-    left = np.where(groups.transform("size") == 1, 2, groups.cumcount(ascending=False))
-    parts = Parts(rows[left >= 2], rows[left == 1], rows[left == 0])
-    if not all(len(part) for part in parts):
-        raise ValueError(
-            '`split="leave-one-out"` would leave a part empty: no group has three rows.'
-        )
-    return parts
-
-
-def _check_split(split: str) -> None:
-    if split not in get_args(Split):
-        known = ", ".join(f'"{each}"' for each in get_args(Split))
-        raise ValueError(f"`split` must be one of {known}, got {split!r}.")
-
-
-@dataclass(frozen=True)
-class Source:
-    """The rows of a data set before they are split.
-
-    Attributes:
-        frame: One column for each feature, and perhaps others.
-        target: Labels 0 and 1 for ranking, the values to find for retrieval; none missing.
-        order: For every row a number that grows with time, or :obj:`None` if rows are in order.
-        group: For every row whose it is, or :obj:`None` if there is no such thing.
-    """
-
-    frame: pd.DataFrame
-    target: pd.Series[Any]
-    order: NDArray[Any] | None = None
-    group: NDArray[Any] | None = None
 
 
 class EmbeddingDataModule(LightningDataModule):
@@ -170,8 +45,10 @@ class EmbeddingDataModule(LightningDataModule):
     misses.
 
     The three parts are disjoint, see :func:`split_rows`. Vocabularies come from the training part
-    alone. The test part is made by ``setup("test")``, which
-    :meth:`Trainer.test <lightning.pytorch.Trainer.test>` calls, and by nothing else.
+    alone. Whoever asks for them, for batches or for anything else that the training and
+    validation part tell, has the data read; ``setup("fit")`` does it beforehand. The test part is
+    made by ``setup("test")``, which :meth:`Trainer.test <lightning.pytorch.Trainer.test>` calls,
+    and by nothing else.
 
     A subclass implements :meth:`load`.
 
@@ -181,8 +58,8 @@ class EmbeddingDataModule(LightningDataModule):
         separators: For every feature that is a bag, the text between its values, or :obj:`None`
             if its cells are lists.
         split: ``"random"``, ``"chronological"`` or ``"leave-one-out"``.
-        batch_size: Rows in a training batch. The last rows of an epoch that do not fill one are
-            left out.
+        batch_size: Rows in a training batch; by default 4,096, halved until an epoch has 50
+            steps, and at least 64. The last rows of an epoch that do not fill one are left out.
         eval_batch_size: Rows in a validation or test batch.
         seed: Seed of the split. Keep it from the search to the final test: another seed would
             move rows that were searched on into the test.
@@ -208,7 +85,7 @@ class EmbeddingDataModule(LightningDataModule):
         features: Sequence[str] | None = None,
         separators: Mapping[str, str | None] | None = None,
         split: Split = "random",
-        batch_size: int = 4096,
+        batch_size: int | None = None,
         eval_batch_size: int = 16384,
         seed: int = 0,
         shuffle_seed: int | None = None,
@@ -221,23 +98,24 @@ class EmbeddingDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_task(task)
-        _check_split(split)
+        check_split(split)
         check_bag_keep(bag_keep)
         if features is not None:
             check_features(features, separators or {}, max_bag_length)
         shuffle_seed = seed if shuffle_seed is None else shuffle_seed
         for name, value, least in (
-            ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("seed", seed, 0),
             ("shuffle_seed", shuffle_seed, 0),
-            ("max_rows", _MIN_ROWS if max_rows is None else max_rows, _MIN_ROWS),
+            ("max_rows", MIN_ROWS if max_rows is None else max_rows, MIN_ROWS),
             ("max_vocabulary", 1 if max_vocabulary is None else max_vocabulary, 1),
         ):
             check_integer(name, value, least)
         self.task: Task = task
         self.split: Split = split
-        self.batch_size = batch_size
+        self._batch_size: int | None = None
+        if batch_size is not None:
+            self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.shuffle_seed = shuffle_seed
@@ -265,7 +143,8 @@ class EmbeddingDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Make the training and validation part and, for the stage ``"test"``, the test part.
 
-        Costs nothing the second time.
+        Costs nothing the second time. Called without, the other methods and attributes make what
+        they need themselves, but never the test part.
 
         Args:
             stage: ``"fit"``, ``"validate"`` or ``"test"``; :obj:`None` is ``"fit"``.
@@ -282,7 +161,7 @@ class EmbeddingDataModule(LightningDataModule):
         if self._features is None:
             self._setup_fit()
         if stage == "test" and self._test_source is not None:
-            self._tensors["test"] = self._encode(self._test_source)
+            self._tensors["test"] = self._encode(self.features, self._test_source)
             self._test_source = None
 
     def _setup_fit(self) -> None:
@@ -292,17 +171,17 @@ class EmbeddingDataModule(LightningDataModule):
             len(frame), split=self.split, seed=self.seed, order=source.order, group=source.group
         )
         if self.max_rows is not None and self.max_rows < len(frame):
-            parts = _thin(parts, self.max_rows / len(frame), self.seed)
+            parts = thin(parts, self.max_rows / len(frame), self.seed)
         train, validation, test = (
             Source(frame.iloc[rows], source.target.iloc[rows]) for rows in parts
         )
         if self._fitted is not None:
             train, parts = self._known_targets(self._fitted, train, parts)
         known = None if self._fitted is None else self._fitted.targets
-        _check_targets(
+        check_targets(
             self.task, {"training": train, "validation": validation, "test": test}, known
         )
-        self._features = self._fitted or Features.fit(
+        features = self._fitted or Features.fit(
             train.frame,
             task=self.task,
             separators=self._separators,
@@ -312,20 +191,25 @@ class EmbeddingDataModule(LightningDataModule):
             bag_keep=self.bag_keep,
             na_values=self._na_values,
         )
-        self._tensors = {"train": self._encode(train), "validation": self._encode(validation)}
+        self._tensors = {
+            "train": self._encode(features, train),
+            "validation": self._encode(features, validation),
+        }
         if self._fitted is not None:
             self._count_unknown(self._fitted, train.frame)
         self._test_source = None if self._withhold_test else test
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
-        self._unseen = _unseen_shares(self._features, validation, self._tensors["validation"])
-        for name, vocabulary in self._features.vocabularies.items():
-            _warn_of_rare_ids(vocabulary, name, self._unseen[name])
+        self._unseen = unseen_shares(features, validation, self._tensors["validation"])
+        # Last: a module whose data cannot be used says so again when it is asked again.
+        self._features = features
+        for name, vocabulary in features.vocabularies.items():
+            warn_of_rare_ids(vocabulary, name, self._unseen[name])
 
     def _known_targets(
         self, fitted: Features, train: Source, parts: Parts
     ) -> tuple[Source, Parts]:
         """The training rows whose target the features know: of the others there is no class."""
-        _check_fitted(fitted, self.task, list(train.frame.columns), self._separators)
+        check_fitted(fitted, self.task, list(train.frame.columns), self._separators)
         if fitted.targets is None:
             return train, parts
         kept = (fitted.encode_targets(train.target) != UNSEEN_TARGET).numpy()
@@ -352,10 +236,10 @@ class EmbeddingDataModule(LightningDataModule):
                 )
         self._num_unknown |= unknown
 
-    def _encode(self, source: Source) -> Batch:
-        batch = self.features.encode(source.frame)
+    def _encode(self, features: Features, source: Source) -> Batch:
+        batch = features.encode(source.frame)
         if self.task == "retrieval":
-            batch[LABEL] = self.features.encode_targets(source.target)
+            batch[LABEL] = features.encode_targets(source.target)
         else:
             batch[LABEL] = torch.from_numpy(source.target.to_numpy(np.float32, copy=True))
         return batch
@@ -367,13 +251,9 @@ class EmbeddingDataModule(LightningDataModule):
 
     @property
     def features(self) -> Features:
-        """The features with their vocabularies, which is what new rows are encoded with.
-
-        Raises:
-            RuntimeError: Before :meth:`setup`.
-        """
-        if self._features is None:
-            raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
+        """The features with their vocabularies, which is what new rows are encoded with."""
+        self.setup("fit")
+        assert self._features is not None
         return self._features
 
     @property
@@ -394,38 +274,45 @@ class EmbeddingDataModule(LightningDataModule):
     @property
     def sizes(self) -> dict[str, int]:
         """Number of rows of every part: ``"train"``, ``"validation"`` and ``"test"``."""
+        self.setup("fit")
         return dict(self._sizes)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a training batch; unless it was given, what suits the number of training rows.
+
+        Raises:
+            ValueError: If it is set to something else than a positive integer.
+        """
+        return self._batch_size or default_batch_size(self.sizes["train"])
+
+    @batch_size.setter
+    def batch_size(self, batch_size: int) -> None:
+        check_integer("batch_size", batch_size, 1)
+        self._batch_size = batch_size
 
     def unseen_shares(self) -> dict[str, float]:
         """For every feature the share of validation's ids that training has never seen.
 
         Of bags, padding does not count, nor do missing values anywhere. For retrieval, ``"label"``
         is the share of validation's targets that are unseen.
-
-        Raises:
-            RuntimeError: Before :meth:`setup`.
         """
-        if self._features is None:
-            raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
+        self.setup("fit")
         return dict(self._unseen)
 
     def summary(self) -> str:
         """What was read, for people: rows of every part, distinct ids of every feature.
 
-        Raises:
-            RuntimeError: Before :meth:`setup`.
-
         Example:
             >>> from optuna_nis.data import load_dataset
             >>> data = load_dataset("movielens-small", max_rows=1000)
-            >>> data.setup("fit")
             >>> print(data.summary())
             1,000 rows: 800 for training, 100 for validation, 100 for the test
             user: 321 ids, 20.0% of validation's unseen in training
             item: 653 ids, 69.0% of validation's unseen in training
             genres: 20 ids in bags
         """
-        unseen, parts = self.unseen_shares(), self._sizes
+        unseen, parts = self.unseen_shares(), self.sizes
         lines = [
             f"{sum(parts.values()):,} rows: {parts['train']:,} for training, "
             f"{parts['validation']:,} for validation, {parts['test']:,} for the test"
@@ -446,6 +333,7 @@ class EmbeddingDataModule(LightningDataModule):
         For every feature, and for retrieval under ``"label"`` the rows left out for their target.
         Empty without ``fitted``: vocabularies made from the training part know all of it.
         """
+        self.setup("fit")
         return dict(self._num_unknown)
 
     def fingerprint(self, *parts: str) -> str:
@@ -526,149 +414,11 @@ class EmbeddingDataModule(LightningDataModule):
         return self._loader("test", self.eval_batch_size, None)
 
     def _loader(self, part: str, batch_size: int, seed: int | None) -> DataLoader[Batch]:
-        if part not in self._tensors:
-            raise RuntimeError('The data are not there yet: call `setup("fit")` first.')
+        self.setup("fit")
         tensors = self._tensors[part]
         if part == "train":
             index, count = self._shard
             tensors = {name: tensor[index::count] for name, tensor in tensors.items()}
-        rows = _Rows(tensors)
-        sampler: Any = _Batches(len(rows), batch_size, seed)
-        return _Loader(rows, sampler=sampler, batch_size=None)
-
-
-def _thin(parts: Parts, share: float, seed: int) -> Parts:
-    """Keep a random share of the rows of each part, in their order."""
-    rng = np.random.default_rng(seed)
-    return Parts(
-        *(
-            rows[np.sort(rng.choice(len(rows), max(1, round(share * len(rows))), replace=False))]
-            for rows in parts
-        )
-    )
-
-
-def _unseen_shares(features: Features, source: Source, batch: Batch) -> dict[str, float]:
-    shares = features.unseen_shares(source.frame, batch)
-    if features.targets is not None:
-        shares[LABEL] = float((batch[LABEL] == UNSEEN_TARGET).double().mean())
-    return shares
-
-
-def _warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:
-    values, rows = len(vocabulary), int(vocabulary.counts.sum())
-    if rows >= _MIN_ROWS_OF_IDS and values >= _MANY_IDS * rows:
-        found = f"has {values:,} different values in {rows:,} cells of the training part"
-    elif values >= _MIN_FRACTIONS and vocabulary.num_fractions:
-        found = f"holds {values:,} numbers with fractions, each of which becomes an id"
-    else:
-        return
-    warnings.warn(
-        f"The column {name!r} {found}; {unseen:.0%} of validation's are unseen in training. An "
-        "embedding says little about an id that hardly comes again: leave the column out of the "
-        f"features, or, if it holds numbers, bin them, as in `pandas.qcut(frame[{name!r}], 20, "
-        'labels=False, duplicates="drop")`.',
-        stacklevel=4,
-    )
-
-
-class _Loader(DataLoader[Batch]):
-    """Lets Lightning keep in a checkpoint how far an epoch has come."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.sampler.state_dict() if isinstance(self.sampler, _Batches) else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict and isinstance(self.sampler, _Batches):
-            self.sampler.load_state_dict(state_dict)
-
-
-class _Rows(Dataset[Batch]):
-    """Rows of which a whole batch is taken at once."""
-
-    def __init__(self, tensors: Batch) -> None:
-        self._tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self._tensors[LABEL])
-
-    def __getitem__(self, rows: Any) -> Batch:
-        rows = torch.as_tensor(rows).reshape(-1)
-        return {name: tensor[rows] for name, tensor in self._tensors.items()}
-
-
-class _Batches(Sampler[Tensor]):
-    """Rows of every batch, shuffled by a seed and the epoch, or in order without a seed."""
-
-    def __init__(self, num_rows: int, batch_size: int, seed: int | None) -> None:
-        self._num_rows = num_rows
-        self._batch_size = batch_size
-        self._seed = seed
-        self._epoch = 0
-        # The epoch at work and its batches so far; those of a checkpoint.
-        self._begun, self._given = 0, 0
-        self._resumed = (-1, 0)
-        full = num_rows // batch_size
-        self._length = full if seed is not None and full else -(-num_rows // batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning, so that a resumed training goes on with the right order."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._begun, "batches": self._given}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resumed = (state_dict["epoch"], state_dict["batches"])
-
-    def __iter__(self) -> Iterator[Tensor]:
-        rows = np.arange(self._num_rows)
-        epoch = self._epoch
-        if self._seed is not None:
-            rows = np.random.default_rng([self._seed, epoch]).permutation(rows)
-            self._epoch += 1
-        batches = torch.split(torch.from_numpy(rows), self._batch_size)[: self._length]
-        self._begun = epoch
-        self._given = self._resumed[1] if self._resumed[0] == epoch else 0
-        self._resumed = (-1, 0)
-        for batch in batches[self._given :]:
-            self._given += 1
-            yield batch
-
-
-def _check_fitted(
-    fitted: Features, task: Task, names: list[str], separators: Mapping[str, str | None]
-) -> None:
-    for what, asked, found in (
-        ("task", task, fitted.task),
-        ("features", names, list(fitted.names)),
-        ("separators", dict(separators), dict(fitted.separators)),
-    ):
-        if asked != found:
-            raise ValueError(f"`fitted` must be of the {what} {asked!r}, got {found!r}.")
-
-
-def _check_targets(
-    task: Task, parts: Mapping[str, Source], targets: Vocabulary | None = None
-) -> None:
-    for name, part in parts.items():
-        if task == "ranking" and part.target.nunique() < 2:
-            raise ValueError(
-                f"The label must be 0 and 1 in every part, got only {part.target.iloc[0]:g} in "
-                f"the {len(part.target)} rows of the {name} part."
-            )
-    if task == "retrieval":
-        targets = targets or Vocabulary.from_values(parts["training"].target)
-        if len(targets) < 2:
-            raise ValueError(
-                f"The label must have at least two values, got only {targets.values[0]!r} in the "
-                "training part."
-            )
-        if (targets.encode(parts["validation"].target) == len(targets)).all():
-            raise ValueError(
-                "The label must have values that come again, got a validation part in which all "
-                "are unseen in training."
-            )
+        rows = Rows(tensors)
+        sampler: Any = Batches(len(rows), batch_size, seed)
+        return Loader(rows, sampler=sampler, batch_size=None)

@@ -137,6 +137,17 @@ def without(column: pd.Series[Any], markers: Iterable[str]) -> pd.Series[Any]:
     return column.mask(marked) if marked.any() else column
 
 
+def check_na_values(na_values: Sequence[str]) -> tuple[str, ...]:
+    """Check the texts that stand for a missing value.
+
+    Raises:
+        ValueError: If they are not a list of texts.
+    """
+    if isinstance(na_values, str) or not all(isinstance(each, str) for each in na_values):
+        raise ValueError(f"`na_values` must be a list of texts, got {na_values!r}.")
+    return tuple(na_values)
+
+
 def _is_in(value: Any, values: set[Any]) -> bool:
     return not isinstance(value, bool) and value in values
 

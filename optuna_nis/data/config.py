@@ -12,8 +12,9 @@ from optuna import Study
 from optuna_nis._checks import check_integer
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
-from optuna_nis.data.base import Split
-from optuna_nis.data.features import LABEL, BagKeep
+from optuna_nis.data.bags import BagKeep
+from optuna_nis.data.features import LABEL
+from optuna_nis.data.splits import Split
 from optuna_nis.study._keeping import VOCABULARY, keep_text, kept_text
 from optuna_nis.study.results import (
     DATA_ATTR,
@@ -27,8 +28,6 @@ from optuna_nis.study.results import (
 
 _logger = get_logger(__name__)
 
-# Small data sets need smaller batches, or an epoch is over after a handful of steps.
-_MIN_STEPS_PER_EPOCH = 50
 # Characters shown of a value that differs.
 _LONGEST_VALUE = 120
 
@@ -50,8 +49,7 @@ class DataConfig:
         seed: Seed of the split.
         max_rows: Use only about so many rows.
         data_dir: Folder of the files of a data set that does not come with a package.
-        batch_size: Rows in a training batch; by default 4,096, and fewer where an epoch would be
-            over after less than fifty of them.
+        batch_size: Rows in a training batch; by default what :class:`EmbeddingDataModule` finds.
         time_format: How the dates of a table's time column are written, if not as ISO 8601 says.
         na_values: Texts in a table that stand for a missing value, besides the empty cell.
         max_bag_length: Values kept of a bag; by default 50.
@@ -105,13 +103,17 @@ class DataConfig:
         return self.dataset or str(self.table)
 
     def datamodule(
-        self, *, withhold_test: bool, shuffle_seed: int = 0, fitted: Features | None = None
+        self,
+        *,
+        withhold_test: bool,
+        shuffle_seed: int | None = None,
+        fitted: Features | None = None,
     ) -> EmbeddingDataModule:
         """The data, ready to train on.
 
         Args:
             withhold_test: Whether the test part is dropped, as a search wants it.
-            shuffle_seed: Seed of the order of the training rows.
+            shuffle_seed: Seed of the order of the training rows, by default that of the split.
             fitted: Features to encode with in place of those of the training part, such as
                 :func:`searched_features` gives.
 
@@ -124,9 +126,10 @@ class DataConfig:
             "withhold_test": withhold_test,
             "max_rows": self.max_rows,
             "split": self.split,
+            "batch_size": self.batch_size,
             "fitted": fitted,
         }
-        for name in ("batch_size", "max_bag_length", "bag_keep"):
+        for name in ("max_bag_length", "bag_keep"):
             if (value := getattr(self, name)) is not None:
                 options[name] = value
         data: EmbeddingDataModule
@@ -153,11 +156,6 @@ class DataConfig:
                 **options,
             )
         data.setup("fit")
-        if self.batch_size is not None:
-            return data
-        rows = data.sizes["train"]
-        while data.batch_size > 64 and rows < data.batch_size * _MIN_STEPS_PER_EPOCH:
-            data.batch_size //= 2
         return data
 
     def to_json(self) -> str:

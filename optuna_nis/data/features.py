@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
-from decimal import Decimal
-from itertools import chain
 import json
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +14,12 @@ import torch
 from torch import Tensor
 
 from optuna_nis.data import cells
+from optuna_nis.data.bags import BagKeep, check_bag_keep, flatten
+from optuna_nis.data.columns import as_seen, check_continuous, converted
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
 
 Task = Literal["ranking", "retrieval"]
-BagKeep = Literal["last", "first"]
 
 LABEL: Final = "label"
 """Key of the labels in a batch."""
@@ -34,22 +32,6 @@ It equals no class, so that every prediction for it is a miss, and it is the ``i
 """
 
 _JSON_VERSION = 2
-# What pandas calls the kinds of values that a column holds, and what people do.
-_KINDS = {
-    "string": "text",
-    "bytes": "bytes",
-    **dict.fromkeys(
-        ("integer", "floating", "mixed-integer-float", "boolean", "decimal"), "numbers"
-    ),
-    **dict.fromkeys(("date", "datetime", "datetime64"), "times"),
-}
-_KIND_OF_TYPE = {
-    str: "text",
-    bytes: "bytes",
-    **dict.fromkeys((bool, int, float, Decimal), "numbers"),
-    **dict.fromkeys((date, pd.Timestamp), "times"),
-}
-_MANY_VALUES = 100
 
 
 @dataclass(frozen=True)
@@ -95,7 +77,7 @@ class Features:
         check_task(self.task)
         check_features(tuple(self.vocabularies), self.separators, self.max_bag_length)
         check_bag_keep(self.bag_keep)
-        check_na_values(self.na_values)
+        cells.check_na_values(self.na_values)
         if (self.targets is not None) != (self.task == "retrieval"):
             raise ValueError(
                 '`targets` must be a vocabulary for the task "retrieval" and None for "ranking", '
@@ -135,12 +117,12 @@ class Features:
         separators = dict(separators or {})
         check_features(tuple(map(str, frame.columns)), separators, max_bag_length)
         check_bag_keep(bag_keep)
-        na_values = check_na_values(na_values)
+        na_values = cells.check_na_values(na_values)
         vocabularies = {}
         for name in frame.columns:
             column, missing = frame[name], frame[name].isna().any()
             if name in separators:
-                items, lengths = _flatten(column, separators[name], max_bag_length, bag_keep, name)
+                items, lengths = flatten(column, separators[name], max_bag_length, bag_keep, name)
                 column = cells.without(pd.Series(items, dtype=object), na_values)
                 missing = (lengths == 0).any() or column.isna().any()
                 if not items:
@@ -154,7 +136,7 @@ class Features:
                     f"The column {name!r} is constant: all its values in the training part are "
                     f"{vocabulary.values[0]!r}. Leave it out."
                 )
-            _check_continuous(vocabulary, name)
+            check_continuous(vocabulary, name)
             if max_vocabulary is not None:
                 vocabulary = vocabulary.cut(max_vocabulary)
             vocabularies[name] = vocabulary
@@ -199,6 +181,21 @@ class Features:
         if self.targets is None:
             raise ValueError('`num_classes` is for the task "retrieval", this is "ranking".')
         return len(self.targets)
+
+    @property
+    def target_counts(self) -> NDArray[np.int64] | None:
+        """Occurrences of every target class in the training part, falling; None for ranking.
+
+        An output table over the classes is cut by them, as :meth:`embedding_specs` cuts the
+        tables of the features.
+
+        Example:
+            >>> rows = pd.DataFrame({"user": [7, 7, 8]})
+            >>> features = Features.fit(rows, task="retrieval", targets=pd.Series(["a", "b", "b"]))
+            >>> features.target_counts.tolist()
+            [2, 1]
+        """
+        return None if self.targets is None else self.targets.counts
 
     def embedding_specs(self, embedding_dim: int) -> list[EmbeddingSpec]:
         """The largest table of every feature, cut where the frequency of its ids changes.
@@ -257,9 +254,9 @@ class Features:
         for name, vocabulary in self.vocabularies.items():
             column = columns[name] = frame[name]
             if name not in self.separators:
-                columns[name] = _as_seen(column, vocabulary, name)
+                columns[name] = as_seen(column, vocabulary, name)
             elif self.separators[name] is None:
-                _as_seen(self._items(column, name)[0], vocabulary, name)
+                as_seen(self._items(column, name)[0], vocabulary, name)
         return columns
 
     def _encode(self, columns: Mapping[str, pd.Series[Any]]) -> dict[str, Tensor]:
@@ -278,14 +275,14 @@ class Features:
         width = max(1, int(lengths.max(initial=0)))
         padded = np.full((len(column), width), vocabulary.num_embeddings, dtype=np.int64)
         padded[np.arange(width) < lengths[:, None]] = vocabulary.encode(
-            _converted(items, vocabulary)
+            converted(items, vocabulary)
         )
         return padded
 
     def _items(
         self, column: pd.Series[Any], name: str
     ) -> tuple[pd.Series[Any], NDArray[np.int64]]:
-        items, lengths = _flatten(
+        items, lengths = flatten(
             column, self.separators[name], self.max_bag_length, self.bag_keep, name
         )
         return pd.Series(items, dtype=object), lengths
@@ -466,102 +463,3 @@ def check_features(
         raise TypeError(f"`max_bag_length` must be an int, got {max_bag_length!r}.")
     if max_bag_length < 1:
         raise ValueError(f"`max_bag_length` must be at least 1, got {max_bag_length!r}.")
-
-
-def check_bag_keep(bag_keep: str) -> None:
-    """Check which values of a bag are kept.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    if bag_keep not in get_args(BagKeep):
-        raise ValueError(f'`bag_keep` must be "last" or "first", got {bag_keep!r}.')
-
-
-def check_na_values(na_values: Sequence[str]) -> tuple[str, ...]:
-    """Check the texts that stand for a missing value.
-
-    Raises:
-        ValueError: If they are not a list of texts.
-    """
-    if isinstance(na_values, str) or not all(isinstance(each, str) for each in na_values):
-        raise ValueError(f"`na_values` must be a list of texts, got {na_values!r}.")
-    return tuple(na_values)
-
-
-def _flatten(
-    column: pd.Series[Any], separator: str | None, limit: int, keep: BagKeep, name: str
-) -> tuple[list[Any], NDArray[np.int64]]:
-    """The values of all bags one after the other, and how many each bag has."""
-    kept = slice(-limit, None) if keep == "last" else slice(limit)
-    bags = [_items(cell, separator, name)[kept] for cell in column.tolist()]
-    lengths = np.fromiter(map(len, bags), dtype=np.int64, count=len(bags))
-    return list(chain.from_iterable(bags)), lengths
-
-
-def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
-    if isinstance(cell, str) and separator is not None:
-        return [item for text in cell.split(separator) if (item := text.strip())]
-    if isinstance(cell, (list, tuple)):
-        return cell
-    if isinstance(cell, np.ndarray):
-        return list(cell)
-    if pd.isna(cell):
-        return []
-    if separator is None:
-        raise ValueError(
-            f"`bags[{name!r}]` must be the text between two values, since not all cells are "
-            f"lists; got None for {cell!r}. On the command line: `--bags {name}:'|'`, if it is |."
-        )
-    # A column of which every bag holds one number has been read as numbers.
-    if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)
-    return [str(cell)]
-
-
-def _as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Series[Any]:
-    """Cells in the types of a vocabulary, one by one where kinds mix.
-
-    A whole column of another kind is refused: all of it would be unknown.
-    """
-    kind, seen = _kind(column), {_KIND_OF_TYPE[each] for each in vocabulary.types}
-    converted = _converted(column, vocabulary)
-    if kind is None or kind in seen or not column.notna().any():
-        return converted
-    if kind == "text":
-        fits = [not isinstance(value, str) for value in converted[column.notna()]]
-        # Text that spells numbers alone is another column, or was read as another one.
-        if any(fits) and ("times" in seen or not all(fits)):
-            return converted
-    wanted = "no text" if kind == "text" else " or ".join(sorted(seen))
-    raise ValueError(
-        f"The column {name!r} must be of the type seen in training, {wanted} such as "
-        f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
-        "`read_table(path, like=features)` reads a file as the training rows were read."
-    )
-
-
-def _converted(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
-    """Cells that spell a value of the types of a vocabulary, as such values."""
-    kind = _kind(column)
-    exact = kind in {_KIND_OF_TYPE[each] for each in vocabulary.types} and kind != "times"
-    return column if exact or str in vocabulary.types else cells.like(column, vocabulary.types)
-
-
-def _kind(column: pd.Series[Any]) -> str | None:
-    return _KINDS.get(pd.api.types.infer_dtype(column, skipna=True))
-
-
-def _check_continuous(vocabulary: Vocabulary, name: str) -> None:
-    """Refuse a column of measurements, each of which would become a row of a table."""
-    values, rows = len(vocabulary), int(vocabulary.counts.sum())
-    few = values < _MANY_VALUES or 2 * values < rows
-    if few or 2 * vocabulary.num_fractions < values:
-        return
-    raise ValueError(
-        f"The column {name!r} is continuous: its {rows:,} values in the training part are "
-        f"{values:,} different numbers, most with a fraction, such as "
-        f"{vocabulary.values[0]!r}, and a categorical feature has a row for each. Leave it out of "
-        f"the features, or bin it, as in `pandas.qcut(frame[{name!r}], 20, labels=False, "
-        'duplicates="drop")`.'
-    )

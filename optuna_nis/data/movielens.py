@@ -8,9 +8,9 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from optuna_nis.data.base import Source
 from optuna_nis.data.history import add_history
 from optuna_nis.data.named import NamedDataModule
+from optuna_nis.data.source import Source
 
 _LIKED = 4
 _HISTORY = 20

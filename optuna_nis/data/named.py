@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from optuna_nis.data.base import EmbeddingDataModule, Split
+from optuna_nis.data.base import EmbeddingDataModule
 from optuna_nis.data.features import Task
-from optuna_nis.data.table import read_table
+from optuna_nis.data.reading import read_table
+from optuna_nis.data.splits import Split
 
 
 class NamedDataModule(EmbeddingDataModule):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.data.base import Batch
+from optuna_nis.data.batches import Batch
 from optuna_nis.data.features import LABEL
 from optuna_nis.models.modules import EmbeddingModule, RetrievalModule
 from optuna_nis.study.cautions import Part

@@ -20,6 +20,7 @@ from optuna_nis.data import (
     Source,
     split_rows,
 )
+from optuna_nis.data.batches import default_batch_size
 
 
 class Synthetic(EmbeddingDataModule):
@@ -135,7 +136,7 @@ def test_data_without_groups_cannot_leave_one_out() -> None:
 
 
 def test_vocabularies_come_from_training_alone() -> None:
-    data = Synthetic()
+    data = Synthetic(batch_size=160)
     data.setup("test")
 
     train = next(iter(data.train_dataloader()))
@@ -190,9 +191,6 @@ def test_max_rows_thins_every_part(split: Any) -> None:
 
 def test_the_summary_says_rows_ids_and_what_validation_has_unseen() -> None:
     data = Synthetic()
-    with pytest.raises(RuntimeError, match=r'call `setup\("fit"\)` first'):
-        data.summary()
-    data.setup("fit")
 
     assert data.unseen_shares() == {"row": 1.0, "city": 0.0, "tags": 0.0}
     assert data.summary().splitlines() == [
@@ -424,13 +422,64 @@ def test_setup_loads_once() -> None:
     assert data.loads == 1
 
 
-def test_nothing_is_there_before_setup() -> None:
-    data = Synthetic()
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda data: data.features,
+        lambda data: data.vocabularies,
+        lambda data: data.sizes,
+        lambda data: data.batch_size,
+        lambda data: data.num_unknown,
+        lambda data: data.unseen_shares(),
+        lambda data: data.summary(),
+        lambda data: data.embedding_specs(8),
+        lambda data: data.encode(data.load().frame),
+        lambda data: data.fingerprint("train", "validation"),
+        lambda data: list(data.train_dataloader()),
+        lambda data: list(data.val_dataloader()),
+    ],
+)
+def test_what_is_asked_for_is_there_without_setup(ask: Any) -> None:
+    data, ready = Synthetic(withhold_test=True), Synthetic()
+    ready.setup("fit")
 
-    with pytest.raises(RuntimeError, match=r'call `setup\("fit"\)` first'):
-        _ = data.vocabularies
-    with pytest.raises(RuntimeError, match=r'call `setup\("fit"\)` first'):
-        data.train_dataloader()
+    assert str(ask(data)) == str(ask(ready))
+
+    for each in (data, ready):
+        with pytest.raises(RuntimeError, match=r'only `setup\("test"\)`'):
+            each.test_dataloader()
+
+
+class Renamed(Synthetic):
+    def load(self) -> Source:
+        source = super().load()
+        return Source(source.frame.assign(row=source.frame["row"] + 1000), source.target)
+
+
+def test_data_that_cannot_be_used_say_so_whenever_they_are_asked() -> None:
+    data = Renamed(fitted=Synthetic().features)
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="'row' must have values known from before"):
+            _ = data.features
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(250_000, 4096), (204_800, 4096), (204_799, 2048), (6_399, 64), (10, 64)]
+)
+def test_small_data_have_small_batches(rows: int, size: int) -> None:
+    assert default_batch_size(rows) == size
+
+
+def test_a_batch_size_that_is_given_stays() -> None:
+    data = Synthetic(batch_size=100)
+    assert data.batch_size == len(next(iter(data.train_dataloader()))["label"]) == 100
+
+    data.batch_size = 50
+    assert len(next(iter(data.train_dataloader()))["label"]) == 50
+    assert Synthetic().batch_size == 64
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
+        data.batch_size = 0
 
 
 def test_retrieval_targets_are_classes() -> None:

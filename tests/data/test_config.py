@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import optuna
 import pytest
+import torch
 
-from optuna_nis.lightning import DataConfig
+from optuna_nis.data import load_dataset
+from optuna_nis.data.config import DataConfig, read_data
 
 
 def test_data_config() -> None:
@@ -65,6 +69,23 @@ def test_batch_size() -> None:
     assert default.batch_size == 64
     with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
         DataConfig(dataset="flights", batch_size=0)
+
+
+@pytest.mark.parametrize("task", ["ranking", "retrieval"])
+def test_a_data_set_by_name_has_the_batches_of_the_command(task: Any) -> None:
+    study = optuna.create_study(direction="maximize")
+    config = DataConfig(dataset="movielens-small", task=task, max_rows=20_000)
+
+    found = load_dataset("movielens-small", task, max_rows=20_000)
+    of_command = read_data(study, config, withhold_test=True, progress=lambda _: None)
+
+    loaders = found.train_dataloader(), of_command.train_dataloader()
+    for _ in range(2):
+        batches, others = map(list, loaders)
+        assert len(batches) == len(others) == found.sizes["train"] // 256
+        for batch, other in zip(batches, others):
+            assert batch.keys() == other.keys()
+            assert all(torch.equal(ids, other[name]) for name, ids in batch.items())
 
 
 def test_data_config_of_a_named_data_set() -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from optuna_nis import EmbeddingSpec
 from optuna_nis.data import UNSEEN_TARGET, Features, Vocabulary
 
 FRAME = pd.DataFrame(
@@ -284,6 +285,26 @@ def test_targets() -> None:
     assert labels.tolist() == [1, 0, UNSEEN_TARGET]
     loss = torch.nn.functional.cross_entropy(torch.zeros(3, 2), labels)
     assert loss.item() == pytest.approx(np.log(2))
+
+
+def test_counts_of_targets_fall_in_the_order_of_the_classes() -> None:
+    features = Features.fit(FRAME[["user"]], task="retrieval", targets=pd.Series(list("abbb")))
+
+    for each in (features, Features.from_json(features.to_json())):
+        assert each.target_counts is not None
+        assert each.target_counts.tolist() == [3, 1]
+    assert fitted().target_counts is None
+
+
+def test_embedding_specs_are_made_from_the_counts() -> None:
+    users = pd.DataFrame({"user": np.repeat(np.arange(100), [50] * 10 + [1] * 90)})
+    features = Features.fit(users, task="ranking")
+
+    (spec,) = features.embedding_specs(8)
+
+    counts = features.vocabularies["user"].counts
+    assert spec == EmbeddingSpec.from_counts("user", counts, 8)
+    assert spec != EmbeddingSpec("user", 100, 8)
 
 
 LABELS = st.lists(st.one_of(st.none(), st.sampled_from("abc")), min_size=4, max_size=4)

@@ -249,7 +249,7 @@ def test_list_cells_of_parquet(tmp_path: Path) -> None:
     data.setup("fit")
 
     assert set(data.vocabularies["genres"].values) == {1, 2, 3}
-    assert next(iter(data.train_dataloader()))["genres"].shape == (80, 2)
+    assert next(iter(data.train_dataloader()))["genres"].shape == (64, 2)
 
 
 @pytest.mark.parametrize("name", ["ids.csv", "ids.parquet"])

@@ -1,0 +1,53 @@
+"""Bags: columns of which a cell holds several values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+
+BagKeep = Literal["last", "first"]
+
+
+def check_bag_keep(bag_keep: str) -> None:
+    """Check which values of a bag are kept.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if bag_keep not in get_args(BagKeep):
+        raise ValueError(f'`bag_keep` must be "last" or "first", got {bag_keep!r}.')
+
+
+def flatten(
+    column: pd.Series[Any], separator: str | None, limit: int, keep: BagKeep, name: str
+) -> tuple[list[Any], NDArray[np.int64]]:
+    """The values of all bags one after the other, and how many each bag has."""
+    kept = slice(-limit, None) if keep == "last" else slice(limit)
+    bags = [_items(cell, separator, name)[kept] for cell in column.tolist()]
+    lengths = np.fromiter(map(len, bags), dtype=np.int64, count=len(bags))
+    return list(chain.from_iterable(bags)), lengths
+
+
+def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
+    if isinstance(cell, str) and separator is not None:
+        return [item for text in cell.split(separator) if (item := text.strip())]
+    if isinstance(cell, (list, tuple)):
+        return cell
+    if isinstance(cell, np.ndarray):
+        return list(cell)
+    if pd.isna(cell):
+        return []
+    if separator is None:
+        raise ValueError(
+            f"`bags[{name!r}]` must be the text between two values, since not all cells are "
+            f"lists; got None for {cell!r}. On the command line: `--bags {name}:'|'`, if it is |."
+        )
+    # A column of which every bag holds one number has been read as numbers.
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    return [str(cell)]

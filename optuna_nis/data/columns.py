@@ -1,0 +1,77 @@
+"""Whether the cells of a column are of the kind that training has seen, and of use as ids."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pandas as pd
+
+from optuna_nis.data import cells
+from optuna_nis.data.vocabulary import Vocabulary
+
+# What pandas calls the kinds of values that a column holds, and what people do.
+_KINDS = {
+    "string": "text",
+    "bytes": "bytes",
+    **dict.fromkeys(
+        ("integer", "floating", "mixed-integer-float", "boolean", "decimal"), "numbers"
+    ),
+    **dict.fromkeys(("date", "datetime", "datetime64"), "times"),
+}
+_KIND_OF_TYPE = {
+    str: "text",
+    bytes: "bytes",
+    **dict.fromkeys((bool, int, float, Decimal), "numbers"),
+    **dict.fromkeys((date, pd.Timestamp), "times"),
+}
+_MANY_VALUES = 100
+
+
+def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Series[Any]:
+    """Cells in the types of a vocabulary, one by one where kinds mix.
+
+    A whole column of another kind is refused: all of it would be unknown.
+    """
+    kind, seen = _kind(column), {_KIND_OF_TYPE[each] for each in vocabulary.types}
+    found = converted(column, vocabulary)
+    if kind is None or kind in seen or not column.notna().any():
+        return found
+    if kind == "text":
+        fits = [not isinstance(value, str) for value in found[column.notna()]]
+        # Text that spells numbers alone is another column, or was read as another one.
+        if any(fits) and ("times" in seen or not all(fits)):
+            return found
+    wanted = "no text" if kind == "text" else " or ".join(sorted(seen))
+    raise ValueError(
+        f"The column {name!r} must be of the type seen in training, {wanted} such as "
+        f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
+        "`read_table(path, like=features)` reads a file as the training rows were read."
+    )
+
+
+def converted(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
+    """Cells that spell a value of the types of a vocabulary, as such values."""
+    kind = _kind(column)
+    exact = kind in {_KIND_OF_TYPE[each] for each in vocabulary.types} and kind != "times"
+    return column if exact or str in vocabulary.types else cells.like(column, vocabulary.types)
+
+
+def _kind(column: pd.Series[Any]) -> str | None:
+    return _KINDS.get(pd.api.types.infer_dtype(column, skipna=True))
+
+
+def check_continuous(vocabulary: Vocabulary, name: str) -> None:
+    """Refuse a column of measurements, each of which would become a row of a table."""
+    values, rows = len(vocabulary), int(vocabulary.counts.sum())
+    few = values < _MANY_VALUES or 2 * values < rows
+    if few or 2 * vocabulary.num_fractions < values:
+        return
+    raise ValueError(
+        f"The column {name!r} is continuous: its {rows:,} values in the training part are "
+        f"{values:,} different numbers, most with a fraction, such as "
+        f"{vocabulary.values[0]!r}, and a categorical feature has a row for each. Leave it out of "
+        f"the features, or bin it, as in `pandas.qcut(frame[{name!r}], 20, labels=False, "
+        'duplicates="drop")`.'
+    )

@@ -1,0 +1,133 @@
+"""The three parts of a data set: which rows are for training, validation and the test."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+
+Split = Literal["random", "chronological", "leave-one-out"]
+
+MIN_ROWS = 10
+
+
+class Parts(NamedTuple):
+    """Positions of the rows of each part."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def split_rows(
+    num_rows: int,
+    *,
+    split: Split,
+    seed: int,
+    order: NDArray[Any] | None = None,
+    group: NDArray[Any] | None = None,
+) -> Parts:
+    """Divide rows into those for training, for validation and for the test.
+
+    Args:
+        num_rows: Number of rows.
+        split: ``"random"`` and ``"chronological"`` give 80, 10 and 10 %, the latter with the last
+            rows for the test and the ones before for validation, all rows of one time in one part
+            and the parts as near to that as this allows; ``"leave-one-out"`` gives the
+            last row of every group to the test, the one before it to validation and all others,
+            among them groups of one row, to training.
+        seed: Seed of the random split, and of the order of the validation rows, of which any run
+            is a fair sample in all splits.
+        order: For every row a number that grows with time; by default rows are in order of time.
+        group: For every row whose it is, such as a user, for ``"leave-one-out"``.
+
+    Raises:
+        ValueError: If there are fewer than 10 rows, the split is unknown, there are fewer than
+            three times for the chronological one, or groups are missing or leave a part empty.
+
+    Example:
+        >>> parts = split_rows(100, split="random", seed=0)
+        >>> [len(part) for part in parts]
+        [80, 10, 10]
+        >>> users = np.repeat(["ann", "bob"], [4, 6])
+        >>> parts = split_rows(10, split="leave-one-out", seed=0, group=users)
+        >>> parts.train.tolist(), sorted(parts.validation.tolist()), parts.test.tolist()
+        ([0, 1, 4, 5, 6, 7], [2, 8], [3, 9])
+    """
+    if num_rows < MIN_ROWS:
+        raise ValueError(
+            f"A data set must have at least {MIN_ROWS} rows for its three parts, got {num_rows}."
+        )
+    check_split(split)
+    rng = np.random.default_rng(seed)
+    if split == "random":
+        rows = rng.permutation(num_rows)
+    else:
+        rows = np.arange(num_rows) if order is None else np.argsort(order, kind="stable")
+    if split == "leave-one-out":
+        train, validation, test = _last_of_groups(rows, group)
+    else:
+        tenth = num_rows // 10
+        cuts = (num_rows - 2 * tenth, num_rows - tenth)
+        if split == "chronological" and order is not None:
+            cuts = _between_times(order[rows], *cuts)
+        train, validation, test = np.split(rows, cuts)
+    return Parts(train, rng.permutation(validation), test)
+
+
+def _between_times(times: NDArray[Any], first: int, second: int) -> tuple[int, int]:
+    """The two places where a new time begins that are nearest to those given."""
+    begins = np.flatnonzero(times[1:] != times[:-1]) + 1
+    if len(begins) < 2:
+        raise ValueError(
+            "The chronological split puts all rows of one time into one part and must have at "
+            f"least three different times for its three parts, got {len(begins) + 1}."
+        )
+    # To every first cut the second one behind it that is nearest to its place.
+    nearest = int(np.abs(begins - second).argmin())
+    later = np.maximum(nearest, np.arange(1, len(begins)))
+    distance = np.abs(begins[:-1] - first) + np.abs(begins[later] - second)
+    best = int(distance.argmin())
+    return int(begins[best]), int(begins[later[best]])
+
+
+def _last_of_groups(rows: NDArray[np.int64], group: NDArray[Any] | None) -> Parts:
+    if group is None:
+        raise ValueError(
+            '`split="leave-one-out"` takes the last rows of groups such as users, and these data '
+            "have none."
+        )
+    ordered = pd.Series(group[rows])
+    groups = ordered.groupby(ordered, sort=False)
+    # A row that is alone counts as one with two after it.
+    left = np.where(groups.transform("size") == 1, 2, groups.cumcount(ascending=False))
+    parts = Parts(rows[left >= 2], rows[left == 1], rows[left == 0])
+    if not all(len(part) for part in parts):
+        raise ValueError(
+            '`split="leave-one-out"` would leave a part empty: no group has three rows.'
+        )
+    return parts
+
+
+def check_split(split: str) -> None:
+    """Check the name of a split.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if split not in get_args(Split):
+        known = ", ".join(f'"{each}"' for each in get_args(Split))
+        raise ValueError(f"`split` must be one of {known}, got {split!r}.")
+
+
+def thin(parts: Parts, share: float, seed: int) -> Parts:
+    """Keep a random share of the rows of each part, in their order."""
+    rng = np.random.default_rng(seed)
+    return Parts(
+        *(
+            rows[np.sort(rng.choice(len(rows), max(1, round(share * len(rows))), replace=False))]
+            for rows in parts
+        )
+    )
