@@ -25,11 +25,11 @@ from quiet import quiet
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from without import patched
+from without import plan_without
 
 from optuna_nis import Allocation, SearchSpace
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.lightning import DataConfig, reference_model, search
+from optuna_nis.lightning import DataConfig, SearchPlan, reference_model, search
 from optuna_nis.lightning.training import Training, evaluate, train
 
 Job = dict[str, Any]
@@ -169,8 +169,8 @@ def _run(data: str, config: dict[str, Any], job: Job) -> Result:
     if kind == "prune":
         return _prune(data, datamodule, job["budget"], job["seed"])
     if kind == "search":
-        with patched(job.get("without")):
-            return _search(data, config, job["budget"], job["mode"], job["seed"])
+        with plan_without(job.get("without")) as plan:
+            return _search(data, config, plan, job["budget"], job["mode"], job["seed"])
     assert kind == "trials"
     return _trials(
         data, datamodule, job["sampler"], job["budget"], job["num_trainings"], job["seed"]
@@ -213,13 +213,20 @@ def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
     }
 
 
-def _search(data: str, extra: Mapping[str, Any], budget: float, mode: Any, seed: int) -> Result:
+def _search(
+    data: str,
+    extra: Mapping[str, Any],
+    plan: SearchPlan,
+    budget: float,
+    mode: Any,
+    seed: int,
+) -> Result:
     config, options = data_config(data, extra), MODEL_OPTIONS.get(data, {})
     study = optuna.create_study(direction="maximize")
     start = time.process_time()
     config.datamodule(withhold_test=True)
     loaded = time.process_time()
-    found = search(study, config, budget=budget, mode=mode, seed=seed, **options)
+    found = search(study, config, budget=budget, mode=mode, plan=plan, seed=seed, **options)
     # The search loads the data too, which is no part of its cost.
     seconds = time.process_time() - loaded - (loaded - start)
     trials = {"supernet": 0, "validated": 0, "trained": 0}

@@ -246,7 +246,7 @@ def search_sizes(
     study = study or create_study(direction="maximize")
     save_space(study, space)
     save_plan(study, plan.to_dict())
-    study.sampler = NISSampler(budget=space, seed=seed)
+    study.sampler = NISSampler(budget=space, seed=seed, settings=plan.policy)
     settings = {"seed": seed, **(settings or {})}
     trainer_options = dict(trainer_options or {})
 

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from optuna_nis._checks import check_integer, check_number
+from optuna_nis.controller.settings import PolicySettings
 
 # Where the full tables are one of the choices that share a batch.
 _SIDE_BY_SIDE = 4
@@ -58,6 +59,7 @@ class SearchPlan:
         most_kept: Most candidates that are trained on after a round.
         keep_frequent: Whether the frequent ids keep their place until the last round, for which
             the supernet has trained them too little.
+        policy: How the controller learns.
 
     Raises:
         ValueError: If a number is out of range.
@@ -91,11 +93,14 @@ class SearchPlan:
     same_cost: float = 1.25
     most_kept: int = 3
     keep_frequent: bool = True
+    policy: PolicySettings = PolicySettings()
 
     def __post_init__(self) -> None:
         for field in fields(self):
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
+            elif field.name == "policy" and isinstance(value, Mapping):
+                object.__setattr__(self, field.name, PolicySettings(**value))
             elif field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"`{field.name}` must be True or False, got {value!r}.")
         for name, low in (
@@ -124,8 +129,11 @@ class SearchPlan:
         self._check_each("budget_shares", 0.0, 1.0, first=1.0)
         self._check_each("popularity_powers", 0.0, math.inf)
         self._check_each("frequent_shares", 0.0, 1.0)
+        self._check_each("shortlist_epochs", 0.0, math.inf)
         for epochs in self.shortlist_epochs:
             check_integer("shortlist_epochs", epochs, 1)
+        if not isinstance(self.policy, PolicySettings):
+            raise ValueError(f"`policy` must be PolicySettings, got {self.policy!r}.")
 
     def _check_each(
         self,
@@ -143,7 +151,7 @@ class SearchPlan:
             or (length is not None and len(values) != length)
             or (first is not None and values[:1] != (first,))
         ):
-            wanted = "numbers" if length is None else f"{length} numbers"
+            wanted = "a tuple of numbers" if length is None else f"a tuple of {length} numbers"
             begin = "" if first is None else f", the first being {first:g}"
             raise ValueError(
                 f"`{name}` must be {wanted} from {low:g} to {high:g}{begin}, got {values!r}."

@@ -134,7 +134,8 @@ class SizeSearch:
     ) -> None:
         check_search_id(search_id)
         if study is None:
-            sampler = NISSampler(budget=space, seed=seed)
+            settings = (plan or SearchPlan()).policy
+            sampler = NISSampler(budget=space, seed=seed, settings=settings)
             study = create_study(direction="maximize", sampler=sampler)
         self.space = space
         self.study = study

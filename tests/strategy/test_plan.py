@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+import json
+
+import pytest
+
+from optuna_nis import PolicySettings
+from optuna_nis.strategy.plan import SearchPlan
+
+
+def test_a_plan_is_read_as_it_was_written() -> None:
+    plan = SearchPlan(
+        warmup=0.5,
+        near_costs=(0.5, 1.0),
+        shortlist_epochs=(2,),
+        policy=PolicySettings(temperature=2.0),
+    )
+    read = SearchPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert read == plan
+    assert read != SearchPlan()
+
+
+def test_fields_take_the_place_of_those_of_a_plan() -> None:
+    plan = SearchPlan(epochs=7)
+    assert SearchPlan.of(plan, {"warmup": 0.1}) == replace(plan, warmup=0.1)
+    assert SearchPlan.of(None, {}) == SearchPlan()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "an integer of at least 1"),
+        ("num_updates", 1.5, "an integer of at least 1"),
+        ("group_size", 1, "an integer of at least 2"),
+        ("choices_per_step", 0, "an integer of at least 1"),
+        ("warmup", 1.0, r"a share in \[0, 1\)"),
+        ("warmup", "much", r"a share in \[0, 1\)"),
+        ("near_budget", 1.5, "a number in"),
+        ("near_costs", (0.8,), "a tuple of 2 numbers from 0 to inf"),
+        ("near_costs", 0.8, "2 numbers from 0 to inf"),
+        ("budget_shares", (0.5,), "the first being 1"),
+        ("budget_shares", (1.0, 2.0), "numbers from 0 to 1"),
+        ("popularity_powers", ("x",), "numbers from 0 to inf"),
+        ("shortlist_epochs", (1, 0), "an integer of at least 1"),
+        ("shortlist_epochs", 2, "a tuple"),
+        ("shortlist_batches", 0.0, "a number in"),
+        ("keep_frequent", 1, "True or False"),
+        ("policy", "fast", "PolicySettings"),
+    ],
+)
+def test_what_is_out_of_range_is_told_by_name(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"`{field}` must be .*{message}.*got"):
+        SearchPlan(**{field: value})
+
+
+def test_a_field_that_is_none_is_told_by_name() -> None:
+    with pytest.raises(TypeError, match="`warm_up` is no field of a SearchPlan, which has"):
+        SearchPlan.of(None, {"warm_up": 0.5})
+    with pytest.raises(ValueError, match="no plan of a search"):
+        SearchPlan.from_dict({"warm_up": 0.5})
+
+
+def test_every_field_is_documented() -> None:
+    assert SearchPlan.__doc__ is not None
+    for field in fields(SearchPlan):
+        assert f"        {field.name}: " in SearchPlan.__doc__

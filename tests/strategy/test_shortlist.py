@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from optuna_nis import Allocation, TableAllocation, Tier
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.shortlist import Shortlist, Training
+
+
+def sizes(*rows: int) -> list[Allocation]:
+    return [Allocation([TableAllocation("user", 1000, 8, (Tier(n, 8),))]) for n in rows]
+
+
+def run(shortlist: Shortlist, value: Callable[[Training], float]) -> list[Training]:
+    trainings = []
+    while (training := shortlist.ask()) is not None:
+        assert shortlist.ask() is training
+        trainings.append(training)
+        shortlist.tell(value(training))
+    return trainings
+
+
+def rows(trainings: Sequence[Training], number: int) -> list[int]:
+    return [t.allocation.num_parameters // 8 for t in trainings if t.round == number]
+
+
+def test_the_better_half_is_trained_on() -> None:
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60))
+    trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
+    assert rows(trainings, 1) == [1000, 500, 250, 125, 60]
+    assert rows(trainings, 2) == [1000, 500, 250]
+    assert rows(trainings, 3) == [1000, 500]
+    assert [t.epochs for t in trainings] == [1] * 8 + [2] * 2
+    assert str(trainings[6]) == "round 2 of 3: 2 of 3"
+    assert shortlist.best() == sizes(1000)[0]
+
+
+def test_of_what_costs_the_same_only_the_best_stays() -> None:
+    shortlist = Shortlist(sizes(1000, 900, 810, 500))
+    trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
+    assert rows(trainings, 2) == [1000]
+    lenient = Shortlist(sizes(1000, 900, 810, 500), SearchPlan(same_cost=0.0))
+    trainings = run(lenient, lambda t: float(t.allocation.num_parameters))
+    assert rows(trainings, 2) == [1000, 900]
+
+
+def test_what_is_to_be_kept_stays_until_the_last_round() -> None:
+    keep = sizes(100)
+    shortlist = Shortlist(sizes(1000, 500, 250, 100), keep=keep)
+    trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
+    assert rows(trainings, 2) == [100, 1000]
+    assert rows(trainings, 3) == [100, 1000]
+    assert shortlist.best() == sizes(1000)[0]
+
+
+def test_what_counts_is_the_end_of_a_round() -> None:
+    shortlist = Shortlist(sizes(1000, 100), keep=sizes(1000, 100))
+    better = {(1, 8000): 0.9, (3, 8000): 0.1}
+    run(shortlist, lambda t: better.get((t.round, t.allocation.num_parameters), 0.5))
+    assert shortlist.best() == sizes(100)[0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_left_out(bad: float, caplog: pytest.LogCaptureFixture) -> None:
+    shortlist = Shortlist(sizes(1000, 100))
+    run(shortlist, lambda t: bad if t.allocation.num_parameters == 8000 else 0.5)
+    assert [c.allocation for c in shortlist.candidates()] == sizes(100)
+    assert "not a finite number for 1 of the 2 choices" in caplog.text
+    shortlist = Shortlist(sizes(1000, 100))
+    run(shortlist, lambda t: bad)
+    with pytest.raises(FloatingPointError, match="for any of the 2 choices"):
+        shortlist.best()
+
+
+def test_asking_and_telling_out_of_order() -> None:
+    shortlist = Shortlist(sizes(1000))
+    with pytest.raises(RuntimeError, match="`tell` answers `ask`"):
+        shortlist.tell(0.5)
+    with pytest.raises(RuntimeError, match="not done"):
+        shortlist.best()
+
+
+def test_without_rounds_the_order_given_counts() -> None:
+    shortlist = Shortlist(sizes(100, 1000), SearchPlan(shortlist_epochs=()))
+    assert shortlist.ask() is None
+    assert [c.allocation for c in shortlist.candidates()] == sizes(100, 1000)
+
+
+@given(
+    values=st.lists(st.floats(-1, 1), min_size=1, max_size=9),
+    kept=st.sets(st.integers(0, 8)),
+    most_kept=st.integers(1, 4),
+)
+def test_someone_is_trained_to_the_end(
+    values: list[float], kept: set[int], most_kept: int
+) -> None:
+    given_sizes = sizes(*(1000 - 100 * place for place in range(len(values))))
+    keep = [given_sizes[place] for place in kept if place < len(values)]
+    value = dict(zip(given_sizes, values))
+    shortlist = Shortlist(given_sizes, SearchPlan(most_kept=most_kept), keep=keep)
+    trainings = run(shortlist, lambda t: value[t.allocation])
+    numbers = [len(rows(trainings, number)) for number in (1, 2, 3)]
+    assert numbers[0] >= numbers[1] >= numbers[2] >= 1
+    assert max(numbers[1:]) <= max(most_kept, len(keep) + 1)
+    assert set(rows(trainings, 3)) >= {each.num_parameters // 8 for each in keep}
+    assert value[shortlist.best()] == max(values)
