@@ -34,7 +34,8 @@ _TABLES: Mapping[str, type[Table]] = {"multi": MultiSizeTable, "single": SingleS
 # so many octaves, halved so often.
 _LARGEST_SHIFT = 60.0
 _BISECTIONS = 14
-_JSON_VERSION = 1
+# Without mean counts in version 1.
+_JSON_VERSIONS = (1, 2)
 
 
 class SearchSpace:
@@ -128,10 +129,14 @@ class SearchSpace:
         return min(table.min_parameters for table in self._tables)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SearchSpace) and self.to_json() == other.to_json()
+        return isinstance(other, SearchSpace) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[tuple[EmbeddingSpec, ...], Mode, int]:
+        return self.specs, self.mode, self.budget
 
     def __repr__(self) -> str:
         return (
@@ -296,7 +301,7 @@ class SearchSpace:
         """Write as JSON, to be read back by :meth:`from_json`."""
         return json.dumps(
             {
-                "version": _JSON_VERSION,
+                "version": _JSON_VERSIONS[-1],
                 "mode": self.mode,
                 "budget": self.budget,
                 "specs": [asdict(spec) for spec in self.specs],
@@ -312,9 +317,10 @@ class SearchSpace:
         """
         try:
             data = json.loads(text)
-            if data["version"] != _JSON_VERSION:
+            if data["version"] not in _JSON_VERSIONS:
                 raise ValueError(
-                    f"A search space must be of version {_JSON_VERSION}, got {data['version']!r}."
+                    f"A search space must be of version {' or '.join(map(str, _JSON_VERSIONS))}, "
+                    f"got {data['version']!r}."
                 )
             for spec in data["specs"]:
                 if not all(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+import sys
 
 import numpy as np
 
@@ -32,9 +33,12 @@ class EmbeddingSpec:
         col_blocks: Widths of the column blocks, summing to ``embedding_dim``; or a number of
             blocks of about equal width. By default such that the possible widths are 1, 2, 3, 4,
             5, 6, 7, 8, 10, 12 and so on, four for each doubling, and ``embedding_dim`` itself.
+        mean_counts: How often an id of each row block occurs in the training data on average, if
+            that is known. Tables that differ in nothing else are equal.
 
     Raises:
-        ValueError: If a size is not a positive integer or the blocks do not sum to the table.
+        ValueError: If a size is not a positive integer, the blocks do not sum to the table, or
+            there is not one finite count of 0 or more for each row block.
 
     Example:
         >>> spec = EmbeddingSpec("tailnum", num_embeddings=4043, embedding_dim=32)
@@ -49,6 +53,7 @@ class EmbeddingSpec:
     embedding_dim: int
     row_blocks: tuple[int, ...]
     col_blocks: tuple[int, ...]
+    mean_counts: tuple[float, ...] | None = field(compare=False, repr=False)
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class EmbeddingSpec:
         *,
         row_blocks: int | Sequence[int] | None = None,
         col_blocks: int | Sequence[int] | None = None,
+        mean_counts: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"`name` must be a non-empty string, got {name!r}.")
@@ -71,14 +77,15 @@ class EmbeddingSpec:
             columns = _default_col_blocks(embedding_dim)
         else:
             columns = _blocks("col_blocks", col_blocks, embedding_dim, name)
-        for field, value in (
+        for attribute, value in (
             ("name", name),
             ("num_embeddings", int(num_embeddings)),
             ("embedding_dim", int(embedding_dim)),
             ("row_blocks", rows),
             ("col_blocks", columns),
+            ("mean_counts", _mean_counts(mean_counts, len(rows), name)),
         ):
-            object.__setattr__(self, field, value)
+            object.__setattr__(self, attribute, value)
 
     @classmethod
     def from_counts(
@@ -93,6 +100,7 @@ class EmbeddingSpec:
 
         Starts from the default cuts and drops every cut across which the mean count changes by
         less than a factor of 1.5: ids that are equally frequent have no reason to differ in width.
+        The :attr:`mean_counts` of the blocks are kept.
 
         Args:
             name: Name of the feature.
@@ -104,8 +112,9 @@ class EmbeddingSpec:
             ValueError: If a count is negative or there is none.
 
         Example:
-            >>> EmbeddingSpec.from_counts("day", [100] * 310, 32).row_blocks
-            (310,)
+            >>> day = EmbeddingSpec.from_counts("day", [100] * 310, 32)
+            >>> day.row_blocks, day.mean_counts
+            ((310,), (100.0,))
             >>> zipf = [1_000_000 // (rank + 1) for rank in range(1_000)]
             >>> EmbeddingSpec.from_counts("city", zipf, 32).row_blocks
             (50, 100, 200, 300, 350)
@@ -117,19 +126,24 @@ class EmbeddingSpec:
                 f"got {ordered[::-1][:5].tolist()}."
             )
         rows: list[int] = []
-        start = 0
-        previous = np.inf
-        for size in _default_row_blocks(len(ordered)):
-            mean = float(ordered[start : start + size].mean())
-            if rows and previous <= _FREQUENCY_STEP * mean:
-                rows[-1] += size
-                merged = ordered[start + size - rows[-1] : start + size]
-                previous = float(merged.mean())
-            else:
-                rows.append(size)
-                previous = mean
-            start += size
-        return cls(name, len(ordered), embedding_dim, row_blocks=rows, col_blocks=col_blocks)
+        means: list[float] = []
+        for end in accumulate(_default_row_blocks(len(ordered))):
+            start = sum(rows)
+            mean = float(ordered[start:end].mean())
+            if rows and means[-1] <= _FREQUENCY_STEP * mean:
+                start -= rows.pop()
+                means.pop()
+                mean = float(ordered[start:end].mean())
+            rows.append(end - start)
+            means.append(mean)
+        return cls(
+            name,
+            len(ordered),
+            embedding_dim,
+            row_blocks=rows,
+            col_blocks=col_blocks,
+            mean_counts=means,
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -216,6 +230,25 @@ def _blocks(argument: str, blocks: int | Sequence[int], total: int, name: str) -
     if sum(sizes) != total:
         raise ValueError(f"`{argument}` of {name!r} must sum to {total}, got {list(sizes)}.")
     return tuple(int(size) for size in sizes)
+
+
+def _mean_counts(
+    means: Sequence[float] | None, num_blocks: int, name: str
+) -> tuple[float, ...] | None:
+    if means is None:
+        return None
+    means = tuple(means)
+    if len(means) != num_blocks or not all(
+        isinstance(mean, (int, float, np.number))
+        and not isinstance(mean, bool)
+        and 0 <= mean <= sys.float_info.max
+        for mean in means
+    ):
+        raise ValueError(
+            f"`mean_counts` of {name!r} must hold {num_blocks} finite numbers of 0 or more, one "
+            f"for each row block, got {list(means)}."
+        )
+    return tuple(map(float, means))
 
 
 def _default_row_blocks(num_embeddings: int) -> tuple[int, ...]:

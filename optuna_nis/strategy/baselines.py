@@ -112,7 +112,7 @@ def rule_of_thumb(space: SearchSpace) -> Allocation:
 
 def mixed_dimensions(
     space: SearchSpace,
-    counts: Mapping[str, Sequence[int] | NDArray[np.integer[Any]]],
+    counts: Mapping[str, Sequence[int] | NDArray[np.integer[Any]]] | None = None,
     alpha: float = 0.3,
     *,
     on_grid: bool = False,
@@ -125,13 +125,14 @@ def mixed_dimensions(
 
     Args:
         space: Tables and budget.
-        counts: For every feature, the occurrences of each id in the training data, in any order.
+        counts: For every feature, the occurrences of each id in the training data, in any order;
+            by default the mean counts that the space knows.
         alpha: The power; 0 gives uniform widths.
         on_grid: Whether only widths of the space are used, the nearest by their ratio, which makes
             the result one of the choices of a space of ``mode="multi"``.
 
     Raises:
-        ValueError: If the counts of a feature are missing or of another length, or the budget
+        ValueError: If the counts of a feature are unknown or of another length, or the budget
             leaves no room for a width of 1.
 
     Example:
@@ -144,7 +145,7 @@ def mixed_dimensions(
         >>> print(mixed_dimensions(space, counts, alpha=0.5, on_grid=True))
         user: 100x32 + 900x12 (of 1000x32)
     """
-    popularity = {spec.name: _popularity(spec, counts.get(spec.name, ())) for spec in space.specs}
+    popularity = {spec.name: _popularity(spec, counts) for spec in space.specs}
 
     def of(scale: float) -> Allocation:
         return Allocation(
@@ -217,16 +218,26 @@ def frequent_ids(space: SearchSpace, *, full_width: bool = True) -> Allocation:
 
 
 def _popularity(
-    spec: EmbeddingSpec, counts: Sequence[int] | NDArray[np.integer[Any]]
+    spec: EmbeddingSpec,
+    counts: Mapping[str, Sequence[int] | NDArray[np.integer[Any]]] | None,
 ) -> list[float]:
-    if len(counts) != spec.num_embeddings:
-        raise ValueError(
-            f"`counts` must hold {spec.num_embeddings} numbers for {spec.name!r}, "
-            f"got {len(counts)}."
-        )
-    ordered = np.sort(counts)[::-1]
-    cuts = pairwise([0, *spec.row_cuts])
-    return [max(float(ordered[start:end].mean()), 1e-9) for start, end in cuts]
+    if counts is None:
+        if spec.mean_counts is None:
+            raise ValueError(
+                f"`counts` must be given, as the space does not know those of {spec.name!r}."
+            )
+        means = spec.mean_counts
+    else:
+        own = counts.get(spec.name, ())
+        if len(own) != spec.num_embeddings:
+            raise ValueError(
+                f"`counts` must hold {spec.num_embeddings} numbers for {spec.name!r}, "
+                f"got {len(own)}."
+            )
+        ordered = np.sort(own)[::-1]
+        cuts = pairwise([0, *spec.row_cuts])
+        means = tuple(float(ordered[start:end].mean()) for start, end in cuts)
+    return [max(mean, 1e-9) for mean in means]
 
 
 def _uniform(

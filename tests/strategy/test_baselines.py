@@ -93,6 +93,17 @@ def test_mixed_dimensions_on_the_grid_take_the_nearest_widths() -> None:
     assert [tier.embedding_dim for tier in found["a"].tiers] == [16, 6]
 
 
+def test_mixed_dimensions_know_the_counts_of_the_space() -> None:
+    counts = {"a": [9000 // (rank + 1) for rank in range(3000)], "b": [7] * 40}
+    specs = [EmbeddingSpec.from_counts(name, own, 32) for name, own in counts.items()]
+    space = SearchSpace(specs, budget=0.25)
+    for alpha in (0.0, 0.3, 0.5, 1.0):
+        assert mixed_dimensions(space, alpha=alpha) == mixed_dimensions(space, counts, alpha)
+    space = SearchSpace([specs[0], EmbeddingSpec("b", 40, 32)])
+    with pytest.raises(ValueError, match=r"`counts` must be given, .* not know those of 'b'"):
+        mixed_dimensions(space)
+
+
 def test_mixed_dimensions_need_all_counts() -> None:
     space = SearchSpace([EmbeddingSpec("a", 1000, 16), EmbeddingSpec("b", 40, 16)])
     message = "`counts` must hold 40 numbers for 'b', got 0"

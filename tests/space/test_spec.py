@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from optuna_nis.space.spec import EmbeddingSpec
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=300))
+def test_cuts_from_counts(counts: list[int]) -> None:
+    spec = EmbeddingSpec.from_counts("t", counts, 8)
+    assert spec.num_embeddings == len(counts) == sum(spec.row_blocks)
+    assert len(spec.row_blocks) <= 5
+    start = 0
+    means = []
+    ordered = np.sort(counts)[::-1]
+    for rows in spec.row_blocks:
+        means.append(float(ordered[start : start + rows].mean()))
+        start += rows
+    assert spec.mean_counts == tuple(means)
+    assert means == sorted(means, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("dim", "widths"),
+    [
+        (1, (0, 1)),
+        (2, (0, 1, 2)),
+        (3, (0, 1, 2, 3)),
+        (7, (0, 1, 2, 3, 4, 5, 6, 7)),
+        (8, (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        (33, (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 33)),
+    ],
+)
+def test_default_widths_are_four_for_each_doubling_and_the_full_width(
+    dim: int, widths: tuple[int, ...]
+) -> None:
+    assert EmbeddingSpec("t", 10, dim).widths == widths
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": ""}, "`name` must be a non-empty string"),
+        ({"name": 3}, "`name` must be a non-empty string, got 3"),
+        ({"num_embeddings": 0}, "`num_embeddings` of 't' must be a positive integer, got 0"),
+        ({"num_embeddings": 5.0}, "`num_embeddings` of 't' must be a positive integer"),
+        ({"embedding_dim": -1}, "`embedding_dim` of 't' must be a positive integer, got -1"),
+        ({"embedding_dim": True}, "`embedding_dim` of 't' must be a positive integer"),
+        ({"row_blocks": 11}, "`row_blocks` of 't' must be between 1 and 10"),
+        ({"row_blocks": 0}, "`row_blocks` of 't' must be between 1 and 10"),
+        ({"row_blocks": [5, 4]}, r"`row_blocks` of 't' must sum to 10, got \[5, 4\]"),
+        ({"row_blocks": [10, 0]}, "`row_blocks` of 't' must be a positive integer, got 0"),
+        ({"row_blocks": []}, r"`row_blocks` of 't' must sum to 10, got \[\]"),
+        ({"col_blocks": 9}, "`col_blocks` of 't' must be between 1 and 8"),
+        ({"col_blocks": [1, 1]}, "`col_blocks` of 't' must sum to 8"),
+        ({"mean_counts": []}, "`mean_counts` of 't' must hold 1 finite numbers .* got \\[\\]"),
+        ({"mean_counts": [2.0, 1.0]}, "`mean_counts` of 't' must hold 1 finite numbers"),
+        ({"mean_counts": [-1]}, "`mean_counts` of 't' must hold 1 finite numbers of 0 or more"),
+        ({"mean_counts": [float("nan")]}, "`mean_counts` of 't' must hold 1 finite numbers"),
+        ({"mean_counts": [float("inf")]}, "`mean_counts` of 't' must hold 1 finite numbers"),
+        ({"mean_counts": [10**400]}, "`mean_counts` of 't' must hold 1 finite numbers"),
+        ({"mean_counts": "5"}, "`mean_counts` of 't' must hold 1 finite numbers .* got \\['5'\\]"),
+        ({"mean_counts": [True]}, "`mean_counts` of 't' must hold 1 finite numbers"),
+    ],
+)
+def test_a_spec_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EmbeddingSpec(**{"name": "t", "num_embeddings": 10, "embedding_dim": 8, **arguments})
+
+
+@pytest.mark.parametrize("counts", [[], [3, -1]])
+def test_from_counts_refuses(counts: list[int]) -> None:
+    with pytest.raises(ValueError, match="`counts` of 't' must be at least one number"):
+        EmbeddingSpec.from_counts("t", counts, 8)
+
+
+def test_counts_make_no_other_table() -> None:
+    plain = EmbeddingSpec("t", 10, 8, row_blocks=[2, 8])
+    counted = EmbeddingSpec("t", 10, 8, row_blocks=[2, 8], mean_counts=np.array([7, 0]))
+    assert counted.mean_counts == (7.0, 0.0)
+    assert plain.mean_counts is None
+    assert counted == plain
+    assert hash(counted) == hash(plain)
+    assert repr(counted) == repr(plain)
+
+
+def test_a_table_of_row_blocks_never_grows_in_width() -> None:
+    spec = EmbeddingSpec("t", 10, 8, row_blocks=[1, 2, 3, 4])
+    table = spec.table([4, 8, 2])
+    assert table.tiers == ((3, 4), (3, 2))
+    assert spec.widths_of(table) == (4, 4, 2, 0)
+    assert spec.table([0, 8]).tiers == ()
