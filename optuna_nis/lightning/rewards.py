@@ -132,7 +132,7 @@ class Rewards:
             name = f"nis_{type(self.metric).__name__}"
             higher = self.metric.higher_is_better
             return Monitored(name, self.mode or ("min" if higher is False else "max"), self.metric)
-        logged: str = self.monitor or getattr(pl_module, "monitor", _DEFAULT_MONITOR)
+        logged = self.monitor or str(getattr(pl_module, "monitor", _DEFAULT_MONITOR))
         return Monitored(logged, self._found_mode or ("min" if "loss" in logged else "max"))
 
     def side_by_side(self, pl_module: LightningModule) -> bool:

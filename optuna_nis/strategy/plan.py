@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 import math
 from typing import Any
 
@@ -93,16 +93,16 @@ class SearchPlan:
     same_cost: float = 1.25
     most_kept: int = 3
     keep_frequent: bool = True
-    policy: PolicySettings = PolicySettings()
+    policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if isinstance(value := getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(value))
-            elif field.name == "policy" and isinstance(value, Mapping):
-                object.__setattr__(self, field.name, PolicySettings(**value))
-            elif field.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"`{field.name}` must be True or False, got {value!r}.")
+        for name, default in _defaults():
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+            elif name == "policy" and isinstance(value, Mapping):
+                object.__setattr__(self, name, PolicySettings(**value))
+            elif isinstance(default, bool) and not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be True or False, got {value!r}.")
         for name, low in (
             ("epochs", 1),
             ("num_updates", 1),
@@ -169,7 +169,7 @@ class SearchPlan:
             TypeError: If there is no such field.
             ValueError: If a number is out of range.
         """
-        known = [field.name for field in fields(cls)]
+        known = [name for name, _ in _defaults()]
         for name in settings:
             if name not in known:
                 raise TypeError(f"`{name}` is no field of a SearchPlan, which has {known}.")
@@ -200,3 +200,7 @@ class SearchPlan:
         if self.choices_per_step is not None:
             return self.choices_per_step
         return _SIDE_BY_SIDE if side_by_side else 1
+
+
+def _defaults() -> list[tuple[str, Any]]:
+    return [(each.name, each.default) for each in fields(SearchPlan)]
