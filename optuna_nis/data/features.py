@@ -416,11 +416,8 @@ class Features:
             >>> features.num_unknown(rows, features.encode(rows))
             {'user': 2}
         """
-        found = {}
-        for name in self.names:
-            present, known = self._present_and_known(frame[name], batch[name], name)
-            found[name] = int((known < present).sum())
-        return found
+        counted = {n: self._present_and_known(frame[n], batch[n], n) for n in self.names}
+        return {name: int((known < present).sum()) for name, (present, known) in counted.items()}
 
 
 def check_task(task: str) -> None:
