@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, get_args
 
@@ -10,15 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
+from optuna_nis._checks import check_integer
+
 BagKeep = Literal["last", "first"]
 
 
-def check_bag_keep(bag_keep: str) -> None:
-    """Check which values of a bag are kept.
+def check_bags(
+    separators: Mapping[str, str | None],
+    max_bag_length: int,
+    bag_keep: str,
+    features: Sequence[str] | None = None,
+) -> None:
+    """Check how bags are read.
+
+    Args:
+        separators: The text between two values of every bag, None if its cells are lists.
+        max_bag_length: How many values of a longer bag are kept.
+        bag_keep: Which ones.
+        features: Names of all features, if they are known.
 
     Raises:
-        ValueError: If it is unknown.
+        ValueError: If one of them is out of range, or a bag is not a feature.
     """
+    for name, separator in separators.items():
+        if features is not None and name not in features:
+            raise ValueError(
+                f"`bags` names {name!r}, which is not a feature; there are "
+                f"{', '.join(map(repr, features))}."
+            )
+        if separator is not None and (not isinstance(separator, str) or not separator):
+            raise ValueError(
+                f"`bags[{name!r}]` must be the text between two values, or None for cells that "
+                f"are lists, got {separator!r}."
+            )
+    check_integer("max_bag_length", max_bag_length, 1)
     if bag_keep not in get_args(BagKeep):
         raise ValueError(f'`bag_keep` must be "last" or "first", got {bag_keep!r}.')
 

@@ -12,24 +12,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from optuna_nis._checks import check_integer
-from optuna_nis.data.bags import BagKeep, check_bag_keep
+from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.batches import Batch, Batches, Loader, Rows, default_batch_size
-from optuna_nis.data.features import (
-    LABEL,
-    UNSEEN_TARGET,
-    Features,
-    Task,
-    check_features,
-    check_task,
-)
+from optuna_nis.data.features import LABEL, UNSEEN_TARGET, Features, Task, check_names, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
-from optuna_nis.data.source import (
-    Source,
-    check_fitted,
-    check_targets,
-    unseen_shares,
-    warn_of_rare_ids,
-)
+from optuna_nis.data.source import Source, check_fitted, check_targets, warn_of_rare_ids
 from optuna_nis.data.splits import MIN_ROWS, Parts, Split, check_split, split_rows, thin
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
@@ -99,9 +86,9 @@ class EmbeddingDataModule(LightningDataModule):
         super().__init__()
         check_task(task)
         check_split(split)
-        check_bag_keep(bag_keep)
         if features is not None:
-            check_features(features, separators or {}, max_bag_length)
+            check_names(features)
+        check_bags(separators or {}, max_bag_length, bag_keep, features)
         shuffle_seed = seed if shuffle_seed is None else shuffle_seed
         for name, value, least in (
             ("eval_batch_size", eval_batch_size, 1),
@@ -177,10 +164,6 @@ class EmbeddingDataModule(LightningDataModule):
         )
         if self._fitted is not None:
             train, parts = self._known_targets(self._fitted, train, parts)
-        known = None if self._fitted is None else self._fitted.targets
-        check_targets(
-            self.task, {"training": train, "validation": validation, "test": test}, known
-        )
         features = self._fitted or Features.fit(
             train.frame,
             task=self.task,
@@ -191,6 +174,7 @@ class EmbeddingDataModule(LightningDataModule):
             bag_keep=self.bag_keep,
             na_values=self._na_values,
         )
+        check_targets(features, training=train, validation=validation, test=test)
         self._tensors = {
             "train": self._encode(features, train),
             "validation": self._encode(features, validation),
@@ -199,7 +183,10 @@ class EmbeddingDataModule(LightningDataModule):
             self._count_unknown(self._fitted, train.frame)
         self._test_source = None if self._withhold_test else test
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
-        self._unseen = unseen_shares(features, validation, self._tensors["validation"])
+        self._unseen = features.unseen_shares(validation.frame, self._tensors["validation"])
+        if features.targets is not None:
+            unseen = self._tensors["validation"][LABEL] == UNSEEN_TARGET
+            self._unseen[LABEL] = float(unseen.double().mean())
         # Last: a module whose data cannot be used says so again when it is asked again.
         self._features = features
         for name, vocabulary in features.vocabularies.items():

@@ -86,14 +86,23 @@ class DataConfig:
         if (self.dataset is None) == (self.table is None):
             raise ValueError(
                 f"Either `dataset` or `table` must be given, got dataset={self.dataset!r} and "
-                f"table={self.table!r}."
+                f"table={self.table!r}. On the command line: `--dataset` or `--table`."
             )
         if self.table is not None and self.label is None:
-            raise ValueError("`label` must name the label's column of the table, got None.")
+            raise ValueError(
+                "`label` must name the label's column of the table, got None. On the command "
+                "line: `--label`."
+            )
         if self.table is not None and self.data_dir is not None:
-            raise ValueError(f"`data_dir` is for a data set by name, got {self.data_dir!r}.")
+            raise ValueError(
+                f"`data_dir` is for a data set by name, got {self.data_dir!r} with the table "
+                f"{self.table!r}. On the command line, `--data-dir` goes with `--dataset`."
+            )
         if self.table is None and self.na_values:
-            raise ValueError(f"`na_values` is for a table, got {list(self.na_values)!r}.")
+            raise ValueError(
+                f"`na_values` is for a table, got {list(self.na_values)!r} with the data set "
+                f"{self.dataset!r}. On the command line, `--na-values` goes with `--table`."
+            )
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, 1)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_nis.data import cells
-from optuna_nis.data.bags import BagKeep, check_bag_keep, flatten
+from optuna_nis.data.bags import BagKeep, check_bags, flatten
 from optuna_nis.data.columns import as_seen, check_continuous, converted
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
@@ -75,8 +75,8 @@ class Features:
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        check_features(tuple(self.vocabularies), self.separators, self.max_bag_length)
-        check_bag_keep(self.bag_keep)
+        check_names(self.names)
+        check_bags(self.separators, self.max_bag_length, self.bag_keep, self.names)
         cells.check_na_values(self.na_values)
         if (self.targets is not None) != (self.task == "retrieval"):
             raise ValueError(
@@ -115,8 +115,9 @@ class Features:
                 range.
         """
         separators = dict(separators or {})
-        check_features(tuple(map(str, frame.columns)), separators, max_bag_length)
-        check_bag_keep(bag_keep)
+        names = tuple(map(str, frame.columns))
+        check_names(names)
+        check_bags(separators, max_bag_length, bag_keep, names)
         na_values = cells.check_na_values(na_values)
         vocabularies = {}
         for name in frame.columns:
@@ -309,14 +310,23 @@ class Features:
             batch: The same, encoded. Missing values do not count.
         """
         shares = {}
-        for name, vocabulary in self.vocabularies.items():
-            column = frame[name]
-            if name in self.separators:
-                column, _ = self._items(column, name)
-            present = int(column.notna().sum())
-            known = int((batch[name] < vocabulary.num_embeddings).sum())
-            shares[name] = 1 - known / present if present else 0.0
+        for name in self.names:
+            present, known = self._present_and_known(frame[name], batch[name], name)
+            values = int(present.sum())
+            shares[name] = 1 - int(known.sum()) / values if values else 0.0
         return shares
+
+    def _present_and_known(
+        self, column: pd.Series[Any], ids: Tensor, name: str
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """How many values every row has, and how many of them training has seen."""
+        known = (ids < self.vocabularies[name].num_embeddings).numpy()
+        if name not in self.separators:
+            return column.notna().to_numpy(), known
+        items, lengths = self._items(column, name)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        present = np.bincount(rows[items.notna().to_numpy()], minlength=len(lengths))
+        return present, known.sum(1)
 
     def cut(self, sizes: Mapping[str, int]) -> Features:
         """Without the rarest ids of features, to keep with a model that has no rows for them.
@@ -406,18 +416,8 @@ class Features:
             >>> features.num_unknown(rows, features.encode(rows))
             {'user': 2}
         """
-        found = {}
-        for name, vocabulary in self.vocabularies.items():
-            known = (batch[name] < vocabulary.num_embeddings).numpy()
-            if name in self.separators:
-                items, lengths = self._items(frame[name], name)
-                rows = np.repeat(np.arange(len(lengths)), lengths)
-                present = np.bincount(rows[items.notna().to_numpy()], minlength=len(lengths))
-                unknown = known.sum(1) < present
-            else:
-                unknown = ~known & frame[name].notna().to_numpy()
-            found[name] = int(unknown.sum())
-        return found
+        counted = {n: self._present_and_known(frame[n], batch[n], n) for n in self.names}
+        return {name: int((known < present).sum()) for name, (present, known) in counted.items()}
 
 
 def check_task(task: str) -> None:
@@ -430,13 +430,11 @@ def check_task(task: str) -> None:
         raise ValueError(f'`task` must be "ranking" or "retrieval", got {task!r}.')
 
 
-def check_features(
-    names: Sequence[str], separators: Mapping[str, str | None], max_bag_length: int
-) -> None:
-    """Check names of features, their separators and the length of bags.
+def check_names(names: Sequence[str]) -> None:
+    """Check the names of features.
 
     Raises:
-        ValueError: If one of them is out of range.
+        ValueError: If there is none, one comes twice, or is that of the labels.
     """
     if not names:
         raise ValueError("`features` must name at least one column, got none.")
@@ -448,18 +446,3 @@ def check_features(
             )
         if names.count(name) > 1:
             raise ValueError(f"`features` names {name!r} twice.")
-    for name, separator in separators.items():
-        if name not in names:
-            raise ValueError(
-                f"`bags` names {name!r}, which is not a feature; there are "
-                f"{', '.join(map(repr, names))}."
-            )
-        if separator is not None and (not isinstance(separator, str) or not separator):
-            raise ValueError(
-                f"`bags[{name!r}]` must be the text between two values, or None for cells that "
-                f"are lists, got {separator!r}."
-            )
-    if isinstance(max_bag_length, bool) or not isinstance(max_bag_length, int):
-        raise TypeError(f"`max_bag_length` must be an int, got {max_bag_length!r}.")
-    if max_bag_length < 1:
-        raise ValueError(f"`max_bag_length` must be at least 1, got {max_bag_length!r}.")

@@ -31,7 +31,6 @@ class FlightsRanking(NamedDataModule):
 
     Example:
         >>> data = FlightsRanking(max_rows=1000, batch_size=100)
-        >>> data.setup("fit")
         >>> data.sizes
         {'train': 800, 'validation': 100, 'test': 100}
         >>> batch = next(iter(data.train_dataloader()))
@@ -76,7 +75,6 @@ class FlightsRetrieval(NamedDataModule):
 
     Example:
         >>> data = FlightsRetrieval(max_rows=1000, batch_size=100)
-        >>> data.setup("fit")
         >>> next(iter(data.train_dataloader()))["history"].shape
         torch.Size([100, 10])
     """

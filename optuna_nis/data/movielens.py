@@ -80,7 +80,6 @@ class MovieLensSmallRanking(NamedDataModule):
 
     Example:
         >>> data = MovieLensSmallRanking(max_rows=1000, features=("user", "genres"))
-        >>> data.setup("fit")
         >>> len(data.vocabularies["genres"])
         20
     """
@@ -119,7 +118,6 @@ class MovieLensSmallRetrieval(NamedDataModule):
 
     Example:
         >>> data = MovieLensSmallRetrieval(max_rows=1000, batch_size=100)
-        >>> data.setup("fit")
         >>> next(iter(data.train_dataloader()))["history"].shape
         torch.Size([100, 20])
     """

@@ -23,7 +23,7 @@ class NamedDataModule(EmbeddingDataModule):
         features: Names of the features to use, by default all of ``all_features``.
         split: One of ``splits``, by default the first.
         data_dir: Folder of the files of a data set that is read from files and does not come with
-            a package. They are looked for by ``setup``.
+            a package. They are looked for when they are needed.
         **options: Further arguments of :class:`EmbeddingDataModule`, such as ``seed``,
             ``max_rows`` and ``withhold_test``.
 

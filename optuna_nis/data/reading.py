@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 import re
 from typing import Any
+from uuid import UUID
 import warnings
 
+import numpy as np
 import pandas as pd
 import pyarrow
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from optuna_nis.data import cells
 from optuna_nis.data.features import Features
-from optuna_nis.data.parquet import read_parquet
 
 _SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 _PARQUET = (".parquet", ".pq")
 _HEADER_ROWS = 1000
+# Up to two to the power of so much, floats can hold every whole number.
+_DIGITS = {"halffloat": 11, "float": 24, "double": 53}
 _UNREADABLE = (ValueError, OSError, EOFError, pyarrow.ArrowException)
 # A number, a hash or a UUID.
 _LIKE_A_VALUE = re.compile(
@@ -73,20 +78,18 @@ def read_table(
         na_values = (*na_values, *like.na_values)
         text = (*text, *(name for name in like.names if like.separators.get(name) is not None))
         columns = like.names if columns is None else columns
-    known = _column_names(path, kind)
+    known = column_names(path)
     columns = known if columns is None else list(columns)
     if absent := [name for name in columns if name not in known]:
         raise ValueError(
             f"The file {path.name!r} has no column {', '.join(map(repr, absent))}; it has "
             f"{', '.join(map(repr, known))}.{'' if kind in _PARQUET else _without_header(path)}"
         )
-    try:
+    with _readable(path):
         if kind in _PARQUET:
-            frame = read_parquet(path, columns)
+            frame = _read_parquet(path, columns)
         else:
-            frame = _read_text(path, columns)
-    except _UNREADABLE as error:
-        raise ValueError(f"The file {str(path)!r} cannot be read: {error}") from error
+            frame = _read_text(path, usecols=columns, na_values=[""])
     if frame.empty:
         raise ValueError(f"The file {path.name!r} is empty: it has no row.")
     for name in columns:
@@ -110,10 +113,7 @@ def column_names(path: str | Path) -> list[str]:
         ValueError: If it cannot be read.
     """
     path = Path(path)
-    return _column_names(path, file_type(path))
-
-
-def _column_names(path: Path, kind: str) -> list[str]:
+    kind = file_type(path)
     if path.is_dir():
         raise FileNotFoundError(
             f"`path` must be a file, got the folder {str(path)!r}; write its parts into one file: "
@@ -121,22 +121,24 @@ def _column_names(path: Path, kind: str) -> list[str]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"`path` must be a file, got {str(path)!r}, which is none.")
-    try:
+    with _readable(path):
         if kind in _PARQUET:
             return list(parquet.read_schema(path).names)
-        return list(pd.read_csv(path, nrows=0, sep=_SEPARATORS[kind]).columns)
+        return list(_read_text(path, nrows=0).columns)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except _UNREADABLE as error:
         raise ValueError(f"The file {str(path)!r} cannot be read: {error}") from error
 
 
-def _read_text(path: Path, columns: list[str]) -> pd.DataFrame:
+def _read_text(path: Path, **options: Any) -> pd.DataFrame:
+    separator = _SEPARATORS[file_type(path)]
     frame: pd.DataFrame = pd.read_csv(
-        path,
-        usecols=columns,
-        sep=_SEPARATORS[file_type(path)],
-        dtype=str,
-        keep_default_na=False,
-        na_values=[""],
+        path, sep=separator, dtype=str, keep_default_na=False, **options
     )
     return frame
 
@@ -153,13 +155,87 @@ def _inferred(column: pd.Series[Any], name: str) -> pd.Series[Any]:
     return typed
 
 
+def _read_parquet(path: Path, columns: list[str]) -> pd.DataFrame:
+    table = parquet.ParquetFile(path).read(columns)
+    plain = pyarrow.table([_plain(column) for column in table.columns], table.column_names)
+    frame: pd.DataFrame = plain.to_pandas(ignore_metadata=True, integer_object_nulls=True)
+    for name, before in zip(table.column_names, table.columns):
+        if pyarrow.types.is_decimal(before.type):
+            frame[name] = cells.infer(frame[name])
+        digits = _DIGITS.get(str(before.type))
+        if digits is not None and _beyond_floats(frame[name], 2.0**digits):
+            warnings.warn(
+                f"{path.name}: the column {name!r} holds whole numbers above 2**{digits} as "
+                "floats, in which ids next to each other have become one. Write them as integers "
+                "or text (DuckDB writes its HUGEINT as floats: CAST it AS VARCHAR).",
+                stacklevel=3,
+            )
+    return frame
+
+
+def _beyond_floats(column: pd.Series[Any], most: float) -> bool:
+    numbers = column.to_numpy(np.float64)
+    with np.errstate(invalid="ignore"):
+        whole = np.isnan(numbers) | (np.isfinite(numbers) & (numbers == np.floor(numbers)))
+    return bool(np.nanmax(np.abs(numbers), initial=0) >= most and whole.all())
+
+
+def _plain(column: Any) -> Any:
+    """A column of an Arrow table in one of the types that rows of a CSV file can have, too."""
+    kind, types = column.type, pyarrow.types
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        storage = pyarrow.chunked_array([c.storage for c in column.chunks], kind.storage_type)
+        if kind.extension_name == "arrow.uuid":
+            return _written(storage, lambda value: str(UUID(bytes=value)))
+        return _plain(storage)
+    if str(kind) == "string_view":
+        return _plain(column.cast(pyarrow.large_string()))
+    if types.is_dictionary(kind):
+        return _plain(column.cast(kind.value_type))
+    if types.is_nested(kind):
+        return _plain_items(column)
+    if types.is_time(kind):
+        return _written(column, str)
+    if types.is_duration(kind):
+        return _written(column, lambda value: str(pd.Timedelta(value)))
+    if types.is_decimal(kind):
+        return _written(column, "{:f}".format)
+    if types.is_date(kind):
+        return column.cast(pyarrow.timestamp("s" if types.is_date32(kind) else "ms"))
+    if types.is_timestamp(kind) and kind.tz is not None:
+        return column.cast(pyarrow.timestamp(kind.unit, "UTC"))
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        # Some writers leave out that their bytes are text.
+        with suppress(pyarrow.ArrowInvalid):
+            return _plain(column.cast(pyarrow.large_string()))
+    if types.is_string(kind) or types.is_large_string(kind):
+        return compute.if_else(compute.equal(column, ""), pyarrow.scalar(None, kind), column)
+    return column
+
+
+def _plain_items(column: Any) -> Any:
+    kind = column.type
+    if not hasattr(kind, "value_type") or pyarrow.types.is_map(kind):
+        return column
+    empty = pyarrow.chunked_array([], kind.value_type)
+    if _plain(empty).type == kind.value_type:
+        return column
+    values = _plain(pyarrow.chunked_array([compute.list_flatten(column.combine_chunks())]))
+    sizes = compute.list_value_length(column).to_pylist()
+    items = iter(values.to_pylist())
+    lists = [None if size is None else list(islice(items, size)) for size in sizes]
+    return pyarrow.chunked_array([pyarrow.array(lists, pyarrow.list_(values.type))])
+
+
+def _written(column: Any, write: Callable[[Any], str]) -> Any:
+    texts = [None if value is None else write(value) for value in column.to_pylist()]
+    return pyarrow.chunked_array([pyarrow.array(texts, pyarrow.string())])
+
+
 def _without_header(path: Path) -> str:
     """What to do if the first row of a file looks like values and not like names, or nothing."""
     try:
-        rows = pd.read_csv(
-            path, sep=_SEPARATORS[file_type(path)], nrows=_HEADER_ROWS, header=None, dtype=str,
-            keep_default_na=False,
-        )  # fmt: skip
+        rows = _read_text(path, nrows=_HEADER_ROWS, header=None)
     except _UNREADABLE:
         return ""
     row = rows.iloc[0].tolist()

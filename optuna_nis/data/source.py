@@ -10,8 +10,7 @@ import warnings
 from numpy.typing import NDArray
 import pandas as pd
 
-from optuna_nis.data.batches import Batch
-from optuna_nis.data.features import LABEL, UNSEEN_TARGET, Features, Task
+from optuna_nis.data.features import Features, Task
 from optuna_nis.data.vocabulary import Vocabulary
 
 # A column with nearly as many values as rows is a key or a measurement.
@@ -34,14 +33,6 @@ class Source:
     target: pd.Series[Any]
     order: NDArray[Any] | None = None
     group: NDArray[Any] | None = None
-
-
-def unseen_shares(features: Features, source: Source, batch: Batch) -> dict[str, float]:
-    """For every feature, and the label, the share of values that training has never seen."""
-    shares = features.unseen_shares(source.frame, batch)
-    if features.targets is not None:
-        shares[LABEL] = float((batch[LABEL] == UNSEEN_TARGET).double().mean())
-    return shares
 
 
 def warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:
@@ -79,22 +70,19 @@ def check_fitted(
             raise ValueError(f"`fitted` must be of the {what} {asked!r}, got {found!r}.")
 
 
-def check_targets(
-    task: Task, parts: Mapping[str, Source], targets: Vocabulary | None = None
-) -> None:
+def check_targets(features: Features, **parts: Source) -> None:
     """Check that there is something to learn from the labels of the parts.
 
     Raises:
         ValueError: If there is only one label, or no target comes again.
     """
     for name, part in parts.items():
-        if task == "ranking" and part.target.nunique() < 2:
+        if features.targets is None and part.target.nunique() < 2:
             raise ValueError(
                 f"The label must be 0 and 1 in every part, got only {part.target.iloc[0]:g} in "
                 f"the {len(part.target)} rows of the {name} part."
             )
-    if task == "retrieval":
-        targets = targets or Vocabulary.from_values(parts["training"].target)
+    if (targets := features.targets) is not None:
         if len(targets) < 2:
             raise ValueError(
                 f"The label must have at least two values, got only {targets.values[0]!r} in the "

@@ -50,7 +50,7 @@ class TableDataModule(EmbeddingDataModule):
             ``withhold_test``.
 
     Raises:
-        ValueError: If an argument is out of range. The file is read by :meth:`setup`.
+        ValueError: If an argument is out of range. The file is read when it is first needed.
 
     Example:
         >>> import tempfile

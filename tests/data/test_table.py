@@ -723,7 +723,7 @@ def test_parts_are_disjoint(num_rows: int, seed: int, timed: bool, tmp_path: Pat
         ({"bag_keep": "all"}, '`bag_keep` must be "last" or "first"'),
         ({"time": "when", "split": "random"}, '`time` is for `split="chronological"`'),
         ({"task": "sorting"}, '`task` must be "ranking"'),
-        ({"max_bag_length": 0}, "`max_bag_length` must be at least 1"),
+        ({"max_bag_length": 0}, "`max_bag_length` must be an integer of at least 1"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], message: str, tmp_path: Path) -> None:
