@@ -48,7 +48,7 @@ def _fit(
 def test_scored_choices_become_trials(datamodule: TableDataModule) -> None:
     space = _space(datamodule)
     study = _study(space)
-    callback, _ = _fit(datamodule, study, space)
+    callback, model = _fit(datamodule, study, space)
     scored = [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
     assert len(scored) == 24
     assert space_of(study) == space
