@@ -28,7 +28,7 @@ from optuna_nis.space.space import FloatArray, SearchSpace
 from optuna_nis.strategy.proposers import budgets, proposals, proposed
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.training_choices import training_choices
-from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.results import SUPERNET, VALIDATED, save_space
 from optuna_nis.study.searches import Search, check_search_id, join, new_search_id, num_scored
 

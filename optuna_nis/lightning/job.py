@@ -41,7 +41,7 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.strategy import baselines
 from optuna_nis.strategy.reward import penalised_reward
-from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.results import (
     DATA_ATTR,
     METRIC_ATTR,

@@ -25,6 +25,7 @@ from optuna_nis.models.modules import EmbeddingModule, reference_model
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.strategy import baselines
+from optuna_nis.study.keys import TRAINING_KEY
 from optuna_nis.study.results import (
     MODEL_OPTIONS_ATTR,
     PLAIN_SECONDS_ATTR,
@@ -35,9 +36,6 @@ from optuna_nis.study.results import (
     save_results,
     space_of,
 )
-
-TRAINING_KEY = "nis:training:"
-"""Study system attribute: a finished training, the rest of the name says which."""
 
 _logger = get_logger(__name__)
 

@@ -41,6 +41,7 @@ from optuna_nis.show.figures._points import Point
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
+from optuna_nis.study.keys import PUBLISHED_KEY
 from optuna_nis.study.moments import moments_of
 from optuna_nis.study.recording import add_finished_trials
 
@@ -49,7 +50,6 @@ __all__ = ["DashboardCallback", "publish", "thinned_copy"]
 _logger = get_logger(__name__)
 
 _PREFIX = "nis-"
-_PUBLISHED_KEY = "nis:published"
 # The dashboard gives every figure a card of this height and half the page.
 _HEIGHT = 450
 _MAX_FEATURES = 14
@@ -193,10 +193,10 @@ class DashboardCallback:
         """Whether no other worker has written within the interval."""
         now = time.time()
         storage, study_id = study._storage, study._study_id
-        last = storage.get_study_system_attrs(study_id).get(_PUBLISHED_KEY, 0.0)
+        last = storage.get_study_system_attrs(study_id).get(PUBLISHED_KEY, 0.0)
         if isinstance(last, (int, float)) and 0 <= now - last < self._interval:
             return False
-        storage.set_study_system_attr(study_id, _PUBLISHED_KEY, now)
+        storage.set_study_system_attr(study_id, PUBLISHED_KEY, now)
         return True
 
 

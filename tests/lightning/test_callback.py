@@ -18,7 +18,7 @@ from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, reference_model
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import supernet_layers
-from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.results import space_of
 from optuna_nis.study.searches import searches_of
 

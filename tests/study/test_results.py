@@ -13,7 +13,7 @@ import pytest
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.study import results as stored
-from optuna_nis.study.cautions import Part
+from optuna_nis.study.parts import Part
 
 RESULT = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.7, 0.8), (0, 1), 100, 10, None, 2.5)
 
