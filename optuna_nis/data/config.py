@@ -14,16 +14,17 @@ from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.data.base import Split
 from optuna_nis.data.features import LABEL, BagKeep
-from optuna_nis.study._keeping import VOCABULARY, keep_text, kept_text
-from optuna_nis.study.results import (
+from optuna_nis.study.attributes import read_text, save_text
+from optuna_nis.study.keys import (
     DATA_ATTR,
     DATASET_ATTR,
     NUM_ROWS_ATTR,
     SEEN_ROWS_ATTR,
     SPACE_ATTR,
     TASK_ATTR,
-    space_of,
+    VOCABULARY_ATTR,
 )
+from optuna_nis.study.settings import space_of
 
 _logger = get_logger(__name__)
 
@@ -211,8 +212,8 @@ def searched_features(study: Study) -> Features | None:
         >>> searched_features(study) is None
         True
     """
-    text = kept_text(study, VOCABULARY)
-    return None if text is None else Features.from_json(text)
+    text = read_text(study, VOCABULARY_ATTR)
+    return Features.from_json(text) if text else None
 
 
 def read_data(
@@ -256,7 +257,7 @@ def check_data(study: Study, data: DataConfig) -> None:
 
 def save_data(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
     """Keep what a retraining needs, before there is anything to retrain; the data's name last."""
-    keep_text(study, VOCABULARY, datamodule.features.to_json())
+    save_text(study, VOCABULARY_ATTR, datamodule.features.to_json())
     study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))
     study.set_user_attr(SEEN_ROWS_ATTR, _seen_rows(datamodule))
     study.set_user_attr(DATASET_ATTR, data.name)

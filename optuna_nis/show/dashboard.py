@@ -41,7 +41,7 @@ from optuna_nis.show.figures._points import Point
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
-from optuna_nis.study.keys import PUBLISHED_KEY
+from optuna_nis.study.keys import PIECE_KEY, PUBLISHED_KEY
 from optuna_nis.study.moments import moments_of
 from optuna_nis.study.recording import add_finished_trials
 
@@ -235,6 +235,9 @@ def thinned_copy(study: Study, *, max_trials: int = 400, name: str | None = None
     if name in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=name, storage=storage)
     thinned = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
+    for key, value in storage.get_study_system_attrs(study._study_id).items():
+        if key.startswith(PIECE_KEY):
+            storage.set_study_system_attr(thinned._study_id, key, value)
     for key, value in study.user_attrs.items():
         thinned.set_user_attr(key, value)
     add_finished_trials(thinned, kept)

@@ -13,7 +13,8 @@ import pytest
 from optuna_nis.data import Features
 from optuna_nis.data.config import searched_features
 from optuna_nis.lightning import DataConfig, Predictor, job, retrain, retraining, search
-from optuna_nis.study._keeping import VOCABULARY, kept_text
+from optuna_nis.study.attributes import read_text
+from optuna_nis.study.keys import VOCABULARY_ATTR
 from optuna_nis.study.results import (
     DATA_ATTR,
     RESULTS_ATTR,
@@ -81,7 +82,8 @@ def _without_vocabulary(study: optuna.Study) -> optuna.Study:
     """As an earlier version left it."""
     old = optuna.create_study(direction="maximize", study_name="old")
     for key, value in study.user_attrs.items():
-        old.set_user_attr(key, value)
+        if key != VOCABULARY_ATTR:
+            old.set_user_attr(key, value)
     old.add_trials(study.trials)
     return old
 
@@ -165,7 +167,7 @@ def test_rows_in_another_order_are_other_parts(
 def test_a_later_search_goes_by_the_vocabulary_of_the_first(
     study: optuna.Study, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = kept_text(study, VOCABULARY)
+    text = read_text(study, VOCABULARY_ATTR)
     pd.concat([_rows(), _rows().assign(user=77)]).to_csv(table, index=False)
     data = DataConfig.from_json(study.user_attrs[DATA_ATTR])
     # As if no search had come to its end.
@@ -177,7 +179,7 @@ def test_a_later_search_goes_by_the_vocabulary_of_the_first(
         again._storage.set_study_system_attr(again._study_id, key, value)
     again.add_trials([t for t in study.trials if t.user_attrs["fidelity"] == "supernet"])
     search(again, data, **FAST)
-    assert kept_text(again, VOCABULARY) == text
+    assert read_text(again, VOCABULARY_ATTR) == text
     assert any("'user' in " in line for line in caplog.messages)
     assert not any("may be among those" in line for line in caplog.messages)
 
