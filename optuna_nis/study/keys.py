@@ -36,6 +36,8 @@ TRAINING_KEY = "nis:training:"
 # User attributes of a trial.
 QUALITY_ATTR = "quality"
 PENALTY_ATTR = "penalty"
+REFERENCE_ATTR = "reference"
+"""Trial user attribute: how much of the quality makes groups on different examples compare."""
 NUM_PARAMETERS_ATTR = "num_parameters"
 FIDELITY_ATTR = "fidelity"
 STEP_ATTR = "step"
@@ -52,7 +54,12 @@ PROPOSAL_KEY = "nis:proposal"
 """Trial system attribute: fingerprint of the proposal that the log-probability speaks of."""
 HEARTBEAT_KEY = "nis:heartbeat"
 """Trial system attribute: how often the worker of a trial has given a sign of life."""
-# Before the name of what `Trial.set_constraint` sets.
+CONSTRAINTS_KEY = "constraints"
+"""Trial system attribute: Optuna's constraints, above 0 where a trial breaks one.
+
+Optuna 4 and Optuna Dashboard know this form only.
+"""
+# Before the name of what `Trial.set_constraint` of Optuna 5 sets.
 CONSTRAINT_PREFIX = "constraints:"
 BUDGET_KEY = f"{CONSTRAINT_PREFIX}budget"
 """Trial system attribute: above 0 if a trial is over the budget."""
@@ -62,4 +69,5 @@ BUDGET_KEY = f"{CONSTRAINT_PREFIX}budget"
 SUPERNET = "supernet"
 VALIDATED = "validated"
 TRAINED = "trained"
-FIDELITIES = (SUPERNET, VALIDATED, TRAINED)
+SHARED_WEIGHTS = (SUPERNET, VALIDATED)
+FIDELITIES = (*SHARED_WEIGHTS, TRAINED)

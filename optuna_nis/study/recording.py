@@ -16,11 +16,12 @@ import uuid
 from optuna import Study, create_trial
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
 
 from optuna_nis.controller.policy import Policy
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.keys import (
+    CONSTRAINTS_KEY,
     FIDELITY_ATTR,
     GROUP_KEY,
     GROUP_SIZE_KEY,
@@ -28,7 +29,9 @@ from optuna_nis.study.keys import (
     NUM_PARAMETERS_ATTR,
     PENALTY_ATTR,
     QUALITY_ATTR,
+    REFERENCE_ATTR,
     SEARCH_ATTR,
+    SHARED_WEIGHTS,
     STEP_ATTR,
 )
 from optuna_nis.study.moments import Moment, is_due, mean_and_std, save_moment
@@ -38,6 +41,44 @@ if TYPE_CHECKING:
     from optuna_nis.strategy.reward import Reward
 
 _GROUPS_PER_MOMENT = 4
+
+
+def constraints_of(fidelity: str) -> list[float]:
+    """What Optuna is told of a trial's feasibility under ``"constraints"``.
+
+    Choices scored with shared weights break a constraint, so that ``study.best_trial`` is about
+    those that were trained. :class:`~optuna_nis.NISSampler` learns from all of them.
+
+    Args:
+        fidelity: How the trial was scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
+
+    Example:
+        >>> constraints_of("supernet"), constraints_of("trained")
+        ([1.0], [0.0])
+    """
+    return [1.0 if fidelity in SHARED_WEIGHTS else 0.0]
+
+
+def save_score(trial: Trial, reward: Reward, fidelity: str) -> None:
+    """Write into a running trial what :class:`TrialRecorder` writes into finished ones.
+
+    Args:
+        trial: The trial.
+        reward: What its choice is worth.
+        fidelity: How it was scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
+    """
+    for key, value in _attributes(reward, fidelity).items():
+        trial.set_user_attr(key, value)
+    trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_KEY, constraints_of(fidelity))
+
+
+def _attributes(reward: Reward, fidelity: str) -> dict[str, Any]:
+    return {
+        QUALITY_ATTR: reward.quality,
+        PENALTY_ATTR: reward.penalty,
+        NUM_PARAMETERS_ATTR: reward.num_parameters,
+        FIDELITY_ATTR: fidelity,
+    }
 
 
 class TrialRecorder:
@@ -70,21 +111,32 @@ class TrialRecorder:
         fidelity: str,
         step: int,
         log_probs: Sequence[float] | None = None,
+        reference: float | None = None,
     ) -> bool:
         """Add a group of choices, all or none.
 
         Args:
             params: The parameters of each choice.
             rewards: What each was worth.
-            fidelity: How they were scored, ``"supernet"`` or ``"trained"``.
+            fidelity: How they were scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
             step: Training step of the supernet at which they were scored.
             log_probs: Log-probability of each under the policy that drew it; None if none did.
+            reference: How much the quality in the rewards is above what the examples gave, so
+                that groups on different examples compare: what full tables score on all
+                validation data, less what they score on these examples. None if nothing is added.
 
         Returns:
             Whether others may have added trials since the last group. To know it costs nothing,
             the numbers of the trials tell.
         """
-        group: dict[str, Any] = {GROUP_KEY: uuid.uuid4().hex[:12], GROUP_SIZE_KEY: len(params)}
+        group: dict[str, Any] = {
+            GROUP_KEY: uuid.uuid4().hex[:12],
+            GROUP_SIZE_KEY: len(params),
+            CONSTRAINTS_KEY: constraints_of(fidelity),
+        }
+        of_all: dict[str, Any] = {STEP_ATTR: step, SEARCH_ATTR: self._search_id}
+        if reference is not None:
+            of_all[REFERENCE_ATTR] = float(reference)
         trials = []
         for index, (choice, reward) in enumerate(zip(params, rewards)):
             drawn = {} if log_probs is None else {LOG_PROB_KEY: float(log_probs[index])}
@@ -93,14 +145,7 @@ class TrialRecorder:
                     params=dict(choice),
                     distributions=self._distributions,
                     value=reward.value,
-                    user_attrs={
-                        QUALITY_ATTR: reward.quality,
-                        PENALTY_ATTR: reward.penalty,
-                        NUM_PARAMETERS_ATTR: reward.num_parameters,
-                        FIDELITY_ATTR: fidelity,
-                        STEP_ATTR: step,
-                        SEARCH_ATTR: self._search_id,
-                    },
+                    user_attrs=_attributes(reward, fidelity) | of_all,
                     system_attrs=group | drawn,
                 )
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
 
 from optuna import Study
@@ -11,9 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_nis.study.attributes import is_number
 from optuna_nis.study.keys import (
     CONSTRAINT_PREFIX,
+    CONSTRAINTS_KEY,
     FIDELITIES,
     FIDELITY_ATTR,
     QUALITY_ATTR,
+    SHARED_WEIGHTS,
     TRAINED,
 )
 
@@ -112,18 +115,21 @@ def is_trained(trial: FrozenTrial) -> bool:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial breaks no constraint.
+    """Whether a trial breaks no constraint, such as the budget.
+
+    That it was scored with shared weights, which Optuna is told by a constraint, does not count.
 
     Example:
         >>> is_feasible(best_trial(study))
         True
     """
-    constraints = getattr(trial, "constraints", None)
-    if constraints is None:
-        # They are new in Optuna 5; to Optuna 4 they are attributes like any other.
-        attrs = trial.system_attrs
-        constraints = {name: attrs[name] for name in attrs if name.startswith(CONSTRAINT_PREFIX)}
-    return not any(is_number(value) and value > 0 for value in constraints.values())
+    attrs = trial.system_attrs
+    values = [attrs[name] for name in attrs if name.startswith(CONSTRAINT_PREFIX)]
+    if fidelity_of(trial) not in SHARED_WEIGHTS and isinstance(
+        others := attrs.get(CONSTRAINTS_KEY), Sequence
+    ):
+        values += others
+    return not any(is_number(value) and value > 0 for value in values)
 
 
 def best_trial(study: Study) -> FrozenTrial:

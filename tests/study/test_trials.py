@@ -48,6 +48,28 @@ def test_best_trial_breaks_no_constraint_if_any_does_not():
     assert stored.best_trial(study).value == 0.3
 
 
+def test_shared_weights_break_no_constraint(make_study):
+    study = make_study(supernet=2, validated=1, trained=1)
+    assert all(map(stored.is_feasible, study.trials))
+    marked = [trial.system_attrs["constraints"] for trial in study.trials]
+    assert marked == [[1.0], [1.0], [1.0], [0.0]]
+    for attrs, feasible in (
+        ({"constraints": [-1.0, 2.0]}, False),
+        ({"constraints": [-1.0]}, True),
+        ({"constraints": "text"}, True),
+        ({"constraints": 3.0}, True),
+        ({"constraints:budget": 1.0}, False),
+    ):
+        trial = optuna.create_trial(value=1.0, system_attrs=attrs)
+        assert stored.is_feasible(trial) is feasible
+    over = optuna.create_trial(
+        value=1.0,
+        user_attrs={stored.FIDELITY_ATTR: stored.SUPERNET},
+        system_attrs={"constraints": [1.0], "constraints:budget": 1.0},
+    )
+    assert not stored.is_feasible(over)
+
+
 def test_best_trial_without_fidelity_ignores_what_is_not_finite():
     study = optuna.create_study(direction="maximize")
     for value in (0.1, math.inf, 0.3):
