@@ -38,6 +38,7 @@ from optuna_nis.show.figures import (
     _style,
 )
 from optuna_nis.show.figures._points import Point
+from optuna_nis.show.scored import how_scored
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
@@ -344,7 +345,7 @@ def _thin_rewards(info: _reward_history._RewardHistoryInfo) -> _reward_history._
     return info._replace(
         points=tuple(info.points[i] for i in keep),
         others=_thinned(info.others),
-        best=tuple(info.best[i] for i in keep),
+        best=tuple(info.best[i] for i in _style.thin(len(info.best), _MAX_POINTS)),
         mean_reward=tuple(info.mean_reward[i] for i in keep),
         mean_quality=tuple(info.mean_quality[i] for i in keep),
         mean_penalty=tuple(info.mean_penalty[i] for i in keep),
@@ -367,7 +368,6 @@ def _note(study: Study, best: Allocation) -> str:
     space = results.space_of(study)
     full = space.full_parameters
     trial = results.best_trial(study)
-    quality = results.number_of(trial, results.QUALITY_ATTR, results.value_of(trial))
     metric = _code(results.metric_of(study))
     tables = sorted(best.values(), key=lambda table: -table.num_parameters)
     rows = [
@@ -387,11 +387,12 @@ def _note(study: Study, best: Allocation) -> str:
             f"the full tables ({full:,} parameters, {len(space.specs)} features).",
             f"- Best sizes: **{best.num_parameters:,} parameters**, "
             f"{_style.percent(best.num_parameters / full)} of the full tables; trial "
-            f"{trial.number}, {metric} {quality:.4f} on validation data.",
-            '- "Best Trial" elsewhere is the highest reward of any kind. Here, trials that were '
-            "trained come before those scored with shared weights.",
-            "- Scores of a search only rank choices; what sizes are worth is known after they "
-            "are trained again.",
+            f"{trial.number}, {metric} {results.quality_of(trial):.4f}, "
+            f"{how_scored(study, trial)}.",
+            "- Trials scored with shared weights only rank choices, and Optuna takes them for "
+            "infeasible: its `study.best_trial` is one that was trained. The dashboard's card *Best "
+            "Trial* may be any.",
+            "- What sizes are worth is known after they are trained again and tested.",
             "",
             "| feature | full table | kept, most frequent ids first | parameters |",
             "| --- | --- | --- | ---: |",
