@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 import json
 from typing import Any
@@ -24,14 +24,13 @@ from optuna_nis.study.keys import (
     TASK_ATTR,
     VOCABULARY_ATTR,
 )
-from optuna_nis.study.settings import space_of
+from optuna_nis.study.settings import differences, space_of
 
 _logger = get_logger(__name__)
 
 # Small data sets need smaller batches, or an epoch is over after a handful of steps.
 _MIN_STEPS_PER_EPOCH = 50
 # Characters shown of a value that differs.
-_LONGEST_VALUE = 120
 
 
 @dataclass(frozen=True)
@@ -319,17 +318,3 @@ def _warn_changed(
 def _seen_rows(datamodule: EmbeddingDataModule) -> str:
     """Which rows a search sees."""
     return datamodule.fingerprint("train", "validation")
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What is not the same, such as ``epochs 4 (now 8)``."""
-    return ", ".join(
-        f"{name} {_short(name, before)} (now {_short(name, now)})"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
-    )
-
-
-def _short(name: str, values: Mapping[str, Any]) -> str:
-    text = repr(values[name]) if name in values else "unset"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

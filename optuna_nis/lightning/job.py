@@ -23,7 +23,6 @@ from optuna_nis.data import EmbeddingDataModule, Task
 from optuna_nis.data.config import (
     DataConfig,
     check_data,
-    differences,
     read_data,
     save_data,
 )
@@ -56,6 +55,7 @@ from optuna_nis.study.results import (
     save_space,
 )
 from optuna_nis.study.searches import finish, join, num_scored, searches_of
+from optuna_nis.study.settings import differences, save_once
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -152,7 +152,7 @@ def search(
     build(space)
     epochs = epochs or _default_epochs(data.task, model_options)
     options = json.loads(json.dumps(model_options, default=float))
-    _save_model_options(study, options)
+    save_once(study, MODEL_OPTIONS_ATTR, options, "other model options")
     if DATA_ATTR not in study.user_attrs:
         save_data(study, data, datamodule)
     save_space(study, space)
@@ -311,16 +311,6 @@ def _frequent_ids(space: SearchSpace) -> list[Allocation]:
             smaller = space.with_budget(int(share * space.budget))
             found.append(baselines.frequent_ids(smaller, full_width=full_width))
     return found
-
-
-def _save_model_options(study: Study, options: dict[str, Any]) -> None:
-    before = study.user_attrs.get(MODEL_OPTIONS_ATTR, options)
-    if before != options:
-        raise ValueError(
-            f"`study` {study.study_name!r} was searched with other model options, with "
-            f"{differences(before, options)}. Use another study name."
-        )
-    study.set_user_attr(MODEL_OPTIONS_ATTR, options)
 
 
 def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:

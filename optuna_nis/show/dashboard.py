@@ -390,8 +390,8 @@ def _note(study: Study, best: Allocation) -> str:
             f"{trial.number}, {metric} {results.quality_of(trial):.4f}, "
             f"{how_scored(study, trial)}.",
             "- Trials scored with shared weights only rank choices, and Optuna takes them for "
-            "infeasible: its `study.best_trial` is one that was trained. The dashboard's card *Best "
-            "Trial* may be any.",
+            "infeasible: its `study.best_trial` is one that was trained. The dashboard's card "
+            "*Best Trial* may be any.",
             "- What sizes are worth is known after they are trained again and tested.",
             "",
             "| feature | full table | kept, most frequent ids first | parameters |",

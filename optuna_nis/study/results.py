@@ -46,7 +46,7 @@ from optuna_nis.study.retrained import (
     save_results,
     search_cost_ratio,
 )
-from optuna_nis.study.settings import metric_of, save_space, space_of
+from optuna_nis.study.settings import metric_of, plan_of, save_plan, save_space, space_of
 from optuna_nis.study.trials import (
     best_trial,
     fidelity_of,
@@ -92,10 +92,12 @@ __all__ = [
     "metric_of",
     "number_of",
     "parts_of",
+    "plan_of",
     "quality_of",
     "relative_gain",
     "results_of",
     "save_parts",
+    "save_plan",
     "save_results",
     "save_space",
     "search_cost_ratio",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from anything import anything, refusal
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ import pytest
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.study import results as stored
+from optuna_nis.study.settings import plan_of, save_plan
 
 SPACE_TEXT = SearchSpace([EmbeddingSpec("user", 100, 8)], budget=0.5).to_json()
 
@@ -56,3 +58,38 @@ def test_any_space_is_read_or_refused_by_name(key, within, value):
 def test_metric_has_a_default(make_study):
     assert stored.metric_of(make_study()) == "ROC-AUC"
     assert stored.metric_of(optuna.create_study()) == "quality"
+
+
+PLAN = {"warmup": 0.1, "shares": (1.0, 0.5), "num_updates": None}
+
+
+def test_a_plan_is_read_back_and_kept():
+    study = optuna.create_study(study_name="s", storage="sqlite://")
+    assert plan_of(study) is None
+    save_plan(study, PLAN)
+    assert plan_of(study) == PLAN | {"shares": [1.0, 0.5]}
+    save_plan(study, PLAN)
+    with pytest.raises(
+        ValueError,
+        match=r"`study` 's' was searched with another plan, with warmup 0.1 \(now 0.2\), "
+        r"epochs unset \(now 4\). Use another study name.",
+    ):
+        save_plan(study, PLAN | {"warmup": 0.2, "epochs": 4})
+    assert plan_of(study) == PLAN | {"shares": [1.0, 0.5]}
+
+
+@pytest.mark.parametrize("value", [object(), math.nan])
+def test_a_plan_must_be_json(value):
+    study = optuna.create_study()
+    with pytest.raises(ValueError, match="'nis:plan' must hold values for JSON"):
+        save_plan(study, {"warmup": value})
+    assert plan_of(study) is None
+
+
+@pytest.mark.parametrize("held", [[], "text", 3])
+def test_what_others_wrote_in_place_of_a_plan_is_refused(held):
+    study = optuna.create_study(study_name="mine")
+    study.set_user_attr("nis:plan", held)
+    for use in (plan_of, lambda study: save_plan(study, PLAN)):
+        with pytest.raises(ValueError, match="'nis:plan' of 'mine' cannot be read: must be"):
+            use(study)
