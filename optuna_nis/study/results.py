@@ -14,30 +14,8 @@ from optuna import Study
 
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.cautions import cautions
-from optuna_nis.study.keys import (
-    DATA_ATTR,
-    DATASET_ATTR,
-    FIDELITY_ATTR,
-    METRIC_ATTR,
-    MODEL_OPTIONS_ATTR,
-    NUM_PARAMETERS_ATTR,
-    NUM_ROWS_ATTR,
-    PARTS_ATTR,
-    PENALTY_ATTR,
-    PLAIN_SECONDS_ATTR,
-    QUALITY_ATTR,
-    REFERENCE_ATTR,
-    RESULTS_ATTR,
-    SEARCH_ATTR,
-    SEARCH_SECONDS_ATTR,
-    SEEN_ROWS_ATTR,
-    SPACE_ATTR,
-    STEP_ATTR,
-    SUPERNET,
-    TASK_ATTR,
-    TRAINED,
-    VALIDATED,
-)
+from optuna_nis.study.keys import *  # noqa: F403 - Names that were here in release 0.1.
+from optuna_nis.study.keys import DATASET_ATTR, TASK_ATTR
 from optuna_nis.study.parts import parts_of, save_parts
 from optuna_nis.study.retrained import (
     RetrainResult,
@@ -59,28 +37,6 @@ from optuna_nis.study.trials import (
 )
 
 __all__ = [
-    "DATASET_ATTR",
-    "DATA_ATTR",
-    "FIDELITY_ATTR",
-    "METRIC_ATTR",
-    "MODEL_OPTIONS_ATTR",
-    "NUM_PARAMETERS_ATTR",
-    "NUM_ROWS_ATTR",
-    "PARTS_ATTR",
-    "PENALTY_ATTR",
-    "PLAIN_SECONDS_ATTR",
-    "QUALITY_ATTR",
-    "REFERENCE_ATTR",
-    "RESULTS_ATTR",
-    "SEARCH_ATTR",
-    "SEARCH_SECONDS_ATTR",
-    "SEEN_ROWS_ATTR",
-    "SPACE_ATTR",
-    "STEP_ATTR",
-    "SUPERNET",
-    "TASK_ATTR",
-    "TRAINED",
-    "VALIDATED",
     "RetrainResult",
     "best_allocation",
     "best_trial",
