@@ -21,7 +21,6 @@ from optuna_nis._format import duration
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.data.config import differences
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.comparison import Comparison, compare
@@ -55,6 +54,7 @@ from optuna_nis.study.results import (
     save_space,
 )
 from optuna_nis.study.searches import finish, join, searches_of
+from optuna_nis.study.settings import differences
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback

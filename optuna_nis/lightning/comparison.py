@@ -24,10 +24,8 @@ from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy import baselines
-from optuna_nis.study.results import PLAIN_SECONDS_ATTR, RetrainResult, save_results
-
-TRAINING_KEY = "nis:training:"
-"""Study system attribute: a finished training, the rest of the name says which."""
+from optuna_nis.study.keys import PLAIN_SECONDS_ATTR, TRAINING_KEY
+from optuna_nis.study.retrained import RetrainResult, save_results
 
 
 def check_options(

@@ -16,7 +16,6 @@ from optuna_nis.data import Task
 from optuna_nis.data.config import (
     DataConfig,
     check_data,
-    differences,
     read_data,
     save_data,
 )
@@ -25,7 +24,8 @@ from optuna_nis.models import RankingModule, RetrievalModule, reference_model
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
-from optuna_nis.study.results import DATA_ATTR, MODEL_OPTIONS_ATTR
+from optuna_nis.study.keys import DATA_ATTR, MODEL_OPTIONS_ATTR
+from optuna_nis.study.settings import save_once
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -112,7 +112,7 @@ def search(
     epochs = epochs or _default_epochs(data.task, model_options)
     plan = SearchPlan.of(plan, {"epochs": epochs, "num_updates": num_updates})
     options = json.loads(json.dumps(model_options, default=float))
-    _save_model_options(study, options)
+    save_once(study, MODEL_OPTIONS_ATTR, options, "other model options")
     if DATA_ATTR not in study.user_attrs:
         save_data(study, data, datamodule)
     found = search_sizes(
@@ -141,13 +141,3 @@ def _default_epochs(task: Task, model_options: Mapping[str, Any]) -> int:
     default: float = signature(_MODULES[task]).parameters["learning_rate"].default
     rate: float = model_options.get("learning_rate", default)
     return round(_EPOCHS[task] * default / min(max(rate, default / _MAX_SLOWER), default))
-
-
-def _save_model_options(study: Study, options: dict[str, Any]) -> None:
-    before = study.user_attrs.get(MODEL_OPTIONS_ATTR, options)
-    if before != options:
-        raise ValueError(
-            f"`study` {study.study_name!r} was searched with other model options, with "
-            f"{differences(before, options)}. Use another study name."
-        )
-    study.set_user_attr(MODEL_OPTIONS_ATTR, options)

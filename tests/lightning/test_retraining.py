@@ -21,7 +21,8 @@ from optuna_nis.lightning import (
     retraining,
     search,
 )
-from optuna_nis.study._keeping import VOCABULARY, kept_text
+from optuna_nis.study.attributes import read_text
+from optuna_nis.study.keys import TRAINING_KEY, VOCABULARY_ATTR
 from optuna_nis.study.results import (
     DATA_ATTR,
     RESULTS_ATTR,
@@ -89,7 +90,8 @@ def _without_vocabulary(study: optuna.Study) -> optuna.Study:
     """As an earlier version left it."""
     old = optuna.create_study(direction="maximize", study_name="old")
     for key, value in study.user_attrs.items():
-        old.set_user_attr(key, value)
+        if key != VOCABULARY_ATTR:
+            old.set_user_attr(key, value)
     old.add_trials(study.trials)
     return old
 
@@ -173,7 +175,7 @@ def test_rows_in_another_order_are_other_parts(
 def test_a_later_search_goes_by_the_vocabulary_of_the_first(
     study: optuna.Study, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = kept_text(study, VOCABULARY)
+    text = read_text(study, VOCABULARY_ATTR)
     pd.concat([_rows(), _rows().assign(user=77)]).to_csv(table, index=False)
     data = DataConfig.from_json(study.user_attrs[DATA_ATTR])
     # As if no search had come to its end.
@@ -185,7 +187,7 @@ def test_a_later_search_goes_by_the_vocabulary_of_the_first(
         again._storage.set_study_system_attr(again._study_id, key, value)
     again.add_trials([t for t in study.trials if t.user_attrs["fidelity"] == "supernet"])
     search(again, data, **FAST)
-    assert kept_text(again, VOCABULARY) == text
+    assert read_text(again, VOCABULARY_ATTR) == text
     assert any("'user' in " in line for line in caplog.messages)
     assert not any("may be among those" in line for line in caplog.messages)
 
@@ -391,7 +393,7 @@ def test_bad_options_are_told_before_the_data_are_read(
 def test_what_others_wrote_in_place_of_a_training_is_refused(study: optuna.Study) -> None:
     retrain(study, seeds=[0], max_epochs=1)
     for key in study._storage.get_study_system_attrs(study._study_id):
-        if key.startswith(comparison.TRAINING_KEY):
+        if key.startswith(TRAINING_KEY):
             study._storage.set_study_system_attr(study._study_id, key, {"value": 1})
     with pytest.raises(ValueError, match=r"must hold what a training came to, got .*value"):
         retrain(study, seeds=[0], max_epochs=1)
