@@ -13,13 +13,15 @@ from optuna_nis.study.results import save_space
 # Its docstrings are run where torchrec, which is optional, is installed.
 collect_ignore = [] if find_spec("torchrec") else ["optuna_nis/serve/torchrec.py"]
 
+_WITH_DATA = ("optuna_nis.lightning.", "optuna_nis.models.", "optuna_nis.serve.")
+
 
 @pytest.fixture(autouse=True)
 def _names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict) -> None:
     if not isinstance(request.node, pytest.DoctestItem):
         return
     doctest_namespace["study"] = searched_study()
-    if request.node.name.startswith("optuna_nis.lightning."):
+    if request.node.name.startswith(_WITH_DATA):
         doctest_namespace["data"] = small_data()
 
 

@@ -19,7 +19,7 @@ from optuna_nis.lightning.retraining import retrain
 from optuna_nis.lightning.rewards import Searchable
 from optuna_nis.lightning.shortlist import Candidate, train_shortlist, warm_start
 from optuna_nis.lightning.training import Training, evaluate, train
-from optuna_nis.models.modules import (
+from optuna_nis.models import (
     EmbeddingModule,
     RankingModule,
     RetrievalModule,

@@ -32,7 +32,7 @@ from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.shortlist import train_shortlist
 from optuna_nis.lightning.training import quiet_lightning, quiet_trainer
-from optuna_nis.models.modules import (
+from optuna_nis.models import (
     RankingModule,
     RetrievalModule,
     reference_model,

@@ -21,7 +21,7 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.config import data_of, read_data
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.training import evaluate, train
-from optuna_nis.models.modules import EmbeddingModule, reference_model
+from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.strategy import baselines

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optuna_nis.models import softmax
 from optuna_nis.models.softmax import (
     estimated_ranks,
     sampled_softmax_loss,
@@ -14,7 +15,6 @@ from optuna_nis.models.softmax import (
     target_ranks,
     top_items,
 )
-from optuna_nis.nn import softmax
 
 
 @pytest.fixture(autouse=True)
