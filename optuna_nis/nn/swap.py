@@ -451,7 +451,7 @@ def _shrink(model: nn.Module, allocation: Allocation) -> None:
 
 
 def _shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> Field:
-    ranks = None if supernet._ranks is None else supernet._ranks[:-1].cpu()
+    ranks = supernet.ranks
     layer: Field
     if supernet.mode is None:
         layer = MultiSizeEmbedding(table, ranks=ranks, sparse=supernet.sparse)
