@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
-from optuna_nis.space.allocation import Allocation
-from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.allocation import Allocation, TableAllocation
+from optuna_nis.space.space import EmbeddingSpec, SearchSpace
 
 Batch = dict[str, Tensor]
+
+
+def tables_of(
+    tables: SearchSpace | Allocation,
+) -> Mapping[str, EmbeddingSpec] | Mapping[str, TableAllocation]:
+    """The tables of a space or an allocation by the names of their features.
+
+    Raises:
+        TypeError: If ``tables`` is neither.
+    """
+    if isinstance(tables, SearchSpace):
+        return {spec.name: spec for spec in tables.specs}
+    if isinstance(tables, Allocation):
+        return tables
+    raise TypeError(
+        f"`tables` must be a SearchSpace or an Allocation, got {type(tables).__name__}."
+    )
 
 
 class FeatureEmbeddings(nn.Module):
@@ -21,11 +38,13 @@ class FeatureEmbeddings(nn.Module):
     Args:
         tables: A space gives supernet embeddings, an allocation multi-size ones.
         bags: Names of the features whose ids come as bags, pooled by their mean.
+        leave_out: Names of features that are looked up nowhere: those of output layers.
+        init_std: Standard deviation of the initial rows.
 
     Raises:
         TypeError: If ``tables`` is neither.
-        ValueError: If the widths seen downstream differ between features, or a bag is unknown; in
-            the forward pass if ids have the wrong number of dimensions.
+        ValueError: If no feature is left, the widths seen downstream differ between features, or a
+            bag is unknown; in the forward pass if ids have the wrong number of dimensions.
 
     Shapes:
         - batch: for every feature ``(batch,)``, or ``(batch, length)`` for bags
@@ -33,27 +52,32 @@ class FeatureEmbeddings(nn.Module):
     """
 
     def __init__(
-        self, tables: SearchSpace | Allocation, *, bags: Collection[str] = (), init_std: float
+        self,
+        tables: SearchSpace | Allocation,
+        *,
+        bags: Collection[str] = (),
+        leave_out: Collection[str] = (),
+        init_std: float,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.names: list[str] = []
         widths: set[int] = set()
-        if isinstance(tables, SearchSpace):
-            for spec in tables.specs:
-                mode: Any = "mean" if spec.name in bags else None
-                self.layers.append(SupernetEmbedding(spec, mode=mode, init_std=init_std))
-                self.names.append(spec.name)
-                widths.add(spec.embedding_dim)
-        elif isinstance(tables, Allocation):
-            for table in tables.values():
-                kind = MultiSizeEmbeddingBag if table.name in bags else MultiSizeEmbedding
+        for name, table in tables_of(tables).items():
+            if name in leave_out:
+                continue
+            if isinstance(table, EmbeddingSpec):
+                mode: Any = "mean" if name in bags else None
+                self.layers.append(SupernetEmbedding(table, mode=mode, init_std=init_std))
+            else:
+                kind = MultiSizeEmbeddingBag if name in bags else MultiSizeEmbedding
                 self.layers.append(kind(table, init_std=init_std))
-                self.names.append(table.name)
-                widths.add(table.embedding_dim)
-        else:
-            raise TypeError(
-                f"`tables` must be a SearchSpace or an Allocation, got {type(tables).__name__}."
+            self.names.append(name)
+            widths.add(table.embedding_dim)
+        if not self.names:
+            raise ValueError(
+                f"`tables` must have a feature besides those of outputs, {sorted(leave_out)}, "
+                "got no other."
             )
         if unknown := set(bags) - set(self.names):
             raise ValueError(f"`bags` names unknown features {sorted(unknown)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -10,16 +11,23 @@ from torchmetrics import MeanMetric
 from optuna_nis._checks import check_integer
 from optuna_nis.data.features import UNSEEN_TARGET
 from optuna_nis.models.base import EmbeddingModule, mlp
-from optuna_nis.models.embeddings import Batch
+from optuna_nis.models.embeddings import Batch, tables_of
 from optuna_nis.models.softmax import (
+    Items,
     estimated_ranks,
     sampled_softmax_loss,
     softmax_loss,
     target_ranks,
     top_items,
 )
-from optuna_nis.space.allocation import Allocation
-from optuna_nis.space.space import SearchSpace
+from optuna_nis.nn import MultiSizeLinear, SupernetLinear
+from optuna_nis.space.allocation import Allocation, TableAllocation
+from optuna_nis.space.space import EmbeddingSpec, SearchSpace
+
+#: Name of the table of the items.
+ITEMS: Final = "items"
+#: Widths of the layers by default.
+HIDDEN: Final = (256, 64)
 
 _MAX_FULL_SOFTMAX = 50_000
 _NUM_SAMPLED = 8192
@@ -31,24 +39,31 @@ class RetrievalModule(EmbeddingModule):
     """A softmax over all items from the features of a query, measured by Recall@k.
 
     It is trained on all items, or on some of them (:func:`sampled_softmax_loss`) where there are
-    very many, and always measured on all. Trainings and choices are compared by their mean
-    reciprocal rank, ``"val_mrr"``: where items are many, Recall@1 counts a handful of hits.
+    very many, and always measured on all. Their vectors are a table as those of the features are:
+    where ``tables`` has it, it is searched and sized with them.
+
+    Trainings and choices are compared by their mean reciprocal rank, ``"val_mrr"``: where items
+    are many, Recall@1 counts a handful of hits.
 
     Args:
-        tables: As in :class:`RankingModule`.
+        tables: As in :class:`RankingModule`, with or without the table of the items.
         num_classes: Number of items, sorted by falling frequency.
         bags: As in :class:`RankingModule`.
-        hidden: Widths of the layers of the MLP; the last one is the width of the items' vectors.
+        hidden: Widths of the layers of the MLP; the last one is the width of the items' vectors,
+            and that of their table takes its place where it is smaller.
         learning_rate: Of Adam.
         l2: Weight of the mean squared norm of the embeddings looked up.
         dropout: Probability after each layer of the MLP.
         init_std: Standard deviation of the initial embeddings.
         top_k: The k of the Recall@k that are reported; the first is ``"val_metric"``.
+        items: Name of the feature of ``tables`` that is the table of the items. Where there is
+            none of that name, or it is None, they have a plain :class:`torch.nn.Linear`.
         num_sampled: Items that each training batch is compared with; as many as there are give
             the full softmax. By default all up to 50,000, and 8,192 of more.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the table of the items is not one of
+            ``num_classes`` rows or wider than the last layer.
 
     Shapes:
         - batch: as in :class:`RankingModule`, with ``"label"`` the index of the item,
@@ -62,6 +77,13 @@ class RetrievalModule(EmbeddingModule):
         >>> model = RetrievalModule(space.full(), num_classes=5, bags={"history"})
         >>> model({"history": torch.tensor([[1, 2, 100]])}).shape
         torch.Size([1, 5])
+
+        With the table of the items in the space:
+
+        >>> space = SearchSpace([*space.specs, EmbeddingSpec("items", 5, 64)], budget="50%")
+        >>> model = RetrievalModule(space, num_classes=5, bags={"history"})
+        >>> type(model.items).__name__, model.output_features
+        ('SupernetLinear', ('items',))
     """
 
     monitor = "val_mrr"
@@ -73,15 +95,24 @@ class RetrievalModule(EmbeddingModule):
         *,
         num_classes: int,
         bags: Collection[str] = (),
-        hidden: Sequence[int] = (256, 64),
+        hidden: Sequence[int] = HIDDEN,
         learning_rate: float = 6e-3,
         l2: float = 1e-4,
         dropout: float = 0.0,
         init_std: float = 0.03,
         top_k: Sequence[int] = (1, 10, 50),
+        items: str | None = ITEMS,
         num_sampled: int | None = None,
     ) -> None:
-        super().__init__(tables, bags=bags, learning_rate=learning_rate, l2=l2, init_std=init_std)
+        table = None if items is None else tables_of(tables).get(items)
+        super().__init__(
+            tables,
+            bags=bags,
+            learning_rate=learning_rate,
+            l2=l2,
+            init_std=init_std,
+            output_features=() if table is None else (table.name,),
+        )
         if num_classes < 2:
             raise ValueError(f"`num_classes` must be at least 2, got {num_classes!r}.")
         if num_sampled is None:
@@ -93,8 +124,16 @@ class RetrievalModule(EmbeddingModule):
             check_integer("top_k", k, 1)
         self.num_sampled = min(num_sampled, num_classes)
         inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
+        if table is not None:
+            hidden = _with_table(hidden, table, num_classes)
         self.mlp = mlp(inputs, hidden, dropout)
-        self.items = nn.Linear(hidden[-1], num_classes)
+        self.items: Items
+        if table is None:
+            self.items = nn.Linear(hidden[-1], num_classes)
+        elif isinstance(table, EmbeddingSpec):
+            self.items = SupernetLinear(table)
+        else:
+            self.items = MultiSizeLinear(table)
         self.top_k = tuple(dict.fromkeys(min(k, num_classes) for k in top_k))
         self.metric_name = f"Recall@{self.top_k[0]}"
         self.val_recall = nn.ModuleList(MeanMetric() for _ in self.top_k)
@@ -113,9 +152,7 @@ class RetrievalModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over the items and the penalty of the embeddings."""
         rows = self.embeddings(batch)
-        known = (batch["label"] != UNSEEN_TARGET).nonzero().squeeze(1)
-        vectors = self._vectors(rows).index_select(0, known)
-        labels = batch["label"].index_select(0, known)
+        vectors, labels = self._vectors(rows), batch["label"]
         if self.num_sampled < self.items.out_features:
             loss = sampled_softmax_loss(vectors, self.items, labels, self.num_sampled)
         else:
@@ -160,6 +197,20 @@ class RetrievalModule(EmbeddingModule):
         else:
             ranks = estimated_ranks(vectors, self.items, batch["label"], _NUM_RANKED)
         return _reciprocal(ranks, batch["label"]).view(num_choices, -1).mean(1)
+
+
+def _with_table(
+    hidden: Sequence[int], table: EmbeddingSpec | TableAllocation, num_classes: int
+) -> Sequence[int]:
+    """Widths of the layers where the last one gives the vectors that a table is compared with."""
+    if table.num_embeddings != num_classes or not 0 < table.embedding_dim <= hidden[-1]:
+        raise ValueError(
+            f"The table of the items, {table.name!r} of `tables`, must have `num_classes` rows, "
+            f"{num_classes}, and be at most as wide as the last of `hidden`, {hidden[-1]}, got "
+            f"{table.num_embeddings}x{table.embedding_dim}. If it is the table of a feature, give "
+            "`items` another name, or None."
+        )
+    return [*hidden[:-1], table.embedding_dim]
 
 
 def _reciprocal(ranks: Tensor, label: Tensor) -> Tensor:
