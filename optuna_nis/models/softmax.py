@@ -40,15 +40,13 @@ def softmax_loss(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
         labels: Index of the target of each example, shape ``(batch,)``; examples of which it is
             negative are left out.
     """
-    losses: list[tuple[Tensor, int]] = []
+    number = (labels >= 0).sum().clamp(min=1)
     with full_precision(vectors):
-        for rows, own, every in _all(vectors, items):
-            known = (labels[rows] >= 0).nonzero().squeeze(1)
-            own, label = own.index_select(0, known), labels[rows].index_select(0, known)
-            loss: Tensor = _SoftmaxLoss.apply(own, *every, label)  # type: ignore[no-untyped-call]
-            losses.append((loss, len(known)))
-    total = sum(number for _, number in losses)
-    return torch.stack([loss * (number / max(1, total)) for loss, number in losses]).sum()
+        losses = [
+            _SoftmaxLoss.apply(own, *every, labels[rows], number)  # type: ignore[no-untyped-call]
+            for rows, own, every in _all(vectors, items)
+        ]
+    return torch.stack(losses).sum()
 
 
 def sampled_softmax_loss(
@@ -204,30 +202,35 @@ def _logits(vectors: Tensor, items: Items) -> Iterator[tuple[slice, Tensor]]:
 
 
 class _SoftmaxLoss(torch.autograd.Function):
+    """The sum of the cross-entropies of examples, divided by a number."""
+
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, vectors: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, number: Tensor
+    ) -> Tensor:
         loss = vectors.new_zeros(())
         gradients = torch.empty_like(vectors), torch.zeros_like(weight), torch.zeros_like(bias)
         for rows in _chunks(len(vectors), len(weight)):
-            target = labels[rows].unsqueeze(1)
+            label = labels[rows].unsqueeze(1)
+            known, target = label >= 0, label.clamp(min=0)
             logits = torch.addmm(bias, vectors[rows], weight.T)
             total = logits.logsumexp(1, keepdim=True)
-            loss += (total - logits.gather(1, target)).sum()
+            loss += (total - logits.gather(1, target)).where(known, 0.0).sum()
             # The gradient of the logits: the probabilities, less one for the target.
             logits.sub_(total).exp_()
             logits.scatter_add_(1, target, -torch.ones_like(target, dtype=logits.dtype))
-            logits /= len(vectors)
+            logits /= number.to(logits.dtype).where(known, math.inf)
             torch.mm(logits, weight, out=gradients[0][rows])
             gradients[1].addmm_(logits.T, vectors[rows])
             gradients[2].add_(logits.sum(0))
         ctx.save_for_backward(*gradients)
-        return loss / max(1, len(vectors))
+        return loss / number
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         vectors, weight, bias = ctx.saved_tensors
-        return outer * vectors, outer * weight, outer * bias, None
+        return outer * vectors, outer * weight, outer * bias, None, None
 
 
 def _chunks(num_rows: int, num_items: int) -> Iterator[slice]:
