@@ -161,7 +161,7 @@ def _some(
     if isinstance(items, nn.Linear):
         runs, look_up = 1, items.weight.to(bias.dtype).__getitem__
     else:
-        table = items.table_layers()[0]
+        table = items.field_layers()[0]
         table.check_runs(len(vectors))
         runs, look_up = table.num_choices, table
     size = len(vectors) // runs

@@ -153,7 +153,7 @@ def searched(num_items: int, seed: int = 0) -> tuple[SupernetLinear, Tensor]:
     spec = EmbeddingSpec("items", num_items, 3, row_blocks=[2, num_items - 2])
     items = SupernetLinear(spec).double()
     with torch.no_grad():
-        (table,) = items.table_layers()
+        (table,) = items.field_layers()
         table.projection.normal_()
     space = SearchSpace([spec])
     widths = [(3, 3), (2, 1), (3, 0)]
