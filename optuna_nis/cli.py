@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 import json
-import logging
 from pathlib import Path
 import shlex
 from time import sleep
 from typing import TYPE_CHECKING, Annotated, Any
-import warnings
 
 try:
-    import rich
     from rich.console import Console
     import typer
 except ModuleNotFoundError as error:
@@ -24,6 +21,7 @@ except ModuleNotFoundError as error:
 
 from optuna_nis import __version__
 from optuna_nis._checks import check_file, check_folder
+from optuna_nis._cli_console import bars, errors, progress, result, silence_lightning, tell, warn
 from optuna_nis._format import size
 
 # Whoever asks for help does not wait for Optuna, and whoever searches is told what is loaded.
@@ -46,14 +44,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-# Lightning draws its bars on this console too: what is printed goes above them, not into them.
-rich.reconfigure(stderr=True)
-_console = rich.get_console()
-
-# Packages through which Optuna speaks to storages, and the errors that are told in a line.
-_CLIENTS = ("sqlalchemy", "redis", "grpc")
-_EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError)
-
 # Of a 32-bit float.
 _BYTES_PER_PARAMETER = 4
 
@@ -230,12 +220,12 @@ def search(
 
         optuna-nis search --table clicks.csv --label clicked --features user,item
     """
-    with _errors(
+    with errors(
         quiet,
         f"Searching the sizes for {dataset or table or 'data'}: loading torch and Lightning.",
         "Finished trials are kept; the same command goes on.",
     ):
-        _silence_lightning()
+        silence_lightning()
         import optuna
 
         from optuna_nis.lightning import DataConfig
@@ -274,15 +264,15 @@ def search(
             epochs=epochs,
             num_updates=updates,
             seed=seed,
-            callbacks=_bars(quiet),
+            callbacks=bars(quiet),
             dashboard=_dashboard(),
-            progress=_progress(quiet),
+            progress=progress(quiet),
             checkpoint_dir=_checkpoint_dir(storage) if checkpoint_dir is None else checkpoint_dir,
             shard=_shard(shard),
             **{name: value for name, value in options.items() if value is not None},
         )
-        _result(str(best))
-        _result(_score(study, best))
+        result(str(best))
+        result(_score(study, best))
         _next(quiet, "retrain --output model", storage, study_name)
 
 
@@ -306,12 +296,12 @@ def retrain(
 
     The model's learning rate and dropout are those of the search.
     """
-    with _errors(
+    with errors(
         quiet,
         f"Retraining the best sizes of {study_name}: loading torch and Lightning.",
         "Finished trainings are kept; the same command goes on with the others.",
     ):
-        _silence_lightning()
+        silence_lightning()
         from optuna_nis.lightning import retrain as run_retrain
         from optuna_nis.show.report import format_table
 
@@ -322,8 +312,8 @@ def retrain(
             output=None if output is None else str(output),
             max_epochs=max_epochs,
             patience=patience,
-            callbacks=_bars(quiet),
-            progress=_progress(quiet),
+            callbacks=bars(quiet),
+            progress=progress(quiet),
         )
         if (dashboard := _dashboard()) is not None:
             dashboard.finish(study)
@@ -342,7 +332,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Print the results and write one self-contained HTML page with figures."""
-    with _errors(quiet):
+    with errors(quiet):
         from optuna_nis.show.report import format_table, write_report
         from optuna_nis.study.results import best_allocation, cautions_of, results_of, summary_of
 
@@ -350,14 +340,14 @@ def report(
         check_file("--output", output)
         write_report(study, output)
         for line in cautions_of(study):
-            _warn(line)
+            warn(line)
         results = results_of(study)
         if results:
             Console().print(format_table(results))
         else:
             print("Nothing has been retrained yet.")
             _next(quiet, "retrain --output model", storage, study_name)
-        _result(str(best_allocation(study)))
+        result(str(best_allocation(study)))
         print(f"report: {output}")
         if as_json:
             print(json.dumps(summary_of(study)))
@@ -373,7 +363,7 @@ def status(
     study_name: StudyName = _STUDY_NAME,
 ) -> None:
     """Print the state of a study: its trials, its policy, its best sizes, its speed."""
-    with _errors(quiet=True):
+    with errors(quiet=True):
         from rich.live import Live
 
         from optuna_nis.controller.sampler import NISSampler
@@ -398,9 +388,9 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Predict for new rows with a retrained model: unknown ids are fine."""
-    with _errors(quiet, f"Predicting for {table}: loading torch and Lightning."):
+    with errors(quiet, f"Predicting for {table}: loading torch and Lightning."):
         check_file("--output", output)
-        _silence_lightning()
+        silence_lightning()
         import pandas as pd
 
         from optuna_nis.data import read_table
@@ -431,9 +421,9 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a retrained model for serving, with the vocabularies beside it."""
-    with _errors(quiet, f"Exporting {model}: loading torch and Lightning."):
+    with errors(quiet, f"Exporting {model}: loading torch and Lightning."):
         check_folder("--output", output)
-        _silence_lightning()
+        silence_lightning()
         from optuna_nis.lightning import export_model
 
         print(export_model(model, form, output))
@@ -442,124 +432,6 @@ def export(
 def main() -> None:
     """Run the command."""
     app()
-
-
-@contextmanager
-def _errors(
-    quiet: bool, begin: str = "", interrupted: str = "Start the same command again."
-) -> Iterator[None]:
-    """Say in a line what begins, and what goes wrong; what is in the study stays there.
-
-    Args:
-        quiet: Whether only warnings, errors and results are printed.
-        begin: What begins, told before anything large is imported.
-        interrupted: What has become of the work if it is interrupted.
-    """
-    if begin:
-        _progress(quiet)(begin)
-    try:
-        with _warnings():
-            import optuna
-
-            optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
-            optuna.logging.disable_default_handler()
-            yield
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
-        _fail(f"Interrupted. {interrupted}", 130)
-    except Exception as error:
-        from optuna.exceptions import StorageInternalError
-
-        package = type(error).__module__.partition(".")[0]
-        if isinstance(error, StorageInternalError) or package in _CLIENTS:
-            _fail(f"The storage cannot be used: {error}")
-        if not isinstance(error, _EXPECTED):
-            raise
-        _fail(str(error.args[0] if isinstance(error, KeyError) else error))
-
-
-class _Lines(logging.Handler):
-    """Warnings of this package, a line each."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _warn(record.getMessage())
-
-
-@contextmanager
-def _warnings() -> Iterator[None]:
-    """Show warnings as a line for people, without where in the code they come from."""
-    # Where `_logging` puts the loggers of this package, whose import would take a while.
-    logger, handler = logging.getLogger("optuna.optuna_nis"), _Lines(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *where, **how: _warn(str(message))
-            yield
-    finally:
-        logger.removeHandler(handler)
-
-
-def _warn(text: str) -> None:
-    _tell(f"Warning: {text}", style="yellow")
-
-
-def _tell(text: str, *, style: str | None = None, whole: bool = False) -> None:
-    """Print a line on the standard error."""
-    _print(_console, text, style, whole)
-
-
-def _result(text: str) -> None:
-    """Print lines on the standard output."""
-    _print(Console(), text)
-
-
-def _print(console: Console, text: str, style: str | None = None, whole: bool = False) -> None:
-    """Print lines, broken between words where somebody looks; in files they stay lines.
-
-    Args:
-        console: Where to.
-        text: The lines.
-        style: Their style.
-        whole: Whether they must not be broken, as a command that is copied.
-    """
-    soft_wrap = whole or not console.is_terminal
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
-
-
-def _silence_lightning() -> None:
-    # Importing Lightning sets the level of its loggers.
-    import lightning.pytorch  # noqa: F401
-
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-
-
-def _fail(message: str, code: int = 1) -> None:
-    _tell(message, style="bold red")
-    raise typer.Exit(code)
-
-
-def _progress(quiet: bool) -> Any:
-    if quiet:
-        return lambda text: None
-    return _tell
-
-
-def _bars(quiet: bool) -> list[Any]:
-    """A bar for the training at work, where someone looks at it."""
-    if quiet or not _console.is_terminal:
-        return []
-    from lightning.pytorch.callbacks import RichProgressBar
-
-    class _Bar(RichProgressBar):
-        """Counts epochs from one, as all lines of the command do."""
-
-        def _get_train_description(self, current_epoch: int) -> str:
-            most = self.trainer.max_epochs
-            text = f"Epoch {current_epoch + 1}" + ("" if most is None else f"/{most}")
-            return f"{text:{len(self.validation_description)}}"
-
-    return [_Bar(console_kwargs={"stderr": True})]
 
 
 def _score(study: Study, best: Allocation) -> str:
@@ -591,7 +463,7 @@ def _next(quiet: bool, command: str, storage: str, study_name: str) -> None:
     if study_name != _STUDY_NAME:
         options += f" --study-name {shlex.quote(study_name)}"
     if not quiet:
-        _tell(f"Next: optuna-nis {command}{options}", whole=True)
+        tell(f"Next: optuna-nis {command}{options}", whole=True)
 
 
 def _dashboard() -> Any:

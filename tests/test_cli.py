@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import typer
 from typer.testing import CliRunner
 
-from optuna_nis import _format, cli
+from optuna_nis import _cli_console, _format, cli
 from optuna_nis._logging import get_logger
 from optuna_nis.cli import app
 from optuna_nis.lightning import DataConfig, Predictor
@@ -378,7 +378,7 @@ def test_what_begins_is_told_before_anything_is_imported(
     def load() -> None:
         raise RuntimeError("loading")
 
-    monkeypatch.setattr(cli, "_silence_lightning", load)
+    monkeypatch.setattr(cli, "silence_lightning", load)
     code, output = _run(*command)
     assert code == 1
     assert output.startswith(told)
@@ -497,7 +497,7 @@ def test_an_output_that_cannot_be_written_is_told_first(
 
 
 def test_warnings_are_lines_for_people(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with cli._errors(quiet=True):
+    with _cli_console.errors(quiet=True):
         warnings.warn("3 rows are gone", stacklevel=1)
         get_logger("optuna_nis.lightning.job").warning("nothing was learned")
         get_logger("optuna_nis.lightning.job").info("unimportant")
@@ -519,17 +519,17 @@ def _at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What the command prints to a terminal of 60 columns."""
     written = io.StringIO()
     console = Console(file=written, width=60, force_terminal=True, color_system=None)
-    monkeypatch.setattr(cli, "_console", console)
+    monkeypatch.setattr(_cli_console, "_console", console)
     return written
 
 
 def test_lines_are_broken_between_words_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     written = _at_a_terminal(monkeypatch)
     told = "uniform, seed 0: validation ROC-AUC 0.9076 in epoch 3 of 6, 3 s; about 23 s left."
-    cli._progress(quiet=False)(told)
-    cli._warn(told)
+    _cli_console.progress(quiet=False)(told)
+    _cli_console.warn(told)
     with pytest.raises(typer.Exit):
-        cli._fail(told)
+        _cli_console.fail(told)
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= 60
     assert "".join(f"{line.strip()} " for line in lines) == f"{told} Warning: {told} {told} "
@@ -548,16 +548,16 @@ def test_lines_stay_lines_in_a_file(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     told = "a line of far more than sixty letters, which a file keeps as the line that it is"
-    cli._warn(told)
+    _cli_console.warn(told)
     assert capsys.readouterr().err == f"Warning: {told}\n"
 
 
 def test_bars_count_epochs_from_one_and_share_the_console_of_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert cli._console is rich.get_console()  # The one on which Lightning draws.
+    assert _cli_console._console is rich.get_console()  # The one on which Lightning draws.
     _at_a_terminal(monkeypatch)
-    (bar,) = cli._bars(quiet=False)
+    (bar,) = _cli_console.bars(quiet=False)
     descriptions: list[str] = []
 
     class Look(Callback):
