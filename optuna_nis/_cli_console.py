@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import logging
 from typing import Any
@@ -23,7 +23,7 @@ _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError
 
 @contextmanager
 def errors(
-    quiet: bool, begin: str = "", interrupted: str = "Start the same command again."
+    quiet: bool, begin: str, interrupted: str, reword: Callable[[str], str]
 ) -> Iterator[None]:
     """Say in a line what begins, and what goes wrong; what is in the study stays there.
 
@@ -31,6 +31,7 @@ def errors(
         quiet: Whether only warnings, errors and results are printed.
         begin: What begins, told before anything large is imported.
         interrupted: What has become of the work if it is interrupted.
+        reword: Turns what an error says of arguments into what people have given.
     """
     if begin:
         progress(quiet)(begin)
@@ -51,7 +52,7 @@ def errors(
             fail(f"The storage cannot be used: {error}")
         if not isinstance(error, _EXPECTED):
             raise
-        fail(str(error.args[0] if isinstance(error, KeyError) else error))
+        fail(reword(str(error.args[0] if isinstance(error, KeyError) else error)))
 
 
 class _Lines(logging.Handler):
