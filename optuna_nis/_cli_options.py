@@ -253,12 +253,9 @@ def flat(arguments: Iterable[Parameter]) -> Iterator[Parameter]:
 
 def grouped(arguments: Iterable[Parameter], given: dict[str, Any]) -> dict[str, Any]:
     """The values of arguments, of what is given for those that :func:`flat` makes of them."""
-    for argument in arguments:
-        kind: Any = argument.annotation
-        if is_dataclass(kind):
-            given[argument.name] = kind(
-                **{each.name: given.pop(each.name) for each in fields(kind)}
-            )
+    for group in [argument for argument in arguments if is_dataclass(argument.annotation)]:
+        values = {field.name: given.pop(field.name) for field in fields(group.annotation)}
+        given[group.name] = group.annotation(**values)
     return given
 
 
