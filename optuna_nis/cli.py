@@ -285,7 +285,7 @@ def export(
     """Write a retrained model for serving, with the vocabularies beside it."""
     check_folder("output", output)
     silence_lightning()
-    from optuna_nis.serve.model_folder import export_model
+    from optuna_nis.serve.export import export_model
 
     print(export_model(model, form, output))
 

@@ -289,7 +289,7 @@ def test_a_study_that_is_not_there(tmp_path: Path) -> None:
         ),
         (
             ("export", "--model", "m", "--format", "dense", "--output", "served"),
-            "serve.model_folder.export_model",
+            "serve.export.export_model",
             "Interrupted. Start the same command again.",
         ),
     ],

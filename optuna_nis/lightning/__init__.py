@@ -25,7 +25,7 @@ from optuna_nis.models.modules import (
     RetrievalModule,
     reference_model,
 )
-from optuna_nis.serve.model_folder import export_model
+from optuna_nis.serve.export import export_model
 from optuna_nis.serve.predictor import Predictor
 
 __all__ = [
