@@ -154,6 +154,16 @@ def test_a_tied_head_is_the_same_feature(counted: bool, options: dict[str, Any])
     assert output_features(model) == set()
 
 
+def test_compiled() -> None:
+    model = Sequential(bias=True, padding=1.0)
+    space = make_searchable(model, counts={"item": _counts(ITEMS)})
+    rng = np.random.default_rng(0)
+    set_choices(model, space, [space.sample(rng, cost) for cost in (900, 200)])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    ids = _ids()
+    torch.testing.assert_close(compiled(ids), model(ids))
+
+
 def test_fields_of_a_tied_table() -> None:
     space, _, _ = _goes_through(Sequential(bias=True), None, fields={"item": [50, 70]})
     assert [spec.name for spec in space.specs] == ["item.0", "item.1"]
