@@ -27,6 +27,7 @@ from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.comparison import Comparison, compare
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.parts import parts_of_data
+from optuna_nis.lightning.reference import EMBEDDING_DIM, default_epochs
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import (
     BuildModel,
@@ -227,6 +228,7 @@ def search_sizes(
         >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)]
         ['nis', 'uniform', 'full']
     """
+    epochs_given = plan is not None or "epochs" in plan_fields
     plan = SearchPlan.of(plan, plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
@@ -236,7 +238,9 @@ def search_sizes(
             space = _space_of(data, build_model, budget, mode)
         subject = _Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
-        subject.supernet()
+        model = subject.supernet()
+        if not epochs_given and isinstance(model, EmbeddingModule):
+            plan = replace(plan, epochs=default_epochs(model))
     else:
         options = dict(swap_options or {})
         if counts is None:
@@ -373,13 +377,13 @@ def _takes_sizes(build_model: BuildAnyModel) -> bool:
 def _space_of(
     data: Data, build_model: BuildAnyModel, budget: int | float | str | None, mode: Mode
 ) -> SearchSpace:
-    specs = getattr(build_model, "specs", None)
-    if not isinstance(data, EmbeddingDataModule) or specs is None:
+    if not isinstance(data, EmbeddingDataModule):
         raise ValueError(
-            "`space` must be given for a `build_model` that takes sizes, unless it is what "
-            "`reference_model` gives and `data` is a data module of optuna_nis.data."
+            "`space` must be given for a `build_model` that takes sizes, unless `data` is a data "
+            f"module of optuna_nis.data, got {type(data).__name__}."
         )
-    return SearchSpace(specs(data), budget=budget, mode=mode)
+    specs = getattr(build_model, "specs", data.embedding_specs)
+    return SearchSpace(specs(EMBEDDING_DIM[data.task]), budget=budget, mode=mode)
 
 
 def _counted(

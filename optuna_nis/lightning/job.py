@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
+from collections.abc import Callable, Sequence
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from lightning.pytorch import Callback
 from optuna import Study
 
 from optuna_nis._checks import check_folder
-from optuna_nis.data import Task
 from optuna_nis.data.config import (
     DataConfig,
     check_data,
@@ -21,7 +19,8 @@ from optuna_nis.data.config import (
     save_data,
 )
 from optuna_nis.lightning.any_model import search_sizes
-from optuna_nis.models import RankingModule, RetrievalModule, reference_model
+from optuna_nis.lightning.reference import EMBEDDING_DIM, default_epochs
+from optuna_nis.models import reference_model
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
@@ -29,14 +28,6 @@ from optuna_nis.study.results import DATA_ATTR, MODEL_OPTIONS_ATTR
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
-
-_EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
-_EPOCHS = {"ranking": 4, "retrieval": 6}
-_MODULES: dict[str, type[RankingModule] | type[RetrievalModule]] = {
-    "ranking": RankingModule,
-    "retrieval": RetrievalModule,
-}
-_MAX_SLOWER = 4.0
 
 
 def search(
@@ -105,11 +96,10 @@ def search(
     datamodule = read_data(study, data, withhold_test=True, progress=progress)
     datamodule.shard = shard
     build = reference_model(datamodule.features, **model_options)
-    dim = embedding_dim or _EMBEDDING_DIM[data.task]
+    dim = embedding_dim or EMBEDDING_DIM[data.task]
     space = SearchSpace(datamodule.embedding_specs(dim), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
-    build(space)
-    epochs = epochs or _default_epochs(data.task, model_options)
+    epochs = default_epochs(build(space)) if epochs is None else epochs
     plan = SearchPlan.of(plan, {"epochs": epochs, "num_updates": num_updates})
     options = json.loads(json.dumps(model_options, default=float))
     _save_model_options(study, options)
@@ -134,13 +124,6 @@ def search(
         },
     )
     return found.allocation
-
-
-def _default_epochs(task: Task, model_options: Mapping[str, Any]) -> int:
-    """A supernet that learns more slowly than the default model gets more epochs to learn."""
-    default: float = signature(_MODULES[task]).parameters["learning_rate"].default
-    rate: float = model_options.get("learning_rate", default)
-    return round(_EPOCHS[task] * default / min(max(rate, default / _MAX_SLOWER), default))
 
 
 def _save_model_options(study: Study, options: dict[str, Any]) -> None:
