@@ -8,16 +8,14 @@ from dataclasses import dataclass, field, replace
 import inspect
 from pathlib import Path
 import tempfile
-import time
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from optuna import Study, create_study
 import torch
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_folder
-from optuna_nis._format import duration
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.data import EmbeddingDataModule
@@ -27,6 +25,7 @@ from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.comparison import Comparison, compare
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.parts import parts_of_data
+from optuna_nis.lightning.progress import EpochLines
 from optuna_nis.lightning.reference import EMBEDDING_DIM, default_epochs
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import (
@@ -76,16 +75,23 @@ class FoundSizes:
             been searched to its end before.
         study: All trials; ``best_trial`` is that of the best sizes.
         space: The search space.
-        build: Makes a new model of given sizes.
     """
 
     allocation: Allocation
     candidates: list[Candidate]
     study: Study = field(repr=False)
     space: SearchSpace
-    build: BuildModel = field(repr=False)
+    _build: BuildModel = field(repr=False)
     _data: Data = field(repr=False)
     _monitored: Monitored = field(repr=False)
+
+    def build(self, sizes: Allocation | None = None) -> LightningModule:
+        """Make a new model.
+
+        Args:
+            sizes: Its sizes, by default those that were found.
+        """
+        return self._build(self.allocation if sizes is None else sizes)
 
     def retrain(
         self,
@@ -124,10 +130,10 @@ class FoundSizes:
         if self._monitored.metric is not None:
             test_monitor = test_monitor or f"{name}_test"
         elif test_monitor is None:
-            reference = isinstance(self.build(self.allocation), EmbeddingModule)
+            reference = isinstance(self.build(), EmbeddingModule)
             test_monitor = "test_metric" if reference else name.replace("val", "test")
         comparison = Comparison(
-            self.build,
+            self._build,
             self._data,
             self._monitored,
             test_monitor,
@@ -295,7 +301,7 @@ def search_sizes(
             save_parts(study, parts_of_data(data, supernet, ["validation"]))
         searched = folder.load_searched()
         if searched is None:
-            every_callback: list[Callback] = [search, _EpochLines(progress), *callbacks]
+            every_callback: list[Callback] = [search, EpochLines(progress), *callbacks]
             if keep:
                 every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
             progress(f"Searching {space!r}; epochs of the supernet: {plan.epochs}.")
@@ -412,32 +418,6 @@ def _swapped(
 
     space = make_searchable(build_model(), counts=counts, **options)
     return _Subject(space, supernet, sized)
-
-
-class _EpochLines(Callback):
-    """A line after each epoch of the supernet, with the time left.
-
-    Later epochs take longer, when choices are scored besides, and the finalists at the end: what
-    is left is at least so many epochs like the last one.
-    """
-
-    def __init__(self, progress: Callable[[str], None]) -> None:
-        self._progress = progress
-        self._start = self._epoch_start = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # An epoch that goes on after an interruption may have had its start before.
-        self._start = self._epoch_start = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_start = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
-        now = time.perf_counter()
-        left = (now - self._epoch_start) * (epochs - done)
-        more = f"; at least {duration(left)} of it left" if done < epochs else ""
-        self._progress(f"Supernet: epoch {done} of {epochs}, {duration(now - self._start)}{more}.")
 
 
 def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:
