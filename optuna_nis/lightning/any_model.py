@@ -78,7 +78,7 @@ class FoundSizes:
     """
 
     allocation: Allocation
-    candidates: list[Candidate]
+    candidates: list[Candidate] = field(repr=False)
     study: Study = field(repr=False)
     space: SearchSpace
     _build: BuildModel = field(repr=False)
