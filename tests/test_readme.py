@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 import re
 import subprocess
 import sys
 
+import optuna
 import pytest
 
 import optuna_nis
-from optuna_nis import Allocation
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,7 +78,8 @@ def test_the_script_with_a_search_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_ten_lines_find_what_the_command_finds(tmp_path: Path) -> None:
+def test_the_ten_lines_find_what_the_command_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    lightning = pytest.importorskip("optuna_nis.lightning")
     (block,) = blocks("README.md")
     assert blocks("docs/quick_start.md")[0] == block
     few = replaced(
@@ -90,18 +90,12 @@ def test_the_ten_lines_find_what_the_command_finds(tmp_path: Path) -> None:
             "retrain(": "retrain(seeds=[0], max_epochs=2",
         },
     )
-    printed = run(tmp_path, few)
-    command = [sys.executable, "-W", "ignore", "-m", "optuna_nis.cli"]
-    asked = "--dataset movielens-small --max-rows 20000 --budget 25% --epochs 2 --updates 10"
-    for words in (["search", *asked.split()], ["retrain", "--seeds", "0", "--max-epochs", "2"]):
-        done = subprocess.run(
-            [*command, *words, "--json"], check=True, cwd=tmp_path, capture_output=True, text=True
-        )
-    found = json.loads(done.stdout)
-    sizes = Allocation.from_json(found["nis"]["allocation"])
-    assert printed.startswith(f"{sizes}\nNIS: ROC-AUC {found['nis']['mean']:.4f}, ")
-    for name in ("nis", "uniform", "full"):
-        assert f"{found[name]['mean']:.4f}, {found[name]['num_parameters']:,} p" in printed
+    exec(few, {})
+    study = optuna.create_study(direction="maximize")
+    data = lightning.DataConfig(dataset="movielens-small", max_rows=20_000)
+    sizes = lightning.search(study, data, budget="25%", epochs=2, num_updates=10)
+    results = lightning.retrain(study, seeds=[0], max_epochs=2)
+    assert capsys.readouterr().out == "\n".join(map(str, [sizes, *results, ""]))
 
 
 def test_the_objective_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str]) -> None:
