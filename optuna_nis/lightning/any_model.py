@@ -100,6 +100,7 @@ class FoundSizes:
         test_monitor: str | None = None,
         max_epochs: int = 30,
         patience: int = 3,
+        output: str | Path | None = None,
         progress: Callable[[str], None] = lambda text: None,
         **trainer_options: Any,
     ) -> list[RetrainResult]:
@@ -116,6 +117,8 @@ class FoundSizes:
                 validation with "test" in place of "val".
             max_epochs: Most epochs of a training.
             patience: Epochs without improvement after which a training stops.
+            output: Folder for the model of the found sizes with the best validation, for
+                :class:`Predictor`: of a reference model and a data module of optuna_nis.data.
             progress: Called with a line of text before and after each training.
             **trainer_options: Further arguments of the trainers.
 
@@ -139,6 +142,7 @@ class FoundSizes:
             test_monitor,
             max_epochs=max_epochs,
             patience=patience,
+            output=None if output is None else str(output),
             progress=progress,
             trainer_options=trainer_options,
         )
