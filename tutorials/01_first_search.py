@@ -64,7 +64,7 @@ for result in results:
 #     optuna-nis report
 #
 # There the study is kept in a file, so that an interrupted search goes on where it was. In Python
-# that is ``study=optuna.create_study(storage="sqlite:///flights.db", ...)``. A table of your own is
-# a :class:`~optuna_nis.data.TableDataModule`.
+# that is ``search_sizes(..., study=optuna.create_study(storage="sqlite:///flights.db", ...))``. A
+# table of your own is a :class:`~optuna_nis.data.TableDataModule`.
 #
 # Next: a search in a Lightning model of your own.

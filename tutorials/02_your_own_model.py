@@ -89,9 +89,9 @@ for result in found.retrain(seeds=[0], max_epochs=1 if SHORT else 30):
     print(result)
 
 # %%
-# ``found.build()`` is an ordinary module of these sizes: train it, save it, load it as you are used
-# to. :doc:`/your_model` tells which layers are handled, which are refused, where the reward may
-# come from, and how to search in a training of your own, with a callback. The shortest form is two
-# lines in an existing script: ``plain_training.py`` and ``searched_training.py``, beside this file.
+# ``found.build()`` is an ordinary module of these sizes: train it, save it, load it as usual.
+# :doc:`/your_model` tells which layers are handled, which are refused, where the reward may come
+# from, and how to search in a training of your own, with a callback. The shortest form is two
+# lines in an existing script: ``plain_training.py`` and ``searched_training.py``, beside this.
 #
 # Next: finding one of many items.
