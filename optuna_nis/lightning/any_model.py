@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from optuna import Study, create_study
 import torch
+from torch import nn
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.data.config import differences
+from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.comparison import Comparison, compare
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.progress import EpochLines
-from optuna_nis.lightning.reference import EMBEDDING_DIM, default_epochs
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import (
     BuildModel,
@@ -34,8 +34,10 @@ from optuna_nis.lightning.training import (
     fit_data,
     quiet_lightning,
     quiet_trainer,
+    test_data,
 )
 from optuna_nis.models import EmbeddingModule
+from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
@@ -55,6 +57,7 @@ from optuna_nis.study.results import (
     save_space,
 )
 from optuna_nis.study.searches import finish, join, searches_of
+from optuna_nis.study.settings import differences
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -129,6 +132,7 @@ class FoundSizes:
             ValueError: If an argument is out of range, there are no test data, or the model logs
                 no such value.
         """
+        test_data(self._data)
         name = self._monitored.name
         if self._monitored.metric is not None:
             test_monitor = test_monitor or f"{name}_test"
@@ -194,7 +198,7 @@ def search_sizes(
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
         space: The search space, in place of ``budget`` and ``mode``, for a ``build_model`` that
-            takes sizes; by default that of the data, if it is one of the data modules here.
+            takes sizes; by default that of the reference model.
         counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted by
             :func:`~optuna_nis.nn.count_ids`.
         count_options: Arguments of :func:`~optuna_nis.nn.count_ids`, ``step`` or ``ids``.
@@ -238,20 +242,24 @@ def search_sizes(
         >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)]
         ['nis', 'uniform', 'full']
     """
-    epochs_given = plan is not None or "epochs" in plan_fields
+    if plan is None and isinstance(build_model, ReferenceModel):
+        plan = SearchPlan(epochs=build_model.epochs)
     plan = SearchPlan.of(plan, plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
     fit = fit_data(data)
     if _takes_sizes(build_model):
         if space is None:
-            space = _space_of(data, build_model, budget, mode)
+            space = _space_of(build_model, budget, mode)
         subject = _Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
-        model = subject.supernet()
-        if not epochs_given and isinstance(model, EmbeddingModule):
-            plan = replace(plan, epochs=default_epochs(model))
+        subject.supernet()
     else:
+        if space is not None:
+            raise ValueError(
+                "`space` is for a `build_model` that takes sizes. Give `budget` and `mode`, from "
+                f"which that of the model's layers is made, got {space!r}."
+            )
         options = dict(swap_options or {})
         if counts is None:
             counts = _counted(build_model(), data, count_options or {}, options)
@@ -370,6 +378,11 @@ class _Subject:
 
 
 def _takes_sizes(build_model: BuildAnyModel) -> bool:
+    if isinstance(build_model, nn.Module) or not callable(build_model):
+        raise TypeError(
+            "`build_model` must be a function that makes a model, such as `lambda: Model(...)`, "
+            f"since each training needs a new one, got {type(build_model).__name__}."
+        )
     required = [
         parameter
         for parameter in inspect.signature(build_model).parameters.values()
@@ -385,21 +398,21 @@ def _takes_sizes(build_model: BuildAnyModel) -> bool:
 
 
 def _space_of(
-    data: Data, build_model: BuildAnyModel, budget: int | float | str | None, mode: Mode
+    build_model: BuildAnyModel, budget: int | float | str | None, mode: Mode
 ) -> SearchSpace:
-    if not isinstance(data, EmbeddingDataModule):
+    if not isinstance(build_model, ReferenceModel):
         raise ValueError(
-            "`space` must be given for a `build_model` that takes sizes, unless `data` is a data "
-            f"module of optuna_nis.data, got {type(data).__name__}."
+            "`build_model` must be a function without arguments, such as `lambda: Model(...)`; "
+            "with one that takes sizes, unless `reference_model` made it, give `space`."
         )
-    specs = getattr(build_model, "specs", data.embedding_specs)
-    return SearchSpace(specs(EMBEDDING_DIM[data.task]), budget=budget, mode=mode)
+    return SearchSpace(build_model.specs(), budget=budget, mode=mode)
 
 
 def _counted(
     model: LightningModule, data: Data, options: Mapping[str, Any], swap: Mapping[str, Any]
 ) -> Counts:
     """How often each id occurs in the training data."""
+    lightning_of(model)  # It must be a LightningModule.
     if isinstance(data, LightningDataModule):
         data.prepare_data()
         data.setup("fit")

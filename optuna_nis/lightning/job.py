@@ -14,17 +14,16 @@ from optuna_nis._checks import check_folder
 from optuna_nis.data.config import (
     DataConfig,
     check_data,
-    differences,
     read_data,
     save_data,
 )
 from optuna_nis.lightning.any_model import search_sizes
-from optuna_nis.lightning.reference import EMBEDDING_DIM, default_epochs
 from optuna_nis.models import reference_model
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
-from optuna_nis.study.results import DATA_ATTR, MODEL_OPTIONS_ATTR
+from optuna_nis.study.keys import DATA_ATTR, MODEL_OPTIONS_ATTR
+from optuna_nis.study.settings import save_once
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -59,10 +58,9 @@ def search(
         data: The data; its test part is never touched.
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
-        embedding_dim: Largest width considered; by default 32 for ranking, 64 for retrieval.
-        epochs: Epochs of the supernet; by default 4 for ranking and 6 for retrieval, which takes
-            longer to learn, and in proportion more, up to four times as many, if
-            ``learning_rate`` is lower than the model's default.
+        embedding_dim: Largest width considered of a feature; by default that of the reference
+            model.
+        epochs: Epochs of the supernet; by default those of the reference model.
         num_updates: Updates of the controller.
         plan: The other numbers that shape the search.
         seed: Seed of the supernet and the controller.
@@ -96,13 +94,13 @@ def search(
     datamodule = read_data(study, data, withhold_test=True, progress=progress)
     datamodule.shard = shard
     build = reference_model(datamodule.features, **model_options)
-    dim = embedding_dim or EMBEDDING_DIM[data.task]
-    space = SearchSpace(datamodule.embedding_specs(dim), budget=budget, mode=mode)
+    space = SearchSpace(build.specs(embedding_dim), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
-    epochs = default_epochs(build(space)) if epochs is None else epochs
-    plan = SearchPlan.of(plan, {"epochs": epochs, "num_updates": num_updates})
+    build(space)
+    fields = {"epochs": epochs or build.epochs, "num_updates": num_updates}
+    plan = SearchPlan.of(plan, fields)
     options = json.loads(json.dumps(model_options, default=float))
-    _save_model_options(study, options)
+    save_once(study, MODEL_OPTIONS_ATTR, options, "other model options")
     if DATA_ATTR not in study.user_attrs:
         save_data(study, data, datamodule)
     found = search_sizes(
@@ -124,13 +122,3 @@ def search(
         },
     )
     return found.allocation
-
-
-def _save_model_options(study: Study, options: dict[str, Any]) -> None:
-    before = study.user_attrs.get(MODEL_OPTIONS_ATTR, options)
-    if before != options:
-        raise ValueError(
-            f"`study` {study.study_name!r} was searched with other model options, with "
-            f"{differences(before, options)}. Use another study name."
-        )
-    study.set_user_attr(MODEL_OPTIONS_ATTR, options)

@@ -1,23 +1,34 @@
-"""Embedding layers: the supernet of a search, and the multi-size layers of its result."""
+"""Embedding and output layers: the supernet of a search, the multi-size layers of its result."""
 
 from optuna_nis.nn.counts import count_ids
-from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, sized_layers
+from optuna_nis.nn.output import MultiSizeLinear, SupernetLinear, output_features
 from optuna_nis.nn.rowwise_adagrad import RowwiseAdagrad
 from optuna_nis.nn.supernet import SupernetEmbedding, set_choices, supernet_layers
 from optuna_nis.nn.swap import apply_allocation, make_searchable
-from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag, swapped_layers
+from optuna_nis.nn.swapped import (
+    SwappedEmbedding,
+    SwappedEmbeddingBag,
+    SwappedLinear,
+    swapped_layers,
+)
 
 __all__ = [
     "MultiSizeEmbedding",
     "MultiSizeEmbeddingBag",
+    "MultiSizeLinear",
     "RowwiseAdagrad",
     "SupernetEmbedding",
+    "SupernetLinear",
     "SwappedEmbedding",
     "SwappedEmbeddingBag",
+    "SwappedLinear",
     "apply_allocation",
     "count_ids",
     "make_searchable",
+    "output_features",
     "set_choices",
+    "sized_layers",
     "supernet_layers",
     "swapped_layers",
 ]

@@ -7,23 +7,18 @@ from typing import TypeVar
 
 from torch import nn
 
-from optuna_nis.nn import (
-    MultiSizeEmbedding,
-    MultiSizeEmbeddingBag,
-    SupernetEmbedding,
-)
+from optuna_nis.nn import SupernetEmbedding, sized_layers
 
-MultiSize = MultiSizeEmbedding | MultiSizeEmbeddingBag
 Model = TypeVar("Model", bound=nn.Module)
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def check_sized(model: nn.Module) -> None:
     """Raise a ValueError if a model has no multi-size layer, or is still to be searched."""
     check_not_searchable(model)
-    if not any(isinstance(layer, MultiSize) for layer in model.modules()):
+    if not sized_layers(model):
         raise ValueError(
-            f"`model` must have a multi-size embedding layer, got a {type(model).__name__} "
-            "without."
+            f"`model` must have a multi-size layer, got a {type(model).__name__} without."
         )
 
 
@@ -37,8 +32,10 @@ def check_not_searchable(model: nn.Module) -> None:
             )
 
 
-def replace_layers(model: Model, new: Callable[[MultiSize], nn.Module]) -> nn.Module:
-    """Put other layers in the place of the multi-size layers of a model.
+def replace_layers(
+    model: Model, kind: type[Layer], new: Callable[[Layer], nn.Module]
+) -> nn.Module:
+    """Put other layers in the place of those of a model that are of some kind.
 
     A layer that is held in several places is replaced by the same one in all of them.
 
@@ -47,15 +44,15 @@ def replace_layers(model: Model, new: Callable[[MultiSize], nn.Module]) -> nn.Mo
     """
     done: dict[int, nn.Module] = {}
 
-    def replacement(layer: MultiSize) -> nn.Module:
+    def replacement(layer: Layer) -> nn.Module:
         if id(layer) not in done:
             done[id(layer)] = new(layer).train(layer.training)
         return done[id(layer)]
 
-    if isinstance(model, MultiSize):
+    if isinstance(model, kind):
         return replacement(model)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if isinstance(child, MultiSize):
+            if isinstance(child, kind):
                 parent._modules[name] = replacement(child)
     return model
