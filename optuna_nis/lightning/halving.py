@@ -26,12 +26,7 @@ from optuna_nis.lightning.training import (
     quiet_lightning,
     quiet_trainer,
 )
-from optuna_nis.nn import (
-    MultiSizeEmbedding,
-    MultiSizeEmbeddingBag,
-    SupernetEmbedding,
-    supernet_layers,
-)
+from optuna_nis.nn import sized_layers, supernet_layers
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
@@ -263,9 +258,7 @@ def warm_start(model: LightningModule, supernet: LightningModule) -> None:
         True
     """
     embeddings = supernet_layers(supernet)
-    layers = [
-        m for m in model.modules() if isinstance(m, MultiSizeEmbedding | MultiSizeEmbeddingBag)
-    ]
+    layers = sized_layers(model)
     shared = _outside(supernet, list(embeddings.values()))
     own = _outside(model, layers)
     if {n: p.shape for n, p in shared.items()} != {n: p.shape for n, p in own.items()}:
@@ -274,25 +267,16 @@ def warm_start(model: LightningModule, supernet: LightningModule) -> None:
             f"differ in {sorted(set(shared) ^ set(own)) or 'their shapes'}."
         )
     for layer in layers:
-        if not _same_ranks(layer, embeddings[layer.table.name]):
+        if not layer.same_order(embeddings[layer.name]):
             raise ValueError(
-                f"The model must sort the ids of {layer.table.name!r} as the supernet does: build "
+                f"The model must sort the ids of {layer.name!r} as the supernet does: build "
                 "both with the same counts."
             )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(shared[name])
     for layer in layers:
-        embeddings[layer.table.name].copy_to(layer)
-
-
-def _same_ranks(
-    layer: MultiSizeEmbedding | MultiSizeEmbeddingBag, supernet: SupernetEmbedding
-) -> bool:
-    ranks = [each._ranks for each in (layer, supernet)]
-    if ranks[0] is None or ranks[1] is None:
-        return ranks[0] is ranks[1]
-    return torch.equal(ranks[0].to(ranks[1].device), ranks[1])
+        embeddings[layer.name].copy_to(layer)
 
 
 def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Tensor]:

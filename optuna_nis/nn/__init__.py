@@ -1,7 +1,8 @@
-"""Embedding layers: the supernet of a search, and the multi-size layers of its result."""
+"""Embedding and output layers: the supernet of a search, the multi-size layers of its result."""
 
 from optuna_nis.nn.counts import count_ids
-from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, sized_layers
+from optuna_nis.nn.output import MultiSizeLinear, SupernetLinear
 from optuna_nis.nn.rowwise_adagrad import RowwiseAdagrad
 from optuna_nis.nn.supernet import SupernetEmbedding, set_choices, supernet_layers
 from optuna_nis.nn.swap import apply_allocation, make_searchable
@@ -10,14 +11,17 @@ from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag, swapped
 __all__ = [
     "MultiSizeEmbedding",
     "MultiSizeEmbeddingBag",
+    "MultiSizeLinear",
     "RowwiseAdagrad",
     "SupernetEmbedding",
+    "SupernetLinear",
     "SwappedEmbedding",
     "SwappedEmbeddingBag",
     "apply_allocation",
     "count_ids",
     "make_searchable",
     "set_choices",
+    "sized_layers",
     "supernet_layers",
     "swapped_layers",
 ]

@@ -31,20 +31,47 @@ class Ranked(nn.Module):
     """A layer that sorts ids by frequency before it looks them up.
 
     The ranks are saved and loaded with the weights, whose rows they belong to.
+
+    Attributes:
+        name: Name of the feature.
+        num_ids: Size of its vocabulary.
     """
 
-    _table: str
-    _num_ids: int
+    name: str
+    num_ids: int
+    # With the id out of vocabulary.
     _ranks: Tensor | None
 
-    def _set_ranks(self, ranks: Tensor | None, num_ids: int, table: str) -> None:
-        """Keep the order of the ids of a table; by default ids are ranks already.
+    @property
+    def ranks(self) -> Tensor | None:
+        """Rank by frequency of every id, of shape ``(num_ids,)``; None if ids are ranks."""
+        return None if self._ranks is None else self._ranks[:-1]
+
+    def same_order(self, other: Ranked) -> bool:
+        """Whether another layer sorts its ids in the same order."""
+        if self._ranks is None or other._ranks is None:
+            return self._ranks is other._ranks
+        return torch.equal(self._ranks.to(other._ranks.device), other._ranks)
+
+    def take_order(self, other: Ranked, dtype: torch.dtype) -> None:
+        """Sort the ids of the same feature as another layer does."""
+        self.name, self.num_ids = other.name, other.num_ids
+        self._ranks = None if other._ranks is None else other._ranks.to(dtype)
+
+    def _set_ranks(self, ranks: Tensor | None, num_ids: int, name: str) -> None:
+        """Keep the order of the ids of a feature; by default ids are ranks already.
 
         Raises:
             ValueError: If it is not a permutation.
         """
-        self._table, self._num_ids = table, num_ids
-        self._ranks = check_ranks(ranks, num_ids, table)
+        self.name, self.num_ids = name, num_ids
+        self._ranks = check_ranks(ranks, num_ids, name)
+
+    def _by_id(self, rows: Tensor, dim: int) -> Tensor:
+        """What is in the order of ranks, such as rows, in the order of ids."""
+        if self._ranks is None:
+            return rows
+        return rows.index_select(dim, constant(self, "_ranks", rows.device)[:-1].long())
 
     def _ranks_of(self, ids: Tensor) -> Tensor:
         """Check ids and map them to ranks.
@@ -53,7 +80,7 @@ class Ranked(nn.Module):
             TypeError: If the ids are not integers.
             ValueError: If an id is out of range, as far as that is checked.
         """
-        check_ids(ids, self._num_ids, self._table)
+        check_ids(ids, self.num_ids, self.name)
         if self._ranks is None:
             return ids
         # Both may be int32, with which ONNX cannot index.
@@ -93,7 +120,7 @@ class Ranked(nn.Module):
         elif self._ranks is not None and rows_given and strict:
             missing_keys.append(key)
             warnings.warn(
-                f"The state has the rows of {self._table!r} but not the order of their ids, "
+                f"The state has the rows of {self.name!r} but not the order of their ids, "
                 f"`{key}`; the layer keeps the order that it has. If the ids of the model that "
                 "was saved were sorted already, build this one without `counts` or `ranks`.",
                 stacklevel=2,
@@ -102,7 +129,7 @@ class Ranked(nn.Module):
     def _load_ranks(
         self, ranks: Tensor, key: str, local_metadata: dict[str, Any], error_msgs: list[str]
     ) -> None:
-        wanted = self._num_ids + 1
+        wanted = self.num_ids + 1
         if ranks.shape != (wanted,) or ranks.dtype not in (torch.int32, torch.int64):
             error_msgs.append(
                 f"`{key}` must be {wanted} integers, got {ranks.dtype} of shape "

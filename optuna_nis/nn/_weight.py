@@ -72,7 +72,7 @@ def table_weight(rows: Tensor, name: str) -> Tensor:
 
 
 def _computed(weight: TableWeight) -> str:
-    return f"The `weight` of the swapped layer {weight._of!r} is computed at each access"
+    return f"The `weight` of the layer {weight._of!r} is computed at each access"
 
 
 def _writes(name: str) -> bool:

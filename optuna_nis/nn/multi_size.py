@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from optuna_nis.nn._ids import check_bags, flat_bags, mean_of, no_offsets
 from optuna_nis.nn._look_up import full_precision, look_up, split
-from optuna_nis.nn._ranked import Ranked
+from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import TableAllocation
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def _places(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[tuple[Tier, Tensor
         start = end
 
 
-class _MultiSize(Ranked):
-    """Tiers and their projection, and the two ways to look ids up in them.
+class MultiSize(TableLayer):
+    """Tiers and their projection: what layers of chosen sizes have in common.
 
     As in the supernet, a row of width ``d`` stands for the first ``d`` numbers of a wider one: the
     rows of all tiers live in the same space, and what is learned of it from frequent ids serves
@@ -92,7 +92,7 @@ class _MultiSize(Ranked):
         super().__init__()
         self.table = table
         self.num_embeddings = table.num_embeddings
-        self.embedding_dim = table.embedding_dim
+        self.embedding_dim = self.width = table.embedding_dim
         self.init_std = init_std
         self.sparse = sparse
         self.tiers = nn.ModuleList(
@@ -131,6 +131,25 @@ class _MultiSize(Ranked):
         missing = self._zeros(self.num_embeddings - kept, self.embedding_dim, device=device)
         with full_precision(missing):
             return torch.cat([*self._projected(), missing])
+
+    def rows(self, choice: int = 0) -> Tensor:
+        """All rows as the model sees them, by id; there is one choice."""
+        return self._by_id(self.dense_weight(), 0)
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """The product of vectors with all rows: the vectors are projected, not the rows."""
+        queries = vectors
+        if self.projection is not None:
+            queries = functional.linear(vectors, self.projection.to(self.like().dtype))
+        logits = []
+        for tier in self.tier_modules():
+            rows = tier.weight
+            logits.append(functional.linear(queries[..., : rows.shape[1]], rows))
+        if missing := self.num_embeddings - self.table.kept:
+            # Zeros of the type that products have here, also under autocast.
+            zero = functional.linear(vectors, self._zeros(1, self.width, device=vectors.device))
+            logits.append(zero.expand(*vectors.shape[:-1], missing))
+        return self._by_id(torch.cat(logits, -1), -1)
 
     def project(self, rows: Tensor) -> Tensor:
         """Rows of a tier in the width of the output."""
@@ -172,10 +191,11 @@ class _MultiSize(Ranked):
         return torch.cat([*self._projected(), zero])
 
     def extra_repr(self) -> str:
+        """Show the tiers."""
         return str(self.table)
 
 
-class MultiSizeEmbedding(_MultiSize):
+class MultiSizeEmbedding(MultiSize):
     """An embedding whose rows have the widths of an allocation, projected to one width.
 
     In place of :class:`torch.nn.Embedding`. It holds exactly
@@ -235,7 +255,7 @@ class MultiSizeEmbedding(_MultiSize):
         return output.reshape(*ranks.shape, self.embedding_dim)
 
 
-class MultiSizeEmbeddingBag(_MultiSize):
+class MultiSizeEmbeddingBag(MultiSize):
     """A bag of ids pooled inside each tier, projected and added.
 
     In place of :class:`torch.nn.EmbeddingBag`; the result is that of looking up every id and
@@ -362,6 +382,18 @@ class MultiSizeEmbeddingBag(_MultiSize):
     def extra_repr(self) -> str:
         """Show the tiers and the mode."""
         return f"{self.table}, mode={self.mode!r}"
+
+
+def sized_layers(model: nn.Module) -> list[MultiSize]:
+    """The layers of a model that hold tables of chosen sizes, each once.
+
+    Example:
+        >>> from optuna_nis import TableAllocation, Tier
+        >>> table = TableAllocation("user", 100, 16, (Tier(10, 16),))
+        >>> [layer.name for layer in sized_layers(nn.Sequential(MultiSizeEmbedding(table)))]
+        ['user']
+    """
+    return [layer for layer in model.modules() if isinstance(layer, MultiSize)]
 
 
 def check_bag_mode(mode: str, name: str) -> None:

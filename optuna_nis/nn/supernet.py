@@ -13,13 +13,13 @@ from torch.nn import functional
 
 from optuna_nis.nn._ids import mean_of
 from optuna_nis.nn._look_up import full_precision
-from optuna_nis.nn._ranked import Ranked, constant
+from optuna_nis.nn._ranked import constant
 from optuna_nis.nn.multi_size import (
     BagMode,
-    MultiSizeEmbedding,
-    MultiSizeEmbeddingBag,
+    MultiSize,
     check_bag_mode,
 )
+from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
@@ -37,7 +37,7 @@ class _Projection(nn.Module):
         self.projection = nn.Parameter(torch.eye(embedding_dim))
 
 
-class SupernetEmbedding(Ranked, nn.Embedding):
+class SupernetEmbedding(TableLayer, nn.Embedding):
     """One full table, of which a choice keeps the first columns of every row block.
 
     The rows of all choices are the same weights, masked: a row of width ``d`` is the first ``d``
@@ -93,6 +93,7 @@ class SupernetEmbedding(Ranked, nn.Embedding):
         )
         self.spec = spec
         self.mode = mode
+        self.width = dim
         self.init_std = init_std
         self._dense = _Projection(dim)
         self.reset_parameters()
@@ -157,7 +158,7 @@ class SupernetEmbedding(Ranked, nn.Embedding):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.no_grad()
-    def copy_to(self, layer: MultiSizeEmbedding | MultiSizeEmbeddingBag) -> None:
+    def copy_to(self, layer: MultiSize) -> None:
         """Give a multi-size layer of the same feature the weights that its rows have here.
 
         Under the choice that the layer stands for, both then give the same output.
@@ -187,16 +188,35 @@ class SupernetEmbedding(Ranked, nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids, each under the choice of its run of the batch."""
         ranks = self._ranks_of(ids)
-        if len(ids) % self.num_choices:
-            raise ValueError(
-                f"The batch must be a multiple of the {self.num_choices} choices, got {len(ids)} "
-                f"examples of {self.spec.name!r}."
-            )
+        self.check_runs(len(ids))
         with full_precision(ids):
             output = self._rows_or_sums(ranks)
         if self.mode == "mean":
             output = mean_of(output, ranks, None, self.spec.num_embeddings)
         return output
+
+    def like(self) -> Tensor:
+        """The weight."""
+        return self.weight
+
+    def rows(self, choice: int = 0) -> Tensor:
+        """All rows as the model sees them under one of the choices, by id."""
+        with full_precision(self.weight):
+            return self._masked(slice(choice, choice + 1))[0] @ self.projection
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """The product of vectors with all rows, each under the choice of its run."""
+        self.check_runs(len(vectors))
+        runs = vectors.reshape(self.num_choices, -1, self.width)
+        logits = (runs @ self.projection.T) @ self._masked(slice(None)).mT
+        return logits.view(*vectors.shape[:-1], self.num_ids)
+
+    def _masked(self, choices: slice) -> Tensor:
+        """What some choices keep of every row, by id and not projected."""
+        weight = self._by_id(self.weight[:-1], 0)
+        blocks = self._by_id(constant(self, "_row_block", weight.device)[:-1], 0)
+        mask = constant(self, "_mask", weight.device, weight.dtype)
+        return weight * mask[choices].index_select(1, blocks)
 
     def _rows_or_sums(self, ranks: Tensor) -> Tensor:
         mask = constant(self, "_mask", self.weight.device, self.weight.dtype)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-import torch
 from torch import Tensor, nn
 
-from optuna_nis.nn._directions import principal_directions
-from optuna_nis.nn._graphs import check_unused, refill
+from optuna_nis.nn._fields import (
+    Plan,
+    checked_counts,
+    field_sizes,
+    multi_size_field,
+    shrunk,
+    spec_of,
+    supernet_field,
+)
+from optuna_nis.nn._graphs import check_unused
 from optuna_nis.nn._optimizers import hand_over, holders, watch
 from optuna_nis.nn._tables import (
     Table,
@@ -27,12 +33,10 @@ from optuna_nis.nn._tables import (
     plain_layers,
     swapped_names,
 )
-from optuna_nis.nn.multi_size import BagMode, MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
 from optuna_nis.nn.swapped import Field, become, swapped_layers
-from optuna_nis.space.allocation import Allocation, TableAllocation
+from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
-from optuna_nis.space.spec import EmbeddingSpec
 
 #: Occurrences of every id of some tables, by the names of their layers.
 Counts: TypeAlias = Mapping[str, "Tensor | Sequence[int] | NDArray[np.int64]"]
@@ -121,10 +125,10 @@ def make_searchable(
     check_names("fields", fields or (), [table.name for table in tables])
     plans = []
     for table in tables:
-        plan = _Plan(table, _checked_counts(table, (counts or {}).get(table.name)))
-        for name, start, size in _field_sizes(table, (fields or {}).get(table.name)):
+        plan = Plan(table, checked_counts(table, (counts or {}).get(table.name)))
+        for name, start, size in field_sizes(table, (fields or {}).get(table.name)):
             part = None if plan.counts is None else plan.counts[start : start + size]
-            plan.specs.append(_spec(name, size, table.embedding_dim, part))
+            plan.specs.append(spec_of(name, size, table.embedding_dim, part))
             plan.parts.append((start, size))
         plans.append(plan)
     space = SearchSpace(
@@ -134,7 +138,7 @@ def make_searchable(
         if len(plan.parts) == 1:
             check_unused(plan.table.weight, plan.table.name)
     _warn(tables, counts, [name for name in bare if not fits(name, exclude)])
-    _swap(model, plans, _supernet_field)
+    _swap(model, plans, supernet_field)
     return space
 
 
@@ -165,7 +169,7 @@ def apply_allocation(
             Nothing is changed then.
 
     Example:
-        >>> from optuna_nis import Tier
+        >>> from optuna_nis import TableAllocation, Tier
         >>> table = TableAllocation("user", 100, 8, (Tier(10, 8), Tier(40, 2)))
         >>> model = nn.ModuleDict({"user": nn.Embedding(100, 8)})
         >>> model = apply_allocation(model, Allocation([table]))
@@ -179,7 +183,7 @@ def apply_allocation(
     tables = find_tables(model, lambda name: bool(_features_of(name, allocation)))
     plans = []
     for table in tables:
-        plan = _Plan(table, _checked_counts(table, (counts or {}).get(table.name)))
+        plan = Plan(table, checked_counts(table, (counts or {}).get(table.name)))
         start = 0
         for feature in _features_of(table.name, allocation):
             size = allocation[feature].num_embeddings
@@ -203,113 +207,8 @@ def apply_allocation(
             f"`allocation` has features {sorted(unknown)}, which are not among the embedding "
             f"layers of `model`, {list(plain_layers(model))}.{late_layers(model)}"
         )
-    _swap(model, plans, _multi_size_field)
+    _swap(model, plans, multi_size_field)
     return model
-
-
-@dataclass
-class _Plan:
-    """What becomes of a table: fields from a first id on, of so many ids."""
-
-    table: Table
-    counts: NDArray[np.int64] | None
-    specs: list[EmbeddingSpec] = field(default_factory=list)
-    sizes: list[TableAllocation] = field(default_factory=list)
-    parts: list[tuple[int, int]] = field(default_factory=list)
-    padding_row: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        padding = self.table.padding_idx
-        if padding is not None:
-            if self.counts is not None:
-                self.counts[padding] = 0
-            row = self.table.weight.detach()[padding].clone()
-            # Of a table that is still to be filled it is taken for what torch makes it, zero.
-            self.padding_row = row if not row.is_meta and bool(row.any()) else None
-
-    @property
-    def sparse(self) -> bool:
-        return self.table.layers[0].sparse
-
-    @property
-    def trained(self) -> bool:
-        return self.table.weight.requires_grad
-
-    def mode(self) -> BagMode | None:
-        """How the layers of the fields pool; those of several fields are added, then divided."""
-        layer = self.table.layers[0]
-        if isinstance(layer, nn.Embedding):
-            return None
-        return "mean" if layer.mode == "mean" and len(self.parts) == 1 else "sum"
-
-    def ranks(self, index: int) -> Tensor | None:
-        """Rank of every id of a field; None if ids are ranks already."""
-        start, size = self.parts[index]
-        if self.counts is None:
-            return None
-        counts = self.counts[start : start + size].copy()
-        padding = self.table.padding_idx
-        if padding is not None and start <= padding < start + size:
-            # Whatever its count, the row of padding is never looked up.
-            counts[padding - start] = -1
-        if (counts[:-1] >= counts[1:]).all():
-            return None
-        ranks = np.empty(size, dtype=np.int64)
-        ranks[np.argsort(-counts, kind="stable")] = np.arange(size)
-        return torch.from_numpy(ranks)
-
-    def rows(self, index: int) -> Tensor:
-        """The rows of a field as they are, by id."""
-        start, size = self.parts[index]
-        return self.table.weight.detach()[start : start + size]
-
-    def directions(self, index: int) -> Tensor | None:
-        """The principal directions of the rows of a field, if there is something in them."""
-        rows, start = self.rows(index), self.parts[index][0]
-        padding = self.table.padding_idx
-        if self.padding_row is not None and padding is not None:
-            others = torch.arange(len(rows), device=rows.device) != padding - start
-            rows = rows[others]
-        return principal_directions(rows, frozen=not self.trained)
-
-
-def _checked_counts(table: Table, given: Any) -> NDArray[np.int64] | None:
-    if given is None:
-        return None
-    counts = np.asarray(torch.as_tensor(given, device="cpu"))
-    if counts.shape != (table.num_embeddings,) or counts.dtype.kind not in "iu":
-        raise ValueError(
-            f"`counts` of {table.name!r} must be {table.num_embeddings} integers, got shape "
-            f"{counts.shape} of {counts.dtype}."
-        )
-    if counts.min() < 0:
-        raise ValueError(f"`counts` of {table.name!r} must not be negative, got {counts.min()}.")
-    return counts.astype(np.int64)
-
-
-def _field_sizes(
-    table: Table, given: Sequence[int] | Mapping[str, int] | None
-) -> Iterator[tuple[str, int, int]]:
-    """Name, first id and number of ids of each field."""
-    if given is None:
-        yield table.name, 0, table.num_embeddings
-        return
-    named = given if isinstance(given, Mapping) else {str(i): n for i, n in enumerate(given)}
-    if sum(named.values()) != table.num_embeddings:
-        raise ValueError(
-            f"`fields` of {table.name!r} must sum to {table.num_embeddings}, got "
-            f"{list(named.values())}."
-        )
-    start = 0
-    for name, size in named.items():
-        yield f"{table.name}.{name}", start, int(size)
-        start += int(size)
-
-
-def _spec(name: str, size: int, dim: int, counts: NDArray[np.int64] | None) -> EmbeddingSpec:
-    if counts is None:
-        return EmbeddingSpec(name, size, dim)
-    return EmbeddingSpec.from_counts(name, counts.tolist(), dim)
 
 
 def _features_of(table: str, allocation: Allocation) -> list[str]:
@@ -336,75 +235,7 @@ def _warn(tables: Sequence[Table], counts: Counts | None, bare: Sequence[str]) -
         )
 
 
-@torch.no_grad()
-def _supernet_field(plan: _Plan, index: int) -> SupernetEmbedding:
-    spec, rows, ranks = plan.specs[index], plan.rows(index), plan.ranks(index)
-    layer = SupernetEmbedding(spec, mode=plan.mode(), ranks=ranks, sparse=plan.sparse)
-    layer.to(rows)
-    directions = plan.directions(index)
-    if directions is not None:
-        rows = _turned(rows, directions)
-        layer.projection.copy_(directions.T)
-    layer.weight[-1].zero_()
-    layer.weight[:-1].copy_(rows) if ranks is None else layer.weight.index_copy_(
-        0, ranks.to(rows.device), rows
-    )
-    if len(plan.parts) == 1:
-        # The same object as before: optimisers and regularisers that hold it stay right.
-        weight = plan.table.weight
-        refill(weight, layer.weight)
-        layer.weight = weight
-    for parameter in layer.parameters():
-        parameter.requires_grad_(plan.trained)
-    return layer
-
-
-@torch.no_grad()
-def _multi_size_field(plan: _Plan, index: int) -> Field:
-    rows, ranks, table = plan.rows(index), plan.ranks(index), plan.sizes[index]
-    std = _std(rows)
-    layer: Field
-    mode = plan.mode()
-    if mode is None:
-        layer = MultiSizeEmbedding(table, ranks=ranks, init_std=std, sparse=plan.sparse)
-    else:
-        layer = MultiSizeEmbeddingBag(
-            table, mode=mode, ranks=ranks, init_std=std, sparse=plan.sparse
-        )
-    layer.to(rows)
-    ids = torch.arange(len(rows)) if ranks is None else ranks.argsort()
-    directions = plan.directions(index) if table.is_projected else None
-    if directions is not None:
-        rows = _turned(rows, directions)
-        assert layer.projection is not None
-        layer.projection.copy_(directions.T[: len(layer.projection)])
-    start = 0
-    for size, tier in zip(table.tiers, layer.tier_modules()):
-        end = start + size.num_embeddings
-        # A row of random numbers says nothing in fewer of them.
-        if directions is not None or size.embedding_dim == table.embedding_dim or not plan.trained:
-            kept = ids[start:end].to(rows.device)
-            tier.weight.copy_(rows[kept, : size.embedding_dim])
-        start = end
-    for parameter in layer.parameters():
-        parameter.requires_grad_(plan.trained)
-    return layer
-
-
-def _std(rows: Tensor) -> float:
-    if rows.is_meta:
-        return 1.0  # As torch draws them.
-    return float(rows.float().std()) if rows.numel() > 1 else 0.0
-
-
-def _turned(rows: Tensor, directions: Tensor) -> Tensor:
-    """The coordinates of rows in some directions."""
-    # In half precision they would lose more than the rows have.
-    kind = torch.promote_types(rows.dtype, torch.float32)
-    return (rows.to(kind) @ directions.to(rows.device, kind)).to(rows.dtype)
-
-
-def _swap(model: nn.Module, plans: Sequence[_Plan], build: Callable[[_Plan, int], Field]) -> None:
+def _swap(model: nn.Module, plans: Sequence[Plan], build: Callable[[Plan, int], Field]) -> None:
     """Change the class of all layers of some tables; those of a table share the fields."""
     # Each is known to this list, its plan and its layers.
     known = [2 + len(plan.table.layers) for plan in plans]
@@ -442,28 +273,10 @@ def _shrink(model: nn.Module, allocation: Allocation) -> None:
         fields = swapped.fields
         if id(fields) not in done:
             done[id(fields)] = nn.ModuleList(
-                _shrunk(layer, allocation[layer.spec.name])
+                shrunk(layer, allocation[layer.spec.name])
                 for layer in swapped.field_layers()
                 if isinstance(layer, SupernetEmbedding)
             )
             hand_over(optimizers, swapped._name, list(fields.parameters()), done[id(fields)])
         swapped.set_fields(done[id(fields)])
     watch(model)
-
-
-def _shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> Field:
-    ranks = None if supernet._ranks is None else supernet._ranks[:-1].cpu()
-    layer: Field
-    if supernet.mode is None:
-        layer = MultiSizeEmbedding(table, ranks=ranks, sparse=supernet.sparse)
-    else:
-        layer = MultiSizeEmbeddingBag(
-            table, mode=supernet.mode, ranks=ranks, sparse=supernet.sparse
-        )
-    layer.to(supernet.weight)
-    supernet.copy_to(layer)
-    for tier in layer.tier_modules():
-        tier.weight.requires_grad_(supernet.weight.requires_grad)
-    if layer.projection is not None:
-        layer.projection.requires_grad_(supernet.projection.requires_grad)
-    return layer

@@ -71,12 +71,11 @@ class _Swapped(nn.Module):
     def set_fields(self, fields: nn.ModuleList) -> None:
         """Look ids up in other layers from now on."""
         self.fields = fields
-        ends = list(accumulate(_size(layer) for layer in self.field_layers()))
+        ends = list(accumulate(layer.num_ids for layer in self.field_layers()))
         self._bounds = torch.tensor([[0, *ends[:-1]], ends], device="cpu")
 
     def _device(self) -> torch.device:
-        layer = self.field_layers()[0]
-        return (layer.weight if isinstance(layer, SupernetEmbedding) else layer.like()).device
+        return self.field_layers()[0].like().device
 
     def _table(self) -> Tensor:
         """The table as the model sees it under the one choice that is set."""
@@ -84,11 +83,7 @@ class _Swapped(nn.Module):
             _sparse_only(self.fields)
         self._check_whole()
         for layer in self.field_layers():
-            if isinstance(layer, SupernetEmbedding) and layer.num_choices > 1:
-                raise RuntimeError(
-                    f"`weight` of {layer.spec.name!r} is not one table while a batch is shared "
-                    "among several choices; use NISCallback(..., choices_per_step=1)."
-                )
+            layer.check_one_choice()
         return self._rows(torch.arange(self.num_embeddings, device=self._device()))
 
     def _check_whole(self) -> None:
@@ -122,7 +117,7 @@ class _Swapped(nn.Module):
         columns = [local[..., index] for index in range(len(layers))]
         if self.padding_idx is not None:
             padding = (ids == self.padding_idx).unbind(-1)
-            columns = [c.masked_fill(p, _size(f)) for c, p, f in zip(columns, padding, layers)]
+            columns = [c.masked_fill(p, f.num_ids) for c, p, f in zip(columns, padding, layers)]
         return list(zip(layers, columns))
 
     def _rows(self, ids: Tensor) -> Tensor:
@@ -137,14 +132,14 @@ class _Swapped(nn.Module):
         if len(layers) == 1:
             return _rows_of(layers[0], known)
         self._check(ids)
-        shared = any(isinstance(f, SupernetEmbedding) and f.num_choices > 1 for f in layers)
+        shared = any(layer.num_choices > 1 for layer in layers)
         if shared or torch.compiler.is_compiling() or ids.is_meta:
             # Each field looks all ids up, those of the others as out of its vocabulary: a batch
             # that is shared among choices must not be taken apart, nor can it be traced.
             rows = [self._of_field(index, known) for index in range(len(layers))]
             return sum(rows[1:], start=rows[0])
         flat = known.reshape(-1)
-        *found, (beyond, _) = split(flat, [_size(layer) for layer in layers])
+        *found, (beyond, _) = split(flat, [layer.num_ids for layer in layers])
         parts = [_rows_of(layer, local) for layer, (_, local) in zip(layers, found)]
         where = torch.cat([*(where for where, _ in found), beyond])
         output = torch.cat([*parts, parts[0].new_zeros(len(beyond), self.embedding_dim)])
@@ -155,9 +150,9 @@ class _Swapped(nn.Module):
         """The rows of ids, those of other fields and of padding zero."""
         layers = self.field_layers()
         layer = layers[index]
-        local = known - sum(map(_size, layers[:index]))
-        outside = (local < 0) | (local >= _size(layer))
-        return _rows_of(layer, local.masked_fill(outside, _size(layer)))
+        local = known - sum(each.num_ids for each in layers[:index])
+        outside = (local < 0) | (local >= layer.num_ids)
+        return _rows_of(layer, local.masked_fill(outside, layer.num_ids))
 
     def _check(self, ids: Tensor) -> None:
         if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
@@ -244,14 +239,12 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
 
     def _bags(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, int]:
         first = self.field_layers()[0]
-        name = _name(first)
-        choices = first.num_choices if isinstance(first, SupernetEmbedding) else 1
-        if offsets is not None and choices > 1:
+        if offsets is not None and first.num_choices > 1:
             raise ValueError(
-                f"Bags of {name!r} given by `offsets` cannot be shared among {choices} choices; "
-                "use NISCallback(..., choices_per_step=1)."
+                f"Bags of {first.name!r} given by `offsets` cannot be shared among "
+                f"{first.num_choices} choices; use NISCallback(..., choices_per_step=1)."
             )
-        return bags_of(ids, offsets, name)
+        return bags_of(ids, offsets, first.name)
 
     def _sum(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         if torch.compiler.is_compiling():
@@ -268,7 +261,7 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
     def _traced_rows(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         """The rows of bags of one length, whose number no data decides."""
         if offsets is not None:
-            raise ValueError(no_offsets(_name(self.field_layers()[0]), "its padding_idx"))
+            raise ValueError(no_offsets(self.field_layers()[0].name, "its padding_idx"))
         return self._rows(ids)
 
     def _maximum(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
@@ -345,16 +338,6 @@ def restore(layer: SwappedEmbedding | SwappedEmbeddingBag, weight: nn.Parameter)
     plain = nn.Embedding if isinstance(layer, SwappedEmbedding) else nn.EmbeddingBag
     object.__setattr__(layer, "__class__", plain)
     layer.register_parameter("weight", weight)
-
-
-def _name(layer: Field) -> str:
-    return layer.spec.name if isinstance(layer, SupernetEmbedding) else layer.table.name
-
-
-def _size(layer: Field) -> int:
-    if isinstance(layer, SupernetEmbedding):
-        return layer.spec.num_embeddings
-    return layer.num_embeddings
 
 
 def _rows_of(layer: Field, ids: Tensor) -> Tensor:

@@ -7,20 +7,16 @@ from typing import TypeVar
 
 from torch import nn
 
-from optuna_nis.nn import (
-    MultiSizeEmbedding,
-    MultiSizeEmbeddingBag,
-    SupernetEmbedding,
-)
+from optuna_nis.nn import SupernetEmbedding, sized_layers
+from optuna_nis.nn.multi_size import MultiSize
 
-MultiSize = MultiSizeEmbedding | MultiSizeEmbeddingBag
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def check_sized(model: nn.Module) -> None:
     """Raise a ValueError if a model has no multi-size layer, or is still to be searched."""
     check_not_searchable(model)
-    if not any(isinstance(layer, MultiSize) for layer in model.modules()):
+    if not sized_layers(model):
         raise ValueError(
             f"`model` must have a multi-size embedding layer, got a {type(model).__name__} "
             "without."

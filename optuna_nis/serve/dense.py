@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, swapped_layers
+from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.nn.swapped import restore
-from optuna_nis.serve._layers import Model, MultiSize, check_sized, replace_layers
+from optuna_nis.serve._layers import Model, check_sized, replace_layers
 
 
 @overload
@@ -74,10 +75,8 @@ def weight_by_id(layer: MultiSize) -> Tensor:
     Returns:
         Shape ``(num_embeddings + 1, embedding_dim)``.
     """
-    weight = layer.dense_weight()
+    weight = layer.rows()
     weight = torch.cat([weight, weight.new_zeros(1, layer.embedding_dim)])
-    if layer._ranks is not None:
-        weight = weight[layer._ranks]
     first = next(layer.parameters(), None)
     return weight if first is None else weight.to(first.dtype)
 
@@ -85,13 +84,11 @@ def weight_by_id(layer: MultiSize) -> Tensor:
 def _plain(layer: MultiSize) -> nn.Module:
     weight = weight_by_id(layer)
     padding, wanted = layer.num_embeddings, any(p.requires_grad for p in layer.parameters())
-    plain: nn.Embedding | nn.EmbeddingBag
-    if isinstance(layer, MultiSizeEmbedding):
-        plain = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
-            weight, freeze=not wanted, padding_idx=padding, sparse=layer.sparse
-        )
-    else:
-        plain = nn.EmbeddingBag.from_pretrained(
+    if isinstance(layer, MultiSizeEmbeddingBag):
+        return nn.EmbeddingBag.from_pretrained(
             weight, freeze=not wanted, padding_idx=padding, sparse=layer.sparse, mode=layer.mode
         )
+    plain: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+        weight, freeze=not wanted, padding_idx=padding, sparse=layer.sparse
+    )
     return plain

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optuna_nis.nn import sized_layers
 from optuna_nis.nn._ids import bags_of
-from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
-from optuna_nis.serve._layers import Model, MultiSize, check_sized, replace_layers
+from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
+from optuna_nis.serve._layers import Model, check_sized, replace_layers
 
 Dtype = Literal["float16", "int8"]
 
@@ -60,7 +61,7 @@ def quantize(model: Model, dtype: Dtype = "int8") -> Model:
         True
     """
     _check(model, dtype)
-    done = {id(layer): _quantized(layer, dtype) for layer in _layers(model)}
+    done = {id(layer): _quantized(layer, dtype) for layer in sized_layers(model)}
     replaced = replace_layers(model, lambda layer: done[id(layer)])
     return replaced  # type: ignore[return-value]
 
@@ -149,7 +150,7 @@ def quantization_report(model: nn.Module, dtype: Dtype = "int8") -> Quantization
         (1032, 2304)
     """
     _check(model, dtype)
-    return QuantizationReport(tuple(_report(layer, dtype) for layer in _layers(model)))
+    return QuantizationReport(tuple(_report(layer, dtype) for layer in sized_layers(model)))
 
 
 class QuantizedTier(Tier):
@@ -262,24 +263,21 @@ def _check(model: nn.Module, dtype: str) -> None:
     if dtype not in get_args(Dtype):
         raise ValueError(f'`dtype` must be "int8" or "float16", got {dtype!r}.')
     check_sized(model)
-    for layer in _layers(model):
+    for layer in sized_layers(model):
         if isinstance(layer, QuantizedEmbedding | QuantizedEmbeddingBag):
             raise ValueError(f"The table {layer.table.name!r} of `model` is quantised already.")
 
 
-def _layers(model: nn.Module) -> list[MultiSize]:
-    return [layer for layer in model.modules() if isinstance(layer, MultiSize)]
-
-
 def _quantized(layer: MultiSize, dtype: Dtype) -> MultiSize:
-    if isinstance(layer, MultiSizeEmbedding):
-        return QuantizedEmbedding(layer, dtype)
-    return QuantizedEmbeddingBag(layer, dtype)
+    if isinstance(layer, MultiSizeEmbeddingBag):
+        return QuantizedEmbeddingBag(layer, dtype)
+    assert isinstance(layer, MultiSizeEmbedding)
+    return QuantizedEmbedding(layer, dtype)
 
 
 def _take_over(new: MultiSize, layer: MultiSize, dtype: Dtype) -> None:
     """Give a quantised layer the attributes and tiers of another."""
-    kept = ("table", "num_embeddings", "embedding_dim", "init_std", "_table", "_num_ids")
+    kept = ("table", "num_embeddings", "embedding_dim", "width", "init_std")
     for name in kept:
         setattr(new, name, getattr(layer, name))
     new.sparse = False
@@ -291,7 +289,7 @@ def _take_over(new: MultiSize, layer: MultiSize, dtype: Dtype) -> None:
         "projection", None if projection is None else _half(projection.detach(), layer.table.name)
     )
     new._empty = layer.like().new_empty(0)
-    new._ranks = None if layer._ranks is None else layer._ranks.int()
+    new.take_order(layer, torch.int32)
 
 
 def _half(numbers: Tensor, name: str) -> Tensor:
@@ -326,12 +324,12 @@ def _report(layer: MultiSize, dtype: Dtype) -> QuantizedTable:
             largest = max(largest, float(difference.abs().max()))
             squares += float(difference.square().sum())
             of_rows += float(rows.square().sum())
-    ranks = layer._ranks
+    order = quantized.ranks
     return QuantizedTable(
-        name=layer.table.name,
+        name=layer.name,
         nbytes_before=sum(parameter.nbytes for parameter in layer.parameters()),
         nbytes=after,
-        nbytes_ranks=0 if ranks is None else ranks.int().nbytes,
+        nbytes_ranks=0 if order is None else order.untyped_storage().nbytes(),
         max_error=largest,
         relative_error=math.sqrt(squares / of_rows) if of_rows else 0.0,
     )

@@ -30,10 +30,12 @@ from optuna_nis.nn import (
     MultiSizeEmbeddingBag,
     SwappedEmbedding,
     SwappedEmbeddingBag,
+    sized_layers,
     swapped_layers,
 )
 from optuna_nis.nn._ranked import Ranked
-from optuna_nis.serve._layers import MultiSize, check_sized
+from optuna_nis.nn.multi_size import MultiSize
+from optuna_nis.serve._layers import check_sized
 from optuna_nis.space.allocation import Allocation, TableAllocation
 
 # The kernels of FBGEMM want rows of whole multiples of this.
@@ -192,7 +194,7 @@ def to_torchrec(model: nn.Module) -> TieredEmbeddingBagCollection:
         True
     """
     check_sized(model)
-    layers: list[MultiSize] = [m for m in model.modules() if isinstance(m, MultiSize)]
+    layers = sized_layers(model)
     paddings: dict[int, int] = {}
     for swapped in swapped_layers(model):
         paddings |= _checked(swapped)
@@ -201,8 +203,8 @@ def to_torchrec(model: nn.Module) -> TieredEmbeddingBagCollection:
         name = layer.table.name
         if isinstance(layer, MultiSizeEmbeddingBag) and layer.mode == "mean":
             mean.append(name)
-        if layer._ranks is not None:
-            ranks[name] = layer._ranks[:-1].cpu()
+        if layer.ranks is not None:
+            ranks[name] = layer.ranks
     allocation = Allocation(layer.table for layer in layers)
     tables = TieredEmbeddingBagCollection(allocation, mean=mean, ranks=ranks)
     with torch.no_grad():

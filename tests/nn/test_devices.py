@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
 from optuna_nis.lightning import RankingModule, RetrievalModule
-from optuna_nis.lightning.shortlist import warm_start
+from optuna_nis.lightning.halving import warm_start
 from optuna_nis.models.softmax import (
     estimated_ranks,
     sampled_softmax_loss,

@@ -66,7 +66,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
 def test_what_would_be_lost_is_refused(make: Callable[[], Any], write: str) -> None:
     layer = make()
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    with pytest.raises(RuntimeError, match="of the swapped layer 'e' is computed at each access"):
+    with pytest.raises(RuntimeError, match="of the layer 'e' is computed at each access"):
         WRITES[write](layer)
     for name, parameter in layer.named_parameters():
         assert torch.equal(parameter, before[name])
