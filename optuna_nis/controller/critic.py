@@ -20,11 +20,21 @@ _INTERCEPT_VARIANCE = 100.0
 _NEIGHBOUR_CORRELATION = 0.9
 # Numbers of an intermediate result that fits the processor's cache.
 _BLOCK = 65_536
+# Gains whose outer products are subtracted together.
 _DEFERRED = 16
 
 
 class Critic:
-    """Ridge regression of rewards on options, one trial at a time (recursive least squares)."""
+    """Ridge regression of rewards on options, one trial at a time (recursive least squares).
+
+    Args:
+        choices: The options of every parameter.
+        ridge: Strength with which the weight of an option is pulled to 0, in trials.
+
+    Attributes:
+        weights: What each option is worth, parameter after parameter, and at last the intercept
+            of single trials.
+    """
 
     def __init__(self, choices: Sequence[Sequence[Choice]], ridge: float) -> None:
         sizes = np.array([len(options) for options in choices])

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 import zlib
 
 import numpy as np
@@ -42,10 +42,15 @@ PROPOSAL_KEY = "nis:proposal"
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
+_MIN_LOG_PROB = -1e6
+_MAX_LOG_PROB = 1e-6  # Of a certain draw, by rounding.
 _MAX_GROUP_SIZE = 10_000
+# The policy is kept so often, for trials that come late; at most so many times, and so many
+# numbers of covariances.
 _SNAPSHOT_INTERVAL = 64
 _MAX_SNAPSHOTS = 8
 _SNAPSHOT_CELLS = 4_000_000
+# Trials replayed together.
 _CHUNK = 1024
 
 _logger = get_logger(__name__)
@@ -308,7 +313,8 @@ class Replay:
         value = trial.system_attrs.get(LOG_PROB_KEY)
         if value is None:
             return math.nan
-        if not _is_number(value) or not -1e6 < value <= 1e-6:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not _MIN_LOG_PROB < value <= _MAX_LOG_PROB:
             self._warn(trial, LOG_PROB_KEY, value)
             return math.nan
         proposal = trial.system_attrs.get(PROPOSAL_KEY)
@@ -358,10 +364,6 @@ def _value(trial: FrozenTrial) -> float:
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         return float(trial.intermediate_values[max(trial.intermediate_values)])
     return math.nan
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
 def _copy(groups: _Groups) -> _Groups:

@@ -10,13 +10,23 @@ import numpy as np
 from optuna_nis.space.constraint import FloatArray
 
 WINDOW = 256
+# Rewards count as at most so many standard deviations from the center.
 _OUTLIER = 5.0
 _LARGEST_REWARD = 1e100
+# Between the quartiles of a normal distribution, in standard deviations.
+_QUARTILE_RANGE = 1.349
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Rewards of an update, and how to bring them to the critic's scale."""
+    """Rewards of an update, and where rewards lie.
+
+    Attributes:
+        rewards: Those of single trials as they are, those of a group less their median.
+        center: Median of single trials, 0 for a group.
+        radius: Distance from the center beyond which a reward is an outlier.
+        scale: Standard deviation.
+    """
 
     rewards: FloatArray
     center: float
@@ -57,7 +67,7 @@ class RewardScale:
             middle = center if k == 1 else _quantile(np.sort(self._singles), 0.5)
             spread = np.concatenate([self._singles - middle, spread])
         ordered = np.sort(spread)
-        deviation = (_quantile(ordered, 0.75) - _quantile(ordered, 0.25)) / 1.349
+        deviation = (_quantile(ordered, 0.75) - _quantile(ordered, 0.25)) / _QUARTILE_RANGE
         if deviation <= 0:
             deviation = math.sqrt(float(np.square(spread).mean()))
         radius = _OUTLIER * deviation
@@ -72,6 +82,7 @@ def clip(array: FloatArray, low: float, high: float) -> FloatArray:
 
 
 def _quantile(ordered: FloatArray, q: float) -> float:
+    """A quantile between two numbers is the outer one; the median is their mean."""
     last = len(ordered) - 1
     low, high = math.floor(q * last), math.ceil(q * last)
     if q < 0.5:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 import threading
-from typing import Any, overload
+from typing import Any
 import weakref
 import zlib
 
@@ -393,13 +393,7 @@ class _InMemoryTrials(Sequence[FrozenTrial]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> FrozenTrial: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[FrozenTrial]: ...
-
-    def __getitem__(self, index: int | slice) -> FrozenTrial | list[FrozenTrial]:
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(self._count)[index]]
         number = range(self._count)[index]

@@ -267,8 +267,12 @@ class Rewards:
             if isinstance(module, (Metric, MetricCollection)):
                 module.reset()
         name = self.monitor or _DEFAULT_MONITOR
-        for _ in validation.outputs(batches):
-            pass
+        num_batches = sum(1 for _ in validation.outputs(batches))
+        if num_batches == 0:
+            raise MisconfigurationException(
+                "NISCallback scores choices on validation data: the validation dataloader gave no "
+                "batch."
+            )
         found = validation.log.find(name)
         if found is not None:
             _ = found.value  # Of a metric, before a hook resets it.

@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 _logger = get_logger(__name__)
 
-_NOT_YET = "they are there when the training has come to its end"
+_NOT_YET = "they are there when the supernet has been trained to its end"
 
 
 @dataclass(frozen=True)
@@ -389,6 +389,8 @@ class SizeSearch:
             (self._reference,) = yield Scoring((full,), None)
         choices, options, log_probs = self._draw(self.plan.group_size)
         *qualities, of_full = yield Scoring((*choices, full), self.plan.score_examples)
+        for quality, choice in zip([*qualities, of_full], [*choices, full]):
+            self._reward(quality, choice)  # Told as it is if it is not a finite number.
         offset = self._reference - of_full
         rewards = [self._reward(q + offset, choice) for q, choice in zip(qualities, choices)]
         self._policy.update(options, [reward.value for reward in rewards], log_probs)

@@ -212,7 +212,13 @@ def test_a_shortlist_by_the_loss() -> None:
     _, callback, model = _search()
     build = lambda sizes: apply_allocation(Ordinary(), sizes)  # noqa: E731
     found = train_shortlist(
-        callback.candidates[:2], model, build, Data(), rounds=[1], monitor="val_loss", mode="min"
+        callback.candidates[:2],
+        model,
+        build,
+        Data(),
+        shortlist_epochs=(1,),
+        monitor="val_loss",
+        mode="min",
     )
     assert all(-1.0 < candidate.val_metric < 0.0 for candidate in found)
     other = {"user": torch.arange(USERS)}

@@ -11,15 +11,17 @@ import optuna
 import pytest
 import torch
 
-from optuna_nis import Allocation, NISSampler, SearchSpace, penalised_reward
+from optuna_nis import NISSampler, SearchSpace, penalised_reward
 from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.replay import Replay
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, reference_model
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import supernet_layers
+from optuna_nis.strategy.baselines import frequent_ids, mixed_dimensions
+from optuna_nis.strategy.search import SizeSearch
 from optuna_nis.study.recorder import TrialRecorder
-from optuna_nis.study.results import space_of
+from optuna_nis.study.results import best_allocation, space_of
 from optuna_nis.study.searches import searches_of
 
 
@@ -46,7 +48,7 @@ def _fit(
 def test_scored_choices_become_trials(datamodule: TableDataModule) -> None:
     space = _space(datamodule)
     study = _study(space)
-    callback, model = _fit(datamodule, study, space)
+    callback, _ = _fit(datamodule, study, space)
     scored = [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
     assert len(scored) == 24
     assert space_of(study) == space
@@ -79,7 +81,7 @@ def test_the_policy_in_memory_is_the_one_that_a_replay_gives(datamodule: TableDa
     sampler = study_again.sampler
     assert isinstance(sampler, NISSampler)
     replayed = sampler.policy(study_again).probabilities()
-    for name, probabilities in callback._policy.probabilities().items():
+    for name, probabilities in callback.search.policy.probabilities().items():
         assert probabilities == pytest.approx(replayed[name], abs=1e-9)
 
 
@@ -98,8 +100,8 @@ def test_a_search_is_resumed_by_its_name_and_another_makes_its_own_updates(
     _fit(datamodule, study, space, num_updates=6, search_id="first")
     assert scored() == {"first": 24}
     callback, _ = _fit(datamodule, study, space, num_updates=3)
-    assert callback._search_id is not None
-    assert scored() == {"first": 24, callback._search_id: 12}
+    assert callback.search.id is not None
+    assert scored() == {"first": 24, callback.search.id: 12}
     # The same seed was given, but they do not draw the same.
     assert len({search.seed for search in searches_of(study).values()}) == 2
     with pytest.raises(ValueError, match="`search_id` must be a text"):
@@ -123,9 +125,9 @@ class _AnotherSearch(Callback):
         if len(trials) == self.num_trials:
             return
         # Known to the search: all but what is added from here on.
-        self.policies.append((len(trials), search._policy.copy()))
-        options, log_probs = search._policy.sample(3, self.rng)
-        params = search._policy.params(options)
+        self.policies.append((len(trials), search.search.policy.copy()))
+        options, log_probs = search.search.policy.sample(3, self.rng)
+        params = search.search.policy.params(options)
         costs = [self.space.allocation(choice).num_parameters for choice in params]
         rewards = [penalised_reward(cost / 1e4, cost, self.space.budget) for cost in costs]
         self.recorder.record(
@@ -168,12 +170,12 @@ def test_a_search_that_is_alone_reads_no_trials_between_its_groups(
     space = _space(datamodule)
     readings = []
 
-    def reading(self: NISCallback) -> Policy:
-        readings.append(self._updates_done)
+    def reading(self: SizeSearch) -> Policy:
+        readings.append(self.updates_done)
         return replayed(self)
 
-    replayed = NISCallback._replayed_policy
-    monkeypatch.setattr(NISCallback, "_replayed_policy", reading)
+    replayed = SizeSearch._replayed_policy
+    monkeypatch.setattr(SizeSearch, "_replayed_policy", reading)
     _fit(datamodule, _study(space), space)
     # At the start, and after the first group, whose number tells nothing.
     assert readings == [0, 0]
@@ -216,7 +218,7 @@ def test_an_exception_keeps_the_trials(datamodule: TableDataModule) -> None:
     callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200)
     with pytest.raises(ValueError, match="`quality` must be a finite number, got inf"):
         quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
-    assert len(study.trials) == 12
+    assert len(study.trials) == 8
 
 
 def test_batches_of_one_class_are_passed_over_or_refused(datamodule: TableDataModule) -> None:
@@ -224,12 +226,13 @@ def test_batches_of_one_class_are_passed_over_or_refused(datamodule: TableDataMo
 
     class Blind(RankingModule):
         calls = 0
-        blind = 3
+        blind = 4
 
         def choice_quality(self, batch: Any, num_choices: int) -> torch.Tensor:
             Blind.calls += 1  # What it adds to itself is put back.
             quality = super().choice_quality(batch, num_choices)
-            return quality if Blind.calls > self.blind else quality * torch.nan
+            # The first is of the full tables on all the data.
+            return quality if not 1 < Blind.calls <= self.blind else quality * torch.nan
 
     def fit(model: RankingModule) -> optuna.Study:
         study = _study(space)
@@ -253,49 +256,73 @@ def test_bad_arguments(datamodule: TableDataModule) -> None:
             NISCallback(space, study, **wrong)
     with pytest.raises(ValueError, match=r"`warmup` must be a share in \[0, 1\), got 1.0"):
         NISCallback(space, study, warmup=1.0)
-    with pytest.raises(ValueError, match="`propose` must keep to the budget of"):
-        NISCallback(space, study, propose=lambda under: [under.full()])
-    with pytest.raises(ValueError, match="`rivals` must keep to the budget of"):
-        NISCallback(space, study, rivals=lambda under: [under.full()])
+    with pytest.raises(TypeError, match="`update` is no field of a SearchPlan"):
+        NISCallback(space, study, update=3)
 
 
-def test_candidates_are_the_best_for_each_budget_and_the_proposals(
+def test_formulas_and_frequent_ids_compete_without_being_asked_for(
     datamodule: TableDataModule,
 ) -> None:
     space = _space(datamodule)
     study = _study(space)
-    proposed: list[list[Allocation]] = []
-
-    def propose(under: SearchSpace) -> list[Allocation]:
-        rng = np.random.default_rng(0)
-        proposed.append([under.sample(rng, under.budget) for _ in range(3)])
-        return proposed[-1]
-
-    callback, _ = _fit(datamodule, study, space, propose=propose)
-    validated = [t for t in study.trials if t.user_attrs["fidelity"] == "validated"]
-    scored = {space.allocation(t.params) for t in validated}
-    assert scored > {choice for choices in proposed for choice in choices}
-    # Of what is proposed for the whole budget, the best competes with the policy's in training.
-    assert len(set(callback.candidates) & set(proposed[0])) == 1
-    assert len(callback.candidates) <= 1 + len(proposed)
-    shares = [choice.num_parameters / space.budget for choice in callback.candidates]
-    for high in (1.0, 0.5, 0.25):
-        assert any(0.8 * high < share <= high for share in shares)
-
-
-def test_the_best_of_the_rivals_is_a_candidate(datamodule: TableDataModule) -> None:
-    space = _space(datamodule)
-    study = _study(space)
-    rng = np.random.default_rng(1)
-    given = [space.sample(rng, share * space.budget) for share in (0.1, 0.1, 0.1)]
-    callback, _ = _fit(datamodule, study, space, rivals=lambda _: given)
+    callback, _ = _fit(datamodule, study, space)
     validated = {
         space.allocation(t.params): t.value
         for t in study.trials
         if t.user_attrs["fidelity"] == "validated"
     }
-    assert validated.keys() > set(given)
-    assert set(callback.candidates) & set(given) == {max(given, key=validated.__getitem__)}
+    popular = [
+        mixed_dimensions(smaller, alpha=power, on_grid=True)
+        for smaller in (space, space.with_budget(space.budget // 2))
+        for power in (0.3, 0.5)
+    ]
+    frequent = [frequent_ids(space), frequent_ids(space, full_width=False)]
+    assert validated.keys() > {*popular, *frequent}
+    # Each has a place for the best of its kind.
+    candidates = callback.candidates
+    assert max(popular[:2], key=validated.__getitem__) in candidates
+    assert set(candidates) & set(frequent)
+    costs = [choice.num_parameters for choice in candidates]
+    assert costs == sorted(costs, reverse=True)
+    shares = [cost / space.budget for cost in costs]
+    for high in (1.0, 0.5, 0.25):
+        assert any(0.8 * high < share <= high for share in shares)
+
+
+def test_the_candidates_are_trained_for_real(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    callback, _ = _fit(datamodule, study, space)
+    lines: list[str] = []
+    best = callback.train_candidates(
+        reference_model(datamodule.features), datamodule, progress=lines.append
+    )
+    trained = [t for t in study.trials if t.user_attrs["fidelity"] == "trained"]
+    assert {space.allocation(t.params) for t in trained} == set(callback.candidates)
+    assert space.allocation(max(trained, key=lambda t: t.value).params) == best
+    assert best == best_allocation(study)
+    assert lines[0].startswith(f"round 1 of 3: 1 of {len(callback.candidates)}, ")
+    # Started again, nothing is written twice.
+    assert callback.train_candidates(reference_model(datamodule.features), datamodule) == best
+    assert len([t for t in study.trials if t.user_attrs["fidelity"] == "trained"]) == len(trained)
+
+
+def test_values_of_different_groups_compare(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+
+    class Shifting(RankingModule):
+        """Thinks better of all choices with every batch of validation data."""
+
+        def choice_quality(self, batch: Any, num_choices: int) -> torch.Tensor:
+            shift = float(batch["label"].sum())
+            return super().choice_quality(batch, num_choices) + shift
+
+    study = _study(space)
+    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200)
+    model = Shifting(space, bags=datamodule.bags)
+    quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
+    scored = [t.value for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
+    assert max(scored) - min(scored) < 1.0
 
 
 def test_searches_where_the_first_epochs_are_not_validated(datamodule: TableDataModule) -> None:

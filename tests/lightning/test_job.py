@@ -11,9 +11,9 @@ import optuna
 import pandas as pd
 import pytest
 
-from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search
-from optuna_nis.lightning.job import _default_epochs, _EpochLines, _frequent_ids
+from optuna_nis.lightning.any_model import _EpochLines
+from optuna_nis.lightning.job import _default_epochs
 from optuna_nis.study.results import best_allocation, metric_of, parts_of, results_of, summary_of
 
 FAST = {"budget": 0.5, "embedding_dim": 8, "epochs": 1, "num_updates": 3}
@@ -96,23 +96,6 @@ def test_a_supernet_that_learns_more_slowly_gets_more_epochs(
     task: Any, options: dict[str, float], epochs: int
 ) -> None:
     assert _default_epochs(task, options) == epochs
-
-
-@pytest.mark.parametrize(
-    ("budget", "rivals"),
-    [
-        (0.5, ["350x32", "150x32", "350x32"]),
-        (0.1, ["50x32", "50x32", "150x16"]),
-        (0.05, ["50x32", "50x32"]),
-        (0.04, ["50x14"]),
-    ],
-)
-def test_frequent_ids_compete_as_far_as_the_budget_goes(budget: float, rivals: list[str]) -> None:
-    space = SearchSpace([EmbeddingSpec("item", 1000, 32)], budget=budget)
-    found = [str(rival["item"]) for rival in _frequent_ids(space)]
-    assert found == [f"item: {tier} (of 1000x32)" for tier in rivals]
-    single = SearchSpace([EmbeddingSpec("item", 1000, 32)], budget=budget, mode="single")
-    assert _frequent_ids(single) == []
 
 
 @pytest.mark.parametrize("rate", [0, "high", None])

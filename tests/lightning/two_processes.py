@@ -62,7 +62,7 @@ def main(output: Path) -> None:
         max_epochs=2, accelerator="cpu", devices=2, strategy="ddp", callbacks=[callback, seen]
     )
     trainer.fit(model, Data())
-    best = callback.candidates[0]
+    best = callback.search.candidates[0]
     set_choices(model, space, [best])
     model.eval()
     with torch.no_grad():

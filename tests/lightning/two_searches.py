@@ -20,6 +20,7 @@ import torch
 
 from optuna_nis.controller.policy import Policy
 from optuna_nis.lightning import DataConfig, NISCallback, search
+from optuna_nis.strategy.search import SizeSearch
 from optuna_nis.study.results import SUPERNET
 from optuna_nis.study.searches import num_scored, searches_of
 from optuna_nis.study.storages import open_storage
@@ -43,9 +44,9 @@ class ByTurns(Callback):
         (callback,) = (c for c in trainer.callbacks if isinstance(c, NISCallback))
         end = time.monotonic() + _SECONDS
         while time.monotonic() < end:
-            others = set(searches_of(self.study)) - {callback._search_id}
+            others = set(searches_of(self.study)) - {callback.search.id}
             done = [num_scored(self.study, other, SUPERNET) // GROUP_SIZE for other in others]
-            if done and done[0] + 1 >= callback._updates_done:
+            if done and done[0] + 1 >= callback.search.updates_done:
                 return
             time.sleep(0.02)
         raise TimeoutError("The other search does not go on.")
@@ -55,15 +56,15 @@ def main(table: str, output: Path, shard: int, addresses: list[str]) -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     taken: list[dict[str, Any]] = []
-    replayed = NISCallback._replayed_policy
+    replayed = SizeSearch._replayed_policy
 
-    def noted(self: NISCallback) -> Policy:
+    def noted(self: SizeSearch) -> Policy:
         policy = replayed(self)
         replay = self.study.sampler._follow(self.study).replay
         taken.append({"trials": replay.trial_numbers, "policy": digest(policy)})
         return policy
 
-    NISCallback._replayed_policy = noted  # type: ignore[method-assign]
+    SizeSearch._replayed_policy = noted  # type: ignore[method-assign]
     data = DataConfig(
         table=table, label="clicked", features=("user", "city"), bags={"genres": "|"}
     )

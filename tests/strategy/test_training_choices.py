@@ -16,6 +16,7 @@ from optuna_nis import SearchSpace
 from optuna_nis.lightning import NISCallback
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import make_searchable, supernet_layers
+from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.training_choices import training_choices
 
 
@@ -31,23 +32,29 @@ def test_one_choice_in_turns_or_as_many_as_divide_the_batch() -> None:
         drawn.append(count)
         return [space.sample(rng, space.budget) for _ in range(count)]
 
-    def counts(batch: Any, count: int, **options: Any) -> list[int]:
+    def counts(num_examples: int | None, count: int, **options: Any) -> list[int]:
         runs = [
-            training_choices(space, batch, index, rng, count=count, **options)
+            training_choices(
+                space,
+                SearchPlan(),
+                rng,
+                count=count,
+                num_examples=num_examples,
+                full=index % 2 == 0,
+                **options,
+            )
             for index in range(4)
         ]
         assert all(choice.num_parameters <= space.budget for run in runs for choice in run[1:])
         return [len(run) for run in runs]
 
-    assert counts(torch.zeros(12), 4) == [4] * 4
-    assert counts(torch.zeros(10), 4) == [2] * 4
+    assert counts(12, 4) == [4] * 4
+    assert counts(10, 4) == [2] * 4
     assert drawn == []
-    assert counts(torch.zeros(12), 4, draw=draw) == [4] * 4
+    assert counts(12, 4, draw=draw) == [4] * 4
     assert drawn == [1] * 4
-    for batch in (torch.zeros(12), {"a": torch.zeros(12), "b": torch.zeros(7)}):
-        runs = [training_choices(space, batch, i, rng, count=1 + i // 4) for i in range(4)]
-        assert [run == [space.full()] for run in runs] == [True, False, True, False]
-    assert counts({"a": torch.zeros(12), "b": torch.zeros(7)}, 4) == [1] * 4
+    assert counts(None, 4) == [1] * 4
+    assert counts(12, 1) == [1] * 4
 
 
 class _Pairs(Net):

@@ -1,4 +1,4 @@
-"""When the updates of a search are due, and what becomes of a training that ends early."""
+"""How many batches a search plans with, and what becomes of a training that ends early."""
 
 from __future__ import annotations
 
@@ -99,10 +99,9 @@ def test_what_is_told_on_the_way(caplog: pytest.LogCaptureFixture) -> None:
     trials = [t.value for t in search.study.trials if t.user_attrs["fidelity"] == "supernet"]
     assert means == pytest.approx([sum(trials[k : k + 2]) / 2 for k in (0, 2, 4, 6)], abs=1e-4)
     assert lines[2].startswith("1 of 4 updates")
-    best = search.candidates[0]
-    assert lines[6].startswith(f"The search ends; candidates: {len(search.candidates)} of ")
-    assert f"The best has {best.num_parameters} parameters" in lines[6]
-    assert len(lines) == 7
+    assert lines[6].startswith(f"The supernet is trained; candidates: {len(search.candidates)} of")
+    assert "`search.train_candidates(build_model, data)`" in lines[7]
+    assert len(lines) == 8
 
 
 class _StopAt(Callback):
@@ -139,10 +138,10 @@ def test_a_training_that_breaks_leaves_no_candidates() -> None:
 
     with pytest.raises(RuntimeError, match="no memory"):
         _fit(Kept(), _StopAt(6, RuntimeError("no memory")), max_epochs=2)
-    with pytest.raises(RuntimeError, match=r"when `Trainer.fit` has trained to its end"):
+    with pytest.raises(RuntimeError, match=r"when the supernet has been trained to its end"):
         _ = searches[0].candidates
     fresh = NISCallback(make_searchable(Net(), budget=0.5))
-    with pytest.raises(RuntimeError, match=r"when `Trainer.fit` has trained to its end"):
+    with pytest.raises(RuntimeError, match=r"when the supernet has been trained to its end"):
         _ = fresh.candidates
 
 

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from optuna_nis import EmbeddingSpec, SearchSpace
+from optuna_nis.controller.policy import Policy
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
+
+ZIPF = [100_000 // (rank + 1) for rank in range(1_000)]
+
+
+def _space(budget: float = 0.25) -> SearchSpace:
+    return SearchSpace(
+        [EmbeddingSpec.from_counts("user", ZIPF, 32), EmbeddingSpec.from_counts("city", ZIPF, 8)],
+        budget=budget,
+    )
+
+
+def test_the_policy_proposes_for_each_budget_what_uses_it() -> None:
+    space, plan = _space(), SearchPlan()
+    groups = from_policy(Policy(constraint=space), space, plan, np.random.default_rng(0))
+    assert len(groups) == len(budgets(space, plan)) == 5
+    for group, share in zip(groups, plan.budget_shares):
+        assert 1 <= len(group) <= plan.proposals
+        for choice in group:
+            assert 0.9 * share * space.budget <= choice.num_parameters <= share * space.budget
+
+
+def test_smaller_budgets_than_any_choice_are_left_out() -> None:
+    space = SearchSpace([EmbeddingSpec("user", 1000, 8)], budget=60)
+    assert len(budgets(space, SearchPlan())) == 1
+    assert [each.budget for each in budgets(space, SearchPlan(budget_shares=(1.0,)))] == [60]
+
+
+def test_sizes_by_popularity_need_counts_and_room() -> None:
+    plan = SearchPlan(popularity_powers=(0.2, 0.4, 0.6))
+    found = by_popularity(_space(), plan)
+    assert len(found) == 3
+    assert all(choice.num_parameters <= _space().budget for choice in found)
+    assert by_popularity(_space(), SearchPlan(popularity_powers=())) == []
+    unknown = SearchSpace([EmbeddingSpec("user", 1000, 32)], budget=0.25)
+    assert by_popularity(unknown, plan) == []
+    narrow = SearchSpace([EmbeddingSpec.from_counts("user", ZIPF, 32)], budget=500)
+    assert by_popularity(narrow, plan) == []
+    single = SearchSpace(_space().specs, budget=0.25, mode="single")
+    assert by_popularity(single, plan) == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "rivals"),
+    [
+        (0.5, ["350x32", "150x32", "350x32"]),
+        (0.1, ["50x32", "50x32", "150x16"]),
+        (0.05, ["50x32", "50x32"]),
+        (0.04, ["50x14"]),
+    ],
+)
+def test_frequent_ids_compete_as_far_as_the_budget_goes(budget: float, rivals: list[str]) -> None:
+    space = SearchSpace([EmbeddingSpec("item", 1000, 32)], budget=budget)
+    found = [str(rival["item"]) for rival in frequent_ids(space, SearchPlan())]
+    assert found == [f"item: {tier} (of 1000x32)" for tier in rivals]
+    single = SearchSpace([EmbeddingSpec("item", 1000, 32)], budget=budget, mode="single")
+    assert frequent_ids(single, SearchPlan()) == []
