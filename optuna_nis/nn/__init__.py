@@ -24,4 +24,5 @@ __all__ = [
     "sized_layers",
     "supernet_layers",
     "swapped_layers",
+    "warm_start",
 ]

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
 from optuna_nis.lightning import RankingModule, RetrievalModule
-from optuna_nis.lightning.halving import warm_start
 from optuna_nis.models.softmax import (
     estimated_ranks,
     sampled_softmax_loss,
@@ -31,6 +30,7 @@ from optuna_nis.nn import (
     apply_allocation,
     make_searchable,
     set_choices,
+    warm_start,
 )
 from optuna_nis.serve import quantize, to_dense
 
