@@ -19,17 +19,15 @@ def warm_start(model: nn.Module, supernet: nn.Module) -> None:
         supernet: The supernet that it was chosen from.
 
     Raises:
-        ValueError: If the parameters outside the embeddings are not the same in both, or an
-            embedding sorts its ids in another order.
+        ValueError: If the parameters outside the embeddings are not the same in both, an
+            embedding is of another feature, or it sorts its ids in another order.
 
     Example:
-        >>> from optuna_nis import SearchSpace
-        >>> from optuna_nis.lightning import reference_model
-        >>> space = SearchSpace(data.embedding_specs(8))
-        >>> build = reference_model(data.features)
-        >>> supernet, model = build(space), build(space.full())
-        >>> warm_start(model, supernet)
-        >>> torch.equal(model.head.weight, supernet.head.weight)
+        >>> from optuna_nis.nn import apply_allocation, make_searchable
+        >>> supernet, model = (nn.Sequential(nn.Embedding(100, 8), nn.Linear(8, 1)) for _ in "12")
+        >>> space = make_searchable(supernet, budget="50%")
+        >>> warm_start(apply_allocation(model, space.full()), supernet)
+        >>> torch.equal(model[1].weight, supernet[1].weight)
         True
     """
     embeddings = supernet_layers(supernet)
@@ -42,6 +40,11 @@ def warm_start(model: nn.Module, supernet: nn.Module) -> None:
             f"differ in {sorted(set(shared) ^ set(own)) or 'their shapes'}."
         )
     for layer in layers:
+        if layer.name not in embeddings:
+            raise ValueError(
+                f"The model must have the features {sorted(embeddings)} of the supernet, got a "
+                f"layer of {layer.name!r}."
+            )
         if not layer.same_order(embeddings[layer.name]):
             raise ValueError(
                 f"The model must sort the ids of {layer.name!r} as the supernet does: build "
