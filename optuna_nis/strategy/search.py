@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 import math
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from optuna import Study, create_study
@@ -17,6 +17,7 @@ from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.processes import OneProcess, Processes
 from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.schedule import Schedule
@@ -45,24 +46,6 @@ class Scoring:
 
     choices: tuple[Allocation, ...]
     num_examples: int | None
-
-
-class Processes(Protocol):
-    """The processes that train one model together."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the one that writes the trials."""
-
-    def share(self, value: _T) -> _T:
-        """What the first process has, in all of them."""
-
-
-class _OneProcess:
-    is_first = True
-
-    def share(self, value: _T) -> _T:
-        return value
 
 
 class SizeSearch:
@@ -239,7 +222,7 @@ class SizeSearch:
                 "`study` must have a NISSampler with `budget=space`, its sampler is "
                 f"{type(self.study.sampler).__name__}."
             )
-        self._processes = processes or _OneProcess()
+        self._processes = processes or OneProcess()
         self._choices_per_step = choices_per_step
         self._candidates, self._why_none = None, _NOT_YET
         self._work = self._scoring = None
