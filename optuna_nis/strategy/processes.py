@@ -24,4 +24,5 @@ class OneProcess:
     is_first = True
 
     def share(self, value: _T) -> _T:
+        """The value."""
         return value
