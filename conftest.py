@@ -13,6 +13,8 @@ from optuna_nis.study.results import save_space
 # Its docstrings are run where torchrec, which is optional, is installed.
 collect_ignore = [] if find_spec("torchrec") else ["optuna_nis/serve/torchrec.py"]
 
+_WITH_DATA = ("optuna_nis.lightning.", "optuna_nis.models.", "optuna_nis.serve.")
+
 
 # Packages whose examples use `data`.
 _WITH_DATA = tuple(f"optuna_nis.{name}." for name in ("data", "lightning", "models", "serve"))

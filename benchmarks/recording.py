@@ -32,7 +32,7 @@ import torch
 from optuna_nis import NISSampler, SearchSpace
 from optuna_nis.lightning import DataConfig, NISCallback, reference_model
 from optuna_nis.lightning.training import quiet_trainer
-from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.storages import open_storage
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from without import plan_without
 
-from optuna_nis import Allocation, SearchSpace
+from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning import DataConfig, SearchPlan, reference_model, search
-from optuna_nis.lightning.training import Training, evaluate, train
+from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer, train
+from optuna_nis.models.reference import ReferenceModel
 
 Job = dict[str, Any]
 Result = dict[str, Any]
@@ -59,6 +60,8 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "movielens-small": {"num_sampled": 1024},
     "amazon-video-games": {"num_sampled": 1024, "learning_rate": 3e-3, "dropout": 0.3},
 }
+# Of data sets with this ending the table of the items is searched, too.
+ITEMS = "-items"
 # When a training stops. On flights a half of all are hits, elsewhere one in a hundred.
 MONITOR = {"movielens-small": "val_mrr", "amazon-video-games": "val_mrr"}
 EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
@@ -149,8 +152,24 @@ def _start(threads: int) -> None:
 
 def data_config(data: str, config: Mapping[str, Any]) -> DataConfig:
     """The configuration of a data set by its name in :data:`DATA`."""
-    extra = config if DATA[data]["dataset"] not in ("flights", "movielens-small") else {}
-    return DataConfig(**(DATA[data] | extra))  # type: ignore[arg-type]
+    about = DATA[data.removesuffix(ITEMS)]
+    extra = config if about["dataset"] not in ("flights", "movielens-small") else {}
+    return DataConfig(**(about | extra))  # type: ignore[arg-type]
+
+
+def model_options(data: str) -> dict[str, Any]:
+    """The options of the reference model on a data set."""
+    name = data.removesuffix(ITEMS)
+    plain = DATA[name]["task"] == "retrieval" and name == data
+    return MODEL_OPTIONS.get(name, {}) | ({"search_items": False} if plain else {})
+
+
+def _model(data: str, datamodule: EmbeddingDataModule) -> ReferenceModel:
+    return reference_model(datamodule.features, **model_options(data))
+
+
+def _specs(data: str, datamodule: EmbeddingDataModule) -> list[EmbeddingSpec]:
+    return _model(data, datamodule).specs(EMBEDDING_DIM[datamodule.task])
 
 
 @lru_cache(maxsize=1)
@@ -162,7 +181,7 @@ def _run(data: str, config: dict[str, Any], job: Job) -> Result:
     datamodule = _datamodule(data, json.dumps(config))
     kind = job["kind"]
     if kind == "describe":
-        return _describe_data(datamodule)
+        return _describe_data(data, datamodule)
     if kind == "train":
         allocation = Allocation.from_json(job["allocation"])
         return _tested(_train(data, datamodule, allocation, job["seed"]), datamodule)
@@ -177,14 +196,17 @@ def _run(data: str, config: dict[str, Any], job: Job) -> Result:
     )
 
 
-def _describe_data(datamodule: EmbeddingDataModule) -> Result:
-    dim = EMBEDDING_DIM[datamodule.task]
-    space = SearchSpace(datamodule.embedding_specs(dim))
-    model = reference_model(datamodule.features)(space.full())
+def _describe_data(data: str, datamodule: EmbeddingDataModule) -> Result:
+    space = SearchSpace(_specs(data, datamodule))
+    model = _model(data, datamodule)(space.full())
+    known = datamodule.vocabularies | dict.fromkeys(
+        model.output_features, datamodule.features.targets
+    )
     return {
         "space": space.to_json(),
-        "counts": {n: list(map(int, v.counts)) for n, v in datamodule.vocabularies.items()},
+        "counts": {n: list(map(int, v.counts)) for n, v in known.items()},
         "metric": model.metric_name,
+        "output_features": list(model.output_features),
     }
 
 
@@ -192,21 +214,26 @@ def _train(
     data: str, datamodule: EmbeddingDataModule, allocation: Allocation, seed: int
 ) -> Training:
     datamodule.shuffle_seed = seed
-    build = reference_model(datamodule.features, **MODEL_OPTIONS.get(data, {}))
     start = time.process_time()
-    training = train(build, allocation, datamodule, seed=seed, **_stopping(data))
+    training = train(
+        _model(data, datamodule), allocation, datamodule, seed=seed, **_stopping(data)
+    )
     return replace(training, seconds=time.process_time() - start)
 
 
 def _stopping(data: str) -> dict[str, Any]:
-    monitor = MONITOR.get(data, "val_metric")
+    monitor = MONITOR.get(data.removesuffix(ITEMS), "val_metric")
     return {"max_epochs": MAX_EPOCHS, "patience": PATIENCE, "monitor": monitor}
 
 
 def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
+    with quiet_lightning():
+        trainer = quiet_trainer(training.model)
+        (metrics,) = trainer.test(training.model, datamodule=datamodule, verbose=False)
     return {
         "val": training.val_metric,
-        "test": evaluate(training.model, datamodule),
+        "test": metrics["test_metric"],
+        **{name: value for name, value in metrics.items() if "recall@" in name},
         "epochs": training.epochs,
         "seconds": training.seconds,
         "num_dense_parameters": training.model.num_dense_parameters(),  # type: ignore[operator]
@@ -221,7 +248,7 @@ def _search(
     mode: Any,
     seed: int,
 ) -> Result:
-    config, options = data_config(data, extra), MODEL_OPTIONS.get(data, {})
+    config, options = data_config(data, extra), model_options(data)
     study = optuna.create_study(direction="maximize")
     start = time.process_time()
     config.datamodule(withhold_test=True)
@@ -249,8 +276,7 @@ def _trials(
     seed: int,
 ) -> Result:
     """A training per trial. Proposals over the budget are told so at once and cost no training."""
-    specs = datamodule.embedding_specs(EMBEDDING_DIM[datamodule.task])
-    space = SearchSpace(specs, budget=budget)
+    space = SearchSpace(_specs(data, datamodule), budget=budget)
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True)
     )
@@ -299,8 +325,7 @@ def _prune(data: str, datamodule: EmbeddingDataModule, budget: float, seed: int)
     What is left is charged with its place: a byte for the column of each number and a parameter
     for each row (compressed sparse rows).
     """
-    specs = datamodule.embedding_specs(EMBEDDING_DIM[datamodule.task])
-    space = SearchSpace(specs, budget=budget)
+    space = SearchSpace(_specs(data, datamodule), budget=budget)
     start = time.process_time()
     model = _train(data, datamodule, space.full(), seed).model
     tables = [tier for layer in model.embeddings.layers for tier in layer.tier_modules()]  # type: ignore[union-attr]

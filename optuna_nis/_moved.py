@@ -1,4 +1,4 @@
-"""Public modules under the names that they had in earlier releases, with a warning."""
+"""Modules under the names that they had in earlier releases, with a warning."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 import sys
 from types import ModuleType
 import warnings
 
-_MOVED = {
+# Those that were public, and those that pickles of public classes name. What is beneath one of
+# them is beneath what it has become.
+MOVED = {
     "allocation": "space.allocation",
     "baselines": "strategy.baselines",
     "budget": "space",
+    "cautions": "study.cautions",
     "dashboard": "show.dashboard",
     "datasets": "data",
     "export": "serve",
-    "export.torchrec": "serve.torchrec",
+    "lightning.data_config": "data.config",
+    "lightning.modules": "models.modules",
+    "lightning.predictor": "serve.predictor",
     "moments": "study.moments",
     "nn.softmax": "models.softmax",
     "policy": "controller.policy",
@@ -30,36 +36,42 @@ _MOVED = {
     "searches": "study.searches",
     "status": "show.status",
     "storages": "study.storages",
+    "uncertainty": "study.uncertainty",
     "visualization": "show.figures",
 }
 
 
 class _MovedModules(MetaPathFinder, Loader):
+    """Finds a module under its name of before; it is the same object as under its name of now."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        package, _, name = fullname.partition(".")
-        if package == "optuna_nis" and name in _MOVED:
-            return ModuleSpec(fullname, self)
-        return None
+        new = _new_name(fullname)
+        return None if new is None or find_spec(new) is None else ModuleSpec(fullname, self)
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        new = f"optuna_nis.{_MOVED[spec.name.partition('.')[2]]}"
+    def exec_module(self, module: ModuleType) -> None:
+        old = module.__name__
+        new = _new_name(old)
+        assert new is not None
         warnings.warn(
-            f"`{spec.name}` is `{new}` now, and goes in the next minor release.",
+            f"`{old}` is `{new}` now; its old name goes in the next minor release.",
             FutureWarning,
             stacklevel=2,
         )
-        return ModuleType(spec.name, f"See :mod:`{new}`.")
+        sys.modules[old] = import_module(new)
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Give it all names of the module that it has become."""
-        new = vars(import_module(f"optuna_nis.{_MOVED[module.__name__.partition('.')[2]]}"))
-        names = new.keys() - vars(ModuleType("")).keys() - {"__file__", "__cached__", "__path__"}
-        vars(module).update({name: new[name] for name in names}, __path__=[])
+
+def _new_name(fullname: str) -> str | None:
+    package, _, name = fullname.partition(".")
+    if package == "optuna_nis":
+        for old, new in MOVED.items():
+            if name == old or name.startswith(f"{old}."):
+                return f"optuna_nis.{new}{name.removeprefix(old)}"
+    return None
 
 
 def install_moved_modules() -> None:
     """Let the names of earlier releases be imported."""
-    if not any(type(finder).__name__ == _MovedModules.__name__ for finder in sys.meta_path):
-        sys.meta_path.append(_MovedModules())
+    # First of all finders: another would load what is beneath a package that moved a second time.
+    sys.meta_path.insert(0, _MovedModules())

@@ -1,19 +1,17 @@
-"""The command ``optuna-nis``: search, retrain, report, predict, export."""
+"""The command ``optuna-nis``: search, retrain, report, status, predict, export."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from inspect import Parameter, Signature, signature
 import json
-import logging
 from pathlib import Path
-import shlex
 from time import sleep
-from typing import TYPE_CHECKING, Annotated, Any
-import warnings
+from typing import TYPE_CHECKING, Any
 
 try:
-    import rich
     from rich.console import Console
     import typer
 except ModuleNotFoundError as error:
@@ -24,12 +22,22 @@ except ModuleNotFoundError as error:
 
 from optuna_nis import __version__
 from optuna_nis._checks import check_file, check_folder
+from optuna_nis._cli_console import bars, errors, progress, result, silence_lightning, tell, warn
+from optuna_nis._cli_options import (
+    DataOptions,
+    Quiet,
+    SearchOptions,
+    StudyOptions,
+    flat,
+    grouped,
+    in_options,
+    numbers,
+)
 from optuna_nis._format import size
 
 # Whoever asks for help does not wait for Optuna, and whoever searches is told what is loaded.
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.storages import BaseStorage
 
     from optuna_nis.space.allocation import Allocation
 
@@ -46,28 +54,48 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-# Lightning draws its bars on this console too: what is printed goes above them, not into them.
-rich.reconfigure(stderr=True)
-_console = rich.get_console()
-
-# Packages through which Optuna speaks to storages, and the errors that are told in a line.
-_CLIENTS = ("sqlalchemy", "redis", "grpc")
-_EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError)
 
 # Of a 32-bit float.
 _BYTES_PER_PARAMETER = 4
 
-_STORAGE, _STUDY_NAME = "sqlite:///optuna-nis.db", "optuna-nis"
+_Run = Callable[..., None]
 
-Storage = Annotated[
-    str,
-    typer.Option(
-        help="Where the study is kept: sqlite:///FILE, postgresql://..., mysql://..., a file "
-        "named *.journal or redis://... for Optuna's journal, grpc://HOST:PORT for its proxy."
-    ),
-]
-StudyName = Annotated[str, typer.Option(help="Name of the study.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
+
+def _command(
+    begin: str = "", interrupted: str = "Start the same command again."
+) -> Callable[[_Run], _Run]:
+    """Make a function a command, whose errors are a line each.
+
+    Args:
+        begin: What begins, told before anything large is imported; arguments in braces.
+        interrupted: What has become of the work if it is interrupted.
+    """
+
+    def add(run: _Run) -> _Run:
+        arguments = signature(run, eval_str=True).parameters.values()
+
+        @wraps(run)
+        def called(context: typer.Context, **given: Any) -> None:
+            values = grouped(arguments, given)
+            with errors(
+                values.get("quiet", True),
+                begin.format(**values),
+                interrupted,
+                lambda text: in_options(text, context),
+            ):
+                run(**values)
+
+        # Typer makes the options of these.
+        options = [
+            Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context),
+            *flat(arguments),
+        ]
+        called.__annotations__ = {option.name: option.annotation for option in options}
+        called.__signature__ = Signature(options)  # type: ignore[attr-defined]
+        app.command()(called)
+        return run
+
+    return add
 
 
 def _print_version(wanted: bool) -> None:
@@ -78,145 +106,19 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", is_eager=True, callback=_print_version, help="Print the version."
-        ),
-    ] = False,
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version."
+    ),
 ) -> None:
     pass
 
 
-@app.command()
+@_command(
+    "Searching the sizes for {data.name}: loading torch and Lightning.",
+    "Finished trials are kept; the same command goes on.",
+)
 def search(
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="A data set by name: flights, movielens-small, or, with --data-dir, movielens-1m "
-            "or amazon-video-games."
-        ),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the files of a data set that does not come with a package."),
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Your own table: a CSV, TSV or Parquet file.")
-    ] = None,
-    task: Annotated[
-        str, typer.Option(help="ranking (a yes-or-no label) or retrieval (one of many items).")
-    ] = "ranking",
-    label: Annotated[str | None, typer.Option(help="Label column of the table.")] = None,
-    features: Annotated[
-        str,
-        typer.Option(
-            help="Feature columns of the table, separated by commas; of a data set by default all."
-        ),
-    ] = "",
-    bags: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A column with several values in a cell and what stands between them, such as "
-            "genres:'|', quoted against the shell; only the column, such as history, if its cells "
-            "are lists (Parquet). The separator comes after the last colon, so columns may have "
-            "colons. Can be given more than once."
-        ),
-    ] = None,
-    max_bag_length: Annotated[
-        int | None,
-        typer.Option(min=1, help="Values kept of such a cell.", show_default="50"),
-    ] = None,
-    bag_keep: Annotated[
-        str | None,
-        typer.Option(
-            help="Which values of a longer cell are kept: last, the latest of a history that "
-            "grows at its end, or first.",
-            show_default="last; of a data set what suits it",
-        ),
-    ] = None,
-    na_values: Annotated[
-        str,
-        typer.Option(
-            help="Texts in the table that stand for a missing value, separated by commas, such as "
-            "NA,null. Without, only the empty cell is missing and NA is an id."
-        ),
-    ] = "",
-    time: Annotated[
-        str | None, typer.Option(help="Time column of the table: test on the latest rows.")
-    ] = None,
-    time_format: Annotated[
-        str | None,
-        typer.Option(
-            help="How its dates are written, such as '%d/%m/%Y'.", show_default="ISO 8601"
-        ),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="random, chronological or, for sequences of users, leave-one-out.",
-            show_default="what suits the data",
-        ),
-    ] = None,
-    budget: Annotated[
-        str,
-        typer.Option(help="Embedding memory: 25% of the full tables, 64MB, or 50000 parameters."),
-    ] = "25%",
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="multi: frequent ids get wider rows; single: one width for each feature."
-        ),
-    ] = "multi",
-    embedding_dim: Annotated[
-        int | None,
-        typer.Option(
-            help="Largest width considered.", show_default="32 for ranking, 64 for retrieval"
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Epochs of the supernet.",
-            show_default="4 for ranking, 6 for retrieval, more if it learns more slowly",
-        ),
-    ] = None,
-    updates: Annotated[int, typer.Option(min=1, help="Updates of the controller.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
-    max_rows: Annotated[
-        int | None, typer.Option(min=10, help="Use only about so many rows.")
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Rows in a training batch.", show_default="4096, fewer of small data"
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Learning rate of Adam.", show_default="0.002 for ranking, 0.006 for retrieval"
-        ),
-    ] = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(help="Probability of dropout after each layer of the MLP.", show_default="0"),
-    ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(help="Train on a part of the training rows only: 0/2 and 1/2 are halves."),
-    ] = "0/1",
-    checkpoint_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for what is needed to go on after an interruption, empty in the end.",
-            show_default="FILE.checkpoints beside a study in a file, optuna-nis.checkpoints",
-        ),
-    ] = None,
-    storage: Storage = _STORAGE,
-    study_name: StudyName = _STUDY_NAME,
-    quiet: Quiet = False,
+    *, data: DataOptions, how: SearchOptions, where: StudyOptions, quiet: Quiet = False
 ) -> None:
     """Search embedding sizes, into a study. Started again, it goes on where it was interrupted.
 
@@ -230,336 +132,167 @@ def search(
 
         optuna-nis search --table clicks.csv --label clicked --features user,item
     """
-    with _errors(
-        quiet,
-        f"Searching the sizes for {dataset or table or 'data'}: loading torch and Lightning.",
-        "Finished trials are kept; the same command goes on.",
-    ):
-        _silence_lightning()
-        import optuna
+    silence_lightning()
+    from optuna_nis.lightning import search as run_search
 
-        from optuna_nis.lightning import DataConfig
-        from optuna_nis.lightning import search as run_search
-
-        data = DataConfig(
-            dataset=dataset,
-            data_dir=None if data_dir is None else str(data_dir.resolve()),
-            table=None if table is None else str(table.resolve()),
-            task=task,  # type: ignore[arg-type]
-            label=label,
-            features=_names(features),
-            bags=_bags(bags or (), table),
-            time=time,
-            time_format=time_format,
-            na_values=_names(na_values),
-            max_bag_length=max_bag_length,
-            bag_keep=bag_keep,  # type: ignore[arg-type]
-            split=split,  # type: ignore[arg-type]
-            max_rows=max_rows,
-            batch_size=batch_size,
-        )
-        options = {"learning_rate": learning_rate, "dropout": dropout}
-        study = optuna.create_study(
-            storage=_storage(storage),
-            study_name=study_name,
-            direction="maximize",
-            load_if_exists=True,
-        )
-        best = run_search(
-            study,
-            data,
-            budget=_budget(budget),
-            mode=mode,  # type: ignore[arg-type]
-            embedding_dim=embedding_dim,
-            epochs=epochs,
-            num_updates=updates,
-            seed=seed,
-            callbacks=_bars(quiet),
-            dashboard=_dashboard(),
-            progress=_progress(quiet),
-            checkpoint_dir=_checkpoint_dir(storage) if checkpoint_dir is None else checkpoint_dir,
-            shard=_shard(shard),
-            **{name: value for name, value in options.items() if value is not None},
-        )
-        _result(str(best))
-        _result(_score(study, best))
-        _next(quiet, "retrain --output model", storage, study_name)
+    options, config = how.arguments(), data.config()
+    options.setdefault("checkpoint_dir", where.checkpoint_dir)
+    study = where.create()
+    best = run_search(
+        study,
+        config,
+        **options,
+        callbacks=bars(quiet),
+        dashboard=_dashboard(),
+        progress=progress(quiet),
+    )
+    result(str(best))
+    result(_score(study, best))
+    _next(quiet, "retrain --output model", where)
 
 
-@app.command()
+@_command(
+    "Retraining the best sizes of {where.study_name}: loading torch and Lightning.",
+    "Finished trainings are kept; the same command goes on with the others.",
+)
 def retrain(
-    seeds: Annotated[
-        str, typer.Option(help="Seeds of the trainings, separated by commas.")
-    ] = "0,1,2",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for the trained model, for predict.")
-    ] = None,
-    max_epochs: Annotated[int, typer.Option(min=1, help="Most epochs of a training.")] = 30,
-    patience: Annotated[
-        int, typer.Option(min=1, help="Epochs without improvement after which to stop.")
-    ] = 3,
-    storage: Storage = _STORAGE,
-    study_name: StudyName = _STUDY_NAME,
+    *,
+    seeds: str = typer.Option("0,1,2", help="Seeds of the trainings, separated by commas."),
+    output: Path | None = typer.Option(None, help="Folder for the trained model, for predict."),
+    max_epochs: int = typer.Option(30, min=1, help="Most epochs of a training."),
+    patience: int = typer.Option(3, min=1, help="Epochs without improvement after which to stop."),
+    where: StudyOptions,
     quiet: Quiet = False,
 ) -> None:
     """Train the best sizes from scratch, uniform ones and the full tables; test each once.
 
     The model's learning rate and dropout are those of the search.
     """
-    with _errors(
-        quiet,
-        f"Retraining the best sizes of {study_name}: loading torch and Lightning.",
-        "Finished trainings are kept; the same command goes on with the others.",
-    ):
-        _silence_lightning()
-        from optuna_nis.lightning import retrain as run_retrain
-        from optuna_nis.show.report import format_table
+    silence_lightning()
+    from optuna_nis.lightning import retrain as run_retrain
+    from optuna_nis.show.report import format_table
 
-        study = _load(storage, study_name)
-        results = run_retrain(
-            study,
-            seeds=_seeds(seeds),
-            output=None if output is None else str(output),
-            max_epochs=max_epochs,
-            patience=patience,
-            callbacks=_bars(quiet),
-            progress=_progress(quiet),
-        )
-        if (dashboard := _dashboard()) is not None:
-            dashboard.finish(study)
-        Console().print(format_table(results))
-        _next(quiet, "report", storage, study_name)
+    study = where.load()
+    results = run_retrain(
+        study,
+        seeds=numbers("seeds", seeds),
+        output=None if output is None else str(output),
+        max_epochs=max_epochs,
+        patience=patience,
+        callbacks=bars(quiet),
+        progress=progress(quiet),
+    )
+    if (dashboard := _dashboard()) is not None:
+        dashboard.finish(study)
+    Console().print(format_table(results))
+    _next(quiet, "report", where)
 
 
-@app.command()
+@_command()
 def report(
-    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print what is known as one JSON object, last.")
-    ] = False,
-    storage: Storage = _STORAGE,
-    study_name: StudyName = _STUDY_NAME,
+    *,
+    output: Path = typer.Option(Path("report.html"), help="The HTML file to write."),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print what is known as one JSON object, last."
+    ),
+    where: StudyOptions,
     quiet: Quiet = False,
 ) -> None:
     """Print the results and write one self-contained HTML page with figures."""
-    with _errors(quiet):
-        from optuna_nis.show.report import format_table, write_report
-        from optuna_nis.study.results import best_allocation, cautions_of, results_of, summary_of
+    from optuna_nis.show.report import format_table, write_report
+    from optuna_nis.study.results import best_allocation, cautions_of, results_of, summary_of
 
-        study = _load(storage, study_name)
-        check_file("--output", output)
-        write_report(study, output)
-        for line in cautions_of(study):
-            _warn(line)
-        results = results_of(study)
-        if results:
-            Console().print(format_table(results))
-        else:
-            print("Nothing has been retrained yet.")
-            _next(quiet, "retrain --output model", storage, study_name)
-        _result(str(best_allocation(study)))
-        print(f"report: {output}")
-        if as_json:
-            print(json.dumps(summary_of(study)))
+    study = where.load()
+    check_file("output", output)
+    write_report(study, output)
+    for line in cautions_of(study):
+        warn(line)
+    results = results_of(study)
+    if results:
+        Console().print(format_table(results))
+    else:
+        print("Nothing has been retrained yet.")
+        _next(quiet, "retrain --output model", where)
+    result(str(best_allocation(study)))
+    print(f"report: {output}")
+    if as_json:
+        print(json.dumps(summary_of(study)))
 
 
-@app.command()
+@_command()
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until interrupted.")] = False,
-    interval: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between looks with --watch.")
-    ] = 2.0,
-    storage: Storage = _STORAGE,
-    study_name: StudyName = _STUDY_NAME,
+    *,
+    watch: bool = typer.Option(False, "--watch", help="Go on until interrupted."),
+    interval: float = typer.Option(2.0, min=0.1, help="Seconds between looks with --watch."),
+    where: StudyOptions,
 ) -> None:
     """Print the state of a study: its trials, its policy, its best sizes, its speed."""
-    with _errors(quiet=True):
-        from rich.live import Live
+    from rich.live import Live
 
-        from optuna_nis.controller.sampler import NISSampler
-        from optuna_nis.show.status import render, space_of, status_of
+    from optuna_nis.controller.sampler import NISSampler
+    from optuna_nis.show.status import render, space_of, status_of
 
-        study = _load(storage, study_name)
-        sampler = NISSampler(budget=space_of(study))
-        if not watch:
-            Console().print(render(status_of(study, sampler)))
-            return
-        with suppress(KeyboardInterrupt), Live(console=Console(), auto_refresh=False) as live:
-            while True:
-                live.update(render(status_of(study, sampler)), refresh=True)
-                sleep(interval)
+    study = where.load()
+    sampler = NISSampler(budget=space_of(study))
+    if not watch:
+        Console().print(render(status_of(study, sampler)))
+        return
+    with suppress(KeyboardInterrupt), Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            live.update(render(status_of(study, sampler)), refresh=True)
+            sleep(interval)
 
 
-@app.command()
+@_command("Predicting for {table}: loading torch and Lightning.")
 def predict(
-    model: Annotated[Path, typer.Option(help="Folder written by retrain --output, or export.")],
-    table: Annotated[Path, typer.Option(help="New rows: a CSV, TSV or Parquet file.")],
-    output: Annotated[Path, typer.Option(help="The CSV file to write.")],
+    *,
+    model: Path = typer.Option(..., help="Folder written by retrain --output, or export."),
+    table: Path = typer.Option(..., help="New rows: a CSV, TSV or Parquet file."),
+    output: Path = typer.Option(..., help="The CSV file to write."),
     quiet: Quiet = False,
 ) -> None:
     """Predict for new rows with a retrained model: unknown ids are fine."""
-    with _errors(quiet, f"Predicting for {table}: loading torch and Lightning."):
-        check_file("--output", output)
-        _silence_lightning()
-        import pandas as pd
+    check_file("output", output)
+    silence_lightning()
+    import pandas as pd
 
-        from optuna_nis.data import read_table
-        from optuna_nis.lightning import Predictor
+    from optuna_nis.data import read_table
+    from optuna_nis.serve.predictor import Predictor
 
-        predictor = Predictor.load(model)
-        found = predictor.predict(read_table(table, like=predictor.features))
-        columns = ["prediction"]
-        if found.ndim == 2:
-            columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]
-        output.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(found, columns=columns).to_csv(output, index=False)
-        print(f"{len(found):,} predictions: {output}")
+    predictor = Predictor.load(model)
+    found = predictor.predict(read_table(table, like=predictor.features))
+    columns = ["prediction"]
+    if found.ndim == 2:
+        columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(found, columns=columns).to_csv(output, index=False)
+    print(f"{len(found):,} predictions: {output}")
 
 
-@app.command()
+@_command("Exporting {model}: loading torch and Lightning.")
 def export(
-    model: Annotated[Path, typer.Option(help="Folder written by retrain --output.")],
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="dense (plain layers of torch), int8 or fp16 (fewer bits), each a folder that "
-            "predict reads; onnx, torch-export; torchrec.",
-        ),
-    ],
-    output: Annotated[Path, typer.Option(help="The folder to write.")],
+    *,
+    model: Path = typer.Option(..., help="Folder written by retrain --output."),
+    form: str = typer.Option(
+        ...,
+        "--format",
+        help="dense (plain layers of torch), int8 or fp16 (fewer bits), each a folder that "
+        "predict reads; onnx, torch-export; torchrec.",
+    ),
+    output: Path = typer.Option(..., help="The folder to write."),
     quiet: Quiet = False,
 ) -> None:
     """Write a retrained model for serving, with the vocabularies beside it."""
-    with _errors(quiet, f"Exporting {model}: loading torch and Lightning."):
-        check_folder("--output", output)
-        _silence_lightning()
-        from optuna_nis.lightning import export_model
+    check_folder("output", output)
+    silence_lightning()
+    from optuna_nis.serve.export import export_model
 
-        print(export_model(model, form, output))
+    print(export_model(model, form, output))
 
 
 def main() -> None:
     """Run the command."""
     app()
-
-
-@contextmanager
-def _errors(
-    quiet: bool, begin: str = "", interrupted: str = "Start the same command again."
-) -> Iterator[None]:
-    """Say in a line what begins, and what goes wrong; what is in the study stays there.
-
-    Args:
-        quiet: Whether only warnings, errors and results are printed.
-        begin: What begins, told before anything large is imported.
-        interrupted: What has become of the work if it is interrupted.
-    """
-    if begin:
-        _progress(quiet)(begin)
-    try:
-        with _warnings():
-            import optuna
-
-            optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
-            optuna.logging.disable_default_handler()
-            yield
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
-        _fail(f"Interrupted. {interrupted}", 130)
-    except Exception as error:
-        from optuna.exceptions import StorageInternalError
-
-        package = type(error).__module__.partition(".")[0]
-        if isinstance(error, StorageInternalError) or package in _CLIENTS:
-            _fail(f"The storage cannot be used: {error}")
-        if not isinstance(error, _EXPECTED):
-            raise
-        _fail(str(error.args[0] if isinstance(error, KeyError) else error))
-
-
-class _Lines(logging.Handler):
-    """Warnings of this package, a line each."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _warn(record.getMessage())
-
-
-@contextmanager
-def _warnings() -> Iterator[None]:
-    """Show warnings as a line for people, without where in the code they come from."""
-    # Where `_logging` puts the loggers of this package, whose import would take a while.
-    logger, handler = logging.getLogger("optuna.optuna_nis"), _Lines(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *where, **how: _warn(str(message))
-            yield
-    finally:
-        logger.removeHandler(handler)
-
-
-def _warn(text: str) -> None:
-    _tell(f"Warning: {text}", style="yellow")
-
-
-def _tell(text: str, *, style: str | None = None, whole: bool = False) -> None:
-    """Print a line on the standard error."""
-    _print(_console, text, style, whole)
-
-
-def _result(text: str) -> None:
-    """Print lines on the standard output."""
-    _print(Console(), text)
-
-
-def _print(console: Console, text: str, style: str | None = None, whole: bool = False) -> None:
-    """Print lines, broken between words where somebody looks; in files they stay lines.
-
-    Args:
-        console: Where to.
-        text: The lines.
-        style: Their style.
-        whole: Whether they must not be broken, as a command that is copied.
-    """
-    soft_wrap = whole or not console.is_terminal
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
-
-
-def _silence_lightning() -> None:
-    # Importing Lightning sets the level of its loggers.
-    import lightning.pytorch  # noqa: F401
-
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-
-
-def _fail(message: str, code: int = 1) -> None:
-    _tell(message, style="bold red")
-    raise typer.Exit(code)
-
-
-def _progress(quiet: bool) -> Any:
-    if quiet:
-        return lambda text: None
-    return _tell
-
-
-def _bars(quiet: bool) -> list[Any]:
-    """A bar for the training at work, where someone looks at it."""
-    if quiet or not _console.is_terminal:
-        return []
-    from lightning.pytorch.callbacks import RichProgressBar
-
-    class _Bar(RichProgressBar):
-        """Counts epochs from one, as all lines of the command do."""
-
-        def _get_train_description(self, current_epoch: int) -> str:
-            most = self.trainer.max_epochs
-            text = f"Epoch {current_epoch + 1}" + ("" if most is None else f"/{most}")
-            return f"{text:{len(self.validation_description)}}"
-
-    return [_Bar(console_kwargs={"stderr": True})]
 
 
 def _score(study: Study, best: Allocation) -> str:
@@ -582,16 +315,10 @@ def _score(study: Study, best: Allocation) -> str:
     )
 
 
-def _next(quiet: bool, command: str, storage: str, study_name: str) -> None:
+def _next(quiet: bool, command: str, where: StudyOptions) -> None:
     """Say which command comes next."""
-    options = ""
-    if storage != _STORAGE:
-        # An address may hold a password.
-        options += f" --storage {'...' if '@' in storage else shlex.quote(storage)}"
-    if study_name != _STUDY_NAME:
-        options += f" --study-name {shlex.quote(study_name)}"
     if not quiet:
-        _tell(f"Next: optuna-nis {command}{options}", whole=True)
+        tell(f"Next: optuna-nis {command}{where}", whole=True)
 
 
 def _dashboard() -> Any:
@@ -601,104 +328,6 @@ def _dashboard() -> Any:
 
         return DashboardCallback()
     return None
-
-
-def _storage(storage: str) -> BaseStorage:
-    if "://" not in storage and not storage.endswith(".journal"):
-        raise ValueError(
-            f"`--storage` must be a URL such as sqlite:///study.db or a *.journal file, got "
-            f"{storage!r}."
-        )
-    from optuna_nis.study.storages import open_storage
-
-    return open_storage(storage)
-
-
-def _checkpoint_dir(storage: str) -> Path:
-    """Beside the file of the study, if it is in one."""
-    return Path(f"{_file_of(storage) or 'optuna-nis'}.checkpoints")
-
-
-def _file_of(storage: str) -> str | None:
-    """The file that a storage is in, if it is in one."""
-    if storage.startswith("sqlite"):
-        import sqlalchemy
-
-        return sqlalchemy.make_url(storage).database
-    return storage if storage.endswith(".journal") else None
-
-
-def _load(storage: str, study_name: str) -> Study:
-    import optuna
-
-    file = _file_of(storage)
-    # Opening it would make it.
-    if file and not file.startswith((":memory:", "file:")) and not Path(file).exists():
-        raise ValueError(f"`--storage` {storage!r}: there is no file {file}; search first.")
-    try:
-        return optuna.load_study(study_name=study_name, storage=_storage(storage))
-    except KeyError as error:
-        raise ValueError(
-            f"`--study-name` {study_name!r} is not in the storage {storage!r}; search first."
-        ) from error
-
-
-def _budget(text: str) -> int | float | str:
-    """A plain number is one of parameters, or a fraction if it has a decimal point."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _bags(texts: Sequence[str], table: Path | None) -> dict[str, str | None]:
-    """For every bag its separator, or None if its cells are lists."""
-    if not texts:
-        return {}
-    from optuna_nis.data import column_names
-
-    columns = [] if table is None else column_names(table)
-    return dict(_bag(text, columns) for text in texts)
-
-
-def _bag(text: str, columns: Sequence[str]) -> tuple[str, str | None]:
-    if text in columns or (text and ":" not in text):
-        return text, None
-    splits = [
-        (text[:place], text[place + 1 :])
-        for place, letter in enumerate(text)
-        if letter == ":" and 0 < place < len(text) - 1
-    ]
-    if not splits:
-        raise ValueError(
-            f"`--bags` must be COLUMN:SEPARATOR such as genres:'|', or COLUMN for lists, got "
-            f"{text!r}."
-        )
-    # The separator may be a colon itself, and names of columns may have some.
-    known = [split for split in splits if split[0] in columns]
-    return (known or splits)[-1]
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise ValueError(f"`--shard` must be INDEX/COUNT such as 0/2, got {text!r}.")
-    return int(index), int(count)
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"`--seeds` must be numbers such as 0,1,2, got {text!r}.") from None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from servers import GrpcProxy, PostgreSQL, Redis
 
 from optuna_nis import EmbeddingSpec, SearchSpace, penalised_reward
 from optuna_nis.study.moments import Moment, save_moment
+from optuna_nis.study.recording import constraints_of
 from optuna_nis.study.results import (
     METRIC_ATTR,
     RetrainResult,
@@ -114,6 +115,7 @@ def _make_study(
                     "fidelity": fidelity,
                     "step": step,
                 },
+                system_attrs={"constraints": constraints_of(fidelity)},
             )
         )
     study.add_trials(trials)

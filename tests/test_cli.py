@@ -22,10 +22,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import typer
 from typer.testing import CliRunner
 
-from optuna_nis import _format, cli
+from optuna_nis import _cli_console, _cli_options, _format, cli
+from optuna_nis._cli_options import StudyOptions
 from optuna_nis._logging import get_logger
 from optuna_nis.cli import app
-from optuna_nis.lightning import DataConfig, Predictor
+from optuna_nis.data.config import DataConfig
+from optuna_nis.serve.predictor import Predictor
 from optuna_nis.study.results import DATA_ATTR, best_allocation, best_trial, space_of
 from optuna_nis.study.searches import searches_of
 
@@ -117,32 +119,28 @@ def test_search_retrain_report_predict(table: Path) -> None:
     assert code == 0, output
     code, output = _run("export", "--model", folder, "--format", "zip", "--output", served)
     assert code == 1
-    assert "`format` must be one of" in " ".join(output.split())
+    assert "`--format` must be one of" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--budget", "0"), "`budget` must be positive"),
-        (("--budget", "-5"), "`budget` must be positive"),
-        (("--budget", "9999999"), "`budget` must be at most the full tables"),
-        (("--budget", "1"), "`budget` must be at least"),
-        (("--budget", "lots"), "`budget` as a string must be bytes"),
-        (("--mode", "double"), '`mode` must be "multi" or "single"'),
-        (("--task", "sorting"), '`task` must be "ranking" or "retrieval"'),
-        (("--split", "fair"), '`split` must be one of "random", "chronological"'),
-        (("--shard", "half"), "`--shard` must be INDEX/COUNT such as 0/2, got 'half'"),
-        (("--shard", "2/2"), "`shard` must be (index, count) with an index below the count"),
-        (("--learning-rate", "0"), "`learning_rate` must be a number in (0, inf), got 0.0"),
-        (("--dropout", "1"), "`dropout` must be a number in [0, 1), got 1.0"),
-        (("--data-dir", "."), "`data_dir` is for a data set by name"),
+        (("--budget", "9999999"), "`--budget` must be at most the full tables"),
+        (("--budget", "1"), "`--budget` must be at least"),
+        (("--task", "sorting"), '`--task` must be "ranking" or "retrieval"'),
+        (("--split", "fair"), '`--split` must be one of "random", "chronological"'),
+        (("--data-dir", "."), "`--data-dir` is for a data set by name"),
         (("--bags", "genres"), "`--bags genres:'|'`"),
+        (
+            ("--bags", "genres:;"),
+            "`--bags['genres']` must be the text between two values",
+        ),
         (("--bags", ":|"), "`--bags` must be COLUMN:SEPARATOR such as genres:'|', or COLUMN"),
-        (("--bag-keep", "all"), '`bag_keep` must be "last" or "first", got \'all\''),
-        (("--time-format", "%Y"), "`time_format` says how `time` is written"),
+        (("--bag-keep", "all"), '`--bag-keep` must be "last" or "first", got \'all\''),
+        (("--time-format", "%Y"), "`--time-format` says how `--time` is written"),
         (("--features", "user,town"), "'town'"),
         (("--label", "city"), "city"),
-        (("--dataset", "flights"), "Either `dataset` or `table`"),
+        (("--dataset", "flights"), "Either `--dataset` or `--table`"),
         (("--storage", "study.db"), "`--storage` must be a URL"),
         (("--storage", "sqlite:////nowhere/at/all.db"), "The storage cannot be used"),
         (("--storage", "redis://127.0.0.1:1"), "The storage cannot be used"),
@@ -153,6 +151,52 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
     assert code == 1
     assert message in " ".join(output.split())
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--budget", "0"), "`--budget` must be above 0 and at most the full tables"),
+        (("--budget", "-5"), "got '-5'"),
+        (("--budget", "101%"), "`--budget` must be above 0 and at most the full tables"),
+        (("--budget", "1.5"), "or a number of parameters such as 50000; got '1.5'"),
+        (("--budget", "lots"), "a share of them such as 25%, bytes such as 64MB"),
+        (("--mode", "double"), '`--mode` must be "multi" or "single", got \'double\''),
+        (("--shard", "half"), "`--shard` must be INDEX/COUNT such as 0/2"),
+        (("--shard", "2/2"), "with an index below the count, got '2/2'"),
+        (("--learning-rate", "0"), "`--learning-rate` must be a number in (0, inf), got 0.0"),
+        (("--dropout", "1"), "`--dropout` must be a number in [0, 1), got 1.0"),
+    ],
+)
+def test_a_bad_option_is_told_before_the_table_is_read(
+    tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    code, output = _search(tmp_path / "missing.csv", *more)
+    assert code == 1
+    assert message in " ".join(output.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("50000", 50_000), ("0.5", 0.5), ("1.0", 1.0), ("1", 1), ("25%", "25%"), ("64MB", "64MB")],
+)
+def test_budgets(text: str, budget: object) -> None:
+    found = _cli_options._budget(text)
+    assert (found, type(found)) == (budget, type(budget))
+
+
+def test_a_file_that_is_not_there_is_one_of_the_options(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    code, output = _search(missing.with_suffix(".csv"))
+    assert code == 1
+    assert "`--table` must be a file, got" in " ".join(output.split())
+    more = ("--model", missing, "--output", tmp_path / "found.csv")
+    code, output = _run("predict", "--table", missing.with_suffix(".csv"), *more)
+    assert code == 1
+    assert "`--model` must hold a model written by `optuna-nis retrain`" in " ".join(
+        output.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +215,7 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
 def test_bags_are_columns_with_or_without_a_separator(
     text: str, bag: tuple[str, str | None]
 ) -> None:
-    assert cli._bag(text, ["hist", "a:token_seq", "a"]) == bag
+    assert _cli_options._bag(text, ["hist", "a:token_seq", "a"]) == bag
 
 
 def test_lists_and_markers_from_the_search_to_the_prediction(tmp_path: Path) -> None:
@@ -235,17 +279,17 @@ def test_a_study_that_is_not_there(tmp_path: Path) -> None:
     [
         (
             ("search", "--table", "a.csv", "--label", "y"),
-            "search",
+            "lightning.search",
             "Interrupted. Finished trials are kept; the same command goes on.",
         ),
         (
             ("retrain",),
-            "retrain",
+            "lightning.retrain",
             "Interrupted. Finished trainings are kept; the same command goes on with the others.",
         ),
         (
             ("export", "--model", "m", "--format", "dense", "--output", "served"),
-            "export_model",
+            "serve.export.export_model",
             "Interrupted. Start the same command again.",
         ),
     ],
@@ -262,9 +306,9 @@ def test_interruption(
         raise interruption
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(f"optuna_nis.lightning.{called}", interrupt)
+    monkeypatch.setattr(f"optuna_nis.{called}", interrupt)
     storage = ()
-    if called != "export_model":
+    if called.startswith("lightning"):
         storage = ("--storage", f"sqlite:///{tmp_path}/s.db")
         optuna.create_study(storage=storage[1], study_name="optuna-nis", direction="maximize")
     code, output = _run(*command, *storage)
@@ -319,7 +363,7 @@ def test_a_search_that_is_started_again_goes_on(
     ],
 )
 def test_where_checkpoints_are_kept(storage: str, folder: str) -> None:
-    assert cli._checkpoint_dir(storage) == Path(folder)
+    assert StudyOptions(storage, "clicks").checkpoint_dir == Path(folder)
 
 
 @pytest.mark.parametrize("command", ["report", "status"])
@@ -378,7 +422,7 @@ def test_what_begins_is_told_before_anything_is_imported(
     def load() -> None:
         raise RuntimeError("loading")
 
-    monkeypatch.setattr(cli, "_silence_lightning", load)
+    monkeypatch.setattr(cli, "silence_lightning", load)
     code, output = _run(*command)
     assert code == 1
     assert output.startswith(told)
@@ -439,14 +483,14 @@ def _main(args: list[str]) -> None:
 
 
 def test_the_next_command_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._next(False, "report", "postgresql://me:secret@host/nis", "my study")
+    cli._next(False, "report", StudyOptions("postgresql://me:secret@host/nis", "my study"))
     assert (
         capsys.readouterr().err
         == "Next: optuna-nis report --storage ... --study-name 'my study'\n"
     )
-    cli._next(False, "report", "sqlite:///optuna-nis.db", "optuna-nis")
+    cli._next(False, "report", StudyOptions("sqlite:///optuna-nis.db", "optuna-nis"))
     assert capsys.readouterr().err == "Next: optuna-nis report\n"
-    cli._next(True, "report", "sqlite:///optuna-nis.db", "optuna-nis")
+    cli._next(True, "report", StudyOptions("sqlite:///optuna-nis.db", "optuna-nis"))
     assert capsys.readouterr().err == ""
 
 
@@ -467,9 +511,9 @@ def test_other_data_under_the_same_name_are_named_in_a_line(table: Path) -> None
     [
         (
             ("search", "--table", "t.csv", "--label", "y", "--checkpoint-dir"),
-            "`checkpoint_dir` must be a folder to write, got the file",
+            "`--checkpoint-dir` must be a folder to write, got the file",
         ),
-        (("retrain", "--output"), "`output` must be a folder to write, got the file"),
+        (("retrain", "--output"), "`--output` must be a folder to write, got the file"),
         (("report", "--output"), "`--output` must be somewhere that can be written"),
         (
             ("predict", "--model", "m", "--table", "t.csv", "--output"),
@@ -497,7 +541,7 @@ def test_an_output_that_cannot_be_written_is_told_first(
 
 
 def test_warnings_are_lines_for_people(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with cli._errors(quiet=True):
+    with _cli_console.errors(True, "", "", str):
         warnings.warn("3 rows are gone", stacklevel=1)
         get_logger("optuna_nis.lightning.job").warning("nothing was learned")
         get_logger("optuna_nis.lightning.job").info("unimportant")
@@ -519,17 +563,17 @@ def _at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What the command prints to a terminal of 60 columns."""
     written = io.StringIO()
     console = Console(file=written, width=60, force_terminal=True, color_system=None)
-    monkeypatch.setattr(cli, "_console", console)
+    monkeypatch.setattr(_cli_console, "_console", console)
     return written
 
 
 def test_lines_are_broken_between_words_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     written = _at_a_terminal(monkeypatch)
     told = "uniform, seed 0: validation ROC-AUC 0.9076 in epoch 3 of 6, 3 s; about 23 s left."
-    cli._progress(quiet=False)(told)
-    cli._warn(told)
+    _cli_console.progress(quiet=False)(told)
+    _cli_console.warn(told)
     with pytest.raises(typer.Exit):
-        cli._fail(told)
+        _cli_console.fail(told)
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= 60
     assert "".join(f"{line.strip()} " for line in lines) == f"{told} Warning: {told} {told} "
@@ -538,7 +582,7 @@ def test_lines_are_broken_between_words_at_a_terminal(monkeypatch: pytest.Monkey
 def test_a_command_to_copy_stays_a_line_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     written = _at_a_terminal(monkeypatch)
     storage = "sqlite:///a folder with a long name/another one/study.db"
-    cli._next(False, "retrain --output model", storage, "clicks")
+    cli._next(False, "retrain --output model", StudyOptions(storage, "clicks"))
     (line,) = written.getvalue().splitlines()
     assert line.endswith(f"retrain --output model --storage '{storage}' --study-name clicks")
 
@@ -548,16 +592,16 @@ def test_lines_stay_lines_in_a_file(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     told = "a line of far more than sixty letters, which a file keeps as the line that it is"
-    cli._warn(told)
+    _cli_console.warn(told)
     assert capsys.readouterr().err == f"Warning: {told}\n"
 
 
 def test_bars_count_epochs_from_one_and_share_the_console_of_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert cli._console is rich.get_console()  # The one on which Lightning draws.
+    assert _cli_console._console is rich.get_console()  # The one on which Lightning draws.
     _at_a_terminal(monkeypatch)
-    (bar,) = cli._bars(quiet=False)
+    (bar,) = _cli_console.bars(quiet=False)
     descriptions: list[str] = []
 
     class Look(Callback):

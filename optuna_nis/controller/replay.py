@@ -30,15 +30,7 @@ from optuna_nis.controller.choices import (
 from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.settings import PolicySettings
 from optuna_nis.space.constraint import BoolArray, Constraint, IntArray
-
-GROUP_KEY = "nis:group"
-"""Trial system attribute: id of the group of trials scored on the same examples."""
-GROUP_SIZE_KEY = "nis:group_size"
-"""Trial system attribute: number of trials in the group."""
-LOG_PROB_KEY = "nis:log_prob"
-"""Trial system attribute: log-probability with which the policy drew the trial's parameters."""
-PROPOSAL_KEY = "nis:proposal"
-"""Trial system attribute: fingerprint of the proposal that the log-probability speaks of."""
+from optuna_nis.study.keys import GROUP_KEY, GROUP_SIZE_KEY, LOG_PROB_KEY, PROPOSAL_KEY
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 

@@ -22,15 +22,18 @@ from optuna_nis.controller.choices import enumerate_choices, find_choice, same_d
 from optuna_nis.controller.history import PolicyHistory, policy_history
 from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.replay import (
-    GROUP_KEY,
-    GROUP_SIZE_KEY,
-    LOG_PROB_KEY,
-    PROPOSAL_KEY,
     Replay,
     fingerprint,
 )
 from optuna_nis.controller.settings import PolicySettings
 from optuna_nis.space.constraint import Constraint, check_budget
+from optuna_nis.study.keys import (
+    BUDGET_KEY,
+    GROUP_KEY,
+    GROUP_SIZE_KEY,
+    LOG_PROB_KEY,
+    PROPOSAL_KEY,
+)
 from optuna_nis.study.moments import Moment, is_due, mean_and_std, save_moment
 
 __all__ = [
@@ -43,8 +46,6 @@ __all__ = [
 ]
 
 _FIXED_DRAWS = 64
-# Under this key `Trial.set_constraint` would put the constraint "budget".
-_CONSTRAINT_KEY = "constraints:budget"
 
 _logger = get_logger(__name__)
 
@@ -338,7 +339,7 @@ class NISSampler(BaseSampler):
             and (drawn_in_part or PROPOSAL_KEY not in trial.system_attrs)
             and not keeps_to(self._budget, trial.params)
         ):
-            study._storage.set_trial_system_attr(trial._trial_id, _CONSTRAINT_KEY, 1.0)
+            study._storage.set_trial_system_attr(trial._trial_id, BUDGET_KEY, 1.0)
             _logger.warning(
                 f"Trial#{trial.number} is over the budget: its parameters were fixed or enqueued. "
                 "It is marked as infeasible, and the policy does not learn from it."

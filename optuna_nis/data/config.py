@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 import json
 from typing import Any
@@ -15,21 +15,19 @@ from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task
 from optuna_nis.data.bags import BagKeep
 from optuna_nis.data.features import LABEL
 from optuna_nis.data.splits import Split
-from optuna_nis.study._keeping import VOCABULARY, keep_text, kept_text
-from optuna_nis.study.results import (
+from optuna_nis.study.attributes import read_text, save_text
+from optuna_nis.study.keys import (
     DATA_ATTR,
     DATASET_ATTR,
     NUM_ROWS_ATTR,
     SEEN_ROWS_ATTR,
     SPACE_ATTR,
     TASK_ATTR,
-    space_of,
+    VOCABULARY_ATTR,
 )
+from optuna_nis.study.settings import differences, space_of
 
 _logger = get_logger(__name__)
-
-# Characters shown of a value that differs.
-_LONGEST_VALUE = 120
 
 
 @dataclass(frozen=True)
@@ -218,8 +216,8 @@ def searched_features(study: Study) -> Features | None:
         >>> searched_features(study) is None
         True
     """
-    text = kept_text(study, VOCABULARY)
-    return None if text is None else Features.from_json(text)
+    text = read_text(study, VOCABULARY_ATTR)
+    return Features.from_json(text) if text else None
 
 
 def read_data(
@@ -263,7 +261,7 @@ def check_data(study: Study, data: DataConfig) -> None:
 
 def save_data(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
     """Keep what a retraining needs, before there is anything to retrain; the data's name last."""
-    keep_text(study, VOCABULARY, datamodule.features.to_json())
+    save_text(study, VOCABULARY_ATTR, datamodule.features.to_json())
     study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))
     study.set_user_attr(SEEN_ROWS_ATTR, _seen_rows(datamodule))
     study.set_user_attr(DATASET_ATTR, data.name)
@@ -325,17 +323,3 @@ def _warn_changed(
 def _seen_rows(datamodule: EmbeddingDataModule) -> str:
     """Which rows a search sees."""
     return datamodule.fingerprint("train", "validation")
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What is not the same, such as ``epochs 4 (now 8)``."""
-    return ", ".join(
-        f"{name} {_short(name, before)} (now {_short(name, now)})"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
-    )
-
-
-def _short(name: str, values: Mapping[str, Any]) -> str:
-    text = repr(values[name]) if name in values else "unset"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -27,7 +27,7 @@ from optuna_nis.models import (
     reference_model,
 )
 from optuna_nis.nn import warm_start
-from optuna_nis.serve.model_folder import export_model
+from optuna_nis.serve.export import export_model
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate

@@ -21,7 +21,6 @@ from optuna_nis._format import duration
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.data.config import differences
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.comparison import Comparison, compare
@@ -36,6 +35,7 @@ from optuna_nis.lightning.training import (
     quiet_trainer,
 )
 from optuna_nis.models import EmbeddingModule
+from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
@@ -55,6 +55,7 @@ from optuna_nis.study.results import (
     save_space,
 )
 from optuna_nis.study.searches import finish, join, searches_of
+from optuna_nis.study.settings import differences
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -183,7 +184,7 @@ def search_sizes(
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
         space: The search space, in place of ``budget`` and ``mode``, for a ``build_model`` that
-            takes sizes; by default that of the data, if it is one of the data modules here.
+            takes sizes; by default that of the reference model.
         counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted by
             :func:`~optuna_nis.nn.count_ids`.
         count_options: Arguments of :func:`~optuna_nis.nn.count_ids`, ``step`` or ``ids``.
@@ -227,13 +228,15 @@ def search_sizes(
         >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)]
         ['nis', 'uniform', 'full']
     """
+    if plan is None and isinstance(build_model, ReferenceModel):
+        plan = SearchPlan(epochs=build_model.epochs)
     plan = SearchPlan.of(plan, plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
     fit = fit_data(data)
     if _takes_sizes(build_model):
         if space is None:
-            space = _space_of(data, build_model, budget, mode)
+            space = _space_of(build_model, budget, mode)
         subject = _Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
         subject.supernet()
@@ -371,15 +374,14 @@ def _takes_sizes(build_model: BuildAnyModel) -> bool:
 
 
 def _space_of(
-    data: Data, build_model: BuildAnyModel, budget: int | float | str | None, mode: Mode
+    build_model: BuildAnyModel, budget: int | float | str | None, mode: Mode
 ) -> SearchSpace:
-    specs = getattr(build_model, "specs", None)
-    if not isinstance(data, EmbeddingDataModule) or specs is None:
+    if not isinstance(build_model, ReferenceModel):
         raise ValueError(
             "`space` must be given for a `build_model` that takes sizes, unless it is what "
-            "`reference_model` gives and `data` is a data module of optuna_nis.data."
+            "`reference_model` gives."
         )
-    return SearchSpace(specs(data), budget=budget, mode=mode)
+    return SearchSpace(build_model.specs(), budget=budget, mode=mode)
 
 
 def _counted(

@@ -24,17 +24,18 @@ from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy import baselines
-from optuna_nis.study.results import PLAIN_SECONDS_ATTR, RetrainResult, save_results
-
-TRAINING_KEY = "nis:training:"
-"""Study system attribute: a finished training, the rest of the name says which."""
+from optuna_nis.study.keys import PLAIN_SECONDS_ATTR, TRAINING_KEY
+from optuna_nis.study.retrained import RetrainResult, save_results
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Check seeds of trainings.
+def check_options(
+    seeds: Sequence[int], max_epochs: int, patience: int, output: str | None = None
+) -> None:
+    """Check the options of a comparison, before data are read or anything is trained.
 
     Raises:
-        ValueError: If they are not distinct integers from 0, or there is none.
+        ValueError: If the seeds are not distinct integers from 0, or there is none, a number is
+            out of range, or ``output`` cannot be written.
     """
     if not seeds:
         raise ValueError("`seeds` must hold at least one seed, got none.")
@@ -42,6 +43,10 @@ def check_seeds(seeds: Sequence[int]) -> None:
         check_integer("seeds", seed, 0)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must hold each seed once, got {list(seeds)}.")
+    check_integer("max_epochs", max_epochs, 1)
+    check_integer("patience", patience, 1)
+    if output is not None:
+        check_folder("output", output)
 
 
 def compare(
@@ -68,9 +73,9 @@ def compare(
         The results, best sizes first.
 
     Raises:
-        ValueError: If the seeds are not distinct integers from 0, or there is none.
+        ValueError: If the seeds or a number are out of range, or the output cannot be written.
     """
-    check_seeds(seeds)
+    check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
     uniforms = [("Uniform, projected", baselines.uniform(space, projected=True))]
     if isinstance(comparison.build(best), EmbeddingModule):
         # Other models want rows of the width that they were made for.
@@ -109,7 +114,7 @@ def compare(
     return results
 
 
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
     """How sizes are trained from scratch and tested.
 
@@ -125,9 +130,6 @@ class Comparison:
         output: Folder for the best model of the best sizes, see :class:`Predictor`.
         key: Values for JSON by which a training is known again, and not run again; None runs all.
         trainer_options: Further arguments of the trainers.
-
-    Raises:
-        ValueError: If a number is out of range, or ``output`` cannot be written.
     """
 
     build: BuildModel
@@ -141,12 +143,6 @@ class Comparison:
     output: str | None = None
     key: Sequence[Any] | None = None
     trainer_options: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        check_integer("max_epochs", self.max_epochs, 1)
-        check_integer("patience", self.patience, 1)
-        if self.output is not None:
-            check_folder("output", self.output)
 
     @property
     def sign(self) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
+from collections.abc import Callable, Sequence
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,31 +11,22 @@ from lightning.pytorch import Callback
 from optuna import Study
 
 from optuna_nis._checks import check_folder
-from optuna_nis.data import Task
 from optuna_nis.data.config import (
     DataConfig,
     check_data,
-    differences,
     read_data,
     save_data,
 )
 from optuna_nis.lightning.any_model import search_sizes
-from optuna_nis.models import RankingModule, RetrievalModule, reference_model
+from optuna_nis.models import reference_model
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
-from optuna_nis.study.results import DATA_ATTR, MODEL_OPTIONS_ATTR
+from optuna_nis.study.keys import DATA_ATTR, MODEL_OPTIONS_ATTR
+from optuna_nis.study.settings import save_once
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
-
-_EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
-_EPOCHS = {"ranking": 4, "retrieval": 6}
-_MODULES: dict[str, type[RankingModule] | type[RetrievalModule]] = {
-    "ranking": RankingModule,
-    "retrieval": RetrievalModule,
-}
-_MAX_SLOWER = 4.0
 
 
 def search(
@@ -68,10 +58,9 @@ def search(
         data: The data; its test part is never touched.
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
-        embedding_dim: Largest width considered; by default 32 for ranking, 64 for retrieval.
-        epochs: Epochs of the supernet; by default 4 for ranking and 6 for retrieval, which takes
-            longer to learn, and in proportion more, up to four times as many, if
-            ``learning_rate`` is lower than the model's default.
+        embedding_dim: Largest width considered of a feature; by default that of the reference
+            model.
+        epochs: Epochs of the supernet; by default those of the reference model.
         num_updates: Updates of the controller.
         plan: The other numbers that shape the search.
         seed: Seed of the supernet and the controller.
@@ -105,14 +94,13 @@ def search(
     datamodule = read_data(study, data, withhold_test=True, progress=progress)
     datamodule.shard = shard
     build = reference_model(datamodule.features, **model_options)
-    dim = embedding_dim or _EMBEDDING_DIM[data.task]
-    space = SearchSpace(datamodule.embedding_specs(dim), budget=budget, mode=mode)
+    space = SearchSpace(build.specs(embedding_dim), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
     build(space)
-    epochs = epochs or _default_epochs(data.task, model_options)
-    plan = SearchPlan.of(plan, {"epochs": epochs, "num_updates": num_updates})
+    fields = {"epochs": epochs or build.epochs, "num_updates": num_updates}
+    plan = SearchPlan.of(plan, fields)
     options = json.loads(json.dumps(model_options, default=float))
-    _save_model_options(study, options)
+    save_once(study, MODEL_OPTIONS_ATTR, options, "other model options")
     if DATA_ATTR not in study.user_attrs:
         save_data(study, data, datamodule)
     found = search_sizes(
@@ -134,20 +122,3 @@ def search(
         },
     )
     return found.allocation
-
-
-def _default_epochs(task: Task, model_options: Mapping[str, Any]) -> int:
-    """A supernet that learns more slowly than the default model gets more epochs to learn."""
-    default: float = signature(_MODULES[task]).parameters["learning_rate"].default
-    rate: float = model_options.get("learning_rate", default)
-    return round(_EPOCHS[task] * default / min(max(rate, default / _MAX_SLOWER), default))
-
-
-def _save_model_options(study: Study, options: dict[str, Any]) -> None:
-    before = study.user_attrs.get(MODEL_OPTIONS_ATTR, options)
-    if before != options:
-        raise ValueError(
-            f"`study` {study.study_name!r} was searched with other model options, with "
-            f"{differences(before, options)}. Use another study name."
-        )
-    study.set_user_attr(MODEL_OPTIONS_ATTR, options)

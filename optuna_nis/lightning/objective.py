@@ -15,14 +15,9 @@ from optuna_nis.lightning.training import BuildModel, listed, logged, train
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.reward import Reward, penalised_reward
-from optuna_nis.study.results import (
-    FIDELITY_ATTR,
-    NUM_PARAMETERS_ATTR,
-    PENALTY_ATTR,
-    QUALITY_ATTR,
-    TRAINED,
-    save_space,
-)
+from optuna_nis.study.keys import NUM_PARAMETERS_ATTR, TRAINED
+from optuna_nis.study.recording import save_score
+from optuna_nis.study.settings import save_space
 
 _logger = get_logger(__name__)
 
@@ -108,9 +103,7 @@ def objective(
             _logger.warning(str(error))
             return math.nan  # With which a trial fails.
         reward = rewarded(training.val_metric, allocation)
-        trial.set_user_attr(QUALITY_ATTR, reward.quality)
-        trial.set_user_attr(PENALTY_ATTR, reward.penalty)
-        trial.set_user_attr(FIDELITY_ATTR, TRAINED)
+        save_score(trial, reward, TRAINED)
         return reward.value
 
     return run

@@ -11,7 +11,7 @@ from optuna import Study
 
 from optuna_nis._logging import get_logger
 from optuna_nis.data.config import data_of, read_data
-from optuna_nis.lightning.comparison import Comparison, check_seeds, compare
+from optuna_nis.lightning.comparison import Comparison, check_options, compare
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.models import reference_model
@@ -75,7 +75,7 @@ def retrain(
         >>> [result.name for result in retrain(study, seeds=[0], max_epochs=1)]
         ['nis', 'uniform', 'full']
     """
-    check_seeds(seeds)
+    check_options(seeds, max_epochs, patience, output)
     data = data_of(study)
     datamodule = read_data(study, data, withhold_test=False, progress=progress)
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options

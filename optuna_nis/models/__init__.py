@@ -1,10 +1,8 @@
 """Reference models, and the softmax over many items."""
 
-from optuna_nis.models.modules import (
-    EmbeddingModule,
-    RankingModule,
-    RetrievalModule,
-    reference_model,
-)
+from optuna_nis.models.base import EmbeddingModule
+from optuna_nis.models.ranking import RankingModule
+from optuna_nis.models.reference import reference_model
+from optuna_nis.models.retrieval import RetrievalModule
 
 __all__ = ["EmbeddingModule", "RankingModule", "RetrievalModule", "reference_model"]

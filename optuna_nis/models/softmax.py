@@ -1,10 +1,14 @@
-"""A softmax over many items: losses and ranks whose memory does not grow with the batch."""
+"""A softmax over many items: losses and ranks whose memory does not grow with the batch.
+
+Items are a :class:`torch.nn.Linear`, or a layer of :mod:`optuna_nis.nn` in its place, which shows
+each run of a batch that is shared among several choices other weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import math
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -12,7 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from optuna_nis.nn import MultiSizeLinear, SupernetLinear
 from optuna_nis.nn._look_up import full_precision
+
+Items: TypeAlias = nn.Linear | SupernetLinear | MultiSizeLinear
 
 # Logits held at a time. Few enough to stay in the cache, which makes the loss about twice as fast
 # as that of a whole batch.
@@ -20,7 +27,7 @@ _CHUNK_LOGITS = 2**21
 _MIN_CHUNK_ROWS = 32
 
 
-def softmax_loss(vectors: Tensor, items: nn.Linear, labels: Tensor) -> Tensor:
+def softmax_loss(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
     """Mean cross-entropy of a softmax over all items.
 
     The value of ``functional.cross_entropy(items(vectors), labels)`` and its gradients, in the
@@ -30,17 +37,20 @@ def softmax_loss(vectors: Tensor, items: nn.Linear, labels: Tensor) -> Tensor:
     Args:
         vectors: Of the examples, shape ``(batch, in_features)``.
         items: The layer that gives the logits, with a bias.
-        labels: Index of the target of each example, shape ``(batch,)``.
+        labels: Index of the target of each example, shape ``(batch,)``; examples of which it is
+            negative are left out.
     """
+    number = (labels >= 0).sum().clamp(min=1)
     with full_precision(vectors):
-        loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-            *_precise(vectors, items), labels
-        )
-    return loss
+        losses = [
+            _SoftmaxLoss.apply(own, *every, labels[rows], number)  # type: ignore[no-untyped-call]
+            for rows, own, every in _all(vectors, items)
+        ]
+    return torch.stack(losses).sum()
 
 
 def sampled_softmax_loss(
-    vectors: Tensor, items: nn.Linear, labels: Tensor, num_sampled: int
+    vectors: Tensor, items: Items, labels: Tensor, num_sampled: int
 ) -> Tensor:
     """Estimate of :func:`softmax_loss` from some of the items.
 
@@ -61,16 +71,18 @@ def sampled_softmax_loss(
     # Rounding may reach one past the last item.
     drawn.clamp_(max=items.out_features - 1)
     expected = num_sampled * ((drawn + 2) / (drawn + 1)).log() / span
+    losses = []
     with full_precision(vectors):
-        vectors, weight, bias = _precise(vectors, items)
-        logits = vectors @ weight[drawn].T + (bias[drawn] - expected.log())
-        logits = logits.masked_fill(drawn == labels.unsqueeze(1), -math.inf)
-        target = (vectors * weight[labels]).sum(1, keepdim=True) + bias[labels, None]
-        loss = torch.cat([target, logits], 1).logsumexp(1) - target.squeeze(1)
-    return loss.sum() / max(1, len(labels))
+        for rows, own, others, targets in _some(vectors, items, labels, drawn):
+            logits = own @ others.weight.T + (others.bias - expected.log())
+            logits = logits.masked_fill(drawn == labels[rows].unsqueeze(1), -math.inf)
+            target = (own * targets.weight).sum(1, keepdim=True) + targets.bias[:, None]
+            losses.append(torch.cat([target, logits], 1).logsumexp(1) - target.squeeze(1))
+    known = labels >= 0
+    return torch.cat(losses).where(known, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def target_ranks(vectors: Tensor, items: nn.Linear, labels: Tensor) -> Tensor:
+def target_ranks(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
     """Number of items whose logit is at least that of the target: 0 if the target is the best.
 
     Args:
@@ -91,7 +103,7 @@ def target_ranks(vectors: Tensor, items: nn.Linear, labels: Tensor) -> Tensor:
     return torch.cat(ranks).masked_fill(labels < 0, items.out_features)
 
 
-def estimated_ranks(vectors: Tensor, items: nn.Linear, labels: Tensor, num_ranked: int) -> Tensor:
+def estimated_ranks(vectors: Tensor, items: Items, labels: Tensor, num_ranked: int) -> Tensor:
     """Estimate of :func:`target_ranks` from some of the items.
 
     Items are cut by their index into at most ``num_ranked`` runs whose lengths grow with it, so
@@ -113,20 +125,19 @@ def estimated_ranks(vectors: Tensor, items: nn.Linear, labels: Tensor, num_ranke
     middle = ((edges[:-1] + edges[1:] - 1) // 2).to(labels.device)
     ranks = []
     with full_precision(vectors):
-        vectors, all_weight, all_bias = _precise(vectors, items)
-        weight, bias = all_weight[middle], all_bias[middle]
-        lengths = edges.diff().to(weight)
-        for rows in _chunks(len(vectors), len(middle)):
-            known = labels[rows].clamp(min=0)
-            target = (vectors[rows] * all_weight[known]).sum(1) + all_bias[known]
-            logits = torch.addmm(bias, vectors[rows], weight.T)
-            below = torch.lt(logits, target[:, None], out=torch.empty_like(logits))
-            below.masked_fill_(middle == known[:, None], 1.0)
-            ranks.append(total - below @ lengths)
+        for run, own, others, targets in _some(vectors, items, labels, middle):
+            lengths = edges.diff().to(own)
+            known = labels[run].clamp(min=0)
+            target = (own * targets.weight).sum(1) + targets.bias
+            for rows in _chunks(len(own), len(middle)):
+                logits = torch.addmm(others.bias, own[rows], others.weight.T)
+                below = torch.lt(logits, target[rows, None], out=torch.empty_like(logits))
+                below.masked_fill_(middle == known[rows, None], 1.0)
+                ranks.append(total - below @ lengths)
     return torch.cat(ranks).masked_fill(labels < 0, total)
 
 
-def top_items(vectors: Tensor, items: nn.Linear, k: int) -> Tensor:
+def top_items(vectors: Tensor, items: Items, k: int) -> Tensor:
     """The ``k`` items with the largest logits, best first.
 
     Returns:
@@ -135,45 +146,91 @@ def top_items(vectors: Tensor, items: nn.Linear, k: int) -> Tensor:
     return torch.cat([logits.topk(k).indices for _, logits in _logits(vectors, items)])
 
 
-def _precise(vectors: Tensor, items: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors, weight and bias in 32 bits or more: fewer do for no sum over many items."""
-    dtype = torch.promote_types(items.weight.dtype, torch.float32)
-    return vectors.to(dtype), items.weight.to(dtype), items.bias.to(dtype)
+class _Rows(NamedTuple):
+    """Weights of some items, of shape ``(items, in_features)``, and their biases."""
+
+    weight: Tensor
+    bias: Tensor
 
 
-def _logits(vectors: Tensor, items: nn.Linear) -> Iterator[tuple[slice, Tensor]]:
+def _some(
+    vectors: Tensor, items: Items, labels: Tensor, others: Tensor
+) -> Iterator[tuple[slice, Tensor, _Rows, _Rows]]:
+    """For each run of a batch which it is, its vectors, and the rows of others and of targets."""
+    bias = _precise_bias(items)
+    if isinstance(items, nn.Linear):
+        runs, look_up = 1, items.weight.to(bias.dtype).__getitem__
+    else:
+        table = items.field_layers()[0]
+        table.check_runs(len(vectors))
+        runs, look_up = table.num_choices, table
+    size = len(vectors) // runs
+    rows = [
+        map(_Rows, look_up(ids).to(bias.dtype), bias[ids])
+        for ids in (others.expand(runs, -1), labels.clamp(min=0).view(runs, size))
+    ]
+    for run, found in enumerate(zip(*rows)):
+        where = slice(run * size, (run + 1) * size)
+        yield where, vectors[where].to(bias.dtype), *found
+
+
+def _all(vectors: Tensor, items: Items) -> Iterator[tuple[slice, Tensor, _Rows]]:
+    """For each run of a batch which it is, its vectors, and the rows of all items."""
+    bias = _precise_bias(items)
+    parts: Iterable[tuple[slice, Tensor, Tensor | None]]
+    if isinstance(items, nn.Linear):
+        parts = [(slice(0, len(vectors)), items.weight, bias)]
+    else:
+        parts = items.parts(len(vectors))
+    for rows, weight, _ in parts:
+        yield rows, vectors[rows].to(bias.dtype), _Rows(weight.to(bias.dtype), bias)
+
+
+def _precise_bias(items: Items) -> Tensor:
+    """The biases in 32 bits or more: fewer do for no sum over many items."""
+    assert items.bias is not None
+    return items.bias.to(torch.promote_types(items.bias.dtype, torch.float32))
+
+
+def _logits(vectors: Tensor, items: Items) -> Iterator[tuple[slice, Tensor]]:
     """The logits of some rows at a time, and which these are."""
     with full_precision(vectors):
-        vectors, weight, bias = _precise(vectors, items)
-        for rows in _chunks(len(vectors), items.out_features):
-            yield rows, functional.linear(vectors[rows], weight, bias)
+        for run, own, every in _all(vectors, items):
+            for rows in _chunks(len(own), items.out_features):
+                where = slice(run.start + rows.start, min(run.start + rows.stop, run.stop))
+                yield where, functional.linear(own[rows], *every)
 
 
 class _SoftmaxLoss(torch.autograd.Function):
+    """The sum of the cross-entropies of examples, divided by a number."""
+
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, vectors: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, number: Tensor
+    ) -> Tensor:
         loss = vectors.new_zeros(())
         gradients = torch.empty_like(vectors), torch.zeros_like(weight), torch.zeros_like(bias)
         for rows in _chunks(len(vectors), len(weight)):
-            target = labels[rows].unsqueeze(1)
+            label = labels[rows].unsqueeze(1)
+            known, target = label >= 0, label.clamp(min=0)
             logits = torch.addmm(bias, vectors[rows], weight.T)
             total = logits.logsumexp(1, keepdim=True)
-            loss += (total - logits.gather(1, target)).sum()
+            loss += (total - logits.gather(1, target)).where(known, 0.0).sum()
             # The gradient of the logits: the probabilities, less one for the target.
             logits.sub_(total).exp_()
             logits.scatter_add_(1, target, -torch.ones_like(target, dtype=logits.dtype))
-            logits /= len(vectors)
+            logits /= number.to(logits.dtype).where(known, math.inf)
             torch.mm(logits, weight, out=gradients[0][rows])
             gradients[1].addmm_(logits.T, vectors[rows])
             gradients[2].add_(logits.sum(0))
         ctx.save_for_backward(*gradients)
-        return loss / max(1, len(vectors))
+        return loss / number
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         vectors, weight, bias = ctx.saved_tensors
-        return outer * vectors, outer * weight, outer * bias, None
+        return outer * vectors, outer * weight, outer * bias, None, None
 
 
 def _chunks(num_rows: int, num_items: int) -> Iterator[slice]:

@@ -3,11 +3,16 @@
 from optuna_nis.nn._warm_start import warm_start
 from optuna_nis.nn.counts import count_ids
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, sized_layers
-from optuna_nis.nn.output import MultiSizeLinear, SupernetLinear
+from optuna_nis.nn.output import MultiSizeLinear, SupernetLinear, output_features
 from optuna_nis.nn.rowwise_adagrad import RowwiseAdagrad
 from optuna_nis.nn.supernet import SupernetEmbedding, set_choices, supernet_layers
 from optuna_nis.nn.swap import apply_allocation, make_searchable
-from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag, swapped_layers
+from optuna_nis.nn.swapped import (
+    SwappedEmbedding,
+    SwappedEmbeddingBag,
+    SwappedLinear,
+    swapped_layers,
+)
 
 __all__ = [
     "MultiSizeEmbedding",
@@ -18,9 +23,11 @@ __all__ = [
     "SupernetLinear",
     "SwappedEmbedding",
     "SwappedEmbeddingBag",
+    "SwappedLinear",
     "apply_allocation",
     "count_ids",
     "make_searchable",
+    "output_features",
     "set_choices",
     "sized_layers",
     "supernet_layers",

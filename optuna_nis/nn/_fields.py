@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from optuna_nis.nn._directions import principal_directions
 from optuna_nis.nn._graphs import refill
 from optuna_nis.nn._tables import Table
-from optuna_nis.nn.multi_size import BagMode, MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.multi_size import BagMode, MultiSize, MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding
-from optuna_nis.nn.swapped import Field
 from optuna_nis.space.allocation import TableAllocation
 from optuna_nis.space.spec import EmbeddingSpec
 
@@ -43,7 +42,7 @@ class Plan:
 
     @property
     def sparse(self) -> bool:
-        return self.table.layers[0].sparse
+        return any(layer.sparse for layer in self.table.layers)
 
     @property
     def trained(self) -> bool:
@@ -51,8 +50,8 @@ class Plan:
 
     def mode(self) -> BagMode | None:
         """How the layers of the fields pool; those of several fields are added, then divided."""
-        layer = self.table.layers[0]
-        if isinstance(layer, nn.Embedding):
+        layer = self.table.layers[0] if self.table.layers else None
+        if not isinstance(layer, nn.EmbeddingBag):
             return None
         return "mean" if layer.mode == "mean" and len(self.parts) == 1 else "sum"
 
@@ -150,10 +149,10 @@ def supernet_field(plan: Plan, index: int) -> SupernetEmbedding:
 
 
 @torch.no_grad()
-def multi_size_field(plan: Plan, index: int) -> Field:
+def multi_size_field(plan: Plan, index: int) -> MultiSize:
     rows, ranks, table = plan.rows(index), plan.ranks(index), plan.sizes[index]
     std = _std(rows)
-    layer: Field
+    layer: MultiSize
     mode = plan.mode()
     if mode is None:
         layer = MultiSizeEmbedding(table, ranks=ranks, init_std=std, sparse=plan.sparse)
@@ -194,9 +193,9 @@ def _turned(rows: Tensor, directions: Tensor) -> Tensor:
     return (rows.to(kind) @ directions.to(rows.device, kind)).to(rows.dtype)
 
 
-def shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> Field:
+def shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> MultiSize:
     ranks = supernet.ranks
-    layer: Field
+    layer: MultiSize
     if supernet.mode is None:
         layer = MultiSizeEmbedding(table, ranks=ranks, sparse=supernet.sparse)
     else:

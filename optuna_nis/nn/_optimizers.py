@@ -141,7 +141,7 @@ def _held(optimizers: Sequence[Optimizer]) -> set[int]:
 
 def _trained(model: nn.Module) -> dict[str, int]:
     """Names and identities of what the swapped layers of a model train."""
-    within = {id(p) for layer in swapped_layers(model) for p in layer.parameters()}
+    within = {id(p) for layer in swapped_layers(model) for p in layer.fields.parameters()}
     return {
         name: id(parameter)
         for name, parameter in model.named_parameters()

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
-from optuna_nis.nn.supernet import SupernetEmbedding
-from optuna_nis.nn.swapped import SwappedEmbedding, SwappedEmbeddingBag
+from optuna_nis.nn.swapped import SwappedLayer
+from optuna_nis.nn.table import OfFields, TableLayer
 
 Plain = nn.Embedding | nn.EmbeddingBag
 
-# Layers of this package; what is in them is no table of the model's own.
-_OURS = (
-    SwappedEmbedding,
-    SwappedEmbeddingBag,
-    SupernetEmbedding,
-    MultiSizeEmbedding,
-    MultiSizeEmbeddingBag,
-)
 # A bare parameter is taken for a table if it has so many rows, and so many for each column.
 _MIN_ROWS = 100
 _MIN_RATIO = 4
@@ -32,11 +23,12 @@ _LATE = ("configure_model", "setup")
 
 @dataclass
 class Table:
-    """A weight, and the layers that look ids up in it."""
+    """A weight, the layers that look ids up in it, and the output layers that multiply by it."""
 
     name: str
-    layers: list[Plain]
     weight: nn.Parameter
+    layers: list[Plain] = field(default_factory=list)
+    outputs: list[nn.Linear] = field(default_factory=list)
 
     @property
     def num_embeddings(self) -> int:
@@ -51,7 +43,7 @@ class Table:
     @property
     def padding_idx(self) -> int | None:
         """The id of padding."""
-        return self.layers[0].padding_idx
+        return self.layers[0].padding_idx if self.layers else None
 
 
 def plain_layers(model: nn.Module) -> dict[str, Plain]:
@@ -64,14 +56,29 @@ def plain_layers(model: nn.Module) -> dict[str, Plain]:
     }
 
 
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of a model that were not swapped, by name."""
+    return {
+        name or "linear": module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not isinstance(module, OfFields)
+    }
+
+
 def swapped_names(model: nn.Module) -> list[str]:
     """Names of the layers of a model that were swapped."""
-    swapped = (SwappedEmbedding, SwappedEmbeddingBag)
-    return [name for name, layer in _own_layers(model).items() if isinstance(layer, swapped)]
+    return [name for name, layer in _own_layers(model).items() if isinstance(layer, SwappedLayer)]
 
 
-def find_tables(model: nn.Module, selected: Callable[[str], bool]) -> list[Table]:
+def find_tables(
+    model: nn.Module, selected: Callable[[str], bool], outputs: Callable[[str], bool]
+) -> list[Table]:
     """The tables to swap, each once.
+
+    Args:
+        model: The model.
+        selected: Whether an embedding of some name is to be swapped.
+        outputs: Whether a linear layer of some name is.
 
     Raises:
         ValueError: If one of them cannot be swapped.
@@ -84,7 +91,18 @@ def find_tables(model: nn.Module, selected: Callable[[str], bool]) -> list[Table
         elif selected(name):
             _check_layer(name, layer)
             assert isinstance(layer.weight, nn.Parameter)
-            tables[id(layer.weight)] = Table(name, [layer], layer.weight)
+            tables[id(layer.weight)] = Table(name, layer.weight, [layer])
+    linear = linear_layers(model)
+    for name, head in linear.items():
+        weight = head._parameters.get("weight")
+        if id(weight) not in tables and outputs(name):
+            _check_linear(name, head, weight)
+            assert weight is not None
+            tables[id(weight)] = Table(name, weight)
+    for head in linear.values():
+        # Asked for or not, it has the weight.
+        if type(head) is nn.Linear and id(head._parameters.get("weight")) in tables:
+            tables[id(head.weight)].outputs.append(head)
     for table in tables.values():
         _check_owners(table, owners[id(table.weight)])
     return list(tables.values())
@@ -95,15 +113,28 @@ def bare_tables(model: nn.Module) -> dict[str, nn.Parameter]:
     ours = {id(each) for layer in _own_layers(model).values() for each in layer.modules()}
     found: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
-        bare = isinstance(module, nn.ParameterList | nn.ParameterDict)
-        if id(module) in ours or (_is_of_torch(module) and not bare):
+        several = isinstance(module, nn.ParameterList | nn.ParameterDict)
+        if id(module) in ours or isinstance(module, nn.Linear):
             continue
-        for key, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() == 2 and parameter.is_floating_point():
-                rows, columns = parameter.shape
-                if rows >= max(_MIN_ROWS, _MIN_RATIO * columns + 1):
-                    found[f"{name}.{key}" if name else key] = parameter
+        if _is_of_torch(module) and not several:
+            continue
+        parameters = {
+            key: parameter
+            for key, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() == 2 and parameter.is_floating_point()
+        }
+        tables = [each for each in parameters.values() if _may_be_table(each)]
+        # A small one in a list of tables is a table too, of a feature with few values.
+        widths = {each.shape[1] for each in tables} if several else set()
+        for key, parameter in parameters.items():
+            if any(parameter is each for each in tables) or parameter.shape[1] in widths:
+                found[f"{name}.{key}" if name else key] = parameter
     return found
+
+
+def _may_be_table(parameter: nn.Parameter) -> bool:
+    rows, columns = parameter.shape
+    return rows >= max(_MIN_ROWS, _MIN_RATIO * columns + 1)
 
 
 def no_layer_to(what: str, model: nn.Module) -> str:
@@ -136,15 +167,19 @@ def fits(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check_patterns(argument: str, patterns: Collection[str], names: Collection[str]) -> None:
+def check_patterns(
+    argument: str,
+    patterns: Collection[str],
+    names: Collection[str],
+    kind: str = "embedding layers",
+) -> None:
     """Raise a ValueError if a pattern fits no name."""
     if isinstance(patterns, str):
         raise ValueError(f"`{argument}` must be a list of patterns, got {patterns!r}.")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(
-                f"`{argument}` has {pattern!r}, which fits none of the embedding layers "
-                f"{list(names)}."
+                f"`{argument}` has {pattern!r}, which fits none of the {kind} {list(names)}."
             )
 
 
@@ -162,7 +197,7 @@ def _own_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name or "embedding": module
         for name, module in model.named_modules()
-        if isinstance(module, _OURS)
+        if isinstance(module, TableLayer | OfFields)
     }
 
 
@@ -192,6 +227,20 @@ def _check_layer(name: str, layer: Plain) -> None:
         raise ValueError(f"The layer {name!r} cannot be swapped: {problem}. `exclude` it.")
 
 
+def _check_linear(name: str, layer: nn.Linear, weight: nn.Parameter | None) -> None:
+    problem = ""
+    if type(layer) is not nn.Linear:
+        problem = f"it is a {type(layer).__name__}, a subclass that may do more than multiply"
+    elif weight is None:
+        problem = "its weight is computed from others"
+    elif not weight.is_floating_point():
+        problem = f"its weight is of type {weight.dtype}"
+    if problem:
+        raise ValueError(
+            f"The layer {name!r} cannot be swapped: {problem}. Leave it out of `outputs`."
+        )
+
+
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     """Which modules hold each parameter, by its id."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
@@ -204,15 +253,17 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
 
 
 def _check_owners(table: Table, owners: Sequence[tuple[str, nn.Module]]) -> None:
-    first = _settings(table.layers[0])
+    settings = [_settings(layer) for layer in table.layers]
+    same = [layer for layer, each in zip(table.layers, settings) if each == settings[0]]
+    known: list[nn.Module] = [*same, *table.outputs]
     for path, module in owners:
-        if not any(module is layer for layer in table.layers) or _settings(module) != first:
+        if not any(module is layer for layer in known):
             others = [other for other, _ in owners]
+            alone = f"`exclude=[{table.name!r}]`" if table.layers else "not in `outputs`"
             raise ValueError(
                 f"The weight of {table.name!r} is tied: {path!r} is one of {others}. Only "
-                "embeddings of the same kind and settings may share a weight. Leave it alone, "
-                f"`exclude=[{table.name!r}]`, or untie it before the swap, `{_untied(path)}` "
-                "(transformers: `tie_word_embeddings=False` in the configuration)."
+                "embeddings of the same kind and settings, and linear layers, may share a weight. "
+                f"Leave it alone, {alone}, or untie it before the swap, `{_untied(path)}`."
             )
 
 

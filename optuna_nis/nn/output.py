@@ -10,37 +10,34 @@ from torch import Tensor, nn
 from optuna_nis.nn._weight import table_weight
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, sized_layers
 from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
-from optuna_nis.nn.table import TableLayer
+from optuna_nis.nn.table import OfFields, TableLayer
 from optuna_nis.space.allocation import TableAllocation
 from optuna_nis.space.spec import EmbeddingSpec
 
 
-class OutputLayer(nn.Module):
+class OutputLayer(OfFields):
     """A linear layer whose weight is the tables of some features, one after the other.
 
     Attributes:
         in_features: Width of the vectors.
         out_features: Number of ids.
         bias: A number for each id, or None.
-        fields: The layers that hold the tables, perhaps shared with those that look ids up.
     """
 
     in_features: int
     out_features: int
     bias: nn.Parameter | None
-    fields: nn.ModuleList
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Logits of all ids."""
         if vectors.dim() == 0 or vectors.shape[-1] != self.in_features:
             raise ValueError(
-                f"The vectors of {self.table_layers()[0].name!r} must be {self.in_features} wide, "
+                f"The vectors of {self.field_layers()[0].name!r} must be {self.in_features} wide, "
                 f"got shape {tuple(vectors.shape)}."
             )
         if vectors.dim() == 1:
             return self.forward(vectors.unsqueeze(0)).squeeze(0)
-        found = [layer.logits(vectors) for layer in self.table_layers()]
-        logits = found[0] if len(found) == 1 else torch.cat(found, -1)
+        logits = self._products(vectors)
         return logits if self.bias is None else logits + self.bias.to(logits.dtype)
 
     def parts(self, num_rows: int) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
@@ -59,33 +56,37 @@ class OutputLayer(nn.Module):
         Raises:
             ValueError: If the batch cannot be cut into a run for each choice.
         """
-        first = self.table_layers()[0]
+        first = self.field_layers()[0]
         first.check_runs(num_rows)
         size = num_rows // first.num_choices
         for choice in range(first.num_choices):
             yield slice(choice * size, (choice + 1) * size), self._dense(choice), self.bias
 
+    def _products(self, vectors: Tensor) -> Tensor:
+        """The logits without the bias."""
+        found = [layer.logits(vectors) for layer in self.field_layers()]
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
+
     def _dense(self, choice: int) -> Tensor:
         """The weight as the model sees it, of shape ``(out_features, in_features)``, by id."""
-        found = [layer.rows(choice) for layer in self.table_layers()]
+        found = [layer.rows(choice) for layer in self.field_layers()]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _weight(self, name: str) -> Tensor:
-        for layer in self.table_layers():
+        for layer in self.field_layers():
             layer.check_one_choice()
         return table_weight(self._dense(0), name)
 
     def reset_parameters(self) -> None:
         """Draw rows and bias anew."""
-        for layer in self.table_layers():
+        for layer in self.field_layers():
             layer.reset_parameters()
+        self._reset_bias()
+
+    def _reset_bias(self) -> None:
         if self.bias is not None:
             bound = self.in_features**-0.5
             nn.init.uniform_(self.bias, -bound, bound)
-
-    def table_layers(self) -> list[TableLayer]:
-        """The layers that hold the tables, in the order of their ids."""
-        return [layer for layer in self.fields if isinstance(layer, TableLayer)]
 
     def extra_repr(self) -> str:
         """Show the shape."""
@@ -102,15 +103,14 @@ class _Linear(OutputLayer):
         super().__init__()
         self.in_features, self.out_features = layer.width, layer.num_ids
         self.fields = nn.ModuleList([layer])
-        self.register_parameter("bias", None)
-        if bias:
-            limit = self.in_features**-0.5
-            self.bias = nn.Parameter(torch.empty(self.out_features).uniform_(-limit, limit))
+        empty = nn.Parameter(torch.empty(self.out_features)) if bias else None
+        self.register_parameter("bias", empty)
+        self._reset_bias()
 
     @property
     def weight(self) -> Tensor:
         """The dense weight, by id: computed at each access, differentiable."""
-        return self._weight(self.table_layers()[0].name)
+        return self._weight(self.field_layers()[0].name)
 
 
 class SupernetLinear(_Linear):
@@ -159,7 +159,7 @@ class SupernetLinear(_Linear):
         ranks: Tensor | None = None,
         init_std: float | None = None,
     ) -> None:
-        std = _std(spec.embedding_dim, init_std)
+        std = linear_std(spec.embedding_dim) if init_std is None else init_std
         super().__init__(SupernetEmbedding(spec, ranks=ranks, init_std=std), bias)
 
     @torch.no_grad()
@@ -220,10 +220,35 @@ class MultiSizeLinear(_Linear):
         ranks: Tensor | None = None,
         init_std: float | None = None,
     ) -> None:
-        std = _std(table.embedding_dim, init_std)
+        std = linear_std(table.embedding_dim) if init_std is None else init_std
         super().__init__(MultiSizeEmbedding(table, ranks=ranks, init_std=std), bias)
 
 
-def _std(width: int, given: float | None) -> float:
-    """Standard deviation of the weights that :class:`torch.nn.Linear` draws, if none is given."""
-    return (3 * width) ** -0.5 if given is None else given
+def linear_std(width: int) -> float:
+    """Standard deviation of the weights that :class:`torch.nn.Linear` draws."""
+    return float((3 * width) ** -0.5)
+
+
+def output_features(model: nn.Module) -> set[str]:
+    """The features of a model whose tables are of output layers alone: nothing looks them up.
+
+    Example:
+        >>> from optuna_nis.nn import make_searchable
+        >>> model = nn.ModuleDict({"user": nn.Embedding(100, 8), "item": nn.Linear(8, 500)})
+        >>> space = make_searchable(model, outputs=["item"])
+        >>> output_features(model)
+        {'item'}
+    """
+    outputs, others = set(), set()
+    lists: set[int] = set()
+    for layer in model.modules():
+        if isinstance(layer, OfFields):
+            lists.add(id(layer.fields))
+            names = {field.name for field in layer.field_layers()}
+            if isinstance(layer, OutputLayer):
+                outputs |= names
+            else:
+                others |= names
+        elif id(layer) not in lists:
+            others |= {each.name for each in layer.children() if isinstance(each, TableLayer)}
+    return outputs - others

@@ -1,4 +1,4 @@
-"""Making the embedding layers of any model searchable, and giving them the sizes found."""
+"""Making the tables of any model searchable, and giving them the sizes found."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ from optuna_nis.nn._tables import (
     find_tables,
     fits,
     late_layers,
+    linear_layers,
     no_layer_to,
     plain_layers,
     swapped_names,
 )
 from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
-from optuna_nis.nn.swapped import Field, become, swapped_layers
+from optuna_nis.nn.swapped import become, swapped_layers
+from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
 
@@ -52,11 +54,12 @@ def make_searchable(
     counts: Counts | None = None,
     include: Collection[str] | None = None,
     exclude: Collection[str] = (),
+    outputs: Collection[str] = (),
     fields: FieldSizes | None = None,
     mode: Mode = "multi",
     dtype: str = "float32",
 ) -> SearchSpace:
-    """Turn the embedding layers of a model into supernet layers, in place.
+    """Turn the embedding layers of a model, and its output layers, into supernet layers, in place.
 
     Every :class:`torch.nn.Embedding` and :class:`torch.nn.EmbeddingBag`, however nested, becomes
     a feature of a search space. Until a choice is set the model predicts what it did before:
@@ -74,8 +77,10 @@ def make_searchable(
     fit; and a warning at the first step names what no optimiser has.
 
     A layer that is used for several features, and layers with the same weight and settings, are
-    one feature. What is not supported is refused by name: ``max_norm``, ``scale_grad_by_freq``,
-    subclasses, and weights that are shared with something other than an embedding. Parameters
+    one feature. So are an embedding and the :class:`torch.nn.Linear` that has its weight, as in
+    GPT-2, BERT and SASRec, and code that multiplies by the ``weight`` of an embedding. The row of
+    padding stays as it is in both. What is not supported is refused by name: ``max_norm``,
+    ``scale_grad_by_freq``, subclasses, and weights that are shared with other layers. Parameters
     that look like tables but are of no embedding layer are left alone, with a warning.
 
     Args:
@@ -87,6 +92,10 @@ def make_searchable(
         include: Patterns (as of :mod:`fnmatch`) of the names of the layers to swap, as in
             :meth:`~torch.nn.Module.named_modules`. By default all.
         exclude: Patterns of the names of the layers to leave alone, such as ``"linear.*"``.
+        outputs: Patterns of the names of :class:`torch.nn.Linear` layers whose weight is searched
+            too, as a table of as many ids as the layer has outputs: the softmax over many items.
+            Give their ``counts``, how often each output is the target; without, outputs must be
+            sorted by falling frequency. Biases stay as they are and are not counted.
         fields: For tables in which the ids of several features follow each other, by the name of
             the layer, the number of ids of each feature, or a mapping from its name to it. The
             features are called ``layer.0``, ``layer.1`` or ``layer.name``.
@@ -102,6 +111,7 @@ def make_searchable(
             needs a table as it is.
 
     Example:
+        >>> import torch
         >>> model = nn.ModuleDict({"user": nn.Embedding(100, 8), "item": nn.Embedding(60, 8)})
         >>> ids = torch.tensor([3, 59])
         >>> before = model["item"](ids)
@@ -113,12 +123,15 @@ def make_searchable(
     """
     layers = [*plain_layers(model), *swapped_names(model)]
     bare = [] if include is not None else list(bare_tables(model))
+    linear = list(linear_layers(model))
     check_patterns("include", include or (), layers)
     check_patterns("exclude", exclude, [*layers, *bare])
-    check_names("counts", counts or (), layers)
+    check_patterns("outputs", outputs, linear, "linear layers")
+    check_names("counts", counts or (), [*layers, *(n for n in linear if fits(n, outputs))])
     tables = find_tables(
         model,
         lambda name: (include is None or fits(name, include)) and not fits(name, exclude),
+        lambda name: fits(name, outputs),
     )
     if not tables:
         raise ValueError(no_layer_to("swap", model))
@@ -145,7 +158,7 @@ def make_searchable(
 def apply_allocation(
     model: Model, allocation: Allocation, *, counts: Counts | None = None
 ) -> Model:
-    """Give the embedding layers of a model the sizes of an allocation, in place.
+    """Give the tables of a model the sizes of an allocation, in place.
 
     A model that was made searchable, and trained, keeps its weights: it then predicts what the
     supernet does under this choice. In a model that was not, tiers as wide as the table keep its
@@ -158,7 +171,8 @@ def apply_allocation(
 
     Args:
         model: A searchable model, or a newly built one of the same structure.
-        allocation: The sizes, named as the features of :func:`make_searchable`.
+        allocation: The sizes, named as the features of :func:`make_searchable`; one that is named
+            after a :class:`torch.nn.Linear` is of that.
         counts: As given to :func:`make_searchable`; not needed for a searchable model.
 
     Returns:
@@ -179,8 +193,14 @@ def apply_allocation(
     if any(isinstance(f, SupernetEmbedding) for s in swapped_layers(model) for f in s.fields):
         _shrink(model, allocation)
         return model
-    check_names("counts", counts or (), list(plain_layers(model)))
-    tables = find_tables(model, lambda name: bool(_features_of(name, allocation)))
+    layers, linear = plain_layers(model), linear_layers(model)
+    heads = [name for name in linear if _features_of(name, allocation)]
+    check_names("counts", counts or (), [*layers, *heads])
+    tables = find_tables(
+        model,
+        lambda name: bool(_features_of(name, allocation)),
+        lambda name: name in heads,
+    )
     plans = []
     for table in tables:
         plan = Plan(table, checked_counts(table, (counts or {}).get(table.name)))
@@ -205,7 +225,7 @@ def apply_allocation(
             )
         raise ValueError(
             f"`allocation` has features {sorted(unknown)}, which are not among the embedding "
-            f"layers of `model`, {list(plain_layers(model))}.{late_layers(model)}"
+            f"layers of `model`, {list(layers)}, nor its linear ones.{late_layers(model)}"
         )
     _swap(model, plans, multi_size_field)
     return model
@@ -235,18 +255,19 @@ def _warn(tables: Sequence[Table], counts: Counts | None, bare: Sequence[str]) -
         )
 
 
-def _swap(model: nn.Module, plans: Sequence[Plan], build: Callable[[Plan, int], Field]) -> None:
+def _swap(
+    model: nn.Module, plans: Sequence[Plan], build: Callable[[Plan, int], TableLayer]
+) -> None:
     """Change the class of all layers of some tables; those of a table share the fields."""
     # Each is known to this list, its plan and its layers.
-    known = [2 + len(plan.table.layers) for plan in plans]
+    known = [2 + len(plan.table.layers) + len(plan.table.outputs) for plan in plans]
     optimizers = holders([plan.table.weight for plan in plans], known)
     for plan in plans:
         table = plan.table
         fields = nn.ModuleList(build(plan, index) for index in range(len(plan.parts)))
         hand_over(optimizers, table.name, [table.weight], fields)
-        for layer in table.layers:
-            is_bag = isinstance(layer, nn.EmbeddingBag)
-            become(layer, table.name, fields, None if is_bag else plan.padding_row)
+        for layer in [*table.layers, *table.outputs]:
+            become(layer, table.name, fields, table.padding_idx, plan.padding_row)
     watch(model)
 
 

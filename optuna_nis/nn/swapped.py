@@ -1,4 +1,4 @@
-"""What an ``nn.Embedding`` or ``nn.EmbeddingBag`` of a user's model becomes.
+"""What an ``nn.Embedding``, ``nn.EmbeddingBag`` or ``nn.Linear`` of a user's model becomes.
 
 The layer stays the object that it was and keeps its attributes, so whoever holds on to it, calls
 it or asks for its type goes on working. Only its class changes, and where its weight was there is
@@ -14,28 +14,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from optuna_nis.nn._ids import bags_of, mean_of, no_offsets
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._weight import table_weight
-from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbeddingBag
+from optuna_nis.nn.output import OutputLayer, linear_std
 from optuna_nis.nn.supernet import SupernetEmbedding
-
-#: What a field of a table is looked up in.
-Field = SupernetEmbedding | MultiSizeEmbedding | MultiSizeEmbeddingBag
+from optuna_nis.nn.table import OfFields, TableLayer
 
 # What cannot be changed of a layer whose table is made of fields.
-_FIXED = ("weight", "num_embeddings", "embedding_dim", "padding_idx")
+_FIXED = (
+    *("weight", "num_embeddings", "embedding_dim", "padding_idx"),
+    *("in_features", "out_features"),
+)
+_PLAIN = (nn.Embedding, nn.EmbeddingBag, nn.Linear)
 
 
-class _Swapped(nn.Module):
+class _Swapped(OfFields):
     """A table of one field, or of several whose ids follow each other."""
 
-    num_embeddings: int
-    embedding_dim: int
     padding_idx: int | None
-    fields: nn.ModuleList
     # Where the ids of each field start and end, by field; no state.
     _bounds: Tensor
     _name: str
@@ -49,42 +50,29 @@ class _Swapped(nn.Module):
             )
         super().__setattr__(name, value)
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Start anew, as the layer that this was would: with rows of standard deviation 1."""
+        """Start anew, as the layer that this was would."""
+        self._reset_rows(1.0)
+
+    @torch.no_grad()
+    def _reset_rows(self, std: float) -> None:
         for layer in self.field_layers():
             if isinstance(layer, SupernetEmbedding):
-                nn.init.normal_(layer.weight)
+                nn.init.normal_(layer.weight, std=std)
                 layer.weight[-1].zero_()
                 nn.init.eye_(layer.projection)
-            else:
+            elif isinstance(layer, MultiSize):
                 for tier in layer.tier_modules():
-                    tier.init_std = 1.0
+                    tier.init_std = std
                 layer.reset_parameters()
         if self._padding_row is not None:
             self._padding_row.zero_()
-
-    def field_layers(self) -> list[Field]:
-        """The layers of the fields, in the order of their ids."""
-        return [layer for layer in self.fields if isinstance(layer, Field)]
 
     def set_fields(self, fields: nn.ModuleList) -> None:
         """Look ids up in other layers from now on."""
         self.fields = fields
         ends = list(accumulate(layer.num_ids for layer in self.field_layers()))
         self._bounds = torch.tensor([[0, *ends[:-1]], ends], device="cpu")
-
-    def _device(self) -> torch.device:
-        return self.field_layers()[0].like().device
-
-    def _table(self) -> Tensor:
-        """The table as the model sees it under the one choice that is set."""
-        if self.sparse:
-            _sparse_only(self.fields)
-        self._check_whole()
-        for layer in self.field_layers():
-            layer.check_one_choice()
-        return self._rows(torch.arange(self.num_embeddings, device=self._device()))
 
     def _check_whole(self) -> None:
         if torch.compiler.is_compiling():
@@ -96,13 +84,31 @@ class _Swapped(nn.Module):
                 "between `unshard()` and `reshard()` of the module that `fully_shard` was given."
             )
 
+
+class _SwappedTable(_Swapped):
+    """What looking ids up and pooling them have in common."""
+
+    num_embeddings: int
+    embedding_dim: int
+    sparse: bool
+
+    def _table(self) -> Tensor:
+        """The table as the model sees it under the one choice that is set."""
+        if self.sparse:
+            _sparse_only(self.fields)
+        self._check_whole()
+        for layer in self.field_layers():
+            layer.check_one_choice()
+        device = self.field_layers()[0].like().device
+        return self._rows(torch.arange(self.num_embeddings, device=device))
+
     def _known(self, ids: Tensor) -> Tensor:
         """The ids, padding as the id out of vocabulary of the whole table."""
         if self.padding_idx is None:
             return ids
         return ids.masked_fill(ids == self.padding_idx, self.num_embeddings)
 
-    def _columns(self, ids: Tensor) -> list[tuple[Field, Tensor]] | None:
+    def _columns(self, ids: Tensor) -> list[tuple[TableLayer, Tensor]] | None:
         """Layer and ids of every field, if each has a column of its own; else None."""
         # What data decides cannot be traced, and the length of bags is not to be fixed.
         if torch.compiler.is_compiling() or ids.is_meta:
@@ -164,7 +170,7 @@ class _Swapped(nn.Module):
                 )
 
 
-class SwappedEmbedding(_Swapped, nn.Embedding):
+class SwappedEmbedding(_SwappedTable, nn.Embedding):
     """An :class:`torch.nn.Embedding` whose rows come from layers of this package.
 
     Made by :func:`make_searchable` and :func:`apply_allocation`.
@@ -173,7 +179,7 @@ class SwappedEmbedding(_Swapped, nn.Embedding):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The table as the model sees it, by id: computed at each access, differentiable."""
-        ids = torch.arange(self.num_embeddings, device=self._device())
+        ids = torch.arange(self.num_embeddings, device=self.field_layers()[0].like().device)
         return table_weight(self._filled(ids, self._table()), self._name)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -190,7 +196,7 @@ class SwappedEmbedding(_Swapped, nn.Embedding):
         return torch.where(padding, self._padding_row, rows)
 
 
-class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
+class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
     """An :class:`torch.nn.EmbeddingBag` whose rows come from layers of this package.
 
     Made by :func:`make_searchable` and :func:`apply_allocation`. The maximum of a bag is taken
@@ -283,6 +289,49 @@ class SwappedEmbeddingBag(_Swapped, nn.EmbeddingBag):
         return highest.masked_fill(highest == -math.inf, 0.0)
 
 
+class SwappedLinear(_Swapped, OutputLayer, nn.Linear):
+    """An :class:`torch.nn.Linear` whose rows come from layers of this package.
+
+    Made by :func:`make_searchable` and :func:`apply_allocation`. If its weight was that of an
+    embedding, it is that of the swapped embedding, and its row of padding stays as it was.
+    """
+
+    # Two parents have one.
+    bias: nn.Parameter | None  # type: ignore[assignment]
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight as the model sees it, by id: computed at each access, differentiable."""
+        self._check_whole()
+        return self._weight(self._name)
+
+    def reset_parameters(self) -> None:
+        """Start anew, as the layer that this was would."""
+        self._reset_rows(linear_std(self.in_features))
+        self._reset_bias()
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        logits = super()._products(vectors)
+        if self.padding_idx is None:
+            return logits
+        padding = torch.arange(self.out_features, device=logits.device) == self.padding_idx
+        if self._padding_row is None:
+            return logits.masked_fill(padding, 0.0)
+        constant = functional.linear(vectors, self._padding_row.unsqueeze(0))
+        return torch.where(padding, constant, logits)
+
+    def _dense(self, choice: int) -> Tensor:
+        weight = super()._dense(choice)
+        if self.padding_idx is None:
+            return weight
+        padding = torch.arange(self.out_features, device=weight.device) == self.padding_idx
+        row = 0.0 if self._padding_row is None else self._padding_row
+        return torch.where(padding.unsqueeze(1), row, weight)
+
+
+SwappedLayer = SwappedEmbedding | SwappedEmbeddingBag | SwappedLinear
+
+
 def _sparse_only(fields: nn.Module) -> None:
     """Make all gradients sparse: optimisers that want them so want it of projections too."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -306,9 +355,10 @@ def _sparsify(parameter: Tensor) -> None:
 
 
 def become(
-    layer: nn.Embedding | nn.EmbeddingBag,
+    layer: nn.Embedding | nn.EmbeddingBag | nn.Linear,
     name: str,
     fields: nn.ModuleList,
+    padding_idx: int | None,
     padding_row: Tensor | None,
 ) -> None:
     """Turn a layer of torch into one of this module, in place.
@@ -316,31 +366,42 @@ def become(
     Args:
         layer: The layer.
         name: What messages call it.
-        fields: What its ids are looked up in.
+        fields: What its rows are in.
+        padding_idx: The id of padding.
         padding_row: The row of padding, if it is not zero.
     """
     del layer._parameters["weight"]
-    kind = SwappedEmbedding if isinstance(layer, nn.Embedding) else SwappedEmbeddingBag
+    kind: type[SwappedLayer]
+    if isinstance(layer, nn.Linear):
+        layer.__dict__["padding_idx"] = padding_idx
+        kind = SwappedLinear
+    elif isinstance(layer, nn.Embedding):
+        kind = SwappedEmbedding
+    else:
+        # Bags leave padding out.
+        kind, padding_row = SwappedEmbeddingBag, None
     object.__setattr__(layer, "__class__", kind)
-    assert isinstance(layer, SwappedEmbedding | SwappedEmbeddingBag)
+    assert isinstance(layer, SwappedLayer)
     layer._name = name
     layer.set_fields(fields)
     layer.register_buffer("_padding_row", padding_row)
 
 
-def restore(layer: SwappedEmbedding | SwappedEmbeddingBag, weight: nn.Parameter) -> None:
+def restore(layer: SwappedLayer, weight: nn.Parameter) -> None:
     """Turn a layer back into one of torch, in place."""
     del layer._modules["fields"]
     for name in ("_bounds", "_padding_row"):
         if hasattr(layer, name):
             delattr(layer, name)
     del layer._name
-    plain = nn.Embedding if isinstance(layer, SwappedEmbedding) else nn.EmbeddingBag
+    if isinstance(layer, SwappedLinear):
+        del layer.padding_idx
+    (plain,) = (each for each in _PLAIN if isinstance(layer, each))
     object.__setattr__(layer, "__class__", plain)
     layer.register_parameter("weight", weight)
 
 
-def _rows_of(layer: Field, ids: Tensor) -> Tensor:
+def _rows_of(layer: TableLayer, ids: Tensor) -> Tensor:
     """The row of every id, each a bag of one where the layer pools."""
     pools = isinstance(layer, MultiSizeEmbeddingBag) or (
         isinstance(layer, SupernetEmbedding) and layer.mode is not None
@@ -352,8 +413,10 @@ def _rows_of(layer: Field, ids: Tensor) -> Tensor:
     return rows.view(*ids.shape, rows.shape[-1])
 
 
-def swapped_layers(model: nn.Module) -> Sequence[SwappedEmbedding | SwappedEmbeddingBag]:
+def swapped_layers(model: nn.Module) -> Sequence[SwappedLayer]:
     """The layers of a model that :func:`make_searchable` or :func:`apply_allocation` swapped.
+
+    Layers of one weight share their ``fields``.
 
     Example:
         >>> from optuna_nis.nn import make_searchable
@@ -362,4 +425,4 @@ def swapped_layers(model: nn.Module) -> Sequence[SwappedEmbedding | SwappedEmbed
         >>> len(swapped_layers(model))
         1
     """
-    return [m for m in model.modules() if isinstance(m, SwappedEmbedding | SwappedEmbeddingBag)]
+    return [layer for layer in model.modules() if isinstance(layer, SwappedLayer)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from optuna_nis.nn._ranked import Ranked
 
@@ -70,3 +70,17 @@ class TableLayer(Ranked, ABC):
                 f"The batch must be a multiple of the {self.num_choices} choices, got {examples} "
                 f"examples of {self.name!r}."
             )
+
+
+class OfFields(nn.Module):
+    """A layer that is made of the tables of some features, one after the other.
+
+    Attributes:
+        fields: The layers that hold the tables, perhaps shared with other layers.
+    """
+
+    fields: nn.ModuleList
+
+    def field_layers(self) -> list[TableLayer]:
+        """The layers that hold the tables, in the order of their ids."""
+        return [layer for layer in self.fields if isinstance(layer, TableLayer)]

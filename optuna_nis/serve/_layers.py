@@ -8,9 +8,9 @@ from typing import TypeVar
 from torch import nn
 
 from optuna_nis.nn import SupernetEmbedding, sized_layers
-from optuna_nis.nn.multi_size import MultiSize
 
 Model = TypeVar("Model", bound=nn.Module)
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def check_sized(model: nn.Module) -> None:
@@ -18,8 +18,7 @@ def check_sized(model: nn.Module) -> None:
     check_not_searchable(model)
     if not sized_layers(model):
         raise ValueError(
-            f"`model` must have a multi-size embedding layer, got a {type(model).__name__} "
-            "without."
+            f"`model` must have a multi-size layer, got a {type(model).__name__} without."
         )
 
 
@@ -33,8 +32,10 @@ def check_not_searchable(model: nn.Module) -> None:
             )
 
 
-def replace_layers(model: Model, new: Callable[[MultiSize], nn.Module]) -> nn.Module:
-    """Put other layers in the place of the multi-size layers of a model.
+def replace_layers(
+    model: Model, kind: type[Layer], new: Callable[[Layer], nn.Module]
+) -> nn.Module:
+    """Put other layers in the place of those of a model that are of some kind.
 
     A layer that is held in several places is replaced by the same one in all of them.
 
@@ -43,15 +44,15 @@ def replace_layers(model: Model, new: Callable[[MultiSize], nn.Module]) -> nn.Mo
     """
     done: dict[int, nn.Module] = {}
 
-    def replacement(layer: MultiSize) -> nn.Module:
+    def replacement(layer: Layer) -> nn.Module:
         if id(layer) not in done:
             done[id(layer)] = new(layer).train(layer.training)
         return done[id(layer)]
 
-    if isinstance(model, MultiSize):
+    if isinstance(model, kind):
         return replacement(model)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if isinstance(child, MultiSize):
+            if isinstance(child, kind):
                 parent._modules[name] = replacement(child)
     return model

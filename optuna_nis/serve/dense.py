@@ -7,7 +7,13 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, swapped_layers
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+    MultiSizeLinear,
+    SwappedEmbeddingBag,
+    swapped_layers,
+)
 from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.nn.swapped import restore
 from optuna_nis.serve._layers import Model, check_sized, replace_layers
@@ -18,6 +24,8 @@ def to_dense(model: MultiSizeEmbedding) -> nn.Embedding: ...
 @overload
 def to_dense(model: MultiSizeEmbeddingBag) -> nn.EmbeddingBag: ...
 @overload
+def to_dense(model: MultiSizeLinear) -> nn.Linear: ...
+@overload
 def to_dense(model: Model) -> Model: ...
 @torch.no_grad()
 def to_dense(model: nn.Module) -> nn.Module:
@@ -27,18 +35,20 @@ def to_dense(model: nn.Module) -> nn.Module:
     the full tables again.
 
     A layer that :func:`~optuna_nis.nn.apply_allocation` swapped is what it was before, an
-    :class:`torch.nn.Embedding` or :class:`torch.nn.EmbeddingBag` with a ``weight`` of the same
-    shape and the same settings, so the ``state_dict`` of the model loads into one of the original
-    code. A :class:`~optuna_nis.nn.MultiSizeEmbedding` gives a layer with one row more, the id
-    ``num_embeddings`` for unknown and padding, which is its ``padding_idx``; bags do not count it
-    in a mean, as before.
+    :class:`torch.nn.Embedding`, :class:`torch.nn.EmbeddingBag` or :class:`torch.nn.Linear` with a
+    ``weight`` of the same shape and the same settings, tied if it was, so the ``state_dict`` of
+    the model loads into one of the original code. A :class:`~optuna_nis.nn.MultiSizeLinear` gives
+    a :class:`torch.nn.Linear`. A :class:`~optuna_nis.nn.MultiSizeEmbedding` gives a layer with one
+    row more, the id ``num_embeddings`` for unknown and padding, which is its ``padding_idx``; bags
+    do not count it in a mean, as before.
 
     Args:
         model: A model, or one layer.
 
     Returns:
-        The model; of a single :class:`~optuna_nis.nn.MultiSizeEmbedding` or
-        :class:`~optuna_nis.nn.MultiSizeEmbeddingBag`, which is left as it is, the plain layer.
+        The model; of a single :class:`~optuna_nis.nn.MultiSizeEmbedding`,
+        :class:`~optuna_nis.nn.MultiSizeEmbeddingBag` or
+        :class:`~optuna_nis.nn.MultiSizeLinear`, which is left as it is, the plain layer.
 
     Raises:
         ValueError: If there is no multi-size layer or a layer is still one of a supernet.
@@ -56,7 +66,8 @@ def to_dense(model: nn.Module) -> nn.Module:
     """
     check_sized(model)
     shared: dict[int, nn.Parameter] = {}
-    for layer in swapped_layers(model):
+    # A bag does not look its row of padding up, but what is tied to it does.
+    for layer in sorted(swapped_layers(model), key=lambda e: isinstance(e, SwappedEmbeddingBag)):
         key = id(layer.fields)
         if key not in shared:
             wanted = any(p.requires_grad for p in layer.fields.parameters())
@@ -64,9 +75,8 @@ def to_dense(model: nn.Module) -> nn.Module:
             weight = layer.weight if first is None else layer.weight.to(first.dtype)
             shared[key] = nn.Parameter(weight.contiguous(), requires_grad=wanted)
         restore(layer, shared[key])
-    if any(isinstance(layer, MultiSize) for layer in model.modules()):
-        return replace_layers(model, _plain)
-    return model
+    dense = replace_layers(model, MultiSizeLinear, _linear)
+    return replace_layers(dense, MultiSize, _plain)
 
 
 def weight_by_id(layer: MultiSize) -> Tensor:
@@ -79,6 +89,17 @@ def weight_by_id(layer: MultiSize) -> Tensor:
     weight = torch.cat([weight, weight.new_zeros(1, layer.embedding_dim)])
     first = next(layer.parameters(), None)
     return weight if first is None else weight.to(first.dtype)
+
+
+def _linear(layer: MultiSizeLinear) -> nn.Linear:
+    plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, "meta")
+    weight = layer.weight.to(layer.field_layers()[0].like().dtype)
+    wanted = any(p.requires_grad for p in layer.fields.parameters())
+    plain.weight = nn.Parameter(weight.contiguous(), requires_grad=wanted)
+    if layer.bias is not None:
+        bias = layer.bias.detach().clone()
+        plain.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+    return plain
 
 
 def _plain(layer: MultiSize) -> nn.Module:

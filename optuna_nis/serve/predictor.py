@@ -15,7 +15,7 @@ import torch
 
 from optuna_nis._checks import check_folder
 from optuna_nis.data import Features
-from optuna_nis.models.modules import EmbeddingModule, RetrievalModule, reference_model
+from optuna_nis.models import EmbeddingModule, RetrievalModule, reference_model
 from optuna_nis.serve import quantize, to_dense
 from optuna_nis.space.allocation import Allocation
 

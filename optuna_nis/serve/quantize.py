@@ -62,7 +62,7 @@ def quantize(model: Model, dtype: Dtype = "int8") -> Model:
     """
     _check(model, dtype)
     done = {id(layer): _quantized(layer, dtype) for layer in sized_layers(model)}
-    replaced = replace_layers(model, lambda layer: done[id(layer)])
+    replaced = replace_layers(model, MultiSize, lambda layer: done[id(layer)])
     return replaced  # type: ignore[return-value]
 
 

@@ -29,12 +29,14 @@ except ImportError as error:
 from optuna_nis.nn import (
     MultiSizeEmbeddingBag,
     SwappedEmbedding,
-    SwappedEmbeddingBag,
+    SwappedLinear,
+    output_features,
     sized_layers,
     swapped_layers,
 )
 from optuna_nis.nn._ranked import Ranked
 from optuna_nis.nn.multi_size import MultiSize
+from optuna_nis.nn.swapped import SwappedLayer
 from optuna_nis.serve._layers import check_sized
 from optuna_nis.space.allocation import Allocation, TableAllocation
 
@@ -175,7 +177,8 @@ def to_torchrec(model: nn.Module) -> TieredEmbeddingBagCollection:
     """The tables of a model, with their weights, for TorchRec.
 
     A feature has the name of its table. The features of a fused table have ids of their own, from
-    0 on. The id of padding may be left out of a bag or given.
+    0 on. The id of padding may be left out of a bag or given. Tables that only output layers have
+    stay in the model.
 
     Args:
         model: A model with multi-size layers, or one layer.
@@ -183,7 +186,8 @@ def to_torchrec(model: nn.Module) -> TieredEmbeddingBagCollection:
     Raises:
         ValueError: If there is no multi-size layer, two are of tables of the same name, a bag is
             pooled by its maximum, or by its mean over several fields, a row of padding is not
-            zero, or a layer is still one of a supernet.
+            zero, a table is that of an output layer too or there are no others, or a layer is
+            still one of a supernet.
 
     Example:
         >>> from optuna_nis import Tier
@@ -194,10 +198,16 @@ def to_torchrec(model: nn.Module) -> TieredEmbeddingBagCollection:
         True
     """
     check_sized(model)
-    layers = sized_layers(model)
+    left = output_features(model)
+    layers = [layer for layer in sized_layers(model) if layer.name not in left]
+    if not layers:
+        raise ValueError(
+            f"`model` must look ids up, got a {type(model).__name__} whose tables {sorted(left)} "
+            "are all of output layers."
+        )
     paddings: dict[int, int] = {}
     for swapped in swapped_layers(model):
-        paddings |= _checked(swapped)
+        paddings |= _checked(swapped, left)
     mean, ranks = [], {}
     for layer in layers:
         name = layer.table.name
@@ -272,15 +282,23 @@ class _Feature(Ranked):
         self._ranks = ranks.index_fill(0, torch.tensor(padding), self.table.num_embeddings)
 
 
-def _checked(layer: SwappedEmbedding | SwappedEmbeddingBag) -> dict[int, int]:
+def _checked(layer: SwappedLayer, left: Collection[str]) -> dict[int, int]:
     """The id of padding of the field that has it, by the field's identity.
+
+    Args:
+        layer: The layer.
+        left: The features that stay where they are.
 
     Raises:
         ValueError: If a collection cannot do what the layer does.
     """
     fields = [field for field in layer.field_layers() if isinstance(field, MultiSize)]
     problem = ""
-    if isinstance(layer, SwappedEmbedding):
+    if isinstance(layer, SwappedLinear):
+        if fields[0].name in left:
+            return {}
+        problem = "it is the weight of an output layer, too"
+    elif isinstance(layer, SwappedEmbedding):
         if layer._padding_row is not None:
             problem = "its row of padding is not zero"
     elif layer.mode == "max":

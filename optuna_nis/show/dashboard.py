@@ -38,9 +38,11 @@ from optuna_nis.show.figures import (
     _style,
 )
 from optuna_nis.show.figures._points import Point
+from optuna_nis.show.scored import how_scored
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
+from optuna_nis.study.keys import PIECE_KEY, PUBLISHED_KEY
 from optuna_nis.study.moments import moments_of
 from optuna_nis.study.recording import add_finished_trials
 
@@ -49,7 +51,6 @@ __all__ = ["DashboardCallback", "publish", "thinned_copy"]
 _logger = get_logger(__name__)
 
 _PREFIX = "nis-"
-_PUBLISHED_KEY = "nis:published"
 # The dashboard gives every figure a card of this height and half the page.
 _HEIGHT = 450
 _MAX_FEATURES = 14
@@ -193,10 +194,10 @@ class DashboardCallback:
         """Whether no other worker has written within the interval."""
         now = time.time()
         storage, study_id = study._storage, study._study_id
-        last = storage.get_study_system_attrs(study_id).get(_PUBLISHED_KEY, 0.0)
+        last = storage.get_study_system_attrs(study_id).get(PUBLISHED_KEY, 0.0)
         if isinstance(last, (int, float)) and 0 <= now - last < self._interval:
             return False
-        storage.set_study_system_attr(study_id, _PUBLISHED_KEY, now)
+        storage.set_study_system_attr(study_id, PUBLISHED_KEY, now)
         return True
 
 
@@ -235,6 +236,9 @@ def thinned_copy(study: Study, *, max_trials: int = 400, name: str | None = None
     if name in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=name, storage=storage)
     thinned = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
+    for key, value in storage.get_study_system_attrs(study._study_id).items():
+        if key.startswith(PIECE_KEY):
+            storage.set_study_system_attr(thinned._study_id, key, value)
     for key, value in study.user_attrs.items():
         thinned.set_user_attr(key, value)
     add_finished_trials(thinned, kept)
@@ -341,7 +345,7 @@ def _thin_rewards(info: _reward_history._RewardHistoryInfo) -> _reward_history._
     return info._replace(
         points=tuple(info.points[i] for i in keep),
         others=_thinned(info.others),
-        best=tuple(info.best[i] for i in keep),
+        best=tuple(info.best[i] for i in _style.thin(len(info.best), _MAX_POINTS)),
         mean_reward=tuple(info.mean_reward[i] for i in keep),
         mean_quality=tuple(info.mean_quality[i] for i in keep),
         mean_penalty=tuple(info.mean_penalty[i] for i in keep),
@@ -364,7 +368,6 @@ def _note(study: Study, best: Allocation) -> str:
     space = results.space_of(study)
     full = space.full_parameters
     trial = results.best_trial(study)
-    quality = results.number_of(trial, results.QUALITY_ATTR, results.value_of(trial))
     metric = _code(results.metric_of(study))
     tables = sorted(best.values(), key=lambda table: -table.num_parameters)
     rows = [
@@ -384,11 +387,12 @@ def _note(study: Study, best: Allocation) -> str:
             f"the full tables ({full:,} parameters, {len(space.specs)} features).",
             f"- Best sizes: **{best.num_parameters:,} parameters**, "
             f"{_style.percent(best.num_parameters / full)} of the full tables; trial "
-            f"{trial.number}, {metric} {quality:.4f} on validation data.",
-            '- "Best Trial" elsewhere is the highest reward of any kind. Here, trials that were '
-            "trained come before those scored with shared weights.",
-            "- Scores of a search only rank choices; what sizes are worth is known after they "
-            "are trained again.",
+            f"{trial.number}, {metric} {results.quality_of(trial):.4f}, "
+            f"{how_scored(study, trial)}.",
+            "- Trials scored with shared weights only rank choices, and Optuna takes them for "
+            "infeasible: its `study.best_trial` is one that was trained. The dashboard's card "
+            "*Best Trial* may be any.",
+            "- What sizes are worth is known after they are trained again and tested.",
             "",
             "| feature | full table | kept, most frequent ids first | parameters |",
             "| --- | --- | --- | ---: |",

@@ -16,6 +16,7 @@ from optuna import Study
 
 from optuna_nis import __version__
 from optuna_nis._checks import check_file
+from optuna_nis.show.scored import how_scored
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
@@ -114,8 +115,9 @@ def _figures(study: Study) -> list[tuple[str, go.Figure]]:
             visualization.plot_allocation(study),
         ),
         (
-            "Every choice that was scored. Scores with shared weights rank choices; only those "
-            "of retrained models, on test data, say how good a choice is.",
+            "Every choice that was scored. Scores with shared weights rank choices; those that "
+            "were trained are marked. Only retrained models, on test data, say how good a choice "
+            "is.",
             visualization.plot_memory_vs_quality(study),
         ),
         (
@@ -187,12 +189,6 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
     lines += [(name, text) for name, text in _data(study) if text]
     used = allocation.num_parameters
     projections = allocation.num_projection_parameters
-    scored = {
-        results.TRAINED: "trained, on the validation data",
-        results.VALIDATED: "shared weights, on the validation data",
-        results.SUPERNET: "shared weights, on a validation batch",
-    }.get(results.fidelity_of(best) or "", "validation")
-    quality = results.number_of(best, results.QUALITY_ATTR, results.value_of(best))
     gone = _count(sum(not table.tiers for table in allocation.values()), "feature")
     lines += [
         (
@@ -209,7 +205,11 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
             f"{used:,} parameters, {_percent(used / space.full_parameters)} of the full tables "
             f"({projections:,} of them in projections); {gone} removed",
         ),
-        ("Best trial", f"number {best.number}, {metric} {quality:.4f} ({scored})"),
+        (
+            "Best trial",
+            f"number {best.number}, {metric} {results.quality_of(best):.4f}, "
+            f"{how_scored(study, best)}",
+        ),
         ("Finished trials", f"{len(results.finished_trials(study)):,}"),
     ]
     return lines
@@ -317,7 +317,10 @@ def _script_json(data: object) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-_REWARD_TEXT = "How the search went. Without a penalty the reward is the quality itself."
+_REWARD_TEXT = (
+    "How the search went: many choices scored with shared weights, then the best of them trained, "
+    "which the best so far is about. Without a penalty the reward is the quality itself."
+)
 
 _LEARNING_TEXT = (
     "How the controller learns: while the entropy falls it makes up its mind; while the "

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis.controller.replay import FINISHED
 from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.show.scored import SCORED
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
 _RECENT = 100
 _MOST_FEATURES = 20
-_SCORED = {
-    results.TRAINED: "trained",
-    results.VALIDATED: "shared weights",
-    results.SUPERNET: "shared weights, a batch",
-}
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ def _per_minute(times: Sequence[datetime]) -> float | None:
 def _best(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Trials scored in the dearest way first; what is scored differently cannot be compared."""
     sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
-    fidelities = list(_SCORED)
+    fidelities = list(SCORED)
 
     def order(trial: FrozenTrial) -> tuple[bool, int, float]:
         fidelity = results.fidelity_of(trial)
@@ -243,7 +239,7 @@ def _cells(space: SearchSpace | None, trial: FrozenTrial) -> list[str]:
     cells = [str(trial.number), f"{results.value_of(trial):.5g}"]
     if space is None:
         return cells
-    scored = _SCORED.get(results.fidelity_of(trial) or "", "")
+    scored = SCORED.get(results.fidelity_of(trial) or "", "")
     allocation = _allocation(space, trial)
     if allocation is None:
         return [*cells, "-", "-", scored]

@@ -24,9 +24,10 @@ from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.schedule import Schedule
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
 from optuna_nis.strategy.training_choices import training_choices
-from optuna_nis.study.recorder import TrialRecorder
-from optuna_nis.study.results import SUPERNET, TRAINED, VALIDATED, save_space
+from optuna_nis.study.keys import SUPERNET, TRAINED, VALIDATED
+from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.searches import Search, check_search_id, join, new_search_id, num_scored
+from optuna_nis.study.settings import save_space
 
 _T = TypeVar("_T")
 
@@ -410,6 +411,7 @@ class SizeSearch:
                 fidelity=SUPERNET,
                 step=self._step,
                 log_probs=log_probs.tolist(),
+                reference=offset,
             )
             if others:
                 # In the order of the study, this group included.

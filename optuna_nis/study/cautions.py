@@ -3,51 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from optuna_nis.study.results import RetrainResult
-
-# Sizes under a budget often differ by a hundredth: of a larger standard error they cannot be told
-# apart.
-_LARGE_ERROR = 0.025
-_NUM_ERRORS = 2
-
-
-@dataclass(frozen=True)
-class Part:
-    """How much one part of the data can tell.
-
-    Attributes:
-        rows: Its rows.
-        positives: Those with a positive label, for ranking.
-        metric: What is measured on it, None for training data.
-        chance: The metric of a model that knows no feature: 0.5 for an AUC, for retrieval that of
-            the targets in the order of their frequency.
-        error: Standard error of the metric there.
-    """
-
-    rows: int
-    positives: int | None = None
-    metric: str | None = None
-    chance: float = 0.0
-    error: float = 0.0
-
-    @property
-    def is_small(self) -> bool:
-        """Whether its metric may be off by more than sizes usually differ by."""
-        return self.metric is not None and self.error > _LARGE_ERROR
-
-    def is_chance(self, value: float) -> bool:
-        """Whether a value of its metric is no better than chance.
-
-        Example:
-            >>> part = Part(rows=100, positives=50, metric="ROC-AUC", chance=0.5, error=0.06)
-            >>> part.is_chance(0.6), part.is_chance(0.7), part.is_small
-            (True, False, True)
-        """
-        return self.metric is not None and value <= self.chance + _NUM_ERRORS * self.error
+from optuna_nis.study.parts import NUM_ERRORS, Part
+from optuna_nis.study.retrained import RetrainResult
 
 
 def cautions(
@@ -102,7 +60,7 @@ def _not_learned(name: str, part: Part, failed: Sequence[tuple[str, float]]) -> 
     who = ", ".join(f"{label} ({value:.4f})" for label, value in failed)
     return (
         f"Nothing shows that the model has learned: on the {name} part, {part.metric} is no "
-        f"better than {chance}, {part.chance:.4f} ± {_NUM_ERRORS * part.error:.4f} (two standard "
+        f"better than {chance}, {part.chance:.4f} ± {NUM_ERRORS * part.error:.4f} (two standard "
         f"errors), with {who}. Try features that say more, other options of the training, or "
         "more rows."
     )

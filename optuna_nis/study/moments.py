@@ -12,8 +12,7 @@ from typing import Any
 
 from optuna import Study
 
-MOMENTS_KEY = "nis:moments"
-"""Study system attribute: the moments, oldest first."""
+from optuna_nis.study.keys import MOMENTS_KEY
 
 _VERSION = 1
 _MOST = 400

@@ -1,4 +1,4 @@
-"""Writing many finished trials at once.
+"""Writing scored choices as the trials of a study, many at once.
 
 ``Study.add_trial`` asks a relational database several questions per parameter, about 25 ms for a
 trial with 26 parameters. A one-shot search scores such a trial in less, so trials that are
@@ -7,14 +7,172 @@ finished before they are written go into the same tables in a few statements, in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+import uuid
 
-from optuna import Study
-from optuna.distributions import distribution_to_json
+from optuna import Study, create_trial
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
+
+from optuna_nis.controller.policy import Policy
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.study.keys import (
+    CONSTRAINTS_KEY,
+    FIDELITY_ATTR,
+    GROUP_KEY,
+    GROUP_SIZE_KEY,
+    LOG_PROB_KEY,
+    NUM_PARAMETERS_ATTR,
+    PENALTY_ATTR,
+    QUALITY_ATTR,
+    REFERENCE_ATTR,
+    SEARCH_ATTR,
+    SHARED_WEIGHTS,
+    STEP_ATTR,
+)
+from optuna_nis.study.moments import Moment, is_due, mean_and_std, save_moment
+from optuna_nis.study.settings import save_space
+
+if TYPE_CHECKING:
+    from optuna_nis.strategy.reward import Reward
+
+_GROUPS_PER_MOMENT = 4
+
+
+def constraints_of(fidelity: str) -> list[float]:
+    """What Optuna is told of a trial's feasibility under ``"constraints"``.
+
+    Choices scored with shared weights break a constraint, so that ``study.best_trial`` is about
+    those that were trained. :class:`~optuna_nis.NISSampler` learns from all of them.
+
+    Args:
+        fidelity: How the trial was scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
+
+    Example:
+        >>> constraints_of("supernet"), constraints_of("trained")
+        ([1.0], [0.0])
+    """
+    return [1.0 if fidelity in SHARED_WEIGHTS else 0.0]
+
+
+def save_score(trial: Trial, reward: Reward, fidelity: str) -> None:
+    """Write into a running trial what :class:`TrialRecorder` writes into finished ones.
+
+    Args:
+        trial: The trial.
+        reward: What its choice is worth.
+        fidelity: How it was scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
+    """
+    for key, value in _attributes(reward, fidelity).items():
+        trial.set_user_attr(key, value)
+    trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_KEY, constraints_of(fidelity))
+
+
+def _attributes(reward: Reward, fidelity: str) -> dict[str, Any]:
+    return {
+        QUALITY_ATTR: reward.quality,
+        PENALTY_ATTR: reward.penalty,
+        NUM_PARAMETERS_ATTR: reward.num_parameters,
+        FIDELITY_ATTR: fidelity,
+    }
+
+
+class TrialRecorder:
+    """Writes groups of choices that were scored on the same examples.
+
+    Args:
+        study: Where the trials go. It remembers the space.
+        space: The space of the choices.
+        search_id: The search that scores them.
+
+    Raises:
+        ValueError: If the study is of another space.
+    """
+
+    def __init__(self, study: Study, space: SearchSpace, search_id: str) -> None:
+        save_space(study, space)
+        self._study = study
+        self._search_id = search_id
+        self._groups = 0
+        self._last: int | None = None
+        self._lag = 0
+        self._last_moment = 0
+        self._distributions: dict[str, BaseDistribution] = dict(space.distributions())
+
+    def record(
+        self,
+        params: Sequence[Mapping[str, Any]],
+        rewards: Sequence[Reward],
+        *,
+        fidelity: str,
+        step: int,
+        log_probs: Sequence[float] | None = None,
+        reference: float | None = None,
+    ) -> bool:
+        """Add a group of choices, all or none.
+
+        Args:
+            params: The parameters of each choice.
+            rewards: What each was worth.
+            fidelity: How they were scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
+            step: Training step of the supernet at which they were scored.
+            log_probs: Log-probability of each under the policy that drew it; None if none did.
+            reference: How much the quality in the rewards is above what the examples gave, so
+                that groups on different examples compare: what full tables score on all
+                validation data, less what they score on these examples. None if nothing is added.
+
+        Returns:
+            Whether others may have added trials since the last group. To know it costs nothing,
+            the numbers of the trials tell.
+        """
+        group: dict[str, Any] = {
+            GROUP_KEY: uuid.uuid4().hex[:12],
+            GROUP_SIZE_KEY: len(params),
+            CONSTRAINTS_KEY: constraints_of(fidelity),
+        }
+        of_all: dict[str, Any] = {STEP_ATTR: step, SEARCH_ATTR: self._search_id}
+        if reference is not None:
+            of_all[REFERENCE_ATTR] = float(reference)
+        trials = []
+        for index, (choice, reward) in enumerate(zip(params, rewards)):
+            drawn = {} if log_probs is None else {LOG_PROB_KEY: float(log_probs[index])}
+            trials.append(
+                create_trial(
+                    params=dict(choice),
+                    distributions=self._distributions,
+                    value=reward.value,
+                    user_attrs=_attributes(reward, fidelity) | of_all,
+                    system_attrs=group | drawn,
+                )
+            )
+        # One moment for the whole group, so that trials sort by group whatever their clocks say.
+        now = datetime.now()
+        for trial in trials:
+            trial.datetime_start = trial.datetime_complete = now
+        numbers = add_finished_trials(self._study, trials)
+        before = numbers[0] - 1 if self._last is None else self._last
+        self._lag = numbers[-1] - before
+        others = self._last is None or self._lag != len(numbers)
+        self._last = numbers[-1]
+        self._groups += 1
+        return others
+
+    def note(self, policy: Policy) -> None:
+        """Note in the study how the policy is doing, now and then.
+
+        Args:
+            policy: The policy that has learned the group recorded last.
+        """
+        num_trials = 0 if self._last is None else self._last + 1
+        if self._groups % _GROUPS_PER_MOMENT or not is_due(num_trials, self._last_moment):
+            return
+        self._last_moment = num_trials
+        mean, std = mean_and_std(policy.advantages.tolist())
+        save_moment(self._study, Moment(num_trials, policy.entropy(), mean, std, self._lag))
 
 
 def add_finished_trials(study: Study, trials: Sequence[FrozenTrial]) -> list[int]:

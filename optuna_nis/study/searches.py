@@ -16,10 +16,8 @@ import zlib
 import numpy as np
 from optuna import Study
 
-from optuna_nis.study.results import FIDELITY_ATTR, SEARCH_ATTR, finished_trials
-
-SEARCH_KEY = "nis:search:"
-"""Study user attribute: a search, the rest of the name is its id."""
+from optuna_nis.study.keys import FIDELITY_ATTR, SEARCH_ATTR, SEARCH_KEY
+from optuna_nis.study.trials import finished_trials
 
 _LONGEST_ID = 100
 

@@ -28,8 +28,7 @@ from optuna.storages.journal import (
 from optuna.trial import FrozenTrial, TrialState
 import sqlalchemy.exc
 
-HEARTBEAT_KEY = "nis:heartbeat"
-"""Trial system attribute: how often the worker of a trial has given a sign of life."""
+from optuna_nis.study.keys import HEARTBEAT_KEY
 
 StaleTrialCallback = Callable[[Study, FrozenTrial], None]
 

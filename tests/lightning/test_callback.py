@@ -20,7 +20,7 @@ from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import supernet_layers
 from optuna_nis.strategy.baselines import frequent_ids, mixed_dimensions
 from optuna_nis.strategy.search import SizeSearch
-from optuna_nis.study.recorder import TrialRecorder
+from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.results import best_allocation, space_of
 from optuna_nis.study.searches import searches_of
 
@@ -48,7 +48,7 @@ def _fit(
 def test_scored_choices_become_trials(datamodule: TableDataModule) -> None:
     space = _space(datamodule)
     study = _study(space)
-    callback, _ = _fit(datamodule, study, space)
+    callback, model = _fit(datamodule, study, space)
     scored = [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
     assert len(scored) == 24
     assert space_of(study) == space

@@ -12,8 +12,17 @@ import pytest
 
 from optuna_nis.data import Features
 from optuna_nis.data.config import searched_features
-from optuna_nis.lightning import DataConfig, Predictor, job, retrain, retraining, search
-from optuna_nis.study._keeping import VOCABULARY, kept_text
+from optuna_nis.lightning import (
+    DataConfig,
+    Predictor,
+    any_model,
+    comparison,
+    retrain,
+    retraining,
+    search,
+)
+from optuna_nis.study.attributes import read_text
+from optuna_nis.study.keys import TRAINING_KEY, VOCABULARY_ATTR
 from optuna_nis.study.results import (
     DATA_ATTR,
     RESULTS_ATTR,
@@ -66,14 +75,14 @@ def study(searched: tuple[optuna.Study, Path], table: Path) -> optuna.Study:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Seeds of the trainings that were run, one after the other."""
     seeds: list[int] = []
-    train = retraining.train
+    train = comparison.train
 
     def counted(*args: Any, **options: Any) -> Any:
         done = train(*args, **options)
         seeds.append(options["seed"])
         return done
 
-    monkeypatch.setattr(retraining, "train", counted)
+    monkeypatch.setattr(comparison, "train", counted)
     return seeds
 
 
@@ -81,7 +90,8 @@ def _without_vocabulary(study: optuna.Study) -> optuna.Study:
     """As an earlier version left it."""
     old = optuna.create_study(direction="maximize", study_name="old")
     for key, value in study.user_attrs.items():
-        old.set_user_attr(key, value)
+        if key != VOCABULARY_ATTR:
+            old.set_user_attr(key, value)
     old.add_trials(study.trials)
     return old
 
@@ -154,7 +164,7 @@ def test_rows_in_another_order_are_other_parts(
     data = DataConfig.from_json(study.user_attrs[DATA_ATTR])
 
     for withhold_test in (False, True):
-        job.read_data(study, data, withhold_test=withhold_test, progress=print)
+        retraining.read_data(study, data, withhold_test=withhold_test, progress=print)
 
     assert [line.split(": ")[0] for line in caplog.messages] == [
         f"{table} has other rows than at the search, or in another order"
@@ -165,7 +175,7 @@ def test_rows_in_another_order_are_other_parts(
 def test_a_later_search_goes_by_the_vocabulary_of_the_first(
     study: optuna.Study, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = kept_text(study, VOCABULARY)
+    text = read_text(study, VOCABULARY_ATTR)
     pd.concat([_rows(), _rows().assign(user=77)]).to_csv(table, index=False)
     data = DataConfig.from_json(study.user_attrs[DATA_ATTR])
     # As if no search had come to its end.
@@ -177,7 +187,7 @@ def test_a_later_search_goes_by_the_vocabulary_of_the_first(
         again._storage.set_study_system_attr(again._study_id, key, value)
     again.add_trials([t for t in study.trials if t.user_attrs["fidelity"] == "supernet"])
     search(again, data, **FAST)
-    assert kept_text(again, VOCABULARY) == text
+    assert read_text(again, VOCABULARY_ATTR) == text
     assert any("'user' in " in line for line in caplog.messages)
     assert not any("may be among those" in line for line in caplog.messages)
 
@@ -205,7 +215,7 @@ def test_the_vocabulary_is_kept_before_anything_is_trained(
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "quiet_trainer", interrupted)
+    monkeypatch.setattr(any_model, "quiet_trainer", interrupted)
     study = optuna.create_study(direction="maximize")
     data = DataConfig(table=str(table), label="clicked", features=("user", "item"))
     with pytest.raises(KeyboardInterrupt):
@@ -223,7 +233,7 @@ def test_an_interrupted_retraining_goes_on(
     total = len(trained)
     assert total == 7
     trained.clear()
-    train = retraining.train
+    train = comparison.train
     # In the second seed, then among the baselines.
     for stop in (2, 5):
 
@@ -233,7 +243,7 @@ def test_an_interrupted_retraining_goes_on(
             return train(*args, **more)
 
         with monkeypatch.context() as patch:
-            patch.setattr(retraining, "train", interrupted)
+            patch.setattr(comparison, "train", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 retrain(study, output=str(tmp_path / "model"), **options)
         model = Predictor.load(tmp_path / "model")
@@ -289,9 +299,12 @@ def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, tab
         data.batch_size = batch_size
         settings: dict[str, Any] = {"options": {}, "max_epochs": 3, "patience": 1} | more
         options = settings.pop("options")
-        trainings = retraining._Trainings(
-            study, data, options, callbacks=(), progress=print, total=1, **settings
-        )
+        known: list[comparison.Comparison] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retraining, "read_data", lambda *_, **__: data)
+            patch.setattr(retraining, "compare", lambda _, how, *__: known.append(how) or [])
+            retrain(study, **settings, **options)
+        trainings = comparison._Trainings(study, known[0], 1)
         return trainings._key(sizes or space.full(), seed)
 
     assert key() == key()
@@ -380,7 +393,7 @@ def test_bad_options_are_told_before_the_data_are_read(
 def test_what_others_wrote_in_place_of_a_training_is_refused(study: optuna.Study) -> None:
     retrain(study, seeds=[0], max_epochs=1)
     for key in study._storage.get_study_system_attrs(study._study_id):
-        if key.startswith(retraining.TRAINING_KEY):
+        if key.startswith(TRAINING_KEY):
             study._storage.set_study_system_attr(study._study_id, key, {"value": 1})
     with pytest.raises(ValueError, match=r"must hold what a training came to, got .*value"):
         retrain(study, seeds=[0], max_epochs=1)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optuna_nis import EmbeddingSpec, SearchSpace, TableAllocation, Tier
+from optuna_nis.models import softmax
 from optuna_nis.models.softmax import (
     estimated_ranks,
     sampled_softmax_loss,
@@ -14,7 +16,7 @@ from optuna_nis.models.softmax import (
     target_ranks,
     top_items,
 )
-from optuna_nis.nn import softmax
+from optuna_nis.nn import MultiSizeLinear, SupernetLinear, set_choices
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +145,91 @@ def test_unknown_targets_ties_and_nan_are_misses() -> None:
     assert estimated_ranks(torch.full((2, 2), torch.nan), items, labels, 99).tolist() == [6, 7]
     assert estimated_ranks(torch.ones(0, 2), items, labels[:0], 99).shape == (0,)
     assert top_items(torch.ones(0, 2), items, 3).shape == (0, 3)
+
+
+def searched(num_items: int, seed: int = 0) -> tuple[SupernetLinear, Tensor]:
+    """A layer that shows three choices, and the dense weight of each."""
+    torch.manual_seed(seed)
+    spec = EmbeddingSpec("items", num_items, 3, row_blocks=[2, num_items - 2])
+    items = SupernetLinear(spec).double()
+    with torch.no_grad():
+        (table,) = items.field_layers()
+        table.projection.normal_()
+    space = SearchSpace([spec])
+    widths = [(3, 3), (2, 1), (3, 0)]
+    choices = [space.allocation(dict(zip(space.choices, w))) for w in widths]
+    set_choices(items, space, choices)
+    return items, torch.stack([weight for _, weight, _ in items.parts(3)])
+
+
+@pytest.mark.parametrize("known", [[0, 1, 2, 3, 4, 5], [0, 1, 3], [4, 5]])
+def test_each_run_of_a_loss_is_that_of_its_choice(known: list[int]) -> None:
+    items, weights = searched(7)
+    vectors = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.full((6,), -100)
+    labels[known] = torch.tensor([0, 6, 1, 2, 3, 5])[known]
+    parameters = [vectors, *items.parameters()]
+
+    loss = softmax_loss(vectors, items, labels)
+    plain = functional.cross_entropy(
+        (weights @ vectors.view(3, 2, 3).mT).mT.reshape(6, 7) + items.bias, labels
+    )
+    sampled = sampled_softmax_loss(vectors, items, labels, 300_000)
+
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(sampled, plain, rtol=1e-2, atol=0)
+    expected = torch.autograd.grad(plain, parameters)
+    for found, exact in zip(torch.autograd.grad(loss, parameters), expected):
+        torch.testing.assert_close(found, exact)
+    for found, exact in zip(torch.autograd.grad(sampled, parameters), expected):
+        torch.testing.assert_close(found, exact, rtol=0.05, atol=1e-2)
+
+
+def test_ranks_are_those_under_the_choice_of_each_run() -> None:
+    items, weights = searched(9)
+    vectors, labels = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 9
+    labels[7] = -100
+    logits = torch.cat([v @ w.T for v, w in zip(vectors.chunk(3), weights)]) + items.bias
+    order = logits.argsort(1, descending=True)
+    ranks = (order == labels[:, None]).nonzero()[:, 1]
+
+    found = target_ranks(vectors, items, labels)
+
+    assert found.tolist() == [*ranks[:7], 9, *ranks[7:]]
+    assert estimated_ranks(vectors, items, labels, 1000).tolist() == found.tolist()
+    assert torch.equal(top_items(vectors, items, 9), order)
+
+
+def test_a_batch_that_choices_cannot_share_is_refused() -> None:
+    items, _ = searched(9)
+    vectors, labels = torch.randn(4, 3, dtype=torch.float64), torch.arange(4)
+    for refused in (
+        lambda: softmax_loss(vectors, items, labels),
+        lambda: sampled_softmax_loss(vectors, items, labels, 3),
+        lambda: target_ranks(vectors, items, labels),
+        lambda: estimated_ranks(vectors, items, labels, 3),
+    ):
+        with pytest.raises(ValueError, match="must be a multiple of the 3 choices, got 4"):
+            refused()
+
+
+@pytest.mark.parametrize("tiers", [(Tier(2, 3), Tier(3, 1)), (Tier(4, 2),), (Tier(9, 3),), ()])
+def test_items_of_several_sizes_are_as_those_of_a_plain_layer(tiers: tuple[Tier, ...]) -> None:
+    torch.manual_seed(0)
+    items = MultiSizeLinear(TableAllocation("items", 9, 3, tiers)).double()
+    plain = nn.Linear(3, 9, dtype=torch.float64)
+    plain.load_state_dict({"weight": items.weight.detach(), "bias": items.bias})
+    vectors, labels = torch.randn(11, 3, dtype=torch.float64), torch.arange(11) % 9
+
+    for function, more in (
+        (softmax_loss, ()),
+        (sampled_softmax_loss, (5,)),
+        (target_ranks, ()),
+        (estimated_ranks, (4,)),
+    ):
+        values = []
+        for layer in (items, plain):
+            torch.manual_seed(1)
+            values.append(function(vectors, layer, labels, *more))
+        torch.testing.assert_close(*values)
+    assert torch.equal(top_items(vectors, items, 3), top_items(vectors, plain, 3))

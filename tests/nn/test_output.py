@@ -38,7 +38,7 @@ def _layers(ranks: Tensor | None, seed: int = 0) -> tuple[SupernetLinear, MultiS
     torch.manual_seed(seed)
     allocation = SPACE.sample(np.random.default_rng(seed), SPACE.full_parameters)
     supernet = SupernetLinear(SPEC, ranks=ranks)
-    nn.init.normal_(supernet.table_layers()[0].projection)
+    nn.init.normal_(supernet.field_layers()[0].projection)
     set_choices(supernet, SPACE, [allocation])
     sized = MultiSizeLinear(allocation["items"], ranks=ranks)
     supernet.copy_to(sized)

@@ -368,7 +368,7 @@ class Scaled(nn.Embedding):
 
 
 def _tied() -> nn.Module:
-    model = nn.ModuleDict({"a": nn.Embedding(60, 8), "out": nn.Linear(8, 60, bias=False)})
+    model = nn.ModuleDict({"a": nn.Embedding(60, 8), "out": nn.Bilinear(8, 60, 1)})
     model["out"].weight = model["a"].weight
     return model
 

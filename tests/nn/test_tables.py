@@ -14,14 +14,21 @@ from torch import Tensor, nn
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable
 
 
+class Scaled(nn.Linear):
+    """An output layer that does something of its own with its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 8
+
+
 class Recommender(nn.Module):
-    """An item table that is the output layer too, as in BERT, GPT-2 and SASRec."""
+    """An item table that an output layer has too."""
 
     def __init__(self, tied: bool) -> None:
         super().__init__()
         self.user = nn.Embedding(200, 8)
         self.item = nn.Embedding(100, 8)
-        self.layers = nn.ModuleList([nn.Linear(8, 100, bias=False)])
+        self.layers = nn.ModuleList([Scaled(8, 100, bias=False)])
         if tied:
             self.layers[0].weight = self.item.weight
 
@@ -37,7 +44,6 @@ def test_a_tied_table_is_named_with_lines_that_help() -> None:
     message = str(caught.value)
     assert "'layers.0.weight'" in message
     assert "`exclude=['item']`" in message
-    assert "tie_word_embeddings=False" in message
     assert type(model.user) is nn.Embedding
     # The lines work.
     assert [s.name for s in make_searchable(model, exclude=["item"]).specs] == ["user"]
@@ -63,7 +69,9 @@ class Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.user = nn.Embedding(200, 8)
-        self.tables = nn.ParameterList([nn.Parameter(torch.randn(150, 8)) for _ in range(2)])
+        # That of a feature with few values is among them.
+        sizes = (150, 20, 150)
+        self.tables = nn.ParameterList([nn.Parameter(torch.randn(n, 8)) for n in sizes])
         self.named = nn.ParameterDict({"city": nn.Parameter(torch.randn(120, 8))})
         self.bags = nn.ModuleList([QuotientRemainder()])
         self.codes = nn.Parameter(torch.randn(300, 8))
@@ -72,10 +80,12 @@ class Bare(nn.Module):
         self.rnn = nn.GRU(8, 200)
         self.scale = nn.Parameter(torch.ones(500))
         self.square = nn.Parameter(torch.randn(128, 128))
+        self.queries = nn.ParameterList([nn.Parameter(torch.randn(20, 8)) for _ in range(2)])
+        self.scaled = Scaled(8, 1000)
 
 
 def test_tables_that_are_bare_parameters_are_named() -> None:
-    names = "'codes', 'tables.0', 'tables.1', 'named.city', 'bags.0.weight_q'"
+    names = "'codes', 'tables.0', 'tables.1', 'tables.2', 'named.city', 'bags.0.weight_q'"
     with pytest.warns(UserWarning, match=rf"The parameters \[{names}\] may be tables") as caught:
         make_searchable(Bare())
     assert caught[0].filename == __file__

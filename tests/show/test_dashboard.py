@@ -14,6 +14,7 @@ import pytest
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis.show.dashboard import DashboardCallback, publish, thinned_copy
 from optuna_nis.study import results
+from optuna_nis.study.searches import finish, join
 
 IDS = [
     "nis-1-allocation",
@@ -44,6 +45,21 @@ def test_figures_note_and_names(make_study):
     for name, table in best.items():
         assert re.search(rf"\| `{name}` \| .* \| {table.num_parameters:,} \|", note)
     assert "optuna-nis retrain --study-name flights" in note
+
+
+def test_the_note_says_how_the_best_was_scored(make_study):
+    study = make_study(supernet=6)
+    publish(study)
+    assert "shared weights; nothing has been trained yet." in optuna_dashboard.get_note(study)
+    search = join(study, "one", seed=0)
+    study.add_trials(make_study(supernet=0, trained=2).trials)
+    publish(study)
+    note = optuna_dashboard.get_note(study)
+    assert "trained, on the validation data; 2 trained so far, the search has not ended." in note
+    finish(study, search, 1.0)
+    publish(study)
+    note = optuna_dashboard.get_note(study)
+    assert f"{study.best_value:.4f}, trained, on the validation data.\n" in note
 
 
 def test_figures_of_a_large_study_are_thinned(make_study):
@@ -209,6 +225,7 @@ def test_a_thinned_copy_holds_what_matters(make_study, tmp_path):
     assert len(figures(copy)["nis-2-memory-vs-quality"]["data"][0]["x"]) == 300
     assert len(thinned_copy(study, max_trials=2).trials) == 2
     assert len(study.trials) == 308
+    assert copy.best_trial.params == study.best_trial.params
     with pytest.raises(ValueError, match="name of the study itself"):
         thinned_copy(study, name="flights")
     with pytest.raises(ValueError, match="`max_trials` must be"):

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from optuna_nis.study.cautions import Part, cautions
+from optuna_nis.study.cautions import cautions
+from optuna_nis.study.parts import Part
 from optuna_nis.study.results import RetrainResult
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 

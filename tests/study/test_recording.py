@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage
@@ -9,7 +11,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 import pytest
 
-from optuna_nis.study.recording import add_finished_trials
+from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace, penalised_reward
+from optuna_nis.study import results
+from optuna_nis.study.moments import moments_of
+from optuna_nis.study.recording import TrialRecorder, add_finished_trials
 
 
 def _trials(count: int) -> list[FrozenTrial]:
@@ -60,3 +65,79 @@ def test_all_or_none(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         add_finished_trials(study, trials)
     assert study.trials == []
+
+
+SPACE = SearchSpace([EmbeddingSpec("user", 100, 8), EmbeddingSpec("item", 900, 8)], budget=0.5)
+
+
+def record(
+    study: optuna.Study, fidelity: str, qualities: list[float], reference: float | None = None
+) -> list[dict[str, Any]]:
+    """A group of random choices of the given qualities."""
+    rng = np.random.default_rng(len(study.trials))
+    choices = [SPACE.sample(rng, SPACE.budget) for _ in qualities]
+    params = [SPACE.params(choice) for choice in choices]
+    rewards = [
+        penalised_reward(quality, choice.num_parameters, SPACE.budget)
+        for quality, choice in zip(qualities, choices)
+    ]
+    recorder = TrialRecorder(study, SPACE, "s")
+    recorder.record(params, rewards, fidelity=fidelity, step=0, reference=reference)
+    return params
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite://"])
+def test_the_best_trial_is_one_that_was_trained(storage: str | None) -> None:
+    study = optuna.create_study(direction="maximize", storage=storage)
+    record(study, "supernet", [0.9, 0.8])
+    record(study, "validated", [0.85])
+    with pytest.raises(ValueError, match="No feasible trials"):
+        study.best_trial  # noqa: B018
+    trained = record(study, "trained", [0.6, 0.7])
+    record(study, "supernet", [0.95, 0.2])
+    assert study.best_trial.number == results.best_trial(study).number == 4
+    assert study.best_value == pytest.approx(0.7)
+    assert study.best_params == trained[1]
+
+
+def test_the_policy_learns_from_shared_weights_as_ever() -> None:
+    study = optuna.create_study(direction="maximize")
+    for fidelity in ("supernet", "supernet", "validated", "trained"):
+        record(study, fidelity, [0.7, 0.8, 0.75])
+    unmarked = optuna.create_study(direction="maximize")
+    for trial in study.trials:
+        del trial.system_attrs["constraints"]
+        unmarked.add_trial(trial)
+    assert unmarked.best_trial.number == 1
+    sampler = NISSampler(budget=SPACE, seed=0)
+    policies = [sampler.policy(each) for each in (study, unmarked)]
+    np.testing.assert_array_equal(policies[0].logits, policies[1].logits)
+    assert (policies[0].logits != policies[0].initial_logits).any()
+
+
+def test_what_was_added_to_a_quality_is_told() -> None:
+    study = optuna.create_study(direction="maximize")
+    record(study, "supernet", [0.7], reference=-0.02)
+    record(study, "trained", [0.7])
+    shared, trained = (trial.user_attrs for trial in study.trials)
+    assert (shared["quality"], shared["reference"]) == (0.7, -0.02)
+    assert "reference" not in trained
+
+
+def test_recording_notes_how_the_policy_is_doing() -> None:
+    space = SearchSpace([EmbeddingSpec("user", 100, 8)], budget=0.5)
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=0))
+    recorder = TrialRecorder(study, space, "s")
+    policy = study.sampler.policy(study)
+    rng = np.random.default_rng(0)
+    for _ in range(9):
+        options, log_probs = policy.sample(4, rng)
+        params = policy.params(options)
+        costs = [space.allocation(choice).num_parameters for choice in params]
+        rewards = [penalised_reward(cost / 1e3, cost, space.budget) for cost in costs]
+        policy.update(options, [reward.value for reward in rewards], log_probs)
+        recorder.record(params, rewards, fidelity="supernet", step=0, log_probs=log_probs.tolist())
+        recorder.note(policy)
+    assert [moment.num_trials for moment in moments_of(study)] == [16, 32]
+    assert [moment.replay_lag for moment in moments_of(study)] == [4, 4]
+    np.testing.assert_array_equal(study.sampler.policy(study).logits, policy.logits)

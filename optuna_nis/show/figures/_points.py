@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from optuna import Study
 
 from optuna_nis.show.figures import _style
+from optuna_nis.show.scored import SCORED
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
 
@@ -33,17 +34,18 @@ class Kind(NamedTuple):
 
 # From the cheapest way of scoring to the dearest; None is a trial that does not say.
 KINDS: dict[str | None, Kind] = {
-    results.SUPERNET: Kind("shared weights", _style.SKY, "circle", 5, 0.45),
+    results.SUPERNET: Kind(SCORED[results.SUPERNET], _style.SKY, "circle", 5, 0.45),
     None: Kind("no fidelity given", _style.SKY, "circle", 5, 0.45),
-    results.VALIDATED: Kind(
-        "shared weights, all validation data", _style.ORANGE, "triangle-up", 8, 0.8
-    ),
-    results.TRAINED: Kind("trained", _style.GREEN, "diamond", 10, 1.0),
+    results.VALIDATED: Kind(SCORED[results.VALIDATED], _style.ORANGE, "triangle-up", 8, 0.8),
+    results.TRAINED: Kind(SCORED[results.TRAINED], _style.GREEN, "diamond", 10, 1.0),
 }
 
 
 class Point(NamedTuple):
-    """What a finished trial found, and at what cost."""
+    """What a finished trial found, and at what cost.
+
+    ``reference`` is the part of the quality that makes groups on different examples compare.
+    """
 
     number: int
     reward: float
@@ -52,6 +54,7 @@ class Point(NamedTuple):
     num_parameters: int
     fidelity: str | None
     step: int | None
+    reference: float
 
 
 def points_of(study: Study, space: SearchSpace) -> list[Point]:
@@ -82,6 +85,7 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
                 int(cost),
                 results.fidelity_of(trial),
                 None if step < 0 else int(step),
+                results.number_of(trial, results.REFERENCE_ATTR, 0.0),
             )
         )
     if not points:
@@ -94,8 +98,7 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
 
 def dearest(groups: Mapping[str | None, object]) -> str | None:
     """The kind of which the best trial is recommended, as in ``results.best_trial``."""
-    order = (results.TRAINED, results.VALIDATED, results.SUPERNET)
-    return next((kind for kind in order if kind in groups), None)
+    return next((kind for kind in SCORED if kind in groups), None)
 
 
 def by_kind(points: Sequence[Point]) -> dict[str | None, tuple[Point, ...]]:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from optuna_nis.show.figures import _style
-from optuna_nis.show.figures._points import KINDS, Point, by_kind, points_of
+from optuna_nis.show.figures._points import KINDS, Point, by_kind, dearest, points_of
 from optuna_nis.show.figures._policy import policy_of
 from optuna_nis.study import results
 
@@ -22,14 +22,16 @@ _MAX_POINTS = 1_500
 class _RewardHistoryInfo(NamedTuple):
     """Trials in their order.
 
-    The means and the running best are those of ``points``, the trials scored in the cheapest way;
-    ``others`` were scored in another.
+    The means are those of ``points``, the trials scored in the cheapest way; ``others`` were
+    scored in another. The running best is that of the trials scored in the dearest way, the best
+    of which is recommended.
     """
 
     metric: str
     points: tuple[Point, ...]
     others: tuple[Point, ...]
-    best: tuple[float, ...]
+    best: tuple[tuple[int, float], ...]
+    best_kind: str | None
     mean_reward: tuple[float, ...]
     mean_quality: tuple[float, ...]
     mean_penalty: tuple[float, ...]
@@ -42,6 +44,9 @@ class _RewardHistoryInfo(NamedTuple):
 
 def plot_reward_history(study: Study, *, history: PolicyHistory | None = None) -> go.Figure:
     """Plot reward, quality, memory and penalty over the trials, and the entropy of the policy.
+
+    Trials scored with shared weights are faint, those that were trained for real are marked; the
+    best so far is that of the latter, where there is any.
 
     Args:
         study: A study of an embedding search.
@@ -63,13 +68,13 @@ def plot_reward_history(study: Study, *, history: PolicyHistory | None = None) -
 
 def _reward_history_info(study: Study, history: PolicyHistory | None) -> _RewardHistoryInfo:
     space = results.space_of(study)
-    points, *others = by_kind(points_of(study, space)).values()
+    groups = by_kind(points_of(study, space))
+    points, *others = groups.values()
+    best_kind = dearest(groups)
+    rivals = groups[best_kind]
+    best = list(accumulate((point.reward for point in rivals), max))
     window = _style.window_of(len(points))
     full = space.full_parameters
-
-    best: list[float] = []
-    for point in points:
-        best.append(max(point.reward, best[-1]) if best else point.reward)
 
     def mean(of: Callable[[Point], float]) -> list[float]:
         return _style.moving_mean([of(point) for point in points], window)
@@ -90,7 +95,8 @@ def _reward_history_info(study: Study, history: PolicyHistory | None) -> _Reward
         results.metric_of(study),
         tuple(points[i] for i in keep),
         tuple(point for group in others for point in group),
-        kept(best),
+        tuple((rivals[i].number, best[i]) for i in _style.thin(len(rivals), _MAX_POINTS)),
+        best_kind,
         kept(mean(lambda point: point.reward)),
         kept(mean(lambda point: point.quality)),
         kept(mean(lambda point: point.penalty)),
@@ -103,8 +109,11 @@ def _reward_history_info(study: Study, history: PolicyHistory | None) -> _Reward
 
 
 def _draw(info: _RewardHistoryInfo) -> go.Figure:
-    penalised = any(point.penalty for point in (*info.points, *info.others))
-    titles = [f"Reward ({_style.label(info.metric)}, validation)", "Memory (% of full tables)"]
+    every = (*info.points, *info.others)
+    penalised = any(point.penalty for point in every)
+    compared = any(point.reference for point in every)
+    where = "as on all validation data" if compared else "validation"
+    titles = [f"Reward ({_style.label(info.metric)}, {where})", "Memory (% of full tables)"]
     titles += ["Penalty"] if penalised else []
     titles += ["Entropy of the policy (nats)"] if info.entropy else []
     heights = [2.0] + [1.0] * (len(titles) - 1)
@@ -159,7 +168,8 @@ def _add_rewards(figure: go.Figure, info: _RewardHistoryInfo, penalised: bool) -
                 [
                     f"{point.quality:.4f}",
                     f"{point.penalty:.4g}",
-                    "" if point.step is None else f"<br>training step {int(point.step):,}",
+                    (f"<br>{point.reference:+.4f} for its examples" if point.reference else "")
+                    + ("" if point.step is None else f"<br>training step {point.step:,}"),
                 ]
                 for point in points
             ],
@@ -173,10 +183,10 @@ def _add_rewards(figure: go.Figure, info: _RewardHistoryInfo, penalised: bool) -
         _add_mean(figure, "quality", numbers, info.mean_quality, info.window, _style.PINK, 1)
     _add_mean(figure, "reward", numbers, info.mean_reward, info.window, _style.BLUE, 1)
     figure.add_scatter(
-        x=numbers,
-        y=_style.compact(info.best),
+        x=[number for number, _ in info.best],
+        y=_style.compact(reward for _, reward in info.best),
         mode="lines",
-        name="Best reward so far",
+        name=f"Best so far, {KINDS[info.best_kind].label}",
         line={"color": _style.VERMILION, "width": 2, "shape": "hv"},
         hovertemplate="best up to trial %{x}: %{y:.4f}<extra></extra>",
         row=1,

@@ -183,7 +183,7 @@ def test_allocation_of_a_study_is_the_best_one(make_study):
 
 
 def point(number: int, cost: int, quality: float) -> Point:
-    return Point(number, quality, quality, 0.0, cost, "supernet", None)
+    return Point(number, quality, quality, 0.0, cost, "supernet", None, 0.0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=30))
@@ -281,7 +281,9 @@ def test_reward_history_info(make_study):
     info = _reward_history_info(study, None)
     values = [trial.value for trial in study.trials[:30]]
     assert [p.reward for p in info.points] == values
-    assert list(info.best) == list(np.maximum.accumulate(values))
+    trained = [trial.value for trial in study.trials[33:]]
+    assert info.best_kind == "trained"
+    assert info.best == tuple(zip((33, 34), np.maximum.accumulate(trained)))
     assert info.window == 2
     assert info.mean_reward[-1] == pytest.approx(np.mean(values[-2:]))
     assert {p.fidelity for p in info.others} == {"validated", "trained"}
@@ -290,6 +292,31 @@ def test_reward_history_info(make_study):
     assert len(info.entropy) == 35
     titles = [a.text for a in vis.plot_reward_history(study).layout.annotations]
     assert [title.split()[0] for title in titles] == ["Reward", "Memory", "Penalty", "Entropy"]
+
+
+def test_reward_history_says_which_trials_are_which(make_study):
+    study = make_study(supernet=9)
+    assert _reward_history_info(study, None).best_kind == "supernet"
+    best = [(p.number, p.reward) for p in _reward_history_info(study, None).points]
+    assert _reward_history_info(study, None).best[-1][1] == max(reward for _, reward in best)
+    legend = [t.name for t in vis.plot_reward_history(study).data if t.showlegend is not False]
+    assert {"Reward, shared weights", "Best so far, shared weights"} <= set(legend)
+    study.add_trials(make_study(supernet=0, trained=2).trials)
+    legend = [t.name for t in vis.plot_reward_history(study).data if t.showlegend is not False]
+    assert {"Reward, shared weights", "Reward, trained", "Best so far, trained"} <= set(legend)
+
+
+def test_reward_history_says_what_groups_were_compared_by(make_study):
+    study = make_study(supernet=2)
+    (title, *_) = vis.plot_reward_history(study).layout.annotations
+    assert title.text == "Reward (ROC-AUC, validation)"
+    trial = study.trials[0]
+    trial.user_attrs["reference"] = -0.0125
+    study.add_trial(trial)
+    figure = vis.plot_reward_history(study)
+    assert figure.layout.annotations[0].text == "Reward (ROC-AUC, as on all validation data)"
+    hovers = [details[2] for details in figure.data[0].customdata]
+    assert ["-0.0125 for its examples" in text for text in hovers] == [False, False, True]
 
 
 def test_reward_history_takes_a_history(make_study):

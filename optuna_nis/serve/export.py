@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from optuna_nis._checks import check_folder
 from optuna_nis.data import Features
-from optuna_nis.models.modules import Batch, EmbeddingModule, RankingModule
+from optuna_nis.models import EmbeddingModule, RankingModule
+from optuna_nis.models.embeddings import Batch
 from optuna_nis.serve import quantization_report, save, to_onnx, to_torch_export
 from optuna_nis.serve.predictor import FEATURES_FILE, Predictor
 

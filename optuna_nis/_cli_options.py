@@ -1,0 +1,342 @@
+"""Options of the command in groups, and what they stand for in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from inspect import Parameter
+from pathlib import Path
+import re
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import typer
+
+# Whoever asks for help does not wait for Optuna.
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+    from optuna_nis.data.config import DataConfig
+
+# Arguments in Python that are called otherwise than their options.
+_ALIASES = {"num_updates": "updates", "name": "dataset", "path": "table", "folder": "model"}
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
+
+_STORAGE, _STUDY_NAME = "sqlite:///optuna-nis.db", "optuna-nis"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data a search is about."""
+
+    dataset: str | None = typer.Option(
+        None,
+        help="A data set by name: flights, movielens-small, or, with --data-dir, movielens-1m "
+        "or amazon-video-games.",
+    )
+    data_dir: Path | None = typer.Option(
+        None, help="Folder of the files of a data set that does not come with a package."
+    )
+    table: Path | None = typer.Option(None, help="Your own table: a CSV, TSV or Parquet file.")
+    task: str = typer.Option(
+        "ranking", help="ranking (a yes-or-no label) or retrieval (one of many items)."
+    )
+    label: str | None = typer.Option(None, help="Label column of the table.")
+    features: str = typer.Option(
+        "", help="Feature columns of the table, separated by commas; of a data set by default all."
+    )
+    bags: list[str] | None = typer.Option(
+        None,
+        help="A column with several values in a cell and what stands between them, such as "
+        "genres:'|', quoted against the shell; only the column, such as history, if its cells "
+        "are lists (Parquet). The separator comes after the last colon, so columns may have "
+        "colons. Can be given more than once.",
+    )
+    max_bag_length: int | None = typer.Option(
+        None, min=1, help="Values kept of such a cell.", show_default="50"
+    )
+    bag_keep: str | None = typer.Option(
+        None,
+        help="Which values of a longer cell are kept: last, the latest of a history that "
+        "grows at its end, or first.",
+        show_default="last; of a data set what suits it",
+    )
+    na_values: str = typer.Option(
+        "",
+        help="Texts in the table that stand for a missing value, separated by commas, such as "
+        "NA,null. Without, only the empty cell is missing and NA is an id.",
+    )
+    time: str | None = typer.Option(
+        None, help="Time column of the table: test on the latest rows."
+    )
+    time_format: str | None = typer.Option(
+        None, help="How its dates are written, such as '%d/%m/%Y'.", show_default="ISO 8601"
+    )
+    split: str | None = typer.Option(
+        None,
+        help="random, chronological or, for sequences of users, leave-one-out.",
+        show_default="what suits the data",
+    )
+    max_rows: int | None = typer.Option(None, min=10, help="Use only about so many rows.")
+    batch_size: int | None = typer.Option(
+        None, min=1, help="Rows in a training batch.", show_default="4096, fewer of small data"
+    )
+
+    @property
+    def name(self) -> str:
+        """The data, for people."""
+        return str(self.dataset or self.table or "data")
+
+    def config(self) -> DataConfig:
+        """The same in Python; paths hold wherever a later command is started."""
+        from optuna_nis.data.config import DataConfig
+
+        given = vars(self) | {
+            name: None if path is None else str(path.resolve())
+            for name, path in (("data_dir", self.data_dir), ("table", self.table))
+        }
+        given["features"] = _names(self.features)
+        given["na_values"] = _names(self.na_values)
+        given["bags"] = _bags(self.bags or (), self.table)
+        return DataConfig(**given)
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is searched for, and how."""
+
+    budget: str = typer.Option(
+        "25%", help="Embedding memory: 25% of the full tables, 64MB, or 50000 parameters."
+    )
+    mode: str = typer.Option(
+        "multi", help="multi: frequent ids get wider rows; single: one width for each feature."
+    )
+    embedding_dim: int | None = typer.Option(
+        None,
+        min=1,
+        help="Largest width considered.",
+        show_default="32 for ranking, 64 for retrieval",
+    )
+    epochs: int | None = typer.Option(
+        None,
+        min=1,
+        help="Epochs of the supernet.",
+        show_default="4 for ranking, 6 for retrieval, more if it learns more slowly",
+    )
+    updates: int = typer.Option(50, min=1, help="Updates of the controller.")
+    seed: int = typer.Option(0, min=0, help="Seed of the search.")
+    learning_rate: float | None = typer.Option(
+        None, help="Learning rate of Adam.", show_default="0.002 for ranking, 0.006 for retrieval"
+    )
+    dropout: float | None = typer.Option(
+        None, help="Probability of dropout after each layer of the MLP.", show_default="0"
+    )
+    shard: str = typer.Option(
+        "0/1", help="Train on a part of the training rows only: 0/2 and 1/2 are halves."
+    )
+    checkpoint_dir: Path | None = typer.Option(
+        None,
+        help="Folder for what is needed to go on after an interruption, empty in the end.",
+        show_default="FILE.checkpoints beside a study in a file, optuna-nis.checkpoints",
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :func:`optuna_nis.lightning.search`, checked before any data are read.
+
+        Raises:
+            ValueError: If one is out of range whatever the data are.
+        """
+        from optuna_nis._checks import check_number
+        from optuna_nis.space import Mode
+
+        found = vars(self) | {"budget": _budget(self.budget), "shard": _shard(self.shard)}
+        found["num_updates"] = found.pop("updates")
+        if self.mode not in get_args(Mode):
+            raise ValueError(f'`mode` must be "multi" or "single", got {self.mode!r}.')
+        if self.learning_rate is not None:
+            check_number("learning_rate", self.learning_rate, 0, or_least=False)
+        if self.dropout is not None:
+            check_number("dropout", self.dropout, 0, 1)
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """The study in which commands meet."""
+
+    storage: str = typer.Option(
+        _STORAGE,
+        help="Where the study is kept: sqlite:///FILE, postgresql://..., mysql://..., a file "
+        "named *.journal or redis://... for Optuna's journal, grpc://HOST:PORT for its proxy.",
+    )
+    study_name: str = typer.Option(_STUDY_NAME, help="Name of the study.")
+
+    def create(self) -> Study:
+        """The study, made if it is not there."""
+        import optuna
+
+        return optuna.create_study(
+            storage=self._open(),
+            study_name=self.study_name,
+            direction="maximize",
+            load_if_exists=True,
+        )
+
+    def load(self) -> Study:
+        """The study.
+
+        Raises:
+            ValueError: If it is not there; nothing is made.
+        """
+        import optuna
+
+        file = self._file()
+        if file and not file.startswith((":memory:", "file:")) and not Path(file).exists():
+            raise ValueError(f"`storage` {self.storage!r}: there is no file {file}; search first.")
+        try:
+            return optuna.load_study(study_name=self.study_name, storage=self._open())
+        except KeyError as error:
+            raise ValueError(
+                f"`study_name` {self.study_name!r} is not in the storage {self.storage!r}; "
+                "search first."
+            ) from error
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Beside the file of the study, if it is in one."""
+        return Path(f"{self._file() or 'optuna-nis'}.checkpoints")
+
+    def __str__(self) -> str:
+        """The options as one types them, without a password."""
+        text = ""
+        if self.storage != _STORAGE:
+            # An address may hold one.
+            text += f" --storage {'...' if '@' in self.storage else shlex.quote(self.storage)}"
+        if self.study_name != _STUDY_NAME:
+            text += f" --study-name {shlex.quote(self.study_name)}"
+        return text
+
+    def _open(self) -> BaseStorage:
+        if "://" not in self.storage and not self.storage.endswith(".journal"):
+            raise ValueError(
+                f"`storage` must be a URL such as sqlite:///study.db or a *.journal file, got "
+                f"{self.storage!r}."
+            )
+        from optuna_nis.study.storages import open_storage
+
+        return open_storage(self.storage)
+
+    def _file(self) -> str | None:
+        """The file that the study is in, if it is in one."""
+        if self.storage.startswith("sqlite"):
+            import sqlalchemy
+
+            return sqlalchemy.make_url(self.storage).database
+        return self.storage if self.storage.endswith(".journal") else None
+
+
+def flat(arguments: Iterable[Parameter]) -> Iterator[Parameter]:
+    """Arguments with the fields of groups of options in the groups' places."""
+    for argument in arguments:
+        if is_dataclass(argument.annotation):
+            kinds = get_type_hints(argument.annotation)
+            for field in fields(argument.annotation):
+                yield argument.replace(
+                    name=field.name, annotation=kinds[field.name], default=field.default
+                )
+        else:
+            yield argument
+
+
+def grouped(arguments: Iterable[Parameter], given: dict[str, Any]) -> dict[str, Any]:
+    """The values of arguments, of what is given for those that :func:`flat` makes of them."""
+    for group in [argument for argument in arguments if is_dataclass(argument.annotation)]:
+        values = {field.name: given.pop(field.name) for field in fields(group.annotation)}
+        given[group.name] = group.annotation(**values)
+    return given
+
+
+def in_options(text: str, context: typer.Context) -> str:
+    """What an error says of arguments in Python, said of the options of a command."""
+    options = {
+        option.removeprefix("--").replace("-", "_"): option
+        for parameter in context.command.params
+        for option in parameter.opts
+    }
+
+    def option(name: re.Match[str]) -> str:
+        return options.get(_ALIASES.get(name[0], name[0]), name[0])
+
+    return re.sub(r"(?<=`)\w+", option, text)
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """Integers between commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"`{name}` must be numbers such as 0,1,2, got {text!r}.") from None
+
+
+def _budget(text: str) -> int | float | str:
+    """A plain number is one of parameters, or a fraction if it has a decimal point."""
+    from optuna_nis.space.budget import parse_budget
+
+    budget: int | float | str = text
+    for number in (float, int):
+        with suppress(ValueError):
+            budget = number(text)
+    try:
+        # Whether it is too much, only the tables can tell.
+        parse_budget(budget, full=2**62)
+    except ValueError as error:
+        raise ValueError(
+            "`budget` must be above 0 and at most the full tables: a share of them such as 25%, "
+            f"bytes such as 64MB, or a number of parameters such as 50000; got {text!r}."
+        ) from error
+    return budget
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(
+            "`shard` must be INDEX/COUNT such as 0/2, with an index below the count, got "
+            f"{text!r}."
+        )
+    return int(index), int(count)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _bags(texts: Sequence[str], table: Path | None) -> dict[str, str | None]:
+    """For every bag its separator, or None if its cells are lists."""
+    if not texts:
+        return {}
+    from optuna_nis.data import column_names
+
+    columns = [] if table is None else column_names(table)
+    return dict(_bag(text, columns) for text in texts)
+
+
+def _bag(text: str, columns: Sequence[str]) -> tuple[str, str | None]:
+    if text in columns or (text and ":" not in text):
+        return text, None
+    splits = [
+        (text[:place], text[place + 1 :])
+        for place, letter in enumerate(text)
+        if letter == ":" and 0 < place < len(text) - 1
+    ]
+    if not splits:
+        raise ValueError(
+            f"`bags` must be COLUMN:SEPARATOR such as genres:'|', or COLUMN for lists, got "
+            f"{text!r}."
+        )
+    # The separator may be a colon itself, and names of columns may have some.
+    known = [split for split in splits if split[0] in columns]
+    return (known or splits)[-1]

@@ -1,0 +1,100 @@
+"""What the reference models share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+from typing import Any
+
+from lightning.pytorch import LightningModule
+import torch
+from torch import Tensor, nn
+
+from optuna_nis._checks import check_integer, check_number
+from optuna_nis.models.embeddings import FeatureEmbeddings
+from optuna_nis.nn.table import TableLayer
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
+
+
+class EmbeddingModule(LightningModule):
+    """What the reference models share: embeddings, optimiser, one metric for each part.
+
+    Subclasses log ``"val_metric"`` and ``"test_metric"``, larger is better.
+    """
+
+    #: Name of the metric for people.
+    metric_name: str
+    #: Under which name the models log what choices are compared by, larger is better.
+    monitor: str
+    #: Its name for people.
+    monitor_name: str
+    #: The arguments, besides tables and features, that :func:`reference_model` was given.
+    options: dict[str, Any]
+    #: Names of the features whose tables are output layers: no ids of theirs are looked up.
+    output_features: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        tables: SearchSpace | Allocation,
+        *,
+        bags: Collection[str],
+        learning_rate: float,
+        l2: float,
+        init_std: float,
+        output_features: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        check_number("learning_rate", learning_rate, 0, or_least=False)
+        check_number("l2", l2, 0)
+        check_number("init_std", init_std, 0)
+        self.learning_rate = learning_rate
+        self.l2 = l2
+        self.output_features = tuple(output_features)
+        self.embeddings = FeatureEmbeddings(
+            tables, bags=bags, leave_out=self.output_features, init_std=init_std
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam on all parameters."""
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def num_dense_parameters(self) -> int:
+        """Number of parameters outside the tables: those of embeddings and of sized outputs."""
+        tables = [self.embeddings, *(m for m in self.modules() if isinstance(m, TableLayer))]
+        inside = {id(parameter) for table in tables for parameter in table.parameters()}
+        return sum(p.numel() for p in self.parameters() if id(p) not in inside)
+
+    def _penalty(self, rows: Tensor) -> Tensor:
+        return self.l2 * rows.square().sum((1, 2)).mean()
+
+
+def mlp(num_inputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear layers, each with a ReLU and dropout.
+
+    Args:
+        num_inputs: Width of the inputs.
+        hidden: Width of each layer.
+        dropout: Probability after each layer.
+
+    Raises:
+        ValueError: If there is no layer, or an argument is out of range.
+    """
+    check_number("dropout", dropout, 0, 1)
+    check_hidden(hidden)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise([num_inputs, *hidden]):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+def check_hidden(hidden: Sequence[int]) -> None:
+    """Check the widths of the layers of an MLP.
+
+    Raises:
+        ValueError: If there is none, or one is no positive integer.
+    """
+    if len(hidden) == 0:
+        raise ValueError(f"`hidden` must hold the width of at least one layer, got {hidden!r}.")
+    for width in hidden:
+        check_integer("hidden", width, 1)

@@ -1,0 +1,109 @@
+"""The reference model of a yes-or-no label."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics.classification import BinaryAUROC
+from torchmetrics.functional.classification import binary_auroc
+
+from optuna_nis.models.base import EmbeddingModule, mlp
+from optuna_nis.models.embeddings import Batch
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
+
+
+class RankingModule(EmbeddingModule):
+    """A DeepFM-style model of a yes-or-no label, measured by ROC-AUC.
+
+    The logit is a factorisation-machine term (the pairwise products of the embeddings) plus an
+    MLP and a linear term over all of them (Guo et al., 2017).
+
+    Args:
+        tables: A :class:`~optuna_nis.SearchSpace` makes a supernet to be searched, an
+            :class:`~optuna_nis.Allocation` a model of these sizes.
+        bags: Names of the features whose ids come as bags.
+        hidden: Widths of the layers of the MLP.
+        learning_rate: Of Adam.
+        l2: Weight of the mean squared norm of the embeddings looked up.
+        dropout: Probability after each layer of the MLP.
+        init_std: Standard deviation of the initial embeddings.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Shapes:
+        - batch: for every feature ids ``(batch,)``, or ``(batch, length)`` for bags, and
+          ``"label"`` of 0 and 1, ``(batch,)``
+        - output: logits ``(batch,)``
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec
+        >>> space = SearchSpace([EmbeddingSpec("user", 100, 8), EmbeddingSpec("item", 50, 8)])
+        >>> model = RankingModule(space.full())
+        >>> model({"user": torch.tensor([1, 2]), "item": torch.tensor([3, 4])}).shape
+        torch.Size([2])
+    """
+
+    metric_name = monitor_name = "ROC-AUC"
+    monitor = "val_metric"
+
+    def __init__(
+        self,
+        tables: SearchSpace | Allocation,
+        *,
+        bags: Collection[str] = (),
+        hidden: Sequence[int] = (128, 64),
+        learning_rate: float = 2e-3,
+        l2: float = 1e-3,
+        dropout: float = 0.0,
+        init_std: float = 0.03,
+    ) -> None:
+        super().__init__(tables, bags=bags, learning_rate=learning_rate, l2=l2, init_std=init_std)
+        inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
+        self.mlp = mlp(inputs, hidden, dropout)
+        self.head = nn.Linear(hidden[-1], 1)
+        self.wide = nn.Linear(inputs, 1, bias=False)
+        self.val_auroc = BinaryAUROC()
+        self.test_auroc = BinaryAUROC()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the label."""
+        return self._logits(self.embeddings(batch))
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        interaction = 0.5 * (rows.sum(1).square() - rows.square().sum(1)).sum(1)
+        flat = rows.flatten(1)
+        deep: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
+        return interaction + deep.squeeze(1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Binary cross-entropy and the penalty of the embeddings."""
+        rows = self.embeddings(batch)
+        loss = functional.binary_cross_entropy_with_logits(self._logits(rows), batch["label"])
+        return loss + self._penalty(rows)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """ROC-AUC over the whole part."""
+        self.val_auroc.update(self(batch), batch["label"].int())
+        self.log("val_metric", self.val_auroc, prog_bar=True, batch_size=len(batch["label"]))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """ROC-AUC over the whole part."""
+        self.test_auroc.update(self(batch), batch["label"].int())
+        self.log("test_metric", self.test_auroc, batch_size=len(batch["label"]))
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
+        """Probabilities of the label."""
+        return self._logits(self.embeddings(batch)).sigmoid()
+
+    def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
+        """ROC-AUC of several choices on the same examples; NaN if these are all of one class."""
+        target = batch["label"].view(num_choices, -1)[0].int()
+        if target.min() == target.max():
+            return torch.full((num_choices,), torch.nan)
+        logits = self(batch).view(num_choices, -1)
+        return torch.stack([binary_auroc(choice, target) for choice in logits])

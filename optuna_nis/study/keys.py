@@ -1,0 +1,74 @@
+"""Every name under which a study or a trial keeps something.
+
+User attributes (``..._ATTR``) are for people, too: Optuna Dashboard shows them. System attributes
+(``..._KEY``) are for programs.
+"""
+
+from __future__ import annotations
+
+# User attributes of a study.
+SPACE_ATTR = "nis:space"
+METRIC_ATTR = "nis:metric"
+DATASET_ATTR = "nis:dataset"
+TASK_ATTR = "nis:task"
+DATA_ATTR = "nis:data"
+VOCABULARY_ATTR = "nis:vocabulary"
+PLAN_ATTR = "nis:plan"
+MODEL_OPTIONS_ATTR = "nis:model_options"
+RESULTS_ATTR = "nis:results"
+SEARCH_SECONDS_ATTR = "nis:search_seconds"
+PLAIN_SECONDS_ATTR = "nis:plain_seconds"
+PARTS_ATTR = "nis:parts"
+NUM_ROWS_ATTR = "nis:num_rows"
+SEEN_ROWS_ATTR = "nis:seen_rows"
+SEARCH_KEY = "nis:search:"
+"""Study user attribute: a search, the rest of the name is its id."""
+
+# System attributes of a study.
+MOMENTS_KEY = "nis:moments"
+"""Study system attribute: the moments of the policy, oldest first."""
+PIECE_KEY = "nis:piece:"
+"""Study system attribute: a piece of a long text, the rest of the name says of which."""
+PUBLISHED_KEY = "nis:published"
+"""Study system attribute: when figures for the dashboard were last written."""
+TRAINING_KEY = "nis:training:"
+"""Study system attribute: a finished training, the rest of the name says which."""
+
+# User attributes of a trial.
+QUALITY_ATTR = "quality"
+PENALTY_ATTR = "penalty"
+REFERENCE_ATTR = "reference"
+"""Trial user attribute: how much of the quality makes groups on different examples compare."""
+NUM_PARAMETERS_ATTR = "num_parameters"
+FIDELITY_ATTR = "fidelity"
+STEP_ATTR = "step"
+SEARCH_ATTR = "search"
+
+# System attributes of a trial.
+GROUP_KEY = "nis:group"
+"""Trial system attribute: id of the group of trials scored on the same examples."""
+GROUP_SIZE_KEY = "nis:group_size"
+"""Trial system attribute: number of trials in the group."""
+LOG_PROB_KEY = "nis:log_prob"
+"""Trial system attribute: log-probability with which the policy drew the trial's parameters."""
+PROPOSAL_KEY = "nis:proposal"
+"""Trial system attribute: fingerprint of the proposal that the log-probability speaks of."""
+HEARTBEAT_KEY = "nis:heartbeat"
+"""Trial system attribute: how often the worker of a trial has given a sign of life."""
+CONSTRAINTS_KEY = "constraints"
+"""Trial system attribute: Optuna's constraints, above 0 where a trial breaks one.
+
+Optuna 4 and Optuna Dashboard know this form only.
+"""
+# Before the name of what `Trial.set_constraint` of Optuna 5 sets.
+CONSTRAINT_PREFIX = "constraints:"
+BUDGET_KEY = f"{CONSTRAINT_PREFIX}budget"
+"""Trial system attribute: above 0 if a trial is over the budget."""
+
+# How a trial was scored: on a validation batch with the supernet's weights, on all validation
+# data with them, or on all validation data after a training of its own.
+SUPERNET = "supernet"
+VALIDATED = "validated"
+TRAINED = "trained"
+SHARED_WEIGHTS = (SUPERNET, VALIDATED)
+FIDELITIES = (*SHARED_WEIGHTS, TRAINED)

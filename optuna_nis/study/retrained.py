@@ -1,0 +1,236 @@
+"""What the sizes of a study came to when they were trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+import json
+import math
+from statistics import fmean, stdev
+from typing import Any
+
+from optuna import Study
+
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.study.attributes import is_number, naming, read_text, save_text
+from optuna_nis.study.keys import PLAIN_SECONDS_ATTR, RESULTS_ATTR, SEARCH_SECONDS_ATTR
+
+
+@dataclass(frozen=True)
+class RetrainResult:
+    """One choice of sizes, trained from scratch with several seeds and tested.
+
+    Args:
+        name: Short name, such as ``"nis"``, ``"uniform"`` or ``"full"``.
+        label: Name for people.
+        metric: Name of the metric.
+        values: The metric on the test data, one number per seed.
+        seeds: The seeds.
+        num_parameters: Embedding parameters, projections included.
+        num_dense_parameters: Parameters of the rest of the model.
+        allocation: The sizes, or :obj:`None` for a model without tiers.
+        seconds: Time of all trainings together.
+        val_values: What the search compares by, on the validation data, one number per seed.
+        epochs: Number of epochs of each training.
+        stopped: For each training whether it ended by itself, and not at the most epochs allowed.
+
+    Raises:
+        ValueError: If there is no value, a value is not finite, there are not as many seeds as
+            values, or a count or time is negative.
+
+    Example:
+        >>> result = RetrainResult("full", "Full size", "ROC-AUC", (0.74, 0.76), (0, 1), 1000)
+        >>> result.mean, round(result.std, 4)
+        (0.75, 0.0141)
+        >>> RetrainResult.from_dict(result.to_dict()) == result
+        True
+    """
+
+    name: str
+    label: str
+    metric: str
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+    num_parameters: int
+    num_dense_parameters: int = 0
+    allocation: Allocation | None = None
+    seconds: float = 0.0
+    val_values: tuple[float, ...] = ()
+    epochs: tuple[int, ...] = ()
+    stopped: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds: tuple[tuple[str, type], ...] = (
+            ("values", float),
+            ("seeds", int),
+            ("val_values", float),
+            ("epochs", int),
+            ("stopped", bool),
+        )
+        for field, kind in kinds:
+            object.__setattr__(self, field, tuple(map(kind, getattr(self, field))))
+        if not self.values or not all(math.isfinite(value) for value in self.values):
+            raise ValueError(
+                f"`values` of {self.name!r} must be at least one number, all finite, "
+                f"got {list(self.values)}."
+            )
+        for field in ("seeds", "val_values", "epochs", "stopped"):
+            each = getattr(self, field)
+            if len(each) != len(self.values) and (each or field == "seeds"):
+                raise ValueError(
+                    f"`{field}` of {self.name!r} must be as many as the values, "
+                    f"{len(self.values)}, got {list(each)}."
+                )
+        for field in ("num_parameters", "num_dense_parameters", "seconds"):
+            value = getattr(self, field)
+            if not value >= 0:
+                raise ValueError(
+                    f"`{field}` of {self.name!r} must not be negative, got {value!r}."
+                )
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds, :obj:`None` for a single seed: unknown."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def val_mean(self) -> float | None:
+        """Mean over the seeds on the validation data, :obj:`None` if not recorded."""
+        return fmean(self.val_values) if self.val_values else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON, mean and standard deviation included."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "metric": self.metric,
+            "mean": self.mean,
+            "std": self.std,
+            "values": list(self.values),
+            "seeds": list(self.seeds),
+            "num_parameters": self.num_parameters,
+            "num_dense_parameters": self.num_dense_parameters,
+            "allocation": None if self.allocation is None else self.allocation.to_json(),
+            "seconds": self.seconds,
+            "val_values": list(self.val_values),
+            "epochs": list(self.epochs),
+            "stopped": list(self.stopped),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RetrainResult:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: If the data are not such a result.
+        """
+        try:
+            allocation = data.get("allocation")
+            return cls(
+                name=str(data["name"]),
+                label=str(data["label"]),
+                metric=str(data["metric"]),
+                values=tuple(data["values"]),
+                seeds=tuple(data["seeds"]),
+                num_parameters=int(data["num_parameters"]),
+                num_dense_parameters=int(data.get("num_dense_parameters", 0)),
+                allocation=None if allocation is None else Allocation.from_json(allocation),
+                seconds=float(data.get("seconds", 0.0)),
+                val_values=tuple(data.get("val_values", ())),
+                epochs=tuple(data.get("epochs", ())),
+                stopped=tuple(data.get("stopped", ())),
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"This retraining result is malformed: {error!r}.") from error
+
+
+def save_results(study: Study, results: Iterable[RetrainResult]) -> None:
+    """Write retraining results into a study, in place of earlier ones.
+
+    Args:
+        study: The study whose best allocation was retrained.
+        results: The results, best allocation and baselines.
+
+    Raises:
+        ValueError: If two results have the same name.
+
+    Example:
+        >>> save_results(study, [RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)])
+    """
+    found = list(results)
+    names = [result.name for result in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"`results` has two entries named {name!r}.")
+    save_text(study, RESULTS_ATTR, json.dumps([result.to_dict() for result in found]))
+
+
+def results_of(study: Study) -> list[RetrainResult]:
+    """The retraining results of a study, none if nothing was retrained.
+
+    Args:
+        study: A study of an embedding search.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+
+    Example:
+        >>> results_of(study)
+        []
+    """
+    text = read_text(study, RESULTS_ATTR)
+    if not text:
+        return []
+    with naming(study, RESULTS_ATTR):
+        data = json.loads(text)
+        if not isinstance(data, list):
+            raise ValueError(f"must be a list, got {type(data).__name__}")
+        return [RetrainResult.from_dict(item) for item in data]
+
+
+def relative_gain(results: Iterable[RetrainResult], *, over: str = "uniform") -> float | None:
+    """How much better the searched sizes are than a baseline, relative to the baseline.
+
+    Args:
+        results: Retraining results.
+        over: Name of the baseline.
+
+    Returns:
+        ``nis / baseline - 1`` of the means, or :obj:`None` if one of them is missing or the
+        baseline is 0.
+
+    Example:
+        >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)
+        >>> uniform = RetrainResult("uniform", "Uniform", "ROC-AUC", (0.7,), (0,), 1000)
+        >>> round(relative_gain([nis, uniform]), 3)
+        0.1
+    """
+    means = {result.name: result.mean for result in results}
+    if "nis" not in means or not means.get(over):
+        return None
+    return means["nis"] / means[over] - 1.0
+
+
+def search_cost_ratio(study: Study) -> float | None:
+    """Time of the search over that of one plain training, :obj:`None` if not recorded.
+
+    Example:
+        >>> study.set_user_attr(SEARCH_SECONDS_ATTR, 30.0)
+        >>> study.set_user_attr(PLAIN_SECONDS_ATTR, 20.0)
+        >>> search_cost_ratio(study)
+        1.5
+    """
+    seconds = []
+    for key in (SEARCH_SECONDS_ATTR, PLAIN_SECONDS_ATTR):
+        value = study.user_attrs.get(key)
+        with naming(study, key):
+            if value is not None and not is_number(value):
+                raise ValueError(f"must be a number, got {str(value)[:80]!r}")
+        seconds.append(value)
+    search, plain = seconds
+    return float(search) / float(plain) if search is not None and plain else None

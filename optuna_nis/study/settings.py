@@ -1,0 +1,159 @@
+"""What a study was searched with: its space, its metric, its plan and its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from optuna import Study
+
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.study.attributes import naming, read_text, save_text
+from optuna_nis.study.keys import METRIC_ATTR, PLAN_ATTR, SPACE_ATTR
+
+_LONGEST_NAME = 200
+_LONGEST_VALUE = 120
+
+
+def save_space(study: Study, space: SearchSpace) -> None:
+    """Write the search space into a study.
+
+    Args:
+        study: The study that is searched.
+        space: Its space.
+
+    Raises:
+        ValueError: If the study was searched with another space.
+
+    Example:
+        >>> save_space(study, space_of(study))
+    """
+    before = read_text(study, SPACE_ATTR)
+    if before and (old := SearchSpace.from_json(before)) != space:
+        raise ValueError(
+            f"`study` {study.study_name!r} was searched with another space, {old!r}, now asked: "
+            f"{space!r}. Use another study name."
+        )
+    save_text(study, SPACE_ATTR, space.to_json())
+
+
+def space_of(study: Study) -> SearchSpace:
+    """The search space that a study was searched with.
+
+    Args:
+        study: A study of an embedding search.
+
+    Raises:
+        ValueError: If the study holds no space.
+
+    Example:
+        >>> [spec.name for spec in space_of(study).specs]
+        ['user', 'city']
+    """
+    text = read_text(study, SPACE_ATTR)
+    if not text:
+        raise ValueError(
+            f"`study` {study.study_name!r} holds no search space (user attribute "
+            f"{SPACE_ATTR!r}); only a study written by an embedding search has one."
+        )
+    with naming(study, SPACE_ATTR):
+        return SearchSpace.from_json(text)
+
+
+def metric_of(study: Study) -> str:
+    """Name of the metric that a study improves, ``"quality"`` if it does not say.
+
+    Raises:
+        ValueError: If the study holds something else in its place.
+
+    Example:
+        >>> metric_of(study)
+        'quality'
+    """
+    name = study.user_attrs.get(METRIC_ATTR, "quality")
+    with naming(study, METRIC_ATTR):
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise ValueError(f"must be text of at most {_LONGEST_NAME} characters")
+        return name
+
+
+def save_plan(study: Study, plan: Mapping[str, Any]) -> None:
+    """Write into a study the numbers that shape its search.
+
+    Args:
+        study: The study that is searched.
+        plan: The numbers by name, as values for JSON.
+
+    Raises:
+        ValueError: If the study was searched under another plan, or a value is not for JSON.
+
+    Example:
+        >>> save_plan(study, {"warmup": 0.1, "num_updates": 50})
+        >>> save_plan(study, {"warmup": 0.0, "num_updates": 50})
+        Traceback (most recent call last):
+        ...
+        ValueError: `study` 'clicks' was searched with another plan, with warmup 0.1 (now 0.0). ...
+    """
+    save_once(study, PLAN_ATTR, plan, "another plan")
+
+
+def plan_of(study: Study) -> dict[str, Any] | None:
+    """The numbers that shaped the search of a study, :obj:`None` if it does not say.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+
+    Example:
+        >>> plan_of(study) is None
+        True
+    """
+    return _settings(study, PLAN_ATTR)
+
+
+def save_once(study: Study, key: str, values: Mapping[str, Any], other: str) -> None:
+    """Write settings into a study, which may have been searched with the same ones only.
+
+    Args:
+        study: The study that is searched.
+        key: Name of the user attribute.
+        values: The settings by name, as values for JSON.
+        other: What the study was searched with where others stand there.
+
+    Raises:
+        ValueError: If others stand there, or a value is not for JSON.
+    """
+    try:
+        now = json.loads(json.dumps(dict(values), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key!r} must hold values for JSON: {error}.") from error
+    before = _settings(study, key)
+    if before is None:
+        study.set_user_attr(key, now)
+    elif changed := differences(before, now):
+        raise ValueError(
+            f"`study` {study.study_name!r} was searched with {other}, with {changed}. Use another "
+            "study name."
+        )
+
+
+def _settings(study: Study, key: str) -> dict[str, Any] | None:
+    found = study.user_attrs.get(key)
+    with naming(study, key):
+        if not isinstance(found, dict | None):
+            raise ValueError(f"must be a dictionary, got {str(found)[:80]!r}")
+        return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What is not the same, such as ``epochs 4 (now 8)``."""
+    return ", ".join(
+        f"{name} {_short(name, before)} (now {_short(name, now)})"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    )
+
+
+def _short(name: str, values: Mapping[str, Any]) -> str:
+    text = repr(values[name]) if name in values else "unset"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -1,0 +1,163 @@
+"""The trials of a study: how each was scored, what it was worth, and which is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+
+from optuna import Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_nis.study.attributes import is_number
+from optuna_nis.study.keys import (
+    CONSTRAINT_PREFIX,
+    CONSTRAINTS_KEY,
+    FIDELITIES,
+    FIDELITY_ATTR,
+    QUALITY_ATTR,
+    SHARED_WEIGHTS,
+    TRAINED,
+)
+
+
+def finished_trials(study: Study) -> list[FrozenTrial]:
+    """Trials that are complete with a finite value, in their order.
+
+    Args:
+        study: A study that maximises a reward.
+
+    Raises:
+        ValueError: If the study has another direction or several objectives.
+
+    Example:
+        >>> len(finished_trials(study))
+        20
+    """
+    if study.directions != [StudyDirection.MAXIMIZE]:
+        directions = [direction.name.lower() for direction in study.directions]
+        raise ValueError(
+            f"`study` {study.study_name!r} must maximize one reward, got directions {directions}."
+        )
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+
+
+def value_of(trial: FrozenTrial) -> float:
+    """The reward of a finished trial.
+
+    Raises:
+        ValueError: If the trial has none.
+
+    Example:
+        >>> value_of(best_trial(study)) == study.best_value
+        True
+    """
+    if trial.value is None:
+        raise ValueError(f"`trial` {trial.number} has no value.")
+    return trial.value
+
+
+def number_of(trial: FrozenTrial, key: str, default: float) -> float:
+    """A number among the user attributes of a trial.
+
+    Args:
+        trial: A trial.
+        key: Name of the attribute.
+        default: What stands for a missing one.
+
+    Raises:
+        ValueError: If the attribute is no number, or not finite.
+
+    Example:
+        >>> number_of(study.trials[0], "penalty", default=0.0)
+        0.0
+    """
+    value = trial.user_attrs.get(key)
+    if value is None:
+        return default
+    if not is_number(value):
+        raise ValueError(
+            f"The user attribute {key!r} of trial {trial.number} must be a number, "
+            f"got {str(value)[:80]!r}."
+        )
+    return float(value)
+
+
+def quality_of(trial: FrozenTrial) -> float:
+    """The quality of a finished trial, its reward without the penalty.
+
+    Raises:
+        ValueError: If the trial has neither, or its quality is no number.
+    """
+    return number_of(trial, QUALITY_ATTR, value_of(trial))
+
+
+def fidelity_of(trial: FrozenTrial) -> str | None:
+    """How a trial was scored, :obj:`None` if it does not say.
+
+    Example:
+        >>> fidelity_of(study.trials[0]) is None
+        True
+    """
+    fidelity = trial.user_attrs.get(FIDELITY_ATTR)
+    return fidelity if fidelity in FIDELITIES else None
+
+
+def is_trained(trial: FrozenTrial) -> bool:
+    """Whether a trial was trained for real, not scored with shared weights.
+
+    Example:
+        >>> is_trained(study.trials[0])
+        False
+    """
+    return fidelity_of(trial) == TRAINED
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial breaks no constraint, such as the budget.
+
+    That it was scored with shared weights, which Optuna is told by a constraint, does not count.
+
+    Example:
+        >>> is_feasible(best_trial(study))
+        True
+    """
+    attrs = trial.system_attrs
+    values = [attrs[name] for name in attrs if name.startswith(CONSTRAINT_PREFIX)]
+    if fidelity_of(trial) not in SHARED_WEIGHTS and isinstance(
+        others := attrs.get(CONSTRAINTS_KEY), Sequence
+    ):
+        values += others
+    return not any(is_number(value) and value > 0 for value in values)
+
+
+def best_trial(study: Study) -> FrozenTrial:
+    """The trial that a search recommends.
+
+    Trials that were trained for real, scored on all validation data with shared weights, and
+    scored on a batch of it cannot be compared: the best of the first kind that there is counts.
+    Trials that break a constraint count only if there are no others.
+
+    Args:
+        study: A study of an embedding search.
+
+    Raises:
+        ValueError: If no trial has finished with a finite value, or the study does not maximise
+            one reward.
+
+    Example:
+        >>> best_trial(study).number == study.best_trial.number
+        True
+    """
+    trials = finished_trials(study)
+    trials = [trial for trial in trials if is_feasible(trial)] or trials
+    for fidelity in reversed(FIDELITIES):
+        if alike := [t for t in trials if fidelity_of(t) == fidelity]:
+            return max(alike, key=value_of)
+    if not trials:
+        raise ValueError(
+            f"`study` {study.study_name!r} has no finished trial with a finite value; "
+            "search first."
+        )
+    return max(trials, key=value_of)

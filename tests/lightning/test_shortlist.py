@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from optuna_nis import Allocation, SearchSpace
+from optuna_nis.data import TableDataModule
+from optuna_nis.lightning import (
+    Candidate,
+    RankingModule,
+    evaluate,
+    reference_model,
+    train,
+    train_shortlist,
+    warm_start,
+)
+from optuna_nis.lightning.training import quiet_trainer
+
+
+def test_training_returns_to_its_best_epoch(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features, learning_rate=0.02)
+    run = train(build, space.full(), datamodule, seed=0, max_epochs=12, patience=1)
+    assert run.epochs < 12
+    assert 0.6 < run.val_metric < 1.0
+    (metrics,) = quiet_trainer().validate(run.model, datamodule=datamodule, verbose=False)
+    assert metrics["val_metric"] == pytest.approx(run.val_metric)
+    with pytest.raises(RuntimeError, match="withholds its test part"):
+        evaluate(run.model, datamodule)
+
+
+def test_warm_start_gives_the_output_of_the_supernet(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    supernet, model = build(space), build(space.full())
+    warm_start(model, supernet)
+    batch = next(iter(datamodule.train_dataloader()))
+    torch.testing.assert_close(model(batch), supernet(batch))
+    with pytest.raises(ValueError, match="must have the parameters of the supernet"):
+        warm_start(reference_model(datamodule.features, hidden=(4,))(space.full()), supernet)
+
+
+def _build_told(
+    datamodule: TableDataModule, told: dict[Allocation, list[float]]
+) -> Callable[[Allocation], RankingModule]:
+    """Models that log given values, epoch by epoch."""
+    build = reference_model(datamodule.features)
+
+    class Told(RankingModule):
+        def on_validation_epoch_end(self) -> None:
+            self.log("told", told[self.allocation][self.current_epoch])
+
+    def build_told(allocation: Allocation) -> RankingModule:
+        model = build(allocation)
+        model.__class__ = Told
+        model.allocation = allocation
+        return model
+
+    return build_told
+
+
+def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    rng = np.random.default_rng(0)
+    choices = [space.sample(rng, space.full_parameters * share) for share in (0.2, 0.5, 1.0)]
+    lines: list[str] = []
+    found = train_shortlist(
+        choices,
+        build(space),
+        build,
+        datamodule,
+        rounds=(1, 2),
+        metric="ROC-AUC",
+        progress=lines.append,
+    )
+    assert {candidate.allocation for candidate in found} == set(choices)
+    values = [candidate.val_metric for candidate in found]
+    assert values == sorted(values, reverse=True)
+    assert len(lines) == 3 + 2
+    pattern = r"round 1 of 2: 2 of 3, [\d,]+ parameters: ROC-AUC 0\.\d{4}, about \d+ s left in it"
+    assert re.fullmatch(pattern, lines[1])
+    assert "left" not in lines[2] + lines[4]
+    last = {line.split(", ")[1].split(":")[0]: line.split()[-1] for line in (lines[2], lines[4])}
+    for candidate in found:
+        name = f"{candidate.allocation.num_parameters:,} parameters"
+        assert last.get(name, f"{candidate.val_metric:.4f}") == f"{candidate.val_metric:.4f}"
+
+
+def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    rng = np.random.default_rng(0)
+    shares = (0.80, 0.82, 0.84, 0.2)
+    choices = [space.sample(rng, space.full_parameters * share) for share in shares]
+    lines: list[str] = []
+    train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
+    assert lines[-1].startswith("round 2 of 2: 1 of 1, ")
+
+
+def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    rng = np.random.default_rng(0)
+    choices = [space.sample(rng, space.full_parameters * 0.7**n) for n in range(8)]
+    lines: list[str] = []
+    train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
+    assert [line.split(",")[0] for line in lines[8:]] == [
+        f"round 2 of 2: {n} of 3" for n in (1, 2, 3)
+    ]
+
+
+def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
+    datamodule: TableDataModule,
+) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    large, small = space.full(), space.allocation(dict.fromkeys(space.choices, 1))
+    build = _build_told(datamodule, {large: [0.9, 0.5], small: [0.6, 0.7, 0.8]})
+    supernet = reference_model(datamodule.features)(space)
+    found = train_shortlist(
+        [large, small], supernet, build, datamodule, rounds=(2, 1), monitor="told"
+    )
+    assert found == [Candidate(small, pytest.approx(0.8)), Candidate(large, pytest.approx(0.5))]
+
+
+def test_choices_whose_trainings_diverge_are_left_out(
+    datamodule: TableDataModule, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    large, small = space.full(), space.allocation(dict.fromkeys(space.choices, 1))
+    supernet = reference_model(datamodule.features)(space)
+
+    def found(values: list[float]) -> list[Candidate]:
+        build = _build_told(datamodule, {large: values, small: [0.6]})
+        run = ([large, small], supernet, build, datamodule)
+        return train_shortlist(*run, rounds=(1,), limit_train_batches=1, monitor="told")
+
+    assert found([math.nan]) == [Candidate(small, pytest.approx(0.6))]
+    assert "'told' was not a finite number for 1 of the 2 choices" in caplog.text
+    build = _build_told(datamodule, {large: [math.nan]})
+    with pytest.raises(FloatingPointError, match="'told' was not a finite number for any of"):
+        train_shortlist([large], supernet, build, datamodule, rounds=(1,), monitor="told")
+    with pytest.raises(ValueError, match="`monitor` must be a value that the model logs in val"):
+        train_shortlist([large], supernet, build, datamodule, rounds=(1,), monitor="auc")
+
+
+def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    full = space.full_parameters
+    rng = np.random.default_rng(0)
+    # The last one costs about as much as the first.
+    choices = [space.sample(rng, full * share) for share in (0.8, 0.4, 0.2, 0.82)]
+    values = [[0.7, 0.7], [0.6, 0.6], [0.5, 0.5], [0.1, 0.9]]
+    build = _build_told(datamodule, dict(zip(choices, values)))
+    supernet = reference_model(datamodule.features)(space)
+    run = (choices, supernet, build, datamodule)
+    found = train_shortlist(*run, rounds=(1, 1), monitor="told")
+    assert found[0] == Candidate(choices[0], pytest.approx(0.7))
+    lines: list[str] = []
+    found = train_shortlist(
+        *run,
+        rounds=(1, 1),
+        monitor="told",
+        keep=[choices[3], space.full()],
+        progress=lines.append,
+    )
+    assert found[0] == Candidate(choices[3], pytest.approx(0.9))
+    assert lines[-1].startswith("round 2 of 2: 2 of 2, ")

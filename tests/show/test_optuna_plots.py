@@ -1,0 +1,90 @@
+"""Optuna's own plots and importances of a study whose trials are partly of shared weights."""
+
+from __future__ import annotations
+
+import optuna
+from optuna.importance import (
+    FanovaImportanceEvaluator,
+    MeanDecreaseImpurityImportanceEvaluator,
+    PedAnovaImportanceEvaluator,
+    get_param_importances,
+)
+from optuna.visualization import (
+    plot_contour,
+    plot_optimization_history,
+    plot_parallel_coordinate,
+    plot_param_importances,
+    plot_rank,
+    plot_slice,
+    plot_timeline,
+)
+import pytest
+
+from optuna_nis import NISSampler, penalised_reward
+from optuna_nis.study import results
+from optuna_nis.study.recording import save_score
+
+KINDS = [{"supernet": 12}, {"supernet": 12, "trained": 4}, {"supernet": 6, "validated": 3}]
+
+
+def test_the_history_is_that_of_what_was_trained(make_study):
+    study = make_study(supernet=12, trained=3)
+    best = max(study.trials[-3:], key=lambda trial: trial.value)
+    lines = {trace.name: trace for trace in plot_optimization_history(study).data}
+    drawn = [trace for name, trace in lines.items() if name.startswith("Best")]
+    assert [trace.y[-1] for trace in drawn] == [best.value]
+    faint = [t for t in lines.values() if len(t.x or ()) == 12 and t.mode == "markers"]
+    assert [list(trace.x) for trace in faint] == [list(range(12))]
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_plots_draw_every_trial(make_study, kinds):
+    study = make_study(2, **kinds)
+    count, names = sum(kinds.values()), list(study.trials[0].params)[:2]
+    drawn = plot_parallel_coordinate(study, params=names).data
+    if drawn[0].type == "parcoords":  # Optuna 4.
+        assert len(drawn[0].dimensions[0]["values"]) == count
+    else:
+        assert sum(len(trace.x) == 1 + len(names) for trace in drawn) == count
+    history = plot_optimization_history(study)
+    assert sum(len(t.x) for t in history.data if t.mode == "markers") == count
+    for plot in (plot_contour, plot_rank, plot_slice):
+        assert plot(study, params=names).data
+    assert sum(len(bar.y) for bar in plot_timeline(study).data) == count
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize(
+    "evaluator",
+    [
+        PedAnovaImportanceEvaluator(),
+        FanovaImportanceEvaluator(n_trees=4, seed=0),
+        MeanDecreaseImpurityImportanceEvaluator(n_trees=4, seed=0),
+    ],
+)
+def test_importances_are_of_every_trial(make_study, kinds, evaluator):
+    study = make_study(2, **kinds)
+    importances = get_param_importances(study, evaluator=evaluator)
+    unmarked = optuna.create_study(direction="maximize")
+    for trial in study.trials:
+        del trial.system_attrs["constraints"]
+        unmarked.add_trial(trial)
+    assert importances == get_param_importances(unmarked, evaluator=evaluator)
+    assert plot_param_importances(study, evaluator=evaluator).data
+
+
+@pytest.mark.parametrize("sampler", [None, optuna.samplers.TPESampler(n_startup_trials=2, seed=0)])
+def test_trials_may_be_added_by_optimize(make_study, sampler):
+    study = make_study(supernet=6)
+    space = results.space_of(study)
+    study.sampler = sampler or NISSampler(budget=space, seed=0)
+
+    def objective(trial: optuna.Trial) -> float:
+        cost = space.suggest(trial).num_parameters
+        reward = penalised_reward(1 / (1 + cost), cost, space.budget)
+        save_score(trial, reward, "trained")
+        return reward.value
+
+    study.optimize(objective, n_trials=4)
+    assert study.best_trial.number >= 6
+    assert study.best_value == max(trial.value for trial in study.trials[6:])

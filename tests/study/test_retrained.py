@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from dataclasses import replace
+import json
+import math
+
+import optuna
+import pytest
+
+from optuna_nis.study import results as stored
+
+RESULT = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.7, 0.8), (0, 1), 100, 10, None, 2.5)
+
+
+@pytest.mark.parametrize("storage", ["sqlite://", None])
+def test_results_survive_storages(storage):
+    study = optuna.create_study(storage=storage)
+    assert stored.results_of(study) == []
+    stored.save_results(study, [RESULT, replace(RESULT, name="full")])
+    assert [result.name for result in stored.results_of(study)] == ["nis", "full"]
+
+
+def test_results_of_the_same_name_are_refused():
+    with pytest.raises(ValueError, match="two entries named 'nis'"):
+        stored.save_results(optuna.create_study(), [RESULT, RESULT])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", "cannot be read"),
+        ("{}", "must be a list"),
+        ('[{"name": "nis"}]', "malformed"),
+        ("[1]", "malformed"),
+        ([1], "must be text"),
+    ],
+)
+def test_malformed_results(value, message):
+    study = optuna.create_study()
+    study.set_user_attr(stored.RESULTS_ATTR, value)
+    with pytest.raises(ValueError, match=message):
+        stored.results_of(study)
+
+
+def test_mean_and_sample_deviation():
+    assert RESULT.mean == pytest.approx(0.75)
+    assert RESULT.std == pytest.approx(math.sqrt(0.005))
+    alone = replace(RESULT, values=(0.5,), seeds=(0,))
+    assert alone.std is None  # Not 0: it is unknown.
+    assert json.loads(json.dumps(alone.to_dict()))["std"] is None
+
+
+def test_how_trainings_went_is_read_back():
+    went = replace(RESULT, val_values=(0.6, 0.7), epochs=(3, 30), stopped=(True, False))
+    assert went.val_mean == pytest.approx(0.65)
+    assert stored.RetrainResult.from_dict(json.loads(json.dumps(went.to_dict()))) == went
+    old = {k: v for k, v in went.to_dict().items() if k not in ("val_values", "epochs", "stopped")}
+    assert stored.RetrainResult.from_dict(old) == RESULT
+    assert RESULT.val_mean is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": (), "seeds": ()}, "`values`"),
+        ({"values": (0.7, math.nan)}, "`values`"),
+        ({"seeds": (0,)}, "`seeds`"),
+        ({"val_values": (0.5,)}, "`val_values` of 'nis' must be as many as the values, 2"),
+        ({"epochs": (1, 2, 3)}, "`epochs`"),
+        ({"stopped": (True,)}, "`stopped`"),
+        ({"num_parameters": -1}, "`num_parameters`"),
+        ({"seconds": -1.0}, "`seconds`"),
+    ],
+)
+def test_bad_result(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(RESULT, **change)
+
+
+def test_relative_gain_needs_both():
+    uniform = replace(RESULT, name="uniform", values=(0.5, 0.5))
+    assert stored.relative_gain([RESULT, uniform]) == pytest.approx(0.5)
+    assert stored.relative_gain([RESULT]) is None
+    assert stored.relative_gain([uniform]) is None
+    assert stored.relative_gain([RESULT, replace(uniform, values=(0.0, 0.0))]) is None
+
+
+def test_search_cost_ratio():
+    study = optuna.create_study()
+    study.set_user_attr(stored.SEARCH_SECONDS_ATTR, 30.0)
+    assert stored.search_cost_ratio(study) is None
+    study.set_user_attr(stored.PLAIN_SECONDS_ATTR, 20.0)
+    assert stored.search_cost_ratio(study) == 1.5

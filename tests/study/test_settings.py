@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import math
+
+from anything import anything, refusal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import optuna
+import pytest
+
+from optuna_nis import EmbeddingSpec, SearchSpace
+from optuna_nis.study import results as stored
+from optuna_nis.study.settings import plan_of, save_plan
+
+SPACE_TEXT = SearchSpace([EmbeddingSpec("user", 100, 8)], budget=0.5).to_json()
+
+
+def test_space_is_read_back(make_study):
+    study = make_study(2)
+    space = stored.space_of(study)
+    assert [spec.name for spec in space.specs] == ["f0", "f1"]
+    stored.save_space(study, space)
+    assert stored.space_of(study) == space
+
+
+def test_space_missing():
+    study = optuna.create_study(study_name="other")
+    with pytest.raises(ValueError, match="`study` 'other' holds no search space"):
+        stored.space_of(study)
+
+
+def test_another_space_is_refused(make_study):
+    with pytest.raises(ValueError, match="another space"):
+        stored.save_space(make_study(2), SearchSpace([EmbeddingSpec("x", 10, 4)]))
+
+
+@given(
+    key=st.sampled_from(["version", "mode", "budget", "specs"]),
+    within=st.sampled_from([None, None, "name", "num_embeddings", "embedding_dim", "row_blocks"]),
+    value=anything | st.just(10**30) | st.just([10**30]) | st.just([2**62] * 4),
+)
+@settings(deadline=None)
+def test_any_space_is_read_or_refused_by_name(key, within, value):
+    data = json.loads(SPACE_TEXT)
+    if within is None:
+        data[key] = value
+    else:
+        data["specs"][0][within] = value
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr(stored.SPACE_ATTR, json.dumps(data))
+    message = refusal(lambda: stored.space_of(study))
+    if message is not None:
+        assert message.startswith("The user attribute 'nis:space' of 's' cannot be read: ")
+        assert len(message) < 400
+
+
+def test_metric_has_a_default(make_study):
+    assert stored.metric_of(make_study()) == "ROC-AUC"
+    assert stored.metric_of(optuna.create_study()) == "quality"
+
+
+PLAN = {"warmup": 0.1, "shares": (1.0, 0.5), "num_updates": None}
+
+
+def test_a_plan_is_read_back_and_kept():
+    study = optuna.create_study(study_name="s", storage="sqlite://")
+    assert plan_of(study) is None
+    save_plan(study, PLAN)
+    assert plan_of(study) == PLAN | {"shares": [1.0, 0.5]}
+    save_plan(study, PLAN)
+    with pytest.raises(
+        ValueError,
+        match=r"`study` 's' was searched with another plan, with warmup 0.1 \(now 0.2\), "
+        r"epochs unset \(now 4\). Use another study name.",
+    ):
+        save_plan(study, PLAN | {"warmup": 0.2, "epochs": 4})
+    assert plan_of(study) == PLAN | {"shares": [1.0, 0.5]}
+
+
+@pytest.mark.parametrize("value", [object(), math.nan])
+def test_a_plan_must_be_json(value):
+    study = optuna.create_study()
+    with pytest.raises(ValueError, match="'nis:plan' must hold values for JSON"):
+        save_plan(study, {"warmup": value})
+    assert plan_of(study) is None
+
+
+@pytest.mark.parametrize("held", [[], "text", 3])
+def test_what_others_wrote_in_place_of_a_plan_is_refused(held):
+    study = optuna.create_study(study_name="mine")
+    study.set_user_attr("nis:plan", held)
+    for use in (plan_of, lambda study: save_plan(study, PLAN)):
+        with pytest.raises(ValueError, match="'nis:plan' of 'mine' cannot be read: must be"):
+            use(study)

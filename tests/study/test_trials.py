@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+
+from anything import anything, refusal
+from hypothesis import given, settings
+import optuna
+import pytest
+
+from optuna_nis.study import results as stored
+
+
+def test_best_trial_prefers_the_dearest_score(make_study):
+    study = make_study(supernet=6)
+    best = max(study.trials, key=lambda trial: trial.value)
+    assert stored.best_trial(study).number == best.number
+    for fidelity, value in ((stored.VALIDATED, 0.2), (stored.TRAINED, 0.1)):
+        trial = optuna.create_trial(
+            params=best.params,
+            distributions=best.distributions,
+            value=value,
+            user_attrs={stored.FIDELITY_ATTR: fidelity},
+        )
+        study.add_trial(trial)
+        assert stored.best_trial(study).value == value
+    assert stored.is_trained(stored.best_trial(study))
+
+
+@given(value=anything)
+@settings(deadline=None)
+def test_numbers_of_trials_are_read_or_refused_by_name(value):
+    trial = optuna.create_trial(value=1.0, user_attrs={"quality": value})
+    message = refusal(lambda: stored.number_of(trial, "quality", 0.5))
+    if message is None:
+        assert stored.number_of(trial, "quality", 0.5) == (0.5 if value is None else value)
+    else:
+        assert "'quality' of trial -1 must be a number" in message
+        assert len(message) < 300
+    odd = optuna.create_trial(value=1.0, user_attrs={stored.FIDELITY_ATTR: value})
+    assert stored.fidelity_of(odd) is None
+
+
+def test_best_trial_breaks_no_constraint_if_any_does_not():
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.create_trial(value=0.9, system_attrs={"constraints:memory": 5.0}))
+    assert stored.best_trial(study).value == 0.9
+    study.add_trial(optuna.create_trial(value=0.3, system_attrs={"constraints:memory": -5.0}))
+    assert stored.best_trial(study).value == 0.3
+
+
+def test_shared_weights_break_no_constraint(make_study):
+    study = make_study(supernet=2, validated=1, trained=1)
+    assert all(map(stored.is_feasible, study.trials))
+    marked = [trial.system_attrs["constraints"] for trial in study.trials]
+    assert marked == [[1.0], [1.0], [1.0], [0.0]]
+    for attrs, feasible in (
+        ({"constraints": [-1.0, 2.0]}, False),
+        ({"constraints": [-1.0]}, True),
+        ({"constraints": "text"}, True),
+        ({"constraints": 3.0}, True),
+        ({"constraints:budget": 1.0}, False),
+    ):
+        trial = optuna.create_trial(value=1.0, system_attrs=attrs)
+        assert stored.is_feasible(trial) is feasible
+    over = optuna.create_trial(
+        value=1.0,
+        user_attrs={stored.FIDELITY_ATTR: stored.SUPERNET},
+        system_attrs={"constraints": [1.0], "constraints:budget": 1.0},
+    )
+    assert not stored.is_feasible(over)
+
+
+def test_best_trial_without_fidelity_ignores_what_is_not_finite():
+    study = optuna.create_study(direction="maximize")
+    for value in (0.1, math.inf, 0.3):
+        study.add_trial(optuna.create_trial(value=value))
+    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
+    assert stored.best_trial(study).value == 0.3
+    assert len(stored.finished_trials(study)) == 2
+
+
+def test_best_trial_of_nothing():
+    study = optuna.create_study(direction="maximize")
+    with pytest.raises(ValueError, match="no finished trial"):
+        stored.best_trial(study)
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
+def test_other_directions_are_refused(directions):
+    with pytest.raises(ValueError, match="must maximize one reward"):
+        stored.finished_trials(optuna.create_study(directions=directions))
+
+
+def test_value_of_a_failed_trial():
+    trial = optuna.create_trial(state=optuna.trial.TrialState.FAIL)
+    with pytest.raises(ValueError, match="has no value"):
+        stored.value_of(trial)
