@@ -10,10 +10,11 @@ from optuna import Study
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.processes import Processes
 from optuna_nis.strategy.reward import Reward
-from optuna_nis.study.keys import SUPERNET
+from optuna_nis.study.keys import SUPERNET, TRAINED
 from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.searches import Search, join, new_search_id, num_scored
 from optuna_nis.study.settings import save_space
@@ -97,3 +98,28 @@ class Journal:
         made: Any = make() if self._processes.is_first else None
         shared: _T = self._processes.share(made)
         return shared
+
+
+def write_trained(
+    study: Study,
+    space: SearchSpace,
+    search_id: str,
+    rewards: Mapping[Allocation, Reward],
+    step: int,
+) -> None:
+    """Write the choices that a search has trained for real, unless that was done before.
+
+    Args:
+        study: The study.
+        space: The search space.
+        search_id: The id of the search.
+        rewards: What each is worth.
+        step: The last training step of the supernet.
+    """
+    if num_scored(study, search_id, TRAINED) < len(rewards):
+        TrialRecorder(study, space, search_id).record(
+            [space.params(allocation) for allocation in rewards],
+            list(rewards.values()),
+            fidelity=TRAINED,
+            step=step,
+        )

@@ -17,7 +17,7 @@ from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.candidates import Scoring, find_candidates
-from optuna_nis.strategy.journal import Journal
+from optuna_nis.strategy.journal import Journal, write_trained
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.processes import OneProcess, Processes
 from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
@@ -25,9 +25,8 @@ from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.schedule import Schedule
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
 from optuna_nis.strategy.training_choices import training_choices
-from optuna_nis.study.keys import SUPERNET, TRAINED, VALIDATED
-from optuna_nis.study.recording import TrialRecorder
-from optuna_nis.study.searches import check_search_id, num_scored
+from optuna_nis.study.keys import SUPERNET, VALIDATED
+from optuna_nis.study.searches import check_search_id
 
 _T = TypeVar("_T")
 
@@ -40,12 +39,11 @@ class SizeSearch:
     """Searches the embedding sizes of a model while it is trained as a supernet, by any loop.
 
     The loop asks for the choices of each training batch, and after each batch for choices to be
-    scored on validation data until there are none; it tells their qualities. What it knows of the
-    model is nothing.
+    scored on validation data until there are none; it tells their qualities.
 
-    *Warm-up.* Training batches see the full tables and random choices of any cost below the
-    budget, most of them close to it, so that every block is trained before anyone is judged.
-    A batch may be shared among several choices; otherwise they take turns.
+    *Warm-up.* Training batches see the full tables and random choices below the budget, most of
+    them close to it, so that every block is trained before anyone is judged. A batch may be shared
+    among several choices; otherwise they take turns.
 
     *Alternating steps.* After that, some of the choices come from the controller, which draws a
     group of choices now and then, has them scored on the same examples, and learns from their
@@ -62,9 +60,8 @@ class SizeSearch:
     policy and of the others, and the best of the frequent ids are the :attr:`candidates`. Which
     of them is best only :meth:`shortlist` tells, by training them for real.
 
-    Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
-    et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
-    (2019).
+    Sources: supernet and controller in alternation after a warm-up are from Joglekar et al. (2020,
+    section 4); the full choice in every batch is the sandwich rule of Yu and Huang (2019).
 
     Args:
         space: The search space; its budget is obeyed by construction. Sizes by popularity compete
@@ -356,14 +353,8 @@ class SizeSearch:
             found: The candidates of the :meth:`shortlist`.
         """
         assert self._search_id is not None
-        if num_scored(self.study, self._search_id, TRAINED) >= len(found):
-            return  # A search that was interrupted after it had recorded them.
-        TrialRecorder(self.study, self.space, self._search_id).record(
-            [self.space.params(candidate.allocation) for candidate in found],
-            [self._reward(candidate.val_metric, candidate.allocation) for candidate in found],
-            fidelity=TRAINED,
-            step=self._step,
-        )
+        rewards = {c.allocation: self._reward(c.val_metric, c.allocation) for c in found}
+        write_trained(self.study, self.space, self._search_id, rewards, step=self._step)
 
     def _next_work(self) -> Generator[Scoring, Sequence[float], None] | None:
         if self._schedule is None:
