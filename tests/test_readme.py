@@ -67,9 +67,9 @@ def test_the_script_with_a_search_runs(tmp_path: Path) -> None:
     few = replaced(
         tutorial("searched"),
         {
-            ".dropna(": ".head(20_000).dropna(",
+            ".dropna(": ".head(5_000).dropna(",
             "epochs=3": "epochs=1",
-            'monitor="auroc")': 'monitor="auroc", epochs=1, num_updates=5)',
+            'monitor="auroc")': 'monitor="auroc", epochs=1, num_updates=4)',
         },
     )
     printed = run(tmp_path, few + "print(found.allocation)\n")
@@ -85,14 +85,14 @@ def test_the_ten_lines_find_what_the_command_finds(capsys: pytest.CaptureFixture
     few = replaced(
         block,
         {
-            '-small"': '-small", max_rows=20_000',
+            '-small"': '-small", max_rows=5_000',
             '"25%"': '"25%", epochs=2, num_updates=10',
             "retrain(": "retrain(seeds=[0], max_epochs=2",
         },
     )
     exec(few, {})
     study = optuna.create_study(direction="maximize")
-    data = lightning.DataConfig(dataset="movielens-small", max_rows=20_000)
+    data = lightning.DataConfig(dataset="movielens-small", max_rows=5_000)
     sizes = lightning.search(study, data, budget="25%", epochs=2, num_updates=10)
     results = lightning.retrain(study, seeds=[0], max_epochs=2)
     assert capsys.readouterr().out == "\n".join(map(str, [sizes, *results, ""]))
@@ -126,7 +126,7 @@ def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
     )
     printed = run(
         tmp_path,
-        replaced(script, {".dropna(": ".head(20_000).dropna("})
+        replaced(script, {".dropna(": ".head(5_000).dropna("})
         + "(train_loader, val_loader, test_loader), sizes = flights()\n"
         + "Model = lambda: Delay(sizes)\n"
         + steps
