@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from optuna_nis.space.constraint import AdditiveBudget
     from optuna_nis.space.space import SearchSpace
     from optuna_nis.space.spec import EmbeddingSpec
+    from optuna_nis.strategy.plan import SearchPlan
     from optuna_nis.strategy.reward import Reward, penalised_reward
+    from optuna_nis.strategy.search import SizeSearch
 
 __version__ = "0.1.0"
 
@@ -29,7 +31,9 @@ __all__ = [
     "PolicyHistory",
     "PolicySettings",
     "Reward",
+    "SearchPlan",
     "SearchSpace",
+    "SizeSearch",
     "TableAllocation",
     "Tier",
     "penalised_reward",
@@ -52,6 +56,8 @@ _MODULES = {
     "policy_history": "controller",
     "Reward": "strategy.reward",
     "penalised_reward": "strategy.reward",
+    "SearchPlan": "strategy.plan",
+    "SizeSearch": "strategy.search",
 }
 
 install_moved_modules()

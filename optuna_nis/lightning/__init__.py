@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
 from optuna_nis.data.config import DataConfig
 from optuna_nis.lightning.any_model import FoundSizes, search_sizes
 from optuna_nis.lightning.callback import NISCallback
-from optuna_nis.lightning.halving import train_shortlist, warm_start
+from optuna_nis.lightning.halving import train_shortlist
 from optuna_nis.lightning.job import search
 from optuna_nis.lightning.objective import objective
 from optuna_nis.lightning.retraining import retrain
@@ -26,6 +26,7 @@ from optuna_nis.models import (
     RetrievalModule,
     reference_model,
 )
+from optuna_nis.nn import warm_start
 from optuna_nis.serve.export import export_model
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.strategy.plan import SearchPlan

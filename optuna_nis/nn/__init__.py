@@ -1,5 +1,6 @@
 """Embedding and output layers: the supernet of a search, the multi-size layers of its result."""
 
+from optuna_nis.nn._warm_start import warm_start
 from optuna_nis.nn.counts import count_ids
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, sized_layers
 from optuna_nis.nn.output import MultiSizeLinear, SupernetLinear, output_features
@@ -31,4 +32,5 @@ __all__ = [
     "sized_layers",
     "supernet_layers",
     "swapped_layers",
+    "warm_start",
 ]

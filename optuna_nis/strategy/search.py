@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 import math
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from optuna import Study, create_study
@@ -17,6 +18,7 @@ from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.processes import OneProcess, Processes
 from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.schedule import Schedule
@@ -46,24 +48,6 @@ class Scoring:
 
     choices: tuple[Allocation, ...]
     num_examples: int | None
-
-
-class Processes(Protocol):
-    """The processes that train one model together."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the one that writes the trials."""
-
-    def share(self, value: _T) -> _T:
-        """What the first process has, in all of them."""
-
-
-class _OneProcess:
-    is_first = True
-
-    def share(self, value: _T) -> _T:
-        return value
 
 
 class SizeSearch:
@@ -113,13 +97,13 @@ class SizeSearch:
         >>> space = SearchSpace([EmbeddingSpec("user", 1000, 8)], budget="50%")
         >>> search = SizeSearch(space, plan=SearchPlan(num_updates=2))
         >>> search.start(num_batches=10)
+        >>> def score(scoring):
+        ...     return [1 / choice.num_parameters for choice in scoring.choices]
         >>> for _ in range(10):
         ...     choices = search.training_choices()  # train on a batch under them
-        ...     while (scoring := search.ask()) is not None:
-        ...         search.tell([1 / choice.num_parameters for choice in scoring.choices])
+        ...     search.answer(score)
         >>> search.end_training()
-        >>> while (scoring := search.ask()) is not None:
-        ...     search.tell([1 / choice.num_parameters for choice in scoring.choices])
+        >>> search.answer(score)
         >>> all(choice.num_parameters <= space.budget for choice in search.candidates)
         True
     """
@@ -160,6 +144,7 @@ class SizeSearch:
         #: Whether the supernet has been trained to its end.
         self.ended = False
         self._learning = False
+        self._schedule: Schedule | None = None
         self._work: Generator[Scoring, Sequence[float], None] | None = None
         self._scoring: Scoring | None = None
 
@@ -170,7 +155,12 @@ class SizeSearch:
 
     @property
     def policy(self) -> Policy:
-        """The policy as it is now."""
+        """The policy as it is now.
+
+        Raises:
+            RuntimeError: If the search has not started.
+        """
+        self._started()
         return self._policy
 
     @property
@@ -216,7 +206,7 @@ class SizeSearch:
         self,
         num_batches: int,
         *,
-        choices_per_step: int = 1,
+        choices_per_step: int | None = None,
         batches_done: int = 0,
         processes: Processes | None = None,
     ) -> None:
@@ -224,8 +214,8 @@ class SizeSearch:
 
         Args:
             num_batches: Training batches until the end.
-            choices_per_step: Choices that a batch is shared among; 1 if the model cannot be
-                trusted to treat examples apart.
+            choices_per_step: Choices that a batch is shared among; by default as the plan says,
+                and 1 if it does not, since not every model can be trusted to treat examples apart.
             batches_done: Batches before, of a training that is resumed.
             processes: The processes that train together; by default this one alone.
 
@@ -234,19 +224,21 @@ class SizeSearch:
                 is of another space.
         """
         check_integer("num_batches", num_batches, 0)
+        if choices_per_step is None:
+            choices_per_step = self.plan.num_choices(side_by_side=False)
         check_integer("choices_per_step", choices_per_step, 1)
         if not isinstance(self.study.sampler, NISSampler):
             raise ValueError(
                 "`study` must have a NISSampler with `budget=space`, its sampler is "
                 f"{type(self.study.sampler).__name__}."
             )
-        self._processes = processes or _OneProcess()
+        self._processes = processes or OneProcess()
         self._choices_per_step = choices_per_step
         self._candidates, self._why_none = None, _NOT_YET
         self._work = self._scoring = None
         if self._processes.is_first:
             save_space(self.study, self.space)
-        self._schedule = Schedule(
+        self._schedule = schedule = Schedule(
             num_batches, num_updates=self.plan.num_updates, warmup=self.plan.warmup
         )
         search = self._of_the_first(self._joined)
@@ -258,13 +250,13 @@ class SizeSearch:
         self.updates_done = self._of_the_first(self._updates_before)
         self._policy = self._of_the_first(self._replayed_policy)
         self.batches_done = batches_done
-        self._schedule.resume(batches_done, self.updates_done)
+        schedule.resume(batches_done, self.updates_done)
         self._learning = self.updates_done > 0
         self.ended = False
         if self._learning:
             self._tell(f"The search is resumed after {self.updates_done} updates.")
         else:
-            self._tell(f"The search warms up for {self._schedule.warmup_batches:,} batches.")
+            self._tell(f"The search warms up for {schedule.warmup_batches:,} batches.")
 
     def training_choices(
         self, num_examples: int | None = None, *, batches_done: int | None = None
@@ -275,9 +267,13 @@ class SizeSearch:
             num_examples: Examples of the batch; None if they cannot be told apart, for which
                 there is one choice only.
             batches_done: Batches before this one; by default they are counted here.
+
+        Raises:
+            RuntimeError: If the search has not started.
         """
+        schedule = self._started()
         done = self.batches_done if batches_done is None else batches_done
-        learning = self._schedule.learning(done)
+        learning = schedule.learning(done)
         if learning and not self._learning:
             self._learning = True
             self._tell(
@@ -315,7 +311,7 @@ class SizeSearch:
         Raises:
             RuntimeError: If nothing was asked for.
             ValueError: If there is not one quality for each choice, or one is not a finite
-                number.
+                number; then others are to be asked for.
         """
         if self._work is None or self._scoring is None:
             raise RuntimeError("`tell` answers `ask`, which has asked for no scores.")
@@ -326,10 +322,22 @@ class SizeSearch:
                 f"choices, got {len(values)}."
             )
         self._step = self.batches_done if step is None else step
-        try:
-            self._scoring = self._work.send(values)
-        except StopIteration:
-            self._work = self._scoring = None
+        work, self._work, self._scoring = self._work, None, None
+        with suppress(StopIteration):
+            self._scoring = work.send(values)
+            self._work = work
+
+    def answer(
+        self, score: Callable[[Scoring], Sequence[float]], *, step: int | None = None
+    ) -> None:
+        """Ask for what is to be scored, and tell the qualities, until nothing is for now.
+
+        Args:
+            score: Gives the qualities of the choices, as :meth:`tell` takes them.
+            step: As in :meth:`tell`.
+        """
+        while (scoring := self.ask()) is not None:
+            self.tell(score(scoring), step=step)
 
     def end_training(self, *, stopped: bool = False) -> None:
         """Say that the supernet has been trained; what is asked for then leads to the candidates.
@@ -375,7 +383,7 @@ class SizeSearch:
         )
 
     def _next_work(self) -> Generator[Scoring, Sequence[float], None] | None:
-        if self._search_id is None:
+        if self._schedule is None:
             return None
         if not self.ended:
             due = self._schedule.num_due(self.batches_done)
@@ -387,7 +395,8 @@ class SizeSearch:
         """Draw a group, have it scored, and learn from it."""
         full = self.space.full()
         if self._reference is None:
-            (self._reference,) = yield Scoring((full,), None)
+            (quality,) = yield Scoring((full,), None)
+            self._reference = self._reward(quality, full).quality
         choices, options, log_probs = self._draw(self.plan.group_size)
         *qualities, of_full = yield Scoring((*choices, full), self.plan.score_examples)
         for quality, choice in zip([*qualities, of_full], [*choices, full]):
@@ -473,6 +482,11 @@ class SizeSearch:
     def _replayed_policy(self) -> Policy:
         assert isinstance(self.study.sampler, NISSampler)
         return self.study.sampler.policy(self.study)
+
+    def _started(self) -> Schedule:
+        if self._schedule is None:
+            raise RuntimeError("`start` the search first.")
+        return self._schedule
 
     def _of_the_first(self, make: Callable[[], _T]) -> _T:
         """What the first process makes, in all processes."""

@@ -14,9 +14,14 @@ from torch.utils.data import DataLoader
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.lightning import NISCallback, RankingModule, RetrievalModule
-from optuna_nis.lightning.halving import warm_start
 from optuna_nis.lightning.training import quiet_trainer
-from optuna_nis.nn import RowwiseAdagrad, apply_allocation, make_searchable, swapped_layers
+from optuna_nis.nn import (
+    RowwiseAdagrad,
+    apply_allocation,
+    make_searchable,
+    swapped_layers,
+    warm_start,
+)
 from optuna_nis.serve import to_dense
 
 SIZE = 60

@@ -1,0 +1,70 @@
+"""Giving a model of chosen sizes the weights of the supernet that it was chosen from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from optuna_nis.nn.multi_size import sized_layers
+from optuna_nis.nn.supernet import supernet_layers
+
+
+def warm_start(model: nn.Module, supernet: nn.Module) -> None:
+    """Give a model with multi-size layers the weights of a supernet.
+
+    Args:
+        model: A model of chosen sizes, changed in place.
+        supernet: The supernet that it was chosen from.
+
+    Raises:
+        ValueError: If the parameters outside the embeddings are not the same in both, an
+            embedding is of another feature, or it sorts its ids in another order.
+
+    Example:
+        >>> from optuna_nis.nn import apply_allocation, make_searchable
+        >>> supernet, model = (nn.Sequential(nn.Embedding(100, 8), nn.Linear(8, 1)) for _ in "12")
+        >>> space = make_searchable(supernet, budget="50%")
+        >>> warm_start(apply_allocation(model, space.full()), supernet)
+        >>> torch.equal(model[1].weight, supernet[1].weight)
+        True
+    """
+    embeddings = supernet_layers(supernet)
+    layers = sized_layers(model)
+    shared = _outside(supernet, list(embeddings.values()))
+    own = _outside(model, layers)
+    if {n: p.shape for n, p in shared.items()} != {n: p.shape for n, p in own.items()}:
+        raise ValueError(
+            "The model must have the parameters of the supernet outside its embeddings, they "
+            f"differ in {sorted(set(shared) ^ set(own)) or 'their shapes'}."
+        )
+    for layer in layers:
+        if layer.name not in embeddings:
+            raise ValueError(
+                f"The model must have the features {sorted(embeddings)} of the supernet, got a "
+                f"layer of {layer.name!r}."
+            )
+        if not layer.same_order(embeddings[layer.name]):
+            raise ValueError(
+                f"The model must sort the ids of {layer.name!r} as the supernet does: build "
+                "both with the same counts."
+            )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(shared[name])
+    for layer in layers:
+        embeddings[layer.name].copy_to(layer)
+
+
+def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Parameters and statistics (of batch normalisation) outside the embeddings."""
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    tensors: dict[str, Tensor] = {
+        name: p for name, p in model.named_parameters() if id(p) not in inside
+    }
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            for name, buffer in module.named_buffers(path, recurse=False):
+                tensors[name] = buffer
+    return tensors

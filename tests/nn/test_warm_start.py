@@ -1,0 +1,65 @@
+"""Models of chosen sizes start with the weights of the supernet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    apply_allocation,
+    make_searchable,
+    set_choices,
+    warm_start,
+)
+from optuna_nis.strategy.baselines import uniform
+
+COUNTS = {"items": torch.tensor([1, 5, 2, 9, 4, 4])}
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.items = nn.Embedding(6, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.items(ids)))
+
+
+def test_it_predicts_what_the_supernet_does_under_the_choice() -> None:
+    torch.manual_seed(0)
+    supernet = Net()
+    space = make_searchable(supernet, counts=COUNTS, budget="50%")
+    ids = torch.arange(6)
+    supernet(ids)  # Statistics other than those of a new layer.
+    supernet.eval()
+    sizes = uniform(space, projected=True)
+    set_choices(supernet, space, [sizes])
+    model = apply_allocation(Net(), sizes, counts=COUNTS).eval()
+    assert not torch.allclose(model(ids), supernet(ids))
+    warm_start(model, supernet)
+    torch.testing.assert_close(model(ids), supernet(ids))
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_changed() -> None:
+    supernet = Net()
+    space = make_searchable(supernet, counts=COUNTS)
+    sizes = space.full()
+    before = {name: weight.clone() for name, weight in supernet.state_dict().items()}
+    narrow = apply_allocation(Net(3), sizes, counts=COUNTS)
+    with pytest.raises(ValueError, match="parameters of the supernet outside its embeddings"):
+        warm_start(narrow, supernet)
+    other = apply_allocation(Net(), sizes, counts={"items": torch.arange(6)})
+    with pytest.raises(ValueError, match="sort the ids of 'items' as the supernet does"):
+        warm_start(other, supernet)
+    renamed = Net()
+    renamed.items = MultiSizeEmbedding(type(sizes["items"])("users", 6, 4, sizes["items"].tiers))
+    with pytest.raises(ValueError, match=r"features \['items'\] of the supernet, got"):
+        warm_start(renamed, supernet)
+    with pytest.raises(ValueError, match=r"differ in \['items.weight'\]"):
+        warm_start(Net(), supernet)
+    for name, weight in supernet.state_dict().items():
+        assert torch.equal(weight, before[name])

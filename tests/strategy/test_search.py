@@ -1,0 +1,445 @@
+"""The search as any loop sees it, with models that are functions of the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+import json
+import math
+from typing import Any, TypeVar
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import optuna
+import pytest
+
+from optuna_nis import Allocation, EmbeddingSpec, NISSampler, SearchPlan, SearchSpace, SizeSearch
+from optuna_nis.strategy.search import Scoring
+from optuna_nis.study.results import best_allocation, is_trained
+from optuna_nis.study.searches import searches_of
+
+T = TypeVar("T")
+Quality = Callable[[Allocation], float]
+
+PLAN = SearchPlan(num_updates=3, group_size=4, proposals=2, proposal_draws=8)
+NUM_BATCHES = 20
+
+
+def space_of(budget: float | str = 0.25) -> SearchSpace:
+    counts = [1000 // (rank + 1) for rank in range(100)]
+    return SearchSpace(
+        [
+            EmbeddingSpec.from_counts("user", counts, 8),
+            EmbeddingSpec.from_counts("item", counts, 8),
+        ],
+        budget=budget,
+    )
+
+
+def worth(choice: Allocation) -> float:
+    """Users are worth more than items, and everything less the more there is."""
+    return (
+        0.5 + 0.3 * choice["user"].num_parameters / 808 - 0.1 * choice["item"].num_parameters / 808
+    )
+
+
+def answers(quality: Quality = worth) -> Callable[[Scoring], list[float]]:
+    return lambda scoring: [quality(choice) for choice in scoring.choices]
+
+
+def batches(search: SizeSearch, numbers: Sequence[int], quality: Quality = worth) -> None:
+    """Some batches of a training, and what is asked for after each."""
+    for number in numbers:
+        search.training_choices(12, batches_done=number)
+        search.answer(answers(quality))
+
+
+def searched(search: SizeSearch, quality: Quality = worth, **start: Any) -> SizeSearch:
+    """A whole search."""
+    search.start(NUM_BATCHES, **start)
+    batches(search, range(search.batches_done, NUM_BATCHES), quality)
+    search.end_training()
+    search.answer(answers(quality))
+    return search
+
+
+def study_of(space: SearchSpace, **options: Any) -> optuna.Study:
+    return optuna.create_study(
+        direction="maximize", sampler=NISSampler(budget=space, seed=0), **options
+    )
+
+
+def trials_of(search: SizeSearch) -> list[tuple[Any, ...]]:
+    """What the trials of a study say, apart from times and random names."""
+    return [
+        (trial.params, trial.value, trial.user_attrs["fidelity"], trial.user_attrs["step"])
+        for trial in search.study.trials
+    ]
+
+
+# What is asked for, and when.
+
+
+def test_scores_are_asked_for_when_updates_are_due() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(NUM_BATCHES)
+    asked: list[tuple[int, int, int | None]] = []
+
+    def noted(scoring: Scoring) -> list[float]:
+        asked.append((search.batches_done, len(scoring.choices), scoring.num_examples))
+        return answers()(scoring)
+
+    for _ in range(NUM_BATCHES):
+        search.training_choices()
+        search.answer(noted)
+    group = PLAN.group_size + 1
+    # A warm-up of 14 batches; then the full tables once on all data, and with each group.
+    assert asked == [(16, 1, None), (16, group, 2048), (17, group, 2048), (20, group, 2048)]
+    asked.clear()
+    search.end_training()
+    search.answer(noted)
+    on_some, on_all = asked[:-1], asked[-1]
+    assert [num_examples for _, _, num_examples in on_some] == [2048] * PLAN.proposal_groups
+    assert on_all[2] is None
+    assert search.is_done
+    assert search.ask() is None
+
+
+def test_the_same_is_asked_until_it_is_told() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(NUM_BATCHES)
+    assert search.ask() is None
+    search.training_choices(batches_done=NUM_BATCHES - 1)
+    scoring = search.ask()
+    assert scoring is not None
+    assert search.ask() is scoring
+    assert scoring.choices == (search.space.full(),)
+    search.tell([0.7])
+    group = search.ask()
+    assert group is not None
+    assert group is not scoring
+    assert group.choices[-1] == search.space.full()
+
+
+def test_nothing_is_told_that_was_not_asked_for() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    with pytest.raises(RuntimeError, match="has asked for no scores"):
+        search.tell([0.5])
+    search.start(NUM_BATCHES)
+    with pytest.raises(RuntimeError, match="has asked for no scores"):
+        search.tell([0.5])
+    search.training_choices(batches_done=NUM_BATCHES - 1)
+    scoring = search.ask()
+    with pytest.raises(ValueError, match="one number for each of 1 choices, got 2"):
+        search.tell([0.5, 0.5])
+    assert search.ask() is scoring
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_qualities_that_are_no_numbers_are_refused_and_asked_for_again(wrong: float) -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(NUM_BATCHES)
+    search.training_choices(batches_done=NUM_BATCHES - 1)
+    for size in (1, PLAN.group_size + 1):
+        scoring = search.ask()
+        assert scoring is not None
+        assert len(scoring.choices) == size
+        with pytest.raises(ValueError, match="`quality` must be a finite number"):
+            search.tell([wrong] * size)
+        again = search.ask()
+        assert again is not None
+        assert len(again.choices) == size
+        search.tell([0.5] * size)
+    assert search.updates_done == 1
+    assert len(search.study.trials) == PLAN.group_size
+
+
+def test_a_search_that_has_not_started_says_so() -> None:
+    search = SizeSearch(space_of(), plan=PLAN, search_id="one")
+    assert search.ask() is None
+    with pytest.raises(RuntimeError, match="`start` the search first"):
+        search.training_choices()
+    with pytest.raises(RuntimeError, match="`start` the search first"):
+        _ = search.policy
+    with pytest.raises(RuntimeError, match="no candidates: they are there when"):
+        search.shortlist()
+
+
+def test_bad_arguments() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    with pytest.raises(ValueError, match="`num_batches` must be an integer"):
+        search.start(-1)
+    with pytest.raises(ValueError, match="`choices_per_step` must be an integer"):
+        search.start(10, choices_per_step=0)
+    with pytest.raises(ValueError, match="`search_id` must be a text"):
+        SizeSearch(space_of(), search_id="")
+    other = SizeSearch(space_of(), optuna.create_study(direction="maximize"))
+    with pytest.raises(ValueError, match="must have a NISSampler"):
+        other.start(10)
+
+
+# Under which choices a batch is trained.
+
+
+def test_choices_take_turns_or_share_the_batch_in_equal_runs() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    full = search.space.full()
+    search.start(NUM_BATCHES)
+    assert [search.training_choices() == [full] for _ in range(6)] == [True, False] * 3
+    search.start(NUM_BATCHES, choices_per_step=4)
+    assert [len(search.training_choices(n)) for n in (12, 10, 9, 7)] == [4, 2, 3, 1]
+    assert len(search.training_choices(None)) == 1
+
+
+def test_the_plan_says_how_many_choices_share_a_batch_unless_the_start_does() -> None:
+    search = SizeSearch(space_of(), plan=SearchPlan(choices_per_step=2))
+    search.start(NUM_BATCHES)
+    assert len(search.training_choices(12)) == 2
+    search.start(NUM_BATCHES, choices_per_step=3)
+    assert len(search.training_choices(12)) == 3
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    budget=st.floats(0.05, 0.9),
+    seed=st.integers(0, 2**32 - 1),
+    num_examples=st.integers(1, 64),
+    per_step=st.integers(1, 6),
+)
+def test_every_choice_is_within_the_budget_and_runs_are_equal(
+    budget: float, seed: int, num_examples: int, per_step: int
+) -> None:
+    space = space_of(budget)
+    search = SizeSearch(space, plan=PLAN, seed=seed)
+    search.start(NUM_BATCHES, choices_per_step=per_step)
+    full = space.full()
+
+    def scores(scoring: Scoring) -> list[float]:
+        assert all(c == full or c.num_parameters <= space.budget for c in scoring.choices)
+        return [worth(choice) for choice in scoring.choices]
+
+    high = max(1.0, PLAN.near_costs[1]) * space.budget
+    for number in range(NUM_BATCHES):
+        choices = search.training_choices(num_examples)
+        assert 1 <= len(choices) <= per_step
+        assert num_examples % len(choices) == 0
+        if per_step > 1 or number % 2 == 0:
+            assert choices[0] == full
+        assert all(c == full or c.num_parameters <= high for c in choices)
+        search.answer(scores)
+    search.end_training()
+    search.answer(scores)
+    assert search.candidates
+    assert all(choice.num_parameters <= space.budget for choice in search.candidates)
+    assert len(set(search.candidates)) == len(search.candidates)
+
+
+# What is learned and written.
+
+
+def test_values_are_apart_from_how_hard_the_examples_are() -> None:
+    plain = searched(SizeSearch(space_of(), plan=PLAN))
+    shifts = np.random.default_rng(1)
+
+    def shifted(scoring: Scoring) -> list[float]:
+        shift = 0.0 if scoring.num_examples is None else shifts.uniform(-0.5, 0.5)
+        return [worth(choice) + shift for choice in scoring.choices]
+
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(NUM_BATCHES)
+    for _ in range(NUM_BATCHES):
+        search.training_choices(12)
+        search.answer(shifted)
+    search.end_training()
+    search.answer(shifted)
+    for ours, theirs in zip(trials_of(search), trials_of(plain), strict=True):
+        assert ours[0] == theirs[0]
+        assert ours[1] == pytest.approx(theirs[1], abs=1e-12)
+    scored = [t for t in search.study.trials if t.user_attrs["fidelity"] == "supernet"]
+    for trial in scored:
+        choice = search.space.allocation(trial.params)
+        assert trial.user_attrs["quality"] == pytest.approx(worth(choice), abs=1e-12)
+    assert len(scored) == PLAN.num_updates * PLAN.group_size
+
+
+def test_the_same_seed_gives_the_same_trials_and_candidates() -> None:
+    one, two = (searched(SizeSearch(space_of(), plan=PLAN, seed=3)) for _ in range(2))
+    other = searched(SizeSearch(space_of(), plan=PLAN, seed=4))
+    assert trials_of(one) == trials_of(two)
+    assert one.candidates == two.candidates
+    assert trials_of(one) != trials_of(other)
+
+
+def test_steps_are_batches_unless_the_loop_counts_them() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(NUM_BATCHES)
+    for number in range(NUM_BATCHES):
+        search.training_choices()
+        search.answer(answers(), step=10 * (number + 1))
+    steps = [trial.user_attrs["step"] for trial in search.study.trials]
+    assert sorted(set(steps)) == [160, 170, 200]
+    counted = searched(SizeSearch(space_of(), plan=PLAN))
+    assert sorted({step for *_, step in trials_of(counted)}) == [16, 17, 20]
+
+
+def test_the_controller_learns_what_is_worth_more() -> None:
+    plan = SearchPlan(num_updates=30, group_size=8)
+    search = searched(SizeSearch(space_of(), plan=plan))
+    probabilities = search.policy.probabilities()
+    rows = {name: float(p[0]) for name, p in probabilities.items()}
+    users = [p for name, p in rows.items() if name.startswith("user")]
+    items = [p for name, p in rows.items() if name.startswith("item")]
+    # The first option of a block is to have no row.
+    assert np.mean(users) < np.mean(items)
+    best = max(search.candidates, key=worth)
+    assert best["user"].num_parameters > best["item"].num_parameters
+
+
+def test_what_was_trained_for_real_is_best_and_written_once() -> None:
+    search = searched(SizeSearch(space_of(), plan=PLAN))
+    shortlist = search.shortlist()
+    assert set(shortlist.allocations) == set(search.candidates)
+    while (training := shortlist.ask()) is not None:
+        shortlist.tell(worth(training.allocation) / 10)
+    found = shortlist.candidates()
+    for _ in range(2):
+        search.record(found)
+        assert sum(map(is_trained, search.study.trials)) == len(found)
+    assert best_allocation(search.study) == found[0].allocation == shortlist.best()
+    assert search.study.best_value == found[0].val_metric
+
+
+# Endings and resumptions.
+
+
+def test_a_training_that_was_stopped_leaves_no_candidates() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(NUM_BATCHES)
+    batches(search, range(16))
+    search.end_training(stopped=True)
+    assert search.ask() is None
+    assert not search.is_done
+    with pytest.raises(RuntimeError, match="stopped after 1 of 3 updates of the controller"):
+        _ = search.candidates
+
+
+def test_a_training_that_was_stopped_after_the_last_update_leaves_candidates() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(NUM_BATCHES)
+    batches(search, range(NUM_BATCHES))
+    search.end_training(stopped=True)
+    search.answer(answers())
+    assert search.is_done
+
+
+def test_updates_are_made_up_for_where_there_were_fewer_batches_than_was_said() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(NUM_BATCHES)
+    batches(search, range(16))
+    search.end_training()
+    search.answer(answers())
+    assert search.updates_done == PLAN.num_updates
+    assert search.is_done
+
+
+@pytest.mark.parametrize("done", [5, 14, 17, 19, 20])
+def test_a_search_goes_on_from_its_state(done: int) -> None:
+    whole = searched(SizeSearch(space_of(), plan=PLAN, seed=1))
+    study = study_of(space_of())
+    first = SizeSearch(space_of(), study, plan=PLAN, seed=1)
+    first.start(NUM_BATCHES)
+    batches(first, range(done))
+    state = json.loads(json.dumps(first.state_dict()))
+    second = SizeSearch(space_of(), study, plan=PLAN, seed=99)
+    second.load_state_dict(state)
+    searched(second, batches_done=done)
+    assert trials_of(second) == trials_of(whole)
+    assert second.candidates == whole.candidates
+    assert list(searches_of(study)) == [first.id] == [second.id]
+
+
+def test_candidates_are_part_of_the_state() -> None:
+    first = searched(SizeSearch(space_of(), plan=PLAN))
+    second = SizeSearch(space_of(), first.study, plan=PLAN)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.is_done
+    assert second.candidates == first.candidates
+    assert second.ask() is None
+    assert second.shortlist().allocations == first.shortlist().allocations
+
+
+def test_a_search_of_the_same_name_makes_the_updates_that_are_left() -> None:
+    space = space_of()
+    study = study_of(space)
+    first = SizeSearch(space, study, plan=PLAN, search_id="mine")
+    first.start(NUM_BATCHES)
+    batches(first, range(19))
+    assert first.updates_done == 2
+    second = SizeSearch(space, study, plan=PLAN, search_id="mine")
+    second.start(NUM_BATCHES)
+    assert second.updates_done == 2
+    np.testing.assert_array_equal(second.policy.entropy(), first.policy.entropy())
+    searched(second)
+    scored = [t for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
+    assert len(scored) == PLAN.num_updates * PLAN.group_size
+    other = SizeSearch(space, study, plan=PLAN, search_id="another")
+    other.start(NUM_BATCHES)
+    assert other.updates_done == 0
+
+
+class First:
+    """The first of several processes, whose values are kept for the others."""
+
+    is_first = True
+
+    def __init__(self) -> None:
+        self.shared: list[Any] = []
+
+    def share(self, value: T) -> T:
+        self.shared.append(deepcopy(value))
+        return value
+
+
+class Other:
+    """Another process, which is given what the first one had."""
+
+    is_first = False
+
+    def __init__(self, first: First) -> None:
+        self._shared: Iterator[Any] = iter(first.shared)
+
+    def share(self, value: T) -> T:
+        assert value is None or not isinstance(value, str)
+        shared: T = next(self._shared)
+        return shared
+
+
+def test_all_processes_do_the_same_and_the_first_one_writes() -> None:
+    space = space_of()
+    first = First()
+    one = SizeSearch(space, study_of(space), plan=PLAN, search_id="mine")
+    mine: list[list[Allocation]] = []
+    theirs: list[list[Allocation]] = []
+
+    def run(search: SizeSearch, processes: First | Other, seen: list[list[Allocation]]) -> None:
+        search.start(NUM_BATCHES, choices_per_step=4, processes=processes)
+        for _ in range(NUM_BATCHES):
+            seen.append(search.training_choices(12))
+            while (scoring := search.ask()) is not None:
+                seen.append(list(scoring.choices))
+                search.tell(answers()(scoring))
+        search.end_training()
+        search.answer(answers())
+
+    run(one, first, mine)
+    # Of another seed: what it draws must come from the first one.
+    two = SizeSearch(space, study_of(space), plan=PLAN, seed=0)
+    other = Other(first)
+    run(two, other, theirs)
+    assert mine == theirs
+    assert one.candidates == two.candidates
+    assert one.id == two.id == "mine"
+    assert len(one.study.trials) > PLAN.num_updates * PLAN.group_size
+    assert two.study.trials == []
+    assert list(other._shared) == []
