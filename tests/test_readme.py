@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 import difflib
 from pathlib import Path
 import re
@@ -113,7 +114,7 @@ def test_the_objective_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str
 def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
     script = tutorial("plain").split("seed_everything(0)")[0]
     steps = replaced(
-        "".join(blocks("docs/your_model.md")),
+        "".join(blocks("docs/your_model.md")[:-1]),
         {
             'monitor="auroc")\nprint': 'monitor="auroc", epochs=1, num_updates=4)\nprint',
             "seeds=[0, 1, 2]": "seeds=[0], max_epochs=1",
@@ -135,6 +136,25 @@ def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
     )
     assert re.search(r"^NIS: auroc 0\.\d{4}, [\d,]+ parameters$", printed, re.MULTILINE)
     assert printed.endswith("True\n2 trained\n")
+
+
+def test_the_output_layer_of_a_model_of_your_own_is_searched() -> None:
+    torch = pytest.importorskip("torch")
+    swapping = pytest.importorskip("optuna_nis.nn")
+    labels = torch.arange(90).sqrt().long()
+    scope = {
+        **vars(swapping),
+        "torch": torch,
+        "model": torch.nn.Sequential(
+            OrderedDict(user=torch.nn.Embedding(30, 4), head=torch.nn.Linear(4, 10))
+        ),
+        "train_loader": torch.arange(90).remainder(30).split(45),
+        "labels": labels,
+        "num_items": 10,
+    }
+    exec(blocks("docs/your_model.md")[-1], scope)
+    assert [spec.name for spec in scope["space"].specs] == ["user", "head"]
+    assert scope["counts"]["head"].sum() == len(labels)
 
 
 def test_the_share_of_embeddings_is_counted() -> None:
