@@ -151,7 +151,7 @@ def search(
             peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             warmup_step=median(clock.seconds[: steps // 2]),
             search_step=median(clock.seconds[steps // 2 :]),
-            quality=nis.study.best_value,
+            quality=max(trial.values[0] for trial in trials),
         )
     )
 

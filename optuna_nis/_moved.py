@@ -22,7 +22,7 @@ MOVED = {
     "datasets": "data",
     "export": "serve",
     "lightning.data_config": "data.config",
-    "lightning.modules": "models.modules",
+    "lightning.modules": "models",
     "lightning.predictor": "serve.predictor",
     "moments": "study.moments",
     "nn.softmax": "models.softmax",

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import optuna
 import pytest
 
 import optuna_nis
@@ -23,55 +24,78 @@ def test_the_results_table_is_up_to_date() -> None:
     subprocess.run([sys.executable, script, "--check"], check=True, cwd=ROOT)
 
 
-def test_the_five_lines_are_those_of_the_tutorial() -> None:
-    plain, searched = (
-        (ROOT / "tutorials" / f"{name}_training.py").read_text().split('"""', 2)[2].splitlines()
-        for name in ("plain", "searched")
-    )
-    changes = list(difflib.ndiff(plain, searched))
-    assert not [line for line in changes if line.startswith("- ")]
-    added = [line[2:] for line in changes if line.startswith("+ ") and line[2:]]
-    assert len([line for line in added if "import" not in line]) == 5
-    block = (ROOT / "README.md").read_text().split("```diff\n")[1].split("```")[0].splitlines()
-    assert [line[1:] for line in block if line.startswith("+")] == added
-    kept = [line[1:] for line in block if line.startswith(" ")]
-    assert kept == plain[-len(kept) :]
-
-
-def test_the_tutorials_run(tmp_path: Path) -> None:
-    source = (ROOT / "tutorials" / "searched_training.py").read_text()
-    few = source.replace(".dropna(", ".head(20_000).dropna(").replace("epochs=3", "epochs=1")
-    assert few.count("head(20_000)") == 1
-    assert few.count("epochs=1") == 2
-    (tmp_path / "searched.py").write_text(few + "print(search.candidates[0])\n")
+def run(folder: Path, code: str, *arguments: str) -> str:
+    """Run a script in a folder of its own; what it prints."""
+    (folder / "script.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "searched.py"],
+        [sys.executable, "-W", "ignore", "script.py", *arguments],
         check=True,
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
-    assert "embeddings.7: " in done.stdout
-    assert "auroc" in done.stdout
+    return done.stdout
+
+
+def replaced(code: str, changes: dict[str, str]) -> str:
+    """Code with some parts replaced, each of which must be there once."""
+    for old, new in changes.items():
+        assert code.count(old) == 1, old
+        code = code.replace(old, new)
+    return code
+
+
+def tutorial(name: str) -> str:
+    return (ROOT / "tutorials" / f"{name}_training.py").read_text()
+
+
+def test_the_lines_of_a_search_are_those_of_the_tutorial() -> None:
+    plain, searched = (
+        tutorial(name).split('"""', 2)[2].splitlines() for name in ("plain", "searched")
+    )
+    changes = [line for line in difflib.ndiff(plain, searched) if line[:2] in ("+ ", "- ")]
+    changes = [line[0] + line[2:] for line in changes if line[2:]]
+    block = (ROOT / "README.md").read_text().split("```diff\n")[1].split("```")[0].splitlines()
+    assert [line for line in block if line[:1] in ("+", "-")] == changes
+    added = [line for line in changes if line[0] == "+" and "import" not in line]
+    assert len(added) == 2
+    kept = [line[1:] for line in block if line.startswith(" ")]
+    assert [line for line in plain if line in kept][-len(kept) :] == kept
+
+
+def test_the_script_with_a_search_runs(tmp_path: Path) -> None:
+    few = replaced(
+        tutorial("searched"),
+        {
+            ".dropna(": ".head(20_000).dropna(",
+            "epochs=3": "epochs=1",
+            'monitor="auroc")': 'monitor="auroc", epochs=1, num_updates=5)',
+        },
+    )
+    printed = run(tmp_path, few + "print(found.allocation)\n")
+    assert "embeddings.7: " in printed
+    assert "auroc" in printed
 
 
 @pytest.mark.slow
-def test_the_ten_lines_run(tmp_path: Path) -> None:
+def test_the_ten_lines_find_what_the_command_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    lightning = pytest.importorskip("optuna_nis.lightning")
     (block,) = blocks("README.md")
     assert blocks("docs/quick_start.md")[0] == block
-    few = block.replace('-small"', '-small", max_rows=20_000').replace("epochs=4", "epochs=1")
-    assert few.count("max_rows") == 1
-    assert few.count("epochs=1") == 2
-    (tmp_path / "ten.py").write_text(few)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "ten.py"],
-        check=True,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+    few = replaced(
+        block,
+        {
+            '-small"': '-small", max_rows=20_000',
+            '"25%"': '"25%", epochs=2, num_updates=10',
+            "retrain(": "retrain(seeds=[0], max_epochs=2",
+        },
     )
-    assert "\nuser: " in done.stdout
-    assert "test_metric" in done.stdout
+    exec(few, {})
+    study = optuna.create_study(direction="maximize")
+    data = lightning.DataConfig(dataset="movielens-small", max_rows=20_000)
+    sizes = lightning.search(study, data, budget="25%", epochs=2, num_updates=10)
+    results = lightning.retrain(study, seeds=[0], max_epochs=2)
+    assert capsys.readouterr().out == "\n".join(map(str, [sizes, *results, ""]))
 
 
 def test_the_objective_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,9 +105,36 @@ def test_the_objective_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str
         assert allocation.num_parameters <= budget
         return allocation["user"].num_parameters - allocation["item"].num_parameters
 
-    code = blocks("docs/quick_start.md")[1].replace("n_trials=100", "n_trials=10")
+    code = replaced(blocks("docs/quick_start.md")[1], {"n_trials=100": "n_trials=10"})
     exec(code, {"train_and_validate": train_and_validate})
     assert capsys.readouterr().out.startswith("user: ")
+
+
+def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
+    script = tutorial("plain").split("seed_everything(0)")[0]
+    steps = replaced(
+        "".join(blocks("docs/your_model.md")),
+        {
+            'monitor="auroc")\nprint': 'monitor="auroc", epochs=1, num_updates=4)\nprint',
+            "seeds=[0, 1, 2]": "seeds=[0], max_epochs=1",
+            'NISCallback(space, monitor="auroc")': (
+                'NISCallback(space, monitor="auroc", num_updates=4)'
+            ),
+            "max_epochs=4": "max_epochs=1",
+            "n_trials=50": "n_trials=2",
+        },
+    )
+    printed = run(
+        tmp_path,
+        replaced(script, {".dropna(": ".head(20_000).dropna("})
+        + "(train_loader, val_loader, test_loader), sizes = flights()\n"
+        + "Model = lambda: Delay(sizes)\n"
+        + steps
+        + "print(sum(p.numel() for p in model.embeddings.parameters()) <= space.budget)\n"
+        + "print(len(study.trials), study.best_trial.user_attrs['fidelity'])\n",
+    )
+    assert re.search(r"^NIS: auroc 0\.\d{4}, [\d,]+ parameters$", printed, re.MULTILINE)
+    assert printed.endswith("True\n2 trained\n")
 
 
 def test_the_share_of_embeddings_is_counted() -> None:

@@ -12,30 +12,28 @@ whether they are worth it.
 # is allowed.
 import os
 
-import optuna
-
-from optuna_nis.lightning import DataConfig, retrain, search
+from optuna_nis.data import load_dataset
+from optuna_nis.lightning import reference_model, search_sizes
 from optuna_nis.show.figures import plot_allocation
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))  # Seconds instead of minutes, for a test.
 quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
 
-data = DataConfig(dataset="flights", max_rows=2_000 if SHORT else 100_000)
-study = optuna.create_study(direction="maximize")
-sizes = search(study, data, budget="25%", progress=print, **quick)
+data = load_dataset("flights", max_rows=2_000 if SHORT else 100_000)
+build = reference_model(data.features)
+found = search_sizes(build, data, budget="25%", progress=print, **quick)
 
 # %%
 # The search has trained one *supernet* that holds all sizes, while a controller learned which of
 # them score well on validation data. Every choice that it scored is a trial of the study. The best
 # few were then trained for real. What came out:
-print(f"{len(study.trials)} trials")
-print(sizes)
-print(f"{sizes.num_parameters:,} parameters")
+print(f"{len(found.study.trials)} trials")
+print(found.allocation)
 
 # %%
 # Each line is a table. ``100x32 + 300x8 (of 900x32)`` would say that the 100 most frequent ids
 # have 32 numbers each, the next 300 have 8, and the other 500 share a row of zeros. Drawn:
-plot_allocation(sizes)
+plot_allocation(found.allocation)
 
 # %%
 # In a notebook a figure shows itself; in a script, append ``.show()``.
@@ -46,11 +44,11 @@ plot_allocation(sizes)
 # The search has judged sizes by shared weights and by validation data. So train a model of these
 # sizes again from scratch, and test it on flights that nobody has seen so far. Beside it: uniform
 # widths within the same budget, and the full tables.
-results = retrain(study, seeds=[0], max_epochs=1 if SHORT else 30, progress=print)
+results = found.retrain(seeds=[0], max_epochs=1 if SHORT else 30, progress=print)
 
 # %%
 for result in results:
-    print(f"{result.label:20} ROC-AUC {result.mean:.4f}, {result.num_parameters:>7,} parameters")
+    print(result)
 
 # %%
 # One seed is an anecdote; leave out ``seeds`` for three. The README has such a table for all
@@ -66,7 +64,7 @@ for result in results:
 #     optuna-nis report
 #
 # There the study is kept in a file, so that an interrupted search goes on where it was. In Python
-# that is ``optuna.create_study(storage="sqlite:///flights.db", ...)``. A table of your own is
-# ``DataConfig(table="clicks.parquet", label="clicked", features=("user", "item"))``.
+# that is ``search_sizes(..., study=optuna.create_study(storage="sqlite:///flights.db", ...))``. A
+# table of your own is a :class:`~optuna_nis.data.TableDataModule`.
 #
 # Next: a search in a Lightning model of your own.

@@ -8,22 +8,19 @@ train the sizes found.
 # %%
 # Will somebody like a film? This is an ordinary Lightning module with two ``nn.Embedding`` and one
 # ``nn.EmbeddingBag`` (a film has several genres). It knows nothing of optuna-nis.
-import logging
 import os
 
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 import torch
 from torch import nn
 from torch.nn import functional
 from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis.data import load_dataset
-from optuna_nis.lightning import NISCallback, evaluate, train, train_shortlist
-from optuna_nis.nn import apply_allocation, count_ids, make_searchable
-from optuna_nis.strategy import baselines
+from optuna_nis.lightning import search_sizes
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
 
 
 class Liked(LightningModule):
@@ -61,55 +58,26 @@ class Liked(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-data = load_dataset("movielens-small", batch_size=512, max_rows=2_000 if SHORT else None)
-data.setup("fit")
+data = load_dataset("movielens-small", max_rows=2_000 if SHORT else None)
 known = [len(data.vocabularies[name]) for name in ("user", "item", "genres")]
 
 # %%
 # Search
 # ------
 #
-# ``count_ids`` looks through the training data: tables are cut by how frequent their ids are.
-# ``make_searchable`` turns the embedding layers into supernet layers, in place, and gives the
-# search space. From then on it is ``Trainer.fit`` with one more callback, which is told what the
-# model logs.
-model = Liked(*known)
-counts = count_ids(data.train_dataloader(), model)
-space = make_searchable(model, counts=counts, budget="10%")
-print(space)
-for spec in space.specs:
+# One call with a function that makes the model, the data, and the name of what the model logs. It
+# counts how frequent ids are in the training data, since tables are cut by that, turns the
+# embedding layers of one model into supernet layers, and trains it beside a controller.
+found = search_sizes(lambda: Liked(*known), data, "10%", monitor="auroc", progress=print, **quick)
+for spec in found.space.specs:
     print(f"{spec.name}: blocks of {spec.row_blocks} rows, each {spec.widths} wide")
 
 # %%
-search = NISCallback(space, monitor="auroc", num_updates=5 if SHORT else 50)
-trainer = Trainer(
-    max_epochs=1 if SHORT else 4,
-    callbacks=[search],
-    logger=False,
-    enable_checkpointing=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
-)
-trainer.fit(model, datamodule=data)
-
-# %%
-# A supernet compares choices of different cost badly, so the callback leaves several candidates,
-# one for the budget, one for half of it, and so on. A short training of each, which starts from
-# the supernet's weights, decides on validation data.
-
-
-def build(sizes):
-    """A new model of given sizes."""
-    return apply_allocation(Liked(*known), sizes, counts=counts)
-
-
-shortlist = train_shortlist(
-    search.candidates, model, build, data, rounds=(1,) if SHORT else (1, 1, 2), monitor="auroc"
-)
-for candidate in shortlist:
+# A supernet compares choices of different cost badly. So some candidates, for the budget, for half
+# of it, and so on, were trained for real, from the supernet's weights, and validation decided.
+for candidate in found.candidates:
     print(f"{candidate.allocation.num_parameters:>7,} parameters: {candidate.val_metric:.4f}")
-best = shortlist[0].allocation
-print(best)
+print(found.allocation)
 
 # %%
 # Train the sizes found
@@ -117,16 +85,13 @@ print(best)
 #
 # From scratch, until validation stops improving, and beside the full tables and uniform widths of
 # the same budget. Only now is the test part looked at.
-uniform = baselines.uniform(space, projected=True)
-for name, sizes in {"found": best, "uniform": uniform, "full": space.full()}.items():
-    run = train(build, sizes, data, seed=0, monitor="auroc", max_epochs=1 if SHORT else 30)
-    tested = evaluate(run.model, data, monitor="auroc")
-    print(f"{name:8} ROC-AUC {tested:.4f}, {sizes.num_parameters:>7,} parameters")
+for result in found.retrain(seeds=[0], max_epochs=1 if SHORT else 30):
+    print(result)
 
 # %%
-# ``build(best)`` is an ordinary module again: save it, load it, go on training as you are used to.
-# :doc:`/your_model` tells which layers are handled, which are refused, and where the reward may
-# come from. The shortest form is five lines in an existing script: ``plain_training.py`` and
-# ``searched_training.py``, beside this file.
+# ``found.build()`` is an ordinary module of these sizes: train it, save it, load it as usual.
+# :doc:`/your_model` tells which layers are handled, which are refused, where the reward may come
+# from, and how to search in a training of your own, with a callback. The shortest form is two
+# lines in an existing script: ``plain_training.py`` and ``searched_training.py``, beside this.
 #
 # Next: finding one of many items.

@@ -10,39 +10,33 @@ How to search the embedding sizes of a model that finds one of many items, and h
 # The calls are those of :doc:`the first tutorial <01_first_search>`, with another task.
 import os
 
-import optuna
 import pandas as pd
 
-from optuna_nis.lightning import DataConfig, Predictor, retrain, search
+from optuna_nis.data import load_dataset
+from optuna_nis.lightning import Predictor, reference_model, search_sizes
 from optuna_nis.show.figures import plot_allocation
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
-quick = {"epochs": 1, "num_updates": 5} if SHORT else {"epochs": 6}
+quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
 
-data = DataConfig(
-    dataset="flights", task="retrieval", max_rows=2_000 if SHORT else 60_000, split="chronological"
-)
-study = optuna.create_study(direction="maximize")
-sizes = search(study, data, budget="10%", progress=print, **quick)
-print(sizes)
+rows = 2_000 if SHORT else 60_000
+data = load_dataset("flights", "retrieval", max_rows=rows, split="chronological")
+found = search_sizes(reference_model(data.features), data, "10%", progress=print, **quick)
+print(found.allocation)
 
 # %%
 # Retrieval is measured by Recall@1: how often the item with the highest score is the right one. On
 # the few thousand examples that a choice is scored on that is a coarse measure, so the search is
 # rewarded by the mean reciprocal rank (:doc:`/how_it_works`).
-#
-plot_allocation(sizes)
+plot_allocation(found.allocation)
 
 # %%
 # Worth it?
 # ---------
 #
 # Trained again from scratch and tested on the last tenth of the year. ``output`` keeps the model.
-results = retrain(
-    study, seeds=[0], max_epochs=1 if SHORT else 30, output="destinations", progress=print
-)
-for result in results:
-    print(f"{result.label:20} Recall@1 {result.mean:.4f}, {result.num_parameters:>7,} parameters")
+for result in found.retrain(seeds=[0], max_epochs=1 if SHORT else 30, output="destinations"):
+    print(result)
 
 # %%
 # Ask it
@@ -63,8 +57,8 @@ queries = pd.DataFrame(
     }
 )
 destinations = Predictor.load("destinations").predict(queries)
-for origin, found in zip(queries["origin"], destinations):
-    print(f"from {origin}: {', '.join(found[:5])}")
+for origin, best in zip(queries["origin"], destinations):
+    print(f"from {origin}: {', '.join(best[:5])}")
 
 # %%
 # From the command line that is ``optuna-nis search --dataset flights --task retrieval`` and

@@ -9,13 +9,11 @@ What a search chooses from, single-size or multi-size, and what a budget does.
 # :doc:`/how_it_works` has the drawing.
 import os
 
-import optuna
-
 from optuna_nis import EmbeddingSpec, SearchSpace, penalised_reward
-from optuna_nis.lightning import DataConfig, reference_model, search, train
+from optuna_nis.data import load_dataset
+from optuna_nis.lightning import reference_model, search_sizes, train
 from optuna_nis.show.figures import plot_allocation
 from optuna_nis.strategy import baselines
-from optuna_nis.study.results import best_trial
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
 quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
@@ -56,32 +54,23 @@ print(penalised_reward(0.77, num_parameters=40_000, budget=32_000, penalty_weigh
 # Is a flight late, once more: both modes with a large and a small budget, and beside them uniform
 # widths. Qualities are on validation data, which the search has chosen by; :doc:`the first
 # tutorial <01_first_search>` shows how to test what it found.
-data = DataConfig(dataset="flights", max_rows=2_000 if SHORT else 50_000)
-datamodule = data.datamodule(withhold_test=True)
+data = load_dataset("flights", max_rows=2_000 if SHORT else 50_000)
+build = reference_model(data.features)
 found = {}
 for budget in ("20%", "2%"):
-    space = SearchSpace(datamodule.embedding_specs(32), budget=budget)
-    sizes = baselines.uniform(space)
-    run = train(
-        reference_model(datamodule.features),
-        sizes,
-        datamodule,
-        seed=0,
-        max_epochs=1 if SHORT else 30,
-    )
-    print(f"{budget:>3} uniform  {run.val_metric:.4f}, {sizes.num_parameters:>6,} parameters")
     for mode in ("single", "multi"):
-        study = optuna.create_study(direction="maximize")
-        sizes = search(study, data, budget=budget, mode=mode, **quick)
-        found[budget, mode] = sizes
-        quality = best_trial(study).user_attrs["quality"]
-        print(f"{budget:>3} {mode:8} {quality:.4f}, {sizes.num_parameters:>6,} parameters")
+        found[budget, mode] = search_sizes(build, data, budget, mode=mode, **quick)
+        best, sizes = found[budget, mode].study.best_value, found[budget, mode].allocation
+        print(f"{budget:>3} {mode:8} {best:.4f}, {sizes.num_parameters:>6,} parameters")
+    sizes = baselines.uniform(found[budget, "multi"].space)
+    run = train(build, sizes, data, seed=0, max_epochs=1 if SHORT else 30)
+    print(f"{budget:>3} uniform  {run.val_metric:.4f}, {sizes.num_parameters:>6,} parameters")
 
 # %%
 # A search may leave memory unused where more of it does not help: on these data large tables
 # overfit. A small budget makes it choose who gets the memory.
-print(found["2%", "multi"])
-plot_allocation(found["2%", "multi"])
+print(found["2%", "multi"].allocation)
+plot_allocation(found["2%", "multi"].allocation)
 
 # %%
 # On flights there is little between the modes: what counts is which features keep any memory.

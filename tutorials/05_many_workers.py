@@ -33,7 +33,6 @@ from optuna_nis import NISSampler, SearchSpace
 from optuna_nis.data import load_dataset
 from optuna_nis.lightning import RankingModule, objective
 from optuna_nis.show.figures import plot_memory_vs_quality
-from optuna_nis.study.results import best_allocation, best_trial
 from optuna_nis.study.storages import open_storage
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
@@ -59,7 +58,6 @@ torch.set_num_threads(1)
 data = load_dataset(
     "flights", max_rows=2_000 if SHORT else 40_000, batch_size=1024, withhold_test=True
 )
-data.setup("fit")
 space = SearchSpace(data.embedding_specs(16), budget="10%")
 training = objective(RankingModule, data, space, max_epochs=1 if SHORT else 4)
 
@@ -108,8 +106,8 @@ for helper in helpers:
 # has learned from all.
 finished = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
 print("trials of each worker:", Counter(trial.user_attrs["worker"] for trial in finished))
-best = best_allocation(study)
-print(f"ROC-AUC {best_trial(study).value:.4f} with {best.num_parameters:,} of {space.budget:,}")
+best = space.allocation(study.best_params)
+print(f"ROC-AUC {study.best_value:.4f} with {best.num_parameters:,} of {space.budget:,}")
 print(best)
 
 # %%

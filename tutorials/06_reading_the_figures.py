@@ -9,9 +9,8 @@ Which figure answers which question about a search, and what to do about the ans
 # figure in full.
 import os
 
-import optuna
-
-from optuna_nis.lightning import DataConfig, retrain, search
+from optuna_nis.data import load_dataset
+from optuna_nis.lightning import reference_model, search_sizes
 from optuna_nis.show.figures import (
     plot_allocation,
     plot_feature_budget,
@@ -25,11 +24,10 @@ from optuna_nis.show.report import write_report
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
 quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
 
-data = DataConfig(dataset="flights", max_rows=2_000 if SHORT else 50_000)
-study = optuna.create_study(direction="maximize", study_name="flights")
-best = search(study, data, budget="10%", **quick)
-retrain(study, seeds=[0], max_epochs=1 if SHORT else 30)
-print(f"{len(study.trials)} trials, best with {best.num_parameters:,} parameters")
+data = load_dataset("flights", max_rows=2_000 if SHORT else 50_000)
+found = search_sizes(reference_model(data.features), data, budget="10%", **quick)
+found.retrain(seeds=[0], max_epochs=1 if SHORT else 30)
+study = found.study
 
 # %%
 # What was found?

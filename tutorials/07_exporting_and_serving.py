@@ -14,35 +14,25 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import optuna
 import pandas as pd
 
-from optuna_nis.lightning import (
-    DataConfig,
-    Predictor,
-    evaluate,
-    export_model,
-    reference_model,
-    search,
-    train,
-)
+from optuna_nis.data import load_dataset
+from optuna_nis.lightning import Predictor, evaluate, export_model, reference_model, search_sizes
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
 quick = {"epochs": 1, "num_updates": 5} if SHORT else {}
 
-config = DataConfig(dataset="flights", max_rows=2_000 if SHORT else 50_000)
-sizes = search(optuna.create_study(direction="maximize"), config, budget="25%", **quick)
-data = config.datamodule(withhold_test=False)
-build = reference_model(data.features)
-model = train(build, sizes, data, seed=0, max_epochs=1 if SHORT else 30).model
+data = load_dataset("flights", max_rows=2_000 if SHORT else 50_000)
+found = search_sizes(reference_model(data.features), data, budget="25%", **quick)
 
 # %%
 # A folder
 # --------
 #
-# The model, its sizes and its vocabularies; ``retrain(..., output="model")`` and ``optuna-nis
-# retrain --output model`` write the same. Nothing in it is executed when it is read.
-Predictor(model, sizes, data.features).save("model")
+# The trained model, its sizes and its vocabularies, as ``optuna-nis retrain --output model``
+# writes it. Nothing in it is executed when it is read.
+found.retrain(seeds=[0], max_epochs=1 if SHORT else 30, output="model")
+model = Predictor.load("model").model
 
 flights = [
     {"carrier": "UA", "flight": 1545, "tailnum": "N14228", "origin": "EWR", "dest": "IAH"}

@@ -81,8 +81,7 @@ print("bits:", found)
 
 def penalised(trial):
     """The same with a penalty."""
-    value = objective(trial)
-    return value - max(0, sum(trial.params.values()) / LIMIT - 1)
+    return objective(trial) - max(0, sum(trial.params.values()) / LIMIT - 1)
 
 
 tpe = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))

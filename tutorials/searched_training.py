@@ -14,8 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset, random_split
 from torchmetrics.classification import BinaryAUROC
 
-from optuna_nis.lightning import NISCallback
-from optuna_nis.nn import apply_allocation, count_ids, make_searchable
+from optuna_nis.lightning import search_sizes
 
 FEATURES = ["carrier", "flight", "tailnum", "origin", "dest", "month", "day", "hour"]
 
@@ -69,12 +68,8 @@ class Delay(LightningModule):
 
 seed_everything(0)
 (train, validation, test), sizes = flights()
-model = Delay(sizes)
-counts = count_ids(train, model)
-space = make_searchable(model, counts=counts, budget="25%")
-search = NISCallback(space, monitor="auroc")
-Trainer(max_epochs=3, callbacks=[search]).fit(model, train, validation)
-model = apply_allocation(Delay(sizes), search.candidates[0], counts=counts)
+found = search_sizes(lambda: Delay(sizes), (train, validation), "25%", monitor="auroc")
+model = found.build()
 trainer = Trainer(max_epochs=3)
 trainer.fit(model, train, validation)
 trainer.test(model, test)

@@ -8,24 +8,25 @@ from dataclasses import dataclass, field, replace
 import inspect
 from pathlib import Path
 import tempfile
-import time
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from optuna import Study, create_study
 import torch
+from torch import nn
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_folder
-from optuna_nis._format import duration
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.comparison import Comparison, compare
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.parts import parts_of_data
+from optuna_nis.lightning.progress import EpochLines
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import (
     BuildModel,
@@ -33,6 +34,7 @@ from optuna_nis.lightning.training import (
     fit_data,
     quiet_lightning,
     quiet_trainer,
+    test_data,
 )
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.reference import ReferenceModel
@@ -76,16 +78,23 @@ class FoundSizes:
             been searched to its end before.
         study: All trials; ``best_trial`` is that of the best sizes.
         space: The search space.
-        build: Makes a new model of given sizes.
     """
 
     allocation: Allocation
-    candidates: list[Candidate]
+    candidates: list[Candidate] = field(repr=False)
     study: Study = field(repr=False)
     space: SearchSpace
-    build: BuildModel = field(repr=False)
+    _build: BuildModel = field(repr=False)
     _data: Data = field(repr=False)
     _monitored: Monitored = field(repr=False)
+
+    def build(self, sizes: Allocation | None = None) -> LightningModule:
+        """Make a new model.
+
+        Args:
+            sizes: Its sizes, by default those that were found.
+        """
+        return self._build(self.allocation if sizes is None else sizes)
 
     def retrain(
         self,
@@ -94,6 +103,7 @@ class FoundSizes:
         test_monitor: str | None = None,
         max_epochs: int = 30,
         patience: int = 3,
+        output: str | Path | None = None,
         progress: Callable[[str], None] = lambda text: None,
         **trainer_options: Any,
     ) -> list[RetrainResult]:
@@ -110,6 +120,8 @@ class FoundSizes:
                 validation with "test" in place of "val".
             max_epochs: Most epochs of a training.
             patience: Epochs without improvement after which a training stops.
+            output: Folder for the model of the found sizes with the best validation, for
+                :class:`Predictor`: of a reference model and a data module of optuna_nis.data.
             progress: Called with a line of text before and after each training.
             **trainer_options: Further arguments of the trainers.
 
@@ -120,19 +132,21 @@ class FoundSizes:
             ValueError: If an argument is out of range, there are no test data, or the model logs
                 no such value.
         """
+        test_data(self._data)
         name = self._monitored.name
         if self._monitored.metric is not None:
             test_monitor = test_monitor or f"{name}_test"
         elif test_monitor is None:
-            reference = isinstance(self.build(self.allocation), EmbeddingModule)
+            reference = isinstance(self.build(), EmbeddingModule)
             test_monitor = "test_metric" if reference else name.replace("val", "test")
         comparison = Comparison(
-            self.build,
+            self._build,
             self._data,
             self._monitored,
             test_monitor,
             max_epochs=max_epochs,
             patience=patience,
+            output=None if output is None else str(output),
             progress=progress,
             trainer_options=trainer_options,
         )
@@ -241,6 +255,11 @@ def search_sizes(
         # A bad option must be told before anything is written into the study.
         subject.supernet()
     else:
+        if space is not None:
+            raise ValueError(
+                "`space` is for a `build_model` that takes sizes. Give `budget` and `mode`, from "
+                f"which that of the model's layers is made, got {space!r}."
+            )
         options = dict(swap_options or {})
         if counts is None:
             counts = _counted(build_model(), data, count_options or {}, options)
@@ -294,7 +313,7 @@ def search_sizes(
             save_parts(study, parts_of_data(data, supernet, ["validation"]))
         searched = folder.load_searched()
         if searched is None:
-            every_callback: list[Callback] = [search, _EpochLines(progress), *callbacks]
+            every_callback: list[Callback] = [search, EpochLines(progress), *callbacks]
             if keep:
                 every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
             progress(f"Searching {space!r}; epochs of the supernet: {plan.epochs}.")
@@ -359,6 +378,11 @@ class _Subject:
 
 
 def _takes_sizes(build_model: BuildAnyModel) -> bool:
+    if isinstance(build_model, nn.Module) or not callable(build_model):
+        raise TypeError(
+            "`build_model` must be a function that makes a model, such as `lambda: Model(...)`, "
+            f"since each training needs a new one, got {type(build_model).__name__}."
+        )
     required = [
         parameter
         for parameter in inspect.signature(build_model).parameters.values()
@@ -378,8 +402,8 @@ def _space_of(
 ) -> SearchSpace:
     if not isinstance(build_model, ReferenceModel):
         raise ValueError(
-            "`space` must be given for a `build_model` that takes sizes, unless it is what "
-            "`reference_model` gives."
+            "`build_model` must be a function without arguments, such as `lambda: Model(...)`; "
+            "with one that takes sizes, unless `reference_model` made it, give `space`."
         )
     return SearchSpace(build_model.specs(), budget=budget, mode=mode)
 
@@ -388,6 +412,7 @@ def _counted(
     model: LightningModule, data: Data, options: Mapping[str, Any], swap: Mapping[str, Any]
 ) -> Counts:
     """How often each id occurs in the training data."""
+    lightning_of(model)  # It must be a LightningModule.
     if isinstance(data, LightningDataModule):
         data.prepare_data()
         data.setup("fit")
@@ -410,32 +435,6 @@ def _swapped(
 
     space = make_searchable(build_model(), counts=counts, **options)
     return _Subject(space, supernet, sized)
-
-
-class _EpochLines(Callback):
-    """A line after each epoch of the supernet, with the time left.
-
-    Later epochs take longer, when choices are scored besides, and the finalists at the end: what
-    is left is at least so many epochs like the last one.
-    """
-
-    def __init__(self, progress: Callable[[str], None]) -> None:
-        self._progress = progress
-        self._start = self._epoch_start = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # An epoch that goes on after an interruption may have had its start before.
-        self._start = self._epoch_start = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_start = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
-        now = time.perf_counter()
-        left = (now - self._epoch_start) * (epochs - done)
-        more = f"; at least {duration(left)} of it left" if done < epochs else ""
-        self._progress(f"Supernet: epoch {done} of {epochs}, {duration(now - self._start)}{more}.")
 
 
 def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:

@@ -80,6 +80,11 @@ def compare(
     if isinstance(comparison.build(best), EmbeddingModule):
         # Other models want rows of the width that they were made for.
         uniforms.insert(0, ("Uniform", baselines.uniform(space)))
+    elif comparison.output is not None:
+        raise ValueError(
+            "`output` is for reference models on a data module of optuna_nis.data, got "
+            f"{comparison.output!r}. Train a model of your own with `train`, and save it."
+        )
     trainings = _Trainings(study, comparison, (2 + 1) * len(seeds) + len(uniforms) - 1)
 
     def result(name: str, label: str, sizes: Allocation, runs: Sequence[_Run]) -> RetrainResult:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import math
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 import optuna
 
 from optuna_nis._logging import get_logger
 from optuna_nis.lightning.rewards import MonitorMode
-from optuna_nis.lightning.training import BuildModel, listed, logged, train
+from optuna_nis.lightning.training import BuildModel, Data, listed, logged, train
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.reward import Reward, penalised_reward
@@ -24,7 +24,7 @@ _logger = get_logger(__name__)
 
 def objective(
     build_model: BuildModel,
-    datamodule: LightningDataModule,
+    datamodule: Data,
     space: SearchSpace,
     *,
     max_epochs: int = 30,
@@ -46,7 +46,7 @@ def objective(
     Args:
         build_model: Makes a model of given sizes, such as ``lambda sizes:
             apply_allocation(Model(), sizes)`` (:func:`~optuna_nis.nn.apply_allocation`).
-        datamodule: Train and validation data.
+        datamodule: Train and validation data, or the dataloaders of both.
         space: The sizes to choose from, and their budget.
         max_epochs: Most epochs of a training.
         patience: Epochs without improvement after which a training stops.

@@ -12,7 +12,7 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.batches import Batch
 from optuna_nis.data.features import LABEL
 from optuna_nis.models import EmbeddingModule, RetrievalModule
-from optuna_nis.study.parts import Part
+from optuna_nis.study.cautions import Part
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
 

@@ -281,8 +281,8 @@ class Rewards:
         if found is None:
             raise MisconfigurationException(
                 f"The validation of {type(pl_module).__name__} logs {validation.log.names}, "
-                f"not {name!r}. Give NISCallback a `monitor` that is logged there, or a "
-                "`metric` for what is returned, or define `choice_quality`."
+                f"not {name!r}. Give a `monitor` that is logged there, or a `metric` for what "
+                "is returned, or define `choice_quality`."
             )
         return self._sign(found.source, name) * found.value, found.weight
 

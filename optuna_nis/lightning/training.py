@@ -16,6 +16,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import torch
 
+from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.space.allocation import Allocation
@@ -172,12 +173,18 @@ def fit_data(data: Data) -> dict[str, Any]:
     return {"datamodule": data}
 
 
-def _test_data(data: Data) -> dict[str, Any]:
-    """Data as arguments of ``Trainer.test``."""
+def test_data(data: Data) -> dict[str, Any]:
+    """Data as arguments of ``Trainer.test``.
+
+    Raises:
+        ValueError: If they have no test part.
+    """
     if isinstance(data, Sequence):
         if len(data) < 3:
             raise ValueError("`data` must have the dataloader of the test as its third.")
         return {"dataloaders": data[2]}
+    if isinstance(data, EmbeddingDataModule) and data.withhold_test:
+        raise ValueError("`data` must have a test part, got one made with `withhold_test=True`.")
     return {"datamodule": data}
 
 
@@ -225,7 +232,7 @@ def evaluate(
     """
     with quiet_lightning():
         trainer = quiet_trainer(model, callbacks=listed(callbacks))
-        found = trainer.test(model, **_test_data(datamodule), verbose=False)
+        found = trainer.test(model, **test_data(datamodule), verbose=False)
     # Of several dataloaders each has its own; names tell which.
     metrics = {name: value for each in found for name, value in each.items()}
     if monitor not in metrics:

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 
 from optuna_nis._checks import check_integer
 from optuna_nis.data.features import UNSEEN_TARGET
-from optuna_nis.models.base import EmbeddingModule, mlp
+from optuna_nis.models.base import EmbeddingModule, check_hidden, mlp
 from optuna_nis.models.embeddings import Batch, tables_of
 from optuna_nis.models.softmax import (
     Items,
@@ -204,7 +204,8 @@ def _with_table(
     hidden: Sequence[int], table: EmbeddingSpec | TableAllocation, num_classes: int
 ) -> Sequence[int]:
     """Widths of the layers where the last one gives the vectors that a table is compared with."""
-    if table.num_embeddings != num_classes or not 0 < table.embedding_dim <= hidden[-1]:
+    check_hidden(hidden)
+    if table.num_embeddings != num_classes or table.embedding_dim > hidden[-1]:
         raise ValueError(
             f"The table of the items, {table.name!r} of `tables`, must have `num_classes` rows, "
             f"{num_classes}, and be at most as wide as the last of `hidden`, {hidden[-1]}, got "

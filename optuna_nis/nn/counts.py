@@ -20,6 +20,7 @@ from optuna_nis.nn._tables import (
     Plain,
     check_patterns,
     fits,
+    linear_layers,
     no_layer_to,
     plain_layers,
     swapped_names,
@@ -54,7 +55,8 @@ def count_ids(
         step: Runs the model on a batch. By default its ``training_step`` if it has one, called as
             Lightning calls that of a :class:`~lightning.pytorch.LightningModule`, and else the
             model itself.
-        ids: The ids in a batch, of any shape, by the name of the layer that looks them up.
+        ids: The ids in a batch, of any shape, by the name of the layer that looks them up; for a
+            :class:`torch.nn.Linear` that will be among the ``outputs``, the targets.
         exclude: Patterns of the names of layers that will not be swapped, as in
             :func:`make_searchable`; they are not counted.
         progress: Whether to show a progress bar, on standard error.
@@ -76,16 +78,21 @@ def count_ids(
     layers = plain_layers(model)
     check_patterns("exclude", exclude, [*layers, *swapped_names(model)])
     layers = {name: layer for name, layer in layers.items() if not fits(name, exclude)}
-    if not layers:
+    sizes = {name: layer.num_embeddings for name, layer in layers.items()}
+    if ids is not None:
+        # Targets are looked up by no layer.
+        sizes |= {name: layer.out_features for name, layer in linear_layers(model).items()}
+    if not sizes:
         raise ValueError(no_layer_to("count for", model))
     counts: dict[str, Tensor] = {}
 
     def add(name: str, found: Tensor) -> None:
-        if name not in layers:
+        if name not in sizes:
             raise ValueError(
-                f"`ids` names {name!r}, which is none of the embedding layers {list(layers)}."
+                f"`ids` names {name!r}, which is none of the embedding and linear layers "
+                f"{list(sizes)}."
             )
-        size = layers[name].num_embeddings
+        size = sizes[name]
         flat = found.detach().reshape(-1).cpu()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < size:
             raise ValueError(

@@ -266,8 +266,11 @@ def _swap(
         table = plan.table
         fields = nn.ModuleList(build(plan, index) for index in range(len(plan.parts)))
         hand_over(optimizers, table.name, [table.weight], fields)
-        for layer in [*table.layers, *table.outputs]:
-            become(layer, table.name, fields, table.padding_idx, plan.padding_row)
+        first, *_ = users = [*table.layers, *table.outputs]
+        for layer in users:
+            # What a state has twice, transformers does not save.
+            guest = isinstance(layer, nn.Linear) and layer is not first
+            become(layer, table.name, fields, guest, table.padding_idx, plan.padding_row)
     watch(model)
 
 

@@ -50,6 +50,11 @@ class _Swapped(OfFields):
             )
         super().__setattr__(name, value)
 
+    @property
+    def _is_guest(self) -> bool:
+        """Whether the fields are those of another layer, which alone has them as its modules."""
+        return "fields" in self.__dict__
+
     def reset_parameters(self) -> None:
         """Start anew, as the layer that this was would."""
         self._reset_rows(1.0)
@@ -69,8 +74,11 @@ class _Swapped(OfFields):
             self._padding_row.zero_()
 
     def set_fields(self, fields: nn.ModuleList) -> None:
-        """Look ids up in other layers from now on."""
-        self.fields = fields
+        """Have the rows in other layers from now on."""
+        if self._is_guest:
+            self.__dict__["fields"] = fields
+        else:
+            self.fields = fields
         ends = list(accumulate(layer.num_ids for layer in self.field_layers()))
         self._bounds = torch.tensor([[0, *ends[:-1]], ends], device="cpu")
 
@@ -293,7 +301,8 @@ class SwappedLinear(_Swapped, OutputLayer, nn.Linear):
     """An :class:`torch.nn.Linear` whose rows come from layers of this package.
 
     Made by :func:`make_searchable` and :func:`apply_allocation`. If its weight was that of an
-    embedding, it is that of the swapped embedding, and its row of padding stays as it was.
+    embedding, it is that of the swapped embedding, which alone has it among its parameters and in
+    its state, and the row of padding stays as it was.
     """
 
     # Two parents have one.
@@ -309,6 +318,18 @@ class SwappedLinear(_Swapped, OutputLayer, nn.Linear):
         """Start anew, as the layer that this was would."""
         self._reset_rows(linear_std(self.in_features))
         self._reset_bias()
+
+    def extra_repr(self) -> str:
+        """Show the shape, and whose weight it is."""
+        return super().extra_repr() + (f", weight of {self._name!r}" if self._is_guest else "")
+
+    def _replicate_for_data_parallel(self) -> Any:
+        if self._is_guest:
+            raise RuntimeError(
+                f"An output layer that has the weight of {self._name!r} cannot be copied for "
+                "nn.DataParallel; use nn.parallel.DistributedDataParallel."
+            )
+        return super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
 
     def _products(self, vectors: Tensor) -> Tensor:
         logits = super()._products(vectors)
@@ -358,6 +379,7 @@ def become(
     layer: nn.Embedding | nn.EmbeddingBag | nn.Linear,
     name: str,
     fields: nn.ModuleList,
+    guest: bool,
     padding_idx: int | None,
     padding_row: Tensor | None,
 ) -> None:
@@ -367,6 +389,7 @@ def become(
         layer: The layer.
         name: What messages call it.
         fields: What its rows are in.
+        guest: Whether they are modules of another layer.
         padding_idx: The id of padding.
         padding_row: The row of padding, if it is not zero.
     """
@@ -383,13 +406,15 @@ def become(
     object.__setattr__(layer, "__class__", kind)
     assert isinstance(layer, SwappedLayer)
     layer._name = name
+    if guest:
+        layer.__dict__["fields"] = fields
     layer.set_fields(fields)
-    layer.register_buffer("_padding_row", padding_row)
+    layer.register_buffer("_padding_row", None if padding_row is None else padding_row.clone())
 
 
 def restore(layer: SwappedLayer, weight: nn.Parameter) -> None:
     """Turn a layer back into one of torch, in place."""
-    del layer._modules["fields"]
+    del layer.fields
     for name in ("_bounds", "_padding_row"):
         if hasattr(layer, name):
             delattr(layer, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from optuna_nis.models import EmbeddingModule, RankingModule
 from optuna_nis.models.embeddings import Batch
 from optuna_nis.serve import quantization_report, save, to_onnx, to_torch_export
 from optuna_nis.serve.predictor import FEATURES_FILE, Predictor
+from optuna_nis.serve.quantize import Dtype
 
 _EXAMPLES = 64
 _BAG_LENGTH = 4
@@ -97,14 +99,9 @@ def _to_dense(predictor: Predictor, output: Path) -> str:
     return f"dense tables: {output}"
 
 
-def _to_int8(predictor: Predictor, output: Path) -> str:
-    predictor.with_tables("int8").save(output)
-    return f"{quantization_report(predictor.model, 'int8')}\nint8 tables: {output}"
-
-
-def _to_float16(predictor: Predictor, output: Path) -> str:
-    predictor.with_tables("float16").save(output)
-    return f"{quantization_report(predictor.model, 'float16')}\nfloat16 tables: {output}"
+def _to_fewer_bits(dtype: Dtype, predictor: Predictor, output: Path) -> str:
+    predictor.with_tables(dtype).save(output)
+    return f"{quantization_report(predictor.model, dtype)}\n{dtype} tables: {output}"
 
 
 def _to_onnx(predictor: Predictor, output: Path) -> str:
@@ -127,16 +124,15 @@ def _to_torchrec(predictor: Predictor, output: Path) -> str:
     from optuna_nis.serve.torchrec import to_torchrec
 
     path = output / "tables.pt"
-    tables = to_torchrec(predictor.model)
-    save(tables, path)
+    save(to_torchrec(predictor.model), path)
     return f"TorchRec tables: {path}"
 
 
 _WRITERS: dict[str, Callable[[Predictor, Path], str]] = {
     "dense": _to_dense,
+    "int8": partial(_to_fewer_bits, "int8"),
+    "fp16": partial(_to_fewer_bits, "float16"),
     "onnx": _to_onnx,
     "torch-export": _to_torch_export,
-    "int8": _to_int8,
-    "fp16": _to_float16,
     "torchrec": _to_torchrec,
 }

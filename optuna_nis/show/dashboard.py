@@ -38,7 +38,7 @@ from optuna_nis.show.figures import (
     _style,
 )
 from optuna_nis.show.figures._points import Point
-from optuna_nis.show.scored import how_scored
+from optuna_nis.show.words import allocation_rows, how_scored, percent
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
@@ -369,24 +369,21 @@ def _note(study: Study, best: Allocation) -> str:
     full = space.full_parameters
     trial = results.best_trial(study)
     metric = _code(results.metric_of(study))
-    tables = sorted(best.values(), key=lambda table: -table.num_parameters)
     rows = [
-        f"| {_code(table.name)} | {table.num_embeddings:,} x {table.embedding_dim} | "
-        + (" + ".join(f"{rows:,} x {width}" for rows, width in table.tiers) or "removed")
-        + f" | {table.num_parameters:,} |"
-        for table in tables[:_MAX_ROWS]
+        f"| {_code(feature)} | {table} | {kept} | {cost} |"
+        for feature, table, kept, cost, _ in allocation_rows(best)[:_MAX_ROWS]
     ]
-    if len(tables) > _MAX_ROWS:
-        rows.append(f"| {len(tables) - _MAX_ROWS} more | | | |")
+    if len(best) > _MAX_ROWS:
+        rows.append(f"| {len(best) - _MAX_ROWS} more | | | |")
     name = shlex.quote(study.study_name)
     return "\n".join(
         [
             "## Embedding sizes",
             "",
-            f"- Budget: **{space.budget:,} parameters**, {_style.percent(space.budget / full)} of "
+            f"- Budget: **{space.budget:,} parameters**, {percent(space.budget / full)} of "
             f"the full tables ({full:,} parameters, {len(space.specs)} features).",
             f"- Best sizes: **{best.num_parameters:,} parameters**, "
-            f"{_style.percent(best.num_parameters / full)} of the full tables; trial "
+            f"{percent(best.num_parameters / full)} of the full tables; trial "
             f"{trial.number}, {metric} {results.quality_of(trial):.4f}, "
             f"{how_scored(study, trial)}.",
             "- Trials scored with shared weights only rank choices, and Optuna takes them for "

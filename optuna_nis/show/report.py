@@ -16,7 +16,7 @@ from optuna import Study
 
 from optuna_nis import __version__
 from optuna_nis._checks import check_file
-from optuna_nis.show.scored import how_scored
+from optuna_nis.show.words import allocation_rows, how_scored, percent
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
@@ -88,7 +88,7 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> Path:
         summary=_definitions(_summary(study, space, allocation)),
         cautions=_cautions(results.cautions_of(study)),
         results=_results_section(study, retrained),
-        allocation=_table(*_allocation_rows(allocation), numbers_from=3),
+        allocation=_table(_SIZES, allocation_rows(allocation), numbers_from=3),
         figures="\n".join(
             f'<section class="figure"><p>{html.escape(text)}</p>'
             f'<div id="figure-{index}" class="plot"></div></section>'
@@ -165,7 +165,7 @@ def _result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[s
 def _share(num_parameters: int, full: RetrainResult | None) -> str:
     if full is None or not full.num_parameters:
         return "-"
-    return _percent(num_parameters / full.num_parameters)
+    return percent(num_parameters / full.num_parameters)
 
 
 def _gain(result: RetrainResult, uniform: RetrainResult | None) -> str:
@@ -176,10 +176,6 @@ def _gain(result: RetrainResult, uniform: RetrainResult | None) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[tuple[str, str]]:
@@ -197,12 +193,12 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
         ),
         (
             "Budget",
-            f"{space.budget:,} parameters, {_percent(space.budget / space.full_parameters)} of "
+            f"{space.budget:,} parameters, {percent(space.budget / space.full_parameters)} of "
             f"the full tables",
         ),
         (
             "Best sizes",
-            f"{used:,} parameters, {_percent(used / space.full_parameters)} of the full tables "
+            f"{used:,} parameters, {percent(used / space.full_parameters)} of the full tables "
             f"({projections:,} of them in projections); {gone} removed",
         ),
         (
@@ -229,24 +225,6 @@ def _data(study: Study) -> Iterable[tuple[str, str]]:
     yield "Rows", ", ".join(f"{part.rows:,} ({name})" for name, part in parts)
 
 
-def _allocation_rows(allocation: Allocation) -> tuple[list[str], list[list[str]]]:
-    total = allocation.num_parameters
-    tables = sorted(allocation.values(), key=lambda table: -table.num_parameters)
-    rows = [
-        [
-            table.name,
-            f"{table.num_embeddings:,} x {table.embedding_dim}",
-            " + ".join(f"{tier.num_embeddings:,} x {tier.embedding_dim}" for tier in table.tiers)
-            or "removed",
-            f"{table.num_parameters:,}",
-            _percent(table.num_parameters / total if total else 0.0),
-        ]
-        for table in tables
-    ]
-    header = ["Feature", "Full table", "Kept, most frequent ids first", "Parameters", "Share"]
-    return header, rows
-
-
 def _results_section(study: Study, found: Sequence[RetrainResult]) -> str:
     if not found:
         command = f"optuna-nis retrain --study-name {shlex.quote(study.study_name)}"
@@ -259,7 +237,7 @@ def _results_section(study: Study, found: Sequence[RetrainResult]) -> str:
     if (gain := results.relative_gain(found)) is not None:
         word = "better" if gain >= 0 else "worse"
         lines.append(
-            f"The sizes found are {_percent(abs(gain))} {word} than uniform ones (relative)."
+            f"The sizes found are {percent(abs(gain))} {word} than uniform ones (relative)."
         )
     if (ratio := results.search_cost_ratio(study)) is not None:
         lines.append(f"The search took {ratio:.1f} times as long as one plain training.")
@@ -316,6 +294,8 @@ def _script_json(data: object) -> str:
     text = json.dumps(data, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
+
+_SIZES = ["Feature", "Full table", "Kept, most frequent ids first", "Parameters", "Share"]
 
 _REWARD_TEXT = (
     "How the search went: many choices scored with shared weights, then the best of them trained, "

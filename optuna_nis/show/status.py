@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis.controller.replay import FINISHED
 from optuna_nis.controller.sampler import NISSampler
-from optuna_nis.show.scored import SCORED
+from optuna_nis.show.words import SCORED
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results

@@ -3,9 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from optuna_nis.study.parts import NUM_ERRORS, Part
+from optuna import Study
+
+from optuna_nis.study.attributes import is_number, naming
+from optuna_nis.study.keys import PARTS_ATTR
 from optuna_nis.study.retrained import RetrainResult
+
+# Sizes under a budget often differ by a hundredth: of a larger standard error they cannot be told
+# apart.
+_LARGE_ERROR = 0.025
+_NUM_ERRORS = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """How much one part of the data can tell.
+
+    Attributes:
+        rows: Its rows.
+        positives: Those with a positive label, for ranking.
+        metric: What is measured on it, None for training data.
+        chance: The metric of a model that knows no feature: 0.5 for an AUC, for retrieval that of
+            the targets in the order of their frequency.
+        error: Standard error of the metric there.
+    """
+
+    rows: int
+    positives: int | None = None
+    metric: str | None = None
+    chance: float = 0.0
+    error: float = 0.0
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its metric may be off by more than sizes usually differ by."""
+        return self.metric is not None and self.error > _LARGE_ERROR
+
+    def is_chance(self, value: float) -> bool:
+        """Whether a value of its metric is no better than chance.
+
+        Example:
+            >>> part = Part(rows=100, positives=50, metric="ROC-AUC", chance=0.5, error=0.06)
+            >>> part.is_chance(0.6), part.is_chance(0.7), part.is_small
+            (True, False, True)
+        """
+        return self.metric is not None and value <= self.chance + _NUM_ERRORS * self.error
+
+
+def save_parts(study: Study, parts: Mapping[str, Part]) -> None:
+    """Write into a study how much the parts of its data can tell.
+
+    Args:
+        study: The study.
+        parts: The parts by name; others that the study holds stay.
+
+    Example:
+        >>> save_parts(study, {"train": Part(rows=800)})
+        >>> parts_of(study)["train"].rows
+        800
+    """
+    known = parts_of(study) | dict(parts)
+    study.set_user_attr(PARTS_ATTR, {name: asdict(part) for name, part in known.items()})
+
+
+def parts_of(study: Study) -> dict[str, Part]:
+    """How much the parts of the data of a study can tell, by name; none if it does not say.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+
+    Example:
+        >>> parts_of(study)
+        {}
+    """
+    found = study.user_attrs.get(PARTS_ATTR, {})
+    with naming(study, PARTS_ATTR):
+        if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+            raise ValueError(f"must be a dictionary of dictionaries, got {str(found)[:80]!r}")
+        try:
+            parts = {str(name): Part(**part) for name, part in found.items()}
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        for part in parts.values():
+            numbers = (part.rows, part.positives or 0, part.chance, part.error)
+            if not all(map(is_number, numbers)) or not isinstance(part.metric, str | None):
+                raise ValueError(f"must hold numbers, got {part}")
+        return parts
 
 
 def cautions(
@@ -60,7 +145,7 @@ def _not_learned(name: str, part: Part, failed: Sequence[tuple[str, float]]) -> 
     who = ", ".join(f"{label} ({value:.4f})" for label, value in failed)
     return (
         f"Nothing shows that the model has learned: on the {name} part, {part.metric} is no "
-        f"better than {chance}, {part.chance:.4f} ± {NUM_ERRORS * part.error:.4f} (two standard "
+        f"better than {chance}, {part.chance:.4f} ± {_NUM_ERRORS * part.error:.4f} (two standard "
         f"errors), with {who}. Try features that say more, other options of the training, or "
         "more rows."
     )

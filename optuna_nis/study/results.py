@@ -13,10 +13,9 @@ from typing import Any
 from optuna import Study
 
 from optuna_nis.space.allocation import Allocation
-from optuna_nis.study.cautions import cautions
+from optuna_nis.study.cautions import cautions, parts_of, save_parts
 from optuna_nis.study.keys import *  # noqa: F403 - Names that were here in release 0.1.
 from optuna_nis.study.keys import DATASET_ATTR, TASK_ATTR
-from optuna_nis.study.parts import parts_of, save_parts
 from optuna_nis.study.retrained import (
     RetrainResult,
     relative_gain,

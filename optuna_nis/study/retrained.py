@@ -40,8 +40,8 @@ class RetrainResult:
 
     Example:
         >>> result = RetrainResult("full", "Full size", "ROC-AUC", (0.74, 0.76), (0, 1), 1000)
-        >>> result.mean, round(result.std, 4)
-        (0.75, 0.0141)
+        >>> print(result)
+        Full size: ROC-AUC 0.7500 ± 0.0141, 1,000 parameters
         >>> RetrainResult.from_dict(result.to_dict()) == result
         True
     """
@@ -87,6 +87,13 @@ class RetrainResult:
                 raise ValueError(
                     f"`{field}` of {self.name!r} must not be negative, got {value!r}."
                 )
+
+    def __str__(self) -> str:
+        spread = "" if self.std is None else f" ± {self.std:.4f}"
+        return (
+            f"{self.label}: {self.metric} {self.mean:.4f}{spread}, "
+            f"{self.num_parameters:,} parameters"
+        )
 
     @property
     def mean(self) -> float:

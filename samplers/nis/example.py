@@ -1,7 +1,8 @@
 """Sizes of three embedding tables under a budget of 20 % of the full tables.
 
 The objective stands in for a training: what an id's row adds falls with its rank, twice the width
-adds a little more each time, and one feature only makes the model worse.
+adds a little more each time, and one feature only makes the model worse. Two choices by closed
+formulas are tried first, as in the searches of optuna-nis that need no training for each trial.
 """
 
 import math
@@ -9,14 +10,15 @@ import math
 import optuna
 import optunahub
 
+from optuna_nis.strategy import baselines
+
 module = optunahub.load_module("samplers/nis")
 WORTH = {"user": 1.0, "item": 0.6, "session": -0.2}
+SIZES = {"user": 6_000, "item": 4_000, "session": 20_000}
+# How often each id occurs, the most frequent first.
+counts = {name: [size // rank for rank in range(1, size + 1)] for name, size in SIZES.items()}
 space = module.SearchSpace(
-    [
-        module.EmbeddingSpec("user", 6_000, 32),
-        module.EmbeddingSpec("item", 4_000, 32),
-        module.EmbeddingSpec("session", 20_000, 32),
-    ],
+    [module.EmbeddingSpec.from_counts(name, each, 32) for name, each in counts.items()],
     budget="20%",
 )
 
@@ -39,5 +41,7 @@ if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = module.NISSampler(budget=space, seed=0)
     study = optuna.create_study(direction="maximize", sampler=sampler)
+    for sizes in (baselines.mixed_dimensions(space, on_grid=True), baselines.frequent_ids(space)):
+        study.enqueue_trial(space.params(sizes))
     study.optimize(objective, n_trials=200)
     print(space.allocation(study.best_params))

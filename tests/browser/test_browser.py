@@ -56,6 +56,25 @@ def test_the_other_pages_of_the_dashboard(page, dashboard, study):
     page.wait_for_selector("text=reward (ROC-AUC)")
 
 
+# What the dashboard's own history has drawn: names of its traces and their values.
+_HISTORY = """() => [...document.querySelectorAll(".js-plotly-plot")]
+    .flatMap(plot => [...(plot.data ?? [])])
+    .filter(trace => / of clicks$/.test(trace.name ?? ""))
+    .map(trace => [trace.name.replace(" of clicks", ""), [...trace.y]])"""
+
+
+@pytest.mark.parametrize("page", ["light"], indirect=True)
+def test_the_best_in_the_history_is_one_that_was_trained(page, dashboard, study):
+    page.goto(dashboard)
+    page.wait_for_function(f"() => ({_HISTORY})().length > 1")
+    drawn = dict(page.evaluate(_HISTORY))
+    values: dict[bool, list[float]] = {True: [], False: []}
+    for trial in study.trials:
+        values[results.is_trained(trial)].append(trial.value)
+    assert drawn["Infeasible Trial"] == values[False]
+    assert drawn["Best Value"][-1] == study.best_value == max(values[True])
+
+
 @pytest.mark.parametrize("page", ["light"], indirect=True)
 def test_a_figure_changes_in_a_page_that_is_open(page, dashboard, study):
     page.goto(dashboard)

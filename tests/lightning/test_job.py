@@ -5,15 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 import numpy as np
 import optuna
 import pandas as pd
 import pytest
 
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search
-from optuna_nis.lightning.any_model import _EpochLines
-from optuna_nis.lightning.job import _default_epochs
 from optuna_nis.study.results import best_allocation, metric_of, parts_of, results_of, summary_of
 
 FAST = {"budget": 0.5, "embedding_dim": 8, "epochs": 1, "num_updates": 3}
@@ -81,23 +78,6 @@ def test_retrain_needs_a_search_and_seeds(study: optuna.Study) -> None:
         retrain(study)
 
 
-@pytest.mark.parametrize(
-    ("task", "options", "epochs"),
-    [
-        ("ranking", {}, 4),
-        ("ranking", {"learning_rate": 1e-3}, 8),
-        ("retrieval", {}, 6),
-        ("retrieval", {"learning_rate": 3e-3}, 12),
-        ("retrieval", {"learning_rate": 1e-2}, 6),
-        ("retrieval", {"learning_rate": 1e-9}, 24),
-    ],
-)
-def test_a_supernet_that_learns_more_slowly_gets_more_epochs(
-    task: Any, options: dict[str, float], epochs: int
-) -> None:
-    assert _default_epochs(task, options) == epochs
-
-
 @pytest.mark.parametrize("rate", [0, "high", None])
 def test_a_bad_option_is_told_before_the_study_is_touched(rate: Any) -> None:
     study = optuna.create_study(direction="maximize")
@@ -139,24 +119,3 @@ def test_retrieval_on_flights(study: optuna.Study, tmp_path: Path) -> None:
     found = predictor.predict(data_module.load().frame.head(3))
     assert found.shape == (3, 50)
     assert set(found.ravel()) <= set(predictor.features.targets.values)  # type: ignore[union-attr]
-
-
-def test_the_time_left_goes_by_the_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Epochs in which choices are scored take longer than those of the warm-up."""
-    now = 0.0
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    lines: list[str] = []
-    told = _EpochLines(lines.append)
-    trainer, model = Trainer(max_epochs=4, logger=False, accelerator="cpu"), LightningModule()
-    told.on_train_start(trainer, model)
-    for epoch, seconds in enumerate((5, 5, 20, 25)):
-        trainer.fit_loop.epoch_progress.current.completed = epoch
-        told.on_train_epoch_start(trainer, model)
-        now += seconds
-        told.on_train_epoch_end(trainer, model)
-    assert lines == [
-        "Supernet: epoch 1 of 4, 5 s; at least 15 s of it left.",
-        "Supernet: epoch 2 of 4, 10 s; at least 10 s of it left.",
-        "Supernet: epoch 3 of 4, 30 s; at least 20 s of it left.",
-        "Supernet: epoch 4 of 4, 55 s.",
-    ]

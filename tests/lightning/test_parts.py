@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from optuna_nis.lightning.parts import ranking_part, retrieval_part
-from optuna_nis.study.parts import Part
+from optuna_nis.study.cautions import Part
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from optuna_nis import SearchSpace
-from optuna_nis.data import Features
+from optuna_nis.data import Features, Task
 from optuna_nis.models import RetrievalModule, reference_model
+from optuna_nis.serve.predictor import Predictor
 
 
 def _features(**columns: list[int]) -> Features:
@@ -58,3 +63,35 @@ def test_bad_arguments() -> None:
             reference_model(ranking, search_items=search_items)
     with pytest.raises(ValueError, match="`hidden` must hold the width of at least one layer"):
         reference_model(_features(), hidden=()).specs(8)
+
+
+@pytest.mark.parametrize("tables", ["multi-size", "dense", "float16"])
+def test_models_with_items_are_kept_and_served(tables: Any, tmp_path: Path) -> None:
+    features = _features()
+    build = reference_model(features, hidden=(4,))
+    space = SearchSpace(build.specs(4), budget=20)
+    sizes = space.sample(np.random.default_rng(0), 20)
+    predictor = Predictor(build(sizes), sizes, features)
+    rows = pd.DataFrame({"user": [3, 1, 2, 9]})
+    predictor.with_tables(tables).save(tmp_path)
+    assert (Predictor.load(tmp_path).predict(rows) == predictor.predict(rows)).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "rate", "epochs"),
+    [
+        ("ranking", None, 4),
+        ("ranking", 1e-3, 8),
+        ("retrieval", None, 6),
+        ("retrieval", 3e-3, 12),
+        ("retrieval", 1e-2, 6),
+        ("retrieval", 1e-9, 24),
+    ],
+)
+def test_a_supernet_that_learns_more_slowly_gets_more_epochs(
+    task: Task, rate: float | None, epochs: int
+) -> None:
+    users = pd.DataFrame({"user": [1, 2, 2, 3]})
+    features = _features() if task == "retrieval" else Features.fit(users, task=task)
+    options = {} if rate is None else {"learning_rate": rate}
+    assert reference_model(features, **options).epochs == epochs

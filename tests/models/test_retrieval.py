@@ -163,6 +163,8 @@ def test_a_feature_called_items_is_told_from_the_table_of_the_items() -> None:
 def test_a_table_of_items_that_does_not_fit_is_told() -> None:
     with pytest.raises(ValueError, match=r"as wide as the last of `hidden`, 3, got 60x4"):
         RetrievalModule(WITH_ITEMS, num_classes=60, hidden=(16, 3))
+    with pytest.raises(ValueError, match="`hidden` must hold the width of at least one layer"):
+        RetrievalModule(WITH_ITEMS, num_classes=60, hidden=())
     with pytest.raises(ValueError, match=r"must have a feature besides those of outputs.*items"):
         RetrievalModule(SearchSpace([ITEMS]), num_classes=60, hidden=(16, 4))
 

@@ -77,6 +77,23 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert not shown.out
 
 
+def test_targets_of_an_output_layer_are_counted() -> None:
+    model = nn.ModuleDict({"user": nn.Embedding(10, 4), "head": nn.Linear(4, 6)})
+    batches = [
+        (torch.tensor([1, 2]), torch.tensor([5, 5])),
+        (torch.tensor([1]), torch.tensor([0])),
+    ]
+
+    def ids(batch: Any) -> dict[str, Tensor]:
+        return {"user": batch[0], "head": batch[1]}
+
+    counts = count_ids(batches, model, ids=ids, progress=False)
+    assert counts["user"].tolist() == [0, 2, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert counts["head"].tolist() == [1, 0, 0, 0, 0, 2]
+    space = make_searchable(model, counts=counts, outputs=["head"])
+    assert [spec.name for spec in space.specs] == ["user", "head"]
+
+
 def test_bad_arguments() -> None:
     model, batches = Clicks(), _batches()
     with pytest.raises(ValueError, match="`ids` names 'item', which is none of the embedding"):

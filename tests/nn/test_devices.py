@@ -25,11 +25,14 @@ from optuna_nis.models.softmax import (
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
+    MultiSizeLinear,
     RowwiseAdagrad,
     SupernetEmbedding,
+    SupernetLinear,
     apply_allocation,
     make_searchable,
     set_choices,
+    supernet_layers,
     warm_start,
 )
 from optuna_nis.serve import quantize, to_dense
@@ -129,6 +132,31 @@ def test_supernet(device: PretendDevice, mode: Any, sparse: bool) -> None:
             _assert_same(layer, ids)
             layer.set_widths([[8, 4, 0], [2, 2, 1]])
             _assert_same(layer, ids)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_output_layers(device: PretendDevice, ordered: bool) -> None:
+    vectors = torch.randn(4, 2, 8)
+    layer = SupernetLinear(EmbeddingSpec("x", 20, 8, row_blocks=[5, 15]), ranks=_ranks(ordered))
+    _assert_same(layer, vectors)
+    supernet_layers(layer)["x"].set_widths([[8, 4], [2, 0]])
+    _assert_same(layer, vectors)
+    for tiers in _TIERS:
+        sized = MultiSizeLinear(TableAllocation("x", 20, 8, tiers), ranks=_ranks(ordered))
+        _assert_same(sized, vectors)
+        torch.testing.assert_close(copy.deepcopy(sized).to(DEVICE).weight.cpu(), sized.weight)
+        moved = sized.to(DEVICE)
+        moved(vectors.to(DEVICE))  # The order of the ids goes there once.
+        assert not _waits(device, moved, vectors.to(DEVICE))
+
+
+def test_a_tied_head(device: PretendDevice) -> None:
+    model = nn.Sequential(nn.Embedding(20, 8, padding_idx=0), nn.Linear(8, 20))
+    model[1].weight = model[0].weight
+    space = make_searchable(model, counts={"0": torch.arange(20)})
+    _assert_same(model, _FEW[:, :2] % 20)
+    apply_allocation(model, space.sample(np.random.default_rng(0), 60))
+    _assert_same(model, _FEW[:, :2] % 20)
 
 
 def test_choices_are_set_there_and_go_along(device: PretendDevice) -> None:

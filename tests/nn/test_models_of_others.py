@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from lightning.pytorch import LightningModule
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -252,3 +253,61 @@ def test_torch_geometric() -> None:
     final, batch = _search_and_retrain(build, ids, fields={"net.embedding": [USERS, ITEMS]})
     # Its graph goes beside the ids, and is not for ONNX.
     _export(final, batch, build, None)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_transformers(kind: str, tmp_path: Path) -> None:
+    """The table of words is that of the head, too: one feature."""
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "bos_token_id": 1, "eos_token_id": 1}
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_positions=20, n_embd=16, n_layer=1, n_head=2, **sizes)
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        config = transformers.BertConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=20,
+            **sizes,
+        )
+        model = transformers.BertForMaskedLM(config)
+    model.eval()
+    ids = torch.randint(1, 300, (6, 9))
+    ids[:, 7:] = 0
+    expected = model(input_ids=ids).logits.detach()
+    plain, fresh = copy.deepcopy(model), copy.deepcopy(model)
+    names = {module: name for name, module in model.named_modules()}
+    words = names[model.get_input_embeddings()]
+    counted = {words: torch.bincount(ids.view(-1), minlength=300)}
+    space = make_searchable(model, include=[words], counts=counted, budget="30%")
+    torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    choices = [space.sample(np.random.default_rng(seed), space.budget) for seed in range(2)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(10):
+        set_choices(model, space, choices)
+        optimizer.zero_grad()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+    set_choices(model, space, choices[:1])
+    expected = model(input_ids=ids).logits.detach()
+    apply_allocation(model, choices[0])
+    torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    model.save_pretrained(tmp_path)
+    apply_allocation(fresh, choices[0], counts=counted)
+    # It leaves out biases that are tied.
+    found = fresh.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert all(name.endswith("bias") for name in found.missing_keys)
+    if not found.missing_keys:
+        torch.testing.assert_close(fresh(input_ids=ids).logits, expected)
+    plain.load_state_dict(to_dense(model).state_dict())
+    torch.testing.assert_close(plain(input_ids=ids).logits, expected)
+    assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight

@@ -104,8 +104,10 @@ def _goes_through(
         "SwappedEmbedding",
         "SwappedLinear",
     }
-    tables = {id(p): p for layer in swapped_layers(model) for p in layer.fields.parameters()}
-    assert sum(p.numel() for p in tables.values()) == choices[0].num_parameters
+    heads = [layer for layer in swapped_layers(model) if isinstance(layer, SwappedLinear)]
+    biases = sum(layer.bias.numel() for layer in heads if layer.bias is not None)
+    held = sum(p.numel() for layer in swapped_layers(model) for p in layer.parameters())
+    assert held - biases == choices[0].num_parameters
     functional.cross_entropy(model(ids).transpose(1, 2), ids).backward()
     return space, choices[0], chosen
 
@@ -145,7 +147,21 @@ def test_a_tied_head_is_the_same_feature(counted: bool, options: dict[str, Any])
     assert [spec.name for spec in space.specs] == ["item"]
     assert model.head.fields is model.item.fields
     torch.testing.assert_close(model.head.weight, model.item.weight, rtol=0, atol=0)
+    # Formats that take no shared tensors take the state, as long as the model is swapped.
+    pointers = [tensor.data_ptr() for tensor in model.state_dict().values() if tensor.numel()]
+    assert len(set(pointers)) == len(pointers)
+    assert ", weight of 'item'" in repr(model.head)
     assert output_features(model) == set()
+
+
+def test_compiled() -> None:
+    model = Sequential(bias=True, padding=1.0)
+    space = make_searchable(model, counts={"item": _counts(ITEMS)})
+    rng = np.random.default_rng(0)
+    set_choices(model, space, [space.sample(rng, cost) for cost in (900, 200)])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    ids = _ids()
+    torch.testing.assert_close(compiled(ids), model(ids))
 
 
 def test_fields_of_a_tied_table() -> None:

@@ -10,8 +10,10 @@ import torch
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.data import Features
-from optuna_nis.lightning import Predictor, export_model, reference_model
+from optuna_nis.models import reference_model
 from optuna_nis.serve import load
+from optuna_nis.serve.export import export_model
+from optuna_nis.serve.predictor import Predictor
 
 FRAME = pd.DataFrame(
     {

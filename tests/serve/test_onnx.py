@@ -183,7 +183,7 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("task", ["ranking", "retrieval"])
 def test_the_reference_models(task: str, tmp_path: Path) -> None:
-    from optuna_nis.lightning import RankingModule, RetrievalModule
+    from optuna_nis.models import RankingModule, RetrievalModule
 
     removed = TableAllocation("city", 9, 8, ())
     genres = TableAllocation("genres", 18, 8, (Tier(6, 8), Tier(9, 2)))

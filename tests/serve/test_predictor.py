@@ -10,7 +10,8 @@ import torch
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.data import Features, TableDataModule
-from optuna_nis.lightning import Predictor, reference_model
+from optuna_nis.models import reference_model
+from optuna_nis.serve.predictor import Predictor
 
 FRAME = pd.DataFrame(
     {

@@ -230,3 +230,9 @@ def test_a_thinned_copy_holds_what_matters(make_study, tmp_path):
         thinned_copy(study, name="flights")
     with pytest.raises(ValueError, match="`max_trials` must be"):
         thinned_copy(study, max_trials=0)
+
+
+def test_a_thinned_copy_of_a_study_with_a_long_space(make_study):
+    study = make_study(200, supernet=3)
+    assert isinstance(study.user_attrs[results.SPACE_ATTR], dict)
+    assert results.space_of(thinned_copy(study, max_trials=2)) == results.space_of(study)

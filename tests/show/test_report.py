@@ -13,7 +13,7 @@ from rich.console import Console
 from optuna_nis.controller.sampler import PolicyHistory
 from optuna_nis.show.report import _script_json, format_table, write_report
 from optuna_nis.study import results as stored
-from optuna_nis.study.parts import Part
+from optuna_nis.study.cautions import Part
 
 
 class Page(HTMLParser):

@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from optuna_nis.study import results as stored
-from optuna_nis.study.parts import Part
+from optuna_nis.study.cautions import Part
 
 RESULT = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.7, 0.8), (0, 1), 100, 10, None, 2.5)
 

@@ -52,50 +52,54 @@ def test_they_are_listed_in_order() -> None:
     assert listed == titles
 
 
+def check_tested(printed: str, metric: str) -> list[tuple[str, str]]:
+    """Labels and numbers of parameters of the results that were printed."""
+    tested = re.findall(
+        rf"^(.+): {metric} 0\.\d{{4}}, ([\d,]+) parameters$", printed, re.MULTILINE
+    )
+    assert [label.split(",")[0] for label, _ in tested] == ["NIS", "Uniform", "Full size"]
+    return tested
+
+
 def test_first_search(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    left = run("01_first_search")
-    study, sizes = left["study"], left["sizes"]
-    assert sizes == best_allocation(study)
-    assert sizes.num_parameters <= space_of(study).budget
-    assert [result.name for result in results_of(study)] == ["nis", "uniform", "full"]
+    found = run("01_first_search")["found"]
+    assert found.allocation == best_allocation(found.study)
+    assert found.allocation.num_parameters <= space_of(found.study).budget
+    assert [result.name for result in results_of(found.study)] == ["nis", "uniform", "full"]
     printed = capsys.readouterr().out
-    assert f"{sizes}\n{sizes.num_parameters:,} parameters" in printed
-    tested = re.findall(r"^.{20} ROC-AUC 0\.[5-9]\d{3}, +[\d,]+ parameters$", printed, re.M)
-    assert len(tested) == 3
+    assert f"{len(found.study.trials)} trials\n{found.allocation}\n" in printed
+    check_tested(printed, "ROC-AUC")
 
 
 def test_your_own_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    left = run("02_your_own_model")
-    space, best = left["space"], left["best"]
-    assert {spec.name for spec in space.specs} == {"user", "item", "genres"}
-    assert best.num_parameters <= space.budget
-    assert best in left["search"].candidates
-    assert [c.val_metric for c in left["shortlist"]] == sorted(
-        (c.val_metric for c in left["shortlist"]), reverse=True
-    )
-    tested = re.findall(r"^(\w+) +ROC-AUC 0\.\d{4}, +([\d,]+)", capsys.readouterr().out, re.M)
-    assert [name for name, _ in tested] == ["found", "uniform", "full"]
-    assert tested[0][1] == f"{best.num_parameters:,}"
+    found = run("02_your_own_model")["found"]
+    assert {spec.name for spec in found.space.specs} == {"user", "item", "genres"}
+    assert found.allocation.num_parameters <= found.space.budget
+    assert found.allocation == found.candidates[0].allocation
+    qualities = [candidate.val_metric for candidate in found.candidates]
+    assert qualities == sorted(qualities, reverse=True)
+    (_, size), _, _ = check_tested(capsys.readouterr().out, "auroc")
+    assert size == f"{found.allocation.num_parameters:,}"
 
 
 def test_retrieval(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     left = run("03_retrieval")
-    assert left["sizes"].num_parameters <= space_of(left["study"]).budget
+    found = left["found"]
+    assert found.allocation.num_parameters <= space_of(found.study).budget
     assert left["destinations"].shape == (2, 50)
-    assert all(len(set(found)) == 50 for found in left["destinations"])
+    assert all(len(set(best)) == 50 for best in left["destinations"])
     printed = capsys.readouterr().out
-    tested = re.findall(r"^.{20} Recall@1 0\.\d{4}, +[\d,]+ parameters$", printed, re.M)
-    assert len(tested) == 3
+    check_tested(printed, "Recall@1")
     assert re.search(r"from JFK: (\w{3}, ){4}\w{3}\n", printed)
 
 
 def test_sizes_and_budgets(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     found = run("04_sizes_and_budgets")["found"]
-    full = sum(table.num_embeddings * 32 for table in found["2%", "multi"].values())
-    for (budget, mode), sizes in found.items():
-        assert sizes.num_parameters <= full * int(budget.rstrip("%")) / 100
+    for (budget, mode), one in found.items():
+        share = int(budget.rstrip("%")) / 100
+        assert one.allocation.num_parameters <= share * one.space.full_parameters
         if mode == "single":
-            assert all(len(table.tiers) <= 1 for table in sizes.values())
+            assert all(len(table.tiers) <= 1 for table in one.allocation.values())
     printed = capsys.readouterr().out
     assert printed.count("is 32,000 parameters") == 4
     assert len(re.findall(r"^ *\d+% (uniform|single|multi) +0\.\d{4}", printed, re.M)) == 6
@@ -121,10 +125,10 @@ def test_many_workers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_reading_the_figures(run: Run) -> None:
-    left = run("06_reading_the_figures")
-    assert left["best"] == best_allocation(left["study"])
+    found = run("06_reading_the_figures")["found"]
+    assert found.allocation == best_allocation(found.study)
     page = Path("report.html").read_text()
-    assert f"{left['best'].num_parameters:,}" in page
+    assert f"{found.allocation.num_parameters:,}" in page
     source = (FOLDER / "06_reading_the_figures.py").read_text()
     assert all(f"{name}(study)" in source for name in visualization.__all__)
 
@@ -133,7 +137,7 @@ def test_exporting_and_serving(run: Run, capsys: pytest.CaptureFixture[str]) -> 
     left = run("07_exporting_and_serving")
     assert left["served"] == pytest.approx(left["predicted"], rel=1e-3, abs=1e-5)
     sizes = Allocation.from_json(Path("model-int8/allocation.json").read_text())
-    assert sizes == left["sizes"]
+    assert sizes == left["found"].allocation
     printed = capsys.readouterr().out
     exact, small = re.search(r"on test (0\.\d+), in 8 bits (0\.\d+)", printed).groups()
     assert float(small) == pytest.approx(float(exact), abs=0.01)

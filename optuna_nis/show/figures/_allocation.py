@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from optuna_nis.show.figures import _style
+from optuna_nis.show.words import percent
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.study import results
 
@@ -122,7 +123,7 @@ def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
         orientation="h",
         width=_THICKNESS,
         marker={"color": _style.BLUE},
-        text=[_style.percent(feature.share) for feature in info.features],
+        text=[percent(feature.share) for feature in info.features],
         textposition="outside",
         cliponaxis=False,
         name="Memory",
@@ -140,10 +141,10 @@ def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
     height = 205 + count * (_ROW_HEIGHT if count <= 40 else _MIN_ROW_HEIGHT)
     details = (
         f"{info.num_parameters:,} parameters, "
-        f"{_style.percent(info.num_parameters / info.full_parameters)} of the full tables"
+        f"{percent(info.num_parameters / info.full_parameters)} of the full tables"
     )
     if info.budget is not None:
-        details += f" (budget {_style.percent(info.budget / info.full_parameters)})"
+        details += f" (budget {percent(info.budget / info.full_parameters)})"
     if num_left_out > 0:
         details += f"; {num_left_out} features of little memory left out"
     _style.style(

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from optuna_nis.show.figures import _style
 from optuna_nis.show.figures._points import KINDS, Point, by_kind, dearest, points_of
+from optuna_nis.show.words import percent
 from optuna_nis.study import results
 from optuna_nis.study.results import RetrainResult
 
@@ -176,7 +177,7 @@ def _details(point: Point, full: int) -> list[int | str]:
     return [
         point.number,
         point.num_parameters,
-        _style.percent(point.num_parameters / full),
+        percent(point.num_parameters / full),
         f"{point.reward:.4f}",
         f"{point.penalty:.4g}",
     ]
@@ -209,7 +210,7 @@ def _add_result(
             [
                 _style.full_label(result.label),
                 result.num_parameters,
-                _style.percent(result.num_parameters / info.full_parameters),
+                percent(result.num_parameters / info.full_parameters),
                 f"{result.mean:.4f}" + ("" if result.std is None else f" ± {result.std:.4f}"),
             ]
         ],

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from optuna import Study
 
 from optuna_nis.show.figures import _style
-from optuna_nis.show.scored import SCORED
+from optuna_nis.show.words import SCORED
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
 

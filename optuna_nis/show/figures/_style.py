@@ -99,16 +99,6 @@ def full_label(text: object) -> str:
     return label(text, 200)
 
 
-def percent(share: float) -> str:
-    """A share as a percentage of three digits at most, such as ``"0.25 %"`` or ``"12.5 %"``."""
-    value = 100 * share
-    if value != 0 and abs(value) < 0.01:
-        return "< 0.01 %"
-    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    text = f"{value:.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
-
-
 def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Places and texts of the ticks of a logarithmic axis between two positive numbers."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

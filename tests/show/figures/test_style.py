@@ -40,22 +40,6 @@ def test_long_labels_keep_both_ends():
     assert len(label) == 20
 
 
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (0, "0 %"),
-        (1e-5, "< 0.01 %"),
-        (0.0025, "0.25 %"),
-        (0.125, "12.5 %"),
-        (0.1, "10 %"),
-        (1.0, "100 %"),
-        (2.5, "250 %"),
-    ],
-)
-def test_percent(share, text):
-    assert _style.percent(share) == text
-
-
 @given(st.floats(1, 1e9), st.floats(1, 1e9))
 def test_ticks_of_a_logarithmic_axis_cover_it(one, other):
     low, high = sorted((one, other))

@@ -75,15 +75,16 @@ def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataMo
         build(space),
         build,
         datamodule,
-        rounds=(1, 2),
-        metric="ROC-AUC",
+        shortlist_epochs=(1, 2),
         progress=lines.append,
     )
     assert {candidate.allocation for candidate in found} == set(choices)
     values = [candidate.val_metric for candidate in found]
     assert values == sorted(values, reverse=True)
     assert len(lines) == 3 + 2
-    pattern = r"round 1 of 2: 2 of 3, [\d,]+ parameters: ROC-AUC 0\.\d{4}, about \d+ s left in it"
+    pattern = (
+        r"round 1 of 2: 2 of 3, [\d,]+ parameters: val_metric 0\.\d{4}, about \d+ s left in it"
+    )
     assert re.fullmatch(pattern, lines[1])
     assert "left" not in lines[2] + lines[4]
     last = {line.split(", ")[1].split(":")[0]: line.split()[-1] for line in (lines[2], lines[4])}
@@ -99,7 +100,9 @@ def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDa
     shares = (0.80, 0.82, 0.84, 0.2)
     choices = [space.sample(rng, space.full_parameters * share) for share in shares]
     lines: list[str] = []
-    train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
+    train_shortlist(
+        choices, build(space), build, datamodule, shortlist_epochs=(1, 1), progress=lines.append
+    )
     assert lines[-1].startswith("round 2 of 2: 1 of 1, ")
 
 
@@ -109,7 +112,9 @@ def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -
     rng = np.random.default_rng(0)
     choices = [space.sample(rng, space.full_parameters * 0.7**n) for n in range(8)]
     lines: list[str] = []
-    train_shortlist(choices, build(space), build, datamodule, rounds=(1, 1), progress=lines.append)
+    train_shortlist(
+        choices, build(space), build, datamodule, shortlist_epochs=(1, 1), progress=lines.append
+    )
     assert [line.split(",")[0] for line in lines[8:]] == [
         f"round 2 of 2: {n} of 3" for n in (1, 2, 3)
     ]
@@ -123,7 +128,7 @@ def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
     build = _build_told(datamodule, {large: [0.9, 0.5], small: [0.6, 0.7, 0.8]})
     supernet = reference_model(datamodule.features)(space)
     found = train_shortlist(
-        [large, small], supernet, build, datamodule, rounds=(2, 1), monitor="told"
+        [large, small], supernet, build, datamodule, shortlist_epochs=(2, 1), monitor="told"
     )
     assert found == [Candidate(small, pytest.approx(0.8)), Candidate(large, pytest.approx(0.5))]
 
@@ -138,15 +143,17 @@ def test_choices_whose_trainings_diverge_are_left_out(
     def found(values: list[float]) -> list[Candidate]:
         build = _build_told(datamodule, {large: values, small: [0.6]})
         run = ([large, small], supernet, build, datamodule)
-        return train_shortlist(*run, rounds=(1,), limit_train_batches=1, monitor="told")
+        return train_shortlist(*run, shortlist_epochs=(1,), shortlist_batches=0.1, monitor="told")
 
     assert found([math.nan]) == [Candidate(small, pytest.approx(0.6))]
-    assert "'told' was not a finite number for 1 of the 2 choices" in caplog.text
+    assert "not a finite number for 1 of the 2 choices" in caplog.text
     build = _build_told(datamodule, {large: [math.nan]})
-    with pytest.raises(FloatingPointError, match="'told' was not a finite number for any of"):
-        train_shortlist([large], supernet, build, datamodule, rounds=(1,), monitor="told")
+    with pytest.raises(FloatingPointError, match="not a finite number for any of"):
+        train_shortlist(
+            [large], supernet, build, datamodule, shortlist_epochs=(1,), monitor="told"
+        )
     with pytest.raises(ValueError, match="`monitor` must be a value that the model logs in val"):
-        train_shortlist([large], supernet, build, datamodule, rounds=(1,), monitor="auc")
+        train_shortlist([large], supernet, build, datamodule, shortlist_epochs=(1,), monitor="auc")
 
 
 def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) -> None:
@@ -159,12 +166,12 @@ def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) 
     build = _build_told(datamodule, dict(zip(choices, values)))
     supernet = reference_model(datamodule.features)(space)
     run = (choices, supernet, build, datamodule)
-    found = train_shortlist(*run, rounds=(1, 1), monitor="told")
+    found = train_shortlist(*run, shortlist_epochs=(1, 1), monitor="told")
     assert found[0] == Candidate(choices[0], pytest.approx(0.7))
     lines: list[str] = []
     found = train_shortlist(
         *run,
-        rounds=(1, 1),
+        shortlist_epochs=(1, 1),
         monitor="told",
         keep=[choices[3], space.full()],
         progress=lines.append,
