@@ -221,7 +221,7 @@ def search_sizes(
             and ``fields``.
         settings: What else tells this search from others of the study, as values for JSON: it
             goes on from the checkpoint of one with the same only.
-        **plan_fields: Fields of the :class:`~optuna_nis.strategy.plan.SearchPlan` in place of
+        **plan_fields: Fields of the :class:`~optuna_nis.SearchPlan` in place of
             those of ``plan``, such as ``epochs=8``.
 
     Returns:

@@ -40,7 +40,7 @@ _logger = get_logger(__name__)
 class NISCallback(Callback):
     """Search for embedding sizes while a supernet trains, in an ordinary ``Trainer.fit``.
 
-    How the search goes is told by :class:`~optuna_nis.strategy.search.SizeSearch`: a warm-up,
+    How the search goes is told by :class:`~optuna_nis.SizeSearch`: a warm-up,
     updates of the controller, candidates at the end. Which of the candidates is best, a supernet
     cannot tell: :meth:`train_candidates` does, by training them for real. All of this in one call
     is :func:`~optuna_nis.lightning.search_sizes`.
@@ -94,7 +94,7 @@ class NISCallback(Callback):
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left, even without a checkpoint. By
             default a new name, or the one in the checkpoint.
-        **settings: Fields of the :class:`~optuna_nis.strategy.plan.SearchPlan` in place of those
+        **settings: Fields of the :class:`~optuna_nis.SearchPlan` in place of those
             of ``plan``, such as ``num_updates=100``.
 
     Raises:

@@ -64,7 +64,7 @@ def train_shortlist(
         folder: Where the trainings are kept, to go on from there if they are interrupted and
             started again with the same arguments; by default a temporary folder.
         trainer_options: Further arguments of the trainers.
-        **settings: Fields of the :class:`~optuna_nis.strategy.plan.SearchPlan` in place of those
+        **settings: Fields of the :class:`~optuna_nis.SearchPlan` in place of those
             of ``plan``, such as ``shortlist_epochs=(2, 2)``.
 
     Returns:

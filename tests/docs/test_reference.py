@@ -17,7 +17,6 @@ INTERNAL = {
     "optuna_nis.show.words",
     "optuna_nis.strategy.candidates",
     "optuna_nis.strategy.journal",
-    "optuna_nis.strategy.processes",
     "optuna_nis.strategy.proposers",
     "optuna_nis.strategy.schedule",
     "optuna_nis.strategy.training_choices",

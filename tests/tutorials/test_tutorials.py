@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 import re
 import runpy
+import subprocess
 import sys
 from typing import Any
 
@@ -16,6 +17,7 @@ from servers import PostgreSQL
 import torch
 
 from optuna_nis import Allocation
+from optuna_nis.nn import supernet_layers
 from optuna_nis.show import figures as visualization
 from optuna_nis.study.results import best_allocation, results_of, space_of
 
@@ -147,3 +149,49 @@ def test_any_categorical_problem(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert max(left["spent"]) <= left["LIMIT"] == 30
     assert left["accuracy"](left["found"], left["validation"]) == left["study"].best_value > 0.8
     assert "NISSampler  " in capsys.readouterr().out
+
+
+_WITHOUT_LIGHTNING = """
+import runpy, sys
+for name in ("lightning", "pytorch_lightning", "lightning_fabric"):
+    assert name not in sys.modules
+    sys.modules[name] = None  # As if it were not installed.
+left = runpy.run_path(sys.argv[1], run_name="__main__")
+search, space, best = left["search"], left["space"], left["best"]
+assert search.updates_done == search.plan.num_updates
+assert best in search.candidates
+assert best.num_parameters <= space.budget
+assert space.allocation(search.study.best_trial.params) == best
+"""
+
+
+def test_without_lightning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_LIGHTNING, str(FOLDER / "09_without_lightning.py")],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OPTUNA_NIS_SHORT": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    tested = re.findall(r"^(\w+) +ROC-AUC 0\.\d{4}, +[\d,]+ parameters$", done.stdout, re.M)
+    assert tested == ["found", "full"]
+
+
+@pytest.mark.parametrize("name", ["with_transformers", "with_ignite"])
+def test_other_trainers(run: Run, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    pytest.importorskip(name.removeprefix("with_"))
+    with torch.random.fork_rng():
+        left = run(name)
+    search, space, best = left["search"], left["space"], left["best"]
+    assert {spec.name for spec in space.specs} == {"user", "item"}
+    assert search.updates_done == search.plan.num_updates
+    assert best in search.candidates
+    assert best.num_parameters <= space.budget
+    assert best == best_allocation(search.study)
+    assert space.allocation(search.study.best_trial.params) == best
+    assert all(layer.num_choices == 1 for layer in supernet_layers(left["supernet"]).values())
+    assert f"on test with {best.num_parameters:,} parameters" in capsys.readouterr().out
+    page = (FOLDER.parent / "docs" / "other_trainers.md").read_text()
+    assert f"literalinclude}} ../tutorials/{name}.py" in page
