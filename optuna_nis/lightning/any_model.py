@@ -33,12 +33,12 @@ from optuna_nis.nn import apply_allocation, count_ids, make_searchable
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
+from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.results import (
     RetrainResult,
     best_allocation,
-    save_plan,
     save_space,
 )
 
@@ -190,7 +190,8 @@ def search_sizes(
         monitor_mode: As ``mode`` in :class:`NISCallback`.
         study: A study that maximises. Its sampler is replaced by a
             :class:`~optuna_nis.NISSampler` with the budget. By default one in memory.
-        plan: The numbers that shape the search.
+        plan: The numbers that shape the search; by default those that the study was searched
+            with, if it was, else the defaults, with the epochs that a reference model takes.
         seed: Seed of the supernet and the controller.
         callbacks: Further callbacks of the supernet's trainer, such as a progress bar.
         dashboard: Keeps figures up to date in Optuna Dashboard.
@@ -225,9 +226,7 @@ def search_sizes(
         >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)]
         ['nis', 'uniform', 'full']
     """
-    if plan is None and isinstance(build_model, ReferenceModel):
-        plan = SearchPlan(epochs=build_model.epochs)
-    plan = SearchPlan.of(plan, plan_fields)
+    plan = SearchPlan.of(plan or _plan_of(study, build_model), plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
     check_one_process(trainer_options or {})
@@ -251,7 +250,6 @@ def search_sizes(
         space = subject.space
     study = study or create_study(direction="maximize")
     save_space(study, space)
-    save_plan(study, plan.to_dict())
     study.sampler = NISSampler(budget=space, seed=seed, settings=plan.policy)
     found, monitored = run_search(
         study,
@@ -270,7 +268,12 @@ def search_sizes(
             dashboard=dashboard,
             search_id=search_id,
         ),
-        settings={"seed": seed, **(settings or {})},
+        settings={
+            "seed": seed,
+            "epochs": plan.epochs,
+            "num_updates": plan.num_updates,
+            **(settings or {}),
+        },
         callbacks=callbacks,
         progress=progress,
         checkpoint_dir=checkpoint_dir,
@@ -280,6 +283,12 @@ def search_sizes(
         dashboard.finish(study)
     best = best_allocation(study)
     return FoundSizes(best, found, study, space, subject.sized, data, monitored)
+
+
+def _plan_of(study: Study | None, build_model: BuildAnyModel) -> SearchPlan:
+    if isinstance(build_model, ReferenceModel):
+        return plan_in(study) or SearchPlan(epochs=build_model.epochs)
+    return plan_in(study) or SearchPlan()
 
 
 def _takes_sizes(build_model: BuildAnyModel) -> bool:

@@ -35,7 +35,7 @@ from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.keys import METRIC_ATTR, SEARCH_SECONDS_ATTR
 from optuna_nis.study.results import cautions_of, save_parts
 from optuna_nis.study.searches import finish, join, searches_of
-from optuna_nis.study.settings import differences
+from optuna_nis.study.settings import differences, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
 _logger = get_logger(__name__)
@@ -115,6 +115,7 @@ def run_search(
         else:
             folder = SearchFolder.new(parent)
         stack.callback(folder.release)
+        save_plan(study, plan.to_dict())
         me = join(study, folder.search_id, seed=settings["seed"], settings=settings)
         search = callback(me.id)
         torch.manual_seed(me.seed)

@@ -12,16 +12,23 @@ from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.processes import Processes
 from optuna_nis.strategy.reward import Reward
 from optuna_nis.study.keys import SUPERNET, TRAINED
 from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.searches import Search, join, new_search_id, num_scored
-from optuna_nis.study.settings import save_space
+from optuna_nis.study.settings import plan_of, save_plan, save_space
 
 _T = TypeVar("_T")
 
 _logger = get_logger(__name__)
+
+
+def plan_in(study: Study | None) -> SearchPlan | None:
+    """The plan that a study was searched with, None if it was not."""
+    known = None if study is None else plan_of(study)
+    return None if known is None else SearchPlan.from_dict(known)
 
 
 class Journal:
@@ -31,6 +38,7 @@ class Journal:
         study: The study.
         space: The search space.
         processes: The processes that train together; all of them read what the first one does.
+        plan: Its numbers, written into a study that has none.
         search_id: The id of the search; None makes a new one.
         seed: The seed of the search.
 
@@ -43,6 +51,7 @@ class Journal:
         study: Study,
         space: SearchSpace,
         processes: Processes,
+        plan: SearchPlan,
         *,
         search_id: str | None,
         seed: int,
@@ -56,6 +65,8 @@ class Journal:
         self._processes = processes
         if processes.is_first:
             save_space(study, space)
+            if plan_of(study) is None:
+                save_plan(study, plan.to_dict())
         self.search: Search = self.of_the_first(
             lambda: join(study, search_id or new_search_id(), seed=seed)
         )

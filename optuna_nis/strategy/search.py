@@ -17,7 +17,7 @@ from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.candidates import Scoring, find_candidates
-from optuna_nis.strategy.journal import Journal, write_trained
+from optuna_nis.strategy.journal import Journal, plan_in, write_trained
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.processes import OneProcess, Processes
 from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
@@ -69,7 +69,8 @@ class SizeSearch:
         study: Where scored choices go as trials. Its sampler must be a
             :class:`~optuna_nis.NISSampler` with ``budget=space``. If it has trials of this space,
             the policy goes on from there. By default a new one in memory, :attr:`study`.
-        plan: The numbers that shape the search.
+        plan: The numbers that shape the search; by default those that the study was searched
+            with, if it was. They are written into a study that has none.
         seed: Seed of the random choices. Where other searches are in the study already, it is
             mixed with the id, so that no two draw the same.
         search_id: What this search is called among those of the study. Started again under the
@@ -107,9 +108,8 @@ class SizeSearch:
             study = create_study(direction="maximize", sampler=sampler)
         self.space = space
         self.study = study
-        self.plan = plan or SearchPlan()
-        #: Updates of the controller so far.
-        self.updates_done = 0
+        self.plan = plan or plan_in(study) or SearchPlan()
+        self.updates_done = 0  #: Updates of the controller so far.
         #: Of the group that was scored last: mean reward, and mean share of the budget.
         self.mean_reward = self.mean_memory = math.nan
         self._by_popularity = [by_popularity(s, self.plan) for s in budgets(space, self.plan)]
@@ -124,8 +124,7 @@ class SizeSearch:
         #: Training batches so far, one that has begun included.
         self.batches_done = 0
         self._step = 0
-        #: Whether the supernet has been trained to its end.
-        self.ended = False
+        self.ended = False  #: Whether the supernet has been trained to its end.
         self._learning = False
         self._schedule: Schedule | None = None
         self._work: Generator[Scoring, Sequence[float], None] | None = None
@@ -221,6 +220,7 @@ class SizeSearch:
             self.study,
             self.space,
             processes or OneProcess(),
+            plan,
             search_id=self._search_id,
             seed=self._seed,
         )
