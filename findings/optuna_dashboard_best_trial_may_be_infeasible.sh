@@ -3,7 +3,7 @@
 # `study.best_trial` is the best feasible one, the card "Best Trial" shows the one with the best
 # value, feasible or not. And constraints set with `Trial.set_constraint`, or given to
 # `create_trial(constraints=...)`, are not seen at all: its plots draw such trials as feasible.
-# Those in the system attribute "constraints", where samplers with `constraints_func` put them, are.
+# Those in the system attribute "constraints", where `constraints_func` puts them, are.
 #
 #     best by Optuna: 1, by the dashboard: 0
 #     constraints seen, by name: [[], []]; as a list: [[1.0], [-1.0]]
@@ -30,7 +30,8 @@ def shown(kind):
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, direction="maximize")
     for value, broken in ((0.9, 1.0), (0.5, -1.0)):
-        by_name, as_list = {"constraints": {"c": broken}}, {"system_attrs": {"constraints": [broken]}}
+        by_name = {"constraints": {"c": broken}}
+        as_list = {"system_attrs": {"constraints": [broken]}}
         how = by_name if kind == "name" else as_list
         study.add_trial(optuna.create_trial(value=value, **how))
     request = {}
