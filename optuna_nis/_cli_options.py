@@ -126,7 +126,9 @@ class SearchOptions:
         help="Epochs of the supernet.",
         show_default="4 for ranking, 6 for retrieval, more if it learns more slowly",
     )
-    updates: int = typer.Option(50, min=1, help="Updates of the controller.")
+    updates: int | None = typer.Option(
+        None, min=1, help="Updates of the controller; by default 50."
+    )
     seed: int = typer.Option(0, min=0, help="Seed of the search.")
     learning_rate: float | None = typer.Option(
         None, help="Learning rate of Adam.", show_default="0.002 for ranking, 0.006 for retrieval"

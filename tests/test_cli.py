@@ -326,14 +326,14 @@ def test_journal_storage(table: Path) -> None:
 def test_a_search_that_is_started_again_goes_on(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optuna_nis.lightning import any_model
+    from optuna_nis.lightning import searching
 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     storage = f"sqlite:///{table.parent}/s.db"
     with monkeypatch.context() as patch:
-        patch.setattr(any_model, "run_shortlist", interrupted)
+        patch.setattr(searching, "run_shortlist", interrupted)
         code, output = _search(table, "--shard", "1/2")
         assert code == 130, output
     ((name, search),) = searches_of(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 import difflib
 from pathlib import Path
 import re
@@ -67,9 +68,9 @@ def test_the_script_with_a_search_runs(tmp_path: Path) -> None:
     few = replaced(
         tutorial("searched"),
         {
-            ".dropna(": ".head(20_000).dropna(",
+            ".dropna(": ".head(5_000).dropna(",
             "epochs=3": "epochs=1",
-            'monitor="auroc")': 'monitor="auroc", epochs=1, num_updates=5)',
+            'monitor="auroc")': 'monitor="auroc", epochs=1, num_updates=4)',
         },
     )
     printed = run(tmp_path, few + "print(found.allocation)\n")
@@ -85,14 +86,14 @@ def test_the_ten_lines_find_what_the_command_finds(capsys: pytest.CaptureFixture
     few = replaced(
         block,
         {
-            '-small"': '-small", max_rows=20_000',
+            '-small"': '-small", max_rows=5_000',
             '"25%"': '"25%", epochs=2, num_updates=10',
             "retrain(": "retrain(seeds=[0], max_epochs=2",
         },
     )
     exec(few, {})
     study = optuna.create_study(direction="maximize")
-    data = lightning.DataConfig(dataset="movielens-small", max_rows=20_000)
+    data = lightning.DataConfig(dataset="movielens-small", max_rows=5_000)
     sizes = lightning.search(study, data, budget="25%", epochs=2, num_updates=10)
     results = lightning.retrain(study, seeds=[0], max_epochs=2)
     assert capsys.readouterr().out == "\n".join(map(str, [sizes, *results, ""]))
@@ -113,7 +114,7 @@ def test_the_objective_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str
 def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
     script = tutorial("plain").split("seed_everything(0)")[0]
     steps = replaced(
-        "".join(blocks("docs/your_model.md")),
+        "".join(blocks("docs/your_model.md")[:-1]),
         {
             'monitor="auroc")\nprint': 'monitor="auroc", epochs=1, num_updates=4)\nprint',
             "seeds=[0, 1, 2]": "seeds=[0], max_epochs=1",
@@ -126,7 +127,7 @@ def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
     )
     printed = run(
         tmp_path,
-        replaced(script, {".dropna(": ".head(20_000).dropna("})
+        replaced(script, {".dropna(": ".head(5_000).dropna("})
         + "(train_loader, val_loader, test_loader), sizes = flights()\n"
         + "Model = lambda: Delay(sizes)\n"
         + steps
@@ -135,6 +136,25 @@ def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
     )
     assert re.search(r"^NIS: auroc 0\.\d{4}, [\d,]+ parameters$", printed, re.MULTILINE)
     assert printed.endswith("True\n2 trained\n")
+
+
+def test_the_output_layer_of_a_model_of_your_own_is_searched() -> None:
+    torch = pytest.importorskip("torch")
+    swapping = pytest.importorskip("optuna_nis.nn")
+    labels = torch.arange(90).sqrt().long()
+    scope = {
+        **vars(swapping),
+        "torch": torch,
+        "model": torch.nn.Sequential(
+            OrderedDict(user=torch.nn.Embedding(30, 4), head=torch.nn.Linear(4, 10))
+        ),
+        "train_loader": torch.arange(90).remainder(30).split(45),
+        "labels": labels,
+        "num_items": 10,
+    }
+    exec(blocks("docs/your_model.md")[-1], scope)
+    assert [spec.name for spec in scope["space"].specs] == ["user", "head"]
+    assert scope["counts"]["head"].sum() == len(labels)
 
 
 def test_the_share_of_embeddings_is_counted() -> None:

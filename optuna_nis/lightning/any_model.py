@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 import inspect
 from pathlib import Path
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from optuna import Study, create_study
-import torch
 from torch import nn
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
-from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.callback import NISCallback
-from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.comparison import Comparison, compare
-from optuna_nis.lightning.halving import run_shortlist
-from optuna_nis.lightning.parts import parts_of_data
-from optuna_nis.lightning.progress import EpochLines
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
+from optuna_nis.lightning.searching import Subject, check_one_process, run_search
 from optuna_nis.lightning.training import (
     BuildModel,
     Data,
     fit_data,
-    quiet_lightning,
-    quiet_trainer,
     test_data,
 )
 from optuna_nis.models import EmbeddingModule
@@ -42,22 +33,14 @@ from optuna_nis.nn import apply_allocation, count_ids, make_searchable
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
+from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.results import (
-    METRIC_ATTR,
-    SEARCH_SECONDS_ATTR,
     RetrainResult,
     best_allocation,
-    cautions_of,
-    finished_trials,
-    is_trained,
-    save_parts,
-    save_plan,
     save_space,
 )
-from optuna_nis.study.searches import finish, join, searches_of
-from optuna_nis.study.settings import differences
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -207,7 +190,8 @@ def search_sizes(
         monitor_mode: As ``mode`` in :class:`NISCallback`.
         study: A study that maximises. Its sampler is replaced by a
             :class:`~optuna_nis.NISSampler` with the budget. By default one in memory.
-        plan: The numbers that shape the search.
+        plan: The numbers that shape the search; by default those that the study was searched
+            with, if it was, else the defaults, with the epochs that a reference model takes.
         seed: Seed of the supernet and the controller.
         callbacks: Further callbacks of the supernet's trainer, such as a progress bar.
         dashboard: Keeps figures up to date in Optuna Dashboard.
@@ -242,16 +226,15 @@ def search_sizes(
         >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)]
         ['nis', 'uniform', 'full']
     """
-    if plan is None and isinstance(build_model, ReferenceModel):
-        plan = SearchPlan(epochs=build_model.epochs)
-    plan = SearchPlan.of(plan, plan_fields)
+    plan = SearchPlan.of(plan or _plan_of(study, build_model), plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
-    fit = fit_data(data)
+    check_one_process(trainer_options or {})
+    fit_data(data)
     if _takes_sizes(build_model):
         if space is None:
             space = _space_of(build_model, budget, mode)
-        subject = _Subject(space, lambda: build_model(space), build_model)
+        subject = Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
         subject.supernet()
     else:
@@ -267,14 +250,15 @@ def search_sizes(
         space = subject.space
     study = study or create_study(direction="maximize")
     save_space(study, space)
-    save_plan(study, plan.to_dict())
     study.sampler = NISSampler(budget=space, seed=seed, settings=plan.policy)
-    settings = {"seed": seed, **(settings or {})}
-    trainer_options = dict(trainer_options or {})
-
-    def callback(search_id: str | None = None) -> NISCallback:
-        return NISCallback(
-            space,
+    found, monitored = run_search(
+        study,
+        subject,
+        data,
+        plan,
+        # It goes by the same whenever it is started again.
+        lambda search_id: NISCallback(
+            subject.space,
             study,
             plan=plan,
             metric=metric,
@@ -283,98 +267,28 @@ def search_sizes(
             seed=seed,
             dashboard=dashboard,
             search_id=search_id,
-        )
-
-    with ExitStack() as stack:
-        keep = checkpoint_dir is not None
-        parent = Path(checkpoint_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        folder = SearchFolder.of_interrupted(study, parent, settings)
-        if folder is not None:
-            progress(f"Going on with the search {folder.search_id} that was interrupted.")
-        elif any(is_trained(trial) for trial in finished_trials(study)):
-            progress("The study has been searched to the end; nothing is left to do.")
-            _warn_ignored(study, settings)
-            monitored = callback().monitored(subject.supernet())
-            best = best_allocation(study)
-            return FoundSizes(best, [], study, space, subject.sized, data, monitored)
-        else:
-            folder = SearchFolder.new(parent)
-        stack.callback(folder.release)
-        me = join(study, folder.search_id, seed=seed, settings=settings)
-        search = callback(me.id)
-
-        torch.manual_seed(me.seed)
-        if isinstance(data, EmbeddingDataModule):
-            data.shuffle_seed = me.seed
-        supernet = subject.supernet()
-        label = getattr(supernet, "monitor_name", search.monitored(supernet).label)
-        study.set_user_attr(METRIC_ATTR, label)
-        if isinstance(supernet, EmbeddingModule) and isinstance(data, EmbeddingDataModule):
-            save_parts(study, parts_of_data(data, supernet, ["validation"]))
-        searched = folder.load_searched()
-        if searched is None:
-            every_callback: list[Callback] = [search, EpochLines(progress), *callbacks]
-            if keep:
-                every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
-            progress(f"Searching {space!r}; epochs of the supernet: {plan.epochs}.")
-            resume = folder.supernet if folder.supernet.exists() else None
-            with quiet_lightning():
-                trainer = quiet_trainer(
-                    supernet,
-                    max_epochs=plan.epochs,
-                    # Nothing depends on how good the full tables are on the way.
-                    check_val_every_n_epoch=plan.epochs,
-                    callbacks=every_callback,
-                    enable_progress_bar=bool(callbacks),
-                    **trainer_options,
-                )
-                trainer.fit(supernet, **fit, ckpt_path=resume)
-            monitored = search.monitored(supernet)
-            if keep:
-                folder.save_searched(supernet.state_dict(), search.search, monitored.mode)
-        else:
-            supernet.load_state_dict(searched["weights"])
-            search.search.load_state_dict(searched["search"])
-            monitored = replace(search.monitored(supernet), mode=searched["mode"])
-        shortlist = search.search.shortlist()
-        progress(f"Training the best {len(shortlist.allocations)} choices for real.")
-        found = run_shortlist(
-            shortlist,
-            supernet,
-            subject.sized,
-            data,
-            monitored=monitored,
-            label=getattr(supernet, "metric_name", None),
-            progress=progress,
-            folder=folder.trainings if keep else None,
-            trainer_options=trainer_options,
-        )
-        search.search.record(found)
-        finish(study, me, folder.seconds)
-        seconds = [each.seconds for each in searches_of(study).values() if each.seconds]
-        study.set_user_attr(SEARCH_SECONDS_ATTR, sum(seconds))
-        folder.remove()
-    if dashboard is not None:
+        ),
+        settings={
+            "seed": seed,
+            "epochs": plan.epochs,
+            "num_updates": plan.num_updates,
+            **(settings or {}),
+        },
+        callbacks=callbacks,
+        progress=progress,
+        checkpoint_dir=checkpoint_dir,
+        trainer_options=dict(trainer_options or {}),
+    )
+    if found and dashboard is not None:
         dashboard.finish(study)
-    for line in cautions_of(study):
-        _logger.warning(line)
     best = best_allocation(study)
     return FoundSizes(best, found, study, space, subject.sized, data, monitored)
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """The model that is searched.
-
-    Attributes:
-        space: Its space.
-        supernet: Makes a supernet.
-        sized: Makes a model of given sizes.
-    """
-
-    space: SearchSpace
-    supernet: Callable[[], LightningModule]
-    sized: BuildModel
+def _plan_of(study: Study | None, build_model: BuildAnyModel) -> SearchPlan:
+    if isinstance(build_model, ReferenceModel):
+        return plan_in(study) or SearchPlan(epochs=build_model.epochs)
+    return plan_in(study) or SearchPlan()
 
 
 def _takes_sizes(build_model: BuildAnyModel) -> bool:
@@ -424,7 +338,7 @@ def _counted(
 
 def _swapped(
     build_model: Callable[[], LightningModule], counts: Counts, **options: Any
-) -> _Subject:
+) -> Subject:
     def supernet() -> LightningModule:
         model = build_model()
         make_searchable(model, counts=counts, **options)
@@ -434,15 +348,4 @@ def _swapped(
         return apply_allocation(build_model(), allocation, counts=counts)
 
     space = make_searchable(build_model(), counts=counts, **options)
-    return _Subject(space, supernet, sized)
-
-
-def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:
-    """Say which options a study that has ended does not go by."""
-    ended = [s.settings for s in searches_of(study).values() if s.seconds is not None]
-    ignored = [differences(before, settings) for before in ended]
-    if ignored and (least := min(ignored, key=len)):
-        _logger.warning(
-            f"Options are ignored, since `study` {study.study_name!r} has been searched, with "
-            f"{least}. Give another study name for a new search."
-        )
+    return Subject(space, supernet, sized)

@@ -25,6 +25,7 @@ from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.search import SizeSearch
 from optuna_nis.study.results import save_space
@@ -81,7 +82,8 @@ class NISCallback(Callback):
         study: Where scored choices go as trials. Its sampler must be a
             :class:`~optuna_nis.NISSampler` with ``budget=space``. If it has trials of this space,
             the policy goes on from there. By default a new one in memory, :attr:`study`.
-        plan: The numbers that shape the search.
+        plan: The numbers that shape the search; by default those that the study was searched
+            with, if it was.
         metric: See above.
         monitor: See above. ``"val_auc/dataloader_idx_1"`` is that of the second of several
             dataloaders; otherwise all of them count.
@@ -131,7 +133,7 @@ class NISCallback(Callback):
         search_id: str | None = None,
         **settings: Any,
     ) -> None:
-        plan = SearchPlan.of(plan, settings)
+        plan = SearchPlan.of(plan or plan_in(study), settings)
         monitor, dataloader_idx = _of_dataloader(monitor)
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
         self._search = SizeSearch(space, study, plan=plan, seed=seed, search_id=search_id)

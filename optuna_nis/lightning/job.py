@@ -37,7 +37,7 @@ def search(
     mode: Mode = "multi",
     embedding_dim: int | None = None,
     epochs: int | None = None,
-    num_updates: int = 50,
+    num_updates: int | None = None,
     plan: SearchPlan | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -60,9 +60,9 @@ def search(
         mode: As in :class:`~optuna_nis.SearchSpace`.
         embedding_dim: Largest width considered of a feature; by default that of the reference
             model.
-        epochs: Epochs of the supernet; by default those of the reference model.
-        num_updates: Updates of the controller.
-        plan: The other numbers that shape the search.
+        epochs: Epochs of the supernet; by default those of the plan.
+        num_updates: Updates of the controller; by default those of the plan.
+        plan: As in :func:`search_sizes`.
         seed: Seed of the supernet and the controller.
         callbacks: Further callbacks of the trainer, such as a progress bar.
         dashboard: Keeps figures up to date in Optuna Dashboard.
@@ -97,12 +97,11 @@ def search(
     space = SearchSpace(build.specs(embedding_dim), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
     build(space)
-    fields = {"epochs": epochs or build.epochs, "num_updates": num_updates}
-    plan = SearchPlan.of(plan, fields)
     options = json.loads(json.dumps(model_options, default=float))
     save_once(study, MODEL_OPTIONS_ATTR, options, "other model options")
     if DATA_ATTR not in study.user_attrs:
         save_data(study, data, datamodule)
+    fields: dict[str, Any] = {"epochs": epochs, "num_updates": num_updates}
     found = search_sizes(
         build,
         datamodule,
@@ -114,11 +113,7 @@ def search(
         dashboard=dashboard,
         progress=progress,
         checkpoint_dir=checkpoint_dir,
-        settings={
-            "epochs": plan.epochs,
-            "num_updates": plan.num_updates,
-            "shard": list(shard),
-            **options,
-        },
+        settings={"shard": list(shard), **options},
+        **{name: value for name, value in fields.items() if value is not None},
     )
     return found.allocation

@@ -145,7 +145,9 @@ def no_layer_to(what: str, model: nn.Module) -> str:
             f"`model` has no embedding layer to {what}: those of {kind}, {swapped}, were "
             "swapped before. Build the model anew."
         )
-    return f"`model` has no embedding layer to {what}: {kind}.{late_layers(model)}"
+    large = [n for n, head in linear_layers(model).items() if head.out_features >= _MIN_ROWS]
+    hint = f" Output layers are searched on request: `outputs={large}`." if large else ""
+    return f"`model` has no embedding layer to {what}: {kind}.{late_layers(model)}{hint}"
 
 
 def late_layers(model: nn.Module) -> str:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from optuna_nis.nn._ids import bags_of, mean_of, no_offsets
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._ranked import constant
+from optuna_nis.nn._sparse import sparse_only
 from optuna_nis.nn._weight import table_weight
 from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbeddingBag
 from optuna_nis.nn.output import OutputLayer, linear_std
@@ -103,7 +104,7 @@ class _SwappedTable(_Swapped):
     def _table(self) -> Tensor:
         """The table as the model sees it under the one choice that is set."""
         if self.sparse:
-            _sparse_only(self.fields)
+            sparse_only(self.fields)
         self._check_whole()
         for layer in self.field_layers():
             layer.check_one_choice()
@@ -193,7 +194,7 @@ class SwappedEmbedding(_SwappedTable, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Look up ids of any shape."""
         if self.sparse:
-            _sparse_only(self.fields)
+            sparse_only(self.fields)
         return self._filled(input, self._rows(input))
 
     def _filled(self, ids: Tensor, rows: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
     ) -> Tensor:
         """Look up and pool bags of ids, as torch takes them."""
         if self.sparse:
-            _sparse_only(self.fields)
+            sparse_only(self.fields)
         if offsets is not None and self.include_last_offset:
             offsets = offsets[:-1]
         if per_sample_weights is not None and self.mode != "sum":
@@ -351,28 +352,6 @@ class SwappedLinear(_Swapped, OutputLayer, nn.Linear):
 
 
 SwappedLayer = SwappedEmbedding | SwappedEmbeddingBag | SwappedLinear
-
-
-def _sparse_only(fields: nn.Module) -> None:
-    """Make all gradients sparse: optimisers that want them so want it of projections too."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        for parameter in fields.parameters():
-            # Copies of a model have no hooks.
-            hooks = parameter._post_accumulate_grad_hooks or {}
-            trained = parameter.requires_grad and parameter.is_leaf
-            if trained and _sparsify not in hooks.values():
-                parameter.register_post_accumulate_grad_hook(_sparsify)  # type: ignore[no-untyped-call]
-
-
-def _sparsify(parameter: Tensor) -> None:
-    def convert() -> None:
-        if parameter.grad is not None and not parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.to_sparse(1)
-
-    # After the backward pass, and after what data parallelism does then: that takes sparse
-    # gradients from embeddings only, which projections are not.
-    engine = torch.autograd.Variable._execution_engine
-    engine.queue_callback(lambda: engine.queue_callback(convert))
 
 
 def become(

@@ -36,8 +36,7 @@ def allocation_of(model: nn.Module) -> Allocation:
     found = [table for table in tables if isinstance(table, TableAllocation)]
     if not found:
         raise ValueError(
-            f"`model` must have a multi-size embedding layer, got a {type(model).__name__} "
-            "without."
+            f"`model` must have a multi-size layer, got a {type(model).__name__} without."
         )
     return Allocation(found)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 import math
 from typing import Any, TypeVar
 
@@ -17,6 +16,8 @@ from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.candidates import Scoring, find_candidates
+from optuna_nis.strategy.journal import Journal, plan_in, write_trained
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.processes import OneProcess, Processes
 from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
@@ -24,10 +25,8 @@ from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.schedule import Schedule
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
 from optuna_nis.strategy.training_choices import training_choices
-from optuna_nis.study.keys import SUPERNET, TRAINED, VALIDATED
-from optuna_nis.study.recording import TrialRecorder
-from optuna_nis.study.searches import Search, check_search_id, join, new_search_id, num_scored
-from optuna_nis.study.settings import save_space
+from optuna_nis.study.keys import SUPERNET, VALIDATED
+from optuna_nis.study.searches import check_search_id
 
 _T = TypeVar("_T")
 
@@ -36,30 +35,15 @@ _logger = get_logger(__name__)
 _NOT_YET = "they are there when the supernet has been trained to its end"
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """Choices whose quality a search asks for.
-
-    Attributes:
-        choices: The choices, to be scored on the same examples with the weights of the moment.
-        num_examples: Score on the next so many validation examples, going over them again and
-            again; None is all validation data.
-    """
-
-    choices: tuple[Allocation, ...]
-    num_examples: int | None
-
-
 class SizeSearch:
     """Searches the embedding sizes of a model while it is trained as a supernet, by any loop.
 
     The loop asks for the choices of each training batch, and after each batch for choices to be
-    scored on validation data until there are none; it tells their qualities. What it knows of the
-    model is nothing.
+    scored on validation data until there are none; it tells their qualities.
 
-    *Warm-up.* Training batches see the full tables and random choices of any cost below the
-    budget, most of them close to it, so that every block is trained before anyone is judged.
-    A batch may be shared among several choices; otherwise they take turns.
+    *Warm-up.* Training batches see the full tables and random choices below the budget, most of
+    them close to it, so that every block is trained before anyone is judged. A batch may be shared
+    among several choices; otherwise they take turns.
 
     *Alternating steps.* After that, some of the choices come from the controller, which draws a
     group of choices now and then, has them scored on the same examples, and learns from their
@@ -76,9 +60,8 @@ class SizeSearch:
     policy and of the others, and the best of the frequent ids are the :attr:`candidates`. Which
     of them is best only :meth:`shortlist` tells, by training them for real.
 
-    Sources: training a supernet and a controller in alternation after a warm-up is from Joglekar
-    et al. (2020, section 4); the full choice in every batch is the sandwich rule of Yu and Huang
-    (2019).
+    Sources: supernet and controller in alternation after a warm-up are from Joglekar et al. (2020,
+    section 4); the full choice in every batch is the sandwich rule of Yu and Huang (2019).
 
     Args:
         space: The search space; its budget is obeyed by construction. Sizes by popularity compete
@@ -86,7 +69,8 @@ class SizeSearch:
         study: Where scored choices go as trials. Its sampler must be a
             :class:`~optuna_nis.NISSampler` with ``budget=space``. If it has trials of this space,
             the policy goes on from there. By default a new one in memory, :attr:`study`.
-        plan: The numbers that shape the search.
+        plan: The numbers that shape the search; by default those that the study was searched
+            with, if it was. They are written into a study that has none.
         seed: Seed of the random choices. Where other searches are in the study already, it is
             mixed with the id, so that no two draw the same.
         search_id: What this search is called among those of the study. Started again under the
@@ -124,9 +108,8 @@ class SizeSearch:
             study = create_study(direction="maximize", sampler=sampler)
         self.space = space
         self.study = study
-        self.plan = plan or SearchPlan()
-        #: Updates of the controller so far.
-        self.updates_done = 0
+        self.plan = plan or plan_in(study) or SearchPlan()
+        self.updates_done = 0  #: Updates of the controller so far.
         #: Of the group that was scored last: mean reward, and mean share of the budget.
         self.mean_reward = self.mean_memory = math.nan
         self._by_popularity = [by_popularity(s, self.plan) for s in budgets(space, self.plan)]
@@ -141,8 +124,7 @@ class SizeSearch:
         #: Training batches so far, one that has begun included.
         self.batches_done = 0
         self._step = 0
-        #: Whether the supernet has been trained to its end.
-        self.ended = False
+        self.ended = False  #: Whether the supernet has been trained to its end.
         self._learning = False
         self._schedule: Schedule | None = None
         self._work: Generator[Scoring, Sequence[float], None] | None = None
@@ -227,36 +209,34 @@ class SizeSearch:
         if choices_per_step is None:
             choices_per_step = self.plan.num_choices(side_by_side=False)
         check_integer("choices_per_step", choices_per_step, 1)
-        if not isinstance(self.study.sampler, NISSampler):
-            raise ValueError(
-                "`study` must have a NISSampler with `budget=space`, its sampler is "
-                f"{type(self.study.sampler).__name__}."
-            )
-        self._processes = processes or OneProcess()
         self._choices_per_step = choices_per_step
         self._candidates, self._why_none = None, _NOT_YET
         self._work = self._scoring = None
-        if self._processes.is_first:
-            save_space(self.study, self.space)
+        plan = self.plan
         self._schedule = schedule = Schedule(
-            num_batches, num_updates=self.plan.num_updates, warmup=self.plan.warmup
+            num_batches, num_updates=plan.num_updates, warmup=plan.warmup
         )
-        search = self._of_the_first(self._joined)
+        self._journal = journal = Journal(
+            self.study,
+            self.space,
+            processes or OneProcess(),
+            plan,
+            search_id=self._search_id,
+            seed=self._seed,
+        )
         if self._is_new:
-            self._rng = np.random.default_rng(search.seed)
-        self._search_id, self._is_new = search.id, False
-        if self._processes.is_first:
-            self._recorder = TrialRecorder(self.study, self.space, search.id)
-        self.updates_done = self._of_the_first(self._updates_before)
-        self._policy = self._of_the_first(self._replayed_policy)
+            self._rng = np.random.default_rng(journal.search.seed)
+        self._search_id, self._is_new = journal.search.id, False
+        self.updates_done = journal.num_updates(plan.group_size, plan.num_updates)
+        self._policy = journal.of_the_first(journal.policy)
         self.batches_done = batches_done
         schedule.resume(batches_done, self.updates_done)
         self._learning = self.updates_done > 0
         self.ended = False
         if self._learning:
-            self._tell(f"The search is resumed after {self.updates_done} updates.")
+            journal.tell(f"The search is resumed after {self.updates_done} updates.")
         else:
-            self._tell(f"The search warms up for {schedule.warmup_batches:,} batches.")
+            journal.tell(f"The search warms up for {schedule.warmup_batches:,} batches.")
 
     def training_choices(
         self, num_examples: int | None = None, *, batches_done: int | None = None
@@ -276,7 +256,7 @@ class SizeSearch:
         learning = schedule.learning(done)
         if learning and not self._learning:
             self._learning = True
-            self._tell(
+            self._journal.tell(
                 f"The controller begins to learn: {self.plan.num_updates} updates, each from "
                 f"{self.plan.group_size} choices."
             )
@@ -373,14 +353,8 @@ class SizeSearch:
             found: The candidates of the :meth:`shortlist`.
         """
         assert self._search_id is not None
-        if num_scored(self.study, self._search_id, TRAINED) >= len(found):
-            return  # A search that was interrupted after it had recorded them.
-        TrialRecorder(self.study, self.space, self._search_id).record(
-            [self.space.params(candidate.allocation) for candidate in found],
-            [self._reward(candidate.val_metric, candidate.allocation) for candidate in found],
-            fidelity=TRAINED,
-            step=self._step,
-        )
+        rewards = {c.allocation: self._reward(c.val_metric, c.allocation) for c in found}
+        write_trained(self.study, self.space, self._search_id, rewards, step=self._step)
 
     def _next_work(self) -> Generator[Scoring, Sequence[float], None] | None:
         if self._schedule is None:
@@ -404,21 +378,20 @@ class SizeSearch:
         offset = self._reference - of_full
         rewards = [self._reward(q + offset, choice) for q, choice in zip(qualities, choices)]
         self._policy.update(options, [reward.value for reward in rewards], log_probs)
-        if self._processes.is_first:
-            others = self._recorder.record(
-                self._policy.params(options),
-                rewards,
-                fidelity=SUPERNET,
-                step=self._step,
-                log_probs=log_probs.tolist(),
-                reference=offset,
-            )
-            if others:
-                # In the order of the study, this group included.
-                self._policy = self._replayed_policy()
-            self._recorder.note(self._policy)
+        others = self._journal.write(
+            self._policy.params(options),
+            rewards,
+            fidelity=SUPERNET,
+            step=self._step,
+            log_probs=log_probs.tolist(),
+            reference=offset,
+        )
+        if others:
+            # In the order of the study, this group included.
+            self._policy = self._journal.policy()
+        self._journal.note(self._policy)
         # Rounding must not drive the processes apart.
-        self._policy = self._processes.share(self._policy)
+        self._policy = self._journal.of_the_first(lambda: self._policy)
         self.updates_done += 1
         self.mean_reward = float(np.mean([reward.value for reward in rewards]))
         memory = np.mean([reward.num_parameters for reward in rewards])
@@ -426,7 +399,7 @@ class SizeSearch:
         updates = self.plan.num_updates
         quarter, before = (4 * (self.updates_done - k) // updates for k in (0, 1))
         if quarter > before:
-            self._tell(
+            self._journal.tell(
                 f"{self.updates_done} of {updates} updates: the mean reward of a group is "
                 f"{self.mean_reward:.4f}."
             )
@@ -435,68 +408,30 @@ class SizeSearch:
         """Find the candidates."""
         while self.updates_done < self.plan.num_updates:
             yield from self._update()  # There were fewer batches than was said at the start.
-        finalists = [[choice] for choice in (yield from self._finalists())]
-        # It is for the whole budget that a supernet is most unfair to what it has trained least.
-        groups = [finalists[0], self._by_popularity[0], self._frequent]
-        groups += [own + others for own, others in zip(finalists[1:], self._by_popularity[1:])]
-        distinct = _distinct(groups)
-        qualities = yield Scoring(distinct, None)
-        rewards = [self._reward(q, choice) for q, choice in zip(qualities, distinct)]
-        if self._processes.is_first:
-            self._recorder.record(
-                [self.space.params(allocation) for allocation in distinct],
-                rewards,
-                fidelity=VALIDATED,
-                step=self._step,
-            )
-        value = {allocation: reward.value for allocation, reward in zip(distinct, rewards)}
-        best = {max(group, key=value.__getitem__) for group in groups if group}
-        self._candidates = sorted(best, key=value.__getitem__, reverse=True)
-        self._tell(
-            f"The supernet is trained; candidates: {len(best)} of {len(distinct)} choices scored "
-            "on all validation data. Which is best, only training them for real tells."
+        proposals = self._journal.of_the_first(self._proposals)
+        found = yield from find_candidates(
+            proposals, self._by_popularity, self._frequent, self.plan, self._reward
         )
-
-    def _finalists(self) -> Generator[Scoring, Sequence[float], list[Allocation]]:
-        """For each share of the budget, the best of the policy's proposals on some examples."""
-        groups = self._of_the_first(self._proposals)
-        distinct = _distinct(groups)
-        total = np.zeros(len(distinct))
-        for _ in range(self.plan.proposal_groups):
-            qualities = np.array((yield Scoring(distinct, self.plan.score_examples)))
-            total += np.where(np.isnan(qualities), -np.inf, qualities)
-        value = dict(zip(distinct, total.tolist()))
-        return [max(group, key=value.__getitem__) for group in groups]
+        self._journal.write(
+            [self.space.params(allocation) for allocation in found.rewards],
+            list(found.rewards.values()),
+            fidelity=VALIDATED,
+            step=self._step,
+        )
+        self._candidates = found.candidates
+        self._journal.tell(
+            f"The supernet is trained; candidates: {len(found.candidates)} of "
+            f"{len(found.rewards)} choices scored on all validation data. Which is best, only "
+            "training them for real tells."
+        )
 
     def _proposals(self) -> list[list[Allocation]]:
         return from_policy(self._policy, self.space, self.plan, self._rng)
-
-    def _joined(self) -> Search:
-        return join(self.study, self._search_id or new_search_id(), seed=self._seed)
-
-    def _updates_before(self) -> int:
-        assert self._search_id is not None
-        scored = num_scored(self.study, self._search_id, SUPERNET)
-        return min(scored // self.plan.group_size, self.plan.num_updates)
-
-    def _replayed_policy(self) -> Policy:
-        assert isinstance(self.study.sampler, NISSampler)
-        return self.study.sampler.policy(self.study)
 
     def _started(self) -> Schedule:
         if self._schedule is None:
             raise RuntimeError("`start` the search first.")
         return self._schedule
-
-    def _of_the_first(self, make: Callable[[], _T]) -> _T:
-        """What the first process makes, in all processes."""
-        made: Any = make() if self._processes.is_first else None
-        shared: _T = self._processes.share(made)
-        return shared
-
-    def _tell(self, text: str) -> None:
-        if self._processes.is_first:
-            _logger.info(text)
 
     def _draw(self, count: int) -> tuple[list[Allocation], Any, Any]:
         options, log_probs = self._policy.sample(count, self._rng)
@@ -513,7 +448,3 @@ class SizeSearch:
             self.space.budget,
             penalty_weight=self.plan.penalty_weight,
         )
-
-
-def _distinct(groups: Sequence[Sequence[Allocation]]) -> tuple[Allocation, ...]:
-    return tuple(dict.fromkeys(choice for group in groups for choice in group))

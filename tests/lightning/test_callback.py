@@ -19,7 +19,7 @@ from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, re
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import supernet_layers
 from optuna_nis.strategy.baselines import frequent_ids, mixed_dimensions
-from optuna_nis.strategy.search import SizeSearch
+from optuna_nis.strategy.journal import Journal
 from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.results import best_allocation, space_of
 from optuna_nis.study.searches import searches_of
@@ -170,15 +170,15 @@ def test_a_search_that_is_alone_reads_no_trials_between_its_groups(
     space = _space(datamodule)
     readings = []
 
-    def reading(self: SizeSearch) -> Policy:
-        readings.append(self.updates_done)
+    def reading(self: Journal) -> Policy:
+        readings.append(len(self._study.trials))
         return replayed(self)
 
-    replayed = SizeSearch._replayed_policy
-    monkeypatch.setattr(SizeSearch, "_replayed_policy", reading)
+    replayed = Journal.policy
+    monkeypatch.setattr(Journal, "policy", reading)
     _fit(datamodule, _study(space), space)
     # At the start, and after the first group, whose number tells nothing.
-    assert readings == [0, 0]
+    assert readings == [0, 4]
 
 
 def test_same_seed_same_trials(datamodule: TableDataModule) -> None:

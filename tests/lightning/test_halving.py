@@ -30,7 +30,7 @@ def test_training_returns_to_its_best_epoch(datamodule: TableDataModule) -> None
     assert 0.6 < run.val_metric < 1.0
     (metrics,) = quiet_trainer().validate(run.model, datamodule=datamodule, verbose=False)
     assert metrics["val_metric"] == pytest.approx(run.val_metric)
-    with pytest.raises(RuntimeError, match="withholds its test part"):
+    with pytest.raises(ValueError, match="must have a test part"):
         evaluate(run.model, datamodule)
 
 

@@ -15,11 +15,11 @@ from optuna_nis.data.config import searched_features
 from optuna_nis.lightning import (
     DataConfig,
     Predictor,
-    any_model,
     comparison,
     retrain,
     retraining,
     search,
+    searching,
 )
 from optuna_nis.study.attributes import read_text
 from optuna_nis.study.keys import TRAINING_KEY, VOCABULARY_ATTR
@@ -215,7 +215,7 @@ def test_the_vocabulary_is_kept_before_anything_is_trained(
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(any_model, "quiet_trainer", interrupted)
+    monkeypatch.setattr(searching, "quiet_trainer", interrupted)
     study = optuna.create_study(direction="maximize")
     data = DataConfig(table=str(table), label="clicked", features=("user", "item"))
     with pytest.raises(KeyboardInterrupt):

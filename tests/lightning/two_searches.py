@@ -20,7 +20,7 @@ import torch
 
 from optuna_nis.controller.policy import Policy
 from optuna_nis.lightning import DataConfig, NISCallback, search
-from optuna_nis.strategy.search import SizeSearch
+from optuna_nis.strategy.journal import Journal
 from optuna_nis.study.results import SUPERNET
 from optuna_nis.study.searches import num_scored, searches_of
 from optuna_nis.study.storages import open_storage
@@ -56,15 +56,15 @@ def main(table: str, output: Path, shard: int, addresses: list[str]) -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     taken: list[dict[str, Any]] = []
-    replayed = SizeSearch._replayed_policy
+    replayed = Journal.policy
 
-    def noted(self: SizeSearch) -> Policy:
+    def noted(self: Journal) -> Policy:
         policy = replayed(self)
-        replay = self.study.sampler._follow(self.study).replay
+        replay = self._sampler._follow(self._study).replay
         taken.append({"trials": replay.trial_numbers, "policy": digest(policy)})
         return policy
 
-    SizeSearch._replayed_policy = noted  # type: ignore[method-assign]
+    Journal.policy = noted  # type: ignore[method-assign]
     data = DataConfig(
         table=table, label="clicked", features=("user", "city"), bags={"genres": "|"}
     )

@@ -307,6 +307,14 @@ def test_what_cannot_be_swapped_is_named() -> None:
     assert type(model["e"]) is nn.Embedding
 
 
+def test_a_model_of_heads_alone() -> None:
+    model = nn.Sequential(nn.Linear(ITEMS, WIDTH), nn.Linear(WIDTH, ITEMS))
+    with pytest.raises(ValueError, match=r"searched on request: `outputs=\['1'\]`"):
+        make_searchable(model)
+    (spec,) = make_searchable(model, outputs=["1"]).specs
+    assert (spec.name, spec.num_embeddings, spec.embedding_dim) == ("1", ITEMS, WIDTH)
+
+
 def test_sizes_of_another_head_are_refused() -> None:
     table = TableAllocation("layers.head", ITEMS + 1, WIDTH, (Tier(10, WIDTH),))
     with pytest.raises(ValueError, match=r"must be of the 120x8 table 'layers.head', got"):

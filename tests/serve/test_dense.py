@@ -84,7 +84,7 @@ def test_a_swapped_model_becomes_what_it_was(
     original = type(swapped)()
     original.load_state_dict(swapped.state_dict())
     torch.testing.assert_close(original(batch), expected)
-    with pytest.raises(ValueError, match="must have a multi-size embedding layer"):
+    with pytest.raises(ValueError, match="must have a multi-size layer"):
         to_dense(swapped)
 
 

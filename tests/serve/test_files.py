@@ -87,7 +87,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, ()))
     twins = nn.ModuleList([layer, MultiSizeEmbedding(layer.table)])
     for model, message in (
-        (nn.Linear(2, 2), "must have a multi-size embedding layer, got a Linear"),
+        (nn.Linear(2, 2), "must have a multi-size layer, got a Linear"),
         (twins, "names the feature 'f' twice"),
         (_Extra(), "must be tensors only, got '_extra_state' of type object"),
     ):

@@ -141,7 +141,7 @@ def test_what_is_refused() -> None:
     for function in (quantize, quantization_report):
         for model, dtype, message in (
             (layer, "int4", '`dtype` must be "int8" or "float16", got \'int4\''),
-            (nn.Linear(2, 2), "int8", "must have a multi-size embedding layer"),
+            (nn.Linear(2, 2), "int8", "must have a multi-size layer"),
             (quantize(layer), "int8", "'f' of `model` is quantised already"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -193,7 +193,7 @@ def test_what_is_refused() -> None:
     whole = TableAllocation("net.layer", 60, 8, (Tier(20, 8),))
     parts = [TableAllocation(f"net.layer.{i}", 30, 8, (Tier(9, 8),)) for i in range(2)]
     cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: to_torchrec(nn.Linear(2, 2)), "must have a multi-size embedding layer"),
+        (lambda: to_torchrec(nn.Linear(2, 2)), "must have a multi-size layer"),
         (lambda: to_torchrec(_swapped(half, [whole])), "'net.layer' .*row of padding is not zero"),
         (
             lambda: to_torchrec(_swapped(nn.EmbeddingBag(60, 8, mode="max"), [whole])),

@@ -14,8 +14,16 @@ import numpy as np
 import optuna
 import pytest
 
-from optuna_nis import Allocation, EmbeddingSpec, NISSampler, SearchPlan, SearchSpace, SizeSearch
-from optuna_nis.strategy.search import Scoring
+from optuna_nis import (
+    Allocation,
+    EmbeddingSpec,
+    NISSampler,
+    PolicySettings,
+    SearchPlan,
+    SearchSpace,
+    SizeSearch,
+)
+from optuna_nis.strategy.candidates import Scoring
 from optuna_nis.study.results import best_allocation, is_trained
 from optuna_nis.study.searches import searches_of
 
@@ -443,3 +451,15 @@ def test_all_processes_do_the_same_and_the_first_one_writes() -> None:
     assert len(one.study.trials) > PLAN.num_updates * PLAN.group_size
     assert two.study.trials == []
     assert list(other._shared) == []
+
+
+def test_the_plan_travels_in_the_study() -> None:
+    space = SearchSpace([EmbeddingSpec("user", 100, 8)], budget="50%")
+    first = SizeSearch(space, plan=SearchPlan(num_updates=3, policy=PolicySettings(ridge=3.0)))
+    first.start(4)
+    # Another machine is told nothing but the study.
+    assert SizeSearch(space, first.study).plan == first.plan
+    own = SizeSearch(space, first.study, plan=SearchPlan(num_updates=5))
+    own.start(4)
+    assert own.plan.num_updates == 5
+    assert SizeSearch(space, first.study).plan == first.plan

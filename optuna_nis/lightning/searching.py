@@ -1,0 +1,202 @@
+"""A whole search, from the supernet to the shortlist, that can be interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+import tempfile
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule
+from optuna import Study
+import torch
+
+from optuna_nis._logging import get_logger
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
+from optuna_nis.lightning.halving import run_shortlist
+from optuna_nis.lightning.parts import parts_of_data
+from optuna_nis.lightning.progress import EpochLines
+from optuna_nis.lightning.rewards import Monitored
+from optuna_nis.lightning.training import (
+    BuildModel,
+    Data,
+    fit_data,
+    quiet_lightning,
+    quiet_trainer,
+)
+from optuna_nis.models import EmbeddingModule
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.shortlist import Candidate
+from optuna_nis.study.keys import METRIC_ATTR, SEARCH_SECONDS_ATTR
+from optuna_nis.study.results import cautions_of, save_parts
+from optuna_nis.study.searches import finish, join, searches_of
+from optuna_nis.study.settings import differences, save_plan
+from optuna_nis.study.trials import finished_trials, is_trained
+
+_logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is searched.
+
+    Attributes:
+        space: Its space.
+        supernet: Makes a supernet.
+        sized: Makes a model of given sizes.
+    """
+
+    space: SearchSpace
+    supernet: Callable[[], LightningModule]
+    sized: BuildModel
+
+
+def check_one_process(trainer_options: Mapping[str, Any]) -> None:
+    """Check that trainers train in this process alone.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    processes = quiet_trainer(**trainer_options).world_size
+    if processes > 1:
+        raise ValueError(
+            f"`trainer_options` must be of one process, got {processes}. To train a supernet in "
+            "several, give `NISCallback` to a trainer of your own; or start searches of one study "
+            "side by side."
+        )
+
+
+def run_search(
+    study: Study,
+    subject: Subject,
+    data: Data,
+    plan: SearchPlan,
+    callback: Callable[[str | None], NISCallback],
+    *,
+    settings: Mapping[str, Any],
+    callbacks: Sequence[Callback],
+    progress: Callable[[str], None],
+    checkpoint_dir: str | Path | None,
+    trainer_options: Mapping[str, Any],
+) -> tuple[list[Candidate], Monitored]:
+    """Search, or go on with a search that was interrupted; see :func:`search_sizes`.
+
+    Args:
+        study: The study, with its space, plan and sampler.
+        subject: The model.
+        data: The data.
+        plan: The numbers that shape the search.
+        callback: Makes the callback of a search by its id.
+        settings: What a search must have been started with to be gone on with.
+        callbacks: Further callbacks of the supernet's trainer.
+        progress: Called with a line of text whenever something begins.
+        checkpoint_dir: Where checkpoints are kept.
+        trainer_options: Further arguments of all trainers.
+
+    Returns:
+        What was trained for real, best first, and by which value; nothing where the study has
+        been searched to its end.
+    """
+    with ExitStack() as stack:
+        keep = checkpoint_dir is not None
+        parent = Path(checkpoint_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = SearchFolder.of_interrupted(study, parent, settings)
+        if folder is not None:
+            progress(f"Going on with the search {folder.search_id} that was interrupted.")
+        elif any(is_trained(trial) for trial in finished_trials(study)):
+            progress("The study has been searched to the end; nothing is left to do.")
+            _warn_ignored(study, settings)
+            return [], callback(None).monitored(subject.supernet())
+        else:
+            folder = SearchFolder.new(parent)
+        stack.callback(folder.release)
+        save_plan(study, plan.to_dict())
+        me = join(study, folder.search_id, seed=settings["seed"], settings=settings)
+        search = callback(me.id)
+        torch.manual_seed(me.seed)
+        if isinstance(data, EmbeddingDataModule):
+            data.shuffle_seed = me.seed
+        supernet = subject.supernet()
+        label = getattr(supernet, "monitor_name", search.monitored(supernet).label)
+        study.set_user_attr(METRIC_ATTR, label)
+        if isinstance(supernet, EmbeddingModule) and isinstance(data, EmbeddingDataModule):
+            save_parts(study, parts_of_data(data, supernet, ["validation"]))
+        searched = folder.load_searched()
+        if searched is None:
+            progress(f"Searching {subject.space!r}; epochs of the supernet: {plan.epochs}.")
+            every_callback: list[Callback] = [search, EpochLines(progress), *callbacks]
+            if keep:
+                every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
+            _train_supernet(
+                supernet,
+                data,
+                plan.epochs,
+                every_callback,
+                folder.supernet,
+                {"enable_progress_bar": bool(callbacks), **trainer_options},
+            )
+            monitored = search.monitored(supernet)
+            if keep:
+                folder.save_searched(supernet.state_dict(), search.search, monitored.mode)
+        else:
+            supernet.load_state_dict(searched["weights"])
+            search.search.load_state_dict(searched["search"])
+            monitored = replace(search.monitored(supernet), mode=searched["mode"])
+        shortlist = search.search.shortlist()
+        progress(f"Training the best {len(shortlist.allocations)} choices for real.")
+        found = run_shortlist(
+            shortlist,
+            supernet,
+            subject.sized,
+            data,
+            monitored=monitored,
+            label=getattr(supernet, "metric_name", None),
+            progress=progress,
+            folder=folder.trainings if keep else None,
+            trainer_options=trainer_options,
+        )
+        search.search.record(found)
+        finish(study, me, folder.seconds)
+        seconds = [each.seconds for each in searches_of(study).values() if each.seconds]
+        study.set_user_attr(SEARCH_SECONDS_ATTR, sum(seconds))
+        folder.remove()
+    for line in cautions_of(study):
+        _logger.warning(line)
+    return found, monitored
+
+
+def _train_supernet(
+    supernet: LightningModule,
+    data: Data,
+    epochs: int,
+    callbacks: list[Callback],
+    checkpoint: Path,
+    trainer_options: Mapping[str, Any],
+) -> None:
+    with quiet_lightning():
+        trainer = quiet_trainer(
+            supernet,
+            max_epochs=epochs,
+            # Nothing depends on how good the full tables are on the way.
+            check_val_every_n_epoch=epochs,
+            callbacks=callbacks,
+            **trainer_options,
+        )
+        known = checkpoint if checkpoint.exists() else None
+        trainer.fit(supernet, **fit_data(data), ckpt_path=known)
+
+
+def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:
+    """Say which options a study that has ended does not go by."""
+    ended = [s.settings for s in searches_of(study).values() if s.seconds is not None]
+    ignored = [differences(before, settings) for before in ended]
+    if ignored and (least := min(ignored, key=len)):
+        _logger.warning(
+            f"Options are ignored, since `study` {study.study_name!r} has been searched, with "
+            f"{least}. Give another study name for a new search."
+        )

@@ -1,0 +1,136 @@
+"""A search as its study knows it, written by the first of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from optuna import Study
+
+from optuna_nis._logging import get_logger
+from optuna_nis.controller.policy import Policy
+from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.processes import Processes
+from optuna_nis.strategy.reward import Reward
+from optuna_nis.study.keys import SUPERNET, TRAINED
+from optuna_nis.study.recording import TrialRecorder
+from optuna_nis.study.searches import Search, join, new_search_id, num_scored
+from optuna_nis.study.settings import plan_of, save_plan, save_space
+
+_T = TypeVar("_T")
+
+_logger = get_logger(__name__)
+
+
+def plan_in(study: Study | None) -> SearchPlan | None:
+    """The plan that a study was searched with, None if it was not."""
+    known = None if study is None else plan_of(study)
+    return None if known is None else SearchPlan.from_dict(known)
+
+
+class Journal:
+    """What a search writes into its study, and reads there.
+
+    Args:
+        study: The study.
+        space: The search space.
+        processes: The processes that train together; all of them read what the first one does.
+        plan: Its numbers, written into a study that has none.
+        search_id: The id of the search; None makes a new one.
+        seed: The seed of the search.
+
+    Raises:
+        ValueError: If the study's sampler is no NISSampler, or it is of another space.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: SearchSpace,
+        processes: Processes,
+        plan: SearchPlan,
+        *,
+        search_id: str | None,
+        seed: int,
+    ) -> None:
+        if not isinstance(study.sampler, NISSampler):
+            raise ValueError(
+                "`study` must have a NISSampler with `budget=space`, its sampler is "
+                f"{type(study.sampler).__name__}."
+            )
+        self._study, self._sampler = study, study.sampler
+        self._processes = processes
+        if processes.is_first:
+            save_space(study, space)
+            if plan_of(study) is None:
+                save_plan(study, plan.to_dict())
+        self.search: Search = self.of_the_first(
+            lambda: join(study, search_id or new_search_id(), seed=seed)
+        )
+        if processes.is_first:
+            self._recorder = TrialRecorder(study, space, self.search.id)
+
+    def num_updates(self, group_size: int, most: int) -> int:
+        """Updates that the search has made already, at most so many."""
+        return self.of_the_first(
+            lambda: min(num_scored(self._study, self.search.id, SUPERNET) // group_size, most)
+        )
+
+    def policy(self) -> Policy:
+        """The policy that the trials of the study add up to, in the first process."""
+        return self._sampler.policy(self._study)
+
+    def write(
+        self, params: Sequence[Mapping[str, Any]], rewards: Sequence[Reward], **how: Any
+    ) -> bool:
+        """Write a group of scored choices; as :meth:`TrialRecorder.record`.
+
+        Returns:
+            Whether others may have added trials since the last group; False except in the first
+            process.
+        """
+        return self._processes.is_first and self._recorder.record(params, rewards, **how)
+
+    def note(self, policy: Policy) -> None:
+        """Note how the policy is doing."""
+        if self._processes.is_first:
+            self._recorder.note(policy)
+
+    def tell(self, text: str) -> None:
+        """Tell people how the search goes."""
+        if self._processes.is_first:
+            _logger.info(text)
+
+    def of_the_first(self, make: Callable[[], _T]) -> _T:
+        """What the first process makes, in all processes."""
+        made: Any = make() if self._processes.is_first else None
+        shared: _T = self._processes.share(made)
+        return shared
+
+
+def write_trained(
+    study: Study,
+    space: SearchSpace,
+    search_id: str,
+    rewards: Mapping[Allocation, Reward],
+    step: int,
+) -> None:
+    """Write the choices that a search has trained for real, unless that was done before.
+
+    Args:
+        study: The study.
+        space: The search space.
+        search_id: The id of the search.
+        rewards: What each is worth.
+        step: The last training step of the supernet.
+    """
+    if num_scored(study, search_id, TRAINED) < len(rewards):
+        TrialRecorder(study, space, search_id).record(
+            [space.params(allocation) for allocation in rewards],
+            list(rewards.values()),
+            fidelity=TRAINED,
+            step=step,
+        )
