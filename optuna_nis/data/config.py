@@ -273,6 +273,10 @@ def _check_ids(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) 
     """Refuse what the sizes that were found cannot be of."""
     before = {spec.name: spec.num_embeddings for spec in space_of(study).specs}
     now = {name: len(vocabulary) for name, vocabulary in datamodule.vocabularies.items()}
+    targets = datamodule.features.target_counts
+    if targets is not None:
+        # The table of the items, if it was searched, is of no input.
+        now |= {name: len(targets) for name in before.keys() - now.keys()}
     if before != now:
         raise ValueError(
             f"{data.name} has changed since `study` {study.study_name!r} was searched: distinct "
