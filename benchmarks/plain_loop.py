@@ -26,11 +26,13 @@ Batch = dict[str, Tensor]
 _MAX_ROWS = 16_384
 
 
-def plain_loop(data: EmbeddingDataModule, budget: str, seed: int) -> Allocation:
-    """Search the sizes of the reference model."""
+def plain_loop(
+    data: EmbeddingDataModule, budget: str, seed: int, plan: SearchPlan | None = None
+) -> SizeSearch:
+    """A search of the sizes of the reference model, whose study has the best."""
     build = reference_model(data.features)
     space = SearchSpace(build.specs(), budget=budget)
-    plan = SearchPlan(epochs=build.epochs)
+    plan = plan or SearchPlan(epochs=build.epochs)
     train, validation = data.train_dataloader(), data.val_dataloader()
     torch.manual_seed(seed)
     supernet = build(space)
@@ -53,7 +55,7 @@ def plain_loop(data: EmbeddingDataModule, budget: str, seed: int) -> Allocation:
     while (training := shortlist.ask()) is not None:
         shortlist.tell(runs[training.allocation].train(training.epochs))
     search.record(shortlist.candidates())
-    return shortlist.best()
+    return search
 
 
 class _Run:
