@@ -124,6 +124,15 @@ def test_a_sampler_that_an_earlier_release_pickled_is_loaded() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_parts_of_a_model_that_an_earlier_release_pickled_are_found() -> None:
+    from optuna_nis.models.embeddings import FeatureEmbeddings
+
+    assert (
+        pickle.loads(b"coptuna_nis.lightning.modules\nFeatureEmbeddings\n.") is FeatureEmbeddings
+    )
+
+
 def test_importing_the_package_stays_cheap() -> None:
     code = (
         "import sys\n"

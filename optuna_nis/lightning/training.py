@@ -180,11 +180,14 @@ def test_data(data: Data) -> dict[str, Any]:
         ValueError: If they have no test part.
     """
     if isinstance(data, Sequence):
-        if len(data) < 3:
+        if len(data) < 3 or data[2] is None:
             raise ValueError("`data` must have the dataloader of the test as its third.")
         return {"dataloaders": data[2]}
     if isinstance(data, EmbeddingDataModule) and data.withhold_test:
         raise ValueError("`data` must have a test part, got one made with `withhold_test=True`.")
+    # Lightning's own, in either of its packages, has none to give.
+    if getattr(data.test_dataloader, "__qualname__", "") == "DataHooks.test_dataloader":
+        raise ValueError(f"`data` must have a test part, {type(data).__name__} has none.")
     return {"datamodule": data}
 
 

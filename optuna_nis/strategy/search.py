@@ -121,8 +121,7 @@ class SizeSearch:
         self._reference: float | None = None
         self._candidates: list[Allocation] | None = None
         self._why_none = _NOT_YET
-        #: Training batches so far, one that has begun included.
-        self.batches_done = 0
+        self.batches_done = 0  #: Training batches so far, one that has begun included.
         self._step = 0
         self.ended = False  #: Whether the supernet has been trained to its end.
         self._learning = False
@@ -352,9 +351,10 @@ class SizeSearch:
         Args:
             found: The candidates of the :meth:`shortlist`.
         """
-        assert self._search_id is not None
+        if self._search_id is None or self._candidates is None:
+            raise RuntimeError(f"The search has no candidates: {self._why_none}.")
         rewards = {c.allocation: self._reward(c.val_metric, c.allocation) for c in found}
-        write_trained(self.study, self.space, self._search_id, rewards, step=self._step)
+        write_trained(self.study, self.space, self._search_id, rewards, self._step)
 
     def _next_work(self) -> Generator[Scoring, Sequence[float], None] | None:
         if self._schedule is None:

@@ -16,6 +16,7 @@ from optuna_nis import SearchSpace
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import DataConfig, evaluate, reference_model, train
 from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer
+from optuna_nis.lightning.training import test_data as part_of_test
 from optuna_nis.nn import make_searchable
 
 
@@ -141,3 +142,11 @@ def test_callbacks_of_the_model_do_not_replace_those_of_the_training(tmp_path: P
     assert done.val_metric == 0.5
     assert done.epochs == 2  # Its own stops it.
     assert checkpoint.best_model_path  # It is used beside ours.
+
+
+def test_data_without_a_test_part_are_refused_before_anything_is_trained() -> None:
+    without = LightningDataModule.from_datasets(rows(TRAIN), rows(MIXED))
+    for data in (without, (batches_of(TRAIN, 16), batches_of(MIXED), None)):
+        with pytest.raises(ValueError, match="`data` must have "):
+            part_of_test(data)
+    assert part_of_test(LightningDataModule.from_datasets(test_dataset=rows(MIXED)))

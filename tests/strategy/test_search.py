@@ -165,6 +165,8 @@ def test_qualities_that_are_no_numbers_are_refused_and_asked_for_again(wrong: fl
 
 def test_a_search_that_has_not_started_says_so() -> None:
     search = SizeSearch(space_of(), plan=PLAN, search_id="one")
+    with pytest.raises(RuntimeError, match="no candidates: they are there when"):
+        search.record([])
     assert search.ask() is None
     with pytest.raises(RuntimeError, match="`start` the search first"):
         search.training_choices()
