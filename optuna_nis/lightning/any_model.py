@@ -133,6 +133,9 @@ class FoundSizes:
         elif test_monitor is None:
             reference = isinstance(self.build(), EmbeddingModule)
             test_monitor = "test_metric" if reference else name.replace("val", "test")
+        # Trainings from scratch need checkpoints, to go back to the best epoch.
+        inherited = dict(self._trainer_options)
+        inherited.pop("enable_checkpointing", None)
         comparison = Comparison(
             self._build,
             self._data,
@@ -143,7 +146,7 @@ class FoundSizes:
             output=None if output is None else str(output),
             callbacks=callbacks,
             progress=progress,
-            trainer_options={**self._trainer_options, **trainer_options},
+            trainer_options={**inherited, **trainer_options},
         )
         return compare(self.study, comparison, self.space, self.allocation, seeds)
 
