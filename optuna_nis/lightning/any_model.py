@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -345,13 +346,18 @@ def _plan_of(study: Study | None, build_model: BuildAnyModel) -> SearchPlan:
 
 
 def _check_fields(plan_fields: Mapping[str, Any]) -> None:
-    """Say where options of trainers go; `max_epochs` is a field by another name."""
+    """Say what is meant by names that are those of trainers, or like arguments of the search."""
+    # Fields of a plan by other names are known there.
     options = set(inspect.signature(Trainer).parameters) - {"max_epochs"}
-    if found := sorted(options.intersection(plan_fields)):
-        raise TypeError(
-            f"`{found[0]}` is no argument of `search_sizes`, but one of the trainers: "
-            f'`trainer_options={{"{found[0]}": ...}}`.'
-        )
+    own = list(inspect.signature(search_sizes).parameters)
+    for name in plan_fields.keys() - {each.name for each in fields(SearchPlan)}:
+        if name in options:
+            instead = f'It is one of the trainers: `trainer_options={{"{name}": ...}}`.'
+        elif near := get_close_matches(name, own, n=1, cutoff=0.8):
+            instead = f"Do you mean `{near[0]}`?"
+        else:
+            continue
+        raise TypeError(f"`{name}` is no argument of `search_sizes`. {instead}")
 
 
 def _options(

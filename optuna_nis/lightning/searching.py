@@ -73,7 +73,8 @@ def check_trainer_options(trainer_options: Mapping[str, Any]) -> None:
     for name, instead in _OWN_OPTIONS.items():
         if name in trainer_options:
             raise ValueError(f"`trainer_options` must not have {name!r}, {instead}.")
-    processes = quiet_trainer(**trainer_options).world_size
+    with quiet_lightning():
+        processes = quiet_trainer(**trainer_options).world_size
     if processes > 1:
         raise ValueError(
             f"`trainer_options` must be of one process, got {processes}. To train a supernet in "

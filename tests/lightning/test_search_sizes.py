@@ -71,6 +71,7 @@ def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) ->
         (Ordinary, Data(), {"mode": "max"}, ValueError, "got 'max'; .* is `monitor_mode`"),
         (Ordinary, Data(), {"monitor_mode": "multi"}, ValueError, '`monitor_mode` must be "max"'),
         (Ordinary, Data(), {"max_epochs": 2}, TypeError, "Do you mean `epochs`"),
+        (Ordinary, Data(), {"monitors": "x"}, TypeError, "Do you mean `monitor`"),
         (
             Ordinary,
             Data(),
