@@ -19,6 +19,8 @@ from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import (
     Data,
+    ValidationForSchedules,
+    check_trainer_options,
     fit_data,
     logged,
     quiet_lightning,
@@ -124,6 +126,7 @@ def run_shortlist(
         trainer_options: As in :func:`train_shortlist`.
     """
     check_takes_sizes(build_model)
+    check_trainer_options(trainer_options or {})
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())
         kept = folder is not None
@@ -141,6 +144,7 @@ def run_shortlist(
                 folder,
                 kept,
                 options,
+                sum(shortlist.plan.shortlist_epochs),
                 _LatestMetric(monitored, label or monitored.name),
             )
             for allocation in shortlist.allocations
@@ -171,6 +175,7 @@ class _Run:
         folder: Path,
         kept: bool,
         options: Mapping[str, Any],
+        most_epochs: int,
         metric: _LatestMetric,
     ) -> None:
         self.allocation = allocation
@@ -179,6 +184,7 @@ class _Run:
         self._folder = folder
         self._kept = kept
         self._options = options
+        self._most_epochs = most_epochs
         self._epochs = 0
         warm_start(self._model, supernet)
 
@@ -198,11 +204,13 @@ class _Run:
         before = self._checkpoint
         self._epochs += epochs
         callbacks = [*self._metric.monitored.callbacks(), self._metric]
+        callbacks += [_Until(self._epochs), ValidationForSchedules()]
         if self._kept:
             callbacks.append(PeriodicCheckpoint(self._checkpoint))
         trainer = quiet_trainer(
             self._model,
-            max_epochs=self._epochs,
+            # Schedules of the learning rate are made for all rounds.
+            max_epochs=self._most_epochs,
             # What counts is the end of the round.
             check_val_every_n_epoch=self._epochs,
             callbacks=callbacks,
@@ -213,6 +221,16 @@ class _Run:
         ckpt_path = known[0] if known else None
         trainer.fit(self._model, **fit_data(data), ckpt_path=ckpt_path)
         save_checkpoint(trainer, self._checkpoint)
+
+
+class _Until(Callback):
+    """Ends a training after so many epochs, though its schedules go on."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.fit_loop.max_epochs = self._epochs
 
 
 class _LatestMetric(Callback):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 import logging
@@ -121,10 +121,10 @@ def train(
     model = build_model(allocation)
     lightning = lightning_of(model)
     with tempfile.TemporaryDirectory() as folder, quiet_lightning():
-        best = lightning.callbacks.ModelCheckpoint(
+        best = _own(lightning.callbacks.ModelCheckpoint)(
             dirpath=folder, monitor=monitor, mode=mode, save_weights_only=True
         )
-        stopping = lightning.callbacks.EarlyStopping(monitor, mode=mode, patience=patience)
+        stopping = _own(lightning.callbacks.EarlyStopping)(monitor, mode=mode, patience=patience)
         trainer = quiet_trainer(
             model,
             max_epochs=max_epochs,
@@ -203,6 +203,20 @@ def logged(trainer: Trainer, monitor: str) -> float:
     return float(metrics[monitor])
 
 
+def _own(kind: Any) -> Any:
+    """A class of callbacks that those of a model's ``configure_callbacks`` do not replace."""
+    return type(f"Own{kind.__name__}", (kind,), {})
+
+
+class ValidationForSchedules(Callback):
+    """Validates after every epoch where a schedule of the learning rate goes by a metric."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the schedules."""
+        if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
+            trainer.check_val_every_n_epoch = 1
+
+
 class _MustBeLogged(Callback):
     def __init__(self, monitor: str) -> None:
         self._monitor = monitor
@@ -243,6 +257,21 @@ def evaluate(
             f"got {monitor!r}."
         )
     return float(metrics[monitor])
+
+
+def check_trainer_options(options: Mapping[str, Any]) -> None:
+    """Check that trainers of a search may be given some arguments.
+
+    Raises:
+        ValueError: If one of them is the search's to give.
+    """
+    for name, instead in (
+        ("callbacks", "`callbacks` of the search are those of the supernet's trainer"),
+        ("max_epochs", "`epochs` and `shortlist_epochs` of the plan say how long is trained"),
+        ("check_val_every_n_epoch", "a search validates at the end of its trainings"),
+    ):
+        if name in options:
+            raise ValueError(f"`trainer_options` must not have {name!r}: {instead}.")
 
 
 def listed(callbacks: Sequence[Callback] | Callback | None) -> list[Callback]:

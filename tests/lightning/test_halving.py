@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import math
+from pathlib import Path
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from optuna_nis import Allocation, SearchSpace
 from optuna_nis.data import TableDataModule
@@ -178,3 +181,86 @@ def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) 
     )
     assert found[0] == Candidate(choices[3], pytest.approx(0.9))
     assert lines[-1].startswith("round 2 of 2: 2 of 2, ")
+
+
+@pytest.mark.parametrize("kind", ["one cycle", "plateau"])
+def test_schedules_of_the_learning_rate_go_over_all_rounds(
+    datamodule: TableDataModule, kind: str
+) -> None:
+    seen: list[Any] = []
+
+    class Scheduled(RankingModule):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+            if kind == "plateau":
+                plateau = ReduceLROnPlateau(optimizer, mode="max")
+                seen.append(plateau)
+                return {
+                    "optimizer": optimizer,
+                    "lr_scheduler": {"scheduler": plateau, "monitor": "val_metric"},
+                }
+            steps = int(self.trainer.estimated_stepping_batches)
+            seen.append(OneCycleLR(optimizer, 0.01, total_steps=steps))
+            return [optimizer], [{"scheduler": seen[-1], "interval": "step"}]
+
+    build = reference_model(datamodule.features)
+
+    def scheduled(allocation: Allocation) -> RankingModule:
+        model = build(allocation)
+        model.__class__ = Scheduled
+        return model
+
+    space = SearchSpace(datamodule.embedding_specs(8))
+    train_shortlist([space.full()], build(space), scheduled, datamodule, shortlist_epochs=(1, 2))
+    first, second = seen  # One for each round.
+    if kind == "plateau":
+        assert (first.last_epoch, second.last_epoch) == (1, 3)
+    else:
+        assert first.total_steps == second.total_steps
+        assert 3 * first.last_epoch == second.last_epoch == second.total_steps
+
+
+@pytest.mark.parametrize("name", ["callbacks", "max_epochs", "check_val_every_n_epoch"])
+def test_options_that_are_the_search_s_to_give(datamodule: TableDataModule, name: str) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    build = reference_model(datamodule.features)
+    with pytest.raises(ValueError, match=f"`trainer_options` must not have '{name}': "):
+        train_shortlist(
+            [space.full()], build(space), build, datamodule, trainer_options={name: None}
+        )
+
+
+def test_trainings_that_were_done_are_not_done_again(
+    datamodule: TableDataModule, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
+    class Counted(RankingModule):
+        def on_train_batch_end(self, *args: Any) -> None:
+            steps.append(self.global_step)
+
+    build = reference_model(datamodule.features)
+
+    def counted(allocation: Allocation) -> RankingModule:
+        model = build(allocation)
+        model.__class__ = Counted
+        return model
+
+    space = SearchSpace(datamodule.embedding_specs(8))
+    supernet = build(space)
+
+    def found() -> list[Candidate]:
+        return train_shortlist(
+            [space.full()],
+            supernet,
+            counted,
+            datamodule,
+            folder=tmp_path,
+            shortlist_epochs=(1, 1),
+        )
+
+    first = found()
+    assert steps
+    steps.clear()
+    assert found() == first
+    assert not steps

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 import re
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 import pytest
 from tiny import IDS, MIXED, TRAIN, batches_of, rows
 import torch
@@ -128,3 +130,14 @@ def test_modules_of_the_other_package() -> None:
     data = other.LightningDataModule.from_datasets(rows(TRAIN), rows(MIXED), rows(MIXED))
     assert _train(model, data=data).val_metric == 0.5
     assert evaluate(model, data) == 0.25
+
+
+def test_callbacks_of_the_model_do_not_replace_those_of_the_training(tmp_path: Path) -> None:
+    model = _tiny(val_metric=0.5)
+    stopping = EarlyStopping("val_metric", mode="max", patience=1)
+    checkpoint = ModelCheckpoint(tmp_path, monitor="val_metric")
+    model.configure_callbacks = lambda: [checkpoint, stopping]
+    done = _train(model, max_epochs=5, patience=3)
+    assert done.val_metric == 0.5
+    assert done.epochs == 2  # Its own stops it.
+    assert checkpoint.best_model_path  # It is used beside ours.
