@@ -144,7 +144,7 @@ def search(
     validation = DataLoader(Clicks(rows, 8, seed=2), batch_size=None)
     trainer.fit(Ranking(spec), training, validation)
     trials = nis.study.get_trials(deepcopy=False)
-    assert len(trials) > updates * nis.group_size, "not all updates were made"
+    assert len(trials) > updates * nis.plan.group_size, "not all updates were made"
     pipe.send(
         Run(
             # Linux counts it in KiB.

@@ -71,7 +71,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/\d\d_",
     # The two Lightning scripts, before and after, are shown on the page on one's own model, those
     # of other trainers on theirs.
-    "ignore_pattern": r"_training\.py$|/with_\w+\.py$|__init__\.py$",
+    "ignore_pattern": r"_training\.py$|with_\w+\.py$|__init__\.py$",
     "within_subsection_order": "FileNameSortKey",
     # Running them takes minutes: `make docs GALLERY=1`.
     "plot_gallery": "False",

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import readme_table
 
 from optuna_nis.show.figures import _style
+from optuna_nis.show.words import percent
 
 Cell = Mapping[str, Any]
 
@@ -175,7 +176,7 @@ def figure(cells: Sequence[Cell]) -> go.Figure:
             line={"color": color, "width": 3 if nis else 1},
             marker={"symbol": symbol, "size": 13 if nis else 8, "color": color},
             customdata=[
-                [_style.percent(cell["budget"]), f"{cell['mean']:.4f} ± {cell['std']:.4f}"]
+                [percent(cell["budget"]), f"{cell['mean']:.4f} ± {cell['std']:.4f}"]
                 for cell in own
             ],
             hovertemplate=f"<b>{text}</b>, budget %{{customdata[0]}}<br>"
@@ -323,7 +324,7 @@ def _by(cells: Iterable[Cell], key: str, order: Iterable[Any]) -> dict[Any, list
 
 
 def _percent(share: float) -> str:
-    return _style.percent(share).replace(" ", "\N{NO-BREAK SPACE}")
+    return percent(share).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _value(cell: Cell) -> str:

@@ -82,6 +82,7 @@ def warn(text: str) -> None:
 
 def tell(text: str, *, style: str | None = None, whole: bool = False) -> None:
     """Print a line on the standard error."""
+    _console.stderr = True  # Lightning's own bars set it to the standard output.
     _print(_console, text, style, whole)
 
 

@@ -35,7 +35,7 @@ from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.keys import METRIC_ATTR, SEARCH_SECONDS_ATTR
 from optuna_nis.study.results import cautions_of, save_parts
 from optuna_nis.study.searches import finish, join, searches_of
-from optuna_nis.study.settings import differences, save_plan
+from optuna_nis.study.settings import differences, plan_of, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
 _logger = get_logger(__name__)
@@ -115,7 +115,10 @@ def run_search(
         else:
             folder = SearchFolder.new(parent)
         stack.callback(folder.release)
-        save_plan(study, plan.to_dict())
+        # How long it goes on is each search's own.
+        known = plan_of(study) or {}
+        own = {name: known[name] for name in ("epochs", "num_updates") if name in known}
+        save_plan(study, plan.to_dict() | own)
         me = join(study, folder.search_id, seed=settings["seed"], settings=settings)
         search = callback(me.id)
         torch.manual_seed(me.seed)

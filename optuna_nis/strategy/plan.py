@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 import math
 from typing import Any
 
@@ -12,6 +13,8 @@ from optuna_nis.controller.settings import PolicySettings
 
 # Where the full tables are one of the choices that share a batch.
 _SIDE_BY_SIDE = 4
+# What people call fields elsewhere.
+_ALIASES = {"max_epochs": "epochs", "updates": "num_updates", "rounds": "shortlist_epochs"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class SearchPlan:
         known = [name for name, _ in _defaults()]
         for name in settings:
             if name not in known:
-                raise TypeError(f"`{name}` is no field of a SearchPlan, which has {known}.")
+                raise TypeError(f"`{name}` is no field of a SearchPlan{_instead(name, known)}")
         return replace(plan or cls(), **settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -200,6 +203,14 @@ class SearchPlan:
         if self.choices_per_step is not None:
             return self.choices_per_step
         return _SIDE_BY_SIDE if side_by_side else 1
+
+
+def _instead(name: str, known: list[str]) -> str:
+    """What may be meant by a name that is no field."""
+    if name in {each.name for each in fields(PolicySettings)}:
+        return f", but of its `policy`: `policy=PolicySettings({name}=...)`."
+    near = [_ALIASES[name]] if name in _ALIASES else get_close_matches(name, known, n=1)
+    return f". Do you mean `{near[0]}`?" if near else f", which has {known}."
 
 
 def _defaults() -> list[tuple[str, Any]]:

@@ -35,7 +35,9 @@ def save_space(study: Study, space: SearchSpace) -> None:
             f"`study` {study.study_name!r} was searched with another space, {old!r}, now asked: "
             f"{space!r}. Use another study name."
         )
-    save_text(study, SPACE_ATTR, space.to_json())
+    # A space that does not know how frequent ids are is equal to one that does.
+    if not before or any(spec.mean_counts is not None for spec in space.specs):
+        save_text(study, SPACE_ATTR, space.to_json())
 
 
 def space_of(study: Study) -> SearchSpace:

@@ -87,7 +87,7 @@ def test_search_shortlist_and_retrain(tied: bool) -> None:
         model,
         lambda sizes: apply_allocation(NextItem(tied), sizes, counts=counts),
         data,
-        rounds=(1,),
+        shortlist_epochs=(1,),
         monitor="val_loss",
         mode="min",
     )

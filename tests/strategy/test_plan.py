@@ -54,9 +54,23 @@ def test_what_is_out_of_range_is_told_by_name(field: str, value: object, message
         SearchPlan(**{field: value})
 
 
-def test_a_field_that_is_none_is_told_by_name() -> None:
-    with pytest.raises(TypeError, match="`warm_up` is no field of a SearchPlan, which has"):
-        SearchPlan.of(None, {"warm_up": 0.5})
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("max_epochs", r"\. Do you mean `epochs`\?"),
+        ("updates", r"\. Do you mean `num_updates`\?"),
+        ("rounds", r"\. Do you mean `shortlist_epochs`\?"),
+        ("warm_up", r"\. Do you mean `warmup`\?"),
+        ("temperature", r", but of its `policy`: `policy=PolicySettings\(temperature=...\)`"),
+        ("wings", r", which has \['epochs', "),
+    ],
+)
+def test_a_name_that_is_no_field_leads_to_the_one_that_is_meant(name: str, told: str) -> None:
+    with pytest.raises(TypeError, match=f"`{name}` is no field of a SearchPlan{told}"):
+        SearchPlan.of(None, {name: 0.5})
+
+
+def test_what_is_read_must_be_a_plan() -> None:
     with pytest.raises(ValueError, match="no plan of a search"):
         SearchPlan.from_dict({"warm_up": 0.5})
 

@@ -24,6 +24,16 @@ def test_space_is_read_back(make_study):
     assert stored.space_of(study) == space
 
 
+def test_a_space_without_counts_does_not_take_those_of_the_study():
+    study = optuna.create_study()
+    counted = SearchSpace([EmbeddingSpec.from_counts("user", range(100), 8)], budget=0.5)
+    rows = counted.specs[0].row_blocks
+    plain = SearchSpace([EmbeddingSpec("user", 100, 8, row_blocks=rows)], budget=0.5)
+    for space, known in ((plain, False), (counted, True), (plain, True)):
+        stored.save_space(study, space)
+        assert (stored.space_of(study).specs[0].mean_counts is not None) == known
+
+
 def test_space_missing():
     study = optuna.create_study(study_name="other")
     with pytest.raises(ValueError, match="`study` 'other' holds no search space"):
