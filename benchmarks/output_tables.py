@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from search_quality import RESULTS, Cell, Laboratory
+from search_quality import RESULTS, Cell, Laboratory, save_cells
 from trainings import ITEMS, Result, Trainings
 
 from optuna_nis import Allocation
@@ -93,7 +93,7 @@ def main() -> None:
         cells = laboratory.each(lambda pair: cell(laboratory, outputs, *pair), wanted)
     finally:
         trainings.close()
-    (args.results / "output_tables.json").write_text(json.dumps({"cells": cells}, indent=1) + "\n")
+    save_cells(cells, args.results / "output_tables.json")
     print(json.dumps({"cells": cells}), flush=True)
 
 

@@ -33,13 +33,11 @@ from optuna_nis._cli_options import (
     in_options,
     numbers,
 )
-from optuna_nis._format import size
 
 # Whoever asks for help does not wait for Optuna, and whoever searches is told what is loaded.
 if TYPE_CHECKING:
-    from optuna import Study
+    pass
 
-    from optuna_nis.space.allocation import Allocation
 
 app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
@@ -54,9 +52,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-# Of a 32-bit float.
-_BYTES_PER_PARAMETER = 4
 
 _Run = Callable[..., None]
 
@@ -134,6 +129,7 @@ def search(
     """
     silence_lightning()
     from optuna_nis.lightning import search as run_search
+    from optuna_nis.study.results import score_line
 
     options, config = how.arguments(), data.config()
     options.setdefault("checkpoint_dir", where.checkpoint_dir)
@@ -147,7 +143,7 @@ def search(
         progress=progress(quiet),
     )
     result(str(best))
-    result(_score(study, best))
+    result(score_line(study))
     _next(quiet, "retrain --output model", where)
 
 
@@ -293,26 +289,6 @@ def export(
 def main() -> None:
     """Run the command."""
     app()
-
-
-def _score(study: Study, best: Allocation) -> str:
-    from optuna_nis.study.results import (
-        QUALITY_ATTR,
-        best_trial,
-        metric_of,
-        number_of,
-        space_of,
-        value_of,
-    )
-
-    trial = best_trial(study)
-    quality = number_of(trial, QUALITY_ATTR, value_of(trial))
-    number, full = best.num_parameters, space_of(study).full_parameters
-    return (
-        f"Validation {metric_of(study)} {quality:.4f} with {number:,} parameters, "
-        f"{best.num_projection_parameters:,} of them in projections: "
-        f"{size(_BYTES_PER_PARAMETER * number)}, {100 * number / full:.3g} % of the full tables"
-    )
 
 
 def _next(quiet: bool, command: str, where: StudyOptions) -> None:

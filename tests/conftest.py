@@ -10,13 +10,13 @@ from hypothesis import settings
 import numpy as np
 import optuna
 from optuna import Study
+from optuna.trial import TrialState
 import pandas as pd
 import pytest
 from servers import GrpcProxy, PostgreSQL, Redis
 
 from optuna_nis import EmbeddingSpec, SearchSpace, penalised_reward
 from optuna_nis.study.moments import Moment, save_moment
-from optuna_nis.study.recording import constraints_of
 from optuna_nis.study.results import (
     METRIC_ATTR,
     RetrainResult,
@@ -105,6 +105,7 @@ def _make_study(
         reward = penalised_reward(rng.uniform(0.7, 0.8), cost, space.budget, penalty_weight=0.05)
         trials.append(
             optuna.create_trial(
+                state=TrialState.COMPLETE if fidelity == "trained" else TrialState.PRUNED,
                 params=space.params(allocation),
                 distributions=distributions,
                 value=reward.value,
@@ -115,7 +116,6 @@ def _make_study(
                     "fidelity": fidelity,
                     "step": step,
                 },
-                system_attrs={"constraints": constraints_of(fidelity)},
             )
         )
     study.add_trials(trials)

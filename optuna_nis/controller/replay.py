@@ -73,9 +73,10 @@ class Replay:
     Trials may come in any pieces and in any order: the policy is always, bit for bit, the one that
     a single replay of all of them would give.
 
-    Completed and pruned trials are learned, the latter by their last intermediate value. Failed
-    trials, NaN, trials without one of the parameters or with an unknown choice, and trials that
-    break the constraint teach nothing. A group is learned once all of its trials have finished.
+    Completed and pruned trials are learned, the latter by their last intermediate value, or by
+    their value if they have none. Failed trials, NaN, trials without one of the parameters or with
+    an unknown choice, and trials that break the constraint teach nothing. A group is learned once
+    all of its trials have finished.
 
     Args:
         direction: Direction of the study.
@@ -351,10 +352,10 @@ def replay_order(trial: FrozenTrial) -> tuple[datetime, int]:
 
 
 def _value(trial: FrozenTrial) -> float:
-    if trial.state == TrialState.COMPLETE:
-        return float(trial.values[0])
     if trial.state == TrialState.PRUNED and trial.intermediate_values:
         return float(trial.intermediate_values[max(trial.intermediate_values)])
+    if trial.state != TrialState.FAIL and trial.values:
+        return float(trial.values[0])
     return math.nan
 
 

@@ -66,7 +66,8 @@ class NISSampler(BaseSampler):
 
     The policy is a function of the finished trials alone. Studies resume where they stopped, and
     any number of processes may share a storage. Trials from elsewhere, enqueued ones included,
-    are learned with bounded weight; pruned trials count with their last intermediate value.
+    are learned with bounded weight; pruned trials count with their last intermediate value, or
+    with their value if they have none.
 
     Example:
         >>> import optuna

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from optuna import Study, create_study
-from torch import nn
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.lightning._package import lightning_of
+from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
-from optuna_nis.lightning.comparison import Comparison, compare
-from optuna_nis.lightning.rewards import Monitored, MonitorMode
-from optuna_nis.lightning.searching import Subject, check_one_process, run_search
+from optuna_nis.lightning.comparison import Comparison, Results, compare
+from optuna_nis.lightning.rewards import Monitored, MonitorMode, check_goal
+from optuna_nis.lightning.searching import Subject, check_trainer_options, run_search
 from optuna_nis.lightning.training import (
-    BuildModel,
     Data,
     fit_data,
     test_data,
 )
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.reference import ReferenceModel
-from optuna_nis.nn import apply_allocation, count_ids, make_searchable
+from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
@@ -37,9 +37,9 @@ from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.results import (
-    RetrainResult,
     best_allocation,
     save_space,
+    score_line,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ _logger = get_logger(__name__)
 
 #: Makes a model; or, given them, a model of given sizes and a supernet of a space.
 BuildAnyModel = Callable[..., LightningModule]
+
+# Arguments that are those of the search itself.
+_NOT_OF_SWAP = ("model", "budget", "counts", "mode")
+_NOT_OF_COUNT = ("dataloader", "model")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ class FoundSizes:
     _build: BuildModel = field(repr=False)
     _data: Data = field(repr=False)
     _monitored: Monitored = field(repr=False)
+    _trainer_options: Mapping[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        score = score_line(self.study, smallest_is_best=self._monitored.mode == "min")
+        return f"{self.allocation}\n{score}"
 
     def build(self, sizes: Allocation | None = None) -> LightningModule:
         """Make a new model.
@@ -87,9 +96,10 @@ class FoundSizes:
         max_epochs: int = 30,
         patience: int = 3,
         output: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
         progress: Callable[[str], None] = lambda text: None,
         **trainer_options: Any,
-    ) -> list[RetrainResult]:
+    ) -> Results:
         """Train the sizes from scratch beside uniform and full tables, and test all of them.
 
         Only this touches the test data: ``test_step`` of the model, on the ``test_dataloader`` of
@@ -105,11 +115,13 @@ class FoundSizes:
             patience: Epochs without improvement after which a training stops.
             output: Folder for the model of the found sizes with the best validation, for
                 :class:`Predictor`: of a reference model and a data module of optuna_nis.data.
+            callbacks: Further callbacks of the trainers, such as a progress bar.
             progress: Called with a line of text before and after each training.
-            **trainer_options: Further arguments of the trainers.
+            **trainer_options: Further arguments of the trainers, in place of those of the search.
 
         Returns:
-            The results, found sizes first; they are in the study too.
+            The results, found sizes first, a list that prints as a line each; they are in the
+            study too.
 
         Raises:
             ValueError: If an argument is out of range, there are no test data, or the model logs
@@ -122,6 +134,9 @@ class FoundSizes:
         elif test_monitor is None:
             reference = isinstance(self.build(), EmbeddingModule)
             test_monitor = "test_metric" if reference else name.replace("val", "test")
+        # Trainings from scratch need checkpoints, to go back to the best epoch.
+        inherited = dict(self._trainer_options)
+        inherited.pop("enable_checkpointing", None)
         comparison = Comparison(
             self._build,
             self._data,
@@ -130,8 +145,9 @@ class FoundSizes:
             max_epochs=max_epochs,
             patience=patience,
             output=None if output is None else str(output),
+            callbacks=callbacks,
             progress=progress,
-            trainer_options=trainer_options,
+            trainer_options={**inherited, **trainer_options},
         )
         return compare(self.study, comparison, self.space, self.allocation, seeds)
 
@@ -179,7 +195,7 @@ def search_sizes(
         data: A data module, or a tuple of the dataloaders of training and validation, and of the
             test if there is one. The test is not touched.
         budget: As in :class:`~optuna_nis.SearchSpace`.
-        mode: As in :class:`~optuna_nis.SearchSpace`.
+        mode: As in :class:`~optuna_nis.SearchSpace`; that of the monitor is ``monitor_mode``.
         space: The search space, in place of ``budget`` and ``mode``, for a ``build_model`` that
             takes sizes; by default that of the reference model.
         counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted by
@@ -214,8 +230,10 @@ def search_sizes(
 
     Raises:
         TypeError: If a setting is no field of a plan.
-        ValueError: If an argument is out of range, the data cannot be used, or the study was
-            searched with another space or plan.
+        ValueError: If an argument is out of range or not for such a ``build_model``, the data
+            cannot be used, or the study was searched with another space or plan.
+        lightning.pytorch.utilities.exceptions.MisconfigurationException: If the validation does
+            not log or return what choices are scored by.
 
     Example:
         >>> from optuna_nis.lightning import reference_model
@@ -226,14 +244,37 @@ def search_sizes(
         >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)]
         ['nis', 'uniform', 'full']
     """
+    _check_fields(plan_fields)
     plan = SearchPlan.of(plan or _plan_of(study, build_model), plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
-    check_one_process(trainer_options or {})
+    of_trainers = dict(trainer_options or {})
+    check_trainer_options(of_trainers)
+    check_goal(metric, monitor, monitor_mode, "monitor_mode")
+    if mode in ("max", "min"):
+        raise ValueError(
+            f'`mode` must be "multi" or "single", got {mode!r}; whether the largest or the '
+            "smallest value of the monitor is best is `monitor_mode`."
+        )
     fit_data(data)
-    if _takes_sizes(build_model):
+    if takes_sizes(build_model):
+        for name, value in (
+            ("counts", counts),
+            ("count_options", count_options),
+            ("swap_options", swap_options),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` is for a `build_model` without arguments, whose layers are counted "
+                    f"and swapped; one that takes sizes makes its own, got {value!r}."
+                )
         if space is None:
             space = _space_of(build_model, budget, mode)
+        elif budget is not None or mode not in ("multi", space.mode):
+            raise ValueError(
+                f"`space` has a budget and a mode: give it alone, got budget {budget!r} and mode "
+                f"{mode!r} too."
+            )
         subject = Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
         subject.supernet()
@@ -243,10 +284,23 @@ def search_sizes(
                 "`space` is for a `build_model` that takes sizes. Give `budget` and `mode`, from "
                 f"which that of the model's layers is made, got {space!r}."
             )
-        options = dict(swap_options or {})
+        options = {
+            **_options("swap_options", swap_options, make_searchable, _NOT_OF_SWAP),
+            "budget": budget,
+            "mode": mode,
+        }
         if counts is None:
-            counts = _counted(build_model(), data, count_options or {}, options)
-        subject = _swapped(build_model, counts, budget=budget, mode=mode, **options)
+            of_count = _options("count_options", count_options, count_ids, _NOT_OF_COUNT)
+            if "outputs" in options and "ids" not in of_count:
+                _check_outputs(build_model(), options)
+            counts = _counted(build_model(), data, of_count, options)
+            if "outputs" in options:
+                _check_outputs(build_model(), {**options, "counts": counts})
+        elif count_options is not None:
+            raise ValueError(
+                f"Either `counts` or `count_options` may be given, got {count_options!r} too."
+            )
+        subject = _swapped(build_model, counts, options)
         space = subject.space
     study = study or create_study(direction="maximize")
     save_space(study, space)
@@ -277,12 +331,12 @@ def search_sizes(
         callbacks=callbacks,
         progress=progress,
         checkpoint_dir=checkpoint_dir,
-        trainer_options=dict(trainer_options or {}),
+        trainer_options=of_trainers,
     )
     if found and dashboard is not None:
         dashboard.finish(study)
     best = best_allocation(study)
-    return FoundSizes(best, found, study, space, subject.sized, data, monitored)
+    return FoundSizes(best, found, study, space, subject.sized, data, monitored, of_trainers)
 
 
 def _plan_of(study: Study | None, build_model: BuildAnyModel) -> SearchPlan:
@@ -291,24 +345,47 @@ def _plan_of(study: Study | None, build_model: BuildAnyModel) -> SearchPlan:
     return plan_in(study) or SearchPlan()
 
 
-def _takes_sizes(build_model: BuildAnyModel) -> bool:
-    if isinstance(build_model, nn.Module) or not callable(build_model):
-        raise TypeError(
-            "`build_model` must be a function that makes a model, such as `lambda: Model(...)`, "
-            f"since each training needs a new one, got {type(build_model).__name__}."
-        )
-    required = [
-        parameter
-        for parameter in inspect.signature(build_model).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(required) > 1:
+def _check_fields(plan_fields: Mapping[str, Any]) -> None:
+    """Say what is meant by names that are those of trainers, or like arguments of the search."""
+    # Fields of a plan by other names are known there.
+    options = set(inspect.signature(Trainer).parameters) - {"max_epochs"}
+    own = list(inspect.signature(search_sizes).parameters)
+    for name in plan_fields.keys() - {each.name for each in fields(SearchPlan)}:
+        if name in options:
+            instead = f'It is one of the trainers: `trainer_options={{"{name}": ...}}`.'
+        elif near := get_close_matches(name, own, n=1, cutoff=0.8):
+            instead = f"Do you mean `{near[0]}`?"
+        else:
+            continue
+        raise TypeError(f"`{name}` is no argument of `search_sizes`. {instead}")
+
+
+def _options(
+    name: str,
+    given: Mapping[str, Any] | None,
+    function: Callable[..., Any],
+    own: Collection[str],
+) -> dict[str, Any]:
+    """Options that are passed on to a function, by name."""
+    known = [each for each in inspect.signature(function).parameters if each not in own]
+    for option in given or {}:
+        if option not in known:
+            raise ValueError(f"`{name}` must be some of {known}, got {option!r}.")
+    return dict(given or {})
+
+
+def _check_outputs(model: LightningModule, options: Mapping[str, Any]) -> None:
+    """Check that it is known how often each output is the target."""
+    space = make_searchable(model, **options)
+    outputs = output_features(model)
+    unknown = [s.name for s in space.specs if s.name in outputs and s.mean_counts is None]
+    if unknown:
         raise ValueError(
-            "`build_model` must be a function without arguments, or of the sizes, got one of "
-            f"{[parameter.name for parameter in required]}."
+            f"`swap_options` has the outputs {unknown}, but how often each is the target cannot "
+            "be seen by running the model. Say where the ids of every layer are in a batch, "
+            f'`count_options={{"ids": lambda batch: {{..., {unknown[0]!r}: batch[1]}}}}`, or give '
+            "`counts` of every layer."
         )
-    return bool(required)
 
 
 def _space_of(
@@ -337,7 +414,7 @@ def _counted(
 
 
 def _swapped(
-    build_model: Callable[[], LightningModule], counts: Counts, **options: Any
+    build_model: Callable[[], LightningModule], counts: Counts, options: Mapping[str, Any]
 ) -> Subject:
     def supernet() -> LightningModule:
         model = build_model()

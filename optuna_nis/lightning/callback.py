@@ -18,9 +18,10 @@ from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.batches import TrainingBatches, check_end
+from optuna_nis.lightning.building import sized_like
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards
-from optuna_nis.lightning.training import BuildModel, Data
+from optuna_nis.lightning.training import Data
 from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.space.allocation import Allocation
@@ -141,6 +142,8 @@ class NISCallback(Callback):
             self._rewards, num_examples=plan.score_examples, dataloader_idx=dataloader_idx
         )
         self.dashboard = dashboard
+        #: Whether it says at the end how the candidates are trained.
+        self.says_next = True
 
     @property
     def space(self) -> SearchSpace:
@@ -184,7 +187,7 @@ class NISCallback(Callback):
 
     def train_candidates(
         self,
-        build_model: BuildModel,
+        build_model: Callable[..., LightningModule],
         data: Data,
         *,
         monitor: str | None = None,
@@ -197,7 +200,8 @@ class NISCallback(Callback):
 
         Args:
             build_model: Makes a model of given sizes; its weights outside the embeddings must have
-                the names that they have in the supernet.
+                the names that they have in the supernet. For a model that was made searchable, a
+                function without arguments that makes it anew will do.
             data: As in :func:`train_shortlist`.
             monitor: Name under which the models log their validation metric; by default what the
                 search went by.
@@ -212,9 +216,11 @@ class NISCallback(Callback):
 
         Raises:
             RuntimeError: If the search is not done.
-            ValueError: If the models log no such value.
+            TypeError: If ``build_model`` is no function.
+            ValueError: If it takes more than sizes, or the models log no such value.
         """
         shortlist = self._search.shortlist()
+        build_model = sized_like(build_model, self._supernet)
         own = self.monitored(self._supernet)
         found = run_shortlist(
             shortlist,
@@ -261,6 +267,7 @@ class NISCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the policy up to date with the study and plan the updates."""
         self._scores.start(trainer)
+        self._is_checked = False
         self._batches = TrainingBatches(trainer)
         side_by_side = self._rewards.side_by_side(pl_module)
         self._search.start(
@@ -292,6 +299,10 @@ class NISCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Update the controller as often as it is due."""
+        if not self._is_checked:
+            # Rather than after the warm-up. What a model needs, its first batch has given it.
+            self._scores.check(trainer, pl_module)
+            self._is_checked = True
         self._search.batches_done = self._batches.done(trainer)
         if self._answer(trainer, pl_module):
             pl_module.log_dict(
@@ -315,9 +326,9 @@ class NISCallback(Callback):
         self._answer(trainer, pl_module)
         set_choices(pl_module, self.space, [self.space.full()])
         if trainer.is_global_zero and self._search.is_done:
-            _logger.info(
-                "To know which candidate is best: `search.train_candidates(build_model, data)`."
-            )
+            if self.says_next:
+                command = "search.train_candidates(build_model, data)"
+                _logger.info(f"To know which candidate is best: `{command}`.")
             if self.dashboard is not None:
                 self.dashboard.finish(self.study)
 

@@ -17,8 +17,10 @@ from optuna_nis import __version__
 from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._format import duration
 from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning._package import is_overridden
+from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.rewards import Monitored
-from optuna_nis.lightning.training import BuildModel, Data, evaluate, train
+from optuna_nis.lightning.training import Data, evaluate, train
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
@@ -49,13 +51,20 @@ def check_options(
         check_folder("output", output)
 
 
+class Results(list[RetrainResult]):
+    """The results of trainings; printed, a line each."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
 def compare(
     study: Study,
     comparison: Comparison,
     space: SearchSpace,
     best: Allocation,
     seeds: Sequence[int],
-) -> list[RetrainResult]:
+) -> Results:
     """Train the best sizes of a study from scratch, and baselines, and test them.
 
     The baselines are the full tables and uniform sizes at the same budget; of the latter the rows
@@ -73,11 +82,13 @@ def compare(
         The results, best sizes first.
 
     Raises:
-        ValueError: If the seeds or a number are out of range, or the output cannot be written.
+        ValueError: If the seeds or a number are out of range, the output cannot be written, or
+            the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
     uniforms = [("Uniform, projected", baselines.uniform(space, projected=True))]
-    if isinstance(comparison.build(best), EmbeddingModule):
+    model = comparison.build(best)
+    if isinstance(model, EmbeddingModule):
         # Other models want rows of the width that they were made for.
         uniforms.insert(0, ("Uniform", baselines.uniform(space)))
     elif comparison.output is not None:
@@ -85,6 +96,9 @@ def compare(
             "`output` is for reference models on a data module of optuna_nis.data, got "
             f"{comparison.output!r}. Train a model of your own with `train`, and save it."
         )
+    else:
+        # Rather than after the first training.
+        comparison.tested(model, limit_test_batches=1)
     trainings = _Trainings(study, comparison, (2 + 1) * len(seeds) + len(uniforms) - 1)
 
     def result(name: str, label: str, sizes: Allocation, runs: Sequence[_Run]) -> RetrainResult:
@@ -109,11 +123,13 @@ def compare(
     label, sizes, first = max(tried, key=lambda variant: sign * variant[2].val_metric)
     uniform = [first, *(trainings.run(label, sizes, seed) for seed in seeds[1:])]
     full = [trainings.run("Full size", space.full(), seed) for seed in seeds]
-    results = [
-        result("nis", "NIS", best, nis),
-        result("uniform", label, sizes, uniform),
-        result("full", "Full size", space.full(), full),
-    ]
+    results = Results(
+        [
+            result("nis", "NIS", best, nis),
+            result("uniform", label, sizes, uniform),
+            result("full", "Full size", space.full(), full),
+        ]
+    )
     save_results(study, results)
     study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in full))
     return results
@@ -153,6 +169,28 @@ class Comparison:
     def sign(self) -> float:
         """1 if larger values of validation are better, -1 if smaller are."""
         return 1.0 if self.monitored.mode == "max" else -1.0
+
+    def tested(self, model: LightningModule, **trainer_options: Any) -> float:
+        """The test metric of a model.
+
+        Args:
+            model: The model.
+            **trainer_options: Arguments of the trainer in place of those of all trainers.
+
+        Raises:
+            ValueError: If it logs none of that name, or has no test.
+        """
+        if not is_overridden("test_step", model):
+            raise ValueError(
+                f"{type(model).__name__} must define `test_step`, which logs its test metric."
+            )
+        return evaluate(
+            model,
+            self.data,
+            monitor=self.test_monitor,
+            callbacks=self.monitored.callbacks(),
+            **{**(self.trainer_options or {}), **trainer_options},
+        )
 
 
 @dataclass(frozen=True)
@@ -263,9 +301,7 @@ class _Trainings:
             **({"enable_progress_bar": bool(how.callbacks)} | dict(how.trainer_options or {})),
         )
         model = training.model
-        test = evaluate(
-            model, how.data, monitor=how.test_monitor, callbacks=how.monitored.callbacks()
-        )
+        test = how.tested(model)
         run = _Run(
             metric=getattr(model, "metric_name", how.monitored.label),
             value=test,

@@ -14,10 +14,10 @@ import zlib
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optuna_nis._format import duration
+from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import (
-    BuildModel,
     Data,
     ValidationForSchedules,
     check_trainer_options,
@@ -125,6 +125,7 @@ def run_shortlist(
         folder: As in :func:`train_shortlist`.
         trainer_options: As in :func:`train_shortlist`.
     """
+    check_takes_sizes(build_model)
     check_trainer_options(trainer_options or {})
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())

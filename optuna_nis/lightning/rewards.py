@@ -74,6 +74,30 @@ class Monitored:
         return [] if self.metric is None else [_Logged(self.metric, self.name)]
 
 
+def check_goal(
+    metric: Metric | None, monitor: str | None, mode: MonitorMode | None, name: str = "mode"
+) -> None:
+    """Check what says how good choices are, see :class:`Rewards`.
+
+    Args:
+        metric: The metric.
+        monitor: The name of the value.
+        mode: Whether the largest or the smallest value is best.
+        name: What the mode is called where it is given.
+
+    Raises:
+        ValueError: If both metric and monitor are given, or one of these is none.
+    """
+    if metric is not None and monitor is not None:
+        raise ValueError(f"Either `metric` or `monitor` may be given, got {monitor!r} too.")
+    if metric is not None and not isinstance(metric, Metric):
+        raise ValueError(f"`metric` must be a torchmetrics.Metric, got {metric!r}.")
+    if not isinstance(monitor, str | None):
+        raise ValueError(f"`monitor` must be the name of a value, got {monitor!r}.")
+    if mode not in (None, "max", "min"):
+        raise ValueError(f'`{name}` must be "max" or "min", got {mode!r}.')
+
+
 class Rewards:
     """Scores choices, by the first of these that there is.
 
@@ -109,12 +133,7 @@ class Rewards:
         monitor: str | None = None,
         mode: MonitorMode | None = None,
     ) -> None:
-        if metric is not None and monitor is not None:
-            raise ValueError(f"Either `metric` or `monitor` may be given, got {monitor!r} too.")
-        if metric is not None and not isinstance(metric, Metric):
-            raise ValueError(f"`metric` must be a torchmetrics.Metric, got {metric!r}.")
-        if mode not in (None, "max", "min"):
-            raise ValueError(f'`mode` must be "max" or "min", got {mode!r}.')
+        check_goal(metric, monitor, mode)
         self.space = space
         self.metric = None if metric is None else metric.clone()
         self.monitor = monitor
@@ -151,6 +170,30 @@ class Rewards:
                 f"{type(pl_module).__name__} must define `choice_quality(batch, num_choices)` or "
                 "`validation_step` to be searched by NISCallback."
             )
+
+    def try_out(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batches: Iterable[Any],
+        *,
+        dataloader_idx: int | None = None,
+    ) -> None:
+        """Check that a validation of the full tables tells how good they are, if it can at all.
+
+        Args:
+            trainer: As in :meth:`score`.
+            pl_module: As in :meth:`score`.
+            batches: As in :meth:`score`.
+            dataloader_idx: As in :meth:`score`.
+
+        Raises:
+            lightning.pytorch.utilities.exceptions.MisconfigurationException: As in :meth:`score`.
+        """
+        # Nothing that is learned from a choice here is known when choices are scored.
+        anew = Rewards(self.space, metric=self.metric, monitor=self.monitor, mode=self.mode)
+        full = [self.space.full()]
+        anew.score(trainer, pl_module, full, batches, dataloader_idx=dataloader_idx)
 
     def score(
         self,
@@ -296,7 +339,7 @@ class Rewards:
         if mode is None:
             raise MisconfigurationException(
                 f'NISCallback needs `mode`, "max" or "min", to know whether {name!r} should be '
-                "large or small."
+                "large or small; in `search_sizes` this is `monitor_mode`."
             )
         self._found_mode = mode
         return 1.0 if mode == "max" else -1.0

@@ -15,6 +15,7 @@ import torch
 
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.halving import run_shortlist
@@ -22,23 +23,30 @@ from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.progress import EpochLines
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import (
-    BuildModel,
     Data,
     fit_data,
     quiet_lightning,
     quiet_trainer,
 )
 from optuna_nis.models import EmbeddingModule
+from optuna_nis.nn import output_features
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
-from optuna_nis.study.keys import METRIC_ATTR, SEARCH_SECONDS_ATTR
+from optuna_nis.study.keys import METRIC_ATTR, OUTPUTS_ATTR, SEARCH_SECONDS_ATTR
 from optuna_nis.study.results import cautions_of, save_parts
 from optuna_nis.study.searches import finish, join, searches_of
 from optuna_nis.study.settings import differences, plan_of, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
 _logger = get_logger(__name__)
+
+# Of all trainers, what a search says itself.
+_OWN_OPTIONS = {
+    "max_epochs": "which is `epochs` for the supernet and an argument of `retrain`",
+    "callbacks": "which are `callbacks` for the supernet and an argument of `retrain`",
+    "check_val_every_n_epoch": "since supernets and candidates are validated at the end",
+}
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,17 @@ class Subject:
     sized: BuildModel
 
 
-def check_one_process(trainer_options: Mapping[str, Any]) -> None:
-    """Check that trainers train in this process alone.
+def check_trainer_options(trainer_options: Mapping[str, Any]) -> None:
+    """Check that trainers train in this process alone, for as long as the search says.
 
     Raises:
         ValueError: If they do not.
     """
-    processes = quiet_trainer(**trainer_options).world_size
+    for name, instead in _OWN_OPTIONS.items():
+        if name in trainer_options:
+            raise ValueError(f"`trainer_options` must not have {name!r}, {instead}.")
+    with quiet_lightning():
+        processes = quiet_trainer(**trainer_options).world_size
     if processes > 1:
         raise ValueError(
             f"`trainer_options` must be of one process, got {processes}. To train a supernet in "
@@ -121,12 +133,15 @@ def run_search(
         save_plan(study, plan.to_dict() | own)
         me = join(study, folder.search_id, seed=settings["seed"], settings=settings)
         search = callback(me.id)
+        search.says_next = False
         torch.manual_seed(me.seed)
         if isinstance(data, EmbeddingDataModule):
             data.shuffle_seed = me.seed
         supernet = subject.supernet()
         label = getattr(supernet, "monitor_name", search.monitored(supernet).label)
         study.set_user_attr(METRIC_ATTR, label)
+        if outputs := sorted(output_features(supernet)):
+            study.set_user_attr(OUTPUTS_ATTR, outputs)
         if isinstance(supernet, EmbeddingModule) and isinstance(data, EmbeddingDataModule):
             save_parts(study, parts_of_data(data, supernet, ["validation"]))
         searched = folder.load_searched()

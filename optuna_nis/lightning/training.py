@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 import logging
@@ -18,11 +18,10 @@ import torch
 
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import lightning_of
+from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.space.allocation import Allocation
 
-#: Makes a model of given embedding sizes.
-BuildModel = Callable[[Allocation], LightningModule]
 #: A data module, or the dataloaders of training and validation, and of the test if there is one.
 Data = LightningDataModule | Sequence[Any]
 
@@ -117,6 +116,7 @@ def train(
         >>> 0 <= evaluate(training.model, data) <= 1
         True
     """
+    check_takes_sizes(build_model)
     torch.manual_seed(seed)
     model = build_model(allocation)
     lightning = lightning_of(model)
@@ -235,6 +235,7 @@ def evaluate(
     *,
     monitor: str = "test_metric",
     callbacks: Sequence[Callback] | Callback | None = None,
+    **trainer_options: Any,
 ) -> float:
     """The metric on the test data; see :func:`train`.
 
@@ -243,12 +244,13 @@ def evaluate(
         datamodule: The data, or its dataloaders, the third being that of the test.
         monitor: Name under which the model logs its test metric.
         callbacks: Callbacks of the trainer.
+        **trainer_options: Further arguments of the trainer.
 
     Raises:
         ValueError: If it logs none of that name, or there are no test data.
     """
     with quiet_lightning():
-        trainer = quiet_trainer(model, callbacks=listed(callbacks))
+        trainer = quiet_trainer(model, callbacks=listed(callbacks), **trainer_options)
         found = trainer.test(model, **test_data(datamodule), verbose=False)
     # Of several dataloaders each has its own; names tell which.
     metrics = {name: value for each in found for name, value in each.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader
 
 from optuna_nis._logging import get_logger
 from optuna_nis.lightning._batch import batch_length, take
@@ -99,6 +101,21 @@ class ValidationScores:
             raise MisconfigurationException(f"{_NEEDED}the trainer needs a validation dataloader.")
         self._loaders = self._used_loaders(loop._combined_loader)
         self._batches = self._without_end(trainer)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check, on a batch of each dataloader, that there is what choices are scored by.
+
+        It leaves no trace: what is scored later is the same as without.
+
+        Raises:
+            lightning.pytorch.utilities.exceptions.MisconfigurationException: If there is not.
+        """
+        if self._rewards.side_by_side(pl_module):
+            return
+        for index in self._loaders:
+            with _untouched(trainer), isolate_rng(include_cuda=False):
+                batches = list(islice(_pass(trainer, index), 1))
+            self._rewards.try_out(trainer, pl_module, batches, dataloader_idx=index)
 
     def of_some(
         self, trainer: Trainer, pl_module: LightningModule, choices: Sequence[Allocation]
@@ -296,6 +313,29 @@ def _pass(trainer: Trainer, dataloader_idx: int | None) -> Iterator[Any]:
         loader.limits = limits
         batches = iter(loader)
         yield from (data for data, _, _ in islice(batches, sized_len(loader)))
+
+
+@contextmanager
+def _untouched(trainer: Trainer) -> Iterator[None]:
+    """Let dataloaders go on afterwards as if nobody had asked them for a batch."""
+    combined: Any = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    loaders = [each for each in combined.flattened if isinstance(each, DataLoader)]
+    holders: list[Any] = [*loaders, *(loader.sampler for loader in loaders)]
+    holders += [getattr(loader.batch_sampler, "sampler", None) for loader in loaders]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    generators = [each for each in found if isinstance(each, torch.Generator)]
+    states = [(generator, generator.get_state()) for generator in generators]
+    # Workers that persist.
+    iterators = [(loader, loader._iterator) for loader in loaders]
+    for loader in loaders:
+        loader._iterator = None
+    try:
+        yield
+    finally:
+        for loader, iterator in iterators:
+            loader._iterator = iterator
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def _num_batches(trainer: Trainer, loaders: Sequence[int | None]) -> int:

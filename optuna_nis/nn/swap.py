@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
+import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn._fields import (
@@ -229,6 +230,29 @@ def apply_allocation(
         )
     _swap(model, plans, multi_size_field)
     return model
+
+
+def counts_by_rank(model: nn.Module) -> dict[str, Tensor]:
+    """Counts by which :func:`apply_allocation` sorts the ids of a new model as a searchable one's.
+
+    Args:
+        model: A model that was made searchable.
+
+    Returns:
+        For the tables whose ids are not sorted already, numbers that fall with the rank.
+    """
+    counts = {}
+    for swapped in swapped_layers(model):
+        layers = swapped.field_layers()
+        if any(layer.ranks is not None for layer in layers):
+            counts[swapped._name] = torch.cat(
+                [
+                    layer.num_ids - (torch.arange(layer.num_ids) if ranks is None else ranks.cpu())
+                    for layer in layers
+                    for ranks in [layer.ranks]
+                ]
+            )
+    return counts
 
 
 def _features_of(table: str, allocation: Allocation) -> list[str]:

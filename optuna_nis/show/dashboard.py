@@ -386,9 +386,8 @@ def _note(study: Study, best: Allocation) -> str:
             f"{percent(best.num_parameters / full)} of the full tables; trial "
             f"{trial.number}, {metric} {results.quality_of(trial):.4f}, "
             f"{how_scored(study, trial)}.",
-            "- Trials scored with shared weights only rank choices, and Optuna takes them for "
-            "infeasible: its `study.best_trial` is one that was trained. The dashboard's card "
-            "*Best Trial* may be any.",
+            "- Trials scored with shared weights only rank choices; Optuna takes them for pruned. "
+            "Its best trial is one that was trained.",
             "- What sizes are worth is known after they are trained again and tested.",
             "",
             "| feature | full table | kept, most frequent ids first | parameters |",

@@ -184,7 +184,6 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
     lines = [("Study", study.study_name)]
     lines += [(name, text) for name, text in _data(study) if text]
     used = allocation.num_parameters
-    projections = allocation.num_projection_parameters
     gone = _count(sum(not table.tiers for table in allocation.values()), "feature")
     lines += [
         (
@@ -199,7 +198,7 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
         (
             "Best sizes",
             f"{used:,} parameters, {percent(used / space.full_parameters)} of the full tables "
-            f"({projections:,} of them in projections); {gone} removed",
+            f"({results.shares_line(study, allocation)}); {gone} removed",
         ),
         (
             "Best trial",

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-import math
 from typing import TYPE_CHECKING
 
 from optuna import Study
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from optuna_nis.controller.replay import FINISHED
 from optuna_nis.controller.sampler import NISSampler
@@ -19,8 +18,10 @@ from optuna_nis.show.words import SCORED
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
+from optuna_nis.study.keys import SHARED_WEIGHTS
 from optuna_nis.study.moments import mean_and_std, moments_of
 from optuna_nis.study.searches import searches_of
+from optuna_nis.study.trials import is_scored
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,6 +68,7 @@ class StudyStatus:
         policy: The policy; None if there is nothing to learn from.
         searches: Number of one-shot searches.
         searches_ended: Number of those that have come to their end.
+        shared_weights: Number of trials scored with shared weights, which are pruned to Optuna.
     """
 
     name: str
@@ -79,6 +81,7 @@ class StudyStatus:
     policy: PolicyStatus | None
     searches: int = 0
     searches_ended: int = 0
+    shared_weights: int = 0
 
 
 def status_of(
@@ -126,6 +129,7 @@ def status_of(
         policy=_policy(study, sampler or NISSampler(budget=space), space),
         searches=len(searches),
         searches_ended=sum(search.seconds is not None for search in searches),
+        shared_weights=sum(results.fidelity_of(trial) in SHARED_WEIGHTS for trial in trials),
     )
 
 
@@ -149,12 +153,7 @@ def _best(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         place = fidelities.index(fidelity) if fidelity else len(fidelities)
         return (not results.is_feasible(trial), place, -sign * results.value_of(trial))
 
-    finite = [
-        trial
-        for trial in trials
-        if trial.state == TrialState.COMPLETE and math.isfinite(results.value_of(trial))
-    ]
-    return sorted(finite, key=order)
+    return sorted(filter(is_scored, trials), key=order)
 
 
 def _policy(study: Study, sampler: NISSampler, space: SearchSpace | None) -> PolicyStatus | None:
@@ -203,6 +202,8 @@ def render(status: StudyStatus) -> RenderableType:
 
 def _facts(status: StudyStatus) -> list[tuple[str, str]]:
     counts = ", ".join(f"{count:,} {state.lower()}" for state, count in status.states.items())
+    if status.shared_weights:
+        counts += f"; {status.shared_weights:,} of them scored with shared weights"
     facts = [("Study", status.name), ("Trials", counts or "none")]
     speed = []
     if status.trials_per_minute is not None:

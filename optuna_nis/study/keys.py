@@ -19,6 +19,8 @@ RESULTS_ATTR = "nis:results"
 SEARCH_SECONDS_ATTR = "nis:search_seconds"
 PLAIN_SECONDS_ATTR = "nis:plain_seconds"
 PARTS_ATTR = "nis:parts"
+OUTPUTS_ATTR = "nis:outputs"
+"""Study user attribute: the features whose tables are of output layers alone."""
 NUM_ROWS_ATTR = "nis:num_rows"
 SEEN_ROWS_ATTR = "nis:seen_rows"
 SEARCH_KEY = "nis:search:"
@@ -56,10 +58,7 @@ PROPOSAL_KEY = "nis:proposal"
 HEARTBEAT_KEY = "nis:heartbeat"
 """Trial system attribute: how often the worker of a trial has given a sign of life."""
 CONSTRAINTS_KEY = "constraints"
-"""Trial system attribute: Optuna's constraints, above 0 where a trial breaks one.
-
-Optuna 4 and Optuna Dashboard know this form only.
-"""
+"""Trial system attribute: the constraints of Optuna 4, above 0 where a trial breaks one."""
 # Before the name of what `Trial.set_constraint` of Optuna 5 sets.
 CONSTRAINT_PREFIX = "constraints:"
 BUDGET_KEY = f"{CONSTRAINT_PREFIX}budget"

@@ -16,12 +16,11 @@ import uuid
 from optuna import Study, create_trial
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from optuna_nis.controller.policy import Policy
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.keys import (
-    CONSTRAINTS_KEY,
     FIDELITY_ATTR,
     GROUP_KEY,
     GROUP_SIZE_KEY,
@@ -43,22 +42,6 @@ if TYPE_CHECKING:
 _GROUPS_PER_MOMENT = 4
 
 
-def constraints_of(fidelity: str) -> list[float]:
-    """What Optuna is told of a trial's feasibility under ``"constraints"``.
-
-    Choices scored with shared weights break a constraint, so that ``study.best_trial`` is about
-    those that were trained. :class:`~optuna_nis.NISSampler` learns from all of them.
-
-    Args:
-        fidelity: How the trial was scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
-
-    Example:
-        >>> constraints_of("supernet"), constraints_of("trained")
-        ([1.0], [0.0])
-    """
-    return [1.0 if fidelity in SHARED_WEIGHTS else 0.0]
-
-
 def save_score(trial: Trial, reward: Reward, fidelity: str) -> None:
     """Write into a running trial what :class:`TrialRecorder` writes into finished ones.
 
@@ -69,7 +52,6 @@ def save_score(trial: Trial, reward: Reward, fidelity: str) -> None:
     """
     for key, value in _attributes(reward, fidelity).items():
         trial.set_user_attr(key, value)
-    trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS_KEY, constraints_of(fidelity))
 
 
 def _attributes(reward: Reward, fidelity: str) -> dict[str, Any]:
@@ -83,6 +65,9 @@ def _attributes(reward: Reward, fidelity: str) -> dict[str, Any]:
 
 class TrialRecorder:
     """Writes groups of choices that were scored on the same examples.
+
+    What was scored with shared weights is a pruned trial, an evaluation cut short, with a value:
+    ``study.best_trial`` and what Optuna plots are about choices that were trained.
 
     Args:
         study: Where the trials go. It remembers the space.
@@ -129,11 +114,8 @@ class TrialRecorder:
             Whether others may have added trials since the last group. To know it costs nothing,
             the numbers of the trials tell.
         """
-        group: dict[str, Any] = {
-            GROUP_KEY: uuid.uuid4().hex[:12],
-            GROUP_SIZE_KEY: len(params),
-            CONSTRAINTS_KEY: constraints_of(fidelity),
-        }
+        state = TrialState.PRUNED if fidelity in SHARED_WEIGHTS else TrialState.COMPLETE
+        group: dict[str, Any] = {GROUP_KEY: uuid.uuid4().hex[:12], GROUP_SIZE_KEY: len(params)}
         of_all: dict[str, Any] = {STEP_ATTR: step, SEARCH_ATTR: self._search_id}
         if reference is not None:
             of_all[REFERENCE_ATTR] = float(reference)
@@ -142,6 +124,7 @@ class TrialRecorder:
             drawn = {} if log_probs is None else {LOG_PROB_KEY: float(log_probs[index])}
             trials.append(
                 create_trial(
+                    state=state,
                     params=dict(choice),
                     distributions=self._distributions,
                     value=reward.value,
@@ -257,9 +240,9 @@ def _insert(storage: RDBStorage, study_id: int, trials: Sequence[FrozenTrial]) -
                 }
                 for name, value in trial.params.items()
             ]
-            assert trial.value is not None
-            value, kind = models.TrialValueModel.value_to_stored_repr(trial.value)
-            values.append(key | {"objective": 0, "value": value, "value_type": kind})
+            if trial.value is not None:
+                value, kind = models.TrialValueModel.value_to_stored_repr(trial.value)
+                values.append(key | {"objective": 0, "value": value, "value_type": kind})
             for model, attrs in (
                 (models.TrialUserAttributeModel, trial.user_attrs),
                 (models.TrialSystemAttributeModel, trial.system_attrs),

@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna import Study
 
+from optuna_nis._format import size
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.cautions import cautions, parts_of, save_parts
 from optuna_nis.study.keys import *  # noqa: F403 - Names that were here in release 0.1.
@@ -23,7 +24,14 @@ from optuna_nis.study.retrained import (
     save_results,
     search_cost_ratio,
 )
-from optuna_nis.study.settings import metric_of, plan_of, save_plan, save_space, space_of
+from optuna_nis.study.settings import (
+    metric_of,
+    outputs_of,
+    plan_of,
+    save_plan,
+    save_space,
+    space_of,
+)
 from optuna_nis.study.trials import (
     best_trial,
     fidelity_of,
@@ -46,6 +54,7 @@ __all__ = [
     "is_trained",
     "metric_of",
     "number_of",
+    "outputs_of",
     "parts_of",
     "plan_of",
     "quality_of",
@@ -55,7 +64,9 @@ __all__ = [
     "save_plan",
     "save_results",
     "save_space",
+    "score_line",
     "search_cost_ratio",
+    "shares_line",
     "space_of",
     "summary_of",
     "value_of",
@@ -96,6 +107,40 @@ def cautions_of(study: Study) -> list[str]:
     if finished_trials(study) and is_trained(trial := best_trial(study)):
         best = ("the best sizes", quality_of(trial))
     return cautions(parts_of(study), results_of(study), best)
+
+
+def shares_line(study: Study, allocation: Allocation) -> str:
+    """What the parameters of sizes are of: projections, and output tables where there are any.
+
+    Example:
+        >>> shares_line(study, space_of(study).full())
+        '0 of them in projections'
+    """
+    text = f"{allocation.num_projection_parameters:,} of them in projections"
+    outputs = [allocation[name] for name in outputs_of(study) if name in allocation]
+    if not outputs:
+        return text
+    return f"{text}, {sum(table.num_parameters for table in outputs):,} in output tables"
+
+
+def score_line(study: Study, *, smallest_is_best: bool = False) -> str:
+    """How good and how large the best sizes of a study are.
+
+    Args:
+        study: A study of an embedding search.
+        smallest_is_best: Whether the metric was negated for the study.
+
+    Raises:
+        ValueError: If the study holds no search space or no finished trial.
+    """
+    best, space = best_allocation(study), space_of(study)
+    quality = quality_of(best_trial(study)) * (-1 if smallest_is_best else 1)
+    number = best.num_parameters
+    return (
+        f"Validation {metric_of(study)} {quality:.4f} with {number:,} parameters, "
+        f"{shares_line(study, best)}: {size(best.nbytes())}, "
+        f"{100 * number / space.full_parameters:.3g} % of the full tables"
+    )
 
 
 def summary_of(study: Study) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from optuna import Study
 
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.attributes import naming, read_text, save_text
-from optuna_nis.study.keys import METRIC_ATTR, PLAN_ATTR, SPACE_ATTR
+from optuna_nis.study.keys import METRIC_ATTR, OUTPUTS_ATTR, PLAN_ATTR, SPACE_ATTR
 
 _LONGEST_NAME = 200
 _LONGEST_VALUE = 120
@@ -78,6 +78,23 @@ def metric_of(study: Study) -> str:
         if not isinstance(name, str) or len(name) > _LONGEST_NAME:
             raise ValueError(f"must be text of at most {_LONGEST_NAME} characters")
         return name
+
+
+def outputs_of(study: Study) -> list[str]:
+    """The features whose tables are of output layers alone, such as a softmax over items.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+
+    Example:
+        >>> outputs_of(study)
+        []
+    """
+    names = study.user_attrs.get(OUTPUTS_ATTR, [])
+    with naming(study, OUTPUTS_ATTR):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"must be a list of names, got {str(names)[:80]!r}")
+        return names
 
 
 def save_plan(study: Study, plan: Mapping[str, Any]) -> None:

@@ -22,7 +22,10 @@ from optuna_nis.study.keys import (
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
-    """Trials that are complete with a finite value, in their order.
+    """Trials that were scored with a finite value, in their order.
+
+    Those scored with shared weights are pruned trials with a value, so that
+    ``study.best_trial`` is one that was trained. In studies of release 0.1 they are complete.
 
     Args:
         study: A study that maximises a reward.
@@ -39,8 +42,24 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
         raise ValueError(
             f"`study` {study.study_name!r} must maximize one reward, got directions {directions}."
         )
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return [trial for trial in trials if is_scored(trial)]
+
+
+def is_scored(trial: FrozenTrial) -> bool:
+    """Whether a trial has a finite value, from shared weights or from a whole evaluation.
+
+    The value that Optuna gives to a trial whose training was pruned is none: the training would
+    have gone on.
+
+    Example:
+        >>> all(map(is_scored, study.trials))
+        True
+    """
+    whole = trial.state == TrialState.COMPLETE or (
+        trial.state == TrialState.PRUNED and fidelity_of(trial) in SHARED_WEIGHTS
+    )
+    return whole and trial.value is not None and math.isfinite(trial.value)
 
 
 def value_of(trial: FrozenTrial) -> float:
@@ -117,17 +136,15 @@ def is_trained(trial: FrozenTrial) -> bool:
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether a trial breaks no constraint, such as the budget.
 
-    That it was scored with shared weights, which Optuna is told by a constraint, does not count.
-
     Example:
         >>> is_feasible(best_trial(study))
         True
     """
     attrs = trial.system_attrs
     values = [attrs[name] for name in attrs if name.startswith(CONSTRAINT_PREFIX)]
-    if fidelity_of(trial) not in SHARED_WEIGHTS and isinstance(
-        others := attrs.get(CONSTRAINTS_KEY), Sequence
-    ):
+    others = attrs.get(CONSTRAINTS_KEY)
+    # Some studies say by this alone which trials were scored with shared weights.
+    if isinstance(others, Sequence) and fidelity_of(trial) not in SHARED_WEIGHTS:
         values += others
     return not any(is_number(value) and value > 0 for value in values)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 import shutil
 from socketserver import ThreadingMixIn
 import threading
@@ -104,6 +104,12 @@ def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     yield page
     context.close()
     assert troubles == []
+
+
+@pytest.fixture
+def served() -> Callable[[Study], AbstractContextManager[str]]:
+    """The dashboard of any study, while the context lasts."""
+    return serve
 
 
 @pytest.fixture

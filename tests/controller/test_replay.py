@@ -78,11 +78,13 @@ def histories(draw: st.DrawFn) -> list[FrozenTrial]:
         if draw(st.integers(0, 9)) == 0:
             params["w"] = draw(st.integers(0, 5))
         distributions = {**SPACE, "w": IntDistribution(0, 5)}
-        reports = {1: draw(finite_or_not), 0: 9.0} if state == TrialState.PRUNED else None
+        reports = None
+        if state == TrialState.PRUNED and draw(st.booleans()):
+            reports = {1: draw(finite_or_not), 0: 9.0}
         trials.append(
             trial(
                 number,
-                draw(finite_or_not) if state == TrialState.COMPLETE else None,
+                None if state == TrialState.FAIL else draw(finite_or_not),
                 params,
                 second=draw(st.integers(0, 40)),
                 state=state,
@@ -212,7 +214,7 @@ def test_trials_that_did_not_finish_are_passed_over() -> None:
     [
         trial(9, None, state=TrialState.FAIL),
         trial(9, None, state=TrialState.PRUNED),
-        trial(9, None, state=TrialState.PRUNED, reports={0: math.nan}),
+        trial(9, 0.5, state=TrialState.PRUNED, reports={0: math.nan}),
         trial(9, 5.0, {"x": 2, "y": 3, "z": 0}),
         trial(9, 5.0, {"x": 2, "y": 0}),
         trial(
@@ -245,10 +247,11 @@ def test_widths_that_grow_with_the_rank_count_as_what_they_mean() -> None:
     assert learned((0, 0), (2, 2), (4, 4)) == learned((0, 0), (2, 2))  # over the budget
 
 
-def test_pruned_trials_count_with_their_last_report() -> None:
-    pruned = trial(2, None, state=TrialState.PRUNED, reports={3: 0.25, 0: 9.0})
+def test_pruned_trials_count_with_their_last_report_or_else_their_value() -> None:
     trials = [trial(0, 0.0), trial(1, 1.0)]
-    assert bits(replayed([*trials, pruned])) == bits(replayed([*trials, trial(2, 0.25)]))
+    for value, reports in ((None, {3: 0.25, 0: 9.0}), (7.0, {3: 0.25}), (0.25, None)):
+        pruned = trial(2, value, state=TrialState.PRUNED, reports=reports)
+        assert bits(replayed([*trials, pruned])) == bits(replayed([*trials, trial(2, 0.25)]))
 
 
 def test_minimising_is_maximising_the_opposite() -> None:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+import logging
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
 from ordinary import Data, Ordinary
+from pairs import NextItem, Pairs
 import pytest
 from torch import nn
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.data import load_dataset
 from optuna_nis.lightning import SearchPlan, reference_model, search_sizes
+from optuna_nis.study.results import outputs_of
 
 FAST: dict[str, Any] = {"epochs": 1, "num_updates": 2, "group_size": 4}
 
@@ -33,7 +38,8 @@ def test_a_reference_model_goes_by_its_task(
     assert {s.embedding_dim for s in found.space.specs if s.name != "items"} == {64}
 
 
-def test_what_was_found_is_built_by_default() -> None:
+def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="optuna")
     found = search_sizes(Ordinary, Data(), "25%", monitor="val_auroc", **FAST)
     inside = found.build().user, found.build(found.space.full()).user
     chosen, full = (sum(p.numel() for p in layer.parameters()) for layer in inside)
@@ -42,6 +48,9 @@ def test_what_was_found_is_built_by_default() -> None:
     assert found.study.best_trial.user_attrs["fidelity"] == "trained"
     assert found.space.allocation(found.study.best_params) == found.allocation
     assert "candidates" not in repr(found)
+    # Nothing is advised that has been done.
+    assert "The supernet is trained; candidates" in caplog.text
+    assert "train_candidates" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -59,6 +68,27 @@ def test_what_was_found_is_built_by_default() -> None:
             ValueError,
             "`space` is for a `build_model` that takes sizes",
         ),
+        (Ordinary, Data(), {"mode": "max"}, ValueError, "got 'max'; .* is `monitor_mode`"),
+        (Ordinary, Data(), {"monitor_mode": "multi"}, ValueError, '`monitor_mode` must be "max"'),
+        (Ordinary, Data(), {"max_epochs": 2}, TypeError, "Do you mean `epochs`"),
+        (Ordinary, Data(), {"monitors": "x"}, TypeError, "Do you mean `monitor`"),
+        (
+            Ordinary,
+            Data(),
+            {"accelerator": "cpu"},
+            TypeError,
+            '`trainer_options={"accelerator": ...}`',
+        ),
+        (
+            Ordinary,
+            Data(),
+            {"trainer_options": {"max_epochs": 2}},
+            ValueError,
+            "`trainer_options` must not have 'max_epochs', which is `epochs`",
+        ),
+        (Ordinary, Data(), {"swap_options": {"ids": 1}}, ValueError, "'outputs'.* got 'ids'"),
+        (Ordinary, Data(), {"count_options": {"model": 1}}, ValueError, "'step'.* got 'model'"),
+        (Ordinary, Data(), {"counts": {}, "count_options": {}}, ValueError, "Either `counts` or"),
     ],
 )
 def test_what_cannot_be_searched(
@@ -66,6 +96,93 @@ def test_what_cannot_be_searched(
 ) -> None:
     with pytest.raises(error, match=message):
         search_sizes(build, data, "25%", **FAST, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"counts": {}}, "`counts` is for a `build_model` without arguments"),
+        ({"count_options": {"step": print}}, "`count_options` is for a `build_model` without"),
+        ({"swap_options": {"exclude": "user"}}, "`swap_options` is for a `build_model` without"),
+        ({"budget": 0.5}, "`space` has a budget and a mode: give it alone, got budget 0.5"),
+        ({"mode": "single"}, "give it alone, got budget None and mode 'single'"),
+    ],
+)
+def test_what_is_not_for_a_function_of_the_sizes(options: dict[str, Any], message: str) -> None:
+    space = SearchSpace([EmbeddingSpec("user", 9, 2)])
+    with pytest.raises(ValueError, match=message):
+        search_sizes(lambda sizes: Ordinary(), Data(), space=space, **FAST, **options)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_how_often_outputs_are_the_target_must_be_told(told: bool) -> None:
+    data, options = Pairs(), {"outputs": ["head"]}
+    ids: dict[str, Any] = {"ids": lambda batch: {"last": batch[0]}} if told else {}
+    with pytest.raises(ValueError, match=r"has the outputs \['head'\], but .*'head': batch\[1\]"):
+        search_sizes(
+            lambda: NextItem(tied=False), data, 0.5, swap_options=options, count_options=ids
+        )
+
+
+def test_memory_in_output_tables_is_told() -> None:
+    def ids(batch: Any) -> dict[str, Any]:
+        return {"last": batch[0], "head": batch[1]}
+
+    found = search_sizes(
+        lambda: NextItem(tied=False),
+        Pairs(),
+        0.5,
+        swap_options={"outputs": ["head"]},
+        count_options={"ids": ids},
+        **FAST,
+    )
+    assert outputs_of(found.study) == ["head"]
+    *sizes, last = str(found).splitlines()
+    assert sizes == str(found.allocation).splitlines()
+    assert last.startswith(f"Validation val_loss {-found.study.best_value:.4f} with ")
+    number = found.allocation["head"].num_parameters
+    assert f" of them in projections, {number:,} in output tables: " in last
+
+
+class WithTest(Ordinary):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        batches_tested.append(batch_idx)
+        self.val_auroc.update(self(batch), batch[3])
+        self.log("test_auroc", self.val_auroc)
+
+
+batches_tested: list[int] = []
+
+
+def test_retraining_goes_by_the_options_of_the_search() -> None:
+    loaders = (Data().train_dataloader(), Data().val_dataloader(), Data().val_dataloader())
+    options = {"limit_train_batches": 3, "limit_test_batches": 2, "enable_checkpointing": False}
+    found = search_sizes(
+        WithTest, loaders, "25%", monitor="val_auroc", trainer_options=options, **FAST
+    )
+    steps = Steps()
+    results = found.retrain(seeds=[0], max_epochs=1, callbacks=[steps])
+    assert steps.number == 3 * 3
+    assert batches_tested == [0] + 3 * [0, 1]
+    assert str(results).splitlines() == [str(result) for result in results]
+    assert str(results).startswith("NIS: val_auroc 0.")
+    found.retrain(seeds=[0], max_epochs=1, callbacks=[steps], limit_train_batches=1)
+    assert steps.number == 3 * 3 + 3
+    steps.number = 0
+    with pytest.raises(ValueError, match=r"one of \['test_auroc'\], got 'auc'"):
+        found.retrain(test_monitor="auc", callbacks=[steps])
+    untested = replace(found, _build=lambda sizes: Ordinary())
+    with pytest.raises(ValueError, match="Ordinary must define `test_step`"):
+        untested.retrain(callbacks=[steps])
+    assert steps.number == 0
+
+
+class Steps(Callback):
+    def __init__(self) -> None:
+        self.number = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.number += 1
 
 
 def test_data_without_a_test_are_refused_before_anything_is_trained() -> None:

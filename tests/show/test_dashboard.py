@@ -4,6 +4,7 @@ import json
 import re
 import time
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import optuna
 from optuna import Study
@@ -60,6 +61,27 @@ def test_the_note_says_how_the_best_was_scored(make_study):
     publish(study)
     note = optuna_dashboard.get_note(study)
     assert f"{study.best_value:.4f}, trained, on the validation data.\n" in note
+
+
+def answer(study: Study, path: str = "") -> Any:
+    """What the dashboard answers to its page about a study."""
+    environ: dict[str, Any] = {"PATH_INFO": f"/api/studies/{study._study_id}{path}"}
+    setup_testing_defaults(environ)
+    app = optuna_dashboard.wsgi(study._storage)
+    return json.loads(b"".join(app(environ, lambda *_: None)))
+
+
+def test_the_best_trial_of_the_dashboard_is_one_that_was_trained(make_study):
+    study = make_study(supernet=30, validated=4)
+    assert answer(study)["best_trials"] == []
+    assert answer(study, "/param_importances")["param_importances"] == [[]]
+    study.add_trials(make_study(supernet=0, trained=6).trials)
+    best = [trial["number"] for trial in answer(study)["best_trials"]]
+    assert best == [study.best_trial.number] == [results.best_trial(study).number]
+    assert best[0] >= 34
+    assert len(answer(study)["trials"]) == 40
+    (importances,) = answer(study, "/param_importances")["param_importances"]
+    assert {each["name"] for each in importances} == set(study.best_params)
 
 
 def test_figures_of_a_large_study_are_thinned(make_study):

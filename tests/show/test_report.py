@@ -95,6 +95,17 @@ def test_report_holds_results_sizes_and_figures(page, make_study):
     assert titles[-2:] == ["Policy over the trials", "How the policy learns"]
 
 
+def test_report_tells_the_memory_in_output_tables(page, make_study):
+    study = make_study()
+    assert "in output tables" not in page(study).words
+    study.set_user_attr(stored.OUTPUTS_ATTR, ["f0"])
+    number = stored.best_allocation(study)["f0"].num_parameters
+    assert f" of them in projections, {number:,} in output tables); " in page(study).words
+    study.set_user_attr(stored.OUTPUTS_ATTR, "f0")
+    with pytest.raises(ValueError, match="must be a list of names"):
+        page(study)
+
+
 def test_report_needs_no_network(tmp_path, make_study):
     from plotly.offline import get_plotlyjs
 

@@ -29,7 +29,8 @@ def test_status_of_an_embedding_search(make_study):
     study = make_study(supernet=20, validated=4, trained=3)
     study.ask()
     status = status_of(study)
-    assert status.states == {"COMPLETE": 27, "RUNNING": 1}
+    assert status.states == {"COMPLETE": 3, "PRUNED": 24, "RUNNING": 1}
+    assert status.shared_weights == 24
     assert status.trials_per_minute > 0
     assert 0 <= status.seconds_since_last < 600
     assert len(status.best) == 5
@@ -41,7 +42,7 @@ def test_status_of_an_embedding_search(make_study):
     assert status.policy.replay_lag == 27
     text = text_of(study)
     for part in (
-        "27 complete, 1 running",
+        "3 complete, 24 pruned, 1 running; 24 of them scored with shared weights",
         f"{status.space.budget:,} parameters",
         "nats",
         "ROC-AUC",
@@ -117,7 +118,7 @@ def storage(make_study, tmp_path: Path) -> str:
 def test_command(storage: str):
     found = runner.invoke(app, ["status", "--storage", storage, "--study-name", "flights"])
     assert found.exit_code == 0, found.output
-    assert "10 complete" in found.output
+    assert "10 pruned" in found.output
     found = runner.invoke(app, ["status", "--storage", storage, "--study-name", "other"])
     assert found.exit_code == 1
     assert "is not in the storage" in " ".join(found.output.split())
@@ -138,7 +139,7 @@ def test_command_watches_until_interrupted(storage: str, monkeypatch: pytest.Mon
     found = runner.invoke(app, [*arguments, "--interval", "0.5"])
     assert found.exit_code == 0, found.output
     assert waited == [0.5] * 3
-    assert "12 complete" in found.output
+    assert "12 pruned" in found.output
 
 
 def test_a_malformed_attribute_is_named(storage: str):

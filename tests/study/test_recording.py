@@ -8,7 +8,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 import pytest
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace, penalised_reward
@@ -23,7 +23,8 @@ def _trials(count: int) -> list[FrozenTrial]:
         optuna.create_trial(
             params={"x": 4 * (i % 3)},
             distributions={"x": distribution},
-            value=float("inf") if i == 2 else i / 7,
+            value=(0.0, 1 / 7, float("inf"), 3 / 7, None)[i],
+            state=TrialState.PRUNED if i > 2 else TrialState.COMPLETE,
             user_attrs={"quality": i},
             system_attrs={"nis:group": "g"},
         )
@@ -91,28 +92,39 @@ def test_the_best_trial_is_one_that_was_trained(storage: str | None) -> None:
     study = optuna.create_study(direction="maximize", storage=storage)
     record(study, "supernet", [0.9, 0.8])
     record(study, "validated", [0.85])
-    with pytest.raises(ValueError, match="No feasible trials"):
+    with pytest.raises(ValueError, match=r"No trials are completed|Record does not exist"):
         study.best_trial  # noqa: B018
+    assert results.best_trial(study).number == 2
     trained = record(study, "trained", [0.6, 0.7])
     record(study, "supernet", [0.95, 0.2])
     assert study.best_trial.number == results.best_trial(study).number == 4
     assert study.best_value == pytest.approx(0.7)
     assert study.best_params == trained[1]
+    states = [TrialState.PRUNED] * 3 + [TrialState.COMPLETE] * 2 + [TrialState.PRUNED] * 2
+    assert [trial.state for trial in study.trials] == states
+    assert all(not trial.intermediate_values for trial in study.trials)
 
 
-def test_the_policy_learns_from_shared_weights_as_ever() -> None:
+@pytest.mark.parametrize("marked", [False, True])
+def test_studies_whose_trials_are_all_complete_say_the_same(marked: bool) -> None:
     study = optuna.create_study(direction="maximize")
+    complete = optuna.create_study(direction="maximize")
+    sampler = NISSampler(budget=SPACE, seed=0)
     for fidelity in ("supernet", "supernet", "validated", "trained"):
         record(study, fidelity, [0.7, 0.8, 0.75])
-    unmarked = optuna.create_study(direction="maximize")
-    for trial in study.trials:
-        del trial.system_attrs["constraints"]
-        unmarked.add_trial(trial)
-    assert unmarked.best_trial.number == 1
-    sampler = NISSampler(budget=SPACE, seed=0)
-    policies = [sampler.policy(each) for each in (study, unmarked)]
-    np.testing.assert_array_equal(policies[0].logits, policies[1].logits)
-    assert (policies[0].logits != policies[0].initial_logits).any()
+        for trial in study.trials[-3:]:
+            trial.state = TrialState.COMPLETE
+            if marked:
+                trial.system_attrs["constraints"] = [float(fidelity != "trained")]
+            complete.add_trial(trial)
+        policies = [sampler.policy(each) for each in (study, complete)]
+        np.testing.assert_array_equal(policies[0].logits, policies[1].logits)
+        assert (policies[0].logits != policies[0].initial_logits).any()
+        assert results.best_trial(complete).number == results.best_trial(study).number
+        assert len(results.finished_trials(complete)) == len(results.finished_trials(study))
+    # A search that is resumed goes on in the new form.
+    record(complete, "supernet", [0.9])
+    assert results.best_trial(complete).number == 10
 
 
 def test_what_was_added_to_a_quality_is_told() -> None:

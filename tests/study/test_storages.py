@@ -251,8 +251,10 @@ def test_a_trial_taken_for_dead_may_still_beat(address: str) -> None:
 def _group(name: str, seed: int) -> list[FrozenTrial]:
     rng = np.random.default_rng(seed)
     distributions = dict(SPACE.distributions())
+    state = (TrialState.PRUNED, TrialState.COMPLETE)[seed % 2]
     return [
         optuna.create_trial(
+            state=state,
             params=SPACE.params(SPACE.sample(rng, SPACE.budget)),
             distributions=distributions,
             value=value,

@@ -5,6 +5,7 @@ import math
 from anything import anything, refusal
 from hypothesis import given, settings
 import optuna
+from optuna.trial import TrialState
 import pytest
 
 from optuna_nis.study import results as stored
@@ -51,8 +52,6 @@ def test_best_trial_breaks_no_constraint_if_any_does_not():
 def test_shared_weights_break_no_constraint(make_study):
     study = make_study(supernet=2, validated=1, trained=1)
     assert all(map(stored.is_feasible, study.trials))
-    marked = [trial.system_attrs["constraints"] for trial in study.trials]
-    assert marked == [[1.0], [1.0], [1.0], [0.0]]
     for attrs, feasible in (
         ({"constraints": [-1.0, 2.0]}, False),
         ({"constraints": [-1.0]}, True),
@@ -74,9 +73,26 @@ def test_best_trial_without_fidelity_ignores_what_is_not_finite():
     study = optuna.create_study(direction="maximize")
     for value in (0.1, math.inf, 0.3):
         study.add_trial(optuna.create_trial(value=value))
-    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL))
     assert stored.best_trial(study).value == 0.3
     assert len(stored.finished_trials(study)) == 2
+
+
+def test_a_training_that_was_pruned_is_not_scored():
+    study = optuna.create_study(direction="maximize")
+    trial = study.ask()
+    trial.report(0.9, step=0)
+    study.tell(trial, state=TrialState.PRUNED)
+    assert study.trials[0].value == 0.9
+    assert stored.finished_trials(study) == []
+    for value in (0.5, math.inf, math.nan, None):
+        pruned = optuna.create_trial(
+            state=TrialState.PRUNED,
+            value=value,
+            user_attrs={stored.FIDELITY_ATTR: stored.SUPERNET},
+        )
+        study.add_trial(pruned)
+    assert [trial.value for trial in stored.finished_trials(study)] == [0.5]
 
 
 def test_best_trial_of_nothing():
@@ -92,6 +108,6 @@ def test_other_directions_are_refused(directions):
 
 
 def test_value_of_a_failed_trial():
-    trial = optuna.create_trial(state=optuna.trial.TrialState.FAIL)
+    trial = optuna.create_trial(state=TrialState.FAIL)
     with pytest.raises(ValueError, match="has no value"):
         stored.value_of(trial)

@@ -1,0 +1,132 @@
+"""What choices are scored by is tried out at the start, and leaves no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+import pytest
+from tiny import MIXED, TRAIN, Net, SideBySide, batches_of
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import BinaryAUROC
+
+from optuna_nis.lightning import NISCallback
+from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.lightning.validation_scores import ValidationScores
+from optuna_nis.nn import make_searchable
+
+
+class _Steps(Callback):
+    def __init__(self) -> None:
+        self.number = 0
+
+    def on_before_backward(self, *_: Any) -> None:
+        self.number += 1
+
+
+class _Noisy(Net):
+    """Draws random numbers in every step, and counts its validation steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) + nn.functional.dropout(torch.ones(len(ids)), 0.1)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        self.seen += 1
+        return super().validation_step(batch, batch_idx, dataloader_idx)
+
+
+class _ReturnsNothing(Net):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+
+def _fit(
+    model: Net, *callbacks: Callback, val: Any = None, trainer: Any = None, **options: Any
+) -> NISCallback:
+    torch.manual_seed(0)
+    space = make_searchable(model, budget=0.5)
+    search = NISCallback(space, num_updates=2, group_size=2, warmup=0.5, **options)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[search, *callbacks], **(trainer or {}))
+    trainer.fit(model, batches_of(TRAIN, 8), val or batches_of(MIXED))
+    return search
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (Net, {"monitor": "auc"}, r"logs \['auroc', 'batch_auroc', 'val_loss'\], not 'auc'"),
+        (Net, {"monitor": "batch_auroc"}, "needs `mode`.*`search_sizes` this is `monitor_mode`"),
+        (_ReturnsNothing, {"metric": BinaryAUROC()}, r"must return .*\['preds', 'target'\]"),
+        (SideBySide, {"monitor": "auc"}, "not 'auc'"),
+    ],
+)
+def test_what_is_missing_is_told_at_the_start(
+    model: type[Net], options: dict[str, Any], message: str
+) -> None:
+    steps = _Steps()
+    with pytest.raises(MisconfigurationException, match=message):
+        _fit(model(), steps, **options)
+    assert steps.number == 1
+
+
+def test_in_each_of_several_dataloaders() -> None:
+    steps = _Steps()
+
+    class OfTheFirst(Net):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            if dataloader_idx == 0:
+                self.log("first", 1.0)
+
+    loaders = [batches_of(MIXED), batches_of(MIXED)]
+    with pytest.raises(MisconfigurationException, match="not 'first'"):
+        _fit(OfTheFirst(), steps, val=loaders, monitor="first", mode="max")
+    assert steps.number == 1
+
+
+def test_a_batch_that_cannot_tell_is_no_error() -> None:
+    labels = torch.cat([torch.zeros(10), MIXED[:30]]).long()
+    search = _fit(Net(), val=batches_of(labels), monitor="batch_auroc", mode="max")
+    assert search.candidates
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_the_search_is_the_same_as_without(
+    persistent: bool, sanity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> Any:
+        workers: dict[str, Any] = {"num_workers": 1} if persistent else {}
+        val = batches_of(
+            MIXED,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(3),
+            persistent_workers=persistent,
+            **workers,
+        )
+        torch.manual_seed(0)
+        model = _Noisy()
+        search = _fit(model, val=val, trainer={"num_sanity_val_steps": sanity})
+        trials = [(t.value, t.params, t.user_attrs["step"]) for t in search.study.trials]
+        return trials, model.state_dict(), model.seen, torch.rand(1), search.candidates
+
+    tried = []
+    check = ValidationScores.check
+
+    def counted(self: ValidationScores, trainer: Trainer, model: Any) -> None:
+        tried.append(model)
+        check(self, trainer, model)
+
+    monkeypatch.setattr(ValidationScores, "check", counted)
+    trials, weights, seen, number, candidates = found()
+    assert len(tried) == 1
+    monkeypatch.setattr(ValidationScores, "check", lambda *_: None)
+    trials_without, weights_without, *others = found()
+    assert trials == trials_without
+    assert all(torch.equal(weights[name], weights_without[name]) for name in weights)
+    assert [seen, number, candidates] == others
