@@ -9,7 +9,8 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study, create_study
 from torchmetrics import Metric
 
@@ -24,8 +25,9 @@ from optuna_nis.lightning.rewards import Monitored, MonitorMode, check_goal
 from optuna_nis.lightning.searching import Subject, check_trainer_options, run_search
 from optuna_nis.lightning.training import (
     Data,
+    data_of_test,
     fit_data,
-    test_data,
+    listed,
 )
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.reference import ReferenceModel
@@ -127,7 +129,7 @@ class FoundSizes:
             ValueError: If an argument is out of range, there are no test data, or the model logs
                 no such value.
         """
-        test_data(self._data)
+        data_of_test(self._data)
         name = self._monitored.name
         if self._monitored.metric is not None:
             test_monitor = test_monitor or f"{name}_test"
@@ -257,6 +259,13 @@ def search_sizes(
             "smallest value of the monitor is best is `monitor_mode`."
         )
     fit_data(data)
+    no_length = isinstance(data, Sequence) and sized_len(data[0]) is None
+    if no_length and plan.shortlist_batches < 1 and "limit_train_batches" not in of_trainers:
+        raise ValueError(
+            "`shortlist_batches` must be 1 for training data of unknown length, got "
+            f"{plan.shortlist_batches}; or give `trainer_options` a number of "
+            "`limit_train_batches`."
+        )
     if takes_sizes(build_model):
         for name, value in (
             ("counts", counts),
@@ -328,7 +337,7 @@ def search_sizes(
             "num_updates": plan.num_updates,
             **(settings or {}),
         },
-        callbacks=callbacks,
+        callbacks=listed(callbacks),
         progress=progress,
         checkpoint_dir=checkpoint_dir,
         trainer_options=of_trainers,
@@ -404,12 +413,12 @@ def _counted(
 ) -> Counts:
     """How often each id occurs in the training data."""
     lightning_of(model)  # It must be a LightningModule.
-    if isinstance(data, LightningDataModule):
+    if isinstance(data, Sequence):
+        loader = data[0]
+    else:
         data.prepare_data()
         data.setup("fit")
         loader = data.train_dataloader()
-    else:
-        loader = data[0]
     return count_ids(loader, model, **{"exclude": swap.get("exclude", ()), **options})
 
 

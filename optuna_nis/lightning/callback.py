@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +30,7 @@ from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.search import SizeSearch
-from optuna_nis.study.results import save_space
+from optuna_nis.study.results import best_allocation, save_space
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -205,7 +206,9 @@ class NISCallback(Callback):
             data: As in :func:`train_shortlist`.
             monitor: Name under which the models log their validation metric; by default what the
                 search went by.
-            mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
+            mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best;
+                by default as in the search, and ``"min"`` for another monitor with "loss" in its
+                name.
             progress: Called with a line of text after each training.
             folder: As in :func:`train_shortlist`.
             trainer_options: As in :func:`train_shortlist`.
@@ -221,19 +224,23 @@ class NISCallback(Callback):
         """
         shortlist = self._search.shortlist()
         build_model = sized_like(build_model, self._supernet)
-        own = self.monitored(self._supernet)
+        monitored = self.monitored(self._supernet)
+        if monitor is not None and monitor != monitored.name:
+            monitored = Monitored(monitor, "min" if "loss" in monitor else "max")
+        if mode is not None:
+            monitored = replace(monitored, mode=mode)
         found = run_shortlist(
             shortlist,
             self._supernet,
             build_model,
             data,
-            monitored=own if monitor is None else Monitored(monitor, mode or "max"),
+            monitored=monitored,
             progress=progress,
             folder=folder,
             trainer_options=trainer_options,
         )
         self._search.record(found)
-        return found[0].allocation
+        return found[0].allocation if found else best_allocation(self.study)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs beyond the study's trials."""

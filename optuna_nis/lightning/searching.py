@@ -15,6 +15,7 @@ import torch
 
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning import training
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
@@ -24,6 +25,7 @@ from optuna_nis.lightning.progress import EpochLines
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import (
     Data,
+    ValidationForSchedules,
     fit_data,
     quiet_lightning,
     quiet_trainer,
@@ -33,7 +35,7 @@ from optuna_nis.nn import output_features
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
-from optuna_nis.study.keys import METRIC_ATTR, OUTPUTS_ATTR, SEARCH_SECONDS_ATTR
+from optuna_nis.study.keys import METRIC_ATTR, MONITOR_MODE_ATTR, OUTPUTS_ATTR, SEARCH_SECONDS_ATTR
 from optuna_nis.study.results import cautions_of, save_parts
 from optuna_nis.study.searches import finish, join, searches_of
 from optuna_nis.study.settings import differences, plan_of, save_plan
@@ -42,11 +44,6 @@ from optuna_nis.study.trials import finished_trials, is_trained
 _logger = get_logger(__name__)
 
 # Of all trainers, what a search says itself.
-_OWN_OPTIONS = {
-    "max_epochs": "which is `epochs` for the supernet and an argument of `retrain`",
-    "callbacks": "which are `callbacks` for the supernet and an argument of `retrain`",
-    "check_val_every_n_epoch": "since supernets and candidates are validated at the end",
-}
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,7 @@ def check_trainer_options(trainer_options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If they do not.
     """
-    for name, instead in _OWN_OPTIONS.items():
-        if name in trainer_options:
-            raise ValueError(f"`trainer_options` must not have {name!r}, {instead}.")
+    training.check_trainer_options(trainer_options)
     with quiet_lightning():
         processes = quiet_trainer(**trainer_options).world_size
     if processes > 1:
@@ -123,7 +118,9 @@ def run_search(
         elif any(is_trained(trial) for trial in finished_trials(study)):
             progress("The study has been searched to the end; nothing is left to do.")
             _warn_ignored(study, settings)
-            return [], callback(None).monitored(subject.supernet())
+            monitored = callback(None).monitored(subject.supernet())
+            mode = study.user_attrs.get(MONITOR_MODE_ATTR, monitored.mode)
+            return [], replace(monitored, mode=mode)
         else:
             folder = SearchFolder.new(parent)
         stack.callback(folder.release)
@@ -147,7 +144,12 @@ def run_search(
         searched = folder.load_searched()
         if searched is None:
             progress(f"Searching {subject.space!r}; epochs of the supernet: {plan.epochs}.")
-            every_callback: list[Callback] = [search, EpochLines(progress), *callbacks]
+            every_callback: list[Callback] = [
+                search,
+                EpochLines(progress),
+                ValidationForSchedules(),
+                *callbacks,
+            ]
             if keep:
                 every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
             _train_supernet(
@@ -178,6 +180,7 @@ def run_search(
             folder=folder.trainings if keep else None,
             trainer_options=trainer_options,
         )
+        study.set_user_attr(MONITOR_MODE_ATTR, monitored.mode)
         search.search.record(found)
         finish(study, me, folder.seconds)
         seconds = [each.seconds for each in searches_of(study).values() if each.seconds]

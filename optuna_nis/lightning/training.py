@@ -173,7 +173,7 @@ def fit_data(data: Data) -> dict[str, Any]:
     return {"datamodule": data}
 
 
-def test_data(data: Data) -> dict[str, Any]:
+def data_of_test(data: Data) -> dict[str, Any]:
     """Data as arguments of ``Trainer.test``.
 
     Raises:
@@ -251,7 +251,7 @@ def evaluate(
     """
     with quiet_lightning():
         trainer = quiet_trainer(model, callbacks=listed(callbacks), **trainer_options)
-        found = trainer.test(model, **test_data(datamodule), verbose=False)
+        found = trainer.test(model, **data_of_test(datamodule), verbose=False)
     # Of several dataloaders each has its own; names tell which.
     metrics = {name: value for each in found for name, value in each.items()}
     if monitor not in metrics:

@@ -176,6 +176,8 @@ class SearchPlan:
         for name in settings:
             if name not in known:
                 raise TypeError(f"`{name}` is no field of a SearchPlan{_instead(name, known)}")
+        if not isinstance(plan, SearchPlan | None):
+            raise TypeError(f"`plan` must be a SearchPlan, got {type(plan).__name__}.")
         return replace(plan or cls(), **settings)
 
     def to_dict(self) -> dict[str, Any]:

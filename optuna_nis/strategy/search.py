@@ -103,12 +103,12 @@ class SizeSearch:
     ) -> None:
         check_search_id(search_id)
         if study is None:
-            settings = (plan or SearchPlan()).policy
+            settings = SearchPlan.of(plan, {}).policy
             sampler = NISSampler(budget=space, seed=seed, settings=settings)
             study = create_study(direction="maximize", sampler=sampler)
         self.space = space
         self.study = study
-        self.plan = plan or plan_in(study) or SearchPlan()
+        self.plan = SearchPlan.of(plan or plan_in(study), {})
         self.updates_done = 0  #: Updates of the controller so far.
         #: Of the group that was scored last: mean reward, and mean share of the budget.
         self.mean_reward = self.mean_memory = math.nan

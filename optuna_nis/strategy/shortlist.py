@@ -68,7 +68,7 @@ class Shortlist:
     Args:
         allocations: The candidates.
         plan: The numbers of its fields that begin with ``shortlist``, ``same_cost`` and
-            ``most_kept``. Without any rounds the candidates count in the order given.
+            ``most_kept``. Without any rounds nothing is trained.
         keep: Choices whose places are safe until the last round, if they are among those given:
             such as a supernet has trained too little for the first rounds to be fair. At least
             one other stays beside them.
@@ -93,10 +93,7 @@ class Shortlist:
     ) -> None:
         self.plan = plan or SearchPlan()
         self._keep = keep
-        self._latest = {
-            allocation: -float(place) if not self.plan.shortlist_epochs else -math.inf
-            for place, allocation in enumerate(allocations)
-        }
+        self._latest = dict.fromkeys(allocations, -math.inf)
         self._trainings = self._all_trainings()
         self._asked: Training | None = None
 
@@ -136,6 +133,8 @@ class Shortlist:
         """
         if self.ask() is not None:
             raise RuntimeError("The shortlist is not done: `ask` for the trainings that are left.")
+        if not self.plan.shortlist_epochs:
+            return []
         ranked = self._ranked(self._latest)
         found = [Candidate(a, self._latest[a]) for a in ranked if math.isfinite(self._latest[a])]
         if ranked and not found:

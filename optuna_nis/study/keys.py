@@ -9,6 +9,7 @@ from __future__ import annotations
 # User attributes of a study.
 SPACE_ATTR = "nis:space"
 METRIC_ATTR = "nis:metric"
+MONITOR_MODE_ATTR = "nis:monitor_mode"
 DATASET_ATTR = "nis:dataset"
 TASK_ATTR = "nis:task"
 DATA_ATTR = "nis:data"

@@ -9,11 +9,17 @@ from lightning.pytorch import Callback
 from ordinary import Data, Ordinary
 from pairs import NextItem, Pairs
 import pytest
+import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import MeanSquaredError
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.data import load_dataset
-from optuna_nis.lightning import SearchPlan, reference_model, search_sizes
+from optuna_nis.lightning import NISCallback, SearchPlan, reference_model, search_sizes
+from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.nn import make_searchable
 from optuna_nis.study.results import outputs_of
 
 FAST: dict[str, Any] = {"epochs": 1, "num_updates": 2, "group_size": 4}
@@ -84,7 +90,7 @@ def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) ->
             Data(),
             {"trainer_options": {"max_epochs": 2}},
             ValueError,
-            "`trainer_options` must not have 'max_epochs', which is `epochs`",
+            "`trainer_options` must not have 'max_epochs': `epochs`",
         ),
         (Ordinary, Data(), {"swap_options": {"ids": 1}}, ValueError, "'outputs'.* got 'ids'"),
         (Ordinary, Data(), {"count_options": {"model": 1}}, ValueError, "'step'.* got 'model'"),
@@ -203,3 +209,58 @@ def test_models_of_your_own_are_kept_by_yourself(tmp_path: Path) -> None:
     found = search_sizes(Ordinary, loaders, "25%", monitor="val_auroc", **FAST)
     with pytest.raises(ValueError, match="`output` is for reference models"):
         found.retrain(output=tmp_path / "model")
+
+
+class _ByRmse(Ordinary):
+    """Logs a metric whose name does not say that small is good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rmse = MeanSquaredError(squared=False)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.rmse.update(self(batch).sigmoid(), batch[3].float())
+        self.log("val_rmse", self.rmse)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.02)
+        schedule = ReduceLROnPlateau(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "monitor": "val_rmse"},
+        }
+
+
+def test_what_is_best_is_known_when_a_study_is_opened_again() -> None:
+    options: dict[str, Any] = {"monitor": "val_rmse", **FAST, "epochs": 2}
+    found = search_sizes(_ByRmse, Data(), "25%", **options)
+    again = search_sizes(_ByRmse, Data(), "25%", study=found.study, **options)
+    assert again.allocation == found.allocation
+    assert again._monitored.mode == found._monitored.mode == "min"
+    assert all(candidate.val_metric < 0 for candidate in found.candidates)
+
+
+def test_a_loss_is_to_be_small_for_candidates_too() -> None:
+    torch.manual_seed(0)
+    model = Ordinary()
+    space = make_searchable(model, budget=0.5)
+    search = NISCallback(space, monitor="val_auroc", num_updates=2, group_size=4)
+    quiet_trainer(max_epochs=1, callbacks=[search]).fit(model, Data())
+    search.train_candidates(Ordinary, Data(), monitor="val_loss")
+    trained = [t.value for t in search.study.trials if t.user_attrs["fidelity"] == "trained"]
+    assert search.study.best_value == max(trained) < 0
+
+
+def test_data_of_unknown_length_are_told_before_anything_is_trained() -> None:
+    class Rows(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(Data().train_dataloader().dataset)
+
+    data = (DataLoader(Rows(), batch_size=50), Data().val_dataloader())
+    with pytest.raises(ValueError, match="`shortlist_batches` must be 1 for training data of unk"):
+        search_sizes(Ordinary, data, "25%", monitor="val_auroc", **FAST)
+
+
+def test_a_plan_that_is_none_is_told() -> None:
+    with pytest.raises(TypeError, match="`plan` must be a SearchPlan, got dict"):
+        search_sizes(Ordinary, Data(), "25%", plan={"epochs": 2})  # type: ignore[arg-type]

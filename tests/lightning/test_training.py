@@ -16,7 +16,7 @@ from optuna_nis import SearchSpace
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import DataConfig, evaluate, reference_model, train
 from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer
-from optuna_nis.lightning.training import test_data as part_of_test
+from optuna_nis.lightning.training import data_of_test as part_of_test
 from optuna_nis.nn import make_searchable
 
 
