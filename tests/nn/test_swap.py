@@ -196,7 +196,7 @@ def test_a_fused_table_in_its_columns_is_shared_among_choices() -> None:
         model["table"].weight  # noqa: B018
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20)
 @given(
     mode=st.sampled_from(["sum", "mean", "max"]),
     fused=st.booleans(),
