@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import BinaryAUROC
 
-from optuna_nis.lightning import NISCallback
+from optuna_nis.lightning import NISCallback, SearchPlan, search_sizes
 from optuna_nis.lightning._package import is_overridden, lightning_of
 from optuna_nis.nn import make_searchable, set_choices
 
@@ -81,6 +81,23 @@ def test_a_search_with_the_other_package(options: dict[str, Any]) -> None:
             else:
                 true = -float(functional.binary_cross_entropy_with_logits(model(IDS), LABEL))
         assert trial.user_attrs["quality"] == pytest.approx(true, abs=1e-5)
+
+
+class _ForeignData(pl.LightningDataModule):  # type: ignore[misc,name-defined]
+    def train_dataloader(self) -> Any:
+        return loader(20)
+
+    def val_dataloader(self) -> Any:
+        return loader(30)
+
+
+def test_a_whole_search_with_module_and_data_of_the_other_package() -> None:
+    options: dict[str, Any] = {"monitor": "val_auroc", "monitor_mode": "max"}
+    plan = SearchPlan(epochs=2, num_updates=2, group_size=2)
+    found = search_sizes(Foreign, _ForeignData(), "50%", plan=plan, **options)
+    assert isinstance(found.build(), Foreign)
+    assert found.allocation.num_parameters <= found.space.budget
+    assert found.study.best_trial.value == pytest.approx(found.candidates[0].val_metric)
 
 
 def test_a_module_of_the_other_package_that_cannot_be_scored() -> None:
