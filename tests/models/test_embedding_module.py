@@ -3,21 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
+from users_and_genres import SPACE, SPECS, batch_of
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.models import RankingModule, RetrievalModule
-
-SPECS = [EmbeddingSpec("user", 60, 8), EmbeddingSpec("genres", 9, 8)]
-SPACE = SearchSpace(SPECS, budget=0.5)
-
-
-def _batch(size: int = 16) -> dict[str, torch.Tensor]:
-    return {
-        "user": torch.randint(0, 61, (size,)),
-        "genres": torch.randint(0, 10, (size, 3)),
-        "label": (torch.arange(size) % 3 == 0).float(),
-    }
 
 
 def test_bad_arguments() -> None:
@@ -57,4 +46,4 @@ def test_a_bad_option_is_told(options: dict[str, Any], message: str) -> None:
 def test_ids_of_a_wrong_shape_are_named(bags: tuple[str, ...]) -> None:
     model = RankingModule(SPACE.full(), bags=bags)
     with pytest.raises(ValueError, match=r"The ids of '(genres|user)' must have the shape .*bags"):
-        model(_batch())
+        model(batch_of())

@@ -4,28 +4,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 import torch
+from users_and_genres import SPACE, batch_of
 
-from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.models import RankingModule
 from optuna_nis.nn import set_choices
-
-SPECS = [EmbeddingSpec("user", 60, 8), EmbeddingSpec("genres", 9, 8)]
-SPACE = SearchSpace(SPECS, budget=0.5)
-
-
-def _batch(size: int = 16) -> dict[str, torch.Tensor]:
-    return {
-        "user": torch.randint(0, 61, (size,)),
-        "genres": torch.randint(0, 10, (size, 3)),
-        "label": (torch.arange(size) % 3 == 0).float(),
-    }
 
 
 def test_auc_of_choices_is_that_of_each_alone() -> None:
     model = RankingModule(SPACE, bags={"genres"}, init_std=1.0).eval()
     rng = np.random.default_rng(0)
     choices = [SPACE.sample(rng, cost) for cost in (500, 100, 30)]
-    batch = _batch()
+    batch = batch_of()
     set_choices(model, SPACE, choices)
     found = model.choice_quality({k: torch.cat([v] * 3) for k, v in batch.items()}, 3)
     for choice, auc in zip(choices, found):
@@ -35,7 +24,7 @@ def test_auc_of_choices_is_that_of_each_alone() -> None:
 
 def test_auc_of_one_class_is_nan() -> None:
     model = RankingModule(SPACE, bags={"genres"})
-    batch = _batch() | {"label": torch.zeros(16)}
+    batch = batch_of() | {"label": torch.zeros(16)}
     assert model.choice_quality(batch, 1).isnan().all()
 
 

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import label_ranking_average_precision_score
 import torch
 from torch.utils.data import DataLoader, Dataset
+from users_and_genres import SPACE, SPECS, batch_of
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.data.features import UNSEEN_TARGET
@@ -16,21 +17,10 @@ from optuna_nis.models import RetrievalModule
 from optuna_nis.nn import MultiSizeLinear, SupernetLinear, set_choices, supernet_layers
 from optuna_nis.strategy import baselines
 
-SPECS = [EmbeddingSpec("user", 60, 8), EmbeddingSpec("genres", 9, 8)]
-SPACE = SearchSpace(SPECS, budget=0.5)
-
-
-def _batch(size: int = 16) -> dict[str, torch.Tensor]:
-    return {
-        "user": torch.randint(0, 61, (size,)),
-        "genres": torch.randint(0, 10, (size, 3)),
-        "label": (torch.arange(size) % 3 == 0).float(),
-    }
-
 
 def test_unseen_targets_are_misses() -> None:
     model = RetrievalModule(SPACE.full(), num_classes=4, bags={"genres"}).eval()
-    batch = _batch(4)
+    batch = batch_of(4)
     batch["label"] = model(batch).argmax(1)
     assert model.choice_quality(batch, 1).tolist() == [1.0]
     batch["label"][:2] = UNSEEN_TARGET
@@ -42,7 +32,7 @@ def test_retrieval_quality_is_the_mean_reciprocal_rank_of_each_choice() -> None:
     rng = np.random.default_rng(0)
     model = RetrievalModule(SPACE, num_classes=9, bags={"genres"}, init_std=1.0).eval()
     choices = [SPACE.sample(rng, cost) for cost in (500, 100, 30)]
-    batch = _batch() | {"label": torch.arange(16) % 9}
+    batch = batch_of() | {"label": torch.arange(16) % 9}
     batch["label"][3] = UNSEEN_TARGET
     set_choices(model, SPACE, choices)
     found = model.choice_quality({k: torch.cat([v] * 3) for k, v in batch.items()}, 3)
@@ -85,7 +75,7 @@ class Rows(Dataset[dict[str, torch.Tensor]]):
 def test_validation_of_retrieval_tells_the_reciprocal_rank_too() -> None:
     torch.manual_seed(0)
     model = RetrievalModule(SPACE.full(), num_classes=9, bags={"genres"}, init_std=1.0).eval()
-    batch = _batch() | {"label": torch.arange(16) % 9}
+    batch = batch_of() | {"label": torch.arange(16) % 9}
     batch["label"][3] = UNSEEN_TARGET
     trainer = quiet_trainer()
     loader = DataLoader([batch], batch_size=None)
@@ -108,7 +98,7 @@ def test_top_k_is_at_most_the_number_of_items() -> None:
     model = RetrievalModule(SPACE.full(), num_classes=4, bags={"genres"}, top_k=(1, 10, 50))
     assert model.top_k == (1, 4)
     assert model.metric_name == "Recall@1"
-    assert model.predict_step(_batch(5)).shape == (5, 4)
+    assert model.predict_step(batch_of(5)).shape == (5, 4)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +124,7 @@ def test_items_of_the_space_are_searched_and_looked_up_nowhere() -> None:
     assert model.embeddings.names == ["user", "genres"]
     assert model.output_features == ("items",)
     assert list(supernet_layers(model)) == ["user", "genres", "items"]
-    assert model(_batch(4)).shape == (4, 60)
+    assert model(batch_of(4)).shape == (4, 60)
 
 
 @pytest.mark.parametrize("tables", [SPACE, SPACE.full()])
@@ -177,14 +167,14 @@ def test_uniform_tables_narrow_the_items_too(projected: bool) -> None:
     assert model.items.in_features == (4 if projected else 2)
     total = sum(p.numel() for p in model.parameters())
     assert model.num_dense_parameters() == total - sizes.num_parameters
-    assert model(_batch(4)).shape == (4, 60)
+    assert model(batch_of(4)).shape == (4, 60)
 
 
 @pytest.mark.parametrize("num_sampled", [None, 20])
 def test_choices_of_the_items_are_each_trained_alone(num_sampled: int | None) -> None:
     rng = np.random.default_rng(0)
     choices = [WITH_ITEMS.sample(rng, cost) for cost in (700, 400, 100, 50)]
-    batch = _batch(32) | {"label": torch.arange(32) % 60}
+    batch = batch_of(32) | {"label": torch.arange(32) % 60}
     model = RetrievalModule(WITH_ITEMS, **OPTIONS, l2=0.0, num_sampled=num_sampled).double()
     parameters = list(model.parameters())
 
@@ -207,7 +197,7 @@ def test_choices_of_the_items_are_each_trained_alone(num_sampled: int | None) ->
 def test_quality_of_choices_is_that_of_each_alone_with_items() -> None:
     rng = np.random.default_rng(0)
     choices = [WITH_ITEMS.sample(rng, cost) for cost in (700, 200, 50)]
-    batch = _batch() | {"label": torch.arange(16) % 60}
+    batch = batch_of() | {"label": torch.arange(16) % 60}
     batch["label"][3] = UNSEEN_TARGET
     model = RetrievalModule(WITH_ITEMS, **OPTIONS, init_std=1.0).eval()
     set_choices(model, WITH_ITEMS, choices)
@@ -226,6 +216,6 @@ def test_a_model_of_sizes_gives_what_its_supernet_does() -> None:
     model = RetrievalModule(choice, **OPTIONS).eval()
     warm_start(model, supernet)
     set_choices(supernet, WITH_ITEMS, [choice])
-    batch = _batch()
+    batch = batch_of()
     torch.testing.assert_close(model(batch), supernet(batch))
     assert torch.equal(model.predict_step(batch), supernet.predict_step(batch))
