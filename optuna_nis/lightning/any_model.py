@@ -22,9 +22,10 @@ from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.comparison import Comparison, Results, compare
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, check_goal
-from optuna_nis.lightning.searching import Subject, check_trainer_options, run_search
+from optuna_nis.lightning.searching import Subject, check_one_process, run_search
 from optuna_nis.lightning.training import (
     Data,
+    check_trainer_options,
     data_of_test,
     fit_data,
     listed,
@@ -252,6 +253,7 @@ def search_sizes(
         check_folder("checkpoint_dir", checkpoint_dir)
     of_trainers = dict(trainer_options or {})
     check_trainer_options(of_trainers)
+    check_one_process(of_trainers)
     check_goal(metric, monitor, monitor_mode, "monitor_mode")
     if mode in ("max", "min"):
         raise ValueError(

@@ -15,7 +15,6 @@ import torch
 
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.lightning import training
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
@@ -43,8 +42,6 @@ from optuna_nis.study.trials import finished_trials, is_trained
 
 _logger = get_logger(__name__)
 
-# Of all trainers, what a search says itself.
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -61,13 +58,12 @@ class Subject:
     sized: BuildModel
 
 
-def check_trainer_options(trainer_options: Mapping[str, Any]) -> None:
-    """Check that trainers train in this process alone, for as long as the search says.
+def check_one_process(trainer_options: Mapping[str, Any]) -> None:
+    """Check that trainers train in this process alone.
 
     Raises:
         ValueError: If they do not.
     """
-    training.check_trainer_options(trainer_options)
     with quiet_lightning():
         processes = quiet_trainer(**trainer_options).world_size
     if processes > 1:

@@ -104,7 +104,7 @@ def rule_of_thumb(space: SearchSpace) -> Allocation:
         for spec in space.specs:
             rule = min(600, round(1.6 * spec.num_embeddings**0.56))
             width = min(spec.embedding_dim, max(1, int(scale * rule)))
-            tables.append(_table(spec, [width] * len(spec.row_blocks)))
+            tables.append(spec.table([width] * len(spec.row_blocks)))
         return Allocation(tables)
 
     return _scaled(of, space)
@@ -149,7 +149,7 @@ def mixed_dimensions(
 
     def of(scale: float) -> Allocation:
         return Allocation(
-            _table(spec, [width(spec, scale * p**alpha) for p in popularity[spec.name]])
+            spec.table([width(spec, scale * p**alpha) for p in popularity[spec.name]])
             for spec in space.specs
         )
 
@@ -199,7 +199,7 @@ def frequent_ids(space: SearchSpace, *, full_width: bool = True) -> Allocation:
         return max(spec.widths[1], *(width for width in spec.widths if width <= columns))
 
     def of(blocks: int, share: float) -> Allocation:
-        return Allocation(_table(spec, [width(spec, share)] * blocks) for spec in space.specs)
+        return Allocation(spec.table([width(spec, share)] * blocks) for spec in space.specs)
 
     for blocks in range(max(len(spec.row_blocks) for spec in space.specs), 0, -1):
         kept = sum(sum(spec.row_blocks[:blocks]) for spec in space.specs)
@@ -248,17 +248,6 @@ def _uniform(
     output = spec.embedding_dim if projected else dim
     tiers = (Tier(rows, dim),) if rows else ()
     return TableAllocation(spec.name, spec.num_embeddings, output, tiers)
-
-
-def _table(spec: EmbeddingSpec, widths: list[int]) -> TableAllocation:
-    """One width for each of the first row blocks; blocks of less frequent ids are never wider."""
-    tiers: list[Tier] = []
-    for rows, width in zip(spec.row_blocks, widths):
-        if tiers and width >= tiers[-1].embedding_dim:
-            last = tiers.pop()
-            rows, width = rows + last.num_embeddings, last.embedding_dim
-        tiers.append(Tier(rows, width))
-    return TableAllocation(spec.name, spec.num_embeddings, spec.embedding_dim, tuple(tiers))
 
 
 def _scaled(of: Callable[[float], Allocation], space: SearchSpace) -> Allocation:
