@@ -16,13 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna_nis._format import duration
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
-from optuna_nis.lightning.rewards import Monitored, MonitorMode
+from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
     Data,
     ValidationForSchedules,
     check_trainer_options,
     fit_data,
-    logged,
     quiet_lightning,
     quiet_trainer,
 )

@@ -6,9 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 import logging
-import math
-from pathlib import Path
-import tempfile
 import threading
 import time
 from typing import Any
@@ -19,7 +16,8 @@ import torch
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
-from optuna_nis.lightning.rewards import MonitorMode
+from optuna_nis.lightning.convergence import Convergence, error_on_validation
+from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.space.allocation import Allocation
 
 #: A data module, or the dataloaders of training and validation, and of the test if there is one.
@@ -63,12 +61,19 @@ class Training:
         val_metric: Its metric on the validation data, as it was logged.
         epochs: Number of epochs until it stopped.
         seconds: Time it took.
+        best_epoch: The epoch, from 1, that it returned to.
+        steps: Number of steps until it stopped.
+        ended: Whether it stopped because validation no longer improved, and not at the most
+            epochs allowed.
     """
 
     model: LightningModule
     val_metric: float
     epochs: int
     seconds: float
+    best_epoch: int = 0
+    steps: int = 0
+    ended: bool = True
 
 
 def train(
@@ -77,7 +82,7 @@ def train(
     datamodule: Data,
     *,
     seed: int,
-    max_epochs: int = 30,
+    max_epochs: int | None = None,
     patience: int = 2,
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
@@ -91,8 +96,10 @@ def train(
         allocation: Its embedding sizes.
         datamodule: Train and validation data, or the dataloaders of both.
         seed: Seed of the initial weights.
-        max_epochs: Most epochs.
-        patience: Epochs without improvement after which to stop.
+        max_epochs: Most epochs; by default as many as it takes, see
+            :class:`~optuna_nis.lightning.convergence.Convergence`.
+        patience: Validations without improvement after which the learning rate is lowered, and
+            after which to stop when it has been.
         monitor: Name under which the model logs its validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
         callbacks: Further callbacks of the trainer.
@@ -119,37 +126,43 @@ def train(
     check_takes_sizes(build_model)
     torch.manual_seed(seed)
     model = build_model(allocation)
-    lightning = lightning_of(model)
-    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
-        best = _own(lightning.callbacks.ModelCheckpoint)(
-            dirpath=folder, monitor=monitor, mode=mode, save_weights_only=True
-        )
-        stopping = _own(lightning.callbacks.EarlyStopping)(monitor, mode=mode, patience=patience)
+    convergence = Convergence(
+        Monitored(monitor, mode),
+        patience=patience,
+        max_epochs=max_epochs,
+        error=error_on_validation(model, datamodule),
+    )
+    with quiet_lightning():
         trainer = quiet_trainer(
             model,
-            max_epochs=max_epochs,
-            enable_checkpointing=True,
-            callbacks=[_MustBeLogged(monitor), best, stopping, *listed(callbacks)],
+            max_epochs=convergence.most_epochs(max_epochs),
+            callbacks=[*listed(callbacks), convergence],
             **trainer_options,
         )
         start = time.perf_counter()
         trainer.fit(model, **fit_data(datamodule))
         seconds = time.perf_counter() - start
-        if best.best_model_score is None:
-            raise RuntimeError(
-                "The training ended before its first validation, or no checkpoint could be made: "
-                "there must be validation data, and neither `fast_dev_run` nor "
-                "`check_val_every_n_epoch` above `max_epochs`."
-            )
-        if not math.isfinite(best.best_model_score):
-            raise FloatingPointError(
-                f"{monitor!r} must be a finite number after a validation, the best was "
-                f"{float(best.best_model_score)}: the training diverged, or the metric cannot be "
-                "computed on the validation data."
-            )
-        state = torch.load(Path(best.best_model_path), weights_only=True)["state_dict"]
-    model.load_state_dict(state)
-    return Training(model, float(best.best_model_score), trainer.current_epoch, seconds)
+    if not convergence.num_validations:
+        raise RuntimeError(
+            "The training ended before its first validation: there must be validation data, and "
+            "neither `fast_dev_run` nor `check_val_every_n_epoch` above `max_epochs`."
+        )
+    if not convergence.best_epoch:
+        raise FloatingPointError(
+            f"{monitor!r} must be a finite number after a validation, the last was "
+            f"{convergence.last}: the training diverged, or the metric cannot be computed on the "
+            "validation data."
+        )
+    convergence.restore(model)
+    return Training(
+        model,
+        convergence.best,
+        trainer.current_epoch,
+        seconds,
+        best_epoch=convergence.best_epoch,
+        steps=trainer.global_step,
+        ended=convergence.ended,
+    )
 
 
 def fit_data(data: Data) -> dict[str, Any]:
@@ -191,26 +204,6 @@ def data_of_test(data: Data) -> dict[str, Any]:
     return {"datamodule": data}
 
 
-def logged(trainer: Trainer, monitor: str) -> float:
-    """A value that the model has logged.
-
-    Raises:
-        ValueError: If it logs none of that name.
-    """
-    metrics = trainer.callback_metrics
-    if monitor not in metrics:
-        raise ValueError(
-            f"`monitor` must be a value that the model logs in validation, one of "
-            f"{sorted(metrics)}, got {monitor!r}."
-        )
-    return float(metrics[monitor])
-
-
-def _own(kind: Any) -> Any:
-    """A class of callbacks that those of a model's ``configure_callbacks`` do not replace."""
-    return type(f"Own{kind.__name__}", (kind,), {})
-
-
 class ValidationForSchedules(Callback):
     """Validates after every epoch where a schedule of the learning rate goes by a metric."""
 
@@ -218,15 +211,6 @@ class ValidationForSchedules(Callback):
         """Look at the schedules."""
         if any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs):
             trainer.check_val_every_n_epoch = 1
-
-
-class _MustBeLogged(Callback):
-    def __init__(self, monitor: str) -> None:
-        self._monitor = monitor
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            logged(trainer, self._monitor)
 
 
 def evaluate(

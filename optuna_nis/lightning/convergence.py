@@ -1,0 +1,271 @@
+"""When a training has ended: not after some number of epochs, but when nothing more is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import math
+from pathlib import Path
+import tempfile
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.data.features import LABEL
+from optuna_nis.lightning._batch import batch_length
+from optuna_nis.lightning.rewards import Monitored, logged
+from optuna_nis.models import EmbeddingModule, RetrievalModule
+from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
+
+#: Standard error of a value of the metric on validation data.
+Error = Callable[[float], float]
+
+# By what the learning rate is multiplied when validation has stopped improving, and how often.
+DECAY = 0.2
+NUM_DECAYS = 1
+# What single ids say is learned soon, their interactions only after a while in which validation
+# hardly moves: so many steps are waited for, and half of those that were needed so far.
+_LEAST_STEPS = 300
+_LEAST_SHARE = 0.5
+# Validations this far below the best, one after the other, are no plateau but overfitting.
+_DECLINE_ERRORS = 2.0
+_NUM_DECLINED = 2
+# Steps between two validations, at most, in epochs that are long enough for more than one.
+_STEPS_BETWEEN = 500
+_MOST_IN_EPOCH = 8
+# What a training may take if nothing else is said.
+_EPOCHS, _STEPS = 30, 10_000
+
+
+class Convergence(Callback):
+    """Ends a training when it has ended, at its best weights.
+
+    The training begins with the learning rate of the model's optimisers. When validation has
+    stopped improving, the weights and the state of the optimisers go back to their best, the
+    learning rate is lowered to a fifth, and the training goes on; when validation stops improving
+    again, it ends. So a rate that is somewhat too large does no harm, and one set of rules serves
+    all data. Models that have a schedule of the learning rate keep it and train in one stage.
+
+    Validation has stopped improving
+
+    - after ``patience`` validations without a better one, which are at least 300 steps and half
+      as many as the best took, since many data are learned in stages with a plateau between them
+      (with the lowered rate the validations alone count), or
+    - at once where two validations in a row are below the best by more than twice the standard
+      error of the metric: that is no plateau but overfitting.
+
+    There is a validation after each epoch, in epochs of 1,000 steps and more up to eight at equal
+    distances.
+
+    Args:
+        monitored: The value that tells how good the model is.
+        patience: Validations without improvement.
+        max_epochs: Most epochs; by default 30, and where epochs are short and the model has no
+            schedule of the learning rate, as many as make 10,000 steps.
+        error: Standard error of the value; by default that of a share of the validation examples,
+            where it is between 0 and 1 and large is good.
+    """
+
+    def __init__(
+        self,
+        monitored: Monitored,
+        *,
+        patience: int,
+        max_epochs: int | None = None,
+        error: Error | None = None,
+    ) -> None:
+        self._monitored = monitored
+        self._sign = 1.0 if monitored.mode == "max" else -1.0
+        self._patience = patience
+        self._max_epochs = max_epochs
+        self._error = error
+        self._folder = tempfile.TemporaryDirectory()
+        self._rows = 0
+        #: The best value and the last one, as they were logged.
+        self.best = self.last = math.nan
+        #: Validations so far.
+        self.num_validations = 0
+        #: Steps, and epochs from 1, after which it was reached.
+        self.best_step = self.best_epoch = 0
+        #: How often the learning rate has been lowered.
+        self.decays = 0
+        #: Whether the training has ended by itself, and not at the most epochs allowed.
+        self.ended = False
+        self._waited = self._declined = 0
+
+    @staticmethod
+    def most_epochs(max_epochs: int | None) -> int:
+        """What the trainer is to be made with."""
+        return max_epochs or _EPOCHS
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that is resumed needs, the best weights among it."""
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "best_epoch": self.best_epoch,
+            "decays": self.decays,
+            "waited": self._waited,
+            "declined": self._declined,
+            "weights": self._load() if self._file.exists() else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.best_epoch, self.decays = state_dict["best_epoch"], state_dict["decays"]
+        self._waited, self._declined = state_dict["waited"], state_dict["declined"]
+        if state_dict["weights"] is not None:
+            torch.save(state_dict["weights"], self._file)
+
+    @property
+    def _file(self) -> Path:
+        return Path(self._folder.name) / "best.pt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan the validations, and how long it may take."""
+        batches = trainer.num_training_batches
+        scheduled = bool(trainer.lr_scheduler_configs)
+        self._can_decay = (
+            not scheduled and pl_module.automatic_optimization and bool(trainer.optimizers)
+        )
+        if trainer.global_step == 0:
+            # Where a rate is so large that nothing is learned, a lower one begins anew.
+            self._save(trainer, pl_module)
+        if not math.isfinite(batches):
+            return
+        if self._max_epochs is None and not scheduled and trainer.max_steps == -1:
+            trainer.fit_loop.max_epochs = max(_EPOCHS, math.ceil(_STEPS / batches))
+        own = trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1
+        parts = min(int(batches) // _STEPS_BETWEEN, _MOST_IN_EPOCH)
+        if parts > 1 and not own:
+            trainer.val_check_batch = int(batches) // parts
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._rows = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the examples."""
+        if self._error is None:
+            try:
+                self._rows += batch_length(batch)
+            except ValueError:
+                self._rows += 1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the best weights, or go back to them, or end the training."""
+        if trainer.sanity_checking:
+            return
+        value = self._sign * logged(trainer, self._monitored.name)
+        best = self._sign * self.best if self.best_epoch else -math.inf
+        self.last = self._sign * value
+        self.num_validations += 1
+        if math.isfinite(value) and value > best:
+            self.best, self.best_step = self.last, trainer.global_step
+            self.best_epoch = trainer.current_epoch + 1
+            self._waited = self._declined = 0
+            self._save(trainer, pl_module)
+            return
+        self._waited += 1
+        falling = not value >= best - _DECLINE_ERRORS * self._standard_error(best)
+        self._declined = self._declined + 1 if falling else 0
+        if not (self._is_patient(trainer) or self._declined >= _NUM_DECLINED):
+            return
+        if self._can_decay and self.decays < NUM_DECAYS:
+            self._decay(trainer, pl_module)
+        else:
+            self.ended = trainer.should_stop = True
+
+    def restore(self, pl_module: LightningModule) -> None:
+        """Give the model its best weights."""
+        pl_module.load_state_dict(self._load()["model"])
+
+    def _is_patient(self, trainer: Trainer) -> bool:
+        if self._waited < self._patience:
+            return False
+        steps = trainer.global_step - self.best_step
+        needed = max(_LEAST_STEPS, _LEAST_SHARE * self.best_step)
+        return self.decays > 0 or steps >= needed
+
+    def _standard_error(self, value: float) -> float:
+        if self._error is not None:
+            return self._error(value)
+        if self._monitored.mode == "min" or not 0.0 <= value <= 1.0 or not self._rows:
+            return math.inf
+        return share_standard_error(value, self._rows)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = {
+            "model": pl_module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        }
+        torch.save(state, self._file)
+
+    def _load(self) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(self._file, weights_only=True)
+        return state
+
+    def _decay(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.decays += 1
+        self._waited = self._declined = 0
+        state = self._load()
+        # What is made under inference mode could not be trained afterwards.
+        with torch.inference_mode(False):
+            pl_module.load_state_dict(state["model"])
+            for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
+                optimizer.load_state_dict(known)
+        scale_learning_rates(trainer, DECAY)
+
+
+class LearningRate(Callback):
+    """Multiplies the learning rates of a training that starts anew; those of schedules stay.
+
+    Args:
+        factor: By what.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do it."""
+        fresh = trainer.global_step == 0 and not trainer.lr_scheduler_configs
+        if fresh and pl_module.automatic_optimization:
+            scale_learning_rates(trainer, self._factor)
+
+
+def scale_learning_rates(trainer: Trainer, factor: float) -> None:
+    """Multiply the learning rates of all optimisers."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+
+
+def error_on_validation(model: LightningModule, data: object) -> Error | None:
+    """The standard error of the metric of a reference model on the validation part of its data.
+
+    Args:
+        model: The model.
+        data: The data.
+
+    Returns:
+        None for other models and data.
+    """
+    if not (isinstance(model, EmbeddingModule) and isinstance(data, EmbeddingDataModule)):
+        return None
+    labels = torch.cat([batch[LABEL] for batch in data.val_dataloader()])
+    if isinstance(model, RetrievalModule):
+        return lambda value: share_standard_error(value, len(labels))
+    positives = int((labels > 0.5).sum())
+    negatives = len(labels) - positives
+    return lambda value: auc_standard_error(value, positives, negatives)
