@@ -29,6 +29,7 @@ from optuna_nis.lightning.training import (
     data_of_test,
     fit_data,
     listed,
+    training_loader,
 )
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.reference import ReferenceModel
@@ -262,7 +263,8 @@ def search_sizes(
         )
     fit_data(data)
     no_length = isinstance(data, Sequence) and sized_len(data[0]) is None
-    if no_length and plan.shortlist_batches < 1 and "limit_train_batches" not in of_trainers:
+    whole = plan.shortlist_batches in (None, 1)
+    if no_length and not whole and "limit_train_batches" not in of_trainers:
         raise ValueError(
             "`shortlist_batches` must be 1 for training data of unknown length, got "
             f"{plan.shortlist_batches}; or give `trainer_options` a number of "
@@ -352,7 +354,7 @@ def search_sizes(
 
 def _plan_of(study: Study | None, build_model: BuildAnyModel) -> SearchPlan:
     if isinstance(build_model, ReferenceModel):
-        return plan_in(study) or SearchPlan(epochs=build_model.epochs)
+        return plan_in(study) or SearchPlan()
     return plan_in(study) or SearchPlan()
 
 
@@ -415,13 +417,8 @@ def _counted(
 ) -> Counts:
     """How often each id occurs in the training data."""
     lightning_of(model)  # It must be a LightningModule.
-    if isinstance(data, Sequence):
-        loader = data[0]
-    else:
-        data.prepare_data()
-        data.setup("fit")
-        loader = data.train_dataloader()
-    return count_ids(loader, model, **{"exclude": swap.get("exclude", ()), **options})
+    options = {"exclude": swap.get("exclude", ()), **options}
+    return count_ids(training_loader(data), model, **options)
 
 
 def _swapped(

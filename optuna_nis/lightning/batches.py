@@ -25,14 +25,19 @@ class TrainingBatches:
     """
 
     def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
         self._total = _total_batches(trainer)
-        certain = min(self._total, _certain_batches(trainer))
+
+    @property
+    def number(self) -> int:
+        """Number of training batches that are certain."""
+        certain = min(self._total, _certain_batches(self._trainer))
         if not math.isfinite(certain):
             raise MisconfigurationException(
                 "The trainer needs `max_steps` where the length of the training data is not "
                 "known: the search plans its warm-up."
             )
-        self.number = int(certain)
+        return int(certain)
 
     def done(self, trainer: Trainer) -> int:
         """Number of training batches so far, one that has begun included."""
@@ -94,4 +99,4 @@ def _total_batches(trainer: Trainer) -> float:
         totals.append(trainer.num_training_batches * trainer.max_epochs)
     if trainer.max_steps != -1:
         totals.append(trainer.max_steps * trainer.accumulate_grad_batches)
-    return min(totals)
+    return min(totals, default=math.inf)

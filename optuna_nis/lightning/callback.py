@@ -266,7 +266,8 @@ class NISCallback(Callback):
                 "The study must have a NISSampler with `budget=space`, its sampler is "
                 f"{type(self.study.sampler).__name__}."
             )
-        check_end(trainer)
+        if self.plan.warmup < 1:
+            check_end(trainer)
         if trainer.is_global_zero:
             save_space(self.study, self.space)
         self._supernet = pl_module
@@ -278,7 +279,7 @@ class NISCallback(Callback):
         self._batches = TrainingBatches(trainer)
         side_by_side = self._rewards.side_by_side(pl_module)
         self._search.start(
-            self._batches.number,
+            self._batches.number if self.plan.warmup < 1 else 0,
             choices_per_step=self.plan.num_choices(side_by_side=side_by_side),
             batches_done=self._batches.done(trainer),
             processes=_Processes(trainer),

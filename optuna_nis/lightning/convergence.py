@@ -21,6 +21,8 @@ from optuna_nis.study.uncertainty import auc_standard_error, share_standard_erro
 #: Standard error of a value of the metric on validation data.
 Error = Callable[[float], float]
 
+#: Validations without improvement that are waited for by default.
+PATIENCE = 2
 # By what the learning rate is multiplied when validation has stopped improving, and how often.
 DECAY = 0.2
 NUM_DECAYS = 1
@@ -71,7 +73,7 @@ class Convergence(Callback):
         self,
         monitored: Monitored,
         *,
-        patience: int,
+        patience: int = PATIENCE,
         max_epochs: int | None = None,
         error: Error | None = None,
     ) -> None:
@@ -185,6 +187,11 @@ class Convergence(Callback):
             self._decay(trainer, pl_module)
         else:
             self.ended = trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go back to the best weights."""
+        if self.best_epoch:
+            self.restore(pl_module)
 
     def restore(self, pl_module: LightningModule) -> None:
         """Give the model its best weights."""

@@ -11,11 +11,13 @@ import time
 from typing import Any
 import zlib
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optuna_nis._format import duration
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
+from optuna_nis.lightning.convergence import LearningRate
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
     Data,
@@ -24,6 +26,7 @@ from optuna_nis.lightning.training import (
     fit_data,
     quiet_lightning,
     quiet_trainer,
+    training_loader,
 )
 from optuna_nis.nn import warm_start
 from optuna_nis.space.allocation import Allocation
@@ -110,6 +113,7 @@ def run_shortlist(
     progress: Callable[[str], None] | None = None,
     folder: Path | None = None,
     trainer_options: Mapping[str, Any] | None = None,
+    learning_rate_factor: float = 1.0,
 ) -> list[Candidate]:
     """Do the trainings that a shortlist asks for; see :func:`train_shortlist`.
 
@@ -123,6 +127,7 @@ def run_shortlist(
         progress: As in :func:`train_shortlist`.
         folder: As in :func:`train_shortlist`.
         trainer_options: As in :func:`train_shortlist`.
+        learning_rate_factor: By what learning rates without a schedule are multiplied.
     """
     check_takes_sizes(build_model)
     check_trainer_options(trainer_options or {})
@@ -132,8 +137,9 @@ def run_shortlist(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        options = {"limit_train_batches": shortlist.plan.shortlist_batches} | {
-            **(trainer_options or {})
+        options = {
+            "limit_train_batches": _epoch_batches(shortlist, data),
+            **(trainer_options or {}),
         }
         runs = {
             allocation: _Run(
@@ -145,6 +151,7 @@ def run_shortlist(
                 options,
                 sum(shortlist.plan.shortlist_epochs),
                 _LatestMetric(monitored, label or monitored.name),
+                learning_rate_factor,
             )
             for allocation in shortlist.allocations
         }
@@ -163,6 +170,14 @@ def run_shortlist(
         return shortlist.candidates()
 
 
+def _epoch_batches(shortlist: Shortlist, data: Data) -> int | float:
+    """What an epoch of the shortlist is limited to, batches or their share."""
+    num_batches = sized_len(training_loader(data))
+    if num_batches is None:
+        return shortlist.plan.shortlist_batches or 1.0
+    return shortlist.epoch_batches(num_batches)
+
+
 class _Run:
     """The training of one choice, in pieces."""
 
@@ -176,6 +191,7 @@ class _Run:
         options: Mapping[str, Any],
         most_epochs: int,
         metric: _LatestMetric,
+        learning_rate_factor: float,
     ) -> None:
         self.allocation = allocation
         self._metric = metric
@@ -184,6 +200,7 @@ class _Run:
         self._kept = kept
         self._options = options
         self._most_epochs = most_epochs
+        self._learning_rate = LearningRate(learning_rate_factor)
         self._epochs = 0
         warm_start(self._model, supernet)
 
@@ -203,7 +220,7 @@ class _Run:
         before = self._checkpoint
         self._epochs += epochs
         callbacks = [*self._metric.monitored.callbacks(), self._metric]
-        callbacks += [_Until(self._epochs), ValidationForSchedules()]
+        callbacks += [_Until(self._epochs), ValidationForSchedules(), self._learning_rate]
         if self._kept:
             callbacks.append(PeriodicCheckpoint(self._checkpoint))
         trainer = quiet_trainer(

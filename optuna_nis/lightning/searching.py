@@ -18,6 +18,12 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
+from optuna_nis.lightning.convergence import (
+    DECAY,
+    PATIENCE,
+    Convergence,
+    error_on_validation,
+)
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.progress import EpochLines
@@ -139,7 +145,8 @@ def run_search(
             save_parts(study, parts_of_data(data, supernet, ["validation"]))
         searched = folder.load_searched()
         if searched is None:
-            progress(f"Searching {subject.space!r}; epochs of the supernet: {plan.epochs}.")
+            long = "until it no longer learns" if plan.epochs is None else f"{plan.epochs} epochs"
+            progress(f"Searching {subject.space!r}; the supernet is trained {long}.")
             every_callback: list[Callback] = [
                 search,
                 EpochLines(progress),
@@ -152,6 +159,7 @@ def run_search(
                 supernet,
                 data,
                 plan.epochs,
+                search.monitored(supernet),
                 every_callback,
                 folder.supernet,
                 {"enable_progress_bar": bool(callbacks), **trainer_options},
@@ -175,6 +183,7 @@ def run_search(
             progress=progress,
             folder=folder.trainings if keep else None,
             trainer_options=trainer_options,
+            learning_rate_factor=DECAY if plan.epochs is None else 1.0,
         )
         study.set_user_attr(MONITOR_MODE_ATTR, monitored.mode)
         search.search.record(found)
@@ -190,17 +199,26 @@ def run_search(
 def _train_supernet(
     supernet: LightningModule,
     data: Data,
-    epochs: int,
+    epochs: int | None,
+    monitored: Monitored,
     callbacks: list[Callback],
     checkpoint: Path,
     trainer_options: Mapping[str, Any],
 ) -> None:
+    length: dict[str, Any]
+    if epochs is None:
+        # Goes back to the best weights before anything is scored with them.
+        error = error_on_validation(supernet, data)
+        convergence = Convergence(monitored, patience=PATIENCE, error=error)
+        callbacks = [convergence, *callbacks]
+        length = {"max_epochs": Convergence.most_epochs(None)}
+    else:
+        # Nothing depends on how good the full tables are on the way.
+        length = {"max_epochs": epochs, "check_val_every_n_epoch": epochs}
     with quiet_lightning():
         trainer = quiet_trainer(
             supernet,
-            max_epochs=epochs,
-            # Nothing depends on how good the full tables are on the way.
-            check_val_every_n_epoch=epochs,
+            **length,
             callbacks=callbacks,
             **trainer_options,
         )

@@ -153,7 +153,6 @@ def train(
             f"{convergence.last}: the training diverged, or the metric cannot be computed on the "
             "validation data."
         )
-    convergence.restore(model)
     return Training(
         model,
         convergence.best,
@@ -184,6 +183,15 @@ def fit_data(data: Data) -> dict[str, Any]:
             f"validation, got {type(data).__name__}."
         )
     return {"datamodule": data}
+
+
+def training_loader(data: Data) -> Any:
+    """The dataloader of the training data."""
+    if isinstance(data, Sequence):
+        return data[0]
+    data.prepare_data()
+    data.setup("fit")
+    return data.train_dataloader()
 
 
 def data_of_test(data: Data) -> dict[str, Any]:

@@ -25,9 +25,11 @@ class SearchPlan:
     ``benchmarks/ablation.py``.
 
     Args:
-        epochs: Epochs of the supernet, where the search itself trains it.
+        epochs: Epochs of the supernet, where the search itself trains it; by default as many as it
+            takes (:class:`~optuna_nis.lightning.convergence.Convergence`).
         warmup: Share of the training batches that come before the first update of the
-            controller (Joglekar et al., 2020, section 4).
+            controller. 1 lets it learn from weights that are trained and stay as they are; less
+            trains both in turns, as Joglekar et al. (2020, section 4) do.
         num_updates: Updates of the controller.
         group_size: Choices scored on the same examples for one update.
         score_examples: Validation examples that a group is scored on, at most a batch.
@@ -56,7 +58,8 @@ class SearchPlan:
         frequent_narrower: Whether more of the frequent ids, narrower, do so too.
         shortlist_epochs: Epochs of each round in which the candidates are trained for real
             (successive halving: Jamieson and Talwalkar, 2016).
-        shortlist_batches: Share of the training batches that make an epoch there.
+        shortlist_batches: Share of the training batches that make an epoch there; by default an
+            epoch there has a twelfth of the batches that the supernet was trained with.
         same_cost: Candidates cost about the same if the larger has at most so many times the
             parameters; after the first round, only the best of those stays.
         most_kept: Most candidates that are trained on after a round.
@@ -72,8 +75,8 @@ class SearchPlan:
         50
     """
 
-    epochs: int = 4
-    warmup: float = 0.7
+    epochs: int | None = None
+    warmup: float = 1.0
     num_updates: int = 50
     group_size: int = 8
     score_examples: int = 2048
@@ -92,7 +95,7 @@ class SearchPlan:
     frequent_shares: tuple[float, ...] = (1.0, 0.5)
     frequent_narrower: bool = True
     shortlist_epochs: tuple[int, ...] = (1, 1, 2)
-    shortlist_batches: float = 0.5
+    shortlist_batches: float | None = None
     same_cost: float = 1.25
     most_kept: int = 3
     keep_frequent: bool = True
@@ -106,8 +109,9 @@ class SearchPlan:
                 object.__setattr__(self, name, PolicySettings(**value))
             elif isinstance(default, bool) and not isinstance(value, bool):
                 raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+        if self.epochs is not None:
+            check_integer("epochs", self.epochs, 1)
         for name, low in (
-            ("epochs", 1),
             ("num_updates", 1),
             ("group_size", 2),
             ("score_examples", 1),
@@ -119,13 +123,18 @@ class SearchPlan:
             check_integer(name, getattr(self, name), low)
         if self.choices_per_step is not None:
             check_integer("choices_per_step", self.choices_per_step, 1)
-        if not (isinstance(self.warmup, (int, float)) and 0.0 <= self.warmup < 1.0):
-            raise ValueError(f"`warmup` must be a share in [0, 1), got {self.warmup!r}.")
+        if not (isinstance(self.warmup, (int, float)) and 0.0 <= self.warmup <= 1.0):
+            raise ValueError(f"`warmup` must be a share in [0, 1], got {self.warmup!r}.")
         for name in ("drawn_share", "near_budget", "removal", "proposal_use"):
             check_number(name, getattr(self, name), 0, math.nextafter(1, 2))
-        check_number(
-            "shortlist_batches", self.shortlist_batches, 0, math.nextafter(1, 2), or_least=False
-        )
+        if self.shortlist_batches is not None:
+            check_number(
+                "shortlist_batches",
+                self.shortlist_batches,
+                0,
+                math.nextafter(1, 2),
+                or_least=False,
+            )
         check_number("same_cost", self.same_cost, 0)
         check_number("penalty_weight", self.penalty_weight, 0)
         self._check_each("near_costs", 0.0, math.inf, length=2)

@@ -45,9 +45,10 @@ class SizeSearch:
     them close to it, so that every block is trained before anyone is judged. A batch may be shared
     among several choices; otherwise they take turns.
 
-    *Alternating steps.* After that, some of the choices come from the controller, which draws a
-    group of choices now and then, has them scored on the same examples, and learns from their
-    rewards. Every scored choice becomes a trial of the study. What makes the trials comparable is
+    *The controller.* When the supernet has been trained, the controller draws groups of choices,
+    has each scored on the same examples, and learns from their rewards. (With a ``warmup`` below 1
+    it begins earlier, and some of the choices that the supernet is trained under come from it.)
+    Every scored choice becomes a trial of the study. What makes the trials comparable is
     that the full tables are scored with each group: a value is the quality on all validation
     data that the full tables had at the first update, plus what the choice is better or worse
     on the examples of its group.
@@ -60,8 +61,9 @@ class SizeSearch:
     policy and of the others, and the best of the frequent ids are the :attr:`candidates`. Which
     of them is best only :meth:`shortlist` tells, by training them for real.
 
-    Sources: supernet and controller in alternation after a warm-up are from Joglekar et al. (2020,
-    section 4); the full choice in every batch is the sandwich rule of Yu and Huang (2019).
+    Sources: supernet, warm-up and controller are from Joglekar et al. (2020, section 4), the
+    controller that learns from trained weights from Guo et al. (2020); the full choice in every
+    batch is the sandwich rule of Yu and Huang (2019).
 
     Args:
         space: The search space; its budget is obeyed by construction. Sizes by popularity compete
@@ -169,6 +171,7 @@ class SizeSearch:
             "rng": self._rng.bit_generator.state,
             "reference": self._reference,
             "step": self._step,
+            "batches": self.batches_done,
             "candidates": self._candidates and [c.to_json() for c in self._candidates],
         }
 
@@ -179,6 +182,7 @@ class SizeSearch:
         self._rng.bit_generator.state = state_dict["rng"]
         self._reference = state_dict.get("reference")
         self._step = state_dict.get("step", 0)
+        self.batches_done = state_dict.get("batches", 0)
         if (candidates := state_dict.get("candidates")) is not None:
             self._candidates = [Allocation.from_json(text) for text in candidates]
             self.ended = True
@@ -235,7 +239,11 @@ class SizeSearch:
         if self._learning:
             journal.tell(f"The search is resumed after {self.updates_done} updates.")
         else:
-            journal.tell(f"The search warms up for {schedule.warmup_batches:,} batches.")
+            journal.tell(
+                "The controller learns when the supernet has been trained."
+                if plan.warmup == 1.0
+                else f"The search warms up for {schedule.warmup_batches:,} batches."
+            )
 
     def training_choices(
         self, num_examples: int | None = None, *, batches_done: int | None = None
@@ -326,7 +334,7 @@ class SizeSearch:
                 there are no candidates.
         """
         self.ended = True
-        if stopped and self.updates_done < self.plan.num_updates:
+        if stopped and self.plan.warmup < 1 and self.updates_done < self.plan.num_updates:
             self._why_none = (
                 f"the training was stopped after {self.updates_done} of "
                 f"{self.plan.num_updates} updates of the controller"
@@ -343,7 +351,7 @@ class SizeSearch:
             RuntimeError: If the search is not done.
         """
         keep = self._frequent if self.plan.keep_frequent else []
-        return Shortlist(self.candidates, self.plan, keep=keep)
+        return Shortlist(self.candidates, self.plan, keep=keep, supernet_batches=self.batches_done)
 
     def record(self, found: Sequence[Candidate]) -> None:
         """Write choices that were trained for real into the study, best first, once.
@@ -407,7 +415,7 @@ class SizeSearch:
     def _end(self) -> Generator[Scoring, Sequence[float], None]:
         """Find the candidates."""
         while self.updates_done < self.plan.num_updates:
-            yield from self._update()  # There were fewer batches than was said at the start.
+            yield from self._update()  # Those that no batch has made.
         proposals = self._journal.of_the_first(self._proposals)
         found = yield from find_candidates(
             proposals, self._by_popularity, self._frequent, self.plan, self._reward

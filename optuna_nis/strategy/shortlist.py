@@ -16,6 +16,9 @@ from optuna_nis.strategy.plan import SearchPlan
 
 _logger = get_logger(__name__)
 
+# Share of the batches of the supernet, or of an epoch, that make an epoch of the shortlist.
+_OF_SUPERNET, _OF_EPOCH = 1 / 12, 0.5
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -72,6 +75,7 @@ class Shortlist:
         keep: Choices whose places are safe until the last round, if they are among those given:
             such as a supernet has trained too little for the first rounds to be fair. At least
             one other stays beside them.
+        supernet_batches: Batches that the supernet was trained with, if that is known.
 
     Example:
         >>> from optuna_nis import EmbeddingSpec, SearchSpace
@@ -90,8 +94,10 @@ class Shortlist:
         plan: SearchPlan | None = None,
         *,
         keep: Collection[Allocation] = (),
+        supernet_batches: int | None = None,
     ) -> None:
         self.plan = plan or SearchPlan()
+        self._supernet_batches = supernet_batches
         self._keep = keep
         self._latest = dict.fromkeys(allocations, -math.inf)
         self._trainings = self._all_trainings()
@@ -101,6 +107,19 @@ class Shortlist:
     def allocations(self) -> list[Allocation]:
         """The candidates, as they were given."""
         return list(self._latest)
+
+    def epoch_batches(self, num_batches: int) -> int:
+        """Training batches that an epoch has here.
+
+        Args:
+            num_batches: Those of an epoch of the training data.
+        """
+        share = self.plan.shortlist_batches
+        if share is None and self._supernet_batches:
+            batches = round(self._supernet_batches * _OF_SUPERNET)
+        else:
+            batches = int(num_batches * (_OF_EPOCH if share is None else share))
+        return min(max(batches, 1), num_batches)
 
     def ask(self) -> Training | None:
         """The next training, the same until its metric is told; None when all is done."""
