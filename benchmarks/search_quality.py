@@ -3,6 +3,8 @@
     python benchmarks/search_quality.py --data flights-ranking --budgets 0.05 0.25
     python benchmarks/search_quality.py --data-dir DATA      # everything, several hours
 
+Nothing is chosen for what the data say whose cells have ``"half": "judged"``.
+
 Every method names sizes for a budget, chosen by validation data alone; they are trained from
 scratch with several seeds until validation stops improving, and tested. Searches are run anew for
 every seed. Finished trainings are kept in ``benchmarks/results/search_quality``: a run that was
@@ -22,7 +24,7 @@ from statistics import fmean, stdev
 import sys
 from typing import Any
 
-from trainings import DATA, TPE_STARTUP, Result, Trainings
+from trainings import DATA, TPE_STARTUP, Result, Trainings, half
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.strategy import baselines
@@ -220,6 +222,7 @@ class Laboratory:
         values = [run["test"] for run in runs]
         return {
             "data": self.data,
+            "half": half(self.data),
             "budget": budget,
             "method": method,
             "metric": self.metric,
@@ -285,7 +288,7 @@ def save_cells(cells: list[Cell], output: Path) -> list[Cell]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
-    parser.add_argument("--data-dir", help="folder of MovieLens-1M and Amazon Video Games")
+    parser.add_argument("--data-dir", help="folder of the files of data that are no package")
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

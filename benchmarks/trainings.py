@@ -36,7 +36,7 @@ from optuna_nis.models.reference import ReferenceModel
 Job = dict[str, Any]
 Result = dict[str, Any]
 
-DATA = {
+DATA: dict[str, dict[str, Any]] = {
     "flights-ranking": {"dataset": "flights", "task": "ranking"},
     "flights-retrieval": {"dataset": "flights", "task": "retrieval"},
     "movielens-1m": {"dataset": "movielens-1m", "task": "ranking"},
@@ -52,7 +52,31 @@ DATA = {
         "task": "retrieval",
         "batch_size": 1024,
     },
+    # Tables with a split of their own. The rating is the label, the basket no feature.
+    "insteval": {
+        "table": "insteval.parquet",
+        "features": ("student", "lecturer", "studage", "lectage", "service", "dept"),
+    },
+    "complete_journey": {
+        "table": "complete_journey.parquet",
+        "features": (
+            *("household", "product", "store", "manufacturer", "department", "brand"),
+            *("product_category", "product_type", "package_size", "week", "hour", "quantity"),
+        ),
+    },
+    "citeulike_a": {
+        "table": "citeulike_a.parquet",
+        "features": ("user", "item"),
+        "bags": {"item_tags": None},
+    },
+    "seattle_pets": {
+        "table": "seattle_pets.parquet",
+        "features": ("pet_name", "zip_id", "issue_month"),
+        "bags": {"name_trigrams": None},
+    },
 }
+# What is chosen - defaults, rules, formulas - is chosen on the others; these only judge it.
+JUDGED = ("citeulike_a", "seattle_pets")
 # Where items are many, a softmax over a part of them for all methods, or a training takes minutes.
 # Learning rate and dropout of Amazon were chosen with the full and the uniform tables, by their
 # validation.
@@ -153,14 +177,22 @@ def _start(threads: int) -> None:
 def data_config(data: str, config: Mapping[str, Any]) -> DataConfig:
     """The configuration of a data set by its name in :data:`DATA`."""
     about = DATA[data.removesuffix(ITEMS)]
+    if "table" in about:
+        path = str(Path(config.get("data_dir", ".")) / about["table"])
+        return DataConfig(**about | {"table": path, "label": "label", "split_column": "split"})
     extra = config if about["dataset"] not in ("flights", "movielens-small") else {}
-    return DataConfig(**(about | extra))  # type: ignore[arg-type]
+    return DataConfig(**about | extra)
+
+
+def half(data: str) -> str:
+    """Whether something may be chosen for what it does on a data set, or is only judged by it."""
+    return "judged" if data.removesuffix(ITEMS) in JUDGED else "chosen"
 
 
 def model_options(data: str) -> dict[str, Any]:
     """The options of the reference model on a data set."""
     name = data.removesuffix(ITEMS)
-    plain = DATA[name]["task"] == "retrieval" and name == data
+    plain = DATA[name].get("task") == "retrieval" and name == data
     return MODEL_OPTIONS.get(name, {}) | ({"search_items": False} if plain else {})
 
 

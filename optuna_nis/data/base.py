@@ -44,7 +44,7 @@ class EmbeddingDataModule(LightningDataModule):
         features: Names of the features, by default all columns that :meth:`load` gives.
         separators: For every feature that is a bag, the text between its values, or :obj:`None`
             if its cells are lists.
-        split: ``"random"``, ``"chronological"`` or ``"leave-one-out"``.
+        split: ``"random"``, ``"chronological"``, ``"leave-one-out"`` or ``"given"``.
         batch_size: Rows in a training batch; by default 4,096, halved until an epoch has 50
             steps, and at least 64. The last rows of an epoch that do not fill one are left out.
         eval_batch_size: Rows in a validation or test batch.
@@ -155,7 +155,12 @@ class EmbeddingDataModule(LightningDataModule):
         source = self.load()
         frame = source.frame if self._names is None else source.frame[self._names]
         parts = split_rows(
-            len(frame), split=self.split, seed=self.seed, order=source.order, group=source.group
+            len(frame),
+            split=self.split,
+            seed=self.seed,
+            order=source.order,
+            group=source.group,
+            part=source.part,
         )
         if self.max_rows is not None and self.max_rows < len(frame):
             parts = thin(parts, self.max_rows / len(frame), self.seed)

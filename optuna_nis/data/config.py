@@ -42,8 +42,9 @@ class DataConfig:
         features: Columns of the features of a table; of a data set by default all.
         bags: Columns of a table with several values in a cell, and what stands between them.
         time: Column of a table to split chronologically.
-        split: ``"random"``, ``"chronological"`` or ``"leave-one-out"``; None is what suits the
-            data set, and for a table random, or chronological with a time.
+        split: ``"random"``, ``"chronological"``, ``"leave-one-out"`` or ``"given"``; None is what
+            suits the data set, and for a table random, chronological with a time, or given with a
+            ``split_column``.
         seed: Seed of the split.
         max_rows: Use only about so many rows.
         data_dir: Folder of the files of a data set that does not come with a package.
@@ -53,6 +54,8 @@ class DataConfig:
         max_bag_length: Values kept of a bag; by default 50.
         bag_keep: Which values of a longer bag are kept, ``"last"`` or ``"first"``; None is what
             suits the data set, and for a table the last.
+        split_column: Column of a table that says which part a row belongs to: 0, 1 and 2, or
+            ``train``, ``validation`` and ``test``.
 
     Raises:
         ValueError: Unless there is either a data set or a table, and with a table a label and no
@@ -79,6 +82,7 @@ class DataConfig:
     na_values: tuple[str, ...] = ()
     max_bag_length: int | None = None
     bag_keep: BagKeep | None = None
+    split_column: str | None = None
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.table is None):
@@ -100,6 +104,11 @@ class DataConfig:
             raise ValueError(
                 f"`na_values` is for a table, got {list(self.na_values)!r} with the data set "
                 f"{self.dataset!r}. On the command line, `--na-values` goes with `--table`."
+            )
+        if self.table is None and self.split_column is not None:
+            raise ValueError(
+                f"`split_column` is for a table, got {self.split_column!r} with the data set "
+                f"{self.dataset!r}."
             )
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, 1)
@@ -159,6 +168,7 @@ class DataConfig:
                 time=self.time,
                 time_format=self.time_format,
                 na_values=self.na_values,
+                split_column=self.split_column,
                 task=self.task,
                 **options,
             )
@@ -313,14 +323,16 @@ def _warn_changed(
         found = "other rows than at the search, or in another order"
     else:
         return
-    text = f"{data.name} has {found}: parts are drawn anew"
-    if datamodule.withhold_test or datamodule.split != "random":
+    text = f"{data.name} has {found}"
+    if datamodule.split == "given":
         progress(f"{text}.")
+    elif datamodule.withhold_test or datamodule.split != "random":
+        progress(f"{text}: parts are drawn anew.")
     else:
         _logger.warning(
-            f"{text}, at random, and rows of the test may be among those that the search has "
-            "trained or validated on. Search again under another study name for a test of rows "
-            "that it has not seen."
+            f"{text}: parts are drawn anew, at random, and rows of the test may be among those "
+            "that the search has trained or validated on. Search again under another study name "
+            "for a test of rows that it has not seen."
         )
 
 

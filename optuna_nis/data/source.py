@@ -27,12 +27,15 @@ class Source:
         target: Labels 0 and 1 for ranking, the values to find for retrieval; none missing.
         order: For every row a number that grows with time, or :obj:`None` if rows are in order.
         group: For every row whose it is, or :obj:`None` if there is no such thing.
+        part: For every row 0 if it is for training, 1 for validation, 2 for the test, or
+            :obj:`None` if the data do not say so.
     """
 
     frame: pd.DataFrame
     target: pd.Series[Any]
     order: NDArray[Any] | None = None
     group: NDArray[Any] | None = None
+    part: NDArray[Any] | None = None
 
 
 def warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:

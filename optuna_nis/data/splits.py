@@ -8,9 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
-Split = Literal["random", "chronological", "leave-one-out"]
+Split = Literal["random", "chronological", "leave-one-out", "given"]
 
 MIN_ROWS = 10
+# What a column that says which part a row belongs to may call the parts.
+_NAMES: tuple[tuple[int | str, ...], ...] = (
+    (0, "0", "train"),
+    (1, "1", "validation", "valid", "val"),
+    (2, "2", "test"),
+)
 
 
 class Parts(NamedTuple):
@@ -28,6 +34,7 @@ def split_rows(
     seed: int,
     order: NDArray[Any] | None = None,
     group: NDArray[Any] | None = None,
+    part: NDArray[Any] | None = None,
 ) -> Parts:
     """Divide rows into those for training, for validation and for the test.
 
@@ -37,15 +44,17 @@ def split_rows(
             rows for the test and the ones before for validation, all rows of one time in one part
             and the parts as near to that as this allows; ``"leave-one-out"`` gives the
             last row of every group to the test, the one before it to validation and all others,
-            among them groups of one row, to training.
+            among them groups of one row, to training; ``"given"`` does what ``part`` says.
         seed: Seed of the random split, and of the order of the validation rows, of which any run
             is a fair sample in all splits.
         order: For every row a number that grows with time; by default rows are in order of time.
         group: For every row whose it is, such as a user, for ``"leave-one-out"``.
+        part: For every row 0 (training), 1 (validation) or 2 (test), for ``"given"``.
 
     Raises:
         ValueError: If there are fewer than 10 rows, the split is unknown, there are fewer than
-            three times for the chronological one, or groups are missing or leave a part empty.
+            three times for the chronological one, or groups or parts are missing or leave a part
+            empty.
 
     Example:
         >>> parts = split_rows(100, split="random", seed=0)
@@ -62,6 +71,9 @@ def split_rows(
         )
     check_split(split)
     rng = np.random.default_rng(seed)
+    if split == "given":
+        train, validation, test = _as_given(part)
+        return Parts(train, rng.permutation(validation), test)
     if split == "random":
         rows = rng.permutation(num_rows)
     else:
@@ -109,6 +121,45 @@ def _last_of_groups(rows: NDArray[np.int64], group: NDArray[Any] | None) -> Part
             '`split="leave-one-out"` would leave a part empty: no group has three rows.'
         )
     return parts
+
+
+def _as_given(part: NDArray[Any] | None) -> Parts:
+    if part is None:
+        raise ValueError(
+            '`split="given"` takes what the data say of every row, such as a column of a table '
+            "(`split_column`), and these data say nothing."
+        )
+    parts = Parts(*(np.flatnonzero(part == index) for index in range(3)))
+    if empty := [name for name, rows in parts._asdict().items() if not len(rows)]:
+        raise ValueError(f'`split="given"` must give rows to every part, got none for {empty[0]}.')
+    return parts
+
+
+def parts_of(column: pd.Series[Any], name: str) -> NDArray[np.int64]:
+    """The part of every row as a column of a table says it, -1 where it says nothing.
+
+    Args:
+        column: 0, 1 and 2, or ``train``, ``validation`` (also ``val``, ``valid``) and ``test``.
+        name: Name of the column in errors.
+
+    Raises:
+        ValueError: If it holds something else.
+
+    Example:
+        >>> parts_of(pd.Series(["train", "val", "test", None]), "part").tolist()
+        [0, 1, 2, -1]
+    """
+    places = {known: place for place, names in enumerate(_NAMES) for known in names}
+    codes, index = pd.factorize(column)
+    found = index.tolist()
+    texts = [each.strip().lower() if isinstance(each, str) else each for each in found]
+    if unknown := [each for each, text in zip(found, texts) if text not in places]:
+        raise ValueError(
+            f"The column {name!r} must hold 0, 1 and 2, or train, validation and test, to say "
+            f"which part a row belongs to, got {unknown[0]!r}."
+        )
+    # The code of a missing value is -1, which reads the last entry.
+    return np.array([*(places[text] for text in texts), -1], dtype=np.int64)[codes]
 
 
 def check_split(split: str) -> None:

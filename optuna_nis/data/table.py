@@ -16,7 +16,7 @@ from optuna_nis.data.base import EmbeddingDataModule
 from optuna_nis.data.features import Task
 from optuna_nis.data.reading import file_type, read_table
 from optuna_nis.data.source import Source
-from optuna_nis.data.splits import Split
+from optuna_nis.data.splits import Split, parts_of
 from optuna_nis.data.times import order_of
 from optuna_nis.data.vocabulary import Vocabulary
 
@@ -44,8 +44,12 @@ class TableDataModule(EmbeddingDataModule):
         na_values: Texts, such as ``NA``, and numbers written as text that stand for a missing
             value, in features, label and time. Without, only the empty cell is missing.
         task: ``"ranking"`` or ``"retrieval"``.
-        split: ``"random"`` or ``"chronological"``. By default chronological if there is a
-            ``time``; chronological without ``time`` is in the order of the file.
+        split: ``"random"``, ``"chronological"`` or ``"given"``. By default given if there is a
+            ``split_column``, chronological if there is a ``time``; chronological without ``time``
+            is in the order of the file.
+        split_column: Column that says which part a row belongs to, for a split of one's own: 0,
+            1 and 2, or ``train``, ``validation`` and ``test``. Rows without are dropped with a
+            warning.
         **options: Further arguments of :class:`EmbeddingDataModule`, such as ``seed`` and
             ``withhold_test``.
 
@@ -82,6 +86,7 @@ class TableDataModule(EmbeddingDataModule):
         na_values: Sequence[str] = (),
         task: Task = "ranking",
         split: Split | None = None,
+        split_column: str | None = None,
         **options: Any,
     ) -> None:
         if isinstance(features, str):
@@ -98,6 +103,9 @@ class TableDataModule(EmbeddingDataModule):
             raise ValueError(
                 f"`time_format` says how `time` is written, got {time_format!r} without `time`."
             )
+        if split_column is not None:
+            _check_split_column(split_column, split, time, (*columns, label))
+            split = "given"
         if split is None:
             split = "random" if time is None else "chronological"
         super().__init__(
@@ -111,6 +119,7 @@ class TableDataModule(EmbeddingDataModule):
         self.label = label
         self.time = time
         self.time_format = time_format
+        self.split_column = split_column
         self._na_values = cells.check_na_values(na_values)
         self._columns = columns
         file_type(self.path)
@@ -120,10 +129,11 @@ class TableDataModule(EmbeddingDataModule):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be read, a column is not there, or the label or time holds
-                something else than it should.
+            ValueError: If it cannot be read, a column is not there, or the label, time or split
+                column holds something else than it should.
         """
-        needed = [*self._columns, self.label, *([] if self.time is None else [self.time])]
+        others = (self.label, self.time, self.split_column)
+        needed = [*self._columns, *(name for name in others if name is not None)]
         bags = [name for name, separator in self._separators.items() if separator is not None]
         text = [*bags, *([] if self.time_format is None else [str(self.time)])]
         frame = read_table(
@@ -136,16 +146,17 @@ class TableDataModule(EmbeddingDataModule):
         if self._fitted is not None and self._fitted.targets is not None:
             # Targets that were text stay text where those that are left all look like numbers.
             frame[self.label] = cells.like(frame[self.label], self._fitted.targets.types)
-        order = None
+        order = part = None
         if self.time is not None:
             order = order_of(frame[self.time], self.time, self.time_format)
+        if self.split_column is not None:
+            part = parts_of(frame[self.split_column], self.split_column)
         kept = frame[self.label].notna().to_numpy()
         self._warn_dropped(kept, self.label)
-        if order is not None:
-            timed = order >= 0
-            self._warn_dropped(timed | ~kept, str(self.time))
-            kept = kept & timed
-            order = order[kept]
+        for name, places in ((self.time, order), (self.split_column, part)):
+            if places is not None:
+                self._warn_dropped((places >= 0) | ~kept, str(name))
+                kept = kept & (places >= 0)
         if not kept.any():
             raise ValueError(f"The file {self.path.name!r} has no row left to use.")
         frame = frame[kept]
@@ -154,7 +165,8 @@ class TableDataModule(EmbeddingDataModule):
         target = frame[self.label]
         if self.task == "ranking":
             target = _binary(target, self.label)
-        return Source(frame, target, order)
+        order, part = (None if each is None else each[kept] for each in (order, part))
+        return Source(frame, target, order, part=part)
 
     def _warn_dropped(self, kept: NDArray[np.bool_], name: str) -> None:
         if missing := int((~kept).sum()):
@@ -163,6 +175,19 @@ class TableDataModule(EmbeddingDataModule):
                 f"value in the column {name!r}.",
                 stacklevel=5,
             )
+
+
+def _check_split_column(
+    name: str, split: Split | None, time: str | None, others: tuple[str, ...]
+) -> None:
+    if name in others:
+        raise ValueError(f"`split_column` must not be a feature or the label too, got {name!r}.")
+    if time is not None:
+        raise ValueError(
+            f"Either `time` or `split_column` says how rows are split, got {time!r} and {name!r}."
+        )
+    if split not in (None, "given"):
+        raise ValueError(f'`split_column` is for `split="given"`, got {name!r} with {split!r}.')
 
 
 def _binary(column: pd.Series[Any], name: str) -> pd.Series[Any]:

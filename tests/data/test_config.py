@@ -49,6 +49,12 @@ def test_how_a_table_is_read_is_kept() -> None:
         max_bag_length=9,
         bag_keep="first",
     )
+    given = DataConfig(table="a.csv", label="y", split_column="part")
+    assert DataConfig.from_json(given.to_json()) == given
+    with pytest.raises(
+        ValueError, match="`split_column` is for a table, got 'part' with the data"
+    ):
+        DataConfig(dataset="flights", split_column="part")
     assert DataConfig.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match=r"`na_values` is for a table, got \['NA'\].*--na-values"):
         DataConfig(dataset="flights", na_values=("NA",))

@@ -148,6 +148,59 @@ def test_other_times_are_refused(values: list[Any], message: str, tmp_path: Path
         data.setup("fit")
 
 
+GIVEN = [[0, 1, 2], ["train", "validation", "test"], [" TRAIN", "val", "Test"], [0.0, 1.0, 2.0]]
+
+
+@pytest.mark.parametrize("values", GIVEN, ids=str)
+@pytest.mark.parametrize("name", ["clicks.csv", "clicks.parquet"])
+def test_a_split_of_ones_own(name: str, values: list[Any], tmp_path: Path) -> None:
+    places = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [60, 30, 10]))
+    frame = clicks().assign(part=[values[place] for place in places])
+    data = table(write(frame, tmp_path, name), split_column="part")
+    other = table(write(frame, tmp_path, name), split_column="part", seed=1)
+
+    for each in (data, other):
+        each.setup("test")
+
+    assert data.split == "given"
+    assert data.sizes == {"train": 60, "validation": 30, "test": 10}
+    assert set(data.vocabularies["user"].values) == set(np.flatnonzero(places == 0))
+    test = next(iter(data.test_dataloader()))
+    assert test["label"].tolist() == frame["clicked"][places == 2].tolist()
+    assert other.vocabularies == data.vocabularies
+
+
+@pytest.mark.parametrize("name", ["clicks.csv", "clicks.parquet"])
+def test_rows_without_a_part_are_dropped(name: str, tmp_path: Path) -> None:
+    parts = pd.array([None, None, *range(3), *[0, 1, 2] * 31, 2, 2], dtype="Int64")
+    frame = clicks().assign(part=parts)
+    frame["clicked"] = frame["clicked"].astype("Int64").where(frame["user"] > 0)
+    data = table(write(frame, tmp_path, name), split_column="part")
+
+    with (
+        pytest.warns(UserWarning, match="dropped 1 of 100 rows, .* the column 'clicked'"),
+        pytest.warns(UserWarning, match="dropped 1 of 100 rows, .* the column 'part'"),
+    ):
+        data.setup("fit")
+
+    assert data.sizes == {"train": 32, "validation": 32, "test": 34}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([0, 1, 2, 3], "'part' must hold 0, 1 and 2, or train, validation and test, .* got 3"),
+        (["train", "dev"], "'part' must hold 0, 1 and 2, .* got 'dev'"),
+        ([0, 1], "must give rows to every part, got none for test"),
+    ],
+)
+def test_other_parts_are_refused(parts: list[Any], message: str, tmp_path: Path) -> None:
+    frame = clicks().assign(part=(parts * 100)[:100])
+
+    with pytest.raises(ValueError, match=message):
+        table(write(frame, tmp_path), split_column="part").setup("fit")
+
+
 @pytest.mark.parametrize("name", ["clicks.csv", "clicks.parquet"])
 def test_rows_without_time_are_dropped(name: str, tmp_path: Path) -> None:
     frame = clicks().assign(when=pd.array([None, None, *range(98)], dtype="Int64"))
@@ -721,6 +774,12 @@ def test_parts_are_disjoint(num_rows: int, seed: int, timed: bool, tmp_path: Pat
         ({"time_format": "%d/%m/%Y"}, "`time_format` says how `time` is written, got '%d/%m"),
         ({"na_values": "NA"}, "`na_values` must be a list of texts, got 'NA'"),
         ({"bag_keep": "all"}, '`bag_keep` must be "last" or "first"'),
+        ({"split_column": "city"}, "`split_column` must not be a feature or the label too, got"),
+        ({"split_column": "part", "time": "when"}, "got 'when' and 'part'"),
+        (
+            {"split_column": "part", "split": "random"},
+            "`split_column` is for `split=\"given\"`, got 'part' with 'random'",
+        ),
         ({"time": "when", "split": "random"}, '`time` is for `split="chronological"`'),
         ({"task": "sorting"}, '`task` must be "ranking"'),
         ({"max_bag_length": 0}, "`max_bag_length` must be an integer of at least 1"),
@@ -737,6 +796,8 @@ def test_arguments_are_checked(options: dict[str, Any], message: str, tmp_path: 
         ({}, {"features": ["user", "item"]}, "no column 'item'; it has 'user', 'city', "),
         ({}, {"label": "bought"}, "no column 'bought'; it has"),
         ({}, {"time": "ts"}, "no column 'ts'; it has"),
+        ({}, {"split_column": "part"}, "no column 'part'; it has"),
+        ({}, {"split": "given"}, r"takes what the data say of every row, .*\(`split_column`\)"),
         ({}, {"bags": {"tags": "|"}}, "no column 'tags'; it has"),
         ({}, {"bags": {"genres": ";"}}, r"`bags\['genres'\]` .* got ';', which no cell contains"),
         ({"city": None}, {}, "'city' is empty: all 80 values are missing. Leave it out"),
