@@ -57,7 +57,7 @@ class RankingModule(EmbeddingModule):
         *,
         bags: Collection[str] = (),
         hidden: Sequence[int] = (128, 64),
-        learning_rate: float = 1e-2,
+        learning_rate: float = 5e-3,
         l2: float = 1e-3,
         dropout: float = 0.0,
         init_std: float = 0.03,
