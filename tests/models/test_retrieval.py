@@ -155,7 +155,7 @@ def test_a_table_of_items_that_does_not_fit_is_told() -> None:
         RetrievalModule(WITH_ITEMS, num_classes=60, hidden=(16, 3))
     with pytest.raises(ValueError, match="`hidden` must hold the width of at least one layer"):
         RetrievalModule(WITH_ITEMS, num_classes=60, hidden=())
-    with pytest.raises(ValueError, match=r"must have a feature besides those of outputs.*items"):
+    with pytest.raises(ValueError, match=r"must have a feature besides .*items"):
         RetrievalModule(SearchSpace([ITEMS]), num_classes=60, hidden=(16, 4))
 
 
