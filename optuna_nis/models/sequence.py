@@ -43,9 +43,9 @@ class SequenceModule(ItemsModule):
         bags: As in :class:`RankingModule`, the sequence apart.
         num_blocks: Number of blocks.
         max_length: Items of a longer sequence that are looked at, the latest ones.
-        every_position: Whether training is on every item of a sequence, from those before it, or
-            on the one after the sequence only. Leave it out where rows are split at random: their
-            sequences hold what others are tested on.
+        every_position: Whether training is on every item of a sequence, from those before it,
+            rather than on the one after the sequence only. It learns more from an epoch, but is
+            not for rows that are split at random: their sequences hold what others are tested on.
         learning_rate: Of Adam.
         l2: Weight of the mean squared norm of the embeddings looked up.
         dropout: Probability after the embeddings and in each block.
@@ -84,7 +84,7 @@ class SequenceModule(ItemsModule):
         bags: Collection[str] = (),
         num_blocks: int = 2,
         max_length: int = 50,
-        every_position: bool = True,
+        every_position: bool = False,
         learning_rate: float = 1e-3,
         l2: float = 0.0,
         dropout: float = 0.2,

@@ -97,10 +97,10 @@ def test_training_is_on_what_comes_after_each_item() -> None:
         "history": torch.tensor([[1, 2, 3], [4, N, N], [N, N, N], [6, N, 5]]),
         "label": torch.tensor([10, 11, 12, UNSEEN_TARGET]),
     }
-    found, labels, _ = made().training_examples(batch)
+    found, labels, _ = made(every_position=True).training_examples(batch)
     assert sorted(labels.tolist()) == [2, 3, 5, 10, 11, 12]
     assert len(found) == 6
-    found, labels, _ = made(every_position=False).training_examples(batch)
+    found, labels, _ = made().training_examples(batch)
     torch.testing.assert_close(found, made().vectors(batch))
     assert labels.tolist() == batch["label"].tolist()
 
@@ -164,7 +164,7 @@ def test_order_is_learned() -> None:
     generator = torch.Generator().manual_seed(0)
     pairs = torch.randint(0, N, (2_000, 2), generator=generator)
     batch = {"history": pairs, "label": (pairs[:, 1] + 1) % N}
-    model = made(SPACE.full(), every_position=False, dropout=0.0, init_std=0.1).train()
+    model = made(SPACE.full(), dropout=0.0, init_std=0.1).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(60):
         optimizer.zero_grad()
