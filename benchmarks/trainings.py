@@ -72,7 +72,6 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "amazon-video-games-sasrec": {
         "model": "sasrec",
         "every_position": True,
-        "num_sampled": 1024,
         "dropout": 0.3,
     },
 }

@@ -19,6 +19,7 @@ from optuna_nis.models.softmax import (
     softmax_loss,
     target_ranks,
     top_items,
+    without,
 )
 from optuna_nis.nn import MultiSizeLinear, SupernetLinear
 from optuna_nis.space.allocation import TableAllocation
@@ -83,10 +84,13 @@ class ItemsModule(EmbeddingModule):
         """Vectors, the labels of each, and the rows that were looked up, to be penalised."""
         raise NotImplementedError
 
+    def left_out(self, batch: Batch) -> Tensor | None:
+        """Items of each example that are not asked for, as :func:`without` takes them."""
+        return None
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the items."""
-        logits: Tensor = self.items(self.vectors(batch))
-        return logits
+        return without(self.items(self.vectors(batch)), self.left_out(batch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over the items and the penalty of the embeddings."""
@@ -106,7 +110,7 @@ class ItemsModule(EmbeddingModule):
         self._log_scores("test", self.test_scores, batch)
 
     def _log_scores(self, part: str, metrics: nn.ModuleDict, batch: Batch) -> None:
-        ranks = target_ranks(self.vectors(batch), self.items, batch["label"])
+        ranks = self._ranks(batch)
         gains = 1.0 / (2.0 + ranks).log2()
         # An item unknown in training ranks after all of them, be these ever so few.
         found = (ranks < min(_NDCG_K, self.num_classes)).float()
@@ -120,7 +124,12 @@ class ItemsModule(EmbeddingModule):
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Indices of the best items, best first, of shape ``(batch, max(top_k))``."""
-        return top_items(self.vectors(batch), self.items, max(self.top_k))
+        vectors, left_out = self.vectors(batch), self.left_out(batch)
+        return top_items(vectors, self.items, max(self.top_k), left_out)
+
+    def _ranks(self, batch: Batch) -> Tensor:
+        vectors, left_out = self.vectors(batch), self.left_out(batch)
+        return target_ranks(vectors, self.items, batch["label"], left_out)
 
     def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
         """Mean reciprocal rank of several choices on the same examples.
@@ -129,10 +138,10 @@ class ItemsModule(EmbeddingModule):
         items, Recall@1 is nearly always zero. Of more than 1,024 items the ranks are estimated
         (:func:`estimated_ranks`), since ranking all would take longer than a training.
         """
-        vectors = self.vectors(batch)
         if self.num_classes <= _NUM_RANKED:
-            ranks = target_ranks(vectors, self.items, batch["label"])
+            ranks = self._ranks(batch)
         else:
+            vectors = self.vectors(batch)
             ranks = estimated_ranks(vectors, self.items, batch["label"], _NUM_RANKED)
         return _reciprocal(ranks, batch["label"]).view(num_choices, -1).mean(1)
 

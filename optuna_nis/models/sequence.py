@@ -46,13 +46,16 @@ class SequenceModule(ItemsModule):
         every_position: Whether training is on every item of a sequence, from those before it,
             rather than on the one after the sequence only. It learns more from an epoch, but is
             not for rows that are split at random: their sequences hold what others are tested on.
+        repeats: Whether an item may come again. If not, those of a sequence are left out when
+            items are ranked: the latest, whose row goes through all blocks, would else be first.
         learning_rate: Of Adam.
         l2: Weight of the mean squared norm of the embeddings looked up.
         dropout: Probability after the embeddings and in each block.
         init_std: Standard deviation of the initial embeddings.
         top_k: As in :class:`RetrievalModule`.
         items: Name of the feature of ``tables`` that is the table of the items.
-        num_sampled: As in :class:`RetrievalModule`.
+        num_sampled: Items that each training batch is compared with; as many as there are give
+            the full softmax, which takes long with every position.
 
     Raises:
         ValueError: If an argument is out of range, or ``tables`` has no table of the items or not
@@ -85,13 +88,14 @@ class SequenceModule(ItemsModule):
         num_blocks: int = 2,
         max_length: int = 50,
         every_position: bool = False,
+        repeats: bool = False,
         learning_rate: float = 1e-3,
         l2: float = 0.0,
         dropout: float = 0.2,
         init_std: float = 0.03,
         top_k: Sequence[int] = (1, 10, 50),
         items: str = ITEMS,
-        num_sampled: int | None = None,
+        num_sampled: int = 1024,
     ) -> None:
         super().__init__(
             tables=tables,
@@ -119,6 +123,7 @@ class SequenceModule(ItemsModule):
         self.sequence = sequence
         self.latest_first = latest_first
         self.every_position = every_position
+        self.repeats = repeats
         found = torch.arange(num_classes) if classes is None else torch.as_tensor(classes)
         if found.dim() != 1 or not ((found >= 0) & (found <= num_classes)).all():
             raise ValueError(
@@ -143,6 +148,10 @@ class SequenceModule(ItemsModule):
         """What comes out at the latest item of each sequence."""
         return self._latest(batch, self._encoded(self._items_of(batch))[0])
 
+    def left_out(self, batch: Batch) -> Tensor | None:
+        """The items of the sequences, unless they may come again."""
+        return None if self.repeats else self._items_of(batch)
+
     def training_examples(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """What comes out at the items, what comes after each of them, and the rows."""
         ids, labels = self._items_of(batch), batch["label"]
@@ -150,21 +159,20 @@ class SequenceModule(ItemsModule):
         latest = self._latest(batch, encoded)
         if not self.every_position:
             return latest, labels, rows
+        vectors = torch.cat([latest.unsqueeze(1), encoded[:, 1:]], 1)
         # The latest comes first: what comes after an item is to its left.
         after = ids[:, :-1].masked_fill(ids[:, 1:] == self.num_classes, UNSEEN_TARGET)
-        vectors = torch.cat([latest.unsqueeze(1), encoded[:, 1:]], 1)
         labels = torch.cat([labels.unsqueeze(1), after], 1)
-        return *self._known(vectors, labels), rows
+        kept = self._labelled(labels)
+        return vectors.flatten(0, 1)[kept], labels.flatten()[kept], rows
 
-    def _known(self, vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors with a label, as many in each run of a batch that choices share."""
+    def _labelled(self, labels: Tensor) -> Tensor:
+        """Which examples have a label, as many in each run of a batch that choices share."""
         assert isinstance(self.items, OutputLayer)
-        runs = self.items.field_layers()[0].num_choices
-        vectors, labels = vectors.reshape(runs, -1, vectors.shape[-1]), labels.view(runs, -1)
-        known = labels >= 0
+        known = labels.view(self.items.field_layers()[0].num_choices, -1) >= 0
         first = known.int().argsort(1, descending=True)[:, : int(known.sum(1).max())]
-        vectors = vectors.gather(1, first.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))
-        return vectors.flatten(0, 1), labels.gather(1, first).flatten()
+        starts = torch.arange(0, labels.numel(), known.shape[1], device=labels.device)
+        return (first + starts.unsqueeze(1)).flatten()
 
     def _items_of(self, batch: Batch) -> Tensor:
         """Indices of the items of each sequence, the latest first, then ``num_classes``."""

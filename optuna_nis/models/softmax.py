@@ -82,7 +82,9 @@ def sampled_softmax_loss(
     return torch.cat(losses).where(known, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def target_ranks(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
+def target_ranks(
+    vectors: Tensor, items: Items, labels: Tensor, left_out: Tensor | None = None
+) -> Tensor:
     """Number of items whose logit is at least that of the target: 0 if the target is the best.
 
     Args:
@@ -90,12 +92,13 @@ def target_ranks(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
         items: As in :func:`softmax_loss`.
         labels: As in :func:`softmax_loss`; a negative one is a target that is no item and ranks
             after all of them.
+        left_out: As in :func:`without`.
 
     Returns:
         Shape ``(batch,)``, integers.
     """
     ranks = []
-    for rows, logits in _logits(vectors, items):
+    for rows, logits in _logits(vectors, items, left_out):
         target = logits.gather(1, labels[rows].clamp(min=0).unsqueeze(1))
         # Comparing into floats is many times as fast as summing booleans.
         lower = torch.lt(logits, target, out=torch.empty_like(logits)).sum(1)
@@ -137,13 +140,28 @@ def estimated_ranks(vectors: Tensor, items: Items, labels: Tensor, num_ranked: i
     return torch.cat(ranks).masked_fill(labels < 0, total)
 
 
-def top_items(vectors: Tensor, items: Items, k: int) -> Tensor:
+def top_items(vectors: Tensor, items: Items, k: int, left_out: Tensor | None = None) -> Tensor:
     """The ``k`` items with the largest logits, best first.
 
     Returns:
         Indices of shape ``(batch, k)``.
     """
-    return torch.cat([logits.topk(k).indices for _, logits in _logits(vectors, items)])
+    return torch.cat([logits.topk(k).indices for _, logits in _logits(vectors, items, left_out)])
+
+
+def without(logits: Tensor, left_out: Tensor | None) -> Tensor:
+    """Logits that are minus infinity for some items of each example.
+
+    Args:
+        logits: Shape ``(batch, items)``.
+        left_out: Indices of items, shape ``(batch, n)``; their number is none. None leaves
+            nothing out.
+    """
+    if left_out is None:
+        return logits
+    none = left_out == logits.shape[1]
+    lowest = torch.where(none, math.inf, -math.inf).to(logits.dtype)
+    return logits.scatter_reduce(1, left_out.masked_fill(none, 0), lowest, "amin")
 
 
 class _Rows(NamedTuple):
@@ -192,13 +210,16 @@ def _precise_bias(items: Items) -> Tensor:
     return items.bias.to(torch.promote_types(items.bias.dtype, torch.float32))
 
 
-def _logits(vectors: Tensor, items: Items) -> Iterator[tuple[slice, Tensor]]:
+def _logits(
+    vectors: Tensor, items: Items, left_out: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
     """The logits of some rows at a time, and which these are."""
     with full_precision(vectors):
         for run, own, every in _all(vectors, items):
             for rows in _chunks(len(own), items.out_features):
                 where = slice(run.start + rows.start, min(run.start + rows.stop, run.stop))
-                yield where, functional.linear(own[rows], *every)
+                hidden = None if left_out is None else left_out[where]
+                yield where, without(functional.linear(own[rows], *every), hidden)
 
 
 class _SoftmaxLoss(torch.autograd.Function):

@@ -97,17 +97,21 @@ def test_training_is_on_what_comes_after_each_item() -> None:
         "history": torch.tensor([[1, 2, 3], [4, N, N], [N, N, N], [6, N, 5]]),
         "label": torch.tensor([10, 11, 12, UNSEEN_TARGET]),
     }
-    found, labels, _ = made(every_position=True).training_examples(batch)
+    model = made(every_position=True)
+    found, labels, _ = model.training_examples(batch)
     assert sorted(labels.tolist()) == [2, 3, 5, 10, 11, 12]
-    assert len(found) == 6
+    encoded = model._encoded(model._items_of(batch))[0]
+    for row, place, label in ((0, 2, 2), (0, 1, 3), (0, 0, 10), (1, 0, 11), (2, 0, 12), (3, 1, 5)):
+        (where,) = (labels == label).nonzero().tolist()
+        torch.testing.assert_close(found[where].squeeze(0), encoded[row, place])
     found, labels, _ = made().training_examples(batch)
     torch.testing.assert_close(found, made().vectors(batch))
     assert labels.tolist() == batch["label"].tolist()
 
 
 @pytest.mark.parametrize("every_position", [True, False])
-@pytest.mark.parametrize("num_sampled", [None, 7])
-def test_choices_are_each_trained_alone(every_position: bool, num_sampled: int | None) -> None:
+@pytest.mark.parametrize("num_sampled", [N, 7])
+def test_choices_are_each_trained_alone(every_position: bool, num_sampled: int) -> None:
     model = made(every_position=every_position, num_sampled=num_sampled).double()
     rng = np.random.default_rng(0)
     choices = [SPACE.sample(rng, cost) for cost in (200, 100, 40)]
@@ -159,12 +163,28 @@ def test_uniform_tables_narrow_the_model_too(projected: bool) -> None:
     assert model(batch_of()).shape == (12, N)
 
 
+@pytest.mark.parametrize("repeats", [True, False])
+def test_items_of_the_sequence_are_ranked_if_they_may_come_again(repeats: bool) -> None:
+    model = made(repeats=repeats, top_k=(1, 25))
+    batch = {"history": torch.tensor([[7, 2, N], [N, N, N]]), "label": torch.tensor([2, 5])}
+    logits = model(batch)
+    seen = torch.tensor([2, 7])
+    assert torch.isfinite(logits[1]).all()
+    assert torch.isfinite(logits[0]).sum() == (N if repeats else N - 2)
+    found = model.predict_step(batch)
+    assert torch.isin(seen, logits[0].topk(N).indices[:28]).any() == repeats
+    assert repeats or not torch.isin(seen, found[0]).any()
+    torch.testing.assert_close(found, logits.topk(25).indices)
+    expected = 1 / (1 + (logits >= logits.gather(1, batch["label"][:, None])).sum(1) - 1)
+    torch.testing.assert_close(model.choice_quality(batch, 1), expected.mean().unsqueeze(0))
+
+
 def test_order_is_learned() -> None:
     # No bag tells which of two items is the latest.
     generator = torch.Generator().manual_seed(0)
     pairs = torch.randint(0, N, (2_000, 2), generator=generator)
     batch = {"history": pairs, "label": (pairs[:, 1] + 1) % N}
-    model = made(SPACE.full(), dropout=0.0, init_std=0.1).train()
+    model = made(SPACE.full(), repeats=True, dropout=0.0, init_std=0.1).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(60):
         optimizer.zero_grad()

@@ -15,6 +15,7 @@ from optuna_nis.models.softmax import (
     softmax_loss,
     target_ranks,
     top_items,
+    without,
 )
 from optuna_nis.nn import MultiSizeLinear, SupernetLinear, set_choices
 
@@ -120,6 +121,19 @@ def test_estimated_ranks_are_exact_if_all_items_are_compared(
     vectors, items, labels = made(rows, num_items, seed)
     found = estimated_ranks(vectors, items, labels, 1000)
     assert found.tolist() == target_ranks(vectors, items, labels).tolist()
+
+
+def test_items_that_are_left_out_are_not_ranked() -> None:
+    vectors, items, labels = made(6, 9)
+    left_out = torch.tensor([[9, 9], [0, 9], [3, 3], [0, 8], [9, 5], [1, 2]])
+    logits = items(vectors).detach()
+    for row, ids in enumerate(left_out.tolist()):
+        for each in set(ids) - {9}:
+            logits[row, each] = -torch.inf
+    torch.testing.assert_close(without(items(vectors), left_out), logits)
+    ranks = (logits >= logits.gather(1, labels.unsqueeze(1))).sum(1) - 1
+    assert target_ranks(vectors, items, labels, left_out).tolist() == ranks.tolist()
+    assert torch.equal(top_items(vectors, items, 7, left_out), logits.topk(7).indices)
 
 
 def test_estimated_ranks_are_close_to_those_among_all_items() -> None:
