@@ -165,6 +165,7 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
         (("--shard", "half"), "`--shard` must be INDEX/COUNT such as 0/2"),
         (("--shard", "2/2"), "with an index below the count, got '2/2'"),
         (("--learning-rate", "0"), "`--learning-rate` must be a number in (0, inf), got 0.0"),
+        (("--model", "sasrec"), "`--model` must be 'deepfm' or 'dcn' for the task 'ranking'"),
         (("--dropout", "1"), "`--dropout` must be a number in [0, 1), got 1.0"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from optuna_nis.data.columns import converted
-from optuna_nis.data.features import Features, Task
+from optuna_nis.data.features import Features, check_task
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.models.base import EmbeddingModule, check_hidden
 from optuna_nis.models.cross import CrossRankingModule
@@ -24,7 +24,7 @@ _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 # Retrieval takes longer to learn.
 _EPOCHS = {"ranking": 4, "retrieval": 6}
 # Of each task the default first.
-_MODULES: dict[Task, dict[str, type[EmbeddingModule]]] = {
+_MODULES: dict[str, dict[str, type[EmbeddingModule]]] = {
     "ranking": {"deepfm": RankingModule, "dcn": CrossRankingModule},
     "retrieval": {"mlp": RetrievalModule, "sasrec": SequenceModule},
 }
@@ -49,12 +49,8 @@ class ReferenceModel:
         search_items: bool | None,
         options: dict[str, Any],
     ) -> None:
+        check_model(features.task, model)
         known = _MODULES[features.task]
-        if model is not None and model not in known:
-            raise ValueError(
-                f"`model` must be {' or '.join(map(repr, known))} for the task "
-                f"{features.task!r}, got {model!r}."
-            )
         self._module = known[model or next(iter(known))]
         if search_items is not None and features.task != "retrieval":
             raise ValueError(
@@ -162,6 +158,21 @@ def reference_model(
         'CrossRankingModule'
     """
     return ReferenceModel(features, model=model, search_items=search_items, options=options)
+
+
+def check_model(task: str, model: str | None) -> None:
+    """Check the name of a reference model, None for the default.
+
+    Raises:
+        ValueError: If there is none of that name for the task, or no such task.
+    """
+    check_task(task)
+    known = _MODULES[task]
+    if model is not None and model not in known:
+        raise ValueError(
+            f"`model` must be {' or '.join(map(repr, known))} for the task {task!r}, got "
+            f"{model!r}."
+        )
 
 
 def _sequence(features: Features, name: str | None) -> dict[str, Any]:
