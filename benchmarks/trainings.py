@@ -72,7 +72,8 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "amazon-video-games-sasrec": {
         "model": "sasrec",
         "every_position": True,
-        "dropout": 0.3,
+        "learning_rate": 2e-3,
+        "dropout": 0.5,
     },
 }
 # Of data sets with this ending the table of the items is searched, too.
