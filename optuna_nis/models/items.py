@@ -141,8 +141,8 @@ class ItemsModule(EmbeddingModule):
         if self.num_classes <= _NUM_RANKED:
             ranks = self._ranks(batch)
         else:
-            vectors = self.vectors(batch)
-            ranks = estimated_ranks(vectors, self.items, batch["label"], _NUM_RANKED)
+            vectors, left_out = self.vectors(batch), self.left_out(batch)
+            ranks = estimated_ranks(vectors, self.items, batch["label"], _NUM_RANKED, left_out)
         return _reciprocal(ranks, batch["label"]).view(num_choices, -1).mean(1)
 
 

@@ -97,6 +97,7 @@ def target_ranks(
     Returns:
         Shape ``(batch,)``, integers.
     """
+    labels = _asked_for(labels, left_out)
     ranks = []
     for rows, logits in _logits(vectors, items, left_out):
         target = logits.gather(1, labels[rows].clamp(min=0).unsqueeze(1))
@@ -106,7 +107,13 @@ def target_ranks(
     return torch.cat(ranks).masked_fill(labels < 0, items.out_features)
 
 
-def estimated_ranks(vectors: Tensor, items: Items, labels: Tensor, num_ranked: int) -> Tensor:
+def estimated_ranks(
+    vectors: Tensor,
+    items: Items,
+    labels: Tensor,
+    num_ranked: int,
+    left_out: Tensor | None = None,
+) -> Tensor:
     """Estimate of :func:`target_ranks` from some of the items.
 
     Items are cut by their index into at most ``num_ranked`` runs whose lengths grow with it, so
@@ -118,10 +125,12 @@ def estimated_ranks(vectors: Tensor, items: Items, labels: Tensor, num_ranked: i
         items: As in :func:`target_ranks`.
         labels: As in :func:`target_ranks`.
         num_ranked: Largest number of items that each target is compared with.
+        left_out: As in :func:`without`.
 
     Returns:
         Shape ``(batch,)``, floats.
     """
+    labels = _asked_for(labels, left_out)
     total = items.out_features
     cuts = np.expm1(np.linspace(0, math.log1p(total), num_ranked + 1))
     edges = torch.from_numpy(np.unique(np.rint(cuts).astype(np.int64)))
@@ -136,6 +145,9 @@ def estimated_ranks(vectors: Tensor, items: Items, labels: Tensor, num_ranked: i
                 logits = torch.addmm(others.bias, own[rows], others.weight.T)
                 below = torch.lt(logits, target[rows, None], out=torch.empty_like(logits))
                 below.masked_fill_(middle == known[rows, None], 1.0)
+                if left_out is not None:
+                    seen = left_out[run][rows].unsqueeze(2) == middle
+                    below.masked_fill_(seen.any(1), 1.0)
                 ranks.append(total - below @ lengths)
     return torch.cat(ranks).masked_fill(labels < 0, total)
 
@@ -169,6 +181,13 @@ class _Rows(NamedTuple):
 
     weight: Tensor
     bias: Tensor
+
+
+def _asked_for(labels: Tensor, left_out: Tensor | None) -> Tensor:
+    """Labels, those that are left out as of no item: they are never found."""
+    if left_out is None:
+        return labels
+    return labels.masked_fill((left_out == labels.unsqueeze(1)).any(1), -1)
 
 
 def _some(

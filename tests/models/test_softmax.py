@@ -126,13 +126,18 @@ def test_estimated_ranks_are_exact_if_all_items_are_compared(
 def test_items_that_are_left_out_are_not_ranked() -> None:
     vectors, items, labels = made(6, 9)
     left_out = torch.tensor([[9, 9], [0, 9], [3, 3], [0, 8], [9, 5], [1, 2]])
+    labels = (left_out[:, 1] + 1) % 9
     logits = items(vectors).detach()
     for row, ids in enumerate(left_out.tolist()):
         for each in set(ids) - {9}:
             logits[row, each] = -torch.inf
     torch.testing.assert_close(without(items(vectors), left_out), logits)
     ranks = (logits >= logits.gather(1, labels.unsqueeze(1))).sum(1) - 1
+    # The target is left out itself.
+    assert labels[3] in left_out[3]
+    ranks[3] = 9
     assert target_ranks(vectors, items, labels, left_out).tolist() == ranks.tolist()
+    assert estimated_ranks(vectors, items, labels, 99, left_out).tolist() == ranks.tolist()
     assert torch.equal(top_items(vectors, items, 7, left_out), logits.topk(7).indices)
 
 
