@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -33,6 +33,22 @@ _NUM_SAMPLED = 8192
 # Items that each target is compared with when choices are scored.
 _NUM_RANKED = 1024
 _NDCG_K = 10
+
+
+class Examples(NamedTuple):
+    """What a training batch is made of.
+
+    Attributes:
+        vectors: What the items are compared with, shape ``(examples, width)``.
+        labels: The item that comes next of each.
+        rows: The rows that were looked up, to be penalised.
+        certain: As in :func:`sampled_softmax_loss`.
+    """
+
+    vectors: Tensor
+    labels: Tensor
+    rows: Tensor
+    certain: Tensor | None = None
 
 
 class ItemsModule(EmbeddingModule):
@@ -80,8 +96,8 @@ class ItemsModule(EmbeddingModule):
         """What the items are compared with, one vector for each example."""
         raise NotImplementedError
 
-    def training_examples(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors, the labels of each, and the rows that were looked up, to be penalised."""
+    def training_examples(self, batch: Batch) -> Examples:
+        """What a training batch is made of."""
         raise NotImplementedError
 
     def left_out(self, batch: Batch) -> Tensor | None:
@@ -94,12 +110,15 @@ class ItemsModule(EmbeddingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over the items and the penalty of the embeddings."""
-        vectors, labels, rows = self.training_examples(batch)
+        found = self.training_examples(batch)
+        vectors, labels = found.vectors, found.labels
         if self.num_sampled < self.num_classes:
-            loss = sampled_softmax_loss(vectors, self.items, labels, self.num_sampled)
+            loss = sampled_softmax_loss(
+                vectors, self.items, labels, self.num_sampled, found.certain
+            )
         else:
             loss = softmax_loss(vectors, self.items, labels)
-        return loss + self._penalty(rows)
+        return loss + self._penalty(found.rows)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Recall@k, NDCG@10 and mean reciprocal rank over the whole part."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from optuna_nis.models.base import check_hidden, mlp
 from optuna_nis.models.embeddings import Batch, tables_of
-from optuna_nis.models.items import ITEMS, ItemsModule, items_of
+from optuna_nis.models.items import ITEMS, Examples, ItemsModule, items_of
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
@@ -111,10 +111,10 @@ class RetrievalModule(ItemsModule):
         """The output of the last layer."""
         return self._of_rows(self.embeddings(batch))
 
-    def training_examples(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def training_examples(self, batch: Batch) -> Examples:
         """The output of the last layer, the labels and the rows."""
         rows = self.embeddings(batch)
-        return self._of_rows(rows), batch["label"], rows
+        return Examples(self._of_rows(rows), batch["label"], rows)
 
     def _of_rows(self, rows: Tensor) -> Tensor:
         vectors: Tensor = self.mlp(rows.flatten(1))

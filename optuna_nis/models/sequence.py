@@ -11,7 +11,7 @@ from torch.nn import functional
 from optuna_nis._checks import check_integer, check_number
 from optuna_nis.data.features import UNSEEN_TARGET
 from optuna_nis.models.embeddings import Batch, tables_of
-from optuna_nis.models.items import ITEMS, ItemsModule, items_of
+from optuna_nis.models.items import ITEMS, Examples, ItemsModule, items_of
 from optuna_nis.nn._ids import check_ids
 from optuna_nis.nn.output import OutputLayer
 from optuna_nis.space.allocation import Allocation
@@ -152,19 +152,22 @@ class SequenceModule(ItemsModule):
         """The items of the sequences, unless they may come again."""
         return None if self.repeats else self._items_of(batch)
 
-    def training_examples(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def training_examples(self, batch: Batch) -> Examples:
         """What comes out at the items, what comes after each of them, and the rows."""
         ids, labels = self._items_of(batch), batch["label"]
         encoded, rows = self._encoded(ids)
         latest = self._latest(batch, encoded)
+        # An item looks like the next one itself: the tables are tied, and the blocks add to it.
+        seen = ids.masked_fill(ids == self.num_classes, UNSEEN_TARGET)
         if not self.every_position:
-            return latest, labels, rows
+            return Examples(latest, labels, rows, seen[:, 0])
         vectors = torch.cat([latest.unsqueeze(1), encoded[:, 1:]], 1)
         # The latest comes first: what comes after an item is to its left.
-        after = ids[:, :-1].masked_fill(ids[:, 1:] == self.num_classes, UNSEEN_TARGET)
+        after = seen[:, :-1].masked_fill(seen[:, 1:] < 0, UNSEEN_TARGET)
         labels = torch.cat([labels.unsqueeze(1), after], 1)
         kept = self._labelled(labels)
-        return vectors.flatten(0, 1)[kept], labels.flatten()[kept], rows
+        vectors, labels, seen = (each.flatten(0, 1)[kept] for each in (vectors, labels, seen))
+        return Examples(vectors, labels, rows, seen)
 
     def _labelled(self, labels: Tensor) -> Tensor:
         """Which examples have a label, as many in each run of a batch that choices share."""

@@ -50,7 +50,11 @@ def softmax_loss(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
 
 
 def sampled_softmax_loss(
-    vectors: Tensor, items: Items, labels: Tensor, num_sampled: int
+    vectors: Tensor,
+    items: Items,
+    labels: Tensor,
+    num_sampled: int,
+    certain: Tensor | None = None,
 ) -> Tensor:
     """Estimate of :func:`softmax_loss` from some of the items.
 
@@ -65,19 +69,29 @@ def sampled_softmax_loss(
         items: As in :func:`softmax_loss`.
         labels: As in :func:`softmax_loss`.
         num_sampled: Number of items drawn, with torch's generator.
+        certain: Index of an item that each example is compared with for certain, shape
+            ``(batch,)``, negative for none: one that the model is prone to take for the target
+            and that is seldom drawn.
     """
     span = math.log(items.out_features + 1)
     drawn = torch.rand(num_sampled, device=labels.device).mul_(span).exp_().long() - 1
     # Rounding may reach one past the last item.
     drawn.clamp_(max=items.out_features - 1)
     expected = num_sampled * ((drawn + 2) / (drawn + 1)).log() / span
+    each = [labels] if certain is None else [labels, certain]
     losses = []
     with full_precision(vectors):
-        for rows, own, others, targets in _some(vectors, items, labels, drawn):
+        for rows, own, others, targets, *more in _some(vectors, items, drawn, *each):
             logits = own @ others.weight.T + (others.bias - expected.log())
             logits = logits.masked_fill(drawn == labels[rows].unsqueeze(1), -math.inf)
-            target = (own * targets.weight).sum(1, keepdim=True) + targets.bias[:, None]
-            losses.append(torch.cat([target, logits], 1).logsumexp(1) - target.squeeze(1))
+            target = _one_each(own, targets)
+            compared = [target, logits]
+            if certain is not None:
+                ids = certain[rows].unsqueeze(1)
+                compared[1] = logits.masked_fill(drawn == ids, -math.inf)
+                left_out = (ids < 0) | (ids == labels[rows].unsqueeze(1))
+                compared.append(_one_each(own, *more).masked_fill(left_out, -math.inf))
+            losses.append(torch.cat(compared, 1).logsumexp(1) - target.squeeze(1))
     known = labels >= 0
     return torch.cat(losses).where(known, 0.0).sum() / known.sum().clamp(min=1)
 
@@ -137,10 +151,10 @@ def estimated_ranks(
     middle = ((edges[:-1] + edges[1:] - 1) // 2).to(labels.device)
     ranks = []
     with full_precision(vectors):
-        for run, own, others, targets in _some(vectors, items, labels, middle):
+        for run, own, others, targets in _some(vectors, items, middle, labels):
             lengths = edges.diff().to(own)
             known = labels[run].clamp(min=0)
-            target = (own * targets.weight).sum(1) + targets.bias
+            target = _one_each(own, targets).squeeze(1)
             for rows in _chunks(len(own), len(middle)):
                 logits = torch.addmm(others.bias, own[rows], others.weight.T)
                 below = torch.lt(logits, target[rows, None], out=torch.empty_like(logits))
@@ -191,9 +205,9 @@ def _asked_for(labels: Tensor, left_out: Tensor | None) -> Tensor:
 
 
 def _some(
-    vectors: Tensor, items: Items, labels: Tensor, others: Tensor
-) -> Iterator[tuple[slice, Tensor, _Rows, _Rows]]:
-    """For each run of a batch which it is, its vectors, and the rows of others and of targets."""
+    vectors: Tensor, items: Items, shared: Tensor, *each: Tensor
+) -> Iterator[tuple[Any, ...]]:
+    """For each run of a batch which it is, its vectors, and rows: shared ones, of each example."""
     bias = _precise_bias(items)
     if isinstance(items, nn.Linear):
         runs, look_up = 1, items.weight.to(bias.dtype).__getitem__
@@ -204,11 +218,16 @@ def _some(
     size = len(vectors) // runs
     rows = [
         map(_Rows, look_up(ids).to(bias.dtype), bias[ids])
-        for ids in (others.expand(runs, -1), labels.clamp(min=0).view(runs, size))
+        for ids in (shared.expand(runs, -1), *(ids.clamp(min=0).view(runs, size) for ids in each))
     ]
     for run, found in enumerate(zip(*rows)):
         where = slice(run * size, (run + 1) * size)
         yield where, vectors[where].to(bias.dtype), *found
+
+
+def _one_each(vectors: Tensor, rows: _Rows) -> Tensor:
+    """The logit of one item for each vector, of shape ``(batch, 1)``."""
+    return (vectors * rows.weight).sum(1, keepdim=True) + rows.bias.unsqueeze(1)
 
 
 def _all(vectors: Tensor, items: Items) -> Iterator[tuple[slice, Tensor, _Rows]]:

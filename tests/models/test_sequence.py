@@ -98,15 +98,20 @@ def test_training_is_on_what_comes_after_each_item() -> None:
         "label": torch.tensor([10, 11, 12, UNSEEN_TARGET]),
     }
     model = made(every_position=True)
-    found, labels, _ = model.training_examples(batch)
-    assert sorted(labels.tolist()) == [2, 3, 5, 10, 11, 12]
+    found = model.training_examples(batch)
+    assert found.certain is not None
+    pairs = sorted(zip(found.certain.tolist(), found.labels.tolist()))
+    # Each item with the one after it; of a sequence of none, only what comes next is known.
+    assert pairs == [(UNSEEN_TARGET, 12), (1, 2), (2, 3), (3, 10), (4, 11), (6, 5)]
     encoded = model._encoded(model._items_of(batch))[0]
     for row, place, label in ((0, 2, 2), (0, 1, 3), (0, 0, 10), (1, 0, 11), (2, 0, 12), (3, 1, 5)):
-        (where,) = (labels == label).nonzero().tolist()
-        torch.testing.assert_close(found[where].squeeze(0), encoded[row, place])
-    found, labels, _ = made().training_examples(batch)
-    torch.testing.assert_close(found, made().vectors(batch))
-    assert labels.tolist() == batch["label"].tolist()
+        (where,) = (found.labels == label).nonzero().tolist()
+        torch.testing.assert_close(found.vectors[where].squeeze(0), encoded[row, place])
+    found = made().training_examples(batch)
+    torch.testing.assert_close(found.vectors, made().vectors(batch))
+    assert found.labels.tolist() == batch["label"].tolist()
+    assert found.certain is not None
+    assert found.certain.tolist() == [3, 4, UNSEEN_TARGET, 5]
 
 
 @pytest.mark.parametrize("every_position", [True, False])

@@ -86,6 +86,25 @@ def test_sampled_softmax_estimates_the_sum_without_bias() -> None:
             assert (sums.mean() - exact[row]).abs() < 4 * sums.std() / 1000**0.5
 
 
+def test_items_that_are_certain_leave_the_sum_without_bias() -> None:
+    vectors, items, labels = made(5, 40)
+    certain = torch.tensor([7, -100, 0, 39, int(labels[4])])
+
+    with torch.no_grad():
+        target = items(vectors).gather(1, labels.unsqueeze(1)).squeeze(1)
+        exact = items(vectors).logsumexp(1).exp()
+        for row in range(5):
+            one = slice(row, row + 1)
+            example = vectors[one], items, labels[one], 8, certain[one]
+            losses = torch.stack([sampled_softmax_loss(*example) for _ in range(1000)])
+            sums = (losses + target[row]).exp()
+            assert (sums.mean() - exact[row]).abs() < 4 * sums.std() / 1000**0.5
+    # Nothing but the target and one other is left of a table of two.
+    vectors, items, labels = made(3, 2)
+    loss = sampled_softmax_loss(vectors, items, labels, 4, 1 - labels)
+    torch.testing.assert_close(loss, functional.cross_entropy(items(vectors), labels))
+
+
 def test_sampled_softmax_tends_to_the_full_one() -> None:
     vectors, items, labels = made(6, 40)
     parameters = [vectors, *items.parameters()]
