@@ -92,7 +92,7 @@ def _step(model: EmbeddingModule, optimizer: torch.optim.Optimizer, batch: Batch
 @torch.no_grad()
 def _validated(model: EmbeddingModule, validation: DataLoader[Batch]) -> float:
     """The metric that models are compared by, on all validation data."""
-    metric = model.val_auroc if isinstance(model, RankingModule) else model.val_mrr
+    metric = model.val_auroc if isinstance(model, RankingModule) else model.val_scores["mrr"]
     metric.reset()
     model.eval()
     for batch in validation:

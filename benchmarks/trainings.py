@@ -32,6 +32,7 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning import DataConfig, SearchPlan, reference_model, search
 from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer, train
 from optuna_nis.models.reference import ReferenceModel
+from optuna_nis.nn import sized_layers
 
 Job = dict[str, Any]
 Result = dict[str, Any]
@@ -44,6 +45,14 @@ DATA: dict[str, dict[str, Any]] = {
         "dataset": "movielens-1m",
         "task": "ranking",
         "features": ("user", "item"),
+    },
+    # With another model than the default.
+    "movielens-1m-dcn": {"dataset": "movielens-1m", "task": "ranking"},
+    "amazon-video-games-sasrec": {
+        "dataset": "amazon-video-games",
+        "task": "retrieval",
+        "features": ("history",),
+        "batch_size": 256,
     },
     "movielens-small": {"dataset": "movielens-small", "task": "retrieval"},
     # With the batches of the others, a training takes twice as long and validates worse.
@@ -83,11 +92,20 @@ JUDGED = ("citeulike_a", "seattle_pets")
 MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "movielens-small": {"num_sampled": 1024},
     "amazon-video-games": {"num_sampled": 1024, "learning_rate": 3e-3, "dropout": 0.3},
+    "movielens-1m-dcn": {"model": "dcn"},
+    "amazon-video-games-sasrec": {
+        "model": "sasrec",
+        "every_position": True,
+        "learning_rate": 2e-3,
+        "dropout": 0.5,
+    },
 }
 # Of data sets with this ending the table of the items is searched, too.
 ITEMS = "-items"
 # When a training stops. On flights a half of all are hits, elsewhere one in a hundred.
-MONITOR = {"movielens-small": "val_mrr", "amazon-video-games": "val_mrr"}
+MONITOR = dict.fromkeys(
+    ("movielens-small", "amazon-video-games", "amazon-video-games-sasrec"), "val_mrr"
+)
 EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 MAX_EPOCHS = 60
 PATIENCE = 3
@@ -193,7 +211,10 @@ def model_options(data: str) -> dict[str, Any]:
     """The options of the reference model on a data set."""
     name = data.removesuffix(ITEMS)
     plain = DATA[name].get("task") == "retrieval" and name == data
-    return MODEL_OPTIONS.get(name, {}) | ({"search_items": False} if plain else {})
+    options = MODEL_OPTIONS.get(name, {})
+    # The items of a sequence are a table of its own in any case.
+    plain = plain and options.get("model") != "sasrec"
+    return options | ({"search_items": False} if plain else {})
 
 
 def _model(data: str, datamodule: EmbeddingDataModule) -> ReferenceModel:
@@ -265,7 +286,7 @@ def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
     return {
         "val": training.val_metric,
         "test": metrics["test_metric"],
-        **{name: value for name, value in metrics.items() if "recall@" in name},
+        **{n: value for n, value in metrics.items() if n.startswith(("test_recall", "test_ndcg"))},
         "epochs": training.epochs,
         "seconds": training.seconds,
         "num_dense_parameters": training.model.num_dense_parameters(),  # type: ignore[operator]
@@ -360,7 +381,8 @@ def _prune(data: str, datamodule: EmbeddingDataModule, budget: float, seed: int)
     space = SearchSpace(_specs(data, datamodule), budget=budget)
     start = time.process_time()
     model = _train(data, datamodule, space.full(), seed).model
-    tables = [tier for layer in model.embeddings.layers for tier in layer.tier_modules()]  # type: ignore[union-attr]
+    layers = [layer for layer in sized_layers(model) if layer.name not in model.output_features]
+    tables = [tier for layer in layers for tier in layer.tier_modules()]
     rows = sum(tier.weight.shape[0] + 1 for tier in tables)
     kept = int((space.budget - rows) / (1 + _INDEX_PARAMETERS))
     if kept <= 0:

@@ -130,11 +130,21 @@ class SearchOptions:
         None, min=1, help="Updates of the controller; by default 50."
     )
     seed: int = typer.Option(0, min=0, help="Seed of the search.")
+    model: str | None = typer.Option(
+        None,
+        help="For ranking deepfm or dcn (DCN-V2); for retrieval mlp, over bags, or sasrec, over "
+        "the sequence of items that a bag holds.",
+        show_default="deepfm for ranking, mlp for retrieval",
+    )
     learning_rate: float | None = typer.Option(
-        None, help="Learning rate of Adam.", show_default="0.002 for ranking, 0.006 for retrieval"
+        None,
+        help="Learning rate of Adam.",
+        show_default="0.002 for ranking, 0.006 for retrieval, 0.001 for sasrec",
     )
     dropout: float | None = typer.Option(
-        None, help="Probability of dropout after each layer of the MLP.", show_default="0"
+        None,
+        help="Probability of dropout after each layer of the model.",
+        show_default="0; 0.2 for sasrec",
     )
     shard: str = typer.Option(
         "0/1", help="Train on a part of the training rows only: 0/2 and 1/2 are halves."

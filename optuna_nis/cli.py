@@ -129,9 +129,12 @@ def search(
     """
     silence_lightning()
     from optuna_nis.lightning import search as run_search
+    from optuna_nis.models.reference import check_model
     from optuna_nis.study.results import score_line
 
-    options, config = how.arguments(), data.config()
+    options = how.arguments()
+    check_model(data.task, how.model)
+    config = data.config()
     options.setdefault("checkpoint_dir", where.checkpoint_dir)
     study = where.create()
     best = run_search(
@@ -162,7 +165,7 @@ def retrain(
 ) -> None:
     """Train the best sizes from scratch, uniform ones and the full tables; test each once.
 
-    The model's learning rate and dropout are those of the search.
+    The model, its learning rate and its dropout are those of the search.
     """
     silence_lightning()
     from optuna_nis.lightning import retrain as run_retrain

@@ -66,7 +66,7 @@ def test_search_with_a_batch_size(table: Path) -> None:
 
 
 def test_options_of_the_model_hold_for_search_and_retrain(table: Path) -> None:
-    options = ("--learning-rate", 0.01, "--dropout", 0.25)
+    options = ("--model", "dcn", "--learning-rate", 0.01, "--dropout", 0.25)
     code, output = _search(table, *options)
     assert code == 0, output
     storage = f"sqlite:///{table.parent}/s.db"
@@ -76,10 +76,10 @@ def test_options_of_the_model_hold_for_search_and_retrain(table: Path) -> None:
     )  # fmt: skip
     assert code == 0, output
     model = Predictor.load(table.parent / "model").model
-    assert model.options == {"learning_rate": 0.01, "dropout": 0.25}
+    assert model.options == {"model": "dcn", "learning_rate": 0.01, "dropout": 0.25}
     code, output = _search(table)
     assert code == 1
-    assert "learning_rate 0.01 (now unset), dropout 0.25 (now unset)." in " ".join(output.split())
+    assert "model 'dcn' (now unset), learning_rate 0.01 (now unset)" in " ".join(output.split())
 
 
 def test_search_retrain_report_predict(table: Path) -> None:
@@ -165,6 +165,7 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
         (("--shard", "half"), "`--shard` must be INDEX/COUNT such as 0/2"),
         (("--shard", "2/2"), "with an index below the count, got '2/2'"),
         (("--learning-rate", "0"), "`--learning-rate` must be a number in (0, inf), got 0.0"),
+        (("--model", "sasrec"), "`--model` must be 'deepfm' or 'dcn' for the task 'ranking'"),
         (("--dropout", "1"), "`--dropout` must be a number in [0, 1), got 1.0"),
     ],
 )

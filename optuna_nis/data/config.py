@@ -282,11 +282,12 @@ def save_data(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -
 def _check_ids(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
     """Refuse what the sizes that were found cannot be of."""
     before = {spec.name: spec.num_embeddings for spec in space_of(study).specs}
-    now = {name: len(vocabulary) for name, vocabulary in datamodule.vocabularies.items()}
-    targets = datamodule.features.target_counts
-    if targets is not None:
+    # A feature may have no table of its own: the items of a sequence have that of the targets.
+    features = datamodule.features
+    now = {n: len(each) for n, each in features.vocabularies.items() if n in before}
+    if features.targets is not None:
         # The table of the items, if it was searched, is of no input.
-        now |= {name: len(targets) for name in before.keys() - now.keys()}
+        now |= dict.fromkeys(before.keys() - now.keys(), len(features.targets))
     if before != now:
         raise ValueError(
             f"{data.name} has changed since `study` {study.study_name!r} was searched: distinct "

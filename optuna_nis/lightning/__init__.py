@@ -21,9 +21,11 @@ from optuna_nis.lightning.retraining import retrain
 from optuna_nis.lightning.rewards import Searchable
 from optuna_nis.lightning.training import Training, evaluate, train
 from optuna_nis.models import (
+    CrossRankingModule,
     EmbeddingModule,
     RankingModule,
     RetrievalModule,
+    SequenceModule,
     reference_model,
 )
 from optuna_nis.nn import warm_start
@@ -34,6 +36,7 @@ from optuna_nis.strategy.shortlist import Candidate
 
 __all__ = [
     "Candidate",
+    "CrossRankingModule",
     "DataConfig",
     "EmbeddingModule",
     "FoundSizes",
@@ -43,6 +46,7 @@ __all__ = [
     "RetrievalModule",
     "SearchPlan",
     "Searchable",
+    "SequenceModule",
     "Training",
     "evaluate",
     "export_model",

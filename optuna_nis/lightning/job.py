@@ -28,6 +28,9 @@ from optuna_nis.study.settings import save_once
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
 
+# Splits of which no training row has a target of the others in its sequence.
+_IN_TIME = ("chronological", "leave-one-out")
+
 
 def search(
     study: Study,
@@ -70,7 +73,8 @@ def search(
         checkpoint_dir: As in :func:`search_sizes`.
         shard: Train on a part of the training rows only, ``(index, count)`` with the index from 0;
             ids and validation are those of all rows.
-        **model_options: Arguments of the reference model; the study keeps them.
+        **model_options: Arguments of the reference model; the study keeps them. Where rows are
+            split in time, ``model="sasrec"`` is trained on every position of the sequences.
 
     Returns:
         The best allocation.
@@ -93,6 +97,8 @@ def search(
         check_folder("checkpoint_dir", checkpoint_dir)
     datamodule = read_data(study, data, withhold_test=True, progress=progress)
     datamodule.shard = shard
+    if model_options.get("model") == "sasrec":
+        model_options.setdefault("every_position", datamodule.split in _IN_TIME)
     build = reference_model(datamodule.features, **model_options)
     space = SearchSpace(build.specs(embedding_dim), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.batches import Batch
 from optuna_nis.data.features import LABEL
-from optuna_nis.models import EmbeddingModule, RetrievalModule
+from optuna_nis.models import EmbeddingModule
+from optuna_nis.models.items import ItemsModule
 from optuna_nis.study.cautions import Part
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
@@ -31,7 +32,7 @@ def parts_of_data(
         test = name == "test"
         loader = datamodule.test_dataloader() if test else datamodule.val_dataloader()
         metric = model.metric_name if test else model.monitor_name
-        if isinstance(model, RetrievalModule):
+        if isinstance(model, ItemsModule):
             parts[name] = retrieval_part(loader, metric, model.top_k[0] if test else None)
         else:
             parts[name] = ranking_part(loader, metric)

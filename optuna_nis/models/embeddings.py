@@ -44,8 +44,8 @@ class FeatureEmbeddings(nn.Module):
 
     Raises:
         TypeError: If ``tables`` is neither.
-        ValueError: If no feature is left, the widths seen downstream differ between features, or a
-            bag is unknown; in the forward pass if ids have the wrong number of dimensions.
+        ValueError: If the widths seen downstream differ between features, or a bag is unknown; in
+            the forward pass if ids have the wrong number of dimensions.
 
     Shapes:
         - batch: for every feature ``(batch,)``, or ``(batch, length)`` for bags
@@ -75,11 +75,6 @@ class FeatureEmbeddings(nn.Module):
                 self.layers.append(kind(table, init_std=init_std))
             self.names.append(name)
             widths.add(table.embedding_dim)
-        if not self.names:
-            raise ValueError(
-                f"`tables` must have a feature besides those of outputs, {sorted(leave_out)}, "
-                "got no other."
-            )
         if unknown := set(bags) - set(self.names):
             raise ValueError(f"`bags` names unknown features {sorted(unknown)}.")
         if len(widths) > 1:
@@ -87,7 +82,7 @@ class FeatureEmbeddings(nn.Module):
                 "All features must have the same `embedding_dim` in this model, got "
                 f"{sorted(widths)}."
             )
-        self.embedding_dim = widths.pop()
+        self.embedding_dim = widths.pop() if widths else 0
         self._bags = sorted(bags)
         self._shapes = {
             name: ("batch", "length") if name in bags else ("batch",) for name in self.names

@@ -50,7 +50,11 @@ def softmax_loss(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
 
 
 def sampled_softmax_loss(
-    vectors: Tensor, items: Items, labels: Tensor, num_sampled: int
+    vectors: Tensor,
+    items: Items,
+    labels: Tensor,
+    num_sampled: int,
+    certain: Tensor | None = None,
 ) -> Tensor:
     """Estimate of :func:`softmax_loss` from some of the items.
 
@@ -65,24 +69,36 @@ def sampled_softmax_loss(
         items: As in :func:`softmax_loss`.
         labels: As in :func:`softmax_loss`.
         num_sampled: Number of items drawn, with torch's generator.
+        certain: Index of an item that each example is compared with for certain, shape
+            ``(batch,)``, negative for none: one that the model is prone to take for the target
+            and that is seldom drawn.
     """
     span = math.log(items.out_features + 1)
     drawn = torch.rand(num_sampled, device=labels.device).mul_(span).exp_().long() - 1
     # Rounding may reach one past the last item.
     drawn.clamp_(max=items.out_features - 1)
     expected = num_sampled * ((drawn + 2) / (drawn + 1)).log() / span
+    each = [labels] if certain is None else [labels, certain]
     losses = []
     with full_precision(vectors):
-        for rows, own, others, targets in _some(vectors, items, labels, drawn):
+        for rows, own, others, targets, *more in _some(vectors, items, drawn, *each):
             logits = own @ others.weight.T + (others.bias - expected.log())
             logits = logits.masked_fill(drawn == labels[rows].unsqueeze(1), -math.inf)
-            target = (own * targets.weight).sum(1, keepdim=True) + targets.bias[:, None]
-            losses.append(torch.cat([target, logits], 1).logsumexp(1) - target.squeeze(1))
+            target = _one_each(own, targets)
+            compared = [target, logits]
+            if certain is not None:
+                ids = certain[rows].unsqueeze(1)
+                compared[1] = logits.masked_fill(drawn == ids, -math.inf)
+                left_out = (ids < 0) | (ids == labels[rows].unsqueeze(1))
+                compared.append(_one_each(own, *more).masked_fill(left_out, -math.inf))
+            losses.append(torch.cat(compared, 1).logsumexp(1) - target.squeeze(1))
     known = labels >= 0
     return torch.cat(losses).where(known, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def target_ranks(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
+def target_ranks(
+    vectors: Tensor, items: Items, labels: Tensor, left_out: Tensor | None = None
+) -> Tensor:
     """Number of items whose logit is at least that of the target: 0 if the target is the best.
 
     Args:
@@ -90,12 +106,14 @@ def target_ranks(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
         items: As in :func:`softmax_loss`.
         labels: As in :func:`softmax_loss`; a negative one is a target that is no item and ranks
             after all of them.
+        left_out: As in :func:`without`.
 
     Returns:
         Shape ``(batch,)``, integers.
     """
+    labels = _asked_for(labels, left_out)
     ranks = []
-    for rows, logits in _logits(vectors, items):
+    for rows, logits in _logits(vectors, items, left_out):
         target = logits.gather(1, labels[rows].clamp(min=0).unsqueeze(1))
         # Comparing into floats is many times as fast as summing booleans.
         lower = torch.lt(logits, target, out=torch.empty_like(logits)).sum(1)
@@ -103,7 +121,13 @@ def target_ranks(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
     return torch.cat(ranks).masked_fill(labels < 0, items.out_features)
 
 
-def estimated_ranks(vectors: Tensor, items: Items, labels: Tensor, num_ranked: int) -> Tensor:
+def estimated_ranks(
+    vectors: Tensor,
+    items: Items,
+    labels: Tensor,
+    num_ranked: int,
+    left_out: Tensor | None = None,
+) -> Tensor:
     """Estimate of :func:`target_ranks` from some of the items.
 
     Items are cut by their index into at most ``num_ranked`` runs whose lengths grow with it, so
@@ -115,35 +139,55 @@ def estimated_ranks(vectors: Tensor, items: Items, labels: Tensor, num_ranked: i
         items: As in :func:`target_ranks`.
         labels: As in :func:`target_ranks`.
         num_ranked: Largest number of items that each target is compared with.
+        left_out: As in :func:`without`.
 
     Returns:
         Shape ``(batch,)``, floats.
     """
+    labels = _asked_for(labels, left_out)
     total = items.out_features
     cuts = np.expm1(np.linspace(0, math.log1p(total), num_ranked + 1))
     edges = torch.from_numpy(np.unique(np.rint(cuts).astype(np.int64)))
     middle = ((edges[:-1] + edges[1:] - 1) // 2).to(labels.device)
     ranks = []
     with full_precision(vectors):
-        for run, own, others, targets in _some(vectors, items, labels, middle):
+        for run, own, others, targets in _some(vectors, items, middle, labels):
             lengths = edges.diff().to(own)
             known = labels[run].clamp(min=0)
-            target = (own * targets.weight).sum(1) + targets.bias
+            target = _one_each(own, targets).squeeze(1)
             for rows in _chunks(len(own), len(middle)):
                 logits = torch.addmm(others.bias, own[rows], others.weight.T)
                 below = torch.lt(logits, target[rows, None], out=torch.empty_like(logits))
                 below.masked_fill_(middle == known[rows, None], 1.0)
+                if left_out is not None:
+                    seen = left_out[run][rows].unsqueeze(2) == middle
+                    below.masked_fill_(seen.any(1), 1.0)
                 ranks.append(total - below @ lengths)
     return torch.cat(ranks).masked_fill(labels < 0, total)
 
 
-def top_items(vectors: Tensor, items: Items, k: int) -> Tensor:
+def top_items(vectors: Tensor, items: Items, k: int, left_out: Tensor | None = None) -> Tensor:
     """The ``k`` items with the largest logits, best first.
 
     Returns:
         Indices of shape ``(batch, k)``.
     """
-    return torch.cat([logits.topk(k).indices for _, logits in _logits(vectors, items)])
+    return torch.cat([logits.topk(k).indices for _, logits in _logits(vectors, items, left_out)])
+
+
+def without(logits: Tensor, left_out: Tensor | None) -> Tensor:
+    """Logits that are minus infinity for some items of each example.
+
+    Args:
+        logits: Shape ``(batch, items)``.
+        left_out: Indices of items, shape ``(batch, n)``; their number is none. None leaves
+            nothing out.
+    """
+    if left_out is None:
+        return logits
+    none = left_out == logits.shape[1]
+    lowest = torch.where(none, math.inf, -math.inf).to(logits.dtype)
+    return logits.scatter_reduce(1, left_out.masked_fill(none, 0), lowest, "amin")
 
 
 class _Rows(NamedTuple):
@@ -153,10 +197,17 @@ class _Rows(NamedTuple):
     bias: Tensor
 
 
+def _asked_for(labels: Tensor, left_out: Tensor | None) -> Tensor:
+    """Labels, those that are left out as of no item: they are never found."""
+    if left_out is None:
+        return labels
+    return labels.masked_fill((left_out == labels.unsqueeze(1)).any(1), -1)
+
+
 def _some(
-    vectors: Tensor, items: Items, labels: Tensor, others: Tensor
-) -> Iterator[tuple[slice, Tensor, _Rows, _Rows]]:
-    """For each run of a batch which it is, its vectors, and the rows of others and of targets."""
+    vectors: Tensor, items: Items, shared: Tensor, *each: Tensor
+) -> Iterator[tuple[Any, ...]]:
+    """For each run of a batch which it is, its vectors, and rows: shared ones, of each example."""
     bias = _precise_bias(items)
     if isinstance(items, nn.Linear):
         runs, look_up = 1, items.weight.to(bias.dtype).__getitem__
@@ -167,11 +218,16 @@ def _some(
     size = len(vectors) // runs
     rows = [
         map(_Rows, look_up(ids).to(bias.dtype), bias[ids])
-        for ids in (others.expand(runs, -1), labels.clamp(min=0).view(runs, size))
+        for ids in (shared.expand(runs, -1), *(ids.clamp(min=0).view(runs, size) for ids in each))
     ]
     for run, found in enumerate(zip(*rows)):
         where = slice(run * size, (run + 1) * size)
         yield where, vectors[where].to(bias.dtype), *found
+
+
+def _one_each(vectors: Tensor, rows: _Rows) -> Tensor:
+    """The logit of one item for each vector, of shape ``(batch, 1)``."""
+    return (vectors * rows.weight).sum(1, keepdim=True) + rows.bias.unsqueeze(1)
 
 
 def _all(vectors: Tensor, items: Items) -> Iterator[tuple[slice, Tensor, _Rows]]:
@@ -192,13 +248,16 @@ def _precise_bias(items: Items) -> Tensor:
     return items.bias.to(torch.promote_types(items.bias.dtype, torch.float32))
 
 
-def _logits(vectors: Tensor, items: Items) -> Iterator[tuple[slice, Tensor]]:
+def _logits(
+    vectors: Tensor, items: Items, left_out: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
     """The logits of some rows at a time, and which these are."""
     with full_precision(vectors):
         for run, own, every in _all(vectors, items):
             for rows in _chunks(len(own), items.out_features):
                 where = slice(run.start + rows.start, min(run.start + rows.stop, run.stop))
-                yield where, functional.linear(own[rows], *every)
+                hidden = None if left_out is None else left_out[where]
+                yield where, without(functional.linear(own[rows], *every), hidden)
 
 
 class _SoftmaxLoss(torch.autograd.Function):

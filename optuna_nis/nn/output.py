@@ -22,11 +22,13 @@ class OutputLayer(OfFields):
         in_features: Width of the vectors.
         out_features: Number of ids.
         bias: A number for each id, or None.
+        tied: Whether the model looks ids up in the tables, too, without a layer of its own for it.
     """
 
     in_features: int
     out_features: int
     bias: nn.Parameter | None
+    tied: bool = False
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Logits of all ids."""
@@ -245,7 +247,7 @@ def output_features(model: nn.Module) -> set[str]:
         if isinstance(layer, OfFields):
             lists.add(id(layer.fields))
             names = {field.name for field in layer.field_layers()}
-            if isinstance(layer, OutputLayer):
+            if isinstance(layer, OutputLayer) and not layer.tied:
                 outputs |= names
             else:
                 others |= names

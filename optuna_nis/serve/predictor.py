@@ -15,7 +15,8 @@ import torch
 
 from optuna_nis._checks import check_folder
 from optuna_nis.data import Features
-from optuna_nis.models import EmbeddingModule, RetrievalModule, reference_model
+from optuna_nis.models import EmbeddingModule, reference_model
+from optuna_nis.models.items import ItemsModule
 from optuna_nis.serve import quantize, to_dense
 from optuna_nis.space.allocation import Allocation
 
@@ -87,7 +88,7 @@ class Predictor:
             for batch in self.features.encode_batches(frame, batch_size):
                 parts.append(self.model.predict_step(batch).cpu().numpy())
         if not parts:
-            width = (max(self.model.top_k),) if isinstance(self.model, RetrievalModule) else ()
+            width = (max(self.model.top_k),) if isinstance(self.model, ItemsModule) else ()
             return np.empty((0, *width))
         found = np.concatenate(parts)
         if self.features.targets is None:

@@ -102,6 +102,51 @@ def test_a_study_keeps_the_options_of_the_model(
         search(study, data, **FAST)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="session")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """Users who go on to the next item or the one after it; the latest item is the last."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(150):
+        items = (rng.integers(30) + rng.integers(1, 3, 8).cumsum()) % 30
+        rows += [(items[:n].tolist(), items[n], n) for n in range(1, 8)]
+    path = tmp_path_factory.mktemp("data") / "sequences.parquet"
+    pd.DataFrame(rows, columns=["history", "item", "time"]).to_parquet(path)
+    return DataConfig(
+        table=str(path), task="retrieval", label="item", bags={"history": None}, time="time"
+    )
+
+
+@pytest.mark.parametrize(("model", "gained"), [("dcn", "ROC-AUC"), ("sasrec", "MRR")])
+def test_another_model_is_searched_and_retrained(
+    model: str,
+    gained: str,
+    data: DataConfig,
+    sequences: DataConfig,
+    study: optuna.Study,
+    tmp_path: Path,
+) -> None:
+    config = sequences if model == "sasrec" else data
+    best = search(study, config, **FAST, model=model, learning_rate=0.01)  # type: ignore[arg-type]
+    tables = ["items"] if model == "sasrec" else ["user", "city", "genres"]
+    assert list(best) == tables
+    assert metric_of(study) == gained
+    results = retrain(study, seeds=[0], max_epochs=2, output=str(tmp_path))
+    assert [result.name for result in results] == ["nis", "uniform", "full"]
+    predictor = Predictor.load(tmp_path)
+    options = {"model": model, "learning_rate": 0.01}
+    assert predictor.model.options.items() >= options.items()
+    if model == "sasrec":
+        # The rows are split in time.
+        assert predictor.model.options["every_position"]
+        found = predictor.predict(pd.DataFrame({"history": [[3, 4, 6], [20], []]}))
+        assert found.shape == (3, 30)
+    with pytest.raises(
+        ValueError, match=rf"other model options, with model '{model}' \(now unset"
+    ):
+        search(study, config, **FAST)  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_retrieval_on_flights(study: optuna.Study, tmp_path: Path) -> None:
     data = DataConfig(dataset="flights", task="retrieval", max_rows=4_000)

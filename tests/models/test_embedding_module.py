@@ -6,7 +6,12 @@ import pytest
 from users_and_genres import SPACE, SPECS, batch_of
 
 from optuna_nis import EmbeddingSpec, SearchSpace
-from optuna_nis.models import RankingModule, RetrievalModule
+from optuna_nis.models import (
+    CrossRankingModule,
+    RankingModule,
+    RetrievalModule,
+    SequenceModule,
+)
 
 
 def test_bad_arguments() -> None:
@@ -39,7 +44,12 @@ def test_a_bad_option_is_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RankingModule(SPACE, **options)
     with pytest.raises(ValueError, match=message):
+        CrossRankingModule(SPACE, **options)
+    with pytest.raises(ValueError, match=message):
         RetrievalModule(SPACE, num_classes=2, **options)
+    if "hidden" not in options:
+        with pytest.raises(ValueError, match=message):
+            SequenceModule(SPACE, sequence="genres", num_classes=60, items="user", **options)
 
 
 @pytest.mark.parametrize("bags", [(), ("user", "genres")])

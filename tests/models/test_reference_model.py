@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from optuna_nis import SearchSpace
+from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.data import Features, Task
-from optuna_nis.models import RetrievalModule, reference_model
+from optuna_nis.models import RetrievalModule, SequenceModule, reference_model
 from optuna_nis.serve.predictor import Predictor
 
 
@@ -56,7 +57,77 @@ def test_items_among_the_features_keep_their_name() -> None:
     assert model.output_features == ()
 
 
+SEQUENCES = pd.DataFrame(
+    {
+        "history": [["b"], ["b", "a"], ["c", "old"], ["a", "b", "c"]],
+        "text": ["b", "b|a", "c|old", "a|b|c"],
+        "sex": ["f", "m", "f", "m"],
+    }
+)
+TARGETS = pd.Series(["b", "b", "a", "c"])
+
+
+def _sequences(*columns: str, **options: Any) -> Features:
+    separators = {"history": None, "text": "|"}
+    return Features.fit(
+        SEQUENCES[list(columns)],
+        task="retrieval",
+        targets=TARGETS,
+        separators={name: separators[name] for name in columns if name in separators},
+        **options,
+    )
+
+
+@pytest.mark.parametrize("column", ["history", "text"])
+@pytest.mark.parametrize("bag_keep", ["first", "last"])
+def test_a_sequence_is_one_of_the_items(column: str, bag_keep: Any) -> None:
+    features = _sequences(column, "sex", bag_keep=bag_keep, max_bag_length=7)
+    build = reference_model(features, model="sasrec", dropout=0.5)
+    specs = build.specs(8)
+    assert [(spec.name, spec.num_embeddings) for spec in specs] == [("sex", 2), ("items", 3)]
+    model = build(SearchSpace(specs))
+    assert isinstance(model, SequenceModule)
+    assert model.options == {"model": "sasrec", "dropout": 0.5}
+    assert (model.latest_first, len(model.places)) == (bag_keep == "first", 7)
+    items = model._items_of(features.encode(SEQUENCES[2:]))
+    found = [[(*features.targets.values, None)[i] for i in row] for row in items.tolist()]  # type: ignore[union-attr]
+    latest_first = [["c", None, None], ["a", "b", "c"]]
+    assert found == (latest_first if bag_keep == "first" else [["c", None, None], ["c", "b", "a"]])
+
+
+def test_a_sequence_is_one_of_whole_numbers_too() -> None:
+    frame = pd.DataFrame({"history": ["7", "7|8", "9|8"]})
+    targets = pd.Series([7, 7, 9])
+    features = Features.fit(frame, task="retrieval", targets=targets, separators={"history": "|"})
+    model = reference_model(features, model="sasrec")(SearchSpace([EmbeddingSpec("items", 2, 8)]))
+    assert isinstance(model, SequenceModule)
+    assert model._items_of(features.encode(frame)).tolist() == [[0, 2], [0, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("columns", [("sex",), ("history", "text", "sex")])
+def test_a_sequence_that_is_not_plain_is_asked_for(columns: tuple[str, ...]) -> None:
+    features = _sequences(*columns)
+    with pytest.raises(ValueError, match=r"`sequence` must name a bag .* targets.* got None"):
+        reference_model(features, model="sasrec")
+    with pytest.raises(ValueError, match=r"`sequence` must name a bag .*got 'sex'"):
+        reference_model(features, model="sasrec", sequence="sex")
+    if "text" in columns:
+        build = reference_model(features, model="sasrec", sequence="text")
+        assert [spec.name for spec in build.specs()] == ["history", "sex", "items"]
+
+
+@pytest.mark.parametrize(("task", "known"), [("ranking", "dcn"), ("retrieval", "sasrec")])
+def test_a_model_of_another_task_is_refused(task: Task, known: str) -> None:
+    targets = TARGETS if task == "retrieval" else None
+    features = Features.fit(SEQUENCES[["sex"]], task=task, targets=targets)
+    for model in ("nothing", "dcn" if task == "retrieval" else "sasrec"):
+        with pytest.raises(ValueError, match=f"`model` must be .* or '{known}' .*'{task}', got"):
+            reference_model(features, model=model)
+
+
 def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="`search_items` must be True for 'sasrec'"):
+        reference_model(_sequences("history"), model="sasrec", search_items=False)
     ranking = Features.fit(pd.DataFrame({"user": [1, 2]}), task="ranking")
     for search_items in (True, False):
         with pytest.raises(ValueError, match='`search_items` is for the task "retrieval"'):
@@ -75,6 +146,26 @@ def test_models_with_items_are_kept_and_served(tables: Any, tmp_path: Path) -> N
     rows = pd.DataFrame({"user": [3, 1, 2, 9]})
     predictor.with_tables(tables).save(tmp_path)
     assert (Predictor.load(tmp_path).predict(rows) == predictor.predict(rows)).all()
+
+
+@pytest.mark.parametrize("tables", ["multi-size", "dense", "float16"])
+def test_sequences_and_crosses_are_kept_and_served(tables: Any, tmp_path: Path) -> None:
+    for name, features in (
+        ("sasrec", _sequences("history", "sex")),
+        ("dcn", Features.fit(SEQUENCES[["sex"]], task="ranking")),
+    ):
+        build = reference_model(features, model=name, init_std=0.5)
+        space = SearchSpace(build.specs(4), budget=0.8)
+        sizes = space.sample(np.random.default_rng(0), space.budget)
+        predictor = Predictor(build(sizes), sizes, features)
+        rows = SEQUENCES.assign(history=[["a", "new"], [], ["b", "c", "a"], ["c", "b"]])
+        expected = predictor.model(features.encode(rows)).detach()
+        served = predictor.with_tables(tables)
+        served.save(tmp_path)
+        again = Predictor.load(tmp_path)
+        found = again.model(features.encode(rows)).detach()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+        assert (again.predict(rows) == served.predict(rows)).all()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import label_ranking_average_precision_score
+from sklearn.metrics import label_ranking_average_precision_score, ndcg_score
 import torch
 from torch.utils.data import DataLoader, Dataset
 from users_and_genres import SPACE, SPECS, batch_of
@@ -45,6 +45,30 @@ def test_retrieval_quality_is_the_mean_reciprocal_rank_of_each_choice() -> None:
             relevant[known], model(batch).detach()[known]
         )
         assert quality.item() == pytest.approx(expected * known.mean())
+
+
+@pytest.mark.parametrize("num_classes", [7, 40])
+def test_the_scores_of_the_test_are_those_of_their_names(num_classes: int) -> None:
+    torch.manual_seed(0)
+    model = RetrievalModule(SPACE.full(), num_classes=num_classes, bags={"genres"}, init_std=1.0)
+    batch = batch_of(64) | {"label": torch.arange(64) % num_classes}
+    batch["label"][:8] = UNSEEN_TARGET
+    loader = DataLoader([batch], batch_size=None)
+    (logged,) = quiet_trainer().test(model, loader, verbose=False)
+    (also,) = quiet_trainer().validate(model, loader, verbose=False)
+    logits, label = model(batch)[8:].detach(), batch["label"][8:]
+    relevant = torch.nn.functional.one_hot(label, num_classes)
+    places = (logits.argsort(1, descending=True) == label.unsqueeze(1)).nonzero()[:, 1]
+    expected = {
+        "metric": (places == 0).float().mean().item(),
+        "ndcg@10": ndcg_score(relevant, logits, k=10),
+        "mrr": label_ranking_average_precision_score(relevant, logits),
+    }
+    if num_classes > 10:
+        expected["recall@10"] = (places < 10).float().mean().item()
+    for name, score in expected.items():
+        for part, found in (("test", logged), ("val", also)):
+            assert found[f"{part}_{name}"] == pytest.approx(score * 56 / 64, rel=1e-5)
 
 
 @pytest.mark.parametrize("num_sampled", [None, 3])
@@ -155,7 +179,7 @@ def test_a_table_of_items_that_does_not_fit_is_told() -> None:
         RetrievalModule(WITH_ITEMS, num_classes=60, hidden=(16, 3))
     with pytest.raises(ValueError, match="`hidden` must hold the width of at least one layer"):
         RetrievalModule(WITH_ITEMS, num_classes=60, hidden=())
-    with pytest.raises(ValueError, match=r"must have a feature besides those of outputs.*items"):
+    with pytest.raises(ValueError, match=r"must have a feature besides .*items"):
         RetrievalModule(SearchSpace([ITEMS]), num_classes=60, hidden=(16, 4))
 
 

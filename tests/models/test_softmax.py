@@ -15,6 +15,7 @@ from optuna_nis.models.softmax import (
     softmax_loss,
     target_ranks,
     top_items,
+    without,
 )
 from optuna_nis.nn import MultiSizeLinear, SupernetLinear, set_choices
 
@@ -85,6 +86,25 @@ def test_sampled_softmax_estimates_the_sum_without_bias() -> None:
             assert (sums.mean() - exact[row]).abs() < 4 * sums.std() / 1000**0.5
 
 
+def test_items_that_are_certain_leave_the_sum_without_bias() -> None:
+    vectors, items, labels = made(5, 40)
+    certain = torch.tensor([7, -100, 0, 39, int(labels[4])])
+
+    with torch.no_grad():
+        target = items(vectors).gather(1, labels.unsqueeze(1)).squeeze(1)
+        exact = items(vectors).logsumexp(1).exp()
+        for row in range(5):
+            one = slice(row, row + 1)
+            example = vectors[one], items, labels[one], 8, certain[one]
+            losses = torch.stack([sampled_softmax_loss(*example) for _ in range(1000)])
+            sums = (losses + target[row]).exp()
+            assert (sums.mean() - exact[row]).abs() < 4 * sums.std() / 1000**0.5
+    # Nothing but the target and one other is left of a table of two.
+    vectors, items, labels = made(3, 2)
+    loss = sampled_softmax_loss(vectors, items, labels, 4, 1 - labels)
+    torch.testing.assert_close(loss, functional.cross_entropy(items(vectors), labels))
+
+
 def test_sampled_softmax_tends_to_the_full_one() -> None:
     vectors, items, labels = made(6, 40)
     parameters = [vectors, *items.parameters()]
@@ -120,6 +140,24 @@ def test_estimated_ranks_are_exact_if_all_items_are_compared(
     vectors, items, labels = made(rows, num_items, seed)
     found = estimated_ranks(vectors, items, labels, 1000)
     assert found.tolist() == target_ranks(vectors, items, labels).tolist()
+
+
+def test_items_that_are_left_out_are_not_ranked() -> None:
+    vectors, items, labels = made(6, 9)
+    left_out = torch.tensor([[9, 9], [0, 9], [3, 3], [0, 8], [9, 5], [1, 2]])
+    labels = (left_out[:, 1] + 1) % 9
+    logits = items(vectors).detach()
+    for row, ids in enumerate(left_out.tolist()):
+        for each in set(ids) - {9}:
+            logits[row, each] = -torch.inf
+    torch.testing.assert_close(without(items(vectors), left_out), logits)
+    ranks = (logits >= logits.gather(1, labels.unsqueeze(1))).sum(1) - 1
+    # The target is left out itself.
+    assert labels[3] in left_out[3]
+    ranks[3] = 9
+    assert target_ranks(vectors, items, labels, left_out).tolist() == ranks.tolist()
+    assert estimated_ranks(vectors, items, labels, 99, left_out).tolist() == ranks.tolist()
+    assert torch.equal(top_items(vectors, items, 7, left_out), logits.topk(7).indices)
 
 
 def test_estimated_ranks_are_close_to_those_among_all_items() -> None:

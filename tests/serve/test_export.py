@@ -59,6 +59,31 @@ def test_a_folder_that_predicts(form: str, tmp_path: Path) -> None:
         export_model(tmp_path / "served", form, tmp_path / "again")
 
 
+@pytest.mark.slow
+def test_sequences_of_any_length_as_onnx_and_torch_export(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    frame = pd.DataFrame({"history": [[i % 7, (2 * i) % 7, 99 + i % 2] for i in range(50)]})
+    features = Features.fit(
+        frame, task="retrieval", separators={"history": None}, targets=frame.index.to_series() % 7
+    )
+    sizes = Allocation([TableAllocation("items", 7, 8, (Tier(2, 8), Tier(4, 3)))])
+    model = reference_model(features, model="sasrec", init_std=0.5, num_blocks=1, max_length=5)(
+        sizes
+    )
+    Predictor(model, sizes, features).save(tmp_path / "model")
+    for form in ("onnx", "torch-export"):
+        export_model(tmp_path / "model", form, tmp_path)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for length in (1, 9):
+        long = [3, 98, 5, 1, 2, 0, 4, 6, 100][:length]
+        batch = features.encode(pd.DataFrame({"history": [long, [], [6]]}))
+        expected = model(batch).detach()
+        torch.testing.assert_close(program(batch), expected)
+        (found,) = session.run(None, {"history": batch["history"].numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
 @pytest.mark.parametrize("task", ["ranking", "retrieval"])
 def test_onnx_and_torch_export(task: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
