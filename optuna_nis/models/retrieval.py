@@ -153,12 +153,13 @@ class RetrievalModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over the items and the penalty of the embeddings."""
         rows = self.embeddings(batch)
+        return self._loss(rows, batch) + self._penalty(rows)
+
+    def _loss(self, rows: Tensor, batch: Batch) -> Tensor:
         vectors, labels = self._vectors(rows), batch["label"]
         if self.num_sampled < self.items.out_features:
-            loss = sampled_softmax_loss(vectors, self.items, labels, self.num_sampled)
-        else:
-            loss = softmax_loss(vectors, self.items, labels)
-        return loss + self._penalty(rows)
+            return sampled_softmax_loss(vectors, self.items, labels, self.num_sampled)
+        return softmax_loss(vectors, self.items, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Recall@k and mean reciprocal rank over the whole part."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -11,7 +11,7 @@ from optuna_nis.strategy.candidates import Scoring
 from optuna_nis.strategy.pricing import Pricing
 
 Request: TypeAlias = Scoring | Pricing
-Answer: TypeAlias = Sequence[float] | Sequence[Gradients] | None
+Answer: TypeAlias = Sequence[float] | Sequence[Sequence[Gradients]] | None
 Work: TypeAlias = Generator[Request, Any, None]
 
 
@@ -58,10 +58,10 @@ class Asking:
 
 def _checked(request: Request, answer: Answer) -> Answer:
     if isinstance(request, Pricing):
-        if answer is not None and not all(isinstance(each, Mapping) for each in answer):
+        if answer is not None and not all(isinstance(each, Sequence) for each in answer):
             raise ValueError(
-                "The answer to a `Pricing` must be the gradients of each of its paths, as "
-                f"`mask_gradients` gives them, or None, got {answer!r}."
+                "The answer to a `Pricing` must be what `mask_gradients` gives for each of its "
+                f"batches, or None, got {answer!r}."
             )
         return answer
     values = [float(quality) for quality in answer or ()]  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,9 @@ from optuna_nis.strategy.block_values import (
     path_around,
     random_path,
 )
-from optuna_nis.strategy.plan import SearchPlan
 
+# Paths that share a batch where several choices may.
+_SIDE_BY_SIDE = 8
 # A column that fewer paths around a choice have changed is worth what it is anywhere else.
 _LEAST_PATHS = 4
 
@@ -28,92 +29,119 @@ class Pricing:
     """Points of paths between choices at which a search asks for the gradients of the loss.
 
     Attributes:
-        paths: The paths, each with a point.
-        num_examples: For each take the next so many validation examples, going over them again and
-            again.
+        batches: For each of some batches of validation data the paths that it is shared among, in
+            equal runs.
+        num_examples: Examples of a batch, the next ones each time, going over them again and
+            again; None is a batch of any size.
     """
 
-    paths: tuple[Path, ...]
-    num_examples: int
+    batches: tuple[tuple[Path, ...], ...]
+    num_examples: int | None
 
-    def values(self, space: SearchSpace, gradients: Sequence[Gradients]) -> BlockValues:
-        """What the gradients at the points say of the blocks.
+    def flat(self, answer: Sequence[Sequence[Gradients]]) -> Iterator[tuple[Path, Gradients]]:
+        """Each path with its gradients.
 
         Args:
-            space: The tables.
-            gradients: For each path those of all features, as :meth:`BlockValues.add` takes them.
+            answer: For each batch what :func:`~optuna_nis.nn.mask_gradients` gives.
 
         Raises:
-            ValueError: If they are not one for each path, or not of the shape of the tables.
+            ValueError: If there is not one for each batch and path.
         """
-        if len(gradients) != len(self.paths):
+        wanted, got = [len(paths) for paths in self.batches], [len(each) for each in answer]
+        if wanted != got:
             raise ValueError(
-                f"The gradients must be one mapping for each of {len(self.paths)} paths, got "
-                f"{len(gradients)}."
+                f"The gradients must be those of {len(wanted)} batches of {wanted[0]} paths each, "
+                f"got {len(got)}{f' of {got[0]}' if got else ''}."
             )
-        found = BlockValues(space)
-        for path, each in zip(self.paths, gradients):
-            found.add(path, each)
-        return found
+        for paths, gradients in zip(self.batches, answer):
+            yield from zip(paths, gradients)
 
 
-def by_values(
-    spaces: Sequence[SearchSpace],
-    plan: SearchPlan,
-    rng: np.random.Generator,
-    share: Callable[[list[Allocation]], list[Allocation]] = lambda made: made,
-) -> Generator[Pricing, Sequence[Gradients] | None, list[list[Allocation]]]:
-    """Ask for gradients; for each of some budgets, propose what is worth most.
+class Pricer:
+    """Asks for gradients and proposes, for each of some budgets, what is worth most.
 
-    At first blocks are priced on paths between random choices near the budget, then on paths
-    around what was found for it, and for the smaller ones.
+    At first blocks are priced on paths between random choices near each budget, then on paths
+    around what was found for it.
 
     Args:
         spaces: The space under each of the budgets, the largest first.
-        plan: The numbers of its fields that begin with ``price``.
         rng: Source of randomness, the same in all processes.
-        share: Gives what the first of several processes has found to all of them.
-
-    Returns:
-        For each budget some choices; none if there are no gradients, told by None.
+        num_examples: Examples of a batch; None if they cannot be told apart.
+        side_by_side: Whether several choices may share a batch.
     """
-    space = spaces[0]
-    proposals: list[list[Allocation]] = [[] for _ in spaces]
-    everywhere: dict[str, FloatArray] = {}
-    for number, count in enumerate(plan.price_paths):
-        if number == 0:
-            paths = [random_path(space, rng) for _ in range(count)]
-        else:
-            centers = [space.widths(own[-1]) for own in proposals]
-            paths = [path_around(space, center, rng) for center in centers for _ in range(count)]
-        pricing = Pricing(tuple(paths), plan.price_examples)
-        gradients = yield pricing
-        if gradients is None:
-            return [[] for _ in spaces]
-        if number == 0:
-            everywhere = pricing.values(space, gradients).means()
-            near = [everywhere for _ in spaces]
-        else:
-            parts = (slice(n * count, (n + 1) * count) for n in range(len(spaces)))
-            near = [
-                _values_near(space, Pricing(pricing.paths[part], 0), gradients[part], everywhere)
-                for part in parts
+
+    def __init__(
+        self,
+        spaces: Sequence[SearchSpace],
+        rng: np.random.Generator,
+        *,
+        num_examples: int | None,
+        side_by_side: bool,
+    ) -> None:
+        self._spaces = spaces
+        self._rng = rng
+        self._num_examples = num_examples
+        self._size = _SIDE_BY_SIDE if side_by_side and num_examples is not None else 1
+
+    def proposals(
+        self,
+        batches: Sequence[int],
+        share: Callable[[list[Allocation]], list[Allocation]] = lambda made: made,
+    ) -> Generator[Pricing, Sequence[Sequence[Gradients]] | None, list[list[Allocation]]]:
+        """Ask for gradients, and propose.
+
+        Args:
+            batches: Batches for each budget: between random choices, then around what was found
+                for it, as often as there are numbers.
+            share: Gives what the first of several processes has found to all of them.
+
+        Returns:
+            For each budget some choices; none if there are no gradients, told by None.
+        """
+        found: list[list[Allocation]] = [[] for _ in self._spaces]
+        known: list[dict[str, FloatArray]] = [{} for _ in self._spaces]
+        for count in batches:
+            each = count * self._size
+            paths = [
+                self._paths(space, own[-1] if own else None, each)
+                for space, own in zip(self._spaces, found)
             ]
-        found = share([each.most_valuable(own) for each, own in zip(spaces, near)])
-        for own, choice in zip(proposals, found):
-            own.append(choice)
-    return [[c for c in dict.fromkeys(own) if c.num_parameters] for own in proposals]
+            answer = yield (pricing := self._pricing(paths))
+            if answer is None:
+                return [[] for _ in self._spaces]
+            rows = list(pricing.flat(answer))
+            for number, space in enumerate(self._spaces):
+                values = _values(space, rows[number * each : (number + 1) * each])
+                known[number] = _combined(values, known[number])
+            made = share([s.most_valuable(own) for s, own in zip(self._spaces, known)])
+            for own, choice in zip(found, made):
+                own.append(choice)
+        return [[c for c in dict.fromkeys(own) if c.num_parameters] for own in found]
+
+    def _paths(self, space: SearchSpace, center: Allocation | None, count: int) -> list[Path]:
+        if center is None:
+            return [random_path(space, self._rng) for _ in range(count)]
+        widths = space.widths(center)
+        return [path_around(space, widths, self._rng) for _ in range(count)]
+
+    def _pricing(self, paths: Sequence[Sequence[Path]]) -> Pricing:
+        flat = [path for own in paths for path in own]
+        starts = range(0, len(flat), self._size)
+        batches = tuple(tuple(flat[start : start + self._size]) for start in starts)
+        return Pricing(batches, self._num_examples)
 
 
-def _values_near(
-    space: SearchSpace,
-    pricing: Pricing,
-    gradients: Sequence[Gradients],
-    everywhere: dict[str, FloatArray],
-) -> dict[str, FloatArray]:
-    values = pricing.values(space, gradients)
+def _values(space: SearchSpace, rows: Sequence[tuple[Path, Gradients]]) -> BlockValues:
+    values = BlockValues(space)
+    for path, gradients in rows:
+        values.add(path, gradients)
+    return values
+
+
+def _combined(values: BlockValues, before: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """What columns are worth, as before where too few paths have changed them."""
     counts = values.counts()
     return {
-        name: np.where(counts[name] >= _LEAST_PATHS, own, everywhere[name])
+        name: np.where(counts[name] >= _LEAST_PATHS, own, before.get(name, own))
         for name, own in values.means().items()
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 import math
 from typing import Any, TypeVar
 
@@ -16,9 +15,12 @@ from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.asking import Answer, Asking, Request, Work
+from optuna_nis.strategy.block_values import Gradients
 from optuna_nis.strategy.candidates import Scoring, find_candidates
 from optuna_nis.strategy.journal import Journal, plan_in, write_trained
 from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.pricing import Pricer, Pricing
 from optuna_nis.strategy.processes import OneProcess, Processes
 from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
 from optuna_nis.strategy.reward import Reward, penalised_reward
@@ -39,7 +41,8 @@ class SizeSearch:
     """Searches the embedding sizes of a model while it is trained as a supernet, by any loop.
 
     The loop asks for the choices of each training batch, and after each batch for choices to be
-    scored on validation data until there are none; it tells their qualities.
+    scored on validation data until there are none; it tells their qualities. Where it can give
+    gradients of the loss, too, they tell what every block of the tables is worth.
 
     *Warm-up.* Training batches see the full tables and random choices below the budget, most of
     them close to it, so that every block is trained before anyone is judged. A batch may be shared
@@ -54,11 +57,12 @@ class SizeSearch:
 
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
     policy proposes a few choices for the budget and for smaller ones, by being tilted to them
-    (:meth:`~optuna_nis.Policy.under`). For each budget, the best of these on a few groups of
-    examples and sizes by popularity are scored on all validation data, as are choices of the most
-    frequent ids alone. The best one for each smaller budget, for the whole budget the best of the
-    policy and of the others, and the best of the frequent ids are the :attr:`candidates`. Which
-    of them is best only :meth:`shortlist` tells, by training them for real.
+    (:meth:`~optuna_nis.Policy.under`). Gradients of the loss propose the blocks that are worth
+    most together (:mod:`~optuna_nis.strategy.pricing`). For each budget, the best of either on a
+    few groups of examples and sizes by popularity are scored on all validation data, as are
+    choices of the most frequent ids alone. The best one for each smaller budget, for the whole
+    budget the best of each kind, and the best of the frequent ids are the :attr:`candidates`.
+    Which of them is best only :meth:`shortlist` tells, by training them for real.
 
     Sources: supernet and controller in alternation after a warm-up are from Joglekar et al. (2020,
     section 4); the full choice in every batch is the sandwich rule of Yu and Huang (2019).
@@ -75,6 +79,8 @@ class SizeSearch:
             mixed with the id, so that no two draw the same.
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left. By default a new name.
+        prices: Whether gradients of the loss are asked for, too, when the supernet is trained
+            (:class:`~optuna_nis.strategy.pricing.Pricing`).
 
     Example:
         >>> from optuna_nis import EmbeddingSpec, SearchSpace
@@ -100,6 +106,7 @@ class SizeSearch:
         plan: SearchPlan | None = None,
         seed: int = 0,
         search_id: str | None = None,
+        prices: bool = False,
     ) -> None:
         check_search_id(search_id)
         if study is None:
@@ -126,8 +133,10 @@ class SizeSearch:
         self.ended = False  #: Whether the supernet has been trained to its end.
         self._learning = False
         self._schedule: Schedule | None = None
-        self._work: Generator[Scoring, Sequence[float], None] | None = None
-        self._scoring: Scoring | None = None
+        self._asking = Asking(self._next_work)
+        self._prices = prices
+        self._num_examples: int | None = None
+        self._origins: dict[Allocation, str] = {}
 
     @property
     def id(self) -> str | None:
@@ -170,6 +179,7 @@ class SizeSearch:
             "reference": self._reference,
             "step": self._step,
             "candidates": self._candidates and [c.to_json() for c in self._candidates],
+            "origins": [self._origins.get(c) for c in self._candidates or ()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -181,6 +191,8 @@ class SizeSearch:
         self._step = state_dict.get("step", 0)
         if (candidates := state_dict.get("candidates")) is not None:
             self._candidates = [Allocation.from_json(text) for text in candidates]
+            origins = zip(self._candidates, state_dict.get("origins", ()))
+            self._origins = {choice: origin for choice, origin in origins if origin is not None}
             self.ended = True
 
     def start(
@@ -210,7 +222,7 @@ class SizeSearch:
         check_integer("choices_per_step", choices_per_step, 1)
         self._choices_per_step = choices_per_step
         self._candidates, self._why_none = None, _NOT_YET
-        self._work = self._scoring = None
+        self._asking.forget()
         plan = self.plan
         self._schedule = schedule = Schedule(
             num_batches, num_updates=plan.num_updates, warmup=plan.warmup
@@ -260,6 +272,8 @@ class SizeSearch:
                 f"{self.plan.group_size} choices."
             )
         self.batches_done = done + 1
+        if num_examples is not None:
+            self._num_examples = max(num_examples, self._num_examples or 0)
         return training_choices(
             self.space,
             self.plan,
@@ -270,53 +284,52 @@ class SizeSearch:
             draw=self._drawn if learning else None,
         )
 
-    def ask(self) -> Scoring | None:
-        """What is to be scored next, the same until it is told; None if nothing is, for now."""
-        if self._work is None and (work := self._next_work()) is not None:
-            self._work = work
-            self._scoring = next(work, None)
-            if self._scoring is None:
-                self._work = None
-        return self._scoring
+    def ask(self) -> Request | None:
+        """What is to be scored next, the same until it is told; None if nothing is, for now.
 
-    def tell(self, qualities: Sequence[float], *, step: int | None = None) -> None:
-        """The qualities of the choices that were asked for.
+        A search with ``prices`` also asks for gradients, by a
+        :class:`~optuna_nis.strategy.pricing.Pricing`.
+        """
+        return self._asking.ask()
+
+    def tell(self, answer: Answer, *, step: int | None = None) -> None:
+        """What was asked for: the qualities of the choices, or the gradients at some points.
 
         Args:
-            qualities: One for each choice, larger is better.
+            answer: One quality for each choice, larger is better; of a
+                :class:`~optuna_nis.strategy.pricing.Pricing` for each batch what
+                :func:`~optuna_nis.nn.mask_gradients` gives, or None to go on without.
             step: Training step at which they were measured, for the trials; by default the number
                 of batches.
 
         Raises:
             RuntimeError: If nothing was asked for.
             ValueError: If there is not one quality for each choice, or one is not a finite
-                number; then others are to be asked for.
+                number, and as for qualities for gradients; then others are to be asked for.
         """
-        if self._work is None or self._scoring is None:
-            raise RuntimeError("`tell` answers `ask`, which has asked for no scores.")
-        values = [float(quality) for quality in qualities]
-        if len(values) != len(self._scoring.choices):
-            raise ValueError(
-                f"`qualities` must have one number for each of {len(self._scoring.choices)} "
-                f"choices, got {len(values)}."
-            )
         self._step = self.batches_done if step is None else step
-        work, self._work, self._scoring = self._work, None, None
-        with suppress(StopIteration):
-            self._scoring = work.send(values)
-            self._work = work
+        self._asking.tell(answer)
 
     def answer(
-        self, score: Callable[[Scoring], Sequence[float]], *, step: int | None = None
+        self,
+        score: Callable[[Scoring], Sequence[float]],
+        price: Callable[[Pricing], Sequence[Sequence[Gradients]] | None] | None = None,
+        *,
+        step: int | None = None,
     ) -> None:
         """Ask for what is to be scored, and tell the qualities, until nothing is for now.
 
         Args:
             score: Gives the qualities of the choices, as :meth:`tell` takes them.
+            price: Gives gradients, as :meth:`tell` takes them; without it the search goes on
+                without them.
             step: As in :meth:`tell`.
         """
-        while (scoring := self.ask()) is not None:
-            self.tell(score(scoring), step=step)
+        while (asked := self.ask()) is not None:
+            if isinstance(asked, Scoring):
+                self.tell(score(asked), step=step)
+            else:
+                self.tell(price and price(asked), step=step)
 
     def end_training(self, *, stopped: bool = False) -> None:
         """Say that the supernet has been trained; what is asked for then leads to the candidates.
@@ -354,9 +367,9 @@ class SizeSearch:
         if self._search_id is None or self._candidates is None:
             raise RuntimeError(f"The search has no candidates: {self._why_none}.")
         rewards = {c.allocation: self._reward(c.val_metric, c.allocation) for c in found}
-        write_trained(self.study, self.space, self._search_id, rewards, self._step)
+        write_trained(self.study, self.space, self._search_id, rewards, self._step, self._origins)
 
-    def _next_work(self) -> Generator[Scoring, Sequence[float], None] | None:
+    def _next_work(self) -> Work | None:
         if self._schedule is None:
             return None
         if not self.ended:
@@ -365,7 +378,7 @@ class SizeSearch:
         done = self._candidates is not None or self._why_none != _NOT_YET
         return None if done else self._end()
 
-    def _update(self) -> Generator[Scoring, Sequence[float], None]:
+    def _update(self) -> Work:
         """Draw a group, have it scored, and learn from it."""
         full = self.space.full()
         if self._reference is None:
@@ -404,19 +417,34 @@ class SizeSearch:
                 f"{self.mean_reward:.4f}."
             )
 
-    def _end(self) -> Generator[Scoring, Sequence[float], None]:
+    def _end(self) -> Work:
         """Find the candidates."""
         while self.updates_done < self.plan.num_updates:
             yield from self._update()  # There were fewer batches than was said at the start.
-        proposals = self._journal.of_the_first(self._proposals)
+        spaces = budgets(self.space, self.plan)
+        proposals = {}
+        if self._prices:
+            pricer = Pricer(
+                spaces,
+                # Draws of its own: what the policy proposes does not depend on it.
+                np.random.default_rng([self._journal.search.seed, 1]),
+                num_examples=self._num_examples,
+                side_by_side=self._choices_per_step > 1,
+            )
+            shares = [share * self.batches_done / len(spaces) for share in self.plan.price_shares]
+            counts = [math.ceil(share) for share in shares]
+            proposals["values"] = yield from pricer.proposals(counts, self._journal.same)
+        proposals["policy"] = self._journal.of_the_first(self._proposals)
         found = yield from find_candidates(
             proposals, self._by_popularity, self._frequent, self.plan, self._reward
         )
+        self._origins = found.origins
         self._journal.write(
             [self.space.params(allocation) for allocation in found.rewards],
             list(found.rewards.values()),
             fidelity=VALIDATED,
             step=self._step,
+            origins=list(found.origins.values()),
         )
         self._candidates = found.candidates
         self._journal.tell(

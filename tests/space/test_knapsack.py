@@ -48,7 +48,8 @@ def every_choice(space: SearchSpace) -> list[Allocation]:
     distributions = space.distributions()
     options = [each.choices for each in distributions.values()]
     found = [
-        space.allocation(dict(zip(distributions, choice))) for choice in itertools.product(*options)
+        space.allocation(dict(zip(distributions, choice)))
+        for choice in itertools.product(*options)
     ]
     return list(dict.fromkeys(found))
 
@@ -98,9 +99,7 @@ def test_with_room_for_all_it_is_the_best_of_all(
 ) -> None:
     space = space_of(mode)
     values = values_of(seed, space)
-    best = max(
-        worth(space, c, values) for c in EVERY[mode] if c.num_parameters <= space.budget
-    )
+    best = max(worth(space, c, values) for c in EVERY[mode] if c.num_parameters <= space.budget)
     found = space.most_valuable(values)
     assert worth(space, found, values) == pytest.approx(best)
 
