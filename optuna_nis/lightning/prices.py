@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,10 +53,12 @@ class Prices:
     ) -> list[list[Gradients]] | None:
         """The gradients for each batch, means over processes; None if there are none."""
         why, found = "", []
-        try:
-            found = self._gradients(trainer, pl_module, pricing)
-        except Exception as error:  # Of the module, whatever it is.
-            why = f"{type(error).__name__}: {error}"
+        # Dataloaders draw random numbers for their workers; an error inside is to be undone, too.
+        with isolate_rng(include_cuda=pl_module.device.type == "cuda"):
+            try:
+                found = self._gradients(trainer, pl_module, pricing)
+            except Exception as error:  # Of the module, whatever it is.
+                why = f"{type(error).__name__}: {error}"
         if trainer.world_size > 1:
             if trainer.strategy.reduce_boolean_decision(bool(why), all=False):
                 why = why or "there are no gradients in another process"
