@@ -104,6 +104,14 @@ class Journal:
         if self._processes.is_first:
             _logger.info(text)
 
+    def tell_progress(self, done: int, updates: int, mean_reward: float) -> None:
+        """Tell people, with every quarter of the updates, how good choices are by now."""
+        quarter, before = (4 * (done - k) // updates for k in (0, 1))
+        if quarter > before:
+            self.tell(
+                f"{done} of {updates} updates: the mean reward of a group is {mean_reward:.4f}."
+            )
+
     def same(self, value: _T) -> _T:
         """What the first process has, in all processes."""
         return self._processes.share(value)

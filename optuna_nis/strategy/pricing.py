@@ -20,6 +20,9 @@ from optuna_nis.strategy.block_values import (
 
 # Paths that share a batch where several choices may.
 _SIDE_BY_SIDE = 8
+# What is proposed takes columns to be worth their mean, and more by so many standard errors: in
+# doubt a block is kept, if there is room for it.
+_OPTIMISM = (0.0, 1.0)
 # A column that fewer paths around a choice have changed is worth what it is anywhere else.
 _LEAST_PATHS = 4
 
@@ -61,36 +64,32 @@ class Pricer:
     """Asks for gradients and proposes, for each of some budgets, what is worth most.
 
     At first blocks are priced on paths between random choices near each budget, then on paths
-    around what was found for it.
+    around what was found for it. Each time there are two proposals: without what is not worth its
+    memory on average, and without only what is surely not.
 
     Args:
-        spaces: The space under each of the budgets, the largest first.
         rng: Source of randomness, the same in all processes.
         num_examples: Examples of a batch; None if they cannot be told apart.
         side_by_side: Whether several choices may share a batch.
     """
 
     def __init__(
-        self,
-        spaces: Sequence[SearchSpace],
-        rng: np.random.Generator,
-        *,
-        num_examples: int | None,
-        side_by_side: bool,
+        self, rng: np.random.Generator, *, num_examples: int | None, side_by_side: bool
     ) -> None:
-        self._spaces = spaces
         self._rng = rng
         self._num_examples = num_examples
         self._size = _SIDE_BY_SIDE if side_by_side and num_examples is not None else 1
 
     def proposals(
         self,
+        spaces: Sequence[SearchSpace],
         batches: Sequence[int],
         share: Callable[[list[Allocation]], list[Allocation]] = lambda made: made,
     ) -> Generator[Pricing, Sequence[Sequence[Gradients]] | None, list[list[Allocation]]]:
         """Ask for gradients, and propose.
 
         Args:
+            spaces: The space under each of the budgets.
             batches: Batches for each budget: between random choices, then around what was found
                 for it, as often as there are numbers.
             share: Gives what the first of several processes has found to all of them.
@@ -98,24 +97,29 @@ class Pricer:
         Returns:
             For each budget some choices; none if there are no gradients, told by None.
         """
-        found: list[list[Allocation]] = [[] for _ in self._spaces]
-        known: list[dict[str, FloatArray]] = [{} for _ in self._spaces]
+        found: list[list[Allocation]] = [[] for _ in spaces]
+        known = [_Worth() for _ in spaces]
         for count in batches:
             each = count * self._size
             paths = [
-                self._paths(space, own[-1] if own else None, each)
-                for space, own in zip(self._spaces, found)
+                self._paths(space, own[-len(_OPTIMISM)] if own else None, each)
+                for space, own in zip(spaces, found)
             ]
             answer = yield (pricing := self._pricing(paths))
             if answer is None:
-                return [[] for _ in self._spaces]
+                return [[] for _ in spaces]
             rows = list(pricing.flat(answer))
-            for number, space in enumerate(self._spaces):
-                values = _values(space, rows[number * each : (number + 1) * each])
-                known[number] = _combined(values, known[number])
-            made = share([s.most_valuable(own) for s, own in zip(self._spaces, known)])
-            for own, choice in zip(found, made):
-                own.append(choice)
+            for number, (space, worth) in enumerate(zip(spaces, known)):
+                worth.learn(_values(space, rows[number * each : (number + 1) * each]))
+            made = share(
+                [
+                    space.most_valuable(worth.with_optimism(optimism))
+                    for space, worth in zip(spaces, known)
+                    for optimism in _OPTIMISM
+                ]
+            )
+            for number, own in enumerate(found):
+                own += made[number * len(_OPTIMISM) : (number + 1) * len(_OPTIMISM)]
         return [[c for c in dict.fromkeys(own) if c.num_parameters] for own in found]
 
     def _paths(self, space: SearchSpace, center: Allocation | None, count: int) -> list[Path]:
@@ -138,10 +142,22 @@ def _values(space: SearchSpace, rows: Sequence[tuple[Path, Gradients]]) -> Block
     return values
 
 
-def _combined(values: BlockValues, before: dict[str, FloatArray]) -> dict[str, FloatArray]:
-    """What columns are worth, as before where too few paths have changed them."""
-    counts = values.counts()
-    return {
-        name: np.where(counts[name] >= _LEAST_PATHS, own, before.get(name, own))
-        for name, own in values.means().items()
-    }
+class _Worth:
+    """What columns are worth near a budget."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, FloatArray] = {}
+        self._errors: dict[str, FloatArray] = {}
+
+    def learn(self, values: BlockValues) -> None:
+        """Take over what is newly known; of columns that too few paths have changed, nothing."""
+        counts, means, errors = values.counts(), values.means(), values.standard_errors()
+        for name, count in counts.items():
+            enough = count >= _LEAST_PATHS
+            for known, new in ((self._means, means[name]), (self._errors, errors[name])):
+                before = known.get(name, np.where(np.isfinite(new), new, 0.0))
+                known[name] = np.where(enough, new, before)
+
+    def with_optimism(self, optimism: float) -> dict[str, FloatArray]:
+        """The means and so many standard errors."""
+        return {name: own + optimism * self._errors[name] for name, own in self._means.items()}

@@ -17,12 +17,12 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.asking import Answer, Asking, Request, Work
 from optuna_nis.strategy.block_values import Gradients
-from optuna_nis.strategy.candidates import Scoring, find_candidates
+from optuna_nis.strategy.candidates import Scoring
+from optuna_nis.strategy.ending import Ending
 from optuna_nis.strategy.journal import Journal, plan_in, write_trained
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.pricing import Pricer, Pricing
 from optuna_nis.strategy.processes import OneProcess, Processes
-from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.schedule import Schedule
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
@@ -55,14 +55,11 @@ class SizeSearch:
     data that the full tables had at the first update, plus what the choice is better or worse
     on the examples of its group.
 
-    *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
-    policy proposes a few choices for the budget and for smaller ones, by being tilted to them
-    (:meth:`~optuna_nis.Policy.under`). Gradients of the loss propose the blocks that are worth
-    most together (:mod:`~optuna_nis.strategy.pricing`). For each budget, the best of either on a
-    few groups of examples and sizes by popularity are scored on all validation data, as are
-    choices of the most frequent ids alone. The best one for each smaller budget, for the whole
-    budget the best of each kind, and the best of the frequent ids are the :attr:`candidates`.
-    Which of them is best only :meth:`shortlist` tells, by training them for real.
+    *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So for
+    the budget and for smaller ones, choices are proposed by the policy, by gradients of the loss
+    (:class:`~optuna_nis.strategy.pricing.Pricer`) and by formulas; the best of each kind on
+    validation data are the :attr:`candidates`. Which of them is best only :meth:`shortlist` tells,
+    by training them for real.
 
     Sources: supernet and controller in alternation after a warm-up are from Joglekar et al. (2020,
     section 4); the full choice in every batch is the sandwich rule of Yu and Huang (2019).
@@ -119,8 +116,7 @@ class SizeSearch:
         self.updates_done = 0  #: Updates of the controller so far.
         #: Of the group that was scored last: mean reward, and mean share of the budget.
         self.mean_reward = self.mean_memory = math.nan
-        self._by_popularity = [by_popularity(s, self.plan) for s in budgets(space, self.plan)]
-        self._frequent = frequent_ids(space, self.plan)
+        self._ending = Ending(space, self.plan)
         self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._search_id = search_id
@@ -285,11 +281,7 @@ class SizeSearch:
         )
 
     def ask(self) -> Request | None:
-        """What is to be scored next, the same until it is told; None if nothing is, for now.
-
-        A search with ``prices`` also asks for gradients, by a
-        :class:`~optuna_nis.strategy.pricing.Pricing`.
-        """
+        """What is to be scored or priced next, the same until it is told; None if nothing is."""
         return self._asking.ask()
 
     def tell(self, answer: Answer, *, step: int | None = None) -> None:
@@ -304,8 +296,8 @@ class SizeSearch:
 
         Raises:
             RuntimeError: If nothing was asked for.
-            ValueError: If there is not one quality for each choice, or one is not a finite
-                number, and as for qualities for gradients; then others are to be asked for.
+            ValueError: If there is not one for each, or one is not finite; then others are to be
+                asked for.
         """
         self._step = self.batches_done if step is None else step
         self._asking.tell(answer)
@@ -321,8 +313,7 @@ class SizeSearch:
 
         Args:
             score: Gives the qualities of the choices, as :meth:`tell` takes them.
-            price: Gives gradients, as :meth:`tell` takes them; without it the search goes on
-                without them.
+            price: Gives gradients, as :meth:`tell` takes them; without it there are none.
             step: As in :meth:`tell`.
         """
         while (asked := self.ask()) is not None:
@@ -355,7 +346,7 @@ class SizeSearch:
         Raises:
             RuntimeError: If the search is not done.
         """
-        keep = self._frequent if self.plan.keep_frequent else []
+        keep = self._ending.frequent if self.plan.keep_frequent else []
         return Shortlist(self.candidates, self.plan, keep=keep)
 
     def record(self, found: Sequence[Candidate]) -> None:
@@ -409,34 +400,22 @@ class SizeSearch:
         self.mean_reward = float(np.mean([reward.value for reward in rewards]))
         memory = np.mean([reward.num_parameters for reward in rewards])
         self.mean_memory = float(memory / self.space.budget)
-        updates = self.plan.num_updates
-        quarter, before = (4 * (self.updates_done - k) // updates for k in (0, 1))
-        if quarter > before:
-            self._journal.tell(
-                f"{self.updates_done} of {updates} updates: the mean reward of a group is "
-                f"{self.mean_reward:.4f}."
-            )
+        self._journal.tell_progress(self.updates_done, self.plan.num_updates, self.mean_reward)
 
     def _end(self) -> Work:
         """Find the candidates."""
         while self.updates_done < self.plan.num_updates:
             yield from self._update()  # There were fewer batches than was said at the start.
-        spaces = budgets(self.space, self.plan)
-        proposals = {}
+        pricer = None
         if self._prices:
             pricer = Pricer(
-                spaces,
                 # Draws of its own: what the policy proposes does not depend on it.
                 np.random.default_rng([self._journal.search.seed, 1]),
                 num_examples=self._num_examples,
                 side_by_side=self._choices_per_step > 1,
             )
-            shares = [share * self.batches_done / len(spaces) for share in self.plan.price_shares]
-            counts = [math.ceil(share) for share in shares]
-            proposals["values"] = yield from pricer.proposals(counts, self._journal.same)
-        proposals["policy"] = self._journal.of_the_first(self._proposals)
-        found = yield from find_candidates(
-            proposals, self._by_popularity, self._frequent, self.plan, self._reward
+        found = yield from self._ending.find(
+            self._policy, self._rng, self._journal, self._reward, pricer, self.batches_done
         )
         self._origins = found.origins
         self._journal.write(
@@ -452,9 +431,6 @@ class SizeSearch:
             f"{len(found.rewards)} choices scored on all validation data. Which is best, only "
             "training them for real tells."
         )
-
-    def _proposals(self) -> list[list[Allocation]]:
-        return from_policy(self._policy, self.space, self.plan, self._rng)
 
     def _started(self) -> Schedule:
         if self._schedule is None:

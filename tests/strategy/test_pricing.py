@@ -36,8 +36,10 @@ def gradients(worth: Worth, pricing: Pricing) -> list[list[dict[str, NDArray[np.
     return [[{n: -own for n, own in worth.items()} for _ in paths] for paths in pricing.batches]
 
 
-def propose(pricer: Pricer, worth: Worth, batches: list[int]) -> list[list[Allocation]]:
-    asking = pricer.proposals(batches)
+def propose(
+    pricer: Pricer, spaces: list[SearchSpace], worth: Worth, batches: list[int]
+) -> list[list[Allocation]]:
+    asking = pricer.proposals(spaces, batches)
     pricing = next(asking)
     while True:
         try:
@@ -51,9 +53,9 @@ def propose(pricer: Pricer, worth: Worth, batches: list[int]) -> list[list[Alloc
 def test_what_is_worth_most_is_proposed_for_each_budget(side_by_side: bool) -> None:
     spaces = [space_of(0.25), space_of(0.1)]
     rng = np.random.default_rng(0)
-    pricer = Pricer(spaces, rng, num_examples=64, side_by_side=side_by_side)
+    pricer = Pricer(rng, num_examples=64, side_by_side=side_by_side)
     worth = worth_of(spaces[0])
-    found = propose(pricer, worth, [40, 10])
+    found = propose(pricer, spaces, worth, [40, 10])
     for space, own in zip(spaces, found):
         assert own[0] == space.most_valuable(worth)
         assert own[0].num_parameters <= space.budget
@@ -64,17 +66,17 @@ def test_paths_share_a_batch_only_where_choices_may() -> None:
     space = space_of()
     for num_examples, side_by_side, size in ((64, True, 8), (64, False, 1), (None, True, 1)):
         rng = np.random.default_rng(0)
-        pricer = Pricer([space], rng, num_examples=num_examples, side_by_side=side_by_side)
-        pricing = next(pricer.proposals([3]))
+        pricer = Pricer(rng, num_examples=num_examples, side_by_side=side_by_side)
+        pricing = next(pricer.proposals([space], [3]))
         assert [len(paths) for paths in pricing.batches] == [size] * 3
         assert pricing.num_examples == num_examples
 
 
 def test_the_second_paths_are_around_what_the_first_have_found() -> None:
     space = space_of()
-    pricer = Pricer([space], np.random.default_rng(0), num_examples=None, side_by_side=False)
+    pricer = Pricer(np.random.default_rng(0), num_examples=None, side_by_side=False)
     worth = worth_of(space)
-    asking = pricer.proposals([60, 5])
+    asking = pricer.proposals([space], [60, 5])
     pricing = asking.send(gradients(worth, next(asking)))
     found = space.widths(space.most_valuable(worth))
     for (path,) in pricing.batches:
@@ -85,8 +87,28 @@ def test_the_second_paths_are_around_what_the_first_have_found() -> None:
 def test_blocks_that_are_worth_nothing_propose_nothing() -> None:
     space = space_of()
     worth = {name: -np.abs(own) for name, own in worth_of(space).items()}
-    pricer = Pricer([space], np.random.default_rng(0), num_examples=8, side_by_side=False)
-    assert propose(pricer, worth, [10, 3]) == [[]]
+    pricer = Pricer(np.random.default_rng(0), num_examples=8, side_by_side=False)
+    assert propose(pricer, [space], worth, [10, 3]) == [[]]
+
+
+def test_in_doubt_a_block_is_proposed_with_and_without() -> None:
+    space = space_of()
+    pricer = Pricer(np.random.default_rng(0), num_examples=8, side_by_side=False)
+    asking = pricer.proposals([space], [30])
+    pricing = next(asking)
+    rng = np.random.default_rng(1)
+    shape = (len(space.specs[0].row_blocks), 8)
+
+    def noisy() -> dict[str, NDArray[np.float64]]:
+        # Users are worth nothing, but who knows; items surely nothing.
+        users = 0.05 + rng.choice([-1.0, 1.0], shape)
+        return {"user": users, "item": np.ones(shape)}
+
+    with pytest.raises(StopIteration) as stop:
+        asking.send([[noisy()] for _ in pricing.batches])
+    careful, hopeful = stop.value.value[0]
+    assert careful.num_parameters < 0.8 * hopeful.num_parameters <= 0.8 * space.budget
+    assert str(hopeful["item"]).startswith("item: removed")
 
 
 # In a search.
