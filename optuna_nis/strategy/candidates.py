@@ -33,8 +33,8 @@ class Found:
     Attributes:
         rewards: Of all choices that were scored on all validation data, with shared weights.
         candidates: Those to be trained for real, in the order of their rewards.
-        origins: What proposed each of the choices scored: ``"policy"``, ``"values"`` or
-            ``"formula"``; of several that proposed the same one, what is simplest.
+        origins: What proposed each of the choices scored: ``"policy"``, ``"values"``,
+            ``"random"`` or ``"formula"``; of several that proposed the same one, what is simplest.
     """
 
     rewards: dict[Allocation, Reward]

@@ -16,7 +16,13 @@ from optuna_nis.strategy.candidates import Found, find_candidates
 from optuna_nis.strategy.journal import Journal
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.pricing import Pricer
-from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
+from optuna_nis.strategy.proposers import (
+    at_random,
+    budgets,
+    by_popularity,
+    frequent_ids,
+    from_policy,
+)
 from optuna_nis.strategy.reward import Reward
 
 
@@ -61,9 +67,14 @@ class Ending:
             each = num_batches / len(self._spaces)
             counts = [math.ceil(share * each) for share in self._plan.price_shares]
             proposals["values"] = yield from pricer.proposals(self._spaces, counts, journal.same)
-        proposals["policy"] = journal.of_the_first(
-            lambda: from_policy(policy, self._spaces[0], self._plan, rng)
+        space, plan = self._spaces[0], self._plan
+        made = journal.of_the_first(
+            lambda: {
+                "policy": from_policy(policy, space, plan, rng),
+                "random": at_random(space, plan, rng),
+            }
         )
+        proposals = {"random": made["random"], **proposals, "policy": made["policy"]}
         return (
             yield from find_candidates(
                 proposals, self._by_popularity, self.frequent, self._plan, reward

@@ -48,6 +48,8 @@ class SearchPlan:
         proposal_draws: Draws that the proposals are the likeliest of.
         proposal_use: Share of its budget that a proposal uses at least, if any does.
         proposal_groups: Groups of examples that the proposals are scored on.
+        random_proposals: Random choices that compete with them for each share of the budget, to
+            see what proposals are worth.
         price_shares: Examples on which gradients of the loss price all blocks, as shares of those
             of the training: on paths between random choices near each share of the budget, then,
             for each further number, around what was found for it. Without any, none is priced.
@@ -91,6 +93,7 @@ class SearchPlan:
     proposal_draws: int = 64
     proposal_use: float = 0.9
     proposal_groups: int = 2
+    random_proposals: int = 0
     price_shares: tuple[float, ...] = (0.06, 0.04)
     popularity_powers: tuple[float, ...] = (0.3, 0.5)
     frequent_shares: tuple[float, ...] = (1.0, 0.5)
@@ -118,6 +121,7 @@ class SearchPlan:
             ("proposals", 1),
             ("proposal_draws", 1),
             ("proposal_groups", 1),
+            ("random_proposals", 0),
             ("most_kept", 1),
         ):
             check_integer(name, getattr(self, name), low)

@@ -171,6 +171,13 @@ def test_a_plan_may_leave_prices_out() -> None:
     assert isinstance(search.ask(), Scoring)
 
 
+def test_random_choices_may_compete() -> None:
+    plan = SearchPlan.of(PLAN, {"random_proposals": 3})
+    search = trained(SizeSearch(space_of(), plan=plan))
+    search.answer(score)
+    assert origins(search) == {"policy", "formula", "random"}
+
+
 def test_what_was_trained_for_real_says_what_proposed_it() -> None:
     search = trained(SizeSearch(space_of(), plan=PLAN, prices=True))
     search.answer(score, lambda pricing: gradients(worth_of(search.space), pricing))
