@@ -270,7 +270,18 @@ class SearchSpace:
             >>> print(space.most_valuable({"user": np.array([[3.0, 1.0], [2.0, -1.0]])}))
             user: 2x2 + 8x1 (of 10x2)
         """
-        gains = []
+        return self.best(self.gains(values))
+
+    def gains(self, values: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """What each option of each parameter is worth by what its blocks are worth.
+
+        Args:
+            values: As in :meth:`most_valuable`.
+
+        Raises:
+            ValueError: As in :meth:`most_valuable`.
+        """
+        gains: dict[str, FloatArray] = {}
         for table in self._tables:
             spec = table.spec
             own = np.asarray(values.get(spec.name, ()), dtype=np.float64)
@@ -280,8 +291,21 @@ class SearchSpace:
                     f"`values[{spec.name!r}]` must be finite numbers of shape {shape}, got "
                     f"{own.tolist() if own.shape == shape else f'shape {own.shape}'}."
                 )
-            gains.append(table.gains(own))
-        options = best_options(self._tables, gains, self.budget)
+            gains.update(zip(table.names, table.gains(own)))
+        return {name: gains[name] for name in self._choices}
+
+    def best(self, gains: Mapping[str, FloatArray]) -> Allocation:
+        """The allocation within the budget whose options are worth most together.
+
+        Args:
+            gains: For every parameter what each of its options is worth.
+        """
+        # What counts is by how much an option is better than to leave out what it stands for.
+        options = best_options(
+            self._tables,
+            [[gains[name] - gains[name][0] for name in table.names] for table in self._tables],
+            self.budget,
+        )
         return Allocation(
             table.allocation({n: table.options[o] for n, o in zip(table.names, own.tolist())})
             for table, own in zip(self._tables, options)

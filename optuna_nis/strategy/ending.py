@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 import math
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from optuna_nis.controller.policy import Policy
 from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.constraint import FloatArray
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.asking import Request
 from optuna_nis.strategy.candidates import Found, find_candidates
@@ -68,9 +69,11 @@ class Ending:
             counts = [math.ceil(share * each) for share in self._plan.price_shares]
             proposals["values"] = yield from pricer.proposals(self._spaces, counts, journal.same)
         space, plan = self._spaces[0], self._plan
+        values = pricer.values if pricer is not None else []
+        priors = [each.gains(own) for each, own in zip(self._spaces, values)]
         made = journal.of_the_first(
             lambda: {
-                "policy": from_policy(policy, space, plan, rng),
+                "policy": self._with_best(policy, from_policy(policy, space, plan, rng), priors),
                 "random": at_random(space, plan, rng),
             }
         )
@@ -80,3 +83,14 @@ class Ending:
                 proposals, self._by_popularity, self.frequent, self._plan, reward
             )
         )
+
+    def _with_best(
+        self,
+        policy: Policy,
+        proposals: list[list[Allocation]],
+        priors: Sequence[Mapping[str, FloatArray]],
+    ) -> list[list[Allocation]]:
+        """With what is worth most by all that is known: the rewards, and the prices of blocks."""
+        worth = policy.worth(priors or [{} for _ in self._spaces])
+        best = [space.best(own) for space, own in zip(self._spaces, worth)]
+        return [[c] * (c.num_parameters > 0) + own for c, own in zip(best, proposals)]

@@ -78,6 +78,8 @@ class Pricer:
     ) -> None:
         self._rng = rng
         self._num_examples = num_examples
+        #: For each budget what the columns are worth near it, once that is known.
+        self.values: list[dict[str, FloatArray]] = []
         self._size = _SIDE_BY_SIDE if side_by_side and num_examples is not None else 1
 
     def proposals(
@@ -111,6 +113,7 @@ class Pricer:
             rows = list(pricing.flat(answer))
             for number, (space, worth) in enumerate(zip(spaces, known)):
                 worth.learn(_values(space, rows[number * each : (number + 1) * each]))
+            self.values = [worth.with_optimism(0.0) for worth in known]
             made = share(
                 [
                     space.most_valuable(worth.with_optimism(optimism))
