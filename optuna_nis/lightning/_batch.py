@@ -73,10 +73,7 @@ def take(batch: Any, length: int) -> Any:
     Raises:
         ValueError: As :func:`examples_length`.
     """
-    if batch_length(batch) <= length:
-        return batch
-    examples_length(batch)
-    return _map(batch, lambda leaf: leaf[:length] if _has_rows(leaf) else leaf)
+    return batch if batch_length(batch) <= length else next(runs(batch, length))
 
 
 def runs(batch: Any, length: int) -> Iterator[Any]:

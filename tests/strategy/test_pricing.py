@@ -149,6 +149,14 @@ def test_a_search_asks_for_prices_when_the_supernet_is_trained_if_they_are_wante
     assert origins(search) == {"policy", "formula", "values"}
 
 
+def test_a_space_of_one_size_for_each_feature() -> None:
+    space = SearchSpace(space_of().specs, budget=0.25, mode="single")
+    search = trained(SizeSearch(space, plan=PLAN, prices=True))
+    search.answer(score, lambda pricing: gradients(worth_of(space), pricing))
+    assert "values" in origins(search)
+    assert all(choice.num_parameters <= space.budget for choice in search.candidates)
+
+
 def test_loops_that_know_of_no_prices_are_not_asked_for_them() -> None:
     search = trained(SizeSearch(space_of(), plan=PLAN))
     while (asked := search.ask()) is not None:
