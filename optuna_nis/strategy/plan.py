@@ -44,7 +44,8 @@ class SearchPlan:
             ever drawn, so it matters only for trials that others enqueued.
         budget_shares: Shares of the budget for each of which there is a candidate at the end, the
             first being 1: across costs only real trainings tell.
-        proposals: Choices that the policy proposes for each of them.
+        proposals: Choices that the policy proposes for each of them, beside what is worth most by
+            its critic.
         proposal_draws: Draws that the proposals are the likeliest of.
         proposal_use: Share of its budget that a proposal uses at least, if any does.
         proposal_groups: Groups of examples that the proposals are scored on.
