@@ -41,8 +41,7 @@ class SizeSearch:
     """Searches the embedding sizes of a model while it is trained as a supernet, by any loop.
 
     The loop asks for the choices of each training batch, and after each batch for choices to be
-    scored on validation data until there are none; it tells their qualities. Where it can give
-    gradients of the loss, too, they tell what every block of the tables is worth.
+    scored on validation data until there are none; it tells their qualities.
 
     *Warm-up.* Training batches see the full tables and random choices below the budget, most of
     them close to it, so that every block is trained before anyone is judged. A batch may be shared
@@ -156,9 +155,7 @@ class SizeSearch:
 
     @property
     def candidates(self) -> list[Allocation]:
-        """The choices to be trained for real, in the order of their rewards with shared weights.
-
-        This order says little, since it is across costs: see :meth:`shortlist`.
+        """The choices to be trained for real, best first by shared weights, which says little.
 
         Raises:
             RuntimeError: If the search is not done.
@@ -285,12 +282,11 @@ class SizeSearch:
         return self._asking.ask()
 
     def tell(self, answer: Answer, *, step: int | None = None) -> None:
-        """What was asked for: the qualities of the choices, or the gradients at some points.
+        """The qualities of the choices that were asked for, or the gradients.
 
         Args:
-            answer: One quality for each choice, larger is better; of a
-                :class:`~optuna_nis.strategy.pricing.Pricing` for each batch what
-                :func:`~optuna_nis.nn.mask_gradients` gives, or None to go on without.
+            answer: One quality for each choice, larger is better; of a ``Pricing`` what
+                :func:`~optuna_nis.nn.mask_gradients` gives for each batch, or None for none.
             step: Training step at which they were measured, for the trials; by default the number
                 of batches.
 
@@ -313,7 +309,7 @@ class SizeSearch:
 
         Args:
             score: Gives the qualities of the choices, as :meth:`tell` takes them.
-            price: Gives gradients, as :meth:`tell` takes them; without it there are none.
+            price: The same of gradients; without it there are none.
             step: As in :meth:`tell`.
         """
         while (asked := self.ask()) is not None:
