@@ -35,6 +35,8 @@ _IN_PLAN: dict[str, dict[str, Any]] = {
     # A plain policy gradient: advantages come from the group's mean alone.
     "critic": {"policy": PolicySettings(learning_rate=0.0, sampled_learning_rate=0.5)},
     "smaller_budgets": {"budget_shares": (1.0,)},
+    # No gradients of the loss: proposals come from the controller and from formulas.
+    "prices": {"price_shares": ()},
     "popularity": {"popularity_powers": ()},
     "frequent_ids": {"frequent_shares": (), "frequent_narrower": False},
     # Nothing leaves the shortlist because a better choice costs about the same.

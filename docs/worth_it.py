@@ -57,6 +57,7 @@ _PARTS = {
     "critic": "the additive model of the rewards",
     "wide_start": "the wide start of the policy",
     "smaller_budgets": "choices for smaller budgets",
+    "prices": "prices of blocks by gradients of the loss",
     "popularity": "sizes by popularity in the shortlist",
     "frequent_ids": "the most frequent ids only in the shortlist",
     "widths_between": "widths between the powers of two",

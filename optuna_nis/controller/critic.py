@@ -42,9 +42,10 @@ class Critic:
         size = int(sizes.sum())
         self.weights = np.zeros(size + 1)
         self._covariance = np.zeros((size + 1, size + 1))
-        for start, options in zip(self._offsets, choices):
-            own = slice(start, start + len(options))
-            self._covariance[own, own] = _prior_covariance(options) / ridge
+        self._priors = [_prior_covariance(options) / ridge for options in choices]
+        for start, before in zip(self._offsets, self._priors):
+            own = slice(start, start + len(before))
+            self._covariance[own, own] = before
         self._covariance[-1, -1] = _INTERCEPT_VARIANCE
         self._variances = self._covariance.diagonal().copy()
         # The covariance lags behind by the outer products of the latest gains: to subtract several
@@ -70,6 +71,31 @@ class Critic:
         """Uncertainty of the weight of every option, in units of the reward's scale."""
         noise = math.sqrt(self._squares / max(self._count, 1))
         return np.asarray(noise * np.sqrt(np.maximum(self._variances[:-1], 0.0)))
+
+    def refined(self, priors: FloatArray) -> FloatArray:
+        """What each option is worth if it was thought to be worth something before any reward.
+
+        Args:
+            priors: What was thought of each option, shape ``(n, options)``, each row in any unit:
+                it is multiplied by the factor that fits the rewards best, 0 if that is negative.
+
+        Returns:
+            The weights that would have been learned with each of them, of the same shape.
+        """
+        recent = self._gains[: self._pending]
+        covariance = self._covariance - np.einsum("ki,kj->ij", recent, recent)
+        thought = np.pad(priors, ((0, 0), (0, 1)))
+        certain = np.zeros_like(thought)
+        for start, before in zip(self._offsets, self._priors):
+            own = slice(start, start + len(before))
+            certain[:, own] = np.linalg.solve(before, thought[:, own].T).T
+        # What is known now, less what was known before, is what the rewards have taught.
+        known = np.linalg.solve(covariance, np.vstack([thought, self.weights]).T).T
+        squares = ((known[:-1] - certain) * thought).sum(1)
+        products = thought @ known[-1]
+        factors = np.maximum(products / np.where(squares > 0, squares, np.inf), 0.0)
+        refined = self.weights + factors[:, None] * (certain @ covariance)
+        return np.asarray(refined[:, :-1])
 
     def learn(self, options: IntArray, observed: Observed) -> FloatArray:
         """Learn from the options of a trial or of a group of trials.

@@ -154,6 +154,25 @@ class Policy:
         other._initial = other._logits.copy()
         return other
 
+    def worth(self, priors: Sequence[Mapping[str, FloatArray]]) -> list[dict[str, FloatArray]]:
+        """What each option is worth by the rewards so far, and by what was thought before them.
+
+        Args:
+            priors: What each option was thought to be worth, in any unit, in one way or several.
+
+        Example:
+            >>> policy = Policy({"dim": (4, 8, 16)})
+            >>> policy.update([[0], [2]], [0.1, 0.9])
+            >>> (worth,) = policy.worth([{}])
+            >>> int(worth["dim"].argmax())
+            2
+        """
+        nothing = {name: np.zeros(len(known)) for name, known in self._choices.items()}
+        thought = [np.concatenate([*(nothing | {**each}).values()]) for each in priors]
+        cuts = np.cumsum(self._num_options)[:-1]
+        refined = self._critic.refined(np.stack(thought))
+        return [dict(zip(self._choices, np.split(own, cuts))) for own in refined]
+
     def params(self, options: ArrayLike) -> list[dict[str, Choice]]:
         """The choices that options stand for.
 

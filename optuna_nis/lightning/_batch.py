@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import is_dataclass
 from typing import Any
@@ -73,10 +73,19 @@ def take(batch: Any, length: int) -> Any:
     Raises:
         ValueError: As :func:`examples_length`.
     """
-    if batch_length(batch) <= length:
-        return batch
-    examples_length(batch)
-    return _map(batch, lambda leaf: leaf[:length] if _has_rows(leaf) else leaf)
+    return batch if batch_length(batch) <= length else next(runs(batch, length))
+
+
+def runs(batch: Any, length: int) -> Iterator[Any]:
+    """The examples of a batch in runs of at most so many.
+
+    Raises:
+        ValueError: As :func:`examples_length`.
+    """
+    total = examples_length(batch)
+    for start in range(0, total, length):
+        part = slice(start, start + length)
+        yield _map(batch, lambda leaf: leaf[part] if _has_rows(leaf) else leaf)  # noqa: B023
 
 
 def repeat(batch: Any, times: int) -> Any:

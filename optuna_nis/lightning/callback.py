@@ -21,6 +21,7 @@ from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.batches import TrainingBatches, check_end
 from optuna_nis.lightning.building import sized_like
 from optuna_nis.lightning.halving import run_shortlist
+from optuna_nis.lightning.prices import Prices
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards
 from optuna_nis.lightning.training import Data
 from optuna_nis.lightning.validation_scores import ValidationScores
@@ -29,6 +30,7 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.pricing import Pricing
 from optuna_nis.strategy.search import SizeSearch
 from optuna_nis.study.results import best_allocation, save_space
 
@@ -138,10 +140,13 @@ class NISCallback(Callback):
         plan = SearchPlan.of(plan or plan_in(study), settings)
         monitor, dataloader_idx = _of_dataloader(monitor)
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
-        self._search = SizeSearch(space, study, plan=plan, seed=seed, search_id=search_id)
+        self._search = SizeSearch(
+            space, study, plan=plan, seed=seed, search_id=search_id, prices=True
+        )
         self._scores = ValidationScores(
             self._rewards, num_examples=plan.score_examples, dataloader_idx=dataloader_idx
         )
+        self._prices = Prices(space, self._scores)
         self.dashboard = dashboard
         #: Whether it says at the end how the candidates are trained.
         self.says_next = True
@@ -341,9 +346,12 @@ class NISCallback(Callback):
                 self.dashboard.finish(self.study)
 
     def _answer(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Score what the search asks for; whether the controller has learned from it."""
+        """Answer what the search asks for; whether the controller has learned from it."""
         before = self._search.updates_done
         while (scoring := self._search.ask()) is not None:
+            if isinstance(scoring, Pricing):
+                self._search.tell(self._prices.gradients(trainer, pl_module, scoring))
+                continue
             done = self._search.updates_done
             if scoring.num_examples is None:
                 # In mid-training, random numbers drawn later do not depend on it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
 from optuna_nis._logging import get_logger
-from optuna_nis.lightning._batch import batch_length, take
+from optuna_nis.lightning._batch import batch_length, runs, take
 from optuna_nis.lightning.rewards import Rewards
 from optuna_nis.space.allocation import Allocation
 
@@ -179,6 +179,31 @@ class ValidationScores:
         if quality.isnan().all():
             raise ValueError(_USELESS)
         return quality
+
+    def parts(
+        self, trainer: Trainer, num_examples: int | None
+    ) -> Iterator[list[tuple[Any, int | None]]]:
+        """The next so many examples, over and over, without a change of what is scored next.
+
+        Args:
+            trainer: The trainer.
+            num_examples: The number; None takes one batch after the other as it is.
+
+        Yields:
+            Batches or parts of them, each with the index of its dataloader if there are several:
+            so many that they hold the examples, where it is known how many a batch holds.
+        """
+        part: list[tuple[Any, int | None]] = []
+        missing = wanted = num_examples or 1
+        while True:
+            for index in self._loaders:
+                for batch in _pass(trainer, index):
+                    for run, length in _runs(batch, num_examples):
+                        part.append((run, index))
+                        missing -= length
+                        if missing <= 0:
+                            yield part
+                            part, missing = [], wanted
 
     @property
     def _joined_batches(self) -> int:
@@ -342,6 +367,14 @@ def _num_batches(trainer: Trainer, loaders: Sequence[int | None]) -> int:
     """Batches of a pass over dataloaders, 1 if that is not known."""
     total = sum(trainer.num_val_batches[index or 0] for index in loaders)
     return 1 if math.isinf(total) else max(int(total), 1)
+
+
+def _runs(batch: Any, num_examples: int | None) -> list[tuple[Any, int]]:
+    """Runs of a batch with their lengths; one that is not cut counts as long enough."""
+    if num_examples is not None:
+        with suppress(ValueError):
+            return [(run, batch_length(run)) for run in runs(batch, num_examples)]
+    return [(batch, num_examples or 1)]
 
 
 def _in_any_process(trainer: Trainer, decision: bool) -> bool:

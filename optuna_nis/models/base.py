@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_integer, check_number
-from optuna_nis.models.embeddings import FeatureEmbeddings
+from optuna_nis.models.embeddings import Batch, FeatureEmbeddings
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -58,6 +59,10 @@ class EmbeddingModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on all parameters."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    @abstractmethod
+    def choice_loss(self, batch: Batch) -> Tensor:
+        """The loss of a choice on some examples, without the penalty of the embeddings."""
 
     def num_dense_parameters(self) -> int:
         """Number of parameters outside the tables: those of embeddings and of sized outputs."""

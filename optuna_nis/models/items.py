@@ -111,14 +111,17 @@ class ItemsModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over the items and the penalty of the embeddings."""
         found = self.training_examples(batch)
-        vectors, labels = found.vectors, found.labels
-        if self.num_sampled < self.num_classes:
-            loss = sampled_softmax_loss(
-                vectors, self.items, labels, self.num_sampled, found.certain
-            )
-        else:
-            loss = softmax_loss(vectors, self.items, labels)
+        loss = self._loss(found.vectors, found.labels, found.certain)
         return loss + self._penalty(found.rows)
+
+    def choice_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy over the items."""
+        return self._loss(self.vectors(batch), batch["label"])
+
+    def _loss(self, vectors: Tensor, labels: Tensor, certain: Tensor | None = None) -> Tensor:
+        if self.num_sampled < self.num_classes:
+            return sampled_softmax_loss(vectors, self.items, labels, self.num_sampled, certain)
+        return softmax_loss(vectors, self.items, labels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Recall@k, NDCG@10 and mean reciprocal rank over the whole part."""

@@ -83,8 +83,14 @@ class RankingModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Binary cross-entropy and the penalty of the embeddings."""
         rows = self.embeddings(batch)
-        loss = functional.binary_cross_entropy_with_logits(self._logits(rows), batch["label"])
-        return loss + self._penalty(rows)
+        return self._loss(rows, batch) + self._penalty(rows)
+
+    def choice_loss(self, batch: Batch) -> Tensor:
+        """Binary cross-entropy."""
+        return self._loss(self.embeddings(batch), batch)
+
+    def _loss(self, rows: Tensor, batch: Batch) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(self._logits(rows), batch["label"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """ROC-AUC over the whole part."""

@@ -2,6 +2,7 @@
 
 from optuna_nis.nn._warm_start import warm_start
 from optuna_nis.nn.counts import count_ids
+from optuna_nis.nn.mask_gradients import mask_gradients
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, sized_layers
 from optuna_nis.nn.output import MultiSizeLinear, SupernetLinear, output_features
 from optuna_nis.nn.rowwise_adagrad import RowwiseAdagrad
@@ -27,6 +28,7 @@ __all__ = [
     "apply_allocation",
     "count_ids",
     "make_searchable",
+    "mask_gradients",
     "output_features",
     "set_choices",
     "sized_layers",

@@ -21,6 +21,7 @@ from optuna.trial import BaseTrial
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.budget import parse_budget
 from optuna_nis.space.constraint import Choice, FloatArray, Walk, tilt_to_budget
+from optuna_nis.space.knapsack import best_options
 from optuna_nis.space.spec import EmbeddingSpec
 from optuna_nis.space.tables import Blocks, MultiSizeTable, SingleSizeTable, SpaceWalk, Table
 
@@ -245,6 +246,69 @@ class SearchSpace:
         return Allocation(
             table.spec.table(table.widths[own].tolist())
             for table, own in zip(self._tables, np.split(levels, starts))
+        )
+
+    def most_valuable(self, values: Mapping[str, FloatArray]) -> Allocation:
+        """The allocation within the budget whose blocks are worth most together.
+
+        Blocks are taken to be worth the same whatever else is kept, and to cost what they cost,
+        projections included. Blocks that are worth nothing or less are left out, unless they come
+        with others that are worth more. The result is best up to what a price on memory cannot
+        tell apart: the last bit of the budget.
+
+        Args:
+            values: For every feature what each column of each row block is worth, of shape
+                ``(row blocks, embedding_dim)``, such as :meth:`BlockValues.means
+                <optuna_nis.strategy.block_values.BlockValues.means>` gives.
+
+        Raises:
+            ValueError: If a feature is missing, an array of another shape, or a number not finite.
+
+        Example:
+            >>> spec = EmbeddingSpec("user", 10, 2, row_blocks=[2, 8])
+            >>> space = SearchSpace([spec], budget=16)
+            >>> print(space.most_valuable({"user": np.array([[3.0, 1.0], [2.0, -1.0]])}))
+            user: 2x2 + 8x1 (of 10x2)
+        """
+        return self.best(self.gains(values))
+
+    def gains(self, values: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+        """What each option of each parameter is worth by what its blocks are worth.
+
+        Args:
+            values: As in :meth:`most_valuable`.
+
+        Raises:
+            ValueError: As in :meth:`most_valuable`.
+        """
+        gains: dict[str, FloatArray] = {}
+        for table in self._tables:
+            spec = table.spec
+            own = np.asarray(values.get(spec.name, ()), dtype=np.float64)
+            shape = (len(spec.row_blocks), spec.embedding_dim)
+            if own.shape != shape or not np.isfinite(own).all():
+                raise ValueError(
+                    f"`values[{spec.name!r}]` must be finite numbers of shape {shape}, got "
+                    f"{own.tolist() if own.shape == shape else f'shape {own.shape}'}."
+                )
+            gains.update(zip(table.names, table.gains(own)))
+        return {name: gains[name] for name in self._choices}
+
+    def best(self, gains: Mapping[str, FloatArray]) -> Allocation:
+        """The allocation within the budget whose options are worth most together.
+
+        Args:
+            gains: For every parameter what each of its options is worth.
+        """
+        # What counts is by how much an option is better than to leave out what it stands for.
+        options = best_options(
+            self._tables,
+            [[gains[name] - gains[name][0] for name in table.names] for table in self._tables],
+            self.budget,
+        )
+        return Allocation(
+            table.allocation({n: table.options[o] for n, o in zip(table.names, own.tolist())})
+            for table, own in zip(self._tables, options)
         )
 
     @property

@@ -81,6 +81,19 @@ class Table(ABC):
     def params(self, widths: Sequence[int]) -> dict[str, Choice]:
         """The inverse of :meth:`block_widths`."""
 
+    @abstractmethod
+    def gains(self, values: FloatArray) -> list[FloatArray]:
+        """What each option of each parameter is worth.
+
+        Args:
+            values: Of every column of every row block, shape ``(row blocks, embedding_dim)``.
+        """
+
+    def _worth_of_widths(self, values: FloatArray) -> FloatArray:
+        """What each width of each row block is worth."""
+        widest = np.cumsum(values, axis=1)
+        return np.pad(widest, ((0, 0), (1, 0)))[:, self.widths]
+
     def random_octaves(self, rng: np.random.Generator) -> FloatArray:
         """Random octaves of the row blocks up to a common shift, falling with the rank."""
         level = rng.normal(0.0, _WIDTH_SPREAD)
@@ -124,6 +137,10 @@ class MultiSizeTable(Table):
     def params(self, widths: Sequence[int]) -> dict[str, Choice]:
         """The widths by the names of their blocks."""
         return dict(zip(self.names, widths))
+
+    def gains(self, values: FloatArray) -> list[FloatArray]:
+        """Of each width of each row block."""
+        return list(self._worth_of_widths(values))
 
     def _random_falls(self, rng: np.random.Generator) -> FloatArray:
         falls = rng.exponential(rng.exponential(_MEAN_FALL), size=len(self.rows))
@@ -172,6 +189,11 @@ class SingleSizeTable(Table):
             )
         rows = sum(self.spec.row_blocks[: len(kept)])
         return {self.spec.name: f"{rows}x{kept[0]}" if kept else "0x0"}
+
+    def gains(self, values: FloatArray) -> list[FloatArray]:
+        """Of each number of rows with each width."""
+        kept = np.pad(np.cumsum(self._worth_of_widths(values), axis=0), ((1, 0), (0, 0)))
+        return [kept[self._blocks, self._levels]]
 
     def _random_falls(self, rng: np.random.Generator) -> FloatArray:
         kept = rng.integers(1, len(self.rows) + 1)

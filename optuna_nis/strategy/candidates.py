@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,14 +33,17 @@ class Found:
     Attributes:
         rewards: Of all choices that were scored on all validation data, with shared weights.
         candidates: Those to be trained for real, in the order of their rewards.
+        origins: What proposed each of the choices scored: ``"policy"``, ``"values"``,
+            ``"random"`` or ``"formula"``; of several that proposed the same one, what is simplest.
     """
 
     rewards: dict[Allocation, Reward]
     candidates: list[Allocation]
+    origins: dict[Allocation, str]
 
 
 def find_candidates(
-    proposals: Sequence[Sequence[Allocation]],
+    proposals: Mapping[str, Sequence[Sequence[Allocation]]],
     by_popularity: Sequence[Sequence[Allocation]],
     frequent: Sequence[Allocation],
     plan: SearchPlan,
@@ -49,39 +52,47 @@ def find_candidates(
     """Ask for scores and find the candidates.
 
     Args:
-        proposals: Of the policy, for each share of the budget.
+        proposals: By what made them, for each share of the budget; the simplest first.
         by_popularity: Sizes by popularity, for each share of the budget.
         frequent: Choices of the most frequent ids alone.
         plan: The numbers that shape the search.
         reward: The reward of a choice by its quality.
     """
-    finalists = [[choice] for choice in (yield from _finalists(proposals, plan))]
+    finalists = yield from _finalists(proposals, plan)
     # It is for the whole budget that a supernet is most unfair to what it has trained least.
-    groups = [finalists[0], by_popularity[0], frequent]
-    groups += [own + [*others] for own, others in zip(finalists[1:], by_popularity[1:])]
-    distinct = _distinct(groups)
-    qualities = yield Scoring(distinct, None)
-    rewards = {choice: reward(q, choice) for q, choice in zip(qualities, distinct)}
+    groups = [by_popularity[0], frequent, *(own[0] for own in finalists.values())]
+    for index in range(1, len(by_popularity)):
+        groups.append(
+            [*by_popularity[index], *_distinct(own[index] for own in finalists.values())]
+        )
+    origins = dict.fromkeys(_distinct([*by_popularity, frequent]), "formula")
+    for origin, own in finalists.items():
+        origins |= {choice: origin for choice in _distinct(own) if choice not in origins}
+    qualities = yield Scoring(tuple(origins), None)
+    rewards = {choice: reward(q, choice) for q, choice in zip(qualities, origins)}
 
     def value(choice: Allocation) -> float:
         return rewards[choice].value
 
     best = {max(group, key=value) for group in groups if group}
-    return Found(rewards, sorted(best, key=value, reverse=True))
+    return Found(rewards, sorted(best, key=value, reverse=True), origins)
 
 
 def _finalists(
-    proposals: Sequence[Sequence[Allocation]], plan: SearchPlan
-) -> Generator[Scoring, Sequence[float], list[Allocation]]:
-    """For each share of the budget, the best of the policy's proposals on some examples."""
-    distinct = _distinct(proposals)
+    proposals: Mapping[str, Sequence[Sequence[Allocation]]], plan: SearchPlan
+) -> Generator[Scoring, Sequence[float], dict[str, list[list[Allocation]]]]:
+    """Of the proposals of each kind for each share of the budget, the best on some examples."""
+    distinct = _distinct(group for own in proposals.values() for group in own)
     total = np.zeros(len(distinct))
     for _ in range(plan.proposal_groups):
         qualities = np.array((yield Scoring(distinct, plan.score_examples)))
         total += np.where(np.isnan(qualities), -np.inf, qualities)
     value = dict(zip(distinct, total.tolist()))
-    return [max(group, key=value.__getitem__) for group in proposals]
+    return {
+        origin: [[max(group, key=value.__getitem__)] if group else [] for group in own]
+        for origin, own in proposals.items()
+    }
 
 
-def _distinct(groups: Sequence[Sequence[Allocation]]) -> tuple[Allocation, ...]:
+def _distinct(groups: Iterable[Sequence[Allocation]]) -> tuple[Allocation, ...]:
     return tuple(dict.fromkeys(choice for group in groups for choice in group))

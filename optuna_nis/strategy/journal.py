@@ -104,6 +104,18 @@ class Journal:
         if self._processes.is_first:
             _logger.info(text)
 
+    def tell_progress(self, done: int, updates: int, mean_reward: float) -> None:
+        """Tell people, with every quarter of the updates, how good choices are by now."""
+        quarter, before = (4 * (done - k) // updates for k in (0, 1))
+        if quarter > before:
+            self.tell(
+                f"{done} of {updates} updates: the mean reward of a group is {mean_reward:.4f}."
+            )
+
+    def same(self, value: _T) -> _T:
+        """What the first process has, in all processes."""
+        return self._processes.share(value)
+
     def of_the_first(self, make: Callable[[], _T]) -> _T:
         """What the first process makes, in all processes."""
         made: Any = make() if self._processes.is_first else None
@@ -117,6 +129,7 @@ def write_trained(
     search_id: str,
     rewards: Mapping[Allocation, Reward],
     step: int,
+    origins: Mapping[Allocation, str],
 ) -> None:
     """Write the choices that a search has trained for real, unless that was done before.
 
@@ -126,6 +139,7 @@ def write_trained(
         search_id: The id of the search.
         rewards: What each is worth.
         step: The last training step of the supernet.
+        origins: What proposed them, as far as that is known.
     """
     if num_scored(study, search_id, TRAINED) < len(rewards):
         TrialRecorder(study, space, search_id).record(
@@ -133,4 +147,5 @@ def write_trained(
             list(rewards.values()),
             fidelity=TRAINED,
             step=step,
+            origins=[origins.get(allocation) for allocation in rewards],
         )

@@ -46,10 +46,16 @@ class SearchPlan:
             ever drawn, so it matters only for trials that others enqueued.
         budget_shares: Shares of the budget for each of which there is a candidate at the end, the
             first being 1: across costs only real trainings tell.
-        proposals: Choices that the policy proposes for each of them.
+        proposals: Choices that the policy proposes for each of them, beside what is worth most by
+            its critic.
         proposal_draws: Draws that the proposals are the likeliest of.
         proposal_use: Share of its budget that a proposal uses at least, if any does.
         proposal_groups: Groups of examples that the proposals are scored on.
+        random_proposals: Random choices that compete with them for each share of the budget, to
+            see what proposals are worth.
+        price_shares: Examples on which gradients of the loss price all blocks, as shares of those
+            of the training: on paths between random choices near each share of the budget, then,
+            for each further number, around what was found for it. Without any, none is priced.
         popularity_powers: Of mixed dimensions by popularity (Ginart et al., 2019), which compete
             with the proposals: a supernet sees rare ids seldom and takes them to be worth less
             than they are after a long training.
@@ -91,6 +97,8 @@ class SearchPlan:
     proposal_draws: int = 64
     proposal_use: float = 0.9
     proposal_groups: int = 2
+    random_proposals: int = 0
+    price_shares: tuple[float, ...] = (0.06, 0.04)
     popularity_powers: tuple[float, ...] = (0.3, 0.5)
     frequent_shares: tuple[float, ...] = (1.0, 0.5)
     frequent_narrower: bool = True
@@ -118,6 +126,7 @@ class SearchPlan:
             ("proposals", 1),
             ("proposal_draws", 1),
             ("proposal_groups", 1),
+            ("random_proposals", 0),
             ("most_kept", 1),
         ):
             check_integer(name, getattr(self, name), low)
@@ -141,6 +150,7 @@ class SearchPlan:
         self._check_each("budget_shares", 0.0, 1.0, first=1.0)
         self._check_each("popularity_powers", 0.0, math.inf)
         self._check_each("frequent_shares", 0.0, 1.0)
+        self._check_each("price_shares", 0.0, 1.0)
         self._check_each("shortlist_epochs", 0.0, math.inf)
         for epochs in self.shortlist_epochs:
             check_integer("shortlist_epochs", epochs, 1)

@@ -39,6 +39,19 @@ def from_policy(
     return groups
 
 
+def at_random(
+    space: SearchSpace, plan: SearchPlan, rng: np.random.Generator
+) -> list[list[Allocation]]:
+    """For each of the :func:`budgets`, random choices that use it as a policy's do."""
+    return [
+        [
+            each.sample(rng, rng.uniform(plan.proposal_use, 1.0) * each.budget)
+            for _ in range(plan.random_proposals)
+        ]
+        for each in budgets(space, plan)
+    ]
+
+
 def by_popularity(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     """Mixed dimensions for the whole budget of a space that knows how frequent its ids are."""
     if space.mode == "single" or any(spec.mean_counts is None for spec in space.specs):

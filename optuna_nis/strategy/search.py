@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 import math
 from typing import Any, TypeVar
 
@@ -16,11 +15,14 @@ from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
-from optuna_nis.strategy.candidates import Scoring, find_candidates
+from optuna_nis.strategy.asking import Answer, Asking, Request, Work
+from optuna_nis.strategy.block_values import Gradients
+from optuna_nis.strategy.candidates import Scoring
+from optuna_nis.strategy.ending import Ending
 from optuna_nis.strategy.journal import Journal, plan_in, write_trained
 from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.pricing import Pricer, Pricing
 from optuna_nis.strategy.processes import OneProcess, Processes
-from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.schedule import Schedule
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
@@ -53,13 +55,11 @@ class SizeSearch:
     data that the full tables had at the first update, plus what the choice is better or worse
     on the examples of its group.
 
-    *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So the
-    policy proposes a few choices for the budget and for smaller ones, by being tilted to them
-    (:meth:`~optuna_nis.Policy.under`). For each budget, the best of these on a few groups of
-    examples and sizes by popularity are scored on all validation data, as are choices of the most
-    frequent ids alone. The best one for each smaller budget, for the whole budget the best of the
-    policy and of the others, and the best of the frequent ids are the :attr:`candidates`. Which
-    of them is best only :meth:`shortlist` tells, by training them for real.
+    *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So for
+    the budget and for smaller ones, choices are proposed by the policy, by gradients of the loss
+    (:class:`~optuna_nis.strategy.pricing.Pricer`) and by formulas; the best of each kind on
+    validation data are the :attr:`candidates`. Which of them is best only :meth:`shortlist` tells,
+    by training them for real.
 
     Sources: supernet, warm-up and controller are from Joglekar et al. (2020, section 4), the
     controller that learns from trained weights from Guo et al. (2020); the full choice in every
@@ -77,6 +77,8 @@ class SizeSearch:
             mixed with the id, so that no two draw the same.
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left. By default a new name.
+        prices: Whether gradients of the loss are asked for, too, when the supernet is trained
+            (:class:`~optuna_nis.strategy.pricing.Pricing`).
 
     Example:
         >>> from optuna_nis import EmbeddingSpec, SearchSpace
@@ -102,6 +104,7 @@ class SizeSearch:
         plan: SearchPlan | None = None,
         seed: int = 0,
         search_id: str | None = None,
+        prices: bool = False,
     ) -> None:
         check_search_id(search_id)
         if study is None:
@@ -114,8 +117,7 @@ class SizeSearch:
         self.updates_done = 0  #: Updates of the controller so far.
         #: Of the group that was scored last: mean reward, and mean share of the budget.
         self.mean_reward = self.mean_memory = math.nan
-        self._by_popularity = [by_popularity(s, self.plan) for s in budgets(space, self.plan)]
-        self._frequent = frequent_ids(space, self.plan)
+        self._ending = Ending(space, self.plan)
         self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._search_id = search_id
@@ -128,8 +130,10 @@ class SizeSearch:
         self.ended = False  #: Whether the supernet has been trained to its end.
         self._learning = False
         self._schedule: Schedule | None = None
-        self._work: Generator[Scoring, Sequence[float], None] | None = None
-        self._scoring: Scoring | None = None
+        self._asking = Asking(self._next_work)
+        self._prices = prices
+        self._num_examples: int | None = None
+        self._origins: dict[Allocation, str] = {}
 
     @property
     def id(self) -> str | None:
@@ -153,9 +157,7 @@ class SizeSearch:
 
     @property
     def candidates(self) -> list[Allocation]:
-        """The choices to be trained for real, in the order of their rewards with shared weights.
-
-        This order says little, since it is across costs: see :meth:`shortlist`.
+        """The choices to be trained for real, best first by shared weights, which says little.
 
         Raises:
             RuntimeError: If the search is not done.
@@ -173,6 +175,7 @@ class SizeSearch:
             "step": self._step,
             "batches": self.batches_done,
             "candidates": self._candidates and [c.to_json() for c in self._candidates],
+            "origins": [self._origins.get(c) for c in self._candidates or ()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -185,6 +188,8 @@ class SizeSearch:
         self.batches_done = state_dict.get("batches", 0)
         if (candidates := state_dict.get("candidates")) is not None:
             self._candidates = [Allocation.from_json(text) for text in candidates]
+            origins = zip(self._candidates, state_dict.get("origins", ()))
+            self._origins = {choice: origin for choice, origin in origins if origin is not None}
             self.ended = True
 
     def start(
@@ -214,7 +219,7 @@ class SizeSearch:
         check_integer("choices_per_step", choices_per_step, 1)
         self._choices_per_step = choices_per_step
         self._candidates, self._why_none = None, _NOT_YET
-        self._work = self._scoring = None
+        self._asking.forget()
         plan = self.plan
         self._schedule = schedule = Schedule(
             num_batches, num_updates=plan.num_updates, warmup=plan.warmup
@@ -268,6 +273,8 @@ class SizeSearch:
                 f"{self.plan.group_size} choices."
             )
         self.batches_done = done + 1
+        if num_examples is not None:
+            self._num_examples = max(num_examples, self._num_examples or 0)
         return training_choices(
             self.space,
             self.plan,
@@ -278,53 +285,46 @@ class SizeSearch:
             draw=self._drawn if learning else None,
         )
 
-    def ask(self) -> Scoring | None:
-        """What is to be scored next, the same until it is told; None if nothing is, for now."""
-        if self._work is None and (work := self._next_work()) is not None:
-            self._work = work
-            self._scoring = next(work, None)
-            if self._scoring is None:
-                self._work = None
-        return self._scoring
+    def ask(self) -> Request | None:
+        """What is to be scored or priced next, the same until it is told; None if nothing is."""
+        return self._asking.ask()
 
-    def tell(self, qualities: Sequence[float], *, step: int | None = None) -> None:
-        """The qualities of the choices that were asked for.
+    def tell(self, answer: Answer, *, step: int | None = None) -> None:
+        """The qualities of the choices that were asked for, or the gradients.
 
         Args:
-            qualities: One for each choice, larger is better.
+            answer: One quality for each choice, larger is better; of a ``Pricing`` what
+                :func:`~optuna_nis.nn.mask_gradients` gives for each batch, or None for none.
             step: Training step at which they were measured, for the trials; by default the number
                 of batches.
 
         Raises:
             RuntimeError: If nothing was asked for.
-            ValueError: If there is not one quality for each choice, or one is not a finite
-                number; then others are to be asked for.
+            ValueError: If there is not one for each, or one is not finite; then others are to be
+                asked for.
         """
-        if self._work is None or self._scoring is None:
-            raise RuntimeError("`tell` answers `ask`, which has asked for no scores.")
-        values = [float(quality) for quality in qualities]
-        if len(values) != len(self._scoring.choices):
-            raise ValueError(
-                f"`qualities` must have one number for each of {len(self._scoring.choices)} "
-                f"choices, got {len(values)}."
-            )
         self._step = self.batches_done if step is None else step
-        work, self._work, self._scoring = self._work, None, None
-        with suppress(StopIteration):
-            self._scoring = work.send(values)
-            self._work = work
+        self._asking.tell(answer)
 
     def answer(
-        self, score: Callable[[Scoring], Sequence[float]], *, step: int | None = None
+        self,
+        score: Callable[[Scoring], Sequence[float]],
+        price: Callable[[Pricing], Sequence[Sequence[Gradients]] | None] | None = None,
+        *,
+        step: int | None = None,
     ) -> None:
         """Ask for what is to be scored, and tell the qualities, until nothing is for now.
 
         Args:
             score: Gives the qualities of the choices, as :meth:`tell` takes them.
+            price: The same of gradients; without it there are none.
             step: As in :meth:`tell`.
         """
-        while (scoring := self.ask()) is not None:
-            self.tell(score(scoring), step=step)
+        while (asked := self.ask()) is not None:
+            if isinstance(asked, Scoring):
+                self.tell(score(asked), step=step)
+            else:
+                self.tell(price and price(asked), step=step)
 
     def end_training(self, *, stopped: bool = False) -> None:
         """Say that the supernet has been trained; what is asked for then leads to the candidates.
@@ -350,7 +350,7 @@ class SizeSearch:
         Raises:
             RuntimeError: If the search is not done.
         """
-        keep = self._frequent if self.plan.keep_frequent else []
+        keep = self._ending.frequent if self.plan.keep_frequent else []
         return Shortlist(self.candidates, self.plan, keep=keep, supernet_batches=self.batches_done)
 
     def record(self, found: Sequence[Candidate]) -> None:
@@ -362,9 +362,9 @@ class SizeSearch:
         if self._search_id is None or self._candidates is None:
             raise RuntimeError(f"The search has no candidates: {self._why_none}.")
         rewards = {c.allocation: self._reward(c.val_metric, c.allocation) for c in found}
-        write_trained(self.study, self.space, self._search_id, rewards, self._step)
+        write_trained(self.study, self.space, self._search_id, rewards, self._step, self._origins)
 
-    def _next_work(self) -> Generator[Scoring, Sequence[float], None] | None:
+    def _next_work(self) -> Work | None:
         if self._schedule is None:
             return None
         if not self.ended:
@@ -373,7 +373,7 @@ class SizeSearch:
         done = self._candidates is not None or self._why_none != _NOT_YET
         return None if done else self._end()
 
-    def _update(self) -> Generator[Scoring, Sequence[float], None]:
+    def _update(self) -> Work:
         """Draw a group, have it scored, and learn from it."""
         full = self.space.full()
         if self._reference is None:
@@ -404,27 +404,30 @@ class SizeSearch:
         self.mean_reward = float(np.mean([reward.value for reward in rewards]))
         memory = np.mean([reward.num_parameters for reward in rewards])
         self.mean_memory = float(memory / self.space.budget)
-        updates = self.plan.num_updates
-        quarter, before = (4 * (self.updates_done - k) // updates for k in (0, 1))
-        if quarter > before:
-            self._journal.tell(
-                f"{self.updates_done} of {updates} updates: the mean reward of a group is "
-                f"{self.mean_reward:.4f}."
-            )
+        self._journal.tell_progress(self.updates_done, self.plan.num_updates, self.mean_reward)
 
-    def _end(self) -> Generator[Scoring, Sequence[float], None]:
+    def _end(self) -> Work:
         """Find the candidates."""
         while self.updates_done < self.plan.num_updates:
             yield from self._update()  # Those that no batch has made.
-        proposals = self._journal.of_the_first(self._proposals)
-        found = yield from find_candidates(
-            proposals, self._by_popularity, self._frequent, self.plan, self._reward
+        pricer = None
+        if self._prices:
+            pricer = Pricer(
+                # Draws of its own: what the policy proposes does not depend on it.
+                np.random.default_rng([self._journal.search.seed, 1]),
+                num_examples=self._num_examples,
+                side_by_side=self._choices_per_step > 1,
+            )
+        found = yield from self._ending.find(
+            self._policy, self._rng, self._journal, self._reward, pricer, self.batches_done
         )
+        self._origins = found.origins
         self._journal.write(
             [self.space.params(allocation) for allocation in found.rewards],
             list(found.rewards.values()),
             fidelity=VALIDATED,
             step=self._step,
+            origins=list(found.origins.values()),
         )
         self._candidates = found.candidates
         self._journal.tell(
@@ -432,9 +435,6 @@ class SizeSearch:
             f"{len(found.rewards)} choices scored on all validation data. Which is best, only "
             "training them for real tells."
         )
-
-    def _proposals(self) -> list[list[Allocation]]:
-        return from_policy(self._policy, self.space, self.plan, self._rng)
 
     def _started(self) -> Schedule:
         if self._schedule is None:

@@ -46,6 +46,8 @@ NUM_PARAMETERS_ATTR = "num_parameters"
 FIDELITY_ATTR = "fidelity"
 STEP_ATTR = "step"
 SEARCH_ATTR = "search"
+ORIGIN_ATTR = "origin"
+"""Trial user attribute: what proposed the choice, where several compete."""
 
 # System attributes of a trial.
 GROUP_KEY = "nis:group"

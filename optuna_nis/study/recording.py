@@ -26,6 +26,7 @@ from optuna_nis.study.keys import (
     GROUP_SIZE_KEY,
     LOG_PROB_KEY,
     NUM_PARAMETERS_ATTR,
+    ORIGIN_ATTR,
     PENALTY_ATTR,
     QUALITY_ATTR,
     REFERENCE_ATTR,
@@ -97,6 +98,7 @@ class TrialRecorder:
         step: int,
         log_probs: Sequence[float] | None = None,
         reference: float | None = None,
+        origins: Sequence[str | None] | None = None,
     ) -> bool:
         """Add a group of choices, all or none.
 
@@ -109,6 +111,8 @@ class TrialRecorder:
             reference: How much the quality in the rewards is above what the examples gave, so
                 that groups on different examples compare: what full tables score on all
                 validation data, less what they score on these examples. None if nothing is added.
+            origins: What proposed each choice, such as ``"policy"``, ``"values"`` or
+                ``"formula"``; None where that is not known.
 
         Returns:
             Whether others may have added trials since the last group. To know it costs nothing,
@@ -122,13 +126,15 @@ class TrialRecorder:
         trials = []
         for index, (choice, reward) in enumerate(zip(params, rewards)):
             drawn = {} if log_probs is None else {LOG_PROB_KEY: float(log_probs[index])}
+            origin = None if origins is None else origins[index]
+            from_there = {} if origin is None else {ORIGIN_ATTR: origin}
             trials.append(
                 create_trial(
                     state=state,
                     params=dict(choice),
                     distributions=self._distributions,
                     value=reward.value,
-                    user_attrs=_attributes(reward, fidelity) | of_all,
+                    user_attrs=_attributes(reward, fidelity) | of_all | from_there,
                     system_attrs=group | drawn,
                 )
             )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from optuna_nis.lightning._batch import batch_length, copied, examples_length, repeat, take
+from optuna_nis.lightning._batch import batch_length, copied, examples_length, repeat, runs, take
 
 Pair = namedtuple("Pair", "ids label")
 
@@ -152,3 +152,11 @@ def test_a_copy_can_be_changed() -> None:
     assert batch["rows"] == 3
     once = (row for row in [1])
     assert copied([once])[0] is once
+
+
+def test_runs_hold_every_example_once() -> None:
+    batch = {"ids": torch.arange(7), "names": [*"abcdefg"], "split": "train"}
+    found = list(runs(batch, 3))
+    assert [each["ids"].tolist() for each in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [each["names"] for each in found] == [[*"abc"], [*"def"], ["g"]]
+    assert {each["split"] for each in found} == {"train"}

@@ -3,11 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from users_and_genres import SPACE, SPECS, batch_of
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.models import (
     CrossRankingModule,
+    EmbeddingModule,
     RankingModule,
     RetrievalModule,
     SequenceModule,
@@ -57,3 +59,27 @@ def test_ids_of_a_wrong_shape_are_named(bags: tuple[str, ...]) -> None:
     model = RankingModule(SPACE.full(), bags=bags)
     with pytest.raises(ValueError, match=r"The ids of '(genres|user)' must have the shape .*bags"):
         model(batch_of())
+
+
+@pytest.mark.parametrize("num_sampled", [None, 3, 9])
+def test_the_loss_of_a_choice_is_that_of_training_without_the_penalty(
+    num_sampled: int | None,
+) -> None:
+    models: list[tuple[EmbeddingModule, dict[str, torch.Tensor]]] = []
+    for l2 in (0.0, 0.1):
+        torch.manual_seed(0)
+        if num_sampled is None:
+            label = (torch.arange(16) % 2).float()
+            models.append((RankingModule(SPACE, bags={"genres"}, l2=l2), {"label": label}))
+        else:
+            retrieval = RetrievalModule(
+                SPACE, num_classes=9, bags={"genres"}, l2=l2, num_sampled=num_sampled
+            )
+            models.append((retrieval, {"label": torch.arange(16) % 9}))
+    losses, ids = [], batch_of()
+    for model, label in models:
+        for loss in (model.choice_loss, lambda batch: model.training_step(batch, 0)):  # noqa: B023
+            torch.manual_seed(1)
+            losses.append(loss(ids | label).item())
+    without, step, with_penalty, penalised = losses
+    assert without == step == with_penalty < penalised

@@ -1,0 +1,96 @@
+"""The end of a search: what is proposed once the supernet is trained, and what of it is best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+import math
+from typing import Any
+
+import numpy as np
+
+from optuna_nis.controller.policy import Policy
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.constraint import FloatArray
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.asking import Request
+from optuna_nis.strategy.candidates import Found, find_candidates
+from optuna_nis.strategy.journal import Journal
+from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.pricing import Pricer
+from optuna_nis.strategy.proposers import (
+    at_random,
+    budgets,
+    by_popularity,
+    frequent_ids,
+    from_policy,
+)
+from optuna_nis.strategy.reward import Reward
+
+
+class Ending:
+    """Finds the candidates of a search.
+
+    Args:
+        space: The search space.
+        plan: The numbers that shape the search.
+
+    Attributes:
+        frequent: Choices of the most frequent ids alone.
+    """
+
+    def __init__(self, space: SearchSpace, plan: SearchPlan) -> None:
+        self._plan = plan
+        self._spaces = budgets(space, plan)
+        self._by_popularity = [by_popularity(each, plan) for each in self._spaces]
+        self.frequent = frequent_ids(space, plan)
+
+    def find(
+        self,
+        policy: Policy,
+        rng: np.random.Generator,
+        journal: Journal,
+        reward: Callable[[float, Allocation], Reward],
+        pricer: Pricer | None,
+        num_batches: int,
+    ) -> Generator[Request, Any, Found]:
+        """Ask for what is needed to find them.
+
+        Args:
+            policy: What the controller has learned.
+            rng: Source of the policy's draws.
+            journal: Shares what the first of several processes draws.
+            reward: The reward of a choice by its quality.
+            pricer: Asks for gradients of the loss; None if there are none.
+            num_batches: Batches that the supernet was trained on.
+        """
+        proposals: dict[str, list[list[Allocation]]] = {}
+        if pricer is not None:
+            each = num_batches / len(self._spaces)
+            counts = [math.ceil(share * each) for share in self._plan.price_shares]
+            proposals["values"] = yield from pricer.proposals(self._spaces, counts, journal.same)
+        space, plan = self._spaces[0], self._plan
+        values = pricer.values if pricer is not None else []
+        priors = [each.gains(own) for each, own in zip(self._spaces, values)]
+        made = journal.of_the_first(
+            lambda: {
+                "policy": self._with_best(policy, from_policy(policy, space, plan, rng), priors),
+                "random": at_random(space, plan, rng),
+            }
+        )
+        proposals = {"random": made["random"], **proposals, "policy": made["policy"]}
+        return (
+            yield from find_candidates(
+                proposals, self._by_popularity, self.frequent, self._plan, reward
+            )
+        )
+
+    def _with_best(
+        self,
+        policy: Policy,
+        proposals: list[list[Allocation]],
+        priors: Sequence[Mapping[str, FloatArray]],
+    ) -> list[list[Allocation]]:
+        """With what is worth most by all that is known: the rewards, and the prices of blocks."""
+        worth = policy.worth(priors or [{} for _ in self._spaces])
+        best = [space.best(own) for space, own in zip(self._spaces, worth)]
+        return [[c] * (c.num_parameters > 0) + own for c, own in zip(best, proposals)]
