@@ -34,7 +34,7 @@ class Found:
         rewards: Of all choices that were scored on all validation data, with shared weights.
         candidates: Those to be trained for real, in the order of their rewards.
         origins: What proposed each of the choices scored: ``"policy"``, ``"values"``,
-            ``"random"`` or ``"formula"``; of several that proposed the same one, what is simplest.
+            ``"random"``, ``"formula"`` or ``"uniform"``; of several that proposed the same one, what is simplest.
     """
 
     rewards: dict[Allocation, Reward]
@@ -46,6 +46,7 @@ def find_candidates(
     proposals: Mapping[str, Sequence[Sequence[Allocation]]],
     by_popularity: Sequence[Sequence[Allocation]],
     frequent: Sequence[Allocation],
+    uniform: Sequence[Allocation],
     plan: SearchPlan,
     reward: Callable[[float, Allocation], Reward],
 ) -> Generator[Scoring, Sequence[float], Found]:
@@ -55,17 +56,20 @@ def find_candidates(
         proposals: By what made them, for each share of the budget; the simplest first.
         by_popularity: Sizes by popularity, for each share of the budget.
         frequent: Choices of the most frequent ids alone.
+        uniform: Choices of one width for all.
         plan: The numbers that shape the search.
         reward: The reward of a choice by its quality.
     """
     finalists = yield from _finalists(proposals, plan)
     # It is for the whole budget that a supernet is most unfair to what it has trained least.
-    groups = [by_popularity[0], frequent, *(own[0] for own in finalists.values())]
+    groups = [uniform, by_popularity[0], frequent, *(own[0] for own in finalists.values())]
     for index in range(1, len(by_popularity)):
         groups.append(
             [*by_popularity[index], *_distinct(own[index] for own in finalists.values())]
         )
-    origins = dict.fromkeys(_distinct([*by_popularity, frequent]), "formula")
+    origins = dict.fromkeys(uniform, "uniform")
+    formulas = _distinct([*by_popularity, frequent])
+    origins |= {choice: "formula" for choice in formulas if choice not in origins}
     for origin, own in finalists.items():
         origins |= {choice: origin for choice in _distinct(own) if choice not in origins}
     qualities = yield Scoring(tuple(origins), None)

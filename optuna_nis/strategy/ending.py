@@ -23,6 +23,7 @@ from optuna_nis.strategy.proposers import (
     by_popularity,
     frequent_ids,
     from_policy,
+    one_width,
 )
 from optuna_nis.strategy.reward import Reward
 
@@ -43,6 +44,7 @@ class Ending:
         self._spaces = budgets(space, plan)
         self._by_popularity = [by_popularity(each, plan) for each in self._spaces]
         self.frequent = frequent_ids(space, plan)
+        self._uniform = one_width(space)
 
     def find(
         self,
@@ -80,7 +82,7 @@ class Ending:
         proposals = {"random": made["random"], **proposals, "policy": made["policy"]}
         return (
             yield from find_candidates(
-                proposals, self._by_popularity, self.frequent, self._plan, reward
+                proposals, self._by_popularity, self.frequent, self._uniform, plan, reward
             )
         )
 

@@ -65,6 +65,20 @@ def by_popularity(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     ]
 
 
+def one_width(space: SearchSpace) -> list[Allocation]:
+    """The full tables if they fit the budget, else the widest uniform ones that do."""
+    full = space.full()
+    if full.num_parameters <= space.budget:
+        return [full]
+    for width in sorted({width for spec in space.specs for width in spec.widths}, reverse=True):
+        # Not every space has every width.
+        with suppress(ValueError):
+            found = baselines.uniform(space, width=width, projected=True)
+            if space.allocation(space.params(found)).num_parameters <= space.budget:
+                return [found]
+    return []
+
+
 def frequent_ids(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     """The most frequent ids only: at full width for shares of the budget, and narrower."""
     if space.mode == "single":
