@@ -12,7 +12,7 @@ from optuna_nis import Allocation, EmbeddingSpec, SearchPlan, SearchSpace, SizeS
 from optuna_nis.strategy.candidates import Scoring
 from optuna_nis.strategy.pricing import Pricer, Pricing
 
-PLAN = SearchPlan(num_updates=2, group_size=4, proposals=2, proposal_draws=8)
+PLAN = SearchPlan(warmup=0.7, num_updates=2, group_size=4, proposals=2, proposal_draws=8)
 Worth = dict[str, NDArray[np.float64]]
 
 
@@ -146,7 +146,7 @@ def test_a_search_asks_for_prices_when_the_supernet_is_trained_if_they_are_wante
     assert {len(paths) for pricing in asked for paths in pricing.batches} == {8}
     assert asked[0].num_examples == 32
     assert search.is_done
-    assert origins(search) == {"policy", "formula", "values"}
+    assert origins(search) == {"policy", "formula", "uniform", "values"}
 
 
 def test_a_space_of_one_size_for_each_feature() -> None:
@@ -162,7 +162,7 @@ def test_loops_that_know_of_no_prices_are_not_asked_for_them() -> None:
     while (asked := search.ask()) is not None:
         assert isinstance(asked, Scoring)
         search.tell(score(asked))
-    assert origins(search) == {"policy", "formula"}
+    assert origins(search) == {"policy", "formula", "uniform"}
 
 
 def test_without_gradients_the_search_goes_on() -> None:
@@ -183,7 +183,7 @@ def test_random_choices_may_compete() -> None:
     plan = SearchPlan.of(PLAN, {"random_proposals": 3})
     search = trained(SizeSearch(space_of(), plan=plan))
     search.answer(score)
-    assert origins(search) == {"policy", "formula", "random"}
+    assert origins(search) == {"policy", "formula", "random", "uniform"}
 
 
 def test_what_was_trained_for_real_says_what_proposed_it() -> None:
@@ -197,7 +197,7 @@ def test_what_was_trained_for_real_says_what_proposed_it() -> None:
     resumed.record(shortlist.candidates())
     found = [t.user_attrs["origin"] for t in search.study.trials if t.state.name == "COMPLETE"]
     assert len(found) == len(search.candidates)
-    assert set(found) <= {"policy", "formula", "values"}
+    assert set(found) <= {"policy", "formula", "values", "uniform"}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from optuna_nis.study.searches import searches_of
 T = TypeVar("T")
 Quality = Callable[[Allocation], float]
 
-PLAN = SearchPlan(num_updates=3, group_size=4, proposals=2, proposal_draws=8)
+PLAN = SearchPlan(warmup=0.7, num_updates=3, group_size=4, proposals=2, proposal_draws=8)
 NUM_BATCHES = 20
 
 
@@ -203,7 +203,7 @@ def test_choices_take_turns_or_share_the_batch_in_equal_runs() -> None:
 
 
 def test_the_plan_says_how_many_choices_share_a_batch_unless_the_start_does() -> None:
-    search = SizeSearch(space_of(), plan=SearchPlan(choices_per_step=2))
+    search = SizeSearch(space_of(), plan=SearchPlan(warmup=0.7, choices_per_step=2))
     search.start(NUM_BATCHES)
     assert len(search.training_choices(12)) == 2
     search.start(NUM_BATCHES, choices_per_step=3)
@@ -465,3 +465,19 @@ def test_the_plan_travels_in_the_study() -> None:
     own.start(4)
     assert own.plan.num_updates == 5
     assert SizeSearch(space, first.study).plan == first.plan
+
+
+def test_by_default_the_controller_learns_when_the_supernet_is_trained() -> None:
+    plan = SearchPlan.of(PLAN, {"warmup": 1.0})
+    search = SizeSearch(space_of(), plan=plan)
+    search.start(num_batches=0)  # How long it takes need not be known.
+    for _ in range(20):
+        search.training_choices(8)
+        assert search.ask() is None
+    search.end_training(stopped=True)
+    while isinstance(scoring := search.ask(), Scoring):
+        search.tell([0.5 + index / 100 for index in range(len(scoring.choices))])
+    assert search.updates_done == plan.num_updates
+    assert search.candidates
+    assert search.shortlist().epoch_batches(100) == round(20 / 12)
+    assert search.shortlist().epoch_batches(1) == 1
