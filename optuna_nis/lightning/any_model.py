@@ -20,7 +20,7 @@ from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
-from optuna_nis.lightning.comparison import Comparison, Results, compare
+from optuna_nis.lightning.comparison import Results, compare
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, check_goal
 from optuna_nis.lightning.searching import Subject, check_one_process, run_search
 from optuna_nis.lightning.training import (
@@ -30,6 +30,7 @@ from optuna_nis.lightning.training import (
     fit_data,
     listed,
 )
+from optuna_nis.lightning.trainings import Comparison
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features

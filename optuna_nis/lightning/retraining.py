@@ -11,9 +11,10 @@ from optuna import Study
 
 from optuna_nis._logging import get_logger
 from optuna_nis.data.config import data_of, read_data
-from optuna_nis.lightning.comparison import Comparison, check_options, compare
+from optuna_nis.lightning.comparison import check_options, compare
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.rewards import Monitored
+from optuna_nis.lightning.trainings import Comparison
 from optuna_nis.models import reference_model
 from optuna_nis.study.results import (
     MODEL_OPTIONS_ATTR,

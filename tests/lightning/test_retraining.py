@@ -15,11 +15,11 @@ from optuna_nis.data.config import searched_features
 from optuna_nis.lightning import (
     DataConfig,
     Predictor,
-    comparison,
     retrain,
     retraining,
     search,
     searching,
+    trainings,
 )
 from optuna_nis.study.attributes import read_text
 from optuna_nis.study.keys import TRAINING_KEY, VOCABULARY_ATTR
@@ -75,14 +75,14 @@ def study(searched: tuple[optuna.Study, Path], table: Path) -> optuna.Study:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Seeds of the trainings that were run, one after the other."""
     seeds: list[int] = []
-    train = comparison.train
+    train = trainings.train
 
     def counted(*args: Any, **options: Any) -> Any:
         done = train(*args, **options)
         seeds.append(options["seed"])
         return done
 
-    monkeypatch.setattr(comparison, "train", counted)
+    monkeypatch.setattr(trainings, "train", counted)
     return seeds
 
 
@@ -233,7 +233,7 @@ def test_an_interrupted_retraining_goes_on(
     total = len(trained)
     assert total == 7
     trained.clear()
-    train = comparison.train
+    train = trainings.train
     # In the second seed, then among the baselines.
     for stop in (2, 5):
 
@@ -243,7 +243,7 @@ def test_an_interrupted_retraining_goes_on(
             return train(*args, **more)
 
         with monkeypatch.context() as patch:
-            patch.setattr(comparison, "train", interrupted)
+            patch.setattr(trainings, "train", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 retrain(study, output=str(tmp_path / "model"), **options)
         model = Predictor.load(tmp_path / "model")
@@ -299,13 +299,13 @@ def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, tab
         data.batch_size = batch_size
         settings: dict[str, Any] = {"options": {}, "max_epochs": 3, "patience": 1} | more
         options = settings.pop("options")
-        known: list[comparison.Comparison] = []
+        known: list[trainings.Comparison] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(retraining, "read_data", lambda *_, **__: data)
             patch.setattr(retraining, "compare", lambda _, how, *__: known.append(how) or [])
             retrain(study, **settings, **options)
-        trainings = comparison._Trainings(study, known[0], 1)
-        return trainings._key(sizes or space.full(), seed)
+        ran = trainings.Trainings(study, known[0], 1)
+        return ran._key(sizes or space.full(), seed)
 
     assert key() == key()
     keys = {
