@@ -1,8 +1,9 @@
-"""Sizes trained from scratch beside uniform and full tables, each tested once."""
+"""Sizes trained from scratch beside those that anyone would try: decided, then tested once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from optuna import Study
@@ -13,12 +14,14 @@ from optuna_nis.models import EmbeddingModule
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy import baselines
+from optuna_nis.strategy.decision import decide, within_error
 from optuna_nis.study.keys import PLAIN_SECONDS_ATTR
-from optuna_nis.study.retrained import RetrainResult, save_results
+from optuna_nis.study.retrained import Results, RetrainResult, save_results
+from optuna_nis.study.verdict import Contender, verdict
 
 
 def check_options(
-    seeds: Sequence[int], max_epochs: int, patience: int, output: str | None = None
+    seeds: Sequence[int], max_epochs: int | None, patience: int, output: str | None = None
 ) -> None:
     """Check the options of a comparison, before data are read or anything is trained.
 
@@ -32,17 +35,26 @@ def check_options(
         check_integer("seeds", seed, 0)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must hold each seed once, got {list(seeds)}.")
-    check_integer("max_epochs", max_epochs, 1)
+    if max_epochs is not None:
+        check_integer("max_epochs", max_epochs, 1)
     check_integer("patience", patience, 1)
     if output is not None:
         check_folder("output", output)
 
 
-class Results(list[RetrainResult]):
-    """The results of trainings; printed, a line each."""
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes that are trained.
 
-    def __str__(self) -> str:
-        return "\n".join(map(str, self))
+    Attributes:
+        name: Short name of their result.
+        label: Name for people.
+        allocation: The sizes.
+    """
+
+    name: str
+    label: str
+    allocation: Allocation
 
 
 def compare(
@@ -52,11 +64,14 @@ def compare(
     best: Allocation,
     seeds: Sequence[int],
 ) -> Results:
-    """Train the best sizes of a study from scratch, and baselines, and test them.
+    """Train the best sizes of a study from scratch and what else one would try, decide, and test.
 
-    The baselines are the full tables and uniform sizes at the same budget; of the latter the rows
-    are taken as they are, where the model can, or projected to the full width, whichever
-    validates better.
+    Contenders are the best sizes, uniform sizes at the same budget, their rows as they are, where
+    the model can, and projected to the full width, mixed dimensions by popularity, where it is
+    known, and the full tables, if they fit the budget. All are trained alike with the first seed.
+    Those that validation cannot tell from the best one, the best sizes, the better uniform sizes
+    and the full tables go on with the other seeds. Then validation decides which sizes to take
+    (:func:`~optuna_nis.strategy.decision.decide`), and only then each of these is tested, once.
 
     Args:
         study: The results are written into it.
@@ -66,57 +81,142 @@ def compare(
         seeds: Seeds of the weights and of the order of the training rows.
 
     Returns:
-        The results, best sizes first.
+        The results with the verdict, best sizes first, then uniform sizes, the full tables, and
+        others.
 
     Raises:
         ValueError: If the seeds or a number are out of range, the output cannot be written, or
             the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
-    uniforms = [("Uniform, projected", baselines.uniform(space, projected=True))]
     model = comparison.build(best)
-    if isinstance(model, EmbeddingModule):
-        # Other models want rows of the width that they were made for.
-        uniforms.insert(0, ("Uniform", baselines.uniform(space)))
-    elif comparison.output is not None:
-        raise ValueError(
-            "`output` is for reference models on a data module of optuna_nis.data, got "
-            f"{comparison.output!r}. Train a model of your own with `train`, and save it."
-        )
-    else:
-        # Rather than after the first training.
+    # Other models want rows of the width that they were made for.
+    native = isinstance(model, EmbeddingModule)
+    if not native:
+        if comparison.output is not None:
+            raise ValueError(
+                "`output` is for reference models on a data module of optuna_nis.data, got "
+                f"{comparison.output!r}. Train a model of your own with `train`, and save it."
+            )
+        # Rather than after the first training; of untrained weights, and for the name alone.
         comparison.tested(model, limit_test_batches=1)
-    trainings = Trainings(study, comparison, (2 + 1) * len(seeds) + len(uniforms) - 1)
-
-    def result(name: str, label: str, sizes: Allocation, runs: Sequence[Run]) -> RetrainResult:
-        return RetrainResult(
-            name=name,
-            label=label,
-            metric=runs[0].metric,
-            values=tuple(run.value for run in runs),
-            seeds=tuple(seeds),
-            num_parameters=sizes.num_parameters,
-            num_dense_parameters=runs[0].num_dense_parameters,
-            allocation=sizes,
-            seconds=sum(run.seconds for run in runs),
-            val_values=tuple(run.val_metric for run in runs),
-            epochs=tuple(run.epochs for run in runs),
-            stopped=tuple(run.stopped for run in runs),
-        )
-
-    nis = trainings.best_sizes("NIS", best, seeds)
-    tried = [(label, sizes, trainings.run(label, sizes, seeds[0])) for label, sizes in uniforms]
+    found = _Sizes("nis", "NIS", best)
+    full = _Sizes("full", "Full size", space.full())
+    uniforms, mixed = _uniforms(space, native), _mixed(space)
+    contenders = [found, *uniforms, *mixed]
+    if full.allocation.num_parameters <= space.budget:
+        contenders.append(full)
+    total = len({*contenders, full}) + 3 * (len(seeds) - 1)
     sign = comparison.sign
-    label, sizes, first = max(tried, key=lambda variant: sign * variant[2].val_metric)
-    uniform = [first, *(trainings.run(label, sizes, seed) for seed in seeds[1:])]
-    full = [trainings.run("Full size", space.full(), seed) for seed in seeds]
+    with Trainings(study, comparison, total) as trainings:
+
+        def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
+            return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
+
+        firsts = [runs(sizes, seeds[:1])[0] for sizes in contenders]
+        values = [sign * run.val_metric for run in firsts]
+        leader = firsts[max(range(len(firsts)), key=values.__getitem__)]
+        kept = {contenders[index] for index in within_error(values, leader.val_error)}
+        uniform = max(uniforms, key=lambda sizes: values[contenders.index(sizes)])
+        # What is always reported, in this order, then what may be taken too.
+        reported = [found, uniform, full]
+        reported += [s for s in contenders if s in kept and s not in reported]
+        trainings.left = len(reported) * (len(seeds) - 1) + (full not in contenders)
+        trained = {sizes: runs(sizes, seeds) for sizes in reported}
+
+        rivals = [sizes for sizes in reported if sizes in contenders]
+        decision = decide(
+            [[sign * run.val_metric for run in trained[sizes]] for sizes in rivals],
+            [sizes.allocation.num_parameters for sizes in rivals],
+            error=leader.val_error,
+        )
+        taken = rivals[decision.taken]
+        if comparison.output is not None:
+            trainings.save(taken.label, taken.allocation, seeds)
+        tested = {
+            sizes: [trainings.tested(sizes.label, sizes.allocation, seed) for seed in seeds]
+            for sizes in reported
+        }
+    said = {
+        sizes: Contender(
+            sizes.name,
+            sizes.label,
+            fmean(run.val_metric for run in trained[sizes]),
+            sizes.allocation.num_parameters / space.full_parameters,
+        )
+        for sizes in reported
+    }
+    others = sorted(
+        (index for index in range(len(rivals)) if index != decision.taken),
+        key=lambda index: -sign * said[rivals[index]].value,
+    )
+    above = full not in rivals and sign * said[full].value > sign * said[taken].value
     results = Results(
         [
-            result("nis", "NIS", best, nis),
-            result("uniform", label, sizes, uniform),
-            result("full", "Full size", space.full(), full),
-        ]
+            _result("uniform" if sizes is uniform else sizes.name, sizes, seeds, tested[sizes])
+            for sizes in reported
+        ],
+        verdict(
+            leader.monitor,
+            said[taken],
+            [said[rivals[index]] for index in others if index in decision.tied],
+            [said[rivals[index]] for index in others if index not in decision.tied],
+            said[full] if above else None,
+        ),
+        "uniform" if taken is uniform else taken.name,
     )
     save_results(study, results)
-    study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in full))
+    study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in trained[full]))
     return results
+
+
+def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:
+    """Uniform sizes at the budget, as they are and projected to the full width."""
+    found = []
+    if native:
+        sizes = baselines.uniform(space)
+        found.append(_Sizes("uniform_native", f"Uniform {_width(sizes)}", sizes))
+    try:
+        sizes = baselines.uniform(space, projected=True)
+    except ValueError:
+        # A small budget may have no room for projections.
+        if not native:
+            raise
+    else:
+        label = f"Uniform {_width(sizes)}, projected"
+        found.append(_Sizes("uniform_projected", label, sizes))
+    return found
+
+
+def _mixed(space: SearchSpace) -> list[_Sizes]:
+    """Mixed dimensions by popularity, where that is known and the budget has room for them."""
+    if any(spec.mean_counts is None for spec in space.specs):
+        return []
+    try:
+        return [_Sizes("mixed", "Mixed dimensions", baselines.mixed_dimensions(space))]
+    except ValueError:
+        return []
+
+
+def _width(sizes: Allocation) -> int:
+    return max(tier.embedding_dim for table in sizes.values() for tier in table.tiers)
+
+
+def _result(name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run]) -> RetrainResult:
+    return RetrainResult(
+        name=name,
+        label=sizes.label,
+        metric=runs[0].metric,
+        values=tuple(run.value for run in runs if run.value is not None),
+        seeds=tuple(seeds),
+        num_parameters=sizes.allocation.num_parameters,
+        num_dense_parameters=runs[0].num_dense_parameters,
+        allocation=sizes.allocation,
+        seconds=sum(run.seconds for run in runs),
+        val_values=tuple(run.val_metric for run in runs),
+        epochs=tuple(run.epochs for run in runs),
+        stopped=tuple(run.stopped for run in runs),
+        steps=tuple(run.steps for run in runs),
+        decays=tuple(run.decays for run in runs),
+        learning_rate=runs[0].learning_rate,
+    )
