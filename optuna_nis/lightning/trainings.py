@@ -134,7 +134,7 @@ class Run:
     def __str__(self) -> str:
         return (
             f"validation {self.monitor} {self.val_metric:.4f} in epoch {self.best_epoch} of "
-            f"{self.epochs}, {duration(self.seconds)}"
+            f"{self.epochs}, {self.steps:,} steps, {duration(self.seconds)}"
         )
 
 

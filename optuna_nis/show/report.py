@@ -243,8 +243,9 @@ def _results_section(study: Study, found: results.Results) -> str:
     text = " ".join(lines)
     verdict = f"<p><strong>{html.escape(found.verdict)}</strong></p>\n" if found.verdict else ""
     return (
-        f"{verdict}<p>Each trained from scratch and tested once per seed, on data that neither training "
-        f"nor search has seen; mean ± standard deviation over the seeds. {text}</p>"
+        f"{verdict}<p>Each trained from scratch and tested once per seed, on data that neither "
+        "training nor search has seen, once it was decided what to take; mean ± standard "
+        f"deviation over the seeds. {text}</p>"
         + _table(*_result_rows(found), numbers_from=1)
         + f"<p>Parameters are those of the embeddings, projections included. {_rest(found)}</p>"
         + _endings(found)

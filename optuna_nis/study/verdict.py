@@ -58,10 +58,10 @@ def verdict(
     Example:
         >>> nis = Contender("nis", "NIS", 0.7753, 0.12)
         >>> uniform = Contender("uniform", "Uniform 8", 0.7641, 0.25)
-        >>> print(verdict("ROC-AUC", nis, [], [uniform])[:65])
-        The found sizes are best: validation ROC-AUC 0.7753 against 0.7641
-        >>> print(verdict("ROC-AUC", uniform, [nis], [])[:61])
-        Uniform 8 is as good, take it: validation ROC-AUC 0.7641 agai
+        >>> verdict("AUC", nis, [], [uniform]).partition(", with ")[0]
+        'The found sizes are best: validation AUC 0.7753 against 0.7641 of uniform 8'
+        >>> verdict("AUC", uniform, [nis], []).partition(":")[0]
+        'Uniform 8 is as good, take it'
     """
     everyone = [*tied, *others]
     is_found = taken.name == "nis"
