@@ -6,6 +6,7 @@ A training and its test are apart: validation decides what to take before anythi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 import hashlib
 import json
@@ -171,6 +172,10 @@ class Trainings:
         # Whoever goes on needs what an interrupted comparison has trained.
         if error is None or self._how.checkpoint_dir is None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            # The parent too, if it is empty.
+            if self._how.checkpoint_dir is not None:
+                with suppress(OSError):
+                    self._folder.parent.rmdir()
 
     def run(self, label: str, allocation: Allocation, seed: int) -> Run:
         """What a training comes to, run or known."""

@@ -224,7 +224,7 @@ def test_trained_weights_wait_for_their_test(
     assert {kind for kind, _, _ in pretended.events} == {"train"}
     pretended.run(checkpoint_dir=tmp_path)
     assert [kind for kind, _, _ in pretended.events].count("train") == 3 * 3 + 2
-    assert list(tmp_path.iterdir()) == []
+    assert not tmp_path.exists()
 
 
 def test_weights_that_are_gone_are_trained_again(
