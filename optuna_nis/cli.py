@@ -43,9 +43,9 @@ app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
 
     Three steps: *search* scores choices with a supernet and writes them into an Optuna study,
-    *retrain* trains the best one from scratch and compares it with uniform sizes at the same
-    memory, *report* shows what was found. They meet in the study: give each the same --storage
-    and --study-name.
+    *retrain* trains the best one from scratch beside uniform sizes at the same memory and says
+    which to take, *report* shows what was found. They meet in the study: give each the same
+    --storage and --study-name.
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -158,14 +158,22 @@ def retrain(
     *,
     seeds: str = typer.Option("0,1,2", help="Seeds of the trainings, separated by commas."),
     output: Path | None = typer.Option(None, help="Folder for the trained model, for predict."),
-    max_epochs: int = typer.Option(30, min=1, help="Most epochs of a training."),
-    patience: int = typer.Option(3, min=1, help="Epochs without improvement after which to stop."),
+    max_epochs: int | None = typer.Option(
+        None, min=1, help="Most epochs of a training; by default as many as it takes."
+    ),
+    patience: int = typer.Option(
+        2,
+        min=1,
+        help="Validations without improvement that it waits.",
+    ),
     where: StudyOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Train the best sizes from scratch, uniform ones and the full tables; test each once.
+    """Train the best sizes from scratch and what else one would try, and say which to take.
 
-    The model, its learning rate and its dropout are those of the search.
+    That is uniform sizes, mixed dimensions and the full tables. Validation decides; then each is
+    tested once, and *--output* has the model of the sizes to take. The model, its
+    learning rate and its dropout are those of the search.
     """
     silence_lightning()
     from optuna_nis.lightning import retrain as run_retrain
@@ -178,12 +186,14 @@ def retrain(
         output=None if output is None else str(output),
         max_epochs=max_epochs,
         patience=patience,
+        checkpoint_dir=where.checkpoint_dir,
         callbacks=bars(quiet),
         progress=progress(quiet),
     )
     if (dashboard := _dashboard()) is not None:
         dashboard.finish(study)
     Console().print(format_table(results))
+    result(results.verdict)
     _next(quiet, "report", where)
 
 
@@ -209,6 +219,8 @@ def report(
     results = results_of(study)
     if results:
         Console().print(format_table(results))
+        if results.verdict:
+            result(results.verdict)
     else:
         print("Nothing has been retrained yet.")
         _next(quiet, "retrain --output model", where)

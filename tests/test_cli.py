@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from pathlib import Path
+import re
 import subprocess
 import sys
 import warnings
@@ -99,11 +100,15 @@ def test_search_retrain_report_predict(table: Path) -> None:
     code, output = _run("retrain", *study, "--seeds", "0,1", "--max-epochs", 1, "--output", folder)
     assert code == 0, output
     assert "Uniform" in output
+    line = " ".join(output.split())
+    assert re.search(r"(best|good|better).*: validation ROC-AUC 0\.\d{4} against 0", line)
     page = table.parent / "report.html"
     code, output = _run("report", *study, "--output", page, "--json")
     assert code == 0, output
     summary = json.loads(output.strip().splitlines()[-1])
     assert summary["nis"]["seeds"] == [0, 1]
+    assert summary["verdict"] in " ".join(output.split())
+    assert summary["take"] in summary
     assert summary["parts"]["test"]["rows"] == 120
     assert any("ended at the most epochs allowed, 1" in line for line in summary["warnings"])
     assert "plotly" in page.read_text()

@@ -96,7 +96,7 @@ def test_the_ten_lines_find_what_the_command_finds(capsys: pytest.CaptureFixture
     data = lightning.DataConfig(dataset="movielens-small", max_rows=5_000)
     sizes = lightning.search(study, data, budget="25%", epochs=2, num_updates=10)
     results = lightning.retrain(study, seeds=[0], max_epochs=2)
-    assert capsys.readouterr().out == "\n".join(map(str, [sizes, *results, ""]))
+    assert capsys.readouterr().out == f"{sizes}\n{results}\n"
 
 
 def test_the_objective_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,9 +34,9 @@ plot_allocation(found.allocation)
 # Worth it?
 # ---------
 #
-# Trained again from scratch and tested on the last tenth of the year. ``output`` keeps the model.
-for result in found.retrain(seeds=[0], max_epochs=1 if SHORT else 30, output="destinations"):
-    print(result)
+# Trained again from scratch and tested on the last tenth of the year. ``output`` keeps the model
+# of the sizes that the last line takes.
+print(found.retrain(seeds=[0], max_epochs=1 if SHORT else None, output="destinations"))
 
 # %%
 # Ask it

@@ -31,7 +31,7 @@ found = search_sizes(reference_model(data.features), data, budget="25%", **quick
 #
 # The trained model, its sizes and its vocabularies, as ``optuna-nis retrain --output model``
 # writes it. Nothing in it is executed when it is read.
-found.retrain(seeds=[0], max_epochs=1 if SHORT else 30, output="model")
+found.retrain(seeds=[0], max_epochs=1 if SHORT else None, output="model")
 model = Predictor.load("model").model
 
 flights = [

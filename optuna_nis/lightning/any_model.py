@@ -20,7 +20,7 @@ from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
-from optuna_nis.lightning.comparison import Comparison, Results, compare
+from optuna_nis.lightning.comparison import compare
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, check_goal
 from optuna_nis.lightning.searching import Subject, check_one_process, run_search
 from optuna_nis.lightning.training import (
@@ -31,6 +31,7 @@ from optuna_nis.lightning.training import (
     listed,
     training_loader,
 )
+from optuna_nis.lightning.trainings import Comparison
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features
@@ -41,6 +42,7 @@ from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.results import (
+    Results,
     best_allocation,
     save_space,
     score_line,
@@ -97,35 +99,38 @@ class FoundSizes:
         *,
         seeds: Sequence[int] = (0, 1, 2),
         test_monitor: str | None = None,
-        max_epochs: int = 30,
-        patience: int = 3,
+        max_epochs: int | None = None,
+        patience: int = 2,
         output: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
         progress: Callable[[str], None] = lambda text: None,
         **trainer_options: Any,
     ) -> Results:
-        """Train the sizes from scratch beside uniform and full tables, and test all of them.
+        """Train the sizes from scratch beside those that anyone would try, and test them.
 
-        Only this touches the test data: ``test_step`` of the model, on the ``test_dataloader`` of
-        the data module or the third dataloader. Uniform sizes are the better, by validation with
-        the first seed, of rows as they are and rows projected to the full width, where the model
+        Beside them are uniform sizes and mixed dimensions by popularity at the same budget, and
+        the full tables. Validation decides which to take; only then are they tested, and only
+        this touches the test data: ``test_step`` of the model, on the ``test_dataloader`` of the
+        data module or the third dataloader. Uniform sizes are the better, by validation with the
+        first seed, of rows as they are and rows projected to the full width, where the model
         takes both.
 
         Args:
             seeds: Seeds of the trainings.
             test_monitor: Name under which ``test_step`` logs its metric; by default that of the
                 validation with "test" in place of "val".
-            max_epochs: Most epochs of a training.
-            patience: Epochs without improvement after which a training stops.
-            output: Folder for the model of the found sizes with the best validation, for
-                :class:`Predictor`: of a reference model and a data module of optuna_nis.data.
+            max_epochs: As in :func:`train`.
+            patience: As in :func:`train`.
+            output: Folder for the model of the sizes that the verdict takes, with the best
+                validation, for :class:`Predictor`: of a reference model and a data module of
+                optuna_nis.data.
             callbacks: Further callbacks of the trainers, such as a progress bar.
             progress: Called with a line of text before and after each training.
             **trainer_options: Further arguments of the trainers, in place of those of the search.
 
         Returns:
-            The results, found sizes first, a list that prints as a line each; they are in the
-            study too.
+            The results, found sizes first, a list that prints as a line each; its ``verdict``
+            says which sizes to take and why, its ``best`` is their result. The study has them too.
 
         Raises:
             ValueError: If an argument is out of range, there are no test data, or the model logs
@@ -245,7 +250,7 @@ def search_sizes(
         >>> found = search_sizes(build, data, budget="25%", epochs=1, num_updates=2)
         >>> found.allocation.num_parameters <= found.space.budget
         True
-        >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)]
+        >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)][:3]
         ['nis', 'uniform', 'full']
     """
     _check_fields(plan_fields)

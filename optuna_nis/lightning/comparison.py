@@ -1,37 +1,27 @@
-"""Sizes trained from scratch beside uniform and full tables, each tested once."""
+"""Sizes trained from scratch beside those that anyone would try: decided, then tested once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-import hashlib
-import json
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 
-from optuna_nis import __version__
 from optuna_nis._checks import check_folder, check_integer
-from optuna_nis._format import duration
-from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.lightning._package import is_overridden
-from optuna_nis.lightning.building import BuildModel
-from optuna_nis.lightning.rewards import Monitored
-from optuna_nis.lightning.training import Data, evaluate, train
+from optuna_nis.lightning.trainings import Comparison, Run, Trainings
 from optuna_nis.models import EmbeddingModule
-from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy import baselines
-from optuna_nis.study.keys import PLAIN_SECONDS_ATTR, TRAINING_KEY
-from optuna_nis.study.retrained import RetrainResult, save_results
+from optuna_nis.strategy.decision import decide, within_error
+from optuna_nis.study.keys import PLAIN_SECONDS_ATTR
+from optuna_nis.study.retrained import Results, RetrainResult, save_results
+from optuna_nis.study.verdict import Contender, verdict
 
 
 def check_options(
-    seeds: Sequence[int], max_epochs: int, patience: int, output: str | None = None
+    seeds: Sequence[int], max_epochs: int | None, patience: int, output: str | None = None
 ) -> None:
     """Check the options of a comparison, before data are read or anything is trained.
 
@@ -45,17 +35,26 @@ def check_options(
         check_integer("seeds", seed, 0)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must hold each seed once, got {list(seeds)}.")
-    check_integer("max_epochs", max_epochs, 1)
+    if max_epochs is not None:
+        check_integer("max_epochs", max_epochs, 1)
     check_integer("patience", patience, 1)
     if output is not None:
         check_folder("output", output)
 
 
-class Results(list[RetrainResult]):
-    """The results of trainings; printed, a line each."""
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes that are trained.
 
-    def __str__(self) -> str:
-        return "\n".join(map(str, self))
+    Attributes:
+        name: Short name of their result.
+        label: Name for people.
+        allocation: The sizes.
+    """
+
+    name: str
+    label: str
+    allocation: Allocation
 
 
 def compare(
@@ -65,11 +64,14 @@ def compare(
     best: Allocation,
     seeds: Sequence[int],
 ) -> Results:
-    """Train the best sizes of a study from scratch, and baselines, and test them.
+    """Train the best sizes of a study from scratch and what else one would try, decide, and test.
 
-    The baselines are the full tables and uniform sizes at the same budget; of the latter the rows
-    are taken as they are, where the model can, or projected to the full width, whichever
-    validates better.
+    Contenders are the best sizes, uniform sizes at the same budget, their rows as they are, where
+    the model can, and projected to the full width, mixed dimensions by popularity, where it is
+    known, and the full tables, if they fit the budget. All are trained alike with the first seed.
+    Those that validation cannot tell from the best one, the best sizes, the better uniform sizes
+    and the full tables go on with the other seeds. Then validation decides which sizes to take
+    (:func:`~optuna_nis.strategy.decision.decide`), and only then each of these is tested, once.
 
     Args:
         study: The results are written into it.
@@ -79,304 +81,142 @@ def compare(
         seeds: Seeds of the weights and of the order of the training rows.
 
     Returns:
-        The results, best sizes first.
+        The results with the verdict, best sizes first, then uniform sizes, the full tables, and
+        others.
 
     Raises:
         ValueError: If the seeds or a number are out of range, the output cannot be written, or
             the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
-    uniforms = [("Uniform, projected", baselines.uniform(space, projected=True))]
     model = comparison.build(best)
-    if isinstance(model, EmbeddingModule):
-        # Other models want rows of the width that they were made for.
-        uniforms.insert(0, ("Uniform", baselines.uniform(space)))
-    elif comparison.output is not None:
-        raise ValueError(
-            "`output` is for reference models on a data module of optuna_nis.data, got "
-            f"{comparison.output!r}. Train a model of your own with `train`, and save it."
-        )
-    else:
-        # Rather than after the first training.
+    # Other models want rows of the width that they were made for.
+    native = isinstance(model, EmbeddingModule)
+    if not native:
+        if comparison.output is not None:
+            raise ValueError(
+                "`output` is for reference models on a data module of optuna_nis.data, got "
+                f"{comparison.output!r}. Train a model of your own with `train`, and save it."
+            )
+        # Rather than after the first training; of untrained weights, and for the name alone.
         comparison.tested(model, limit_test_batches=1)
-    trainings = _Trainings(study, comparison, (2 + 1) * len(seeds) + len(uniforms) - 1)
-
-    def result(name: str, label: str, sizes: Allocation, runs: Sequence[_Run]) -> RetrainResult:
-        return RetrainResult(
-            name=name,
-            label=label,
-            metric=runs[0].metric,
-            values=tuple(run.value for run in runs),
-            seeds=tuple(seeds),
-            num_parameters=sizes.num_parameters,
-            num_dense_parameters=runs[0].num_dense_parameters,
-            allocation=sizes,
-            seconds=sum(run.seconds for run in runs),
-            val_values=tuple(run.val_metric for run in runs),
-            epochs=tuple(run.epochs for run in runs),
-            stopped=tuple(run.stopped for run in runs),
-        )
-
-    nis = trainings.best_sizes("NIS", best, seeds)
-    tried = [(label, sizes, trainings.run(label, sizes, seeds[0])) for label, sizes in uniforms]
+    found = _Sizes("nis", "NIS", best)
+    full = _Sizes("full", "Full size", space.full())
+    uniforms, mixed = _uniforms(space, native), _mixed(space)
+    contenders = [found, *uniforms, *mixed]
+    if full.allocation.num_parameters <= space.budget:
+        contenders.append(full)
+    total = len({*contenders, full}) + 3 * (len(seeds) - 1)
     sign = comparison.sign
-    label, sizes, first = max(tried, key=lambda variant: sign * variant[2].val_metric)
-    uniform = [first, *(trainings.run(label, sizes, seed) for seed in seeds[1:])]
-    full = [trainings.run("Full size", space.full(), seed) for seed in seeds]
+    with Trainings(study, comparison, total) as trainings:
+
+        def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
+            return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
+
+        firsts = [runs(sizes, seeds[:1])[0] for sizes in contenders]
+        values = [sign * run.val_metric for run in firsts]
+        leader = firsts[max(range(len(firsts)), key=values.__getitem__)]
+        kept = {contenders[index] for index in within_error(values, leader.val_error)}
+        uniform = max(uniforms, key=lambda sizes: values[contenders.index(sizes)])
+        # What is always reported, in this order, then what may be taken too.
+        reported = [found, uniform, full]
+        reported += [s for s in contenders if s in kept and s not in reported]
+        trainings.left = len(reported) * (len(seeds) - 1) + (full not in contenders)
+        trained = {sizes: runs(sizes, seeds) for sizes in reported}
+
+        rivals = [sizes for sizes in reported if sizes in contenders]
+        decision = decide(
+            [[sign * run.val_metric for run in trained[sizes]] for sizes in rivals],
+            [sizes.allocation.num_parameters for sizes in rivals],
+            error=leader.val_error,
+        )
+        taken = rivals[decision.taken]
+        if comparison.output is not None:
+            trainings.save(taken.label, taken.allocation, seeds)
+        tested = {
+            sizes: [trainings.tested(sizes.label, sizes.allocation, seed) for seed in seeds]
+            for sizes in reported
+        }
+    said = {
+        sizes: Contender(
+            sizes.name,
+            sizes.label,
+            fmean(run.val_metric for run in trained[sizes]),
+            sizes.allocation.num_parameters / space.full_parameters,
+        )
+        for sizes in reported
+    }
+    others = sorted(
+        (index for index in range(len(rivals)) if index != decision.taken),
+        key=lambda index: -sign * said[rivals[index]].value,
+    )
+    above = full not in rivals and sign * said[full].value > sign * said[taken].value
     results = Results(
         [
-            result("nis", "NIS", best, nis),
-            result("uniform", label, sizes, uniform),
-            result("full", "Full size", space.full(), full),
-        ]
+            _result("uniform" if sizes is uniform else sizes.name, sizes, seeds, tested[sizes])
+            for sizes in reported
+        ],
+        verdict(
+            leader.monitor,
+            said[taken],
+            [said[rivals[index]] for index in others if index in decision.tied],
+            [said[rivals[index]] for index in others if index not in decision.tied],
+            said[full] if above else None,
+        ),
+        "uniform" if taken is uniform else taken.name,
     )
     save_results(study, results)
-    study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in full))
+    study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in trained[full]))
     return results
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How sizes are trained from scratch and tested.
-
-    Attributes:
-        build: Makes a model of given sizes.
-        data: The data, those of the test included.
-        monitored: By which value of validation a training stops and finds its best epoch.
-        test_monitor: Name under which the models log their test metric.
-        max_epochs: Most epochs of a training.
-        patience: Epochs without improvement after which a training stops.
-        callbacks: Further callbacks of the trainers, such as a progress bar.
-        progress: Called with a line of text before and after each training.
-        output: Folder for the best model of the best sizes, see :class:`Predictor`.
-        key: Values for JSON by which a training is known again, and not run again; None runs all.
-        trainer_options: Further arguments of the trainers.
-    """
-
-    build: BuildModel
-    data: Data
-    monitored: Monitored
-    test_monitor: str
-    max_epochs: int = 30
-    patience: int = 3
-    callbacks: Sequence[Callback] = ()
-    progress: Callable[[str], None] = lambda text: None
-    output: str | None = None
-    key: Sequence[Any] | None = None
-    trainer_options: Mapping[str, Any] | None = None
-
-    @property
-    def sign(self) -> float:
-        """1 if larger values of validation are better, -1 if smaller are."""
-        return 1.0 if self.monitored.mode == "max" else -1.0
-
-    def tested(self, model: LightningModule, **trainer_options: Any) -> float:
-        """The test metric of a model.
-
-        Args:
-            model: The model.
-            **trainer_options: Arguments of the trainer in place of those of all trainers.
-
-        Raises:
-            ValueError: If it logs none of that name, or has no test.
-        """
-        if not is_overridden("test_step", model):
-            raise ValueError(
-                f"{type(model).__name__} must define `test_step`, which logs its test metric."
-            )
-        return evaluate(
-            model,
-            self.data,
-            monitor=self.test_monitor,
-            callbacks=self.monitored.callbacks(),
-            **{**(self.trainer_options or {}), **trainer_options},
-        )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a finished training came to.
-
-    Attributes:
-        metric: Name of the metric on the test data.
-        value: The metric on the test data.
-        monitor: Name of the metric on the validation data.
-        val_metric: The metric on the validation data, at the best epoch.
-        best_epoch: The best epoch.
-        epochs: Number of epochs.
-        stopped: Whether it ended by itself.
-        seconds: Time it took.
-        num_dense_parameters: Parameters of the model outside its embeddings.
-    """
-
-    metric: str
-    value: float
-    monitor: str
-    val_metric: float
-    best_epoch: int
-    epochs: int
-    stopped: bool
-    seconds: float
-    num_dense_parameters: int
-
-    def __str__(self) -> str:
-        return (
-            f"validation {self.monitor} {self.val_metric:.4f} in epoch {self.best_epoch} of "
-            f"{self.epochs}, {duration(self.seconds)}"
-        )
-
-
-class _Trainings:
-    """Trainings of one kind on the same data; those that a study knows are not run again."""
-
-    def __init__(self, study: Study, comparison: Comparison, total: int) -> None:
-        self._study = study
-        self._how = comparison
-        self._progress = comparison.progress
-        self._left = total
-        self._seconds: list[float] = []
-
-    def run(self, label: str, allocation: Allocation, seed: int) -> _Run:
-        """What a training comes to, run or known."""
-        return self._known(label, allocation, seed) or self._train(label, allocation, seed)[0]
-
-    def best_sizes(self, label: str, allocation: Allocation, seeds: Sequence[int]) -> list[_Run]:
-        """What a training with each seed comes to; the best model is kept in a folder."""
-        output, sign = self._how.output, self._how.sign
-        runs: list[_Run] = []
-        for seed in seeds:
-            known = self._known(label, allocation, seed)
-            if known is not None:
-                runs.append(known)
-                continue
-            run, model = self._train(label, allocation, seed)
-            if output is not None and all(
-                sign * run.val_metric > sign * other.val_metric for other in runs
-            ):
-                self._save(model, allocation, seed, output)
-            runs.append(run)
-        leader = max(range(len(seeds)), key=lambda index: sign * runs[index].val_metric)
-        key = self._key(allocation, seeds[leader])
-        if output is not None and Predictor.training_of(output) != key:
-            self._progress(
-                f"{label}: {output} does not hold the best model, which is kept nowhere."
-            )
-            self._left += 1
-            _, model = self._train(label, allocation, seeds[leader])
-            self._save(model, allocation, seeds[leader], output)
-        return runs
-
-    def _known(self, label: str, allocation: Allocation, seed: int) -> _Run | None:
-        if self._how.key is None:
-            return None
-        key = TRAINING_KEY + self._key(allocation, seed)
-        found = self._study._storage.get_study_system_attrs(self._study._study_id).get(key)
-        if found is None:
-            return None
-        run = _read(key, found)
-        self._count(run)
-        self._progress(f"{label}, seed {seed}: finished before, {run}.")
-        return run
-
-    def _train(
-        self, label: str, allocation: Allocation, seed: int
-    ) -> tuple[_Run, LightningModule]:
-        self._progress(
-            f"{label}, seed {seed}: {allocation.num_parameters:,} embedding parameters."
-        )
-        how = self._how
-        if isinstance(how.data, EmbeddingDataModule):
-            how.data.shuffle_seed = seed
-        epochs = _Epochs(how.monitored.name, how.sign)
-        training = train(
-            how.build,
-            allocation,
-            how.data,
-            seed=seed,
-            max_epochs=how.max_epochs,
-            patience=how.patience,
-            monitor=how.monitored.name,
-            mode=how.monitored.mode,
-            callbacks=[*how.monitored.callbacks(), epochs, *how.callbacks],
-            **({"enable_progress_bar": bool(how.callbacks)} | dict(how.trainer_options or {})),
-        )
-        model = training.model
-        test = how.tested(model)
-        run = _Run(
-            metric=getattr(model, "metric_name", how.monitored.label),
-            value=test,
-            monitor=getattr(model, "monitor_name", how.monitored.label),
-            val_metric=training.val_metric,
-            best_epoch=epochs.best + 1,
-            epochs=training.epochs,
-            stopped=len(epochs.values) - 1 - epochs.best >= how.patience,
-            seconds=training.seconds,
-            num_dense_parameters=_num_dense_parameters(model, allocation),
-        )
-        if how.key is not None:
-            self._study._storage.set_study_system_attr(
-                self._study._study_id, TRAINING_KEY + self._key(allocation, seed), asdict(run)
-            )
-        self._count(run)
-        more = ""
-        if self._left:
-            trainings = "1 training" if self._left == 1 else f"{self._left} trainings"
-            more = f"; about {duration(fmean(self._seconds) * self._left)} left for {trainings}"
-        self._progress(f"{label}, seed {seed}: {run}{more}.")
-        return run, model
-
-    def _count(self, run: _Run) -> None:
-        self._left -= 1
-        self._seconds.append(run.seconds)
-
-    def _save(
-        self, model: LightningModule, allocation: Allocation, seed: int, output: str
-    ) -> None:
-        assert isinstance(model, EmbeddingModule)
-        assert isinstance(self._how.data, EmbeddingDataModule)
-        predictor = Predictor(model, allocation, self._how.data.features)
-        predictor.save(output, training=self._key(allocation, seed))
-
-    def _key(self, allocation: Allocation, seed: int) -> str:
-        how = self._how
-        settings = [__version__, *(how.key or ()), how.max_epochs, how.patience]
-        text = json.dumps([*settings, allocation.to_json(), seed], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _num_dense_parameters(model: LightningModule, allocation: Allocation) -> int:
-    """Parameters outside the embeddings."""
-    if isinstance(model, EmbeddingModule):
-        return model.num_dense_parameters()
-    return sum(p.numel() for p in model.parameters()) - allocation.num_parameters
-
-
-class _Epochs(Callback):
-    """The validation metric after each epoch, negated if smaller is better."""
-
-    def __init__(self, monitor: str, sign: float) -> None:
-        self._monitor, self._sign = monitor, sign
-        self.values: list[float] = []
-
-    @property
-    def best(self) -> int:
-        """The epoch, from 0, that a training returns to."""
-        return max(range(len(self.values)), key=lambda epoch: self.values[epoch])
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note it."""
-        self.values.append(self._sign * float(trainer.callback_metrics[self._monitor]))
-
-
-def _read(key: str, value: Any) -> _Run:
+def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:
+    """Uniform sizes at the budget, as they are and projected to the full width."""
+    found = []
+    if native:
+        sizes = baselines.uniform(space)
+        found.append(_Sizes("uniform_native", f"Uniform {_width(sizes)}", sizes))
     try:
-        run = _Run(**value)
-        numbers = (run.value, run.val_metric, run.best_epoch, run.epochs, run.seconds)
-        if not all(math.isfinite(number) for number in numbers):
-            raise ValueError("a number is not finite")
-        return run
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"The system attribute {key!r} must hold what a training came to, got "
-            f"{str(value)[:80]!r}: {error}."
-        ) from error
+        sizes = baselines.uniform(space, projected=True)
+    except ValueError:
+        # A small budget may have no room for projections.
+        if not native:
+            raise
+    else:
+        label = f"Uniform {_width(sizes)}, projected"
+        found.append(_Sizes("uniform_projected", label, sizes))
+    return found
+
+
+def _mixed(space: SearchSpace) -> list[_Sizes]:
+    """Mixed dimensions by popularity, where that is known and the budget has room for them."""
+    if any(spec.mean_counts is None for spec in space.specs):
+        return []
+    try:
+        return [_Sizes("mixed", "Mixed dimensions", baselines.mixed_dimensions(space))]
+    except ValueError:
+        return []
+
+
+def _width(sizes: Allocation) -> int:
+    return max(tier.embedding_dim for table in sizes.values() for tier in table.tiers)
+
+
+def _result(name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run]) -> RetrainResult:
+    return RetrainResult(
+        name=name,
+        label=sizes.label,
+        metric=runs[0].metric,
+        values=tuple(run.value for run in runs if run.value is not None),
+        seeds=tuple(seeds),
+        num_parameters=sizes.allocation.num_parameters,
+        num_dense_parameters=runs[0].num_dense_parameters,
+        allocation=sizes.allocation,
+        seconds=sum(run.seconds for run in runs),
+        val_values=tuple(run.val_metric for run in runs),
+        epochs=tuple(run.epochs for run in runs),
+        stopped=tuple(run.stopped for run in runs),
+        steps=tuple(run.steps for run in runs),
+        decays=tuple(run.decays for run in runs),
+        learning_rate=runs[0].learning_rate,
+    )

@@ -179,7 +179,7 @@ class Convergence(Callback):
             self._save(trainer, pl_module)
             return
         self._waited += 1
-        falling = not value >= best - _DECLINE_ERRORS * self._standard_error(best)
+        falling = not value >= best - _DECLINE_ERRORS * self.standard_error(best)
         self._declined = self._declined + 1 if falling else 0
         if not (self._is_patient(trainer) or self._declined >= _NUM_DECLINED):
             return
@@ -197,19 +197,20 @@ class Convergence(Callback):
         """Give the model its best weights."""
         pl_module.load_state_dict(self._load()["model"])
 
+    def standard_error(self, value: float) -> float:
+        """That of a value of the metric on the validation data; infinite if it is unknown."""
+        if self._error is not None:
+            return self._error(value)
+        if self._monitored.mode == "min" or not 0.0 <= value <= 1.0 or not self._rows:
+            return math.inf
+        return share_standard_error(value, self._rows)
+
     def _is_patient(self, trainer: Trainer) -> bool:
         if self._waited < self._patience:
             return False
         steps = trainer.global_step - self.best_step
         needed = max(_LEAST_STEPS, _LEAST_SHARE * self.best_step)
         return self.decays > 0 or steps >= needed
-
-    def _standard_error(self, value: float) -> float:
-        if self._error is not None:
-            return self._error(value)
-        if self._monitored.mode == "min" or not 0.0 <= value <= 1.0 or not self._rows:
-            return math.inf
-        return share_standard_error(value, self._rows)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state = {

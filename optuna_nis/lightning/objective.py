@@ -28,7 +28,7 @@ def objective(
     datamodule: Data,
     space: SearchSpace,
     *,
-    max_epochs: int = 30,
+    max_epochs: int | None = None,
     patience: int = 2,
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
@@ -49,8 +49,8 @@ def objective(
             apply_allocation(Model(), sizes)`` (:func:`~optuna_nis.nn.apply_allocation`).
         datamodule: Train and validation data, or the dataloaders of both.
         space: The sizes to choose from, and their budget.
-        max_epochs: Most epochs of a training.
-        patience: Epochs without improvement after which a training stops.
+        max_epochs: As in :func:`train`.
+        patience: As in :func:`train`.
         monitor: Name under which the model logs its validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; the
             quality of a trial is negated for ``"min"``.

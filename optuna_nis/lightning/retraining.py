@@ -1,23 +1,26 @@
-"""The best sizes of a study, trained from scratch beside baselines and tested once."""
+"""The best sizes of a study, trained from scratch beside others, and which of them to take."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import json
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 from optuna import Study
 
+from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.data.config import data_of, read_data
-from optuna_nis.lightning.comparison import Comparison, check_options, compare
+from optuna_nis.lightning.comparison import check_options, compare
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.rewards import Monitored
+from optuna_nis.lightning.trainings import Comparison
 from optuna_nis.models import reference_model
 from optuna_nis.study.results import (
     MODEL_OPTIONS_ATTR,
-    RetrainResult,
+    Results,
     best_allocation,
     cautions_of,
     save_parts,
@@ -32,17 +35,18 @@ def retrain(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     output: str | None = None,
-    max_epochs: int = 30,
-    patience: int = 3,
+    max_epochs: int | None = None,
+    patience: int = 2,
+    checkpoint_dir: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     progress: Callable[[str], None] = lambda text: None,
     **model_options: Any,
-) -> list[RetrainResult]:
-    """Train the best allocation of a study from scratch, and baselines, and test them.
+) -> Results:
+    """Train the best allocation of a study from scratch, and what else one would try.
 
-    The baselines are the full tables and uniform sizes at the same budget; of the latter the rows
-    are taken as they are or projected to the full width, whichever validates better. Each
-    training goes on until validation stops improving and returns to its best epoch.
+    That is uniform sizes and mixed dimensions by popularity at the same budget, and the full
+    tables. Each training goes on until validation stops improving and returns to its best
+    weights. Validation decides which sizes to take, and only then they are tested.
 
     Ids are those that were searched, whatever has come into the table since. The study keeps what
     each finished training came to: called again, with the same data and options, only those are
@@ -51,16 +55,19 @@ def retrain(
     Args:
         study: A searched study; the results are written into it.
         seeds: Seeds of the weights and of the order of the training rows.
-        output: Folder for the model of the best allocation with the best validation, see
-            :class:`Predictor`. It holds one as soon as the first is trained.
-        max_epochs: Most epochs of a training.
-        patience: Epochs without improvement after which a training stops.
+        output: Folder for the model of the sizes that the verdict takes, see :class:`Predictor`:
+            of the seed with the best validation.
+        max_epochs: As in :func:`train`.
+        patience: As in :func:`train`.
+        checkpoint_dir: Where trained weights wait for their test, so that a retraining that was
+            interrupted has them. By default those that wait are trained again.
         callbacks: Further callbacks of the trainers, such as a progress bar.
         progress: Called with a line of text before and after each training.
         **model_options: Arguments of the reference model in place of those of the search.
 
     Returns:
-        The results, best allocation first.
+        The results, best allocation first, a list that prints as a line each; its ``verdict``
+        says which sizes to take and why, its ``best`` is their result.
 
     Raises:
         ValueError: If the study has not been searched, the seeds are not distinct integers from 0
@@ -72,10 +79,15 @@ def retrain(
         >>> study = optuna.create_study(direction="maximize")
         >>> config = DataConfig(dataset="flights", max_rows=2_000)
         >>> _ = search(study, config, budget="25%", epochs=1, num_updates=2)
-        >>> [result.name for result in retrain(study, seeds=[0], max_epochs=1)]
+        >>> results = retrain(study, seeds=[0], max_epochs=1)
+        >>> [result.name for result in results][:3]
         ['nis', 'uniform', 'full']
+        >>> results.best in results
+        True
     """
     check_options(seeds, max_epochs, patience, output)
+    if checkpoint_dir is not None:
+        check_folder("checkpoint_dir", checkpoint_dir)
     data = data_of(study)
     datamodule = read_data(study, data, withhold_test=False, progress=progress)
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
@@ -92,6 +104,7 @@ def retrain(
         callbacks=callbacks,
         progress=progress,
         output=output,
+        checkpoint_dir=checkpoint_dir,
         # Whatever else changes what a training comes to.
         key=[
             datamodule.fingerprint(),

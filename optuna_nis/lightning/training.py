@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 import logging
+import math
 import threading
 import time
 from typing import Any
@@ -65,6 +66,8 @@ class Training:
         steps: Number of steps until it stopped.
         ended: Whether it stopped because validation no longer improved, and not at the most
             epochs allowed.
+        decays: How often the learning rate was lowered.
+        val_error: Standard error of the metric on the validation data; infinite if unknown.
     """
 
     model: LightningModule
@@ -74,6 +77,8 @@ class Training:
     best_epoch: int = 0
     steps: int = 0
     ended: bool = True
+    decays: int = 0
+    val_error: float = math.inf
 
 
 def train(
@@ -161,6 +166,8 @@ def train(
         best_epoch=convergence.best_epoch,
         steps=trainer.global_step,
         ended=convergence.ended,
+        decays=convergence.decays,
+        val_error=convergence.standard_error(convergence.best),
     )
 
 

@@ -376,6 +376,8 @@ def _note(study: Study, best: Allocation) -> str:
     if len(best) > _MAX_ROWS:
         rows.append(f"| {len(best) - _MAX_ROWS} more | | | |")
     name = shlex.quote(study.study_name)
+    verdict = results.results_of(study).verdict
+    verdict = verdict or "What sizes are worth is known after they are trained again and tested."
     return "\n".join(
         [
             "## Embedding sizes",
@@ -388,7 +390,7 @@ def _note(study: Study, best: Allocation) -> str:
             f"{how_scored(study, trial)}.",
             "- Trials scored with shared weights only rank choices; Optuna takes them for pruned. "
             "Its best trial is one that was trained.",
-            "- What sizes are worth is known after they are trained again and tested.",
+            f"- {verdict}",
             "",
             "| feature | full table | kept, most frequent ids first | parameters |",
             "| --- | --- | --- | ---: |",

@@ -224,7 +224,7 @@ def _data(study: Study) -> Iterable[tuple[str, str]]:
     yield "Rows", ", ".join(f"{part.rows:,} ({name})" for name, part in parts)
 
 
-def _results_section(study: Study, found: Sequence[RetrainResult]) -> str:
+def _results_section(study: Study, found: results.Results) -> str:
     if not found:
         command = f"optuna-nis retrain --study-name {shlex.quote(study.study_name)}"
         return (
@@ -241,12 +241,42 @@ def _results_section(study: Study, found: Sequence[RetrainResult]) -> str:
     if (ratio := results.search_cost_ratio(study)) is not None:
         lines.append(f"The search took {ratio:.1f} times as long as one plain training.")
     text = " ".join(lines)
+    verdict = f"<p><strong>{html.escape(found.verdict)}</strong></p>\n" if found.verdict else ""
     return (
-        "<p>Each trained from scratch and tested once per seed, on data that neither training "
-        f"nor search has seen; mean ± standard deviation over the seeds. {text}</p>"
+        f"{verdict}<p>Each trained from scratch and tested once per seed, on data that neither "
+        "training nor search has seen, once it was decided what to take; mean ± standard "
+        f"deviation over the seeds. {text}</p>"
         + _table(*_result_rows(found), numbers_from=1)
         + f"<p>Parameters are those of the embeddings, projections included. {_rest(found)}</p>"
+        + _endings(found)
     )
+
+
+def _endings(found: Sequence[RetrainResult]) -> str:
+    """How the trainings went, a row for each result that says so."""
+    rows = [
+        [
+            result.label,
+            *(_range(each) for each in (result.steps, result.epochs, result.decays)),
+            "-" if result.learning_rate is None else f"{result.learning_rate:.3g}",
+            f"{result.stopped.count(True)} of {len(result.stopped)}",
+        ]
+        for result in found
+        if result.steps
+    ]
+    if not rows:
+        return ""
+    return (
+        "<p>How the trainings ended: until validation no longer improved, the learning rate being "
+        "lowered from the best weights before that, or at the most epochs allowed.</p>"
+        + _table(_ENDINGS, rows, numbers_from=1)
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """Numbers of several seeds."""
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _cautions(lines: Sequence[str]) -> str:
@@ -293,6 +323,8 @@ def _script_json(data: object) -> str:
     text = json.dumps(data, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
+
+_ENDINGS = ["Sizes", "Steps", "Epochs", "Rate lowered", "Learning rate", "Ended by itself"]
 
 _SIZES = ["Feature", "Full table", "Kept, most frequent ids first", "Parameters", "Share"]
 

@@ -69,6 +69,7 @@ class StudyStatus:
         searches: Number of one-shot searches.
         searches_ended: Number of those that have come to their end.
         shared_weights: Number of trials scored with shared weights, which are pruned to Optuna.
+        verdict: Which sizes to take, once they have been retrained.
     """
 
     name: str
@@ -82,6 +83,7 @@ class StudyStatus:
     searches: int = 0
     searches_ended: int = 0
     shared_weights: int = 0
+    verdict: str = ""
 
 
 def status_of(
@@ -130,6 +132,7 @@ def status_of(
         searches=len(searches),
         searches_ended=sum(search.seconds is not None for search in searches),
         shared_weights=sum(results.fidelity_of(trial) in SHARED_WEIGHTS for trial in trials),
+        verdict=results.results_of(study).verdict,
     )
 
 
@@ -233,6 +236,8 @@ def _facts(status: StudyStatus) -> list[tuple[str, str]]:
             facts.append(("Replay lag", f"{policy.replay_lag:,} trials"))
         if policy.num_parameters is not None:
             facts.append(("Likeliest", f"{policy.num_parameters:,} parameters"))
+    if status.verdict:
+        facts.append(("Verdict", status.verdict))
     return facts
 
 

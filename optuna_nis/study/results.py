@@ -18,6 +18,7 @@ from optuna_nis.study.cautions import cautions, parts_of, save_parts
 from optuna_nis.study.keys import *  # noqa: F403 - Names that were here in release 0.1.
 from optuna_nis.study.keys import DATASET_ATTR, TASK_ATTR
 from optuna_nis.study.retrained import (
+    Results,
     RetrainResult,
     relative_gain,
     results_of,
@@ -44,6 +45,7 @@ from optuna_nis.study.trials import (
 )
 
 __all__ = [
+    "Results",
     "RetrainResult",
     "best_allocation",
     "best_trial",
@@ -151,8 +153,9 @@ def summary_of(study: Study) -> dict[str, Any]:
         goes by, ``budget`` (parameters), ``best``, which is what the search recommends, for every
         result its ``mean``, ``std`` (null for a single seed), ``num_parameters``, ``seeds`` and
         how its trainings went under its name, ``relative_gain`` over uniform sizes,
-        ``search_cost_ratio``, the ``parts`` of the data, and ``warnings``, what to mind. Before a
-        retraining, what is not known yet is null or not there.
+        ``search_cost_ratio``, the ``parts`` of the data, the ``verdict`` with the name of the
+        result to ``take``, and ``warnings``, what to mind. Before a retraining, what is not known
+        yet is null or not there.
 
     Raises:
         ValueError: If the study holds no search space or no finished trial.
@@ -186,10 +189,15 @@ def summary_of(study: Study) -> dict[str, Any]:
             "val_mean": result.val_mean,
             "epochs": list(result.epochs),
             "stopped": list(result.stopped),
+            "steps": list(result.steps),
+            "decays": list(result.decays),
+            "learning_rate": result.learning_rate,
         }
     return summary | {
         "relative_gain": relative_gain(results),
         "search_cost_ratio": search_cost_ratio(study),
+        "verdict": results.verdict or None,
+        "take": results.best.name if results.best else None,
         "parts": {name: asdict(part) for name, part in parts_of(study).items()},
         "warnings": cautions_of(study),
     }

@@ -13,7 +13,12 @@ from optuna import Study
 
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.attributes import is_number, naming, read_text, save_text
-from optuna_nis.study.keys import PLAIN_SECONDS_ATTR, RESULTS_ATTR, SEARCH_SECONDS_ATTR
+from optuna_nis.study.keys import (
+    PLAIN_SECONDS_ATTR,
+    RESULTS_ATTR,
+    SEARCH_SECONDS_ATTR,
+    VERDICT_ATTR,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,9 @@ class RetrainResult:
         val_values: What the search compares by, on the validation data, one number per seed.
         epochs: Number of epochs of each training.
         stopped: For each training whether it ended by itself, and not at the most epochs allowed.
+        steps: Number of steps of each training.
+        decays: How often the learning rate was lowered in each.
+        learning_rate: The learning rate that they began with, :obj:`None` if it is not known.
 
     Raises:
         ValueError: If there is no value, a value is not finite, there are not as many seeds as
@@ -58,6 +66,9 @@ class RetrainResult:
     val_values: tuple[float, ...] = ()
     epochs: tuple[int, ...] = ()
     stopped: tuple[bool, ...] = ()
+    steps: tuple[int, ...] = ()
+    decays: tuple[int, ...] = ()
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         kinds: tuple[tuple[str, type], ...] = (
@@ -66,6 +77,8 @@ class RetrainResult:
             ("val_values", float),
             ("epochs", int),
             ("stopped", bool),
+            ("steps", int),
+            ("decays", int),
         )
         for field, kind in kinds:
             object.__setattr__(self, field, tuple(map(kind, getattr(self, field))))
@@ -74,7 +87,7 @@ class RetrainResult:
                 f"`values` of {self.name!r} must be at least one number, all finite, "
                 f"got {list(self.values)}."
             )
-        for field in ("seeds", "val_values", "epochs", "stopped"):
+        for field in [name for name, _ in kinds[1:]]:
             each = getattr(self, field)
             if len(each) != len(self.values) and (each or field == "seeds"):
                 raise ValueError(
@@ -127,6 +140,9 @@ class RetrainResult:
             "val_values": list(self.val_values),
             "epochs": list(self.epochs),
             "stopped": list(self.stopped),
+            "steps": list(self.steps),
+            "decays": list(self.decays),
+            "learning_rate": self.learning_rate,
         }
 
     @classmethod
@@ -137,7 +153,7 @@ class RetrainResult:
             ValueError: If the data are not such a result.
         """
         try:
-            allocation = data.get("allocation")
+            allocation, rate = data.get("allocation"), data.get("learning_rate")
             return cls(
                 name=str(data["name"]),
                 label=str(data["label"]),
@@ -151,9 +167,53 @@ class RetrainResult:
                 val_values=tuple(data.get("val_values", ())),
                 epochs=tuple(data.get("epochs", ())),
                 stopped=tuple(data.get("stopped", ())),
+                steps=tuple(data.get("steps", ())),
+                decays=tuple(data.get("decays", ())),
+                learning_rate=None if rate is None else float(rate),
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"This retraining result is malformed: {error!r}.") from error
+
+
+class Results(list[RetrainResult]):
+    """The results of trainings, and what follows from them; printed, a line each.
+
+    Args:
+        results: The results, found sizes first.
+        verdict: Which sizes to take and why, a line; empty if that was not decided.
+        best: Name of the result to take.
+
+    Raises:
+        ValueError: If two results have the same name, or none has that of the best.
+
+    Example:
+        >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)
+        >>> results = Results([nis], "The found sizes are best.", "nis")
+        >>> print(results)
+        NIS: ROC-AUC 0.7700, 1,000 parameters
+        The found sizes are best.
+        >>> results.best is nis
+        True
+    """
+
+    def __init__(
+        self,
+        results: Iterable[RetrainResult] = (),
+        verdict: str = "",
+        best: str | None = None,
+    ) -> None:
+        super().__init__(results)
+        names = [result.name for result in self]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"`results` has two entries named {name!r}.")
+        if best is not None and best not in names:
+            raise ValueError(f"`best` must be one of {names}, got {best!r}.")
+        self.verdict = verdict
+        self.best = None if best is None else self[names.index(best)]
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self), *filter(None, [self.verdict])])
 
 
 def save_results(study: Study, results: Iterable[RetrainResult]) -> None:
@@ -161,7 +221,8 @@ def save_results(study: Study, results: Iterable[RetrainResult]) -> None:
 
     Args:
         study: The study whose best allocation was retrained.
-        results: The results, best allocation and baselines.
+        results: The results, best allocation and baselines; with the verdict, if they are
+            :class:`Results`.
 
     Raises:
         ValueError: If two results have the same name.
@@ -169,15 +230,17 @@ def save_results(study: Study, results: Iterable[RetrainResult]) -> None:
     Example:
         >>> save_results(study, [RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)])
     """
-    found = list(results)
-    names = [result.name for result in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"`results` has two entries named {name!r}.")
+    found = results if isinstance(results, Results) else Results(results)
+    verdict = {"best": found.best and found.best.name, "text": found.verdict}
+    # An earlier verdict does not stand beside later results, whatever happens in between.
+    if VERDICT_ATTR in study.user_attrs:
+        save_text(study, VERDICT_ATTR, "")
     save_text(study, RESULTS_ATTR, json.dumps([result.to_dict() for result in found]))
+    if found.verdict:
+        save_text(study, VERDICT_ATTR, json.dumps(verdict))
 
 
-def results_of(study: Study) -> list[RetrainResult]:
+def results_of(study: Study) -> Results:
     """The retraining results of a study, none if nothing was retrained.
 
     Args:
@@ -192,12 +255,21 @@ def results_of(study: Study) -> list[RetrainResult]:
     """
     text = read_text(study, RESULTS_ATTR)
     if not text:
-        return []
+        return Results()
     with naming(study, RESULTS_ATTR):
         data = json.loads(text)
         if not isinstance(data, list):
             raise ValueError(f"must be a list, got {type(data).__name__}")
-        return [RetrainResult.from_dict(item) for item in data]
+        results = Results(RetrainResult.from_dict(item) for item in data)
+    verdict = read_text(study, VERDICT_ATTR)
+    if not verdict:
+        return results
+    with naming(study, VERDICT_ATTR):
+        match json.loads(verdict):
+            case {"best": str(best), "text": str(line)}:
+                return Results(results, line, best)
+            case other:
+                raise ValueError(f"must hold `best` and `text`, got {str(other)[:80]!r}")
 
 
 def relative_gain(results: Iterable[RetrainResult], *, over: str = "uniform") -> float | None:

@@ -15,11 +15,11 @@ from optuna_nis.data.config import searched_features
 from optuna_nis.lightning import (
     DataConfig,
     Predictor,
-    comparison,
     retrain,
     retraining,
     search,
     searching,
+    trainings,
 )
 from optuna_nis.study.attributes import read_text
 from optuna_nis.study.keys import TRAINING_KEY, VOCABULARY_ATTR
@@ -75,14 +75,14 @@ def study(searched: tuple[optuna.Study, Path], table: Path) -> optuna.Study:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Seeds of the trainings that were run, one after the other."""
     seeds: list[int] = []
-    train = comparison.train
+    train = trainings.train
 
     def counted(*args: Any, **options: Any) -> Any:
         done = train(*args, **options)
         seeds.append(options["seed"])
         return done
 
-    monkeypatch.setattr(comparison, "train", counted)
+    monkeypatch.setattr(trainings, "train", counted)
     return seeds
 
 
@@ -231,11 +231,12 @@ def test_an_interrupted_retraining_goes_on(
     options: dict[str, Any] = {"seeds": [0, 1], "max_epochs": 1}
     expected = retrain(_copy(study), output=str(tmp_path / "whole"), **options)
     total = len(trained)
-    assert total == 7
+    assert total >= 8
     trained.clear()
-    train = comparison.train
-    # In the second seed, then among the baselines.
-    for stop in (2, 5):
+    train = trainings.train
+    options["checkpoint_dir"] = tmp_path / "kept"
+    # Among the contenders, then in the second seed.
+    for stop in (2, 7):
 
         def interrupted(*args: Any, stop: int = stop, **more: Any) -> Any:
             if len(trained) == stop - 1:
@@ -243,20 +244,23 @@ def test_an_interrupted_retraining_goes_on(
             return train(*args, **more)
 
         with monkeypatch.context() as patch:
-            patch.setattr(comparison, "train", interrupted)
+            patch.setattr(trainings, "train", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 retrain(study, output=str(tmp_path / "model"), **options)
-        model = Predictor.load(tmp_path / "model")
-        assert _is_of(model.features, searched_features(study))
+        assert not (tmp_path / "model").exists()
         assert RESULTS_ATTR not in study.user_attrs
     lines: list[str] = []
     found = retrain(study, output=str(tmp_path / "model"), progress=lines.append, **options)
 
     assert len(trained) == total
-    assert sum("finished before" in line for line in lines) == 4
+    assert sum("finished before" in line for line in lines) == 6
+    assert not any("kept nowhere" in line for line in lines)
+    assert found.verdict == expected.verdict
     assert _figures(found) == _figures(expected) == _figures(results_of(study))
     one, other = (Predictor.load(tmp_path / name).predict(_rows()) for name in ("model", "whole"))
     np.testing.assert_array_equal(one, other)
+    taken = found.best and found.best.allocation
+    assert Predictor.load(tmp_path / "model").allocation == taken
 
 
 def _copy(study: optuna.Study) -> optuna.Study:
@@ -281,9 +285,13 @@ def test_trainings_are_not_run_twice(
         retrain(study, seeds=seeds, max_epochs=1, output=None if output is None else str(output))
         return list(trained)
 
-    assert run([0]) == [0, 0, 0, 0]
+    first = run([0])
+    # Both uniform and mixed ones beside the found and the full sizes.
+    assert first == [0] * 5
     assert run([0]) == []
-    assert run([0, 1]) == [1, 1, 1]
+    more = run([0, 1])
+    assert set(more) == {1}
+    assert 3 <= len(more) <= 5
     # A model that is not in the folder is trained for its weights, once.
     assert run([0], tmp_path / "model") == [0]
     assert run([0], tmp_path / "model") == []
@@ -299,13 +307,13 @@ def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, tab
         data.batch_size = batch_size
         settings: dict[str, Any] = {"options": {}, "max_epochs": 3, "patience": 1} | more
         options = settings.pop("options")
-        known: list[comparison.Comparison] = []
+        known: list[trainings.Comparison] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(retraining, "read_data", lambda *_, **__: data)
             patch.setattr(retraining, "compare", lambda _, how, *__: known.append(how) or [])
             retrain(study, **settings, **options)
-        trainings = comparison._Trainings(study, known[0], 1)
-        return trainings._key(sizes or space.full(), seed)
+        ran = trainings.Trainings(study, known[0], 1)
+        return ran._key(sizes or space.full(), seed)
 
     assert key() == key()
     keys = {
@@ -323,15 +331,14 @@ def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, tab
 
 def test_what_a_training_was_like_is_said(study: optuna.Study, trained: list[int]) -> None:
     lines: list[str] = []
-    retrain(study, seeds=[0], max_epochs=30, patience=1, progress=lines.append)
+    retrain(study, seeds=[0], max_epochs=2, patience=1, progress=lines.append)
     assert "NIS, seed 0: " in lines[2]
-    assert "left for 3 trainings" in lines[3]
+    assert "left for 4 trainings" in lines[3]
     nis = results_of(study)[0]
-    (epochs,) = nis.epochs
-    assert nis.stopped == (True,)
-    assert (
-        f"validation ROC-AUC {nis.val_values[0]:.4f} in epoch {epochs - 1} of {epochs}" in lines[3]
-    )
+    assert (nis.epochs, nis.steps, nis.decays, nis.stopped) == ((2,), (10,), (0,), (False,))
+    assert nis.learning_rate == 2e-3
+    assert f"validation ROC-AUC {nis.val_values[0]:.4f} in epoch " in lines[3]
+    assert " of 2, 10 steps, " in lines[3]
     assert "left" not in lines[-1]
     assert set(parts_of(study)) == {"train", "validation", "test"}
     assert parts_of(study)["test"].rows == 40

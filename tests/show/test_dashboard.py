@@ -258,3 +258,15 @@ def test_a_thinned_copy_of_a_study_with_a_long_space(make_study):
     study = make_study(200, supernet=3)
     assert isinstance(study.user_attrs[results.SPACE_ATTR], dict)
     assert results.space_of(thinned_copy(study, max_trials=2)) == results.space_of(study)
+
+
+def test_the_note_has_the_verdict(make_study):
+    study = make_study(supernet=2)
+    publish(study)
+    assert "- What sizes are worth is known after" in optuna_dashboard.get_note(study)
+    nis = results.RetrainResult("nis", "NIS", "ROC-AUC", (0.6,), (0,), 10)
+    results.save_results(study, results.Results([nis], "The found sizes are best.", "nis"))
+    publish(study)
+    note = optuna_dashboard.get_note(study)
+    assert "- The found sizes are best.\n" in note
+    assert "What sizes are worth" not in note

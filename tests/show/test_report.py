@@ -238,3 +238,25 @@ def test_table_shows_brackets_and_lacks_what_is_not_there():
 def test_table_of_nothing():
     with pytest.raises(ValueError, match="retrain first"):
         format_table([])
+
+
+def test_the_verdict_and_how_trainings_ended(page, make_study):
+    study = make_study(supernet=2)
+    nis = stored.RetrainResult(
+        "nis", "NIS", "ROC-AUC", (0.6, 0.7), (0, 1), 10, epochs=(7, 30), stopped=(True, False),
+        steps=(700, 3_000), decays=(1, 1), learning_rate=2e-3,
+    )  # fmt: skip
+    stored.save_results(study, [nis])
+    assert "700 to 3,000" in page(study).words
+    verdict = "The found sizes are best: validation <AUC> 0.7 against 0.6."
+    stored.save_results(study, stored.Results([nis], verdict, "nis"))
+    found = page(study)
+    assert verdict in found.words
+    ending = found.words.split("Ended by itself", 1)[1]
+    assert "NIS700 to 3,0007 to 3010.0021 of 2" in ending.replace(" ", "").replace(
+        "to", " to "
+    ).replace("of", " of ")
+
+
+def test_results_of_earlier_versions_have_no_endings(page, make_study):
+    assert "Ended by itself" not in page(make_study(supernet=2, results=True)).words

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from io import StringIO
 from pathlib import Path
+import re
 
 import optuna
 from optuna.trial import TrialState
@@ -150,3 +151,11 @@ def test_a_malformed_attribute_is_named(storage: str):
     assert "'nis:moments' of 'flights' must be of version 1, got '99'" in " ".join(
         found.output.split()
     )
+
+
+def test_the_verdict_is_shown(make_study):
+    study = make_study(supernet=2)
+    assert "Verdict" not in text_of(study)
+    nis = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.6,), (0,), 10)
+    stored.save_results(study, stored.Results([nis], "The found sizes are best.", "nis"))
+    assert re.search("Verdict +The found sizes are best\\.", text_of(study))

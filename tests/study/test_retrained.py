@@ -51,10 +51,19 @@ def test_mean_and_sample_deviation():
 
 
 def test_how_trainings_went_is_read_back():
-    went = replace(RESULT, val_values=(0.6, 0.7), epochs=(3, 30), stopped=(True, False))
+    went = replace(
+        RESULT,
+        val_values=(0.6, 0.7),
+        epochs=(3, 30),
+        stopped=(True, False),
+        steps=(300, 3_000),
+        decays=(1, 0),
+        learning_rate=2e-3,
+    )
     assert went.val_mean == pytest.approx(0.65)
     assert stored.RetrainResult.from_dict(json.loads(json.dumps(went.to_dict()))) == went
-    old = {k: v for k, v in went.to_dict().items() if k not in ("val_values", "epochs", "stopped")}
+    new = ("val_values", "epochs", "stopped", "steps", "decays", "learning_rate")
+    old = {key: value for key, value in went.to_dict().items() if key not in new}
     assert stored.RetrainResult.from_dict(old) == RESULT
     assert RESULT.val_mean is None
 
@@ -91,3 +100,41 @@ def test_search_cost_ratio():
     assert stored.search_cost_ratio(study) is None
     study.set_user_attr(stored.PLAIN_SECONDS_ATTR, 20.0)
     assert stored.search_cost_ratio(study) == 1.5
+
+
+UNIFORM = replace(RESULT, name="uniform", label="Uniform 8")
+VERDICT = stored.Results([RESULT, UNIFORM], "Uniform 8 is as good, take it.", "uniform")
+
+
+def test_a_verdict_stays_with_its_results():
+    study = optuna.create_study(storage="sqlite://")
+    assert (stored.results_of(study).verdict, stored.results_of(study).best) == ("", None)
+    stored.save_results(study, VERDICT)
+    found = stored.results_of(study)
+    assert (found, found.verdict, found.best) == ([RESULT, UNIFORM], VERDICT.verdict, UNIFORM)
+    assert str(found).splitlines() == [str(RESULT), str(UNIFORM), VERDICT.verdict]
+    stored.save_results(study, [RESULT])
+    assert (stored.results_of(study).verdict, stored.results_of(study).best) == ("", None)
+
+
+def test_a_verdict_is_for_one_of_the_results():
+    with pytest.raises(ValueError, match=r"`best` must be one of \['nis'\], got 'full'"):
+        stored.Results([RESULT], "Take them.", "full")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "must hold `best` and `text`, got '\\[\\]'"),
+        ('{"best": 3, "text": "a"}', "must hold `best` and `text`"),
+        ('{"best": "full", "text": "a"}', "`best` must be one of"),
+        (3, "must be text"),
+    ],
+)
+def test_a_malformed_verdict(value, message):
+    study = optuna.create_study()
+    stored.save_results(study, [RESULT])
+    study.set_user_attr("nis:verdict", value)
+    with pytest.raises(ValueError, match=message):
+        stored.results_of(study)

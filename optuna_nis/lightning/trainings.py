@@ -1,0 +1,324 @@
+"""Trainings from scratch on the same data, each known to the study once it has ended.
+
+A training and its test are apart: validation decides what to take before anything is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+import hashlib
+import json
+import math
+from pathlib import Path
+import shutil
+from statistics import fmean
+import tempfile
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule
+from optuna import Study
+import torch
+
+from optuna_nis import __version__
+from optuna_nis._format import duration
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning._package import is_overridden
+from optuna_nis.lightning.building import BuildModel
+from optuna_nis.lightning.rewards import Monitored
+from optuna_nis.lightning.training import Data, evaluate, train
+from optuna_nis.models import EmbeddingModule
+from optuna_nis.serve.predictor import Predictor
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.study.keys import TRAINING_KEY
+
+# Trainings that ended by other rules are other trainings.
+_RULES = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How sizes are trained from scratch and tested.
+
+    Attributes:
+        build: Makes a model of given sizes.
+        data: The data, those of the test included.
+        monitored: By which value of validation a training stops and finds its best epoch.
+        test_monitor: Name under which the models log their test metric.
+        max_epochs: Most epochs of a training, see :func:`train`.
+        patience: Validations without improvement, see :func:`train`.
+        callbacks: Further callbacks of the trainers, such as a progress bar.
+        progress: Called with a line of text before and after each training.
+        output: Folder for the best model of the sizes that are taken, see :class:`Predictor`.
+        key: Values for JSON by which a training is known again, and not run again; None runs all.
+        trainer_options: Further arguments of the trainers.
+        checkpoint_dir: Where trained weights wait for their test, in a folder of the study's own;
+            by default they do not outlive the process.
+    """
+
+    build: BuildModel
+    data: Data
+    monitored: Monitored
+    test_monitor: str
+    max_epochs: int | None = None
+    patience: int = 2
+    callbacks: Sequence[Callback] = ()
+    progress: Callable[[str], None] = lambda text: None
+    output: str | None = None
+    key: Sequence[Any] | None = None
+    trainer_options: Mapping[str, Any] | None = None
+    checkpoint_dir: str | Path | None = None
+
+    @property
+    def sign(self) -> float:
+        """1 if larger values of validation are better, -1 if smaller are."""
+        return 1.0 if self.monitored.mode == "max" else -1.0
+
+    def tested(self, model: LightningModule, **trainer_options: Any) -> float:
+        """The test metric of a model.
+
+        Args:
+            model: The model.
+            **trainer_options: Arguments of the trainer in place of those of all trainers.
+
+        Raises:
+            ValueError: If it logs none of that name, or has no test.
+        """
+        if not is_overridden("test_step", model):
+            raise ValueError(
+                f"{type(model).__name__} must define `test_step`, which logs its test metric."
+            )
+        return evaluate(
+            model,
+            self.data,
+            monitor=self.test_monitor,
+            callbacks=self.monitored.callbacks(),
+            **{**(self.trainer_options or {}), **trainer_options},
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished training came to.
+
+    Attributes:
+        metric: Name of the metric on the test data.
+        value: The metric on the test data, None before the test.
+        monitor: Name of the metric on the validation data.
+        val_metric: The metric on the validation data, at its best.
+        val_error: Standard error of that, None if it is unknown.
+        best_epoch: The epoch, from 1, in which it was reached.
+        epochs: Number of epochs.
+        steps: Number of steps.
+        decays: How often the learning rate was lowered.
+        learning_rate: The learning rate that it began with, None if it is unknown.
+        stopped: Whether it ended by itself.
+        seconds: Time it took.
+        num_dense_parameters: Parameters of the model outside its embeddings.
+    """
+
+    metric: str
+    value: float | None
+    monitor: str
+    val_metric: float
+    val_error: float | None
+    best_epoch: int
+    epochs: int
+    steps: int
+    decays: int
+    learning_rate: float | None
+    stopped: bool
+    seconds: float
+    num_dense_parameters: int
+
+    def __str__(self) -> str:
+        return (
+            f"validation {self.monitor} {self.val_metric:.4f} in epoch {self.best_epoch} of "
+            f"{self.epochs}, {self.steps:,} steps, {duration(self.seconds)}"
+        )
+
+
+class Trainings:
+    """Trainings of one kind on the same data; those that a study knows are not run again.
+
+    Used as a context, at whose end the weights that were kept go.
+
+    Args:
+        study: The study.
+        how: How sizes are trained.
+        total: Trainings that there will be, about.
+    """
+
+    def __init__(self, study: Study, how: Comparison, total: int) -> None:
+        self._study = study
+        self._how = how
+        self._progress = how.progress
+        #: Trainings that are left, about.
+        self.left = total
+        self._seconds: list[float] = []
+        self._runs: dict[str, Run] = {}
+        if how.checkpoint_dir is None:
+            self._temporary = tempfile.TemporaryDirectory()
+            self._folder = Path(self._temporary.name)
+        else:
+            name = hashlib.sha256(study.study_name.encode()).hexdigest()[:16]
+            self._folder = Path(how.checkpoint_dir) / f"retrain-{name}"
+
+    def __enter__(self) -> Trainings:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *args: object) -> None:
+        # Whoever goes on needs what an interrupted comparison has trained.
+        if error is None or self._how.checkpoint_dir is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            # The parent too, if it is empty.
+            if self._how.checkpoint_dir is not None:
+                with suppress(OSError):
+                    self._folder.parent.rmdir()
+
+    def run(self, label: str, allocation: Allocation, seed: int) -> Run:
+        """What a training comes to, run or known."""
+        key = self._key(allocation, seed)
+        if key not in self._runs:
+            if (known := self._known(key)) is None:
+                self._train(label, allocation, seed)
+            else:
+                self._runs[key] = known
+                self._count(known)
+                self._progress(f"{label}, seed {seed}: finished before, {known}.")
+        return self._runs[key]
+
+    def tested(self, label: str, allocation: Allocation, seed: int) -> Run:
+        """What a training that was run comes to on the test data too."""
+        key = self._key(allocation, seed)
+        if self._runs[key].value is None:
+            model = self._trained(label, allocation, seed)
+            self._record(key, replace(self._runs[key], value=self._how.tested(model)))
+        return self._runs[key]
+
+    def save(self, label: str, allocation: Allocation, seeds: Sequence[int]) -> None:
+        """Save the model of some sizes with the best validation, if the output is not that."""
+        output, sign = self._how.output, self._how.sign
+        assert output is not None
+        values = [self._runs[self._key(allocation, seed)].val_metric for seed in seeds]
+        seed = seeds[max(range(len(seeds)), key=lambda index: sign * values[index])]
+        key = self._key(allocation, seed)
+        if Predictor.training_of(output) == key:
+            return
+        model = self._trained(label, allocation, seed)
+        assert isinstance(model, EmbeddingModule)
+        assert isinstance(self._how.data, EmbeddingDataModule)
+        predictor = Predictor(model, allocation, self._how.data.features)
+        predictor.save(output, training=key)
+
+    def _known(self, key: str) -> Run | None:
+        if self._how.key is None:
+            return None
+        key = TRAINING_KEY + key
+        found = self._study._storage.get_study_system_attrs(self._study._study_id).get(key)
+        return None if found is None else _read(key, found)
+
+    def _trained(self, label: str, allocation: Allocation, seed: int) -> LightningModule:
+        """The model of a training that was run, which is run again if its weights are gone."""
+        file = self._file(self._key(allocation, seed))
+        if not file.exists():
+            self._progress(f"{label}, seed {seed}: the trained weights are kept nowhere.")
+            self.left += 1
+            return self._train(label, allocation, seed)
+        torch.manual_seed(seed)
+        model = self._how.build(allocation)
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return model
+
+    def _train(self, label: str, allocation: Allocation, seed: int) -> LightningModule:
+        self._progress(
+            f"{label}, seed {seed}: {allocation.num_parameters:,} embedding parameters."
+        )
+        how, key = self._how, self._key(allocation, seed)
+        if isinstance(how.data, EmbeddingDataModule):
+            how.data.shuffle_seed = seed
+        training = train(
+            how.build,
+            allocation,
+            how.data,
+            seed=seed,
+            max_epochs=how.max_epochs,
+            patience=how.patience,
+            monitor=how.monitored.name,
+            mode=how.monitored.mode,
+            callbacks=[*how.monitored.callbacks(), *how.callbacks],
+            **({"enable_progress_bar": bool(how.callbacks)} | dict(how.trainer_options or {})),
+        )
+        model = training.model
+        before = self._runs.get(key)
+        run = Run(
+            metric=getattr(model, "metric_name", how.monitored.label),
+            value=None if before is None else before.value,
+            monitor=getattr(model, "monitor_name", how.monitored.label),
+            val_metric=training.val_metric,
+            val_error=training.val_error if math.isfinite(training.val_error) else None,
+            best_epoch=training.best_epoch,
+            epochs=training.epochs,
+            steps=training.steps,
+            decays=training.decays,
+            learning_rate=model.learning_rate if isinstance(model, EmbeddingModule) else None,
+            stopped=training.ended,
+            seconds=training.seconds,
+            num_dense_parameters=_num_dense_parameters(model, allocation),
+        )
+        # First the weights: what is known as finished can be tested.
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), file.with_suffix(".new"))
+        file.with_suffix(".new").replace(file)
+        self._record(key, run)
+        self._count(run)
+        more = ""
+        if self.left > 0:
+            trainings = "1 training" if self.left == 1 else f"{self.left} trainings"
+            more = f"; about {duration(fmean(self._seconds) * self.left)} left for {trainings}"
+        self._progress(f"{label}, seed {seed}: {run}{more}.")
+        return model
+
+    def _record(self, key: str, run: Run) -> None:
+        self._runs[key] = run
+        if self._how.key is not None:
+            self._study._storage.set_study_system_attr(
+                self._study._study_id, TRAINING_KEY + key, asdict(run)
+            )
+
+    def _count(self, run: Run) -> None:
+        self.left -= 1
+        self._seconds.append(run.seconds)
+
+    def _file(self, key: str) -> Path:
+        return self._folder / f"{key}.pt"
+
+    def _key(self, allocation: Allocation, seed: int) -> str:
+        how = self._how
+        settings = [__version__, _RULES, *(how.key or ()), how.max_epochs, how.patience]
+        text = json.dumps([*settings, allocation.to_json(), seed], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _num_dense_parameters(model: LightningModule, allocation: Allocation) -> int:
+    """Parameters outside the embeddings."""
+    if isinstance(model, EmbeddingModule):
+        return model.num_dense_parameters()
+    return sum(p.numel() for p in model.parameters()) - allocation.num_parameters
+
+
+def _read(key: str, value: Any) -> Run:
+    try:
+        run = Run(**value)
+        numbers = [run.val_metric, run.best_epoch, run.epochs, run.steps, run.seconds]
+        numbers += [number for number in (run.value, run.val_error) if number is not None]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError("a number is not finite")
+        return run
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The system attribute {key!r} must hold what a training came to, got "
+            f"{str(value)[:80]!r}: {error}."
+        ) from error

@@ -1,0 +1,242 @@
+"""What a comparison decides, by validation, before it tests; the trainings are pretended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning import Predictor, comparison, reference_model, trainings
+from optuna_nis.lightning.rewards import Monitored
+from optuna_nis.lightning.training import Training
+from optuna_nis.lightning.trainings import Comparison
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy import baselines
+from optuna_nis.study.results import Results, results_of
+
+# Validation with seeds 0, 1 and 2.
+Values = dict[str, Sequence[float]]
+
+
+class Pretended:
+    """A comparison whose trainings come to given values.
+
+    Args:
+        values: Of each of nis, uniform_native, uniform_projected, mixed and full.
+        budget: Of the space.
+        error: Standard error of the metric.
+    """
+
+    def __init__(
+        self,
+        data: EmbeddingDataModule,
+        monkeypatch: pytest.MonkeyPatch,
+        values: Values,
+        budget: float = 0.5,
+        error: float = 0.01,
+    ) -> None:
+        self.events: list[tuple[str, str, int]] = []
+        self.space = SearchSpace(data.embedding_specs(4), budget=budget)
+        self.nis = baselines.frequent_ids(self.space)
+        self.sizes = {
+            "nis": self.nis,
+            "uniform_native": baselines.uniform(self.space),
+            "uniform_projected": baselines.uniform(self.space, projected=True),
+            "mixed": baselines.mixed_dimensions(self.space),
+            "full": self.space.full(),
+        }
+        self.study = optuna.create_study(direction="maximize")
+        build = reference_model(data.features, hidden=(2,))
+        self.how = Comparison(build, data, Monitored("val_metric"), "test_metric", key=[])
+
+        def train(build: Any, allocation: Any, data: Any, *, seed: int, **options: Any) -> Any:
+            (name,) = [name for name, sizes in self.sizes.items() if sizes == allocation]
+            self.events.append(("train", name, seed))
+            model = build(allocation)
+            return Training(
+                model, values[name][seed], 4, 0.5, best_epoch=3, steps=40, decays=1,
+                val_error=error,
+            )  # fmt: skip
+
+        def evaluate(model: Any, data: Any, **options: Any) -> float:
+            self.events.append(("test", "", 0))
+            return 0.25
+
+        monkeypatch.setattr(trainings, "train", train)
+        monkeypatch.setattr(trainings, "evaluate", evaluate)
+
+    def run(self, seeds: Sequence[int] = (0, 1, 2), **more: Any) -> Results:
+        return comparison.compare(
+            self.study, replace(self.how, **more), self.space, self.nis, seeds
+        )
+
+    def trained(self, name: str) -> list[int]:
+        return [seed for kind, each, seed in self.events if (kind, each) == ("train", name)]
+
+
+BEST: Values = {
+    "nis": (0.80, 0.81, 0.82),
+    "uniform_native": (0.70, 0.71, 0.72),
+    "uniform_projected": (0.69, 0.71, 0.72),
+    "mixed": (0.60, 0.61, 0.62),
+    "full": (0.75, 0.75, 0.75),
+}
+
+
+def test_validation_decides_before_anything_is_tested(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    results = pretended.run()
+    kinds = [kind for kind, _, _ in pretended.events]
+    assert kinds == ["train"] * (3 * 3 + 2) + ["test"] * 9
+    assert [result.name for result in results] == ["nis", "uniform", "full"]
+    assert results.verdict.startswith(
+        "The found sizes are best: validation ROC-AUC 0.8100 against 0.7100 of uniform "
+    )
+    assert "\n" not in results.verdict
+    assert str(results).splitlines()[-1] == results.verdict
+    assert results.best is results[0]
+    stored = results_of(pretended.study)
+    assert stored == results
+    assert (stored.verdict, stored.best) == (results.verdict, results.best)
+
+
+def test_what_is_far_behind_is_trained_once(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST | {"mixed": (0.795, 0.70, 0.71)})
+    results = pretended.run()
+    assert pretended.trained("uniform_projected") == [0]
+    assert pretended.trained("mixed") == [0, 1, 2]
+    assert [result.name for result in results] == ["nis", "uniform", "full", "mixed"]
+
+
+def test_a_better_rival_is_taken_and_saved(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values = BEST | {"uniform_native": (0.83, 0.86, 0.84)}
+    pretended = Pretended(datamodule, monkeypatch, values)
+    results = pretended.run(output=str(tmp_path))
+    assert results.best is results[1]
+    assert results.best.name == "uniform"
+    assert " is better, take it: " in results.verdict
+    # The seed with the best validation.
+    assert Predictor.load(tmp_path).allocation == pretended.sizes["uniform_native"]
+    key = Predictor.training_of(tmp_path)
+    ran = trainings.Trainings(pretended.study, pretended.how, 0)
+    assert key == ran._key(pretended.sizes["uniform_native"], 1)
+
+
+def test_a_tie_goes_to_the_fewest_parameters(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = BEST | {"uniform_native": (0.81, 0.79, 0.83), "mixed": (0.82, 0.80, 0.81)}
+    pretended = Pretended(datamodule, monkeypatch, values, error=0.05)
+    results = pretended.run()
+    tied = [r for r in results if r.name in ("nis", "uniform", "mixed")]
+    assert results.best == min(tied, key=lambda result: result.num_parameters)
+    assert " as good, take " in results.verdict
+
+
+def test_better_uniform_sizes_are_the_ones_reported(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = BEST | {"uniform_projected": (0.77, 0.77, 0.77)}
+    results = Pretended(datamodule, monkeypatch, values).run()
+    assert results[1].label.endswith(", projected")
+    # Where both may be taken, both are there.
+    values = BEST | {"uniform_projected": (0.80, 0.77, 0.77), "uniform_native": (0.799, 0.7, 0.7)}
+    results = Pretended(datamodule, monkeypatch, values).run()
+    assert [r.name for r in results] == ["nis", "uniform", "full", "uniform_native"]
+
+
+def test_full_tables_may_be_taken_where_they_fit(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = BEST | {"full": (0.9, 0.9, 0.9)}
+    results = Pretended(datamodule, monkeypatch, values).run()
+    assert results.best is results[0]
+    assert results.verdict.endswith("; the full tables, above the budget, reach 0.9000.")
+    pretended = Pretended(datamodule, monkeypatch, values, budget=1.0)
+    # Uniform sizes of the whole budget are the full tables.
+    del pretended.sizes["uniform_native"], pretended.sizes["uniform_projected"]
+    del pretended.sizes["mixed"]
+    pretended.nis = pretended.sizes["nis"] = baselines.uniform(pretended.space, width=1)
+    results = pretended.run()
+    assert pretended.trained("full") == [0, 1, 2]
+    assert results.best is not None
+    assert results.best.num_parameters == pretended.space.full_parameters
+
+
+def test_small_values_may_be_best(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    results = pretended.run(monitored=Monitored("val_metric", "min"))
+    assert results.best is not None
+    assert results.best.name == "mixed"
+    assert pretended.trained("uniform_projected") == [0, 1, 2]
+
+
+def test_a_single_seed_ties_within_a_quarter_of_the_error(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, tied in ((0.1, True), (0.01, False)):
+        values = BEST | {"uniform_native": (0.82,)}
+        pretended = Pretended(datamodule, monkeypatch, values, error=error)
+        verdict = pretended.run(seeds=[0]).verdict
+        assert ("as good" in verdict) == tied, verdict
+
+
+def test_how_the_trainings_ended_is_kept(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    nis = pretended.run()[0]
+    assert (nis.steps, nis.decays, nis.epochs) == ((40,) * 3, (1,) * 3, (4,) * 3)
+    assert nis.learning_rate == pretended.how.build(pretended.nis).learning_rate
+
+
+def test_trained_weights_wait_for_their_test(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    train, calls = trainings.train, 0
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return train(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainings, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretended.run(checkpoint_dir=tmp_path)
+    assert len(list(tmp_path.rglob("*.pt"))) == 5
+    assert {kind for kind, _, _ in pretended.events} == {"train"}
+    pretended.run(checkpoint_dir=tmp_path)
+    assert [kind for kind, _, _ in pretended.events].count("train") == 3 * 3 + 2
+    assert not tmp_path.exists()
+
+
+def test_weights_that_are_gone_are_trained_again(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    with monkeypatch.context() as patch:
+        patch.setattr(Comparison, "tested", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pretended.run()
+    before = len(pretended.events)
+    lines: list[str] = []
+    pretended.run(progress=lines.append)
+    assert len(pretended.events) - before == 9 + 9
+    assert sum("the trained weights are kept nowhere" in line for line in lines) == 9
