@@ -172,8 +172,8 @@ def retrain(
     """Train the best sizes from scratch and what else one would try, and say which to take.
 
     That is uniform sizes, mixed dimensions and the full tables. Validation decides; then each is
-    tested once, and *--output* has the model of the sizes to take. The model, its
-    learning rate and its dropout are those of the search.
+    tested once, and *--output* has the model of the sizes to take. The model, its learning
+    rate and its dropout are those of the search.
     """
     silence_lightning()
     from optuna_nis.lightning import retrain as run_retrain

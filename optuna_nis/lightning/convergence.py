@@ -15,7 +15,8 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.features import LABEL
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning.rewards import Monitored, logged
-from optuna_nis.models import EmbeddingModule, RetrievalModule
+from optuna_nis.models import EmbeddingModule
+from optuna_nis.models.items import ItemsModule
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
 #: Standard error of a value of the metric on validation data.
@@ -272,7 +273,7 @@ def error_on_validation(model: LightningModule, data: object) -> Error | None:
     if not (isinstance(model, EmbeddingModule) and isinstance(data, EmbeddingDataModule)):
         return None
     labels = torch.cat([batch[LABEL] for batch in data.val_dataloader()])
-    if isinstance(model, RetrievalModule):
+    if isinstance(model, ItemsModule):
         return lambda value: share_standard_error(value, len(labels))
     positives = int((labels > 0.5).sum())
     negatives = len(labels) - positives
