@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -107,15 +108,24 @@ class MultiSize(TableLayer):
         # A layer of no rows has a type and a device, too.
         self._empty = None if table.tiers else torch.empty(0)
         self._set_ranks(ranks, table.num_embeddings, table.name)
-        if self.projection is not None:
-            nn.init.eye_(self.projection)
+        self._reset_projection()
 
     def reset_parameters(self) -> None:
-        """Draw rows of standard deviation ``init_std``, projected by filling up with zeros."""
+        """Draw rows of standard deviation ``init_std``; the projection fills them up with zeros.
+
+        It makes the widest rows as long as rows of full width are: with the few numbers that they
+        have, a model would learn from them more slowly.
+        """
         for tier in self.tier_modules():
             tier.reset_parameters()
+        self._reset_projection()
+
+    def _reset_projection(self) -> None:
         if self.projection is not None:
             nn.init.eye_(self.projection)
+            widest, full = self.projection.shape
+            with torch.no_grad():
+                self.projection.mul_(math.sqrt(full / widest))
 
     def tier_modules(self) -> list[Tier]:
         """The tiers, widest first."""
