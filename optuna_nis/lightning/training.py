@@ -130,7 +130,7 @@ def train(
         Monitored(monitor, mode),
         patience=patience,
         max_epochs=max_epochs,
-        error=error_on_validation(model, datamodule),
+        error=error_on_validation(model, datamodule, monitor),
     )
     with quiet_lightning():
         trainer = quiet_trainer(

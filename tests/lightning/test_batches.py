@@ -129,6 +129,29 @@ def test_a_training_that_is_stopped_leaves_no_candidates(
         _ = search.candidates
 
 
+class _AnyLength(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from ((k, k % 2) for k in range(64))
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "options", "step"),
+    [
+        ([_never_better()], {"max_epochs": 100}, 8),
+        ([_StopAt(3)], {"max_epochs": 2}, 3),
+        ([_StopAt(6)], {"max_epochs": -1}, 6),
+        ([], {"max_epochs": 2, "train": DataLoader(_AnyLength(), batch_size=16)}, 8),
+        ([], {"max_epochs": 1, "max_time": {"hours": 1}}, 4),
+    ],
+)
+def test_it_may_end_at_any_time_where_all_updates_come_after_it(
+    callbacks: list[Callback], options: dict[str, Any], step: int
+) -> None:
+    search = _fit(*callbacks, warmup=1.0, **options)
+    assert _steps(search) == [step] * 4
+    assert search.candidates
+
+
 def test_a_training_that_breaks_leaves_no_candidates() -> None:
     searches = []
 

@@ -215,7 +215,7 @@ def test_an_exception_keeps_the_trials(datamodule: TableDataModule) -> None:
             return quality * torch.inf if Diverging.calls > 3 else quality
 
     model = Diverging(space, bags=datamodule.bags)
-    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200)
+    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.7)
     with pytest.raises(ValueError, match="`quality` must be a finite number, got inf"):
         quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
     assert len(study.trials) == 8
@@ -236,7 +236,7 @@ def test_batches_of_one_class_are_passed_over_or_refused(datamodule: TableDataMo
 
     def fit(model: RankingModule) -> optuna.Study:
         study = _study(space)
-        callback = NISCallback(space, study, num_updates=2, group_size=4, score_examples=50)
+        callback = NISCallback(space, study, num_updates=2, group_size=4, score_examples=50, warmup=0.7)
         quiet_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
         return study
 
@@ -254,8 +254,8 @@ def test_bad_arguments(datamodule: TableDataModule) -> None:
     for wrong in ({"num_updates": 0}, {"group_size": 1}, {"score_examples": 0}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be an integer"):
             NISCallback(space, study, **wrong)
-    with pytest.raises(ValueError, match=r"`warmup` must be a share in \[0, 1\), got 1.0"):
-        NISCallback(space, study, warmup=1.0)
+    with pytest.raises(ValueError, match=r"`warmup` must be a share in \[0, 1\], got 1.1"):
+        NISCallback(space, study, warmup=1.1)
     with pytest.raises(TypeError, match="`update` is no field of a SearchPlan"):
         NISCallback(space, study, update=3)
 
@@ -318,7 +318,7 @@ def test_values_of_different_groups_compare(datamodule: TableDataModule) -> None
             return super().choice_quality(batch, num_choices) + shift
 
     study = _study(space)
-    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200)
+    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.7)
     model = Shifting(space, bags=datamodule.bags)
     quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
     scored = [t.value for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
@@ -364,5 +364,6 @@ def test_bad_set_ups(datamodule: TableDataModule) -> None:
         quiet_trainer(max_epochs=1, callbacks=[callback]).fit(
             build(space), train_dataloaders=datamodule.train_dataloader()
         )
+    callback = NISCallback(space, _study(space), warmup=0.7)
     with pytest.raises(MisconfigurationException, match="needs `max_epochs` or `max_steps`"):
         quiet_trainer(max_epochs=-1, callbacks=[callback]).fit(build(space), datamodule=datamodule)
