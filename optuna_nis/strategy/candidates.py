@@ -34,7 +34,8 @@ class Found:
         rewards: Of all choices that were scored on all validation data, with shared weights.
         candidates: Those to be trained for real, in the order of their rewards.
         origins: What proposed each of the choices scored: ``"policy"``, ``"values"``,
-            ``"random"``, ``"formula"`` or ``"uniform"``; of several that proposed the same one, what is simplest.
+            ``"random"``, ``"formula"`` or ``"uniform"``; of several that proposed the same one,
+            what is simplest.
     """
 
     rewards: dict[Allocation, Reward]

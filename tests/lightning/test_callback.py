@@ -265,7 +265,8 @@ def test_formulas_and_frequent_ids_compete_without_being_asked_for(
 ) -> None:
     space = _space(datamodule)
     study = _study(space)
-    callback, _ = _fit(datamodule, study, space)
+    # What blocks are worth may leave some of a budget unused.
+    callback, _ = _fit(datamodule, study, space, price_shares=())
     validated = {
         space.allocation(t.params): t.value
         for t in study.trials
@@ -287,6 +288,26 @@ def test_formulas_and_frequent_ids_compete_without_being_asked_for(
     shares = [cost / space.budget for cost in costs]
     for high in (1.0, 0.5, 0.25):
         assert any(0.8 * high < share <= high for share in shares)
+
+
+def test_prices_find_candidates_for_each_share_of_the_budget(
+    datamodule: TableDataModule,
+) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    callback, _ = _fit(datamodule, study, space)
+    validated = [t for t in study.trials if t.user_attrs["fidelity"] == "validated"]
+    priced = [t for t in validated if t.user_attrs["origin"] == "values"]
+    shares = [t.user_attrs["num_parameters"] / space.budget for t in priced]
+    assert all(any(share <= high for share in shares) for high in (1.0, 0.5, 0.25, 0.125, 0.0625))
+    assert {t.user_attrs["origin"] for t in validated} == {
+        "formula",
+        "policy",
+        "uniform",
+        "values",
+    }
+    (uniform,) = (t for t in validated if t.user_attrs["origin"] == "uniform")
+    assert space.allocation(uniform.params) in callback.candidates
 
 
 def test_the_candidates_are_trained_for_real(datamodule: TableDataModule) -> None:
