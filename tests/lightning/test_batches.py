@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 import pytest
-from tiny import MIXED, TRAIN, Net, batches_of
+from tiny import IDS, MIXED, TRAIN, Net, batches_of
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -131,7 +131,7 @@ def test_a_training_that_is_stopped_leaves_no_candidates(
 
 class _AnyLength(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
-        yield from ((k, k % 2) for k in range(64))
+        yield from ((k % IDS, k % 2) for k in range(64))
 
 
 @pytest.mark.parametrize(
