@@ -138,6 +138,7 @@ class NISCallback(Callback):
         **settings: Any,
     ) -> None:
         plan = SearchPlan.of(plan or plan_in(study), settings)
+        self._monitor = monitor
         monitor, dataloader_idx = _of_dataloader(monitor)
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
         self._search = SizeSearch(
@@ -189,7 +190,8 @@ class NISCallback(Callback):
             pl_module: A model. If it scores choices itself (:class:`Searchable`), its attribute
                 ``monitor`` names the value that it logs; without one it is ``"val_loss"``.
         """
-        return self._rewards.monitored(pl_module)
+        monitored = self._rewards.monitored(pl_module)
+        return replace(monitored, name=self._monitor or monitored.name)
 
     def train_candidates(
         self,

@@ -62,7 +62,8 @@ class Convergence(Callback):
     distances.
 
     Args:
-        monitored: The value that tells how good the model is.
+        monitored: The value that tells how good the model is, or what tells it after a validation,
+            where it is not known before whether large or small is good.
         patience: Validations without improvement.
         max_epochs: Most epochs; by default 30, and where epochs are short and the model has no
             schedule of the learning rate, as many as make 10,000 steps.
@@ -72,14 +73,13 @@ class Convergence(Callback):
 
     def __init__(
         self,
-        monitored: Monitored,
+        monitored: Monitored | Callable[[], Monitored],
         *,
         patience: int = PATIENCE,
         max_epochs: int | None = None,
         error: Error | None = None,
     ) -> None:
-        self._monitored = monitored
-        self._sign = 1.0 if monitored.mode == "max" else -1.0
+        self._told = monitored
         self._patience = patience
         self._max_epochs = max_epochs
         self._error = error
@@ -123,6 +123,10 @@ class Convergence(Callback):
             torch.save(state_dict["weights"], self._file)
 
     @property
+    def _monitored(self) -> Monitored:
+        return self._told if isinstance(self._told, Monitored) else self._told()
+
+    @property
     def _file(self) -> Path:
         return Path(self._folder.name) / "best.pt"
 
@@ -139,7 +143,8 @@ class Convergence(Callback):
         if not math.isfinite(batches):
             return
         if self._max_epochs is None and not scheduled and trainer.max_steps == -1:
-            trainer.fit_loop.max_epochs = max(_EPOCHS, math.ceil(_STEPS / batches))
+            steps = math.ceil(batches / trainer.accumulate_grad_batches)
+            trainer.fit_loop.max_epochs = max(_EPOCHS, math.ceil(_STEPS / steps))
         own = trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1
         parts = min(int(batches) // _STEPS_BETWEEN, _MOST_IN_EPOCH)
         if parts > 1 and not own:
@@ -169,9 +174,11 @@ class Convergence(Callback):
         """Keep the best weights, or go back to them, or end the training."""
         if trainer.sanity_checking:
             return
-        value = self._sign * logged(trainer, self._monitored.name)
-        best = self._sign * self.best if self.best_epoch else -math.inf
-        self.last = self._sign * value
+        monitored = self._monitored
+        sign = 1.0 if monitored.mode == "max" else -1.0
+        self.last = logged(trainer, monitored.name)
+        value = sign * self.last
+        best = sign * self.best if self.best_epoch else -math.inf
         self.num_validations += 1
         if math.isfinite(value) and value > best:
             self.best, self.best_step = self.last, trainer.global_step
@@ -180,7 +187,9 @@ class Convergence(Callback):
             self._save(trainer, pl_module)
             return
         self._waited += 1
-        falling = not value >= best - _DECLINE_ERRORS * self.standard_error(best)
+        falling = not math.isfinite(value) or (
+            value < best - _DECLINE_ERRORS * self.standard_error(self.best)
+        )
         self._declined = self._declined + 1 if falling else 0
         if not (self._is_patient(trainer) or self._declined >= _NUM_DECLINED):
             return
@@ -196,7 +205,7 @@ class Convergence(Callback):
 
     def restore(self, pl_module: LightningModule) -> None:
         """Give the model its best weights."""
-        pl_module.load_state_dict(self._load()["model"])
+        self._give(pl_module, self._load())
 
     def standard_error(self, value: float) -> float:
         """That of a value of the metric on the validation data; infinite if it is unknown."""
@@ -224,13 +233,16 @@ class Convergence(Callback):
         state: dict[str, Any] = torch.load(self._file, weights_only=True)
         return state
 
+    def _give(self, pl_module: LightningModule, state: dict[str, Any]) -> None:
+        pl_module.load_state_dict(state["model"], strict=pl_module.strict_loading)
+
     def _decay(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.decays += 1
         self._waited = self._declined = 0
         state = self._load()
         # What is made under inference mode could not be trained afterwards.
         with torch.inference_mode(False):
-            pl_module.load_state_dict(state["model"])
+            self._give(pl_module, state)
             for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
                 optimizer.load_state_dict(known)
         scale_learning_rates(trainer, DECAY)
@@ -260,17 +272,22 @@ def scale_learning_rates(trainer: Trainer, factor: float) -> None:
             group["lr"] = group["lr"] * factor
 
 
-def error_on_validation(model: LightningModule, data: object) -> Error | None:
+def error_on_validation(
+    model: LightningModule, data: object, monitor: str | None = None
+) -> Error | None:
     """The standard error of the metric of a reference model on the validation part of its data.
 
     Args:
         model: The model.
         data: The data.
+        monitor: Name of the value that is gone by; by default the metric that the model has.
 
     Returns:
-        None for other models and data.
+        None for other models, data and values.
     """
     if not (isinstance(model, EmbeddingModule) and isinstance(data, EmbeddingDataModule)):
+        return None
+    if monitor not in (None, "val_metric", model.monitor):
         return None
     labels = torch.cat([batch[LABEL] for batch in data.val_dataloader()])
     if isinstance(model, ItemsModule):

@@ -209,6 +209,8 @@ class Rewards:
         anew = Rewards(self.space, metric=self.metric, monitor=self.monitor, mode=self.mode)
         full = [self.space.full()]
         anew.score(trainer, pl_module, full, batches, dataloader_idx=dataloader_idx)
+        # But which values are good: other validations come before.
+        self._found_mode = anew._found_mode
 
     def score(
         self,

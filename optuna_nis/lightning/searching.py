@@ -159,7 +159,7 @@ def run_search(
                 supernet,
                 data,
                 plan.epochs,
-                search.monitored(supernet),
+                lambda: search.monitored(supernet),
                 every_callback,
                 folder.supernet,
                 {"enable_progress_bar": bool(callbacks), **trainer_options},
@@ -200,7 +200,7 @@ def _train_supernet(
     supernet: LightningModule,
     data: Data,
     epochs: int | None,
-    monitored: Monitored,
+    monitored: Callable[[], Monitored],
     callbacks: list[Callback],
     checkpoint: Path,
     trainer_options: Mapping[str, Any],
@@ -208,9 +208,10 @@ def _train_supernet(
     length: dict[str, Any]
     if epochs is None:
         # Goes back to the best weights before anything is scored with them.
-        error = error_on_validation(supernet, data)
+        known = monitored()
+        error = error_on_validation(supernet, data, known.name)
         convergence = Convergence(monitored, patience=PATIENCE, error=error)
-        callbacks = [convergence, *callbacks]
+        callbacks = [*known.callbacks(), convergence, *callbacks]
         length = {"max_epochs": Convergence.most_epochs(None)}
     else:
         # Nothing depends on how good the full tables are on the way.
@@ -222,8 +223,8 @@ def _train_supernet(
             callbacks=callbacks,
             **trainer_options,
         )
-        known = checkpoint if checkpoint.exists() else None
-        trainer.fit(supernet, **fit_data(data), ckpt_path=known)
+        ckpt_path = checkpoint if checkpoint.exists() else None
+        trainer.fit(supernet, **fit_data(data), ckpt_path=ckpt_path)
 
 
 def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:

@@ -135,7 +135,7 @@ def train(
         Monitored(monitor, mode),
         patience=patience,
         max_epochs=max_epochs,
-        error=error_on_validation(model, datamodule),
+        error=error_on_validation(model, datamodule, monitor),
     )
     with quiet_lightning():
         trainer = quiet_trainer(
@@ -150,7 +150,7 @@ def train(
     if not convergence.num_validations:
         raise RuntimeError(
             "The training ended before its first validation: there must be validation data, and "
-            "neither `fast_dev_run` nor `check_val_every_n_epoch` above `max_epochs`."
+            "`check_val_every_n_epoch` must not be above `max_epochs`."
         )
     if not convergence.best_epoch:
         raise FloatingPointError(

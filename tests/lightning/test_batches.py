@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 import pytest
-from tiny import MIXED, TRAIN, Net, batches_of
+from tiny import IDS, MIXED, TRAIN, Net, batches_of
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -127,6 +127,29 @@ def test_a_training_that_is_stopped_leaves_no_candidates(
     assert [r.levelno for r in caplog.records if message in r.message] == [logging.WARNING]
     with pytest.raises(RuntimeError, match=f"has no candidates: {message}"):
         _ = search.candidates
+
+
+class _AnyLength(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from ((k % IDS, k % 2) for k in range(64))
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "options", "step"),
+    [
+        ([_never_better()], {"max_epochs": 100}, 8),
+        ([_StopAt(3)], {"max_epochs": 2}, 3),
+        ([_StopAt(6)], {"max_epochs": -1}, 6),
+        ([], {"max_epochs": 2, "train": DataLoader(_AnyLength(), batch_size=16)}, 8),
+        ([], {"max_epochs": 1, "max_time": {"hours": 1}}, 4),
+    ],
+)
+def test_it_may_end_at_any_time_where_all_updates_come_after_it(
+    callbacks: list[Callback], options: dict[str, Any], step: int
+) -> None:
+    search = _fit(*callbacks, warmup=1.0, **options)
+    assert _steps(search) == [step] * 4
+    assert search.candidates
 
 
 def test_a_training_that_breaks_leaves_no_candidates() -> None:

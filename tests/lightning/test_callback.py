@@ -215,7 +215,9 @@ def test_an_exception_keeps_the_trials(datamodule: TableDataModule) -> None:
             return quality * torch.inf if Diverging.calls > 3 else quality
 
     model = Diverging(space, bags=datamodule.bags)
-    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200)
+    callback = NISCallback(
+        space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.7
+    )
     with pytest.raises(ValueError, match="`quality` must be a finite number, got inf"):
         quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
     assert len(study.trials) == 8
@@ -236,7 +238,9 @@ def test_batches_of_one_class_are_passed_over_or_refused(datamodule: TableDataMo
 
     def fit(model: RankingModule) -> optuna.Study:
         study = _study(space)
-        callback = NISCallback(space, study, num_updates=2, group_size=4, score_examples=50)
+        callback = NISCallback(
+            space, study, num_updates=2, group_size=4, score_examples=50, warmup=0.7
+        )
         quiet_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
         return study
 
@@ -254,8 +258,8 @@ def test_bad_arguments(datamodule: TableDataModule) -> None:
     for wrong in ({"num_updates": 0}, {"group_size": 1}, {"score_examples": 0}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be an integer"):
             NISCallback(space, study, **wrong)
-    with pytest.raises(ValueError, match=r"`warmup` must be a share in \[0, 1\), got 1.0"):
-        NISCallback(space, study, warmup=1.0)
+    with pytest.raises(ValueError, match=r"`warmup` must be a share in \[0, 1\], got 1.1"):
+        NISCallback(space, study, warmup=1.1)
     with pytest.raises(TypeError, match="`update` is no field of a SearchPlan"):
         NISCallback(space, study, update=3)
 
@@ -265,7 +269,8 @@ def test_formulas_and_frequent_ids_compete_without_being_asked_for(
 ) -> None:
     space = _space(datamodule)
     study = _study(space)
-    callback, _ = _fit(datamodule, study, space)
+    # What blocks are worth may leave some of a budget unused.
+    callback, _ = _fit(datamodule, study, space, price_shares=())
     validated = {
         space.allocation(t.params): t.value
         for t in study.trials
@@ -287,6 +292,26 @@ def test_formulas_and_frequent_ids_compete_without_being_asked_for(
     shares = [cost / space.budget for cost in costs]
     for high in (1.0, 0.5, 0.25):
         assert any(0.8 * high < share <= high for share in shares)
+
+
+def test_prices_find_candidates_for_each_share_of_the_budget(
+    datamodule: TableDataModule,
+) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    callback, _ = _fit(datamodule, study, space)
+    validated = [t for t in study.trials if t.user_attrs["fidelity"] == "validated"]
+    priced = [t for t in validated if t.user_attrs["origin"] == "values"]
+    shares = [t.user_attrs["num_parameters"] / space.budget for t in priced]
+    assert all(any(share <= high for share in shares) for high in (1.0, 0.5, 0.25, 0.125, 0.0625))
+    assert {t.user_attrs["origin"] for t in validated} == {
+        "formula",
+        "policy",
+        "uniform",
+        "values",
+    }
+    (uniform,) = (t for t in validated if t.user_attrs["origin"] == "uniform")
+    assert space.allocation(uniform.params) in callback.candidates
 
 
 def test_the_candidates_are_trained_for_real(datamodule: TableDataModule) -> None:
@@ -318,7 +343,9 @@ def test_values_of_different_groups_compare(datamodule: TableDataModule) -> None
             return super().choice_quality(batch, num_choices) + shift
 
     study = _study(space)
-    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200)
+    callback = NISCallback(
+        space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.7
+    )
     model = Shifting(space, bags=datamodule.bags)
     quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
     scored = [t.value for t in study.trials if t.user_attrs["fidelity"] == "supernet"]
@@ -364,5 +391,6 @@ def test_bad_set_ups(datamodule: TableDataModule) -> None:
         quiet_trainer(max_epochs=1, callbacks=[callback]).fit(
             build(space), train_dataloaders=datamodule.train_dataloader()
         )
+    callback = NISCallback(space, _study(space), warmup=0.7)
     with pytest.raises(MisconfigurationException, match="needs `max_epochs` or `max_steps`"):
         quiet_trainer(max_epochs=-1, callbacks=[callback]).fit(build(space), datamodule=datamodule)

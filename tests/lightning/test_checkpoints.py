@@ -12,10 +12,11 @@ import optuna
 import pytest
 import torch
 
-from optuna_nis import SearchSpace
+from optuna_nis import SearchPlan, SearchSpace
 from optuna_nis.lightning import (
     DataConfig,
     checkpoints,
+    convergence,
     reference_model,
     search,
     train_shortlist,
@@ -24,7 +25,13 @@ from optuna_nis.lightning.checkpoints import SearchFolder
 from optuna_nis.study.results import SEARCH_SECONDS_ATTR, best_allocation
 from optuna_nis.study.searches import join, searches_of
 
-SMALL: dict[str, Any] = {"budget": 0.5, "embedding_dim": 8, "epochs": 3, "num_updates": 6}
+SMALL: dict[str, Any] = {
+    "budget": 0.5,
+    "embedding_dim": 8,
+    "epochs": 3,
+    "num_updates": 6,
+    "plan": SearchPlan(warmup=0.7),
+}
 
 
 class KilledError(Exception):
@@ -119,6 +126,36 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
         with pytest.raises(KilledError):
             search(study, data, **SMALL, checkpoint_dir=tmp_path, callbacks=[_KilledAt(step)])
     assert search(study, data, **SMALL, checkpoint_dir=tmp_path) == found
+    assert [(t.params, t.value) for t in study.trials] == [
+        (t.params, t.value) for t in whole.trials
+    ]
+
+
+@pytest.mark.usefixtures("_all_the_time")
+def test_so_does_one_that_ends_when_nothing_more_is_learned(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convergence, "_LEAST_STEPS", 50)
+    decays: list[int] = []
+
+    class Decays(Callback):
+        def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+            (own,) = (c for c in trainer.callbacks if isinstance(c, convergence.Convergence))
+            decays.append(own.decays)
+
+        def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+            self.on_train_start(trainer)
+
+    options = SMALL | {"epochs": None, "plan": SearchPlan(shortlist_epochs=(1,))}
+    whole = optuna.create_study(direction="maximize")
+    found = search(whole, data, **options)
+    study = optuna.create_study(direction="maximize")
+    # After the first validation; where the best is waited for; with the lowered rate.
+    for step in (37, 120, 200):
+        with pytest.raises(KilledError):
+            search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[_KilledAt(step)])
+    assert search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[Decays()]) == found
+    assert decays == [1, 1]
     assert [(t.params, t.value) for t in study.trials] == [
         (t.params, t.value) for t in whole.trials
     ]

@@ -66,7 +66,7 @@ def test_what_a_model_keeps_is_of_each_choice(kind: type[Keeps]) -> None:
 def test_what_a_validation_has_left_does_not_decide_the_end(kind: type[Keeps]) -> None:
     model = kind()
     space = make_searchable(model, budget="50%")
-    search = NISCallback(space, num_updates=2, group_size=3)
+    search = NISCallback(space, num_updates=2, group_size=3, warmup=0.7)
     trainer = quiet_trainer(max_epochs=2, callbacks=[search])
     trainer.fit(model, loader(), loader())
     kept = model.kept if kind is Keeps else model.cache["all"]  # type: ignore[attr-defined]
@@ -219,7 +219,9 @@ class Gathers(Small):
 
 def test_validations_cover_their_own_rows_only() -> None:
     model = Gathers()
-    search = NISCallback(make_searchable(model, budget="40%"), num_updates=4, group_size=3)
+    search = NISCallback(
+        make_searchable(model, budget="40%"), num_updates=4, group_size=3, warmup=0.7
+    )
     trainer = quiet_trainer(max_epochs=3, callbacks=[search])
     trainer.fit(model, DataLoader(loader().dataset, 20), loader())
     assert model.validated == [(120, 120, float(LABEL.sum()), 120.0, 120)] * 3
@@ -285,7 +287,7 @@ def _collate(rows: Any) -> dict[str, Any]:
 def test_a_search_with_lists_in_its_batches() -> None:
     model = Collated()
     space = make_searchable(model, budget="50%")
-    search = NISCallback(space, num_updates=2, group_size=3, score_examples=30)
+    search = NISCallback(space, num_updates=2, group_size=3, score_examples=30, warmup=0.7)
     data = DataLoader(loader().dataset, 50, collate_fn=_collate)
     quiet_trainer(max_epochs=2, callbacks=[search]).fit(model, data, data)
     assert search.candidates

@@ -67,7 +67,7 @@ def _trainer(**options: Any) -> Any:
 def test_a_search_with_the_other_package(options: dict[str, Any]) -> None:
     model = Foreign()
     space = make_searchable(model, budget="50%")
-    search = NISCallback(space, num_updates=3, group_size=3, **options)
+    search = NISCallback(space, num_updates=3, group_size=3, warmup=0.7, **options)
     _trainer(max_epochs=2, callbacks=[search]).fit(model, loader(), loader())
     scored = [t for t in search.study.trials if t.user_attrs["fidelity"] == "validated"]
     assert len(search.study.trials) == 9 + len(scored)

@@ -113,9 +113,15 @@ def test_a_monitor_that_is_not_logged_is_told_by_name(options: dict[str, Any]) -
 def test_trainings_without_a_number() -> None:
     with pytest.raises(FloatingPointError, match=r"'val_metric' must be a finite number .* was"):
         _train(_tiny(val_metric=math.nan))
-    for options in ({"fast_dev_run": True}, {"check_val_every_n_epoch": 3}):
-        with pytest.raises(RuntimeError, match="ended before its first validation, or no check"):
+    for options in ({"limit_val_batches": 0}, {"check_val_every_n_epoch": 3}):
+        with pytest.raises(RuntimeError, match="ended before its first validation"):
             _train(_tiny(val_metric=0.5), **options)
+
+
+def test_a_training_may_be_tried_out_with_one_batch() -> None:
+    done = _train(_tiny(val_metric=0.5), fast_dev_run=True)
+    assert (done.val_metric, done.epochs, done.best_epoch, done.steps) == (0.5, 1, 1, 1)
+    assert not done.ended
 
 
 def test_the_metrics_of_several_test_dataloaders() -> None:

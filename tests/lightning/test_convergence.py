@@ -1,0 +1,332 @@
+"""When a training has ended, by the values that its validations are told to log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+import pytest
+from tiny import IDS
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from optuna_nis import SearchSpace
+from optuna_nis.data import TableDataModule
+from optuna_nis.lightning import RankingModule, reference_model, train
+from optuna_nis.lightning.convergence import Convergence, LearningRate, error_on_validation
+from optuna_nis.lightning.rewards import Monitored, MonitorMode
+from optuna_nis.lightning.training import quiet_trainer
+
+
+def _loader(steps: int) -> Any:
+    return DataLoader(TensorDataset(torch.arange(steps) % IDS), batch_size=1)
+
+
+class Told(LightningModule):
+    """Logs what it is told, and notes its learning rate after each validation."""
+
+    def __init__(self, value: Callable[[Told], float], *, scheduled: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.ids = nn.Embedding(IDS, 2)
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros(1))
+        self.value, self.scheduled = value, scheduled
+        self.validations = 0
+        self.rates: list[float] = []
+        self.begins: list[float] = []
+
+    @property
+    def rate(self) -> float:
+        rate: float = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return rate
+
+    def on_train_epoch_start(self) -> None:
+        self.rates.append(self.rate)
+        self.begins.append(float(self.steps))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.steps += 1
+        return self.ids(batch[0]).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def on_validation_epoch_end(self) -> None:
+        self.validations += 1
+        self.log("told", float(self.value(self)))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
+        if self.scheduled:
+            return [optimizer], [ExponentialLR(optimizer, 0.5)]
+        return optimizer
+
+
+def _fit(
+    model: LightningModule,
+    *,
+    steps: int = 10,
+    mode: MonitorMode = "max",
+    error: float = 0.01,
+    max_epochs: int | None = None,
+    callbacks: list[Callback] | None = None,
+    ckpt_path: str | None = None,
+    **options: Any,
+) -> tuple[Convergence, Trainer]:
+    convergence = Convergence(
+        Monitored("told", mode), max_epochs=max_epochs, error=lambda _: error
+    )
+    trainer = quiet_trainer(
+        max_epochs=Convergence.most_epochs(max_epochs),
+        callbacks=[convergence, *(callbacks or [])],
+        **options,
+    )
+    trainer.fit(model, _loader(steps), _loader(1), ckpt_path=ckpt_path)
+    return convergence, trainer
+
+
+def _in_turn(*values: float) -> Callable[[Told], float]:
+    """The values of the validations in their order, the last for all that follow."""
+    return lambda model: values[min(model.validations, len(values)) - 1]
+
+
+def test_it_goes_back_to_the_best_weights_with_a_lower_rate() -> None:
+    model = Told(_in_turn(0.5, 0.6, 0.1, 0.1, 0.3))
+    convergence, trainer = _fit(model)
+    # Two validations far below the best, then two that are no better with the lowered rate.
+    assert model.rates == pytest.approx([0.1] * 4 + [0.02] * 2)
+    assert model.begins == [0, 10, 20, 30, 20, 30]
+    assert convergence.ended
+    assert convergence.decays == 1
+    assert convergence.best == pytest.approx(0.6)
+    assert (convergence.best_epoch, convergence.best_step) == (2, 20)
+    assert float(model.steps) == 20
+    assert trainer.global_step == 60
+
+
+def test_what_is_better_with_the_lower_rate_is_kept() -> None:
+    model = Told(_in_turn(0.5, 0.1, 0.1, 0.6, 0.7, 0.7))
+    convergence, _ = _fit(model)
+    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.7), 5)
+    assert model.rates == pytest.approx([0.1] * 3 + [0.02] * 4)
+    assert float(model.steps) == 30  # Ten until the best of the first stage, and two epochs.
+
+
+def test_a_loss_is_to_be_small() -> None:
+    model = Told(_in_turn(0.5, 0.4, 0.9, 0.9, 0.45))
+    convergence, _ = _fit(model, mode="min")
+    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.4), 2)
+    assert model.validations == 6
+
+
+def test_a_plateau_is_waited_for() -> None:
+    # A little below the best: nothing says that it is overfitting.
+    model = Told(_in_turn(0.5, 0.495))
+    convergence, trainer = _fit(model, steps=20)
+    # 300 steps after the best, with the lowered rate two validations.
+    assert model.rates == pytest.approx([0.1] * 16 + [0.02] * 2)
+    assert trainer.global_step == 18 * 20
+    assert convergence.ended
+
+
+def test_half_as_long_as_the_best_took_is_waited_for() -> None:
+    model = Told(_in_turn(*(0.5 + 0.01 * k for k in range(10)), 0.585))
+    _, trainer = _fit(model, steps=80)
+    # The best came after 800 steps, 300 more are four epochs.
+    assert model.rates == pytest.approx([0.1] * 15 + [0.02] * 2)
+    assert trainer.global_step == 17 * 80
+
+
+def test_what_comes_after_a_plateau_counts() -> None:
+    values = [0.5] + 10 * [0.495] + [0.7, 0.7]
+    model = Told(_in_turn(*values))
+    convergence, _ = _fit(model, steps=20)
+    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.7), 12)
+
+
+def test_a_rate_that_is_too_large_begins_anew_with_a_lower_one() -> None:
+    model = Told(lambda told: math.nan if told.rate > 0.05 else 0.5 + 0.1 * (told.steps >= 20))
+    initial = model.ids.weight.detach().clone()
+    seen: list[Tensor] = []
+
+    class Seen(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+            seen.append(pl_module.ids.weight.detach().clone())
+
+    convergence, _ = _fit(model, callbacks=[Seen()])
+    torch.testing.assert_close(seen[2], initial, rtol=0, atol=0)
+    assert model.begins == [0, 10, 0, 10, 20, 30]
+    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.6), 4)
+    assert float(model.steps) == 20
+
+
+def test_where_nothing_is_ever_a_number_it_ends_soon() -> None:
+    convergence, trainer = _fit(Told(_in_turn(math.nan)))
+    assert trainer.current_epoch == 4
+    assert convergence.best_epoch == 0
+    assert math.isnan(convergence.last)
+
+
+def test_models_keep_a_schedule_of_their_own() -> None:
+    model = Told(_in_turn(0.5, 0.1), scheduled=True)
+    convergence, trainer = _fit(model)
+    assert model.rates == pytest.approx([0.1, 0.05, 0.025])
+    assert model.begins == [0, 10, 20]
+    assert convergence.ended
+    assert convergence.decays == 0
+    # Nor is it given more epochs than the schedule was made for.
+    assert trainer.fit_loop.max_epochs == 30
+
+
+def test_optimisation_by_hand_is_one_stage() -> None:
+    class ByHand(Told):
+        def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    model = ByHand(_in_turn(0.5, 0.1))
+    model.automatic_optimization = False
+    convergence, _ = _fit(model)
+    assert model.rates == pytest.approx([0.1] * 3)
+    assert convergence.ended
+
+
+@pytest.mark.parametrize(
+    ("steps", "max_epochs", "options", "epochs"),
+    [
+        (10, None, {}, 1000),  # 10,000 steps.
+        (10, 2, {}, 2),
+        (500, None, {}, 30),
+        (10, None, {"max_steps": 40}, 30),
+        (10, None, {"accumulate_grad_batches": 2}, 2000),
+    ],
+)
+def test_the_most_it_may_take(
+    steps: int, max_epochs: int | None, options: dict[str, Any], epochs: int
+) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.should_stop = True
+
+    model = Told(_in_turn(0.5))
+    _, trainer = _fit(model, steps=steps, max_epochs=max_epochs, callbacks=[Stop()], **options)
+    assert trainer.fit_loop.max_epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "at"),
+    [
+        (1000, {}, [500, 1000]),
+        (1000, {"val_check_interval": 700}, [700]),
+        (900, {}, [900]),
+    ],
+)
+def test_long_epochs_have_several_validations(
+    steps: int, options: dict[str, Any], at: list[int]
+) -> None:
+    found: list[int] = []
+
+    def value(model: Told) -> float:
+        found.append(model.global_step)
+        return 0.5
+
+    _fit(Told(value), steps=steps, max_epochs=1, **options)
+    assert found == at
+
+
+def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    values = _in_turn(0.5, 0.6, 0.1, 0.1, 0.3)
+    whole = Told(values)
+    expected, _ = _fit(whole)
+    # In the middle of the first decline, and after the rate was lowered.
+    for epochs in (3, 5):
+        first = Told(values)
+        checkpoint = ModelCheckpoint(tmp_path / str(epochs), save_last=True)
+        _fit(first, max_epochs=epochs, callbacks=[checkpoint], enable_checkpointing=True)
+        second = Told(values)
+        second.validations = first.validations
+        convergence, _ = _fit(second, ckpt_path=checkpoint.last_model_path)
+        assert convergence.state_dict()["best_epoch"] == expected.best_epoch
+        assert convergence.best == expected.best
+        assert convergence.decays == 1
+        assert convergence.ended
+        assert first.rates + second.rates == pytest.approx(whole.rates)
+        torch.testing.assert_close(second.state_dict(), whole.state_dict())
+
+
+def test_a_model_that_keeps_some_weights_out_of_its_state() -> None:
+    class Frozen(Told):
+        def __init__(self, value: Callable[[Told], float]) -> None:
+            super().__init__(value)
+            self.encoder = nn.Linear(2, 2).requires_grad_(False)
+            self.strict_loading = False
+
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            state = super().state_dict(*args, **kwargs)
+            return {name: each for name, each in state.items() if "encoder" not in name}
+
+    model = Frozen(_in_turn(0.5, 0.6, 0.1, 0.1, 0.3))
+    convergence, _ = _fit(model)
+    assert convergence.best_epoch == 2
+    assert float(model.steps) == 20
+
+
+def test_rates_of_trainings_that_start_anew_are_scaled() -> None:
+    for scheduled, rate in ((False, 0.02), (True, 0.1)):
+        model = Told(_in_turn(0.5), scheduled=scheduled)
+        trainer = quiet_trainer(max_epochs=1, callbacks=[LearningRate(0.2)])
+        trainer.fit(model, _loader(2), _loader(1))
+        assert model.rates == pytest.approx([rate])
+
+
+def test_the_standard_error_of_reference_models(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    model = reference_model(datamodule.features)(space.full())
+    error = error_on_validation(model, datamodule)
+    assert error is not None
+    assert 0.0 < error(0.7) < 0.1
+    assert error_on_validation(model, datamodule, "val_loss") is None
+    assert error_on_validation(Told(_in_turn(0.5)), datamodule) is None
+    assert error_on_validation(model, (_loader(1), _loader(1))) is None
+
+
+def test_a_reference_model_whose_first_validations_are_no_numbers(
+    datamodule: TableDataModule,
+) -> None:
+    class Diverging(RankingModule):
+        validations = 0
+
+        def on_validation_epoch_end(self) -> None:
+            self.validations += 1
+            self.log("told", math.nan if self.validations < 3 else 0.6)
+
+    space = SearchSpace(datamodule.embedding_specs(8))
+    model = Diverging(space.full(), bags=datamodule.bags)
+    error = error_on_validation(model, datamodule)
+    convergence = Convergence(Monitored("told"), max_epochs=4, error=error)
+    quiet_trainer(max_epochs=4, callbacks=[convergence]).fit(model, datamodule=datamodule)
+    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.6), 3)
+    assert convergence.decays == 1
+
+
+def test_a_reference_model_may_be_trained_by_another_value(datamodule: TableDataModule) -> None:
+    class ByLoss(RankingModule):
+        def on_validation_epoch_end(self) -> None:
+            self.log("loss", 0.5 + self.current_epoch)
+
+    space = SearchSpace(datamodule.embedding_specs(8))
+
+    def build(allocation: Any) -> RankingModule:
+        return ByLoss(allocation, bags=datamodule.bags)
+
+    options: dict[str, Any] = {"seed": 0, "monitor": "loss", "mode": "min", "max_epochs": 3}
+    done = train(build, space.full(), datamodule, **options)
+    assert (done.val_metric, done.best_epoch) == (pytest.approx(0.5), 1)
