@@ -107,8 +107,8 @@ MONITOR = dict.fromkeys(
     ("movielens-small", "amazon-video-games", "amazon-video-games-sasrec"), "val_mrr"
 )
 EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
-MAX_EPOCHS = 60
-PATIENCE = 3
+# Part of every job: raised when trainings or searches go by other rules, to run them anew.
+RULES = 2
 # Random draws with which TPE begins.
 TPE_STARTUP = 5
 
@@ -151,6 +151,7 @@ class Trainings:
 
     def run(self, **job: Any) -> Result:
         """The result of a job, run if it has not been."""
+        job["rules"] = RULES
         key = _key(job)
         with self._lock:
             if key in self._results:
@@ -275,8 +276,7 @@ def _train(
 
 
 def _stopping(data: str) -> dict[str, Any]:
-    monitor = MONITOR.get(data.removesuffix(ITEMS), "val_metric")
-    return {"max_epochs": MAX_EPOCHS, "patience": PATIENCE, "monitor": monitor}
+    return {"monitor": MONITOR.get(data.removesuffix(ITEMS), "val_metric")}
 
 
 def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
@@ -288,6 +288,9 @@ def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
         "test": metrics["test_metric"],
         **{n: value for n, value in metrics.items() if n.startswith(("test_recall", "test_ndcg"))},
         "epochs": training.epochs,
+        "steps": training.steps,
+        "decays": training.decays,
+        "ended": training.ended,
         "seconds": training.seconds,
         "num_dense_parameters": training.model.num_dense_parameters(),  # type: ignore[operator]
     }
