@@ -215,7 +215,9 @@ def test_an_exception_keeps_the_trials(datamodule: TableDataModule) -> None:
             return quality * torch.inf if Diverging.calls > 3 else quality
 
     model = Diverging(space, bags=datamodule.bags)
-    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.7)
+    callback = NISCallback(
+        space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.7
+    )
     with pytest.raises(ValueError, match="`quality` must be a finite number, got inf"):
         quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
     assert len(study.trials) == 8
@@ -236,7 +238,9 @@ def test_batches_of_one_class_are_passed_over_or_refused(datamodule: TableDataMo
 
     def fit(model: RankingModule) -> optuna.Study:
         study = _study(space)
-        callback = NISCallback(space, study, num_updates=2, group_size=4, score_examples=50, warmup=0.7)
+        callback = NISCallback(
+            space, study, num_updates=2, group_size=4, score_examples=50, warmup=0.7
+        )
         quiet_trainer(max_epochs=1, callbacks=[callback]).fit(model, datamodule=datamodule)
         return study
 
@@ -339,7 +343,9 @@ def test_values_of_different_groups_compare(datamodule: TableDataModule) -> None
             return super().choice_quality(batch, num_choices) + shift
 
     study = _study(space)
-    callback = NISCallback(space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.7)
+    callback = NISCallback(
+        space, study, num_updates=6, group_size=4, score_examples=200, warmup=0.7
+    )
     model = Shifting(space, bags=datamodule.bags)
     quiet_trainer(max_epochs=2, callbacks=[callback]).fit(model, datamodule=datamodule)
     scored = [t.value for t in study.trials if t.user_attrs["fidelity"] == "supernet"]

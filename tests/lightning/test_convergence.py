@@ -217,9 +217,7 @@ def test_the_most_it_may_take(
             trainer.should_stop = True
 
     model = Told(_in_turn(0.5))
-    _, trainer = _fit(
-        model, steps=steps, max_epochs=max_epochs, callbacks=[Stop()], **options
-    )
+    _, trainer = _fit(model, steps=steps, max_epochs=max_epochs, callbacks=[Stop()], **options)
     assert trainer.fit_loop.max_epochs == epochs
 
 

@@ -219,7 +219,9 @@ class Gathers(Small):
 
 def test_validations_cover_their_own_rows_only() -> None:
     model = Gathers()
-    search = NISCallback(make_searchable(model, budget="40%"), num_updates=4, group_size=3, warmup=0.7)
+    search = NISCallback(
+        make_searchable(model, budget="40%"), num_updates=4, group_size=3, warmup=0.7
+    )
     trainer = quiet_trainer(max_epochs=3, callbacks=[search])
     trainer.fit(model, DataLoader(loader().dataset, 20), loader())
     assert model.validated == [(120, 120, float(LABEL.sum()), 120.0, 120)] * 3
