@@ -144,7 +144,7 @@ class Convergence(Callback):
         if self._max_epochs is None and not scheduled and trainer.max_steps == -1:
             steps = math.ceil(batches / trainer.accumulate_grad_batches)
             trainer.fit_loop.max_epochs = max(_EPOCHS, math.ceil(_STEPS / steps))
-        own = trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1
+        own = trainer.val_check_batch != batches or trainer.check_val_every_n_epoch != 1
         parts = min(int(batches) // _STEPS_BETWEEN, _MOST_IN_EPOCH)
         if parts > 1 and not own:
             trainer.val_check_batch = int(batches) // parts
@@ -175,7 +175,9 @@ class Convergence(Callback):
             return
         monitored = self._monitored
         sign = 1.0 if monitored.mode == "max" else -1.0
-        self.last = logged(trainer, monitored.name)
+        # Of several processes all go by what the first one has seen.
+        seen = logged(trainer, monitored.name), self._rows * trainer.world_size
+        self.last, self._rows = trainer.strategy.broadcast(seen)
         value = sign * self.last
         best = sign * self.best if self.best_epoch else -math.inf
         self.num_validations += 1
