@@ -14,6 +14,7 @@ import torch
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.features import LABEL
 from optuna_nis.lightning._batch import batch_length
+from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.models import EmbeddingModule, RetrievalModule
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
@@ -206,7 +207,7 @@ class Convergence(Callback):
 
     def restore(self, pl_module: LightningModule) -> None:
         """Give the model its best weights."""
-        self._give(pl_module, self._load())
+        self._give(pl_module, self._load()["model"])
 
     def _is_patient(self, trainer: Trainer) -> bool:
         if self._waited < self._patience:
@@ -224,8 +225,14 @@ class Convergence(Callback):
         return share_standard_error(self.best, self._rows)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights = {"state_dict": pl_module.state_dict()}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if is_a(callback, "WeightAveraging"):
+                # What was validated are the averages; what is trained on is not.
+                callback.on_save_checkpoint(trainer, pl_module, weights)
         state = {
-            "model": pl_module.state_dict(),
+            "model": weights["state_dict"],
+            "trained": weights.get("current_model_state", weights["state_dict"]),
             "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         }
         torch.save(state, self._file)
@@ -234,8 +241,8 @@ class Convergence(Callback):
         state: dict[str, Any] = torch.load(self._file, weights_only=True)
         return state
 
-    def _give(self, pl_module: LightningModule, state: dict[str, Any]) -> None:
-        pl_module.load_state_dict(state["model"], strict=pl_module.strict_loading)
+    def _give(self, pl_module: LightningModule, weights: dict[str, Any]) -> None:
+        pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
 
     def _decay(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.decays += 1
@@ -243,7 +250,7 @@ class Convergence(Callback):
         state = self._load()
         # What is made under inference mode could not be trained afterwards.
         with torch.inference_mode(False):
-            self._give(pl_module, state)
+            self._give(pl_module, state["trained"])
             for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
                 optimizer.load_state_dict(known)
         scale_learning_rates(trainer, DECAY)

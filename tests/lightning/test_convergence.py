@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 import pytest
-from tiny import IDS
+from tiny import IDS, MIXED, TRAIN, Net, batches_of
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
@@ -23,6 +23,7 @@ from optuna_nis.lightning import RankingModule, convergence, reference_model, tr
 from optuna_nis.lightning.convergence import Convergence, LearningRate, error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.nn import make_searchable
 
 
 def _loader(steps: int) -> Any:
@@ -290,6 +291,24 @@ def test_a_model_that_keeps_some_weights_out_of_its_state() -> None:
     done, _ = _fit(model)
     assert done.best_epoch == 2
     assert float(model.steps) == 20
+
+
+def test_weights_that_are_averaged_are_those_that_were_validated() -> None:
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
+    full = make_searchable(Net(), budget=0.5).full()
+    data = batches_of(TRAIN, 16), batches_of(MIXED)
+    done = train(
+        lambda _: Net(),
+        full,
+        data,
+        seed=0,
+        max_epochs=5,
+        monitor="val_loss",
+        mode="min",
+        callbacks=[callbacks.EMAWeightAveraging(decay=0.9)],
+    )
+    (metrics,) = quiet_trainer().validate(done.model, data[1], verbose=False)
+    assert metrics["val_loss"] == pytest.approx(done.val_metric)
 
 
 def test_rates_of_trainings_that_start_anew_are_scaled() -> None:
