@@ -216,7 +216,7 @@ def search_sizes(
         study: A study that maximises. Its sampler is replaced by a
             :class:`~optuna_nis.NISSampler` with the budget. By default one in memory.
         plan: The numbers that shape the search; by default those that the study was searched
-            with, if it was, else the defaults, with the epochs that a reference model takes.
+            with, if it was.
         seed: Seed of the supernet and the controller.
         callbacks: Further callbacks of the supernet's trainer, such as a progress bar.
         dashboard: Keeps figures up to date in Optuna Dashboard.

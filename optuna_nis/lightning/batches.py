@@ -65,7 +65,7 @@ def check_end(trainer: Trainer) -> None:
             f"{' and '.join(stopping)} may end the training before the search has made its "
             "updates, which come after a warm-up. Leave it out and train as many epochs as the "
             "supernet needs (`max_epochs`), or give the trainer `min_epochs` or `min_steps`, by "
-            "which the search is to be done."
+            "which the search is to be done, or the search `warmup=1`."
         )
 
 

@@ -45,10 +45,10 @@ _logger = get_logger(__name__)
 class NISCallback(Callback):
     """Search for embedding sizes while a supernet trains, in an ordinary ``Trainer.fit``.
 
-    How the search goes is told by :class:`~optuna_nis.SizeSearch`: a warm-up,
-    updates of the controller, candidates at the end. Which of the candidates is best, a supernet
-    cannot tell: :meth:`train_candidates` does, by training them for real. All of this in one call
-    is :func:`~optuna_nis.lightning.search_sizes`.
+    How the search goes is told by :class:`~optuna_nis.SizeSearch`: when the supernet is trained,
+    updates of the controller, then candidates. Which of these is best, a supernet cannot tell:
+    :meth:`train_candidates` does, by training them for real. All of this in one call is
+    :func:`~optuna_nis.lightning.search_sizes`.
 
     The model must have a :class:`~optuna_nis.nn.SupernetEmbedding` for every feature of the space,
     as :func:`~optuna_nis.nn.make_searchable` gives to any model. How good a choice is, larger
@@ -67,10 +67,11 @@ class NISCallback(Callback):
     and the loss does not mix examples. Batches whose tensors do not share their first dimension
     are not shared.
 
-    *Stopping.* The training must come to a known end: callbacks that may stop it earlier, such as
-    ``EarlyStopping`` or ``max_time``, are refused unless the trainer has ``min_epochs`` or
-    ``min_steps``, by which the updates are then made. A training that is stopped before all
-    updates are made leaves no candidates.
+    *Stopping.* The training may end when it is time, by ``EarlyStopping`` for example: the updates
+    of the controller come after it. With a ``warmup`` below 1 they come on the way, and the end
+    must be known: callbacks that may stop the training earlier, such as ``EarlyStopping`` or
+    ``max_time``, are refused unless the trainer has ``min_epochs`` or ``min_steps``, by which the
+    updates are then made; one that is stopped before all updates are made leaves no candidates.
 
     Of several processes (``strategy="ddp"``) all use the same choices, rewards are averaged over
     their parts of the validation data, and the first one writes the trials. In mid-search the

@@ -14,6 +14,7 @@ import torch
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.features import LABEL
 from optuna_nis.lightning._batch import batch_length
+from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.rewards import Monitored, logged
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.items import ItemsModule
@@ -145,7 +146,7 @@ class Convergence(Callback):
         if self._max_epochs is None and not scheduled and trainer.max_steps == -1:
             steps = math.ceil(batches / trainer.accumulate_grad_batches)
             trainer.fit_loop.max_epochs = max(_EPOCHS, math.ceil(_STEPS / steps))
-        own = trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1
+        own = trainer.val_check_batch != batches or trainer.check_val_every_n_epoch != 1
         parts = min(int(batches) // _STEPS_BETWEEN, _MOST_IN_EPOCH)
         if parts > 1 and not own:
             trainer.val_check_batch = int(batches) // parts
@@ -176,7 +177,9 @@ class Convergence(Callback):
             return
         monitored = self._monitored
         sign = 1.0 if monitored.mode == "max" else -1.0
-        self.last = logged(trainer, monitored.name)
+        # Of several processes all go by what the first one has seen.
+        seen = logged(trainer, monitored.name), self._rows * trainer.world_size
+        self.last, self._rows = trainer.strategy.broadcast(seen)
         value = sign * self.last
         best = sign * self.best if self.best_epoch else -math.inf
         self.num_validations += 1
@@ -205,7 +208,7 @@ class Convergence(Callback):
 
     def restore(self, pl_module: LightningModule) -> None:
         """Give the model its best weights."""
-        self._give(pl_module, self._load())
+        self._give(pl_module, self._load()["model"])
 
     def standard_error(self, value: float) -> float:
         """That of a value of the metric on the validation data; infinite if it is unknown."""
@@ -223,8 +226,14 @@ class Convergence(Callback):
         return self.decays > 0 or steps >= needed
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights = {"state_dict": pl_module.state_dict()}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if is_a(callback, "WeightAveraging"):
+                # What was validated are the averages; what is trained on is not.
+                callback.on_save_checkpoint(trainer, pl_module, weights)
         state = {
-            "model": pl_module.state_dict(),
+            "model": weights["state_dict"],
+            "trained": weights.get("current_model_state", weights["state_dict"]),
             "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         }
         torch.save(state, self._file)
@@ -233,8 +242,8 @@ class Convergence(Callback):
         state: dict[str, Any] = torch.load(self._file, weights_only=True)
         return state
 
-    def _give(self, pl_module: LightningModule, state: dict[str, Any]) -> None:
-        pl_module.load_state_dict(state["model"], strict=pl_module.strict_loading)
+    def _give(self, pl_module: LightningModule, weights: dict[str, Any]) -> None:
+        pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
 
     def _decay(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.decays += 1
@@ -242,7 +251,7 @@ class Convergence(Callback):
         state = self._load()
         # What is made under inference mode could not be trained afterwards.
         with torch.inference_mode(False):
-            self._give(pl_module, state)
+            self._give(pl_module, state["trained"])
             for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
                 optimizer.load_state_dict(known)
         scale_learning_rates(trainer, DECAY)

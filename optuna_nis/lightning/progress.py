@@ -11,14 +11,19 @@ from optuna_nis._format import duration
 
 
 class EpochLines(Callback):
-    """A line after each epoch of the supernet, with the time left.
+    """A line after each epoch of the supernet, with the time left where that is known.
 
     Later epochs take longer, when choices are scored besides, and the finalists at the end: what
     is left is at least so many epochs like the last one.
+
+    Args:
+        progress: Called with each line.
+        epochs: How many there are; None if the training ends by itself.
     """
 
-    def __init__(self, progress: Callable[[str], None]) -> None:
+    def __init__(self, progress: Callable[[str], None], epochs: int | None) -> None:
         self._progress = progress
+        self._epochs = epochs
         self._start = self._epoch_start = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -32,8 +37,10 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how long it took."""
-        done, epochs = trainer.current_epoch + 1, trainer.max_epochs or 0
+        done = trainer.current_epoch + 1
+        epochs = self._epochs or done
         now = time.perf_counter()
         left = (now - self._epoch_start) * (epochs - done)
+        of = f" of {self._epochs}" if self._epochs else ""
         more = f"; at least {duration(left)} of it left" if done < epochs else ""
-        self._progress(f"Supernet: epoch {done} of {epochs}, {duration(now - self._start)}{more}.")
+        self._progress(f"Supernet: epoch {done}{of}, {duration(now - self._start)}{more}.")

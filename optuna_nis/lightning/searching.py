@@ -149,7 +149,7 @@ def run_search(
             progress(f"Searching {subject.space!r}; the supernet is trained {long}.")
             every_callback: list[Callback] = [
                 search,
-                EpochLines(progress),
+                EpochLines(progress, plan.epochs),
                 ValidationForSchedules(),
                 *callbacks,
             ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -113,8 +112,9 @@ class MultiSize(TableLayer):
     def reset_parameters(self) -> None:
         """Draw rows of standard deviation ``init_std``; the projection fills them up with zeros.
 
-        It makes the widest rows as long as rows of full width are: with the few numbers that they
-        have, a model would learn from them more slowly.
+        It makes the rows longer, since a model learns more slowly from the few numbers that they
+        have: half the way, by its logarithm, to the length of rows of full width. With all of it,
+        tables that overfit do so sooner.
         """
         for tier in self.tier_modules():
             tier.reset_parameters()
@@ -125,7 +125,7 @@ class MultiSize(TableLayer):
             nn.init.eye_(self.projection)
             widest, full = self.projection.shape
             with torch.no_grad():
-                self.projection.mul_(math.sqrt(full / widest))
+                self.projection.mul_((full / widest) ** 0.25)
 
     def tier_modules(self) -> list[Tier]:
         """The tiers, widest first."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
 import pytest
-from tiny import IDS
+from tiny import IDS, MIXED, TRAIN, Net, batches_of
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
@@ -18,10 +19,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from optuna_nis import SearchSpace
 from optuna_nis.data import TableDataModule
-from optuna_nis.lightning import RankingModule, reference_model, train
+from optuna_nis.lightning import RankingModule, convergence, reference_model, train
 from optuna_nis.lightning.convergence import Convergence, LearningRate, error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.nn import make_searchable
 
 
 def _loader(steps: int) -> Any:
@@ -79,16 +81,14 @@ def _fit(
     ckpt_path: str | None = None,
     **options: Any,
 ) -> tuple[Convergence, Trainer]:
-    convergence = Convergence(
-        Monitored("told", mode), max_epochs=max_epochs, error=lambda _: error
-    )
+    done = Convergence(Monitored("told", mode), max_epochs=max_epochs, error=lambda _: error)
     trainer = quiet_trainer(
         max_epochs=Convergence.most_epochs(max_epochs),
-        callbacks=[convergence, *(callbacks or [])],
+        callbacks=[done, *(callbacks or [])],
         **options,
     )
     trainer.fit(model, _loader(steps), _loader(1), ckpt_path=ckpt_path)
-    return convergence, trainer
+    return done, trainer
 
 
 def _in_turn(*values: float) -> Callable[[Told], float]:
@@ -98,41 +98,41 @@ def _in_turn(*values: float) -> Callable[[Told], float]:
 
 def test_it_goes_back_to_the_best_weights_with_a_lower_rate() -> None:
     model = Told(_in_turn(0.5, 0.6, 0.1, 0.1, 0.3))
-    convergence, trainer = _fit(model)
+    done, trainer = _fit(model)
     # Two validations far below the best, then two that are no better with the lowered rate.
     assert model.rates == pytest.approx([0.1] * 4 + [0.02] * 2)
     assert model.begins == [0, 10, 20, 30, 20, 30]
-    assert convergence.ended
-    assert convergence.decays == 1
-    assert convergence.best == pytest.approx(0.6)
-    assert (convergence.best_epoch, convergence.best_step) == (2, 20)
+    assert done.ended
+    assert done.decays == 1
+    assert done.best == pytest.approx(0.6)
+    assert (done.best_epoch, done.best_step) == (2, 20)
     assert float(model.steps) == 20
     assert trainer.global_step == 60
 
 
 def test_what_is_better_with_the_lower_rate_is_kept() -> None:
     model = Told(_in_turn(0.5, 0.1, 0.1, 0.6, 0.7, 0.7))
-    convergence, _ = _fit(model)
-    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.7), 5)
+    done, _ = _fit(model)
+    assert (done.best, done.best_epoch) == (pytest.approx(0.7), 5)
     assert model.rates == pytest.approx([0.1] * 3 + [0.02] * 4)
     assert float(model.steps) == 30  # Ten until the best of the first stage, and two epochs.
 
 
 def test_a_loss_is_to_be_small() -> None:
     model = Told(_in_turn(0.5, 0.4, 0.9, 0.9, 0.45))
-    convergence, _ = _fit(model, mode="min")
-    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.4), 2)
+    done, _ = _fit(model, mode="min")
+    assert (done.best, done.best_epoch) == (pytest.approx(0.4), 2)
     assert model.validations == 6
 
 
 def test_a_plateau_is_waited_for() -> None:
     # A little below the best: nothing says that it is overfitting.
     model = Told(_in_turn(0.5, 0.495))
-    convergence, trainer = _fit(model, steps=20)
+    done, trainer = _fit(model, steps=20)
     # 300 steps after the best, with the lowered rate two validations.
     assert model.rates == pytest.approx([0.1] * 16 + [0.02] * 2)
     assert trainer.global_step == 18 * 20
-    assert convergence.ended
+    assert done.ended
 
 
 def test_half_as_long_as_the_best_took_is_waited_for() -> None:
@@ -146,8 +146,8 @@ def test_half_as_long_as_the_best_took_is_waited_for() -> None:
 def test_what_comes_after_a_plateau_counts() -> None:
     values = [0.5] + 10 * [0.495] + [0.7, 0.7]
     model = Told(_in_turn(*values))
-    convergence, _ = _fit(model, steps=20)
-    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.7), 12)
+    done, _ = _fit(model, steps=20)
+    assert (done.best, done.best_epoch) == (pytest.approx(0.7), 12)
 
 
 def test_a_rate_that_is_too_large_begins_anew_with_a_lower_one() -> None:
@@ -159,27 +159,27 @@ def test_a_rate_that_is_too_large_begins_anew_with_a_lower_one() -> None:
         def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
             seen.append(pl_module.ids.weight.detach().clone())
 
-    convergence, _ = _fit(model, callbacks=[Seen()])
+    done, _ = _fit(model, callbacks=[Seen()])
     torch.testing.assert_close(seen[2], initial, rtol=0, atol=0)
     assert model.begins == [0, 10, 0, 10, 20, 30]
-    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.6), 4)
+    assert (done.best, done.best_epoch) == (pytest.approx(0.6), 4)
     assert float(model.steps) == 20
 
 
 def test_where_nothing_is_ever_a_number_it_ends_soon() -> None:
-    convergence, trainer = _fit(Told(_in_turn(math.nan)))
+    done, trainer = _fit(Told(_in_turn(math.nan)))
     assert trainer.current_epoch == 4
-    assert convergence.best_epoch == 0
-    assert math.isnan(convergence.last)
+    assert done.best_epoch == 0
+    assert math.isnan(done.last)
 
 
 def test_models_keep_a_schedule_of_their_own() -> None:
     model = Told(_in_turn(0.5, 0.1), scheduled=True)
-    convergence, trainer = _fit(model)
+    done, trainer = _fit(model)
     assert model.rates == pytest.approx([0.1, 0.05, 0.025])
     assert model.begins == [0, 10, 20]
-    assert convergence.ended
-    assert convergence.decays == 0
+    assert done.ended
+    assert done.decays == 0
     # Nor is it given more epochs than the schedule was made for.
     assert trainer.fit_loop.max_epochs == 30
 
@@ -194,9 +194,9 @@ def test_optimisation_by_hand_is_one_stage() -> None:
 
     model = ByHand(_in_turn(0.5, 0.1))
     model.automatic_optimization = False
-    convergence, _ = _fit(model)
+    done, _ = _fit(model)
     assert model.rates == pytest.approx([0.1] * 3)
-    assert convergence.ended
+    assert done.ended
 
 
 @pytest.mark.parametrize(
@@ -242,6 +242,20 @@ def test_long_epochs_have_several_validations(
     assert found == at
 
 
+def test_so_many_as_the_trainer_is_told_to_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convergence, "_STEPS_BETWEEN", 4)
+    for options, number in (({}, 2), ({"val_check_interval": 1}, 8)):
+        model = Told(_in_turn(0.5))
+        _fit(model, steps=8, max_epochs=1, **options)
+        assert model.validations == number
+
+
+def test_of_several_processes_all_go_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", lambda self, seen, src=0: (0.75, 4))
+    done, _ = _fit(Told(_in_turn(0.5)), max_epochs=2)
+    assert done.best == done.last == 0.75
+
+
 def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     values = _in_turn(0.5, 0.6, 0.1, 0.1, 0.3)
     whole = Told(values)
@@ -253,11 +267,11 @@ def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
         _fit(first, max_epochs=epochs, callbacks=[checkpoint], enable_checkpointing=True)
         second = Told(values)
         second.validations = first.validations
-        convergence, _ = _fit(second, ckpt_path=checkpoint.last_model_path)
-        assert convergence.state_dict()["best_epoch"] == expected.best_epoch
-        assert convergence.best == expected.best
-        assert convergence.decays == 1
-        assert convergence.ended
+        done, _ = _fit(second, ckpt_path=checkpoint.last_model_path)
+        assert done.state_dict()["best_epoch"] == expected.best_epoch
+        assert done.best == expected.best
+        assert done.decays == 1
+        assert done.ended
         assert first.rates + second.rates == pytest.approx(whole.rates)
         torch.testing.assert_close(second.state_dict(), whole.state_dict())
 
@@ -274,9 +288,27 @@ def test_a_model_that_keeps_some_weights_out_of_its_state() -> None:
             return {name: each for name, each in state.items() if "encoder" not in name}
 
     model = Frozen(_in_turn(0.5, 0.6, 0.1, 0.1, 0.3))
-    convergence, _ = _fit(model)
-    assert convergence.best_epoch == 2
+    done, _ = _fit(model)
+    assert done.best_epoch == 2
     assert float(model.steps) == 20
+
+
+def test_weights_that_are_averaged_are_those_that_were_validated() -> None:
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
+    full = make_searchable(Net(), budget=0.5).full()
+    data = batches_of(TRAIN, 16), batches_of(MIXED)
+    done = train(
+        lambda _: Net(),
+        full,
+        data,
+        seed=0,
+        max_epochs=5,
+        monitor="val_loss",
+        mode="min",
+        callbacks=[callbacks.EMAWeightAveraging(decay=0.9)],
+    )
+    (metrics,) = quiet_trainer().validate(done.model, data[1], verbose=False)
+    assert metrics["val_loss"] == pytest.approx(done.val_metric)
 
 
 def test_rates_of_trainings_that_start_anew_are_scaled() -> None:
@@ -311,10 +343,10 @@ def test_a_reference_model_whose_first_validations_are_no_numbers(
     space = SearchSpace(datamodule.embedding_specs(8))
     model = Diverging(space.full(), bags=datamodule.bags)
     error = error_on_validation(model, datamodule)
-    convergence = Convergence(Monitored("told"), max_epochs=4, error=error)
-    quiet_trainer(max_epochs=4, callbacks=[convergence]).fit(model, datamodule=datamodule)
-    assert (convergence.best, convergence.best_epoch) == (pytest.approx(0.6), 3)
-    assert convergence.decays == 1
+    done = Convergence(Monitored("told"), max_epochs=4, error=error)
+    quiet_trainer(max_epochs=4, callbacks=[done]).fit(model, datamodule=datamodule)
+    assert (done.best, done.best_epoch) == (pytest.approx(0.6), 3)
+    assert done.decays == 1
 
 
 def test_a_reference_model_may_be_trained_by_another_value(datamodule: TableDataModule) -> None:

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from ordinary import Data, Ordinary
 from pairs import NextItem, Pairs
 import pytest
@@ -14,10 +14,17 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanSquaredError
+from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.data import load_dataset
-from optuna_nis.lightning import NISCallback, SearchPlan, reference_model, search_sizes
+from optuna_nis.lightning import (
+    NISCallback,
+    SearchPlan,
+    convergence,
+    reference_model,
+    search_sizes,
+)
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import make_searchable
 from optuna_nis.study.results import outputs_of
@@ -25,23 +32,42 @@ from optuna_nis.study.results import outputs_of
 FAST: dict[str, Any] = {"epochs": 1, "num_updates": 2, "group_size": 4}
 
 
-@pytest.mark.parametrize(
-    ("options", "plan", "epochs"),
-    [
-        ({}, {}, 6),
-        ({"learning_rate": 3e-3}, {}, 12),
-        ({}, {"plan": SearchPlan(epochs=2)}, 2),
-    ],
-)
-def test_a_reference_model_goes_by_its_task(
-    options: dict[str, float], plan: dict[str, Any], epochs: int
-) -> None:
+def test_a_supernet_is_trained_until_it_no_longer_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convergence, "_LEAST_STEPS", 20)
     data = load_dataset("flights", "retrieval", max_rows=1_000, batch_size=256)
-    build = reference_model(data.features, hidden=(8,), **options)
+    build = reference_model(data.features, hidden=(8,))
+    ended = Ended()
     lines: list[str] = []
-    found = search_sizes(build, data, 0.5, num_updates=1, progress=lines.append, **plan)
-    assert len([line for line in lines if line.startswith("Supernet: epoch")]) == epochs
+    found = search_sizes(build, data, 0.5, num_updates=1, progress=lines.append, callbacks=[ended])
+    assert "the supernet is trained until it no longer learns" in lines[0]
+    epochs = [line for line in lines if line.startswith("Supernet: epoch")]
+    assert epochs[-1].startswith(f"Supernet: epoch {len(epochs)}, ")
+    assert ended.best_epoch < len(epochs)
     assert {s.embedding_dim for s in found.space.specs if s.name != "items"} == {64}
+
+
+class Ended(Callback):
+    """What the convergence of a supernet was."""
+
+    best_epoch = 0
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        (own,) = (c for c in trainer.callbacks if isinstance(c, convergence.Convergence))
+        assert own.ended
+        self.best, self.best_epoch = own.best, own.best_epoch
+
+
+def test_or_as_long_as_the_plan_says() -> None:
+    data = load_dataset("flights", "retrieval", max_rows=1_000, batch_size=256)
+    build = reference_model(data.features, hidden=(8,))
+    lines: list[str] = []
+    plan = SearchPlan(epochs=2, num_updates=1)
+    search_sizes(build, data, 0.5, plan=plan, progress=lines.append)
+    assert "the supernet is trained 2 epochs" in lines[0]
+    epochs = [line for line in lines if line.startswith("Supernet: epoch")]
+    assert [line.split(",")[0] for line in epochs] == [
+        f"Supernet: epoch {epoch} of 2" for epoch in (1, 2)
+    ]
 
 
 def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) -> None:
@@ -242,6 +268,42 @@ def test_what_is_best_is_known_when_a_study_is_opened_again() -> None:
     assert all(candidate.val_metric < 0 for candidate in found.candidates)
 
 
+@pytest.mark.parametrize(
+    "how", [{"monitor": "val_rmse"}, {"metric": BinaryAUROC()}, {"metric": MeanSquaredError()}]
+)
+def test_a_supernet_goes_back_to_its_best_by_what_the_search_goes_by(
+    how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only the metric itself tells whether it is to be large or small."""
+    monkeypatch.setattr(convergence, "_LEAST_STEPS", 20)
+    values: list[float] = []
+
+    class Values(Ended):
+        def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+            (value,) = (
+                float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name in ("val_rmse", "nis_BinaryAUROC", "nis_MeanSquaredError")
+            )
+            values.append(value)
+
+    class ByRmse(_ByRmse):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            if "monitor" in how:
+                super().validation_step(batch, batch_idx)
+            return self(batch).sigmoid(), batch[3]
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    ended = Values()
+    plan = {"num_updates": 1, "group_size": 2, "shortlist_epochs": (1,)}
+    search_sizes(ByRmse, Data(), "25%", callbacks=[ended], **how, **plan)
+    best = max if isinstance(how.get("metric"), BinaryAUROC) else min
+    assert min(values) < max(values)
+    assert ended.best == best(values)
+
+
 def test_a_loss_is_to_be_small_for_candidates_too() -> None:
     torch.manual_seed(0)
     model = Ordinary()
@@ -260,7 +322,9 @@ def test_data_of_unknown_length_are_told_before_anything_is_trained() -> None:
 
     data = (DataLoader(Rows(), batch_size=50), Data().val_dataloader())
     with pytest.raises(ValueError, match="`shortlist_batches` must be 1 for training data of unk"):
-        search_sizes(Ordinary, data, "25%", monitor="val_auroc", **FAST)
+        search_sizes(Ordinary, data, "25%", monitor="val_auroc", **FAST, shortlist_batches=0.3)
+    found = search_sizes(Ordinary, data, "25%", monitor="val_auroc", **FAST)
+    assert found.allocation.num_parameters <= found.space.budget
 
 
 def test_a_plan_that_is_none_is_told() -> None:

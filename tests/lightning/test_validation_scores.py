@@ -357,3 +357,7 @@ def test_the_monitor_of_one_of_several_dataloaders() -> None:
     trainer.fit(model, batches_of(TRAIN, 16), [batches_of([0] * 20), batches_of(MIXED)])
     assert seen == {1}
     assert search.candidates
+    data = batches_of(TRAIN, 16), [batches_of([0] * 20), batches_of(MIXED)]
+    search.train_candidates(Net, data)
+    assert search.study.best_trial.user_attrs["fidelity"] == "trained"
+    assert search.study.best_value > 0.4  # On the first one it is 0.
