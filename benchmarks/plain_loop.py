@@ -19,6 +19,7 @@ from optuna_nis.data.features import LABEL
 from optuna_nis.models import EmbeddingModule, RankingModule, reference_model
 from optuna_nis.nn import set_choices, warm_start
 from optuna_nis.strategy.candidates import Scoring
+from optuna_nis.strategy.shortlist import Shortlist
 
 Batch = dict[str, Tensor]
 
@@ -51,7 +52,9 @@ def plain_loop(
     search.answer(score)
 
     shortlist = search.shortlist()
-    runs = {sizes: _Run(build(sizes), supernet, data, plan) for sizes in shortlist.allocations}
+    runs = {
+        sizes: _Run(build(sizes), supernet, data, shortlist) for sizes in shortlist.allocations
+    }
     while (training := shortlist.ask()) is not None:
         shortlist.tell(runs[training.allocation].train(training.epochs))
     search.record(shortlist.candidates())
@@ -66,14 +69,14 @@ class _Run:
         model: EmbeddingModule,
         supernet: EmbeddingModule,
         data: EmbeddingDataModule,
-        plan: SearchPlan,
+        shortlist: Shortlist,
     ) -> None:
         warm_start(model, supernet)
         self._model = model
         self._optimizer = model.configure_optimizers()
         # The order of its rows is that of its own epochs.
         self._train, self._validation = data.train_dataloader(), data.val_dataloader()
-        self._num_batches = int(plan.shortlist_batches * len(self._train))
+        self._num_batches = shortlist.epoch_batches(len(self._train))
 
     def train(self, epochs: int) -> float:
         """Some epochs more; the metric at their end."""

@@ -172,7 +172,7 @@ def test_sequences_and_crosses_are_kept_and_served(tables: Any, tmp_path: Path) 
     ("task", "rate", "epochs"),
     [
         ("ranking", None, 4),
-        ("ranking", 1e-3, 8),
+        ("ranking", 2.5e-3, 8),
         ("retrieval", None, 6),
         ("retrieval", 3e-3, 12),
         ("retrieval", 1e-2, 6),
