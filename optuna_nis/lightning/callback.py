@@ -20,6 +20,7 @@ from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.batches import TrainingBatches, check_end
 from optuna_nis.lightning.building import sized_like
+from optuna_nis.lightning.convergence import DECAY, Convergence
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.prices import Prices
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards
@@ -150,6 +151,7 @@ class NISCallback(Callback):
         )
         self._prices = Prices(space, self._scores)
         self.dashboard = dashboard
+        self._learning_rate_factor = 1.0
         #: Whether it says at the end how the candidates are trained.
         self.says_next = True
 
@@ -246,6 +248,7 @@ class NISCallback(Callback):
             progress=progress,
             folder=folder,
             trainer_options=trainer_options,
+            learning_rate_factor=self._learning_rate_factor,
         )
         self._search.record(found)
         return found[0].allocation if found else best_allocation(self.study)
@@ -338,6 +341,10 @@ class NISCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the candidates."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # They go on with the rate at which the supernet ended.
+        converged = any(isinstance(each, Convergence) for each in callbacks)
+        self._learning_rate_factor = DECAY if converged else 1.0
         self._search.end_training(stopped=trainer.should_stop)
         self._answer(trainer, pl_module)
         set_choices(pl_module, self.space, [self.space.full()])

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna_nis._format import duration
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
-from optuna_nis.lightning.convergence import LearningRate
+from optuna_nis.lightning.convergence import LearningRate, error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
     Data,
@@ -131,6 +131,8 @@ def run_shortlist(
     """
     check_takes_sizes(build_model)
     check_trainer_options(trainer_options or {})
+    if shortlist.error is None:
+        shortlist.error = error_on_validation(supernet, data, monitored.name)
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())
         kept = folder is not None
@@ -141,6 +143,8 @@ def run_shortlist(
             "limit_train_batches": _epoch_batches(shortlist, data),
             **(trainer_options or {}),
         }
+        if shortlist.error is None:
+            shortlist.error = error_on_validation(supernet, data, monitored.name)
         runs = {
             allocation: _Run(
                 allocation,

@@ -23,6 +23,12 @@ class Schedule:
         self.warmup_batches = math.floor(warmup * num_batches)
         self._due = np.linspace(0, num_updates, max(num_batches - self.warmup_batches, 0) + 1)
 
+    def begin(self) -> str:
+        """What is to come, in words."""
+        if self._after:
+            return "The controller learns when the supernet has been trained."
+        return f"The search warms up for {self.warmup_batches:,} batches."
+
     def resume(self, batches_done: int, updates_done: int) -> None:
         """Make up for updates that are missing: what is left for what is left."""
         if self._after:

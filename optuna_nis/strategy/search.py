@@ -43,27 +43,23 @@ class SizeSearch:
     The loop asks for the choices of each training batch, and after each batch for choices to be
     scored on validation data until there are none; it tells their qualities.
 
-    *Warm-up.* Training batches see the full tables and random choices below the budget, most of
-    them close to it, so that every block is trained before anyone is judged. A batch may be shared
-    among several choices; otherwise they take turns.
+    *Warm-up.* Training batches, shared among several choices or by one of them in turns, see the
+    full tables and random choices below the budget, most of them close to it, so that every block
+    is trained before anyone is judged.
 
-    *The controller.* When the supernet has been trained, the controller draws groups of choices,
-    has each scored on the same examples, and learns from their rewards. (With a ``warmup`` below 1
-    it begins earlier, and some of the choices that the supernet is trained under come from it.)
-    Every scored choice becomes a trial of the study. What makes the trials comparable is
-    that the full tables are scored with each group: a value is the quality on all validation
-    data that the full tables had at the first update, plus what the choice is better or worse
-    on the examples of its group.
+    *The controller.* Then the controller draws groups of choices, has each scored on the same
+    examples, and learns from their rewards. (With a ``warmup`` below 1 it begins earlier, and some
+    of the choices that the supernet is trained under are its own.) Every scored choice becomes a
+    trial. These compare, since the full tables are scored with each group: a value is what they
+    had on all validation data at the first update, plus what the choice is better on the examples.
 
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So for
     the budget and for smaller ones, choices are proposed by the policy, by gradients of the loss
-    (:class:`~optuna_nis.strategy.pricing.Pricer`) and by formulas; the best of each kind on
-    validation data are the :attr:`candidates`. Which of them is best only :meth:`shortlist` tells,
-    by training them for real.
+    (:class:`~optuna_nis.strategy.pricing.Pricer`), by formulas and of one width; the best of each
+    kind are the :attr:`candidates`. Which is best, only :meth:`shortlist` tells, by training them.
 
-    Sources: supernet, warm-up and controller are from Joglekar et al. (2020, section 4), the
-    controller that learns from trained weights from Guo et al. (2020); the full choice in every
-    batch is the sandwich rule of Yu and Huang (2019).
+    Sources: supernet, warm-up and controller from Joglekar et al. (2020, section 4), learning from
+    trained weights from Guo et al. (2020), full tables in every batch from Yu and Huang (2019).
 
     Args:
         space: The search space; its budget is obeyed by construction. Sizes by popularity compete
@@ -203,7 +199,7 @@ class SizeSearch:
         """Enter the study, bring the policy up to date with it, and plan the updates.
 
         Args:
-            num_batches: Training batches until the end.
+            num_batches: Training batches until the end; any number with a ``warmup`` of 1.
             choices_per_step: Choices that a batch is shared among; by default as the plan says,
                 and 1 if it does not, since not every model can be trusted to treat examples apart.
             batches_done: Batches before, of a training that is resumed.
@@ -241,14 +237,8 @@ class SizeSearch:
         schedule.resume(batches_done, self.updates_done)
         self._learning = self.updates_done > 0
         self.ended = False
-        if self._learning:
-            journal.tell(f"The search is resumed after {self.updates_done} updates.")
-        else:
-            journal.tell(
-                "The controller learns when the supernet has been trained."
-                if plan.warmup == 1.0
-                else f"The search warms up for {schedule.warmup_batches:,} batches."
-            )
+        resumed = f"The search is resumed after {self.updates_done} updates."
+        journal.tell(resumed if self._learning else schedule.begin())
 
     def training_choices(
         self, num_examples: int | None = None, *, batches_done: int | None = None

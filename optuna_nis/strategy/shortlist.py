@@ -6,7 +6,7 @@ it would be worth after many from scratch (successive halving: Jamieson and Talw
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 import math
 
@@ -18,6 +18,8 @@ _logger = get_logger(__name__)
 
 # Share of the batches of the supernet, or of an epoch, that make an epoch of the shortlist.
 _OF_SUPERNET, _OF_EPOCH = 1 / 12, 0.5
+# Standard errors below the best by which a safe place is lost.
+_HOPELESS_ERRORS = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Shortlist:
             such as a supernet has trained too little for the first rounds to be fair. At least
             one other stays beside them.
         supernet_batches: Batches that the supernet was trained with, if that is known.
+        error: Standard error of a value of the metric, if that is known: what is worse than the
+            best by more than five of them loses its safe place.
+
+    Attributes:
+        error: See above; may be set later.
 
     Example:
         >>> from optuna_nis import EmbeddingSpec, SearchSpace
@@ -95,7 +102,9 @@ class Shortlist:
         *,
         keep: Collection[Allocation] = (),
         supernet_batches: int | None = None,
+        error: Callable[[float], float] | None = None,
     ) -> None:
+        self.error = error
         self.plan = plan or SearchPlan()
         self._supernet_batches = supernet_batches
         self._keep = keep
@@ -180,9 +189,16 @@ class Shortlist:
             ranked = self._ranked(alive)
             others = self._best_of_each_cost(ranked) if index == 0 else ranked
             places = min((len(others) + 1) // 2, self.plan.most_kept)
-            alive = [each for each in ranked if each in self._keep]
+            alive = [each for each in ranked if each in self._keep and self._may_win(each, ranked)]
             others = [each for each in others if each not in alive]
             alive += others[: max(places - len(alive), 1)]
+
+    def _may_win(self, allocation: Allocation, ranked: Sequence[Allocation]) -> bool:
+        """Whether what is not trained fairly yet is near enough to the best to overtake it."""
+        best, value = self._latest[ranked[0]], self._latest[allocation]
+        if self.error is None or not math.isfinite(best):
+            return True
+        return value >= best - _HOPELESS_ERRORS * self.error(best)
 
     def _ranked(self, allocations: Collection[Allocation]) -> list[Allocation]:
         return sorted(allocations, key=self._latest.__getitem__, reverse=True)

@@ -134,7 +134,7 @@ def test_another_model_is_searched_and_retrained(
     assert list(best) == tables
     assert metric_of(study) == gained
     results = retrain(study, seeds=[0], max_epochs=2, output=str(tmp_path))
-    assert [result.name for result in results] == ["nis", "uniform", "full"]
+    assert [result.name for result in results[:3]] == ["nis", "uniform", "full"]
     predictor = Predictor.load(tmp_path)
     options = {"model": model, "learning_rate": 0.01}
     assert predictor.model.options.items() >= options.items()

@@ -336,7 +336,7 @@ def test_what_a_training_was_like_is_said(study: optuna.Study, trained: list[int
     assert "left for 4 trainings" in lines[3]
     nis = results_of(study)[0]
     assert (nis.epochs, nis.steps, nis.decays, nis.stopped) == ((2,), (10,), (0,), (False,))
-    assert nis.learning_rate == 2e-3
+    assert nis.learning_rate == 5e-3
     assert f"validation ROC-AUC {nis.val_values[0]:.4f} in epoch " in lines[3]
     assert " of 2, 10 steps, " in lines[3]
     assert "left" not in lines[-1]

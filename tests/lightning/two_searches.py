@@ -19,7 +19,7 @@ from optuna import Study
 import torch
 
 from optuna_nis.controller.policy import Policy
-from optuna_nis.lightning import DataConfig, NISCallback, search
+from optuna_nis.lightning import DataConfig, NISCallback, SearchPlan, search
 from optuna_nis.strategy.journal import Journal
 from optuna_nis.study.results import SUPERNET
 from optuna_nis.study.searches import num_scored, searches_of
@@ -83,6 +83,8 @@ def main(table: str, output: Path, shard: int, addresses: list[str]) -> None:
             budget=0.5,
             embedding_dim=8,
             epochs=2,
+            # They take turns while their supernets are trained.
+            plan=SearchPlan(warmup=0.7),
             num_updates=NUM_UPDATES,
             callbacks=[ByTurns(study)],
             checkpoint_dir=output / f"checkpoints-{len(report)}",

@@ -109,3 +109,19 @@ def test_someone_is_trained_to_the_end(
     assert max(numbers[1:]) <= max(most_kept, len(keep) + 1)
     assert set(rows(trainings, 3)) >= {each.num_parameters // 8 for each in keep}
     assert value[shortlist.best()] == max(values)
+
+
+@pytest.mark.parametrize(("error", "stays"), [(None, True), (0.01, True), (0.001, False)])
+def test_a_safe_place_is_lost_by_what_cannot_win(error: float | None, stays: bool) -> None:
+    choices = sizes(100, 250, 500, 1000)
+    kept = choices[0]
+    shortlist = Shortlist(
+        choices,
+        keep=[kept],
+        error=None if error is None else lambda value: value * error,
+    )
+    trained = []
+    while (training := shortlist.ask()) is not None:
+        trained.append((training.round, training.allocation))
+        shortlist.tell(0.7 + (training.allocation != kept) * 0.01)
+    assert ((2, kept) in trained) == stays
