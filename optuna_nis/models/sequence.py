@@ -17,7 +17,7 @@ from optuna_nis.nn.output import OutputLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
-# More than the length of any sequence. ONNX cannot multiply by the length itself.
+# More than the length of any sequence. The export to ONNX cannot multiply a mask by the length.
 _FAR = 2**31
 
 
