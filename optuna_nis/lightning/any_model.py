@@ -254,7 +254,7 @@ def search_sizes(
         ['nis', 'uniform', 'full']
     """
     _check_fields(plan_fields)
-    plan = SearchPlan.of(plan or _plan_of(study, build_model), plan_fields)
+    plan = SearchPlan.of(plan or plan_in(study), plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
     of_trainers = dict(trainer_options or {})
@@ -355,12 +355,6 @@ def search_sizes(
         dashboard.finish(study)
     best = best_allocation(study)
     return FoundSizes(best, found, study, space, subject.sized, data, monitored, of_trainers)
-
-
-def _plan_of(study: Study | None, build_model: BuildAnyModel) -> SearchPlan:
-    if isinstance(build_model, ReferenceModel):
-        return plan_in(study) or SearchPlan()
-    return plan_in(study) or SearchPlan()
 
 
 def _check_fields(plan_fields: Mapping[str, Any]) -> None:

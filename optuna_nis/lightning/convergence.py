@@ -12,9 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.data.features import LABEL
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
+from optuna_nis.lightning.parts import labels_of
 from optuna_nis.lightning.rewards import Monitored, logged
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.items import ItemsModule
@@ -298,7 +298,7 @@ def error_on_validation(
         return None
     if monitor not in (None, "val_metric", model.monitor):
         return None
-    labels = torch.cat([batch[LABEL] for batch in data.val_dataloader()])
+    labels = labels_of(data.val_dataloader())
     if isinstance(model, ItemsModule):
         return lambda value: share_standard_error(value, len(labels))
     positives = int((labels > 0.5).sum())

@@ -131,8 +131,6 @@ def run_shortlist(
     """
     check_takes_sizes(build_model)
     check_trainer_options(trainer_options or {})
-    if shortlist.error is None:
-        shortlist.error = error_on_validation(supernet, data, monitored.name)
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())
         kept = folder is not None

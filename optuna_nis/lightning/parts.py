@@ -46,7 +46,7 @@ def ranking_part(loader: DataLoader[Batch], metric: str) -> Part:
         loader: Its batches, with both labels.
         metric: Name of the metric.
     """
-    labels = _labels(loader)
+    labels = labels_of(loader)
     rows, positives = len(labels), int((labels > 0.5).sum())
     error = auc_standard_error(0.5, positives, rows - positives)
     return Part(rows, positives, metric, 0.5, error)
@@ -60,12 +60,13 @@ def retrieval_part(loader: DataLoader[Batch], metric: str, top_k: int | None = N
         metric: Name of the metric.
         top_k: The k of a recall, None for the mean reciprocal rank.
     """
-    labels = _labels(loader)
+    labels = labels_of(loader)
     known = labels >= 0
     found = 1.0 / (1.0 + labels.double()) if top_k is None else (labels < top_k).double()
     chance = float(torch.where(known, found, 0.0).mean())
     return Part(len(labels), None, metric, chance, share_standard_error(chance, len(labels)))
 
 
-def _labels(loader: DataLoader[Batch]) -> Tensor:
+def labels_of(loader: DataLoader[Batch]) -> Tensor:
+    """The labels of all rows that a dataloader gives."""
     return torch.cat([batch[LABEL] for batch in loader])
