@@ -18,8 +18,8 @@ import multiprocessing
 from pathlib import Path
 import tempfile
 import time
-from typing import Any
 
+from kept_runs import Run, add_runs
 import optuna
 from planted_tables import KINDS, Planted, generate
 from quiet import quiet
@@ -37,8 +37,6 @@ RESULTS = Path(__file__).parent / "results"
 NOISE = 0.005
 # A rival that never stops on a plateau.
 PATIENT = {"patience": 15, "max_epochs": 80}
-
-Run = dict[str, Any]
 
 
 def run(kind: str, seed: int) -> Run:
@@ -103,11 +101,7 @@ def summary(runs: Iterable[Run]) -> dict[str, dict[str, int]]:
 
 def save(runs: list[Run], output: Path) -> None:
     """Add runs to those of earlier times."""
-    before = json.loads(output.read_text())["runs"] if output.exists() else []
-    places = {(each["kind"], each["seed"]): each for each in [*before, *runs]}
-    merged = [places[place] for place in sorted(places)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"kinds": summary(merged), "runs": merged}, indent=1) + "\n")
+    add_runs(runs, output, by=("kind", "seed"), name="kinds", summary=summary)
 
 
 def _start() -> None:

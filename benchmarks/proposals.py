@@ -18,8 +18,8 @@ from collections.abc import Iterable
 import json
 from pathlib import Path
 import time
-from typing import Any
 
+from kept_runs import Run, add_runs
 import optuna
 from quiet import quiet
 import torch
@@ -32,8 +32,6 @@ RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.05, 0.125, 0.25, 0.5)
 ORIGINS = ("policy", "formula", "random", "uniform")
 PLAN = SearchPlan(random_proposals=SearchPlan().proposals)
-
-Run = dict[str, Any]
 
 
 def run(data: str, config: dict[str, str], budget: float, seed: int) -> Run:
@@ -69,11 +67,7 @@ def wins(runs: Iterable[Run]) -> dict[str, int]:
 
 def save(runs: list[Run], output: Path) -> None:
     """Add runs to those of earlier times."""
-    before = json.loads(output.read_text())["runs"] if output.exists() else []
-    places = {(each["data"], each["budget"], each["seed"]): each for each in [*before, *runs]}
-    merged = [places[place] for place in sorted(places)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"wins": wins(merged), "runs": merged}, indent=1) + "\n")
+    add_runs(runs, output, by=("data", "budget", "seed"), name="wins", summary=wins)
 
 
 def main() -> None:
