@@ -18,7 +18,7 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.features import LABEL
 from optuna_nis.models import EmbeddingModule, RankingModule, reference_model
 from optuna_nis.nn import set_choices, warm_start
-from optuna_nis.strategy.candidates import Scoring
+from optuna_nis.strategy.scoring import Scoring
 from optuna_nis.strategy.shortlist import Shortlist
 
 Batch = dict[str, Tensor]

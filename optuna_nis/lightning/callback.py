@@ -20,7 +20,7 @@ from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.batches import TrainingBatches, check_end
 from optuna_nis.lightning.building import sized_like
-from optuna_nis.lightning.convergence import DECAY, Convergence
+from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.prices import Prices
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards
@@ -151,7 +151,6 @@ class NISCallback(Callback):
         )
         self._prices = Prices(space, self._scores)
         self.dashboard = dashboard
-        self._learning_rate_factor = 1.0
         #: Whether it says at the end how the candidates are trained.
         self.says_next = True
 
@@ -248,7 +247,6 @@ class NISCallback(Callback):
             progress=progress,
             folder=folder,
             trainer_options=trainer_options,
-            learning_rate_factor=self._learning_rate_factor,
         )
         self._search.record(found)
         return found[0].allocation if found else best_allocation(self.study)
@@ -288,6 +286,10 @@ class NISCallback(Callback):
         self._scores.start(trainer)
         self._is_checked = False
         self._batches = TrainingBatches(trainer)
+        if self._search.error is None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            name = self.monitored(pl_module).name
+            self._search.error = error_on_validation(pl_module, data, name)
         side_by_side = self._rewards.side_by_side(pl_module)
         self._search.start(
             self._batches.number if self.plan.warmup < 1 else 0,
@@ -341,10 +343,6 @@ class NISCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the candidates."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        # They go on with the rate at which the supernet ended.
-        converged = any(isinstance(each, Convergence) for each in callbacks)
-        self._learning_rate_factor = DECAY if converged else 1.0
         self._search.end_training(stopped=trainer.should_stop)
         self._answer(trainer, pl_module)
         set_choices(pl_module, self.space, [self.space.full()])

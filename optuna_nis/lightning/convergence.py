@@ -70,6 +70,7 @@ class Convergence(Callback):
             schedule of the learning rate, as many as make 10,000 steps.
         error: Standard error of the value; by default that of a share of the validation examples,
             where it is between 0 and 1 and large is good.
+        num_decays: How often the learning rate is lowered before the training ends.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Convergence(Callback):
         patience: int = PATIENCE,
         max_epochs: int | None = None,
         error: Error | None = None,
+        num_decays: int = NUM_DECAYS,
     ) -> None:
+        self._num_decays = num_decays
         self._told = monitored
         self._patience = patience
         self._max_epochs = max_epochs
@@ -196,7 +199,7 @@ class Convergence(Callback):
         self._declined = self._declined + 1 if falling else 0
         if not (self._is_patient(trainer) or self._declined >= _NUM_DECLINED):
             return
-        if self._can_decay and self.decays < NUM_DECAYS:
+        if self._can_decay and self.decays < self._num_decays:
             self._decay(trainer, pl_module)
         else:
             self.ended = trainer.should_stop = True
@@ -255,23 +258,6 @@ class Convergence(Callback):
             for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
                 optimizer.load_state_dict(known)
         scale_learning_rates(trainer, DECAY)
-
-
-class LearningRate(Callback):
-    """Multiplies the learning rates of a training that starts anew; those of schedules stay.
-
-    Args:
-        factor: By what.
-    """
-
-    def __init__(self, factor: float) -> None:
-        self._factor = factor
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do it."""
-        fresh = trainer.global_step == 0 and not trainer.lr_scheduler_configs
-        if fresh and pl_module.automatic_optimization:
-            scale_learning_rates(trainer, self._factor)
 
 
 def scale_learning_rates(trainer: Trainer, factor: float) -> None:

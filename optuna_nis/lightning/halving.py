@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna_nis._format import duration
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
-from optuna_nis.lightning.convergence import LearningRate, error_on_validation
+from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
     Data,
@@ -113,7 +113,6 @@ def run_shortlist(
     progress: Callable[[str], None] | None = None,
     folder: Path | None = None,
     trainer_options: Mapping[str, Any] | None = None,
-    learning_rate_factor: float = 1.0,
 ) -> list[Candidate]:
     """Do the trainings that a shortlist asks for; see :func:`train_shortlist`.
 
@@ -127,7 +126,6 @@ def run_shortlist(
         progress: As in :func:`train_shortlist`.
         folder: As in :func:`train_shortlist`.
         trainer_options: As in :func:`train_shortlist`.
-        learning_rate_factor: By what learning rates without a schedule are multiplied.
     """
     check_takes_sizes(build_model)
     check_trainer_options(trainer_options or {})
@@ -153,7 +151,6 @@ def run_shortlist(
                 options,
                 sum(shortlist.plan.shortlist_epochs),
                 _LatestMetric(monitored, label or monitored.name),
-                learning_rate_factor,
             )
             for allocation in shortlist.allocations
         }
@@ -193,7 +190,6 @@ class _Run:
         options: Mapping[str, Any],
         most_epochs: int,
         metric: _LatestMetric,
-        learning_rate_factor: float,
     ) -> None:
         self.allocation = allocation
         self._metric = metric
@@ -202,7 +198,6 @@ class _Run:
         self._kept = kept
         self._options = options
         self._most_epochs = most_epochs
-        self._learning_rate = LearningRate(learning_rate_factor)
         self._epochs = 0
         warm_start(self._model, supernet)
 
@@ -222,7 +217,7 @@ class _Run:
         before = self._checkpoint
         self._epochs += epochs
         callbacks = [*self._metric.monitored.callbacks(), self._metric]
-        callbacks += [_Until(self._epochs), ValidationForSchedules(), self._learning_rate]
+        callbacks += [_Until(self._epochs), ValidationForSchedules()]
         if self._kept:
             callbacks.append(PeriodicCheckpoint(self._checkpoint))
         trainer = quiet_trainer(

@@ -19,8 +19,6 @@ from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
 from optuna_nis.lightning.convergence import (
-    DECAY,
-    PATIENCE,
     Convergence,
     error_on_validation,
 )
@@ -183,7 +181,6 @@ def run_search(
             progress=progress,
             folder=folder.trainings if keep else None,
             trainer_options=trainer_options,
-            learning_rate_factor=DECAY if plan.epochs is None else 1.0,
         )
         study.set_user_attr(MONITOR_MODE_ATTR, monitored.mode)
         search.search.record(found)
@@ -210,7 +207,7 @@ def _train_supernet(
         # Goes back to the best weights before anything is scored with them.
         known = monitored()
         error = error_on_validation(supernet, data, known.name)
-        convergence = Convergence(monitored, patience=PATIENCE, error=error)
+        convergence = Convergence(monitored, error=error, num_decays=0)
         callbacks = [*known.callbacks(), convergence, *callbacks]
         length = {"max_epochs": Convergence.most_epochs(None)}
     else:

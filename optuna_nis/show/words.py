@@ -6,12 +6,13 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from optuna_nis.space.allocation import Allocation
-from optuna_nis.study.keys import SHARED_WEIGHTS, SUPERNET, TRAINED, VALIDATED
+from optuna_nis.study.keys import DROPPED, SHARED_WEIGHTS, SUPERNET, TRAINED, VALIDATED
 from optuna_nis.study.searches import searches_of
 from optuna_nis.study.trials import fidelity_of, finished_trials, is_trained
 
 SCORED = {
     TRAINED: "trained",
+    DROPPED: "trained for a while",
     VALIDATED: "shared weights, all validation data",
     SUPERNET: "shared weights",
 }

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from optuna_nis.strategy.block_values import Gradients
-from optuna_nis.strategy.candidates import Scoring
 from optuna_nis.strategy.pricing import Pricing
+from optuna_nis.strategy.scoring import Scoring
 
 Request: TypeAlias = Scoring | Pricing
 Answer: TypeAlias = Sequence[float] | Sequence[Sequence[Gradients]] | None

@@ -8,22 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.reward import Reward
+from optuna_nis.strategy.scoring import Scoring
+from optuna_nis.strategy.simplifying import simplify
 
-
-@dataclass(frozen=True)
-class Scoring:
-    """Choices whose quality a search asks for.
-
-    Attributes:
-        choices: The choices, to be scored on the same examples with the weights of the moment.
-        num_examples: Score on the next so many validation examples, going over them again and
-            again; None is all validation data.
-    """
-
-    choices: tuple[Allocation, ...]
-    num_examples: int | None
+RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -48,8 +39,10 @@ def find_candidates(
     by_popularity: Sequence[Sequence[Allocation]],
     frequent: Sequence[Allocation],
     uniform: Sequence[Allocation],
+    space: SearchSpace,
     plan: SearchPlan,
     reward: Callable[[float, Allocation], Reward],
+    tolerance: float,
 ) -> Generator[Scoring, Sequence[float], Found]:
     """Ask for scores and find the candidates.
 
@@ -58,20 +51,21 @@ def find_candidates(
         by_popularity: Sizes by popularity, for each share of the budget.
         frequent: Choices of the most frequent ids alone.
         uniform: Choices of one width for all.
+        space: The search space.
         plan: The numbers that shape the search.
         reward: The reward of a choice by its quality.
+        tolerance: What a reward may be lower for the sake of a simpler choice.
     """
     finalists = yield from _finalists(proposals, plan)
+    drawn = finalists.pop(RANDOM, [[] for _ in by_popularity])
+    found = [_distinct(own[index] for own in finalists.values()) for index in range(len(drawn))]
     # It is for the whole budget that a supernet is most unfair to what it has trained least.
-    groups = [uniform, by_popularity[0], frequent, *(own[0] for own in finalists.values())]
-    for index in range(1, len(by_popularity)):
-        groups.append(
-            [*by_popularity[index], *_distinct(own[index] for own in finalists.values())]
-        )
+    groups = [uniform, by_popularity[0], frequent, drawn[0], found[0]]
+    groups += [[*each, *own, *more] for each, own, more in zip(by_popularity, drawn, found)][1:]
     origins = dict.fromkeys(uniform, "uniform")
     formulas = _distinct([*by_popularity, frequent])
     origins |= {choice: "formula" for choice in formulas if choice not in origins}
-    for origin, own in finalists.items():
+    for origin, own in {RANDOM: drawn, **finalists}.items():
         origins |= {choice: origin for choice in _distinct(own) if choice not in origins}
     qualities = yield Scoring(tuple(origins), None)
     rewards = {choice: reward(q, choice) for q, choice in zip(qualities, origins)}
@@ -80,6 +74,19 @@ def find_candidates(
         return rewards[choice].value
 
     best = {max(group, key=value) for group in groups if group}
+    top = max(best, key=value)
+    simple, more = yield from simplify(
+        space,
+        top,
+        rewards[top],
+        reward,
+        tolerance=tolerance,
+        num_examples=plan.score_examples,
+    )
+    rewards |= more
+    origins |= {choice: origins[top] for choice in more if choice not in origins}
+    if simple is not None:
+        best.add(simple)
     return Found(rewards, sorted(best, key=value, reverse=True), origins)
 
 

@@ -66,12 +66,20 @@ def decide(
     if num_seeds > 1:
         errors = behind.std(axis=1, ddof=1) / math.sqrt(num_seeds)
     else:
-        known = error is not None and math.isfinite(error)
-        errors = np.full(len(each), _SHARE_OF_ERROR * error if known and error else 0.0)
+        errors = np.full(len(each), tie(error))
     tied = np.flatnonzero(behind.mean(axis=1) <= errors).tolist()
     # Of equally cheap ones the better.
     taken = min(tied, key=lambda index: (costs[index], -each[index].mean()))
     return Decision(taken, best, tuple(tied))
+
+
+def tie(error: float | None) -> float:
+    """By how much a single training may be behind another one and still tie with it.
+
+    Args:
+        error: Standard error of the metric; if that is unknown, only equal values tie.
+    """
+    return _SHARE_OF_ERROR * error if error is not None and math.isfinite(error) else 0.0
 
 
 def within_error(values: Sequence[float], error: float | None) -> list[int]:

@@ -13,7 +13,7 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.constraint import FloatArray
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.asking import Request
-from optuna_nis.strategy.candidates import Found, find_candidates
+from optuna_nis.strategy.candidates import RANDOM, Found, find_candidates
 from optuna_nis.strategy.journal import Journal
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.pricing import Pricer
@@ -54,6 +54,7 @@ class Ending:
         reward: Callable[[float, Allocation], Reward],
         pricer: Pricer | None,
         num_batches: int,
+        tolerance: float,
     ) -> Generator[Request, Any, Found]:
         """Ask for what is needed to find them.
 
@@ -64,6 +65,7 @@ class Ending:
             reward: The reward of a choice by its quality.
             pricer: Asks for gradients of the loss; None if there are none.
             num_batches: Batches that the supernet was trained on.
+            tolerance: What a reward may be lower for the sake of a simpler choice.
         """
         proposals: dict[str, list[list[Allocation]]] = {}
         if pricer is not None:
@@ -76,13 +78,20 @@ class Ending:
         made = journal.of_the_first(
             lambda: {
                 "policy": self._with_best(policy, from_policy(policy, space, plan, rng), priors),
-                "random": at_random(space, plan, rng),
+                RANDOM: at_random(space, plan, rng),
             }
         )
-        proposals = {"random": made["random"], **proposals, "policy": made["policy"]}
+        proposals = {RANDOM: made[RANDOM], **proposals, "policy": made["policy"]}
         return (
             yield from find_candidates(
-                proposals, self._by_popularity, self.frequent, self._uniform, plan, reward
+                proposals,
+                self._by_popularity,
+                self.frequent,
+                self._uniform,
+                space,
+                plan,
+                reward,
+                tolerance,
             )
         )
 

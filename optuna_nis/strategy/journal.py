@@ -15,7 +15,7 @@ from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.processes import Processes
 from optuna_nis.strategy.reward import Reward
-from optuna_nis.study.keys import SUPERNET, TRAINED
+from optuna_nis.study.keys import SUPERNET
 from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.searches import Search, join, new_search_id, num_scored
 from optuna_nis.study.settings import plan_of, save_plan, save_space
@@ -130,6 +130,8 @@ def write_trained(
     rewards: Mapping[Allocation, Reward],
     step: int,
     origins: Mapping[Allocation, str],
+    *,
+    fidelity: str,
 ) -> None:
     """Write the choices that a search has trained for real, unless that was done before.
 
@@ -140,12 +142,13 @@ def write_trained(
         rewards: What each is worth.
         step: The last training step of the supernet.
         origins: What proposed them, as far as that is known.
+        fidelity: ``"trained"``, or ``"dropped"`` for those that were not trained to the end.
     """
-    if num_scored(study, search_id, TRAINED) < len(rewards):
+    if num_scored(study, search_id, fidelity) < len(rewards):
         TrialRecorder(study, space, search_id).record(
             [space.params(allocation) for allocation in rewards],
             list(rewards.values()),
-            fidelity=TRAINED,
+            fidelity=fidelity,
             step=step,
             origins=[origins.get(allocation) for allocation in rewards],
         )

@@ -65,7 +65,7 @@ class SearchPlan:
         shortlist_epochs: Epochs of each round in which the candidates are trained for real
             (successive halving: Jamieson and Talwalkar, 2016).
         shortlist_batches: Share of the training batches that make an epoch there; by default an
-            epoch there has a twelfth of the batches that the supernet was trained with.
+            epoch there has one in 24 of the batches that the supernet was trained with.
         same_cost: Candidates cost about the same if the larger has at most so many times the
             parameters; after the first round, only the best of those stays.
         most_kept: Most candidates that are trained on after a round.
@@ -102,7 +102,7 @@ class SearchPlan:
     popularity_powers: tuple[float, ...] = (0.3, 0.5)
     frequent_shares: tuple[float, ...] = (1.0, 0.5)
     frequent_narrower: bool = True
-    shortlist_epochs: tuple[int, ...] = (1, 1, 2)
+    shortlist_epochs: tuple[int, ...] = (1, 2, 4)
     shortlist_batches: float | None = None
     same_cost: float = 1.25
     most_kept: int = 3

@@ -20,9 +20,9 @@ from optuna_nis.strategy.block_values import (
 
 # Paths that share a batch where several choices may.
 _SIDE_BY_SIDE = 8
-# What is proposed takes columns to be worth their mean, and more by so many standard errors: in
-# doubt a block is kept, if there is room for it.
-_OPTIMISM = (0.0, 1.0)
+# What is proposed takes columns to be worth their mean, and so many standard errors more: in
+# doubt a block is left out, or it is kept, if there is room for it.
+_OPTIMISM = (-1.0, 0.0, 1.0)
 # A column that fewer paths around a choice have changed is worth what it is anywhere else.
 _LEAST_PATHS = 4
 
@@ -104,7 +104,9 @@ class Pricer:
         for count in batches:
             each = count * self._size
             paths = [
-                self._paths(space, own[-len(_OPTIMISM)] if own else None, each)
+                self._paths(
+                    space, own[_OPTIMISM.index(0.0) - len(_OPTIMISM)] if own else None, each
+                )
                 for space, own in zip(spaces, found)
             ]
             answer = yield (pricing := self._pricing(paths))

@@ -1,4 +1,4 @@
-"""The reward of a choice: its quality, less what it costs above the budget."""
+"""The reward of a choice: its quality, less what its memory costs."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def penalised_reward(
     budget: int,
     *,
     penalty_weight: float = 1.0,
+    memory_price: float = 0.0,
     mode: Literal["soft", "absolute"] = "soft",
 ) -> Reward:
     """Penalise a quality by the memory above a budget.
@@ -37,18 +38,20 @@ def penalised_reward(
     ``"soft"`` is the paper's reward (Joglekar et al., 2020, section 4.3),
     ``quality - penalty_weight * max(0, cost / budget - 1)``. ``"absolute"`` also penalises
     memory left unused, ``quality - penalty_weight * |cost / budget - 1|``, as in TuNAS (Bender et
-    al., 2020).
+    al., 2020). In both, what is used of the budget can have a price, ``memory_price * cost /
+    budget``: so that of choices of the same quality the smallest is best.
 
     Args:
         quality: ROC-AUC, Recall@k or any other number of which more is better.
         num_parameters: Cost of the choice, in parameters.
         budget: Parameters allowed.
         penalty_weight: The weight lambda.
+        memory_price: What the whole budget costs, in units of the quality.
         mode: ``"soft"`` or ``"absolute"``.
 
     Raises:
         ValueError: If the quality is NaN or infinite, the cost negative, the budget not positive,
-            the weight negative or not finite, or the mode unknown.
+            the weight or the price negative or not finite, or the mode unknown.
 
     Example:
         >>> penalised_reward(0.75, num_parameters=150, budget=100, penalty_weight=0.1).value
@@ -67,6 +70,8 @@ def penalised_reward(
         raise ValueError(
             f"`penalty_weight` must be finite and not negative, got {penalty_weight!r}."
         )
+    if not (math.isfinite(memory_price) and memory_price >= 0):
+        raise ValueError(f"`memory_price` must be finite and not negative, got {memory_price!r}.")
     excess = num_parameters / budget - 1
     if mode == "soft":
         penalty = penalty_weight * max(0.0, excess)
@@ -74,4 +79,5 @@ def penalised_reward(
         penalty = penalty_weight * abs(excess)
     else:
         raise ValueError(f'`mode` must be "soft" or "absolute", got {mode!r}.')
+    penalty += memory_price * num_parameters / budget
     return Reward(quality - penalty, quality, penalty, num_parameters)

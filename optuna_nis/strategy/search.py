@@ -17,7 +17,7 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.asking import Answer, Asking, Request, Work
 from optuna_nis.strategy.block_values import Gradients
-from optuna_nis.strategy.candidates import Scoring
+from optuna_nis.strategy.decision import tie
 from optuna_nis.strategy.ending import Ending
 from optuna_nis.strategy.journal import Journal, plan_in, write_trained
 from optuna_nis.strategy.plan import SearchPlan
@@ -25,9 +25,10 @@ from optuna_nis.strategy.pricing import Pricer, Pricing
 from optuna_nis.strategy.processes import OneProcess, Processes
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.schedule import Schedule
+from optuna_nis.strategy.scoring import Scoring
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
 from optuna_nis.strategy.training_choices import training_choices
-from optuna_nis.study.keys import SUPERNET, VALIDATED
+from optuna_nis.study.keys import DROPPED, SUPERNET, TRAINED, VALIDATED
 from optuna_nis.study.searches import check_search_id
 
 _T = TypeVar("_T")
@@ -130,6 +131,9 @@ class SizeSearch:
         self._prices = prices
         self._num_examples: int | None = None
         self._origins: dict[Allocation, str] = {}
+        #: Standard error of a quality on all validation data, if that is known. Of choices that
+        #: it cannot tell apart, the one with the fewest parameters is best.
+        self.error: Callable[[float], float] | None = None
 
     @property
     def id(self) -> str | None:
@@ -341,7 +345,14 @@ class SizeSearch:
             RuntimeError: If the search is not done.
         """
         keep = self._ending.frequent if self.plan.keep_frequent else []
-        return Shortlist(self.candidates, self.plan, keep=keep, supernet_batches=self.batches_done)
+        return Shortlist(
+            self.candidates,
+            self.plan,
+            keep=keep,
+            supernet_batches=self.batches_done,
+            error=self.error,
+            reward=self._reward,
+        )
 
     def record(self, found: Sequence[Candidate]) -> None:
         """Write choices that were trained for real into the study, best first, once.
@@ -351,8 +362,20 @@ class SizeSearch:
         """
         if self._search_id is None or self._candidates is None:
             raise RuntimeError(f"The search has no candidates: {self._why_none}.")
-        rewards = {c.allocation: self._reward(c.val_metric, c.allocation) for c in found}
-        write_trained(self.study, self.space, self._search_id, rewards, self._step, self._origins)
+        for fidelity, alike in (
+            (DROPPED, [each for each in found if not each.is_finalist]),
+            (TRAINED, [each for each in found if each.is_finalist]),
+        ):
+            rewards = {c.allocation: self._reward(c.val_metric, c.allocation) for c in alike}
+            write_trained(
+                self.study,
+                self.space,
+                self._search_id,
+                rewards,
+                self._step,
+                self._origins,
+                fidelity=fidelity,
+            )
 
     def _next_work(self) -> Work | None:
         if self._schedule is None:
@@ -409,7 +432,13 @@ class SizeSearch:
                 side_by_side=self._choices_per_step > 1,
             )
         found = yield from self._ending.find(
-            self._policy, self._rng, self._journal, self._reward, pricer, self.batches_done
+            self._policy,
+            self._rng,
+            self._journal,
+            self._reward,
+            pricer,
+            num_batches=self.batches_done,
+            tolerance=self._memory_price(),
         )
         self._origins = found.origins
         self._journal.write(
@@ -445,4 +474,11 @@ class SizeSearch:
             choice.num_parameters,
             self.space.budget,
             penalty_weight=self.plan.penalty_weight,
+            memory_price=self._memory_price(),
         )
+
+    def _memory_price(self) -> float:
+        """What the whole budget costs: what validation data cannot resolve."""
+        if self.error is None or self._reference is None:
+            return 0.0
+        return tie(self.error(self._reference))

@@ -13,11 +13,12 @@ import math
 from optuna_nis._logging import get_logger
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.reward import Reward
 
 _logger = get_logger(__name__)
 
 # Share of the batches of the supernet, or of an epoch, that make an epoch of the shortlist.
-_OF_SUPERNET, _OF_EPOCH = 1 / 12, 0.5
+_OF_SUPERNET, _OF_EPOCH = 1 / 24, 0.5
 # Standard errors below the best by which a safe place is lost.
 _HOPELESS_ERRORS = 5.0
 
@@ -30,10 +31,12 @@ class Candidate:
         allocation: The choice.
         val_metric: Its metric on the validation data at the end of its training, negated if
             smaller is better.
+        is_finalist: Whether it was trained to the last round.
     """
 
     allocation: Allocation
     val_metric: float
+    is_finalist: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Shortlist:
         supernet_batches: Batches that the supernet was trained with, if that is known.
         error: Standard error of a value of the metric, if that is known: what is worse than the
             best by more than five of them loses its safe place.
+        reward: What a choice is worth by its metric, by which choices are compared; by default
+            the metric itself.
 
     Attributes:
         error: See above; may be set later.
@@ -103,12 +108,15 @@ class Shortlist:
         keep: Collection[Allocation] = (),
         supernet_batches: int | None = None,
         error: Callable[[float], float] | None = None,
+        reward: Callable[[float, Allocation], Reward] | None = None,
     ) -> None:
+        self._reward = reward
         self.error = error
         self.plan = plan or SearchPlan()
         self._supernet_batches = supernet_batches
         self._keep = keep
         self._latest = dict.fromkeys(allocations, -math.inf)
+        self._rounds = dict.fromkeys(allocations, 0)
         self._trainings = self._all_trainings()
         self._asked: Training | None = None
 
@@ -150,10 +158,11 @@ class Shortlist:
             raise RuntimeError("`tell` answers `ask`, which has asked for no training.")
         value = float(val_metric)
         self._latest[self._asked.allocation] = value if math.isfinite(value) else -math.inf
+        self._rounds[self._asked.allocation] = self._asked.round
         self._asked = None
 
     def candidates(self) -> list[Candidate]:
-        """All choices whose metric is a finite number, best first.
+        """All choices whose metric is a finite number, best first, the finalists before others.
 
         Raises:
             RuntimeError: If trainings are left to be done.
@@ -164,7 +173,12 @@ class Shortlist:
         if not self.plan.shortlist_epochs:
             return []
         ranked = self._ranked(self._latest)
-        found = [Candidate(a, self._latest[a]) for a in ranked if math.isfinite(self._latest[a])]
+        last = max(self._rounds.values(), default=0)
+        found = [
+            Candidate(a, self._latest[a], self._rounds[a] == last)
+            for a in ranked
+            if math.isfinite(self._latest[a])
+        ]
         if ranked and not found:
             raise FloatingPointError(
                 f"The metric was not a finite number for any of the {len(ranked)} choices: their "
@@ -201,7 +215,14 @@ class Shortlist:
         return value >= best - _HOPELESS_ERRORS * self.error(best)
 
     def _ranked(self, allocations: Collection[Allocation]) -> list[Allocation]:
-        return sorted(allocations, key=self._latest.__getitem__, reverse=True)
+        return sorted(allocations, key=self._worth, reverse=True)
+
+    def _worth(self, allocation: Allocation) -> tuple[int, float]:
+        """What was trained for longer comes first, whatever others had at that time."""
+        value = self._latest[allocation]
+        if self._reward is not None and math.isfinite(value):
+            value = self._reward(value, allocation).value
+        return self._rounds[allocation], value
 
     def _best_of_each_cost(self, ranked: Sequence[Allocation]) -> list[Allocation]:
         """Those that no better one costs about as much as; best first, as they come."""

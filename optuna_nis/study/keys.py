@@ -69,9 +69,13 @@ BUDGET_KEY = f"{CONSTRAINT_PREFIX}budget"
 """Trial system attribute: above 0 if a trial is over the budget."""
 
 # How a trial was scored: on a validation batch with the supernet's weights, on all validation
-# data with them, or on all validation data after a training of its own.
+# data with them, or on all validation data after a training of its own, which was a short one for
+# those that were dropped.
 SUPERNET = "supernet"
 VALIDATED = "validated"
+DROPPED = "dropped"
 TRAINED = "trained"
 SHARED_WEIGHTS = (SUPERNET, VALIDATED)
-FIDELITIES = (*SHARED_WEIGHTS, TRAINED)
+# What to Optuna is an evaluation that was cut short.
+CUT_SHORT = (*SHARED_WEIGHTS, DROPPED)
+FIDELITIES = (*CUT_SHORT, TRAINED)

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna_nis.controller.policy import Policy
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.keys import (
+    CUT_SHORT,
     FIDELITY_ATTR,
     GROUP_KEY,
     GROUP_SIZE_KEY,
@@ -31,7 +32,6 @@ from optuna_nis.study.keys import (
     QUALITY_ATTR,
     REFERENCE_ATTR,
     SEARCH_ATTR,
-    SHARED_WEIGHTS,
     STEP_ATTR,
 )
 from optuna_nis.study.moments import Moment, is_due, mean_and_std, save_moment
@@ -118,7 +118,7 @@ class TrialRecorder:
             Whether others may have added trials since the last group. To know it costs nothing,
             the numbers of the trials tell.
         """
-        state = TrialState.PRUNED if fidelity in SHARED_WEIGHTS else TrialState.COMPLETE
+        state = TrialState.PRUNED if fidelity in CUT_SHORT else TrialState.COMPLETE
         group: dict[str, Any] = {GROUP_KEY: uuid.uuid4().hex[:12], GROUP_SIZE_KEY: len(params)}
         of_all: dict[str, Any] = {STEP_ATTR: step, SEARCH_ATTR: self._search_id}
         if reference is not None:

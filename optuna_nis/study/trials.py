@@ -13,6 +13,7 @@ from optuna_nis.study.attributes import is_number
 from optuna_nis.study.keys import (
     CONSTRAINT_PREFIX,
     CONSTRAINTS_KEY,
+    CUT_SHORT,
     FIDELITIES,
     FIDELITY_ATTR,
     QUALITY_ATTR,
@@ -57,7 +58,7 @@ def is_scored(trial: FrozenTrial) -> bool:
         True
     """
     whole = trial.state == TrialState.COMPLETE or (
-        trial.state == TrialState.PRUNED and fidelity_of(trial) in SHARED_WEIGHTS
+        trial.state == TrialState.PRUNED and fidelity_of(trial) in CUT_SHORT
     )
     return whole and trial.value is not None and math.isfinite(trial.value)
 

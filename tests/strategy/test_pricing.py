@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 import pytest
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchPlan, SearchSpace, SizeSearch
-from optuna_nis.strategy.candidates import Scoring
 from optuna_nis.strategy.pricing import Pricer, Pricing
+from optuna_nis.strategy.scoring import Scoring
 
 PLAN = SearchPlan(warmup=0.7, num_updates=2, group_size=4, proposals=2, proposal_draws=8)
 Worth = dict[str, NDArray[np.float64]]

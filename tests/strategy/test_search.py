@@ -23,7 +23,7 @@ from optuna_nis import (
     SearchSpace,
     SizeSearch,
 )
-from optuna_nis.strategy.candidates import Scoring
+from optuna_nis.strategy.scoring import Scoring
 from optuna_nis.study.results import best_allocation, is_trained
 from optuna_nis.study.searches import searches_of
 

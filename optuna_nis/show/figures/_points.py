@@ -37,6 +37,7 @@ KINDS: dict[str | None, Kind] = {
     results.SUPERNET: Kind(SCORED[results.SUPERNET], _style.SKY, "circle", 5, 0.45),
     None: Kind("no fidelity given", _style.SKY, "circle", 5, 0.45),
     results.VALIDATED: Kind(SCORED[results.VALIDATED], _style.ORANGE, "triangle-up", 8, 0.8),
+    results.DROPPED: Kind(SCORED[results.DROPPED], _style.GREEN, "diamond-open", 8, 0.8),
     results.TRAINED: Kind(SCORED[results.TRAINED], _style.GREEN, "diamond", 10, 1.0),
 }
 

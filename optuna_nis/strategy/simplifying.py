@@ -1,0 +1,108 @@
+"""Whether a choice is as good without one of its features, or without the rare ids of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.strategy.reward import Reward
+from optuna_nis.strategy.scoring import Scoring
+
+# Most that is left out, one thing after the other.
+_MOST_STEPS = 4
+# By how many times the tolerance some examples must show a choice to be worse.
+_SURELY_WORSE = 10
+
+Part = tuple[str, int]
+
+
+def simpler(space: SearchSpace, choice: Allocation) -> dict[Part, Allocation]:
+    """A choice without each of its features, and without the last tier of each.
+
+    Args:
+        space: The search space, whose cuts the choice follows.
+        choice: The choice.
+
+    Returns:
+        By the feature and the number of tiers that are left.
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec, TableAllocation
+        >>> space = SearchSpace([EmbeddingSpec("user", 10, 4, row_blocks=[2, 8])])
+        >>> table = TableAllocation("user", 10, 4, (Tier(2, 4), Tier(8, 1)))
+        >>> for part, each in simpler(space, Allocation([table])).items():
+        ...     print(part, each)
+        ('user', 1) user: 2x4 (of 10x4)
+        ('user', 0) user: removed (of 10x4)
+    """
+    found = {}
+    for name, table in choice.items():
+        for tiers in _fewer(table):
+            each = Allocation({**choice, name: replace(table, tiers=tiers)}.values())
+            # Not every space can do without every feature.
+            with suppress(ValueError):
+                space.params(each)
+                found[name, len(tiers)] = each
+    return found
+
+
+def _fewer(table: TableAllocation) -> Iterator[tuple[Tier, ...]]:
+    if len(table.tiers) > 1:
+        yield table.tiers[:-1]
+    if table.tiers:
+        yield ()
+
+
+def simplify(
+    space: SearchSpace,
+    choice: Allocation,
+    known: Reward,
+    reward: Callable[[float, Allocation], Reward],
+    *,
+    tolerance: float,
+    num_examples: int,
+) -> Generator[Scoring, Sequence[float], tuple[Allocation | None, dict[Allocation, Reward]]]:
+    """Leave out of a choice, one after the other, what its quality does not show.
+
+    A supernet trains features that say the same side by side, so one of them alone looks worse
+    than it is once it is trained for real: what is left out may cost a little.
+
+    Args:
+        space: The search space.
+        choice: The choice.
+        known: Its reward.
+        reward: The reward of a choice by its quality.
+        tolerance: By how much the reward may be lower than that of the choice.
+        num_examples: Examples that show what is far too bad.
+
+    Returns:
+        The simpler choice, None if there is none, and the rewards of all that were scored on all
+        validation data.
+    """
+    options = simpler(space, choice)
+    *qualities, own = yield Scoring((*options.values(), choice), num_examples)
+    least = own - _SURELY_WORSE * tolerance
+    parts = {part for part, quality in zip(options, qualities) if quality >= least}
+    scored: dict[Allocation, Reward] = {}
+    taken: Allocation | None = None
+    for _ in range(_MOST_STEPS):
+        options = {
+            part: each
+            for part, each in simpler(space, taken or choice).items()
+            if part in parts and each.num_parameters
+        }
+        if not options:
+            break
+        qualities = yield Scoring(tuple(options.values()), None)
+        rewards = {part: reward(q, options[part]) for q, part in zip(qualities, options)}
+        scored |= {options[part]: each for part, each in rewards.items()}
+        least = known.value - tolerance
+        # What has cost too much alone costs no less beside others.
+        parts = {part for part, each in rewards.items() if each.value >= least}
+        if not parts:
+            break
+        taken = options[max(parts, key=lambda part: rewards[part].value)]
+    return taken, scored
