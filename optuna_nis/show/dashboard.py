@@ -255,8 +255,7 @@ def _kept_trials(study: Study, max_trials: int) -> list[FrozenTrial]:
     wanted = [
         t
         for t in trials
-        if t.number in numbers
-        or results.fidelity_of(t) in (results.TRAINED, results.DROPPED, results.VALIDATED)
+        if t.number in numbers or results.fidelity_of(t) not in (None, results.SUPERNET)
     ]
     known = {trial.number for trial in wanted}
     others = [trial for trial in trials if trial.number not in known]

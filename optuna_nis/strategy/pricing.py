@@ -22,7 +22,9 @@ from optuna_nis.strategy.block_values import (
 _SIDE_BY_SIDE = 8
 # What is proposed takes columns to be worth their mean, and so many standard errors more: in
 # doubt a block is left out, or it is kept, if there is room for it.
-_OPTIMISM = (-1.0, 0.0, 1.0)
+_OPTIMISM = (-1.0, 1.0, 0.0)
+# Among all proposals, that by the newest means.
+_CENTER = -1
 # A column that fewer paths around a choice have changed is worth what it is anywhere else.
 _LEAST_PATHS = 4
 
@@ -103,12 +105,8 @@ class Pricer:
         known = [_Worth() for _ in spaces]
         for count in batches:
             each = count * self._size
-            paths = [
-                self._paths(
-                    space, own[_OPTIMISM.index(0.0) - len(_OPTIMISM)] if own else None, each
-                )
-                for space, own in zip(spaces, found)
-            ]
+            centers = [own[_CENTER] if own else None for own in found]
+            paths = [self._paths(space, center, each) for space, center in zip(spaces, centers)]
             answer = yield (pricing := self._pricing(paths))
             if answer is None:
                 return [[] for _ in spaces]

@@ -83,9 +83,9 @@ def simplify(
         validation data.
     """
     options = simpler(space, choice)
-    *qualities, own = yield Scoring((*options.values(), choice), num_examples)
-    least = own - _SURELY_WORSE * tolerance
-    parts = {part for part, quality in zip(options, qualities) if quality >= least}
+    on_some = yield Scoring((choice, *options.values()), num_examples)
+    least = on_some[0] - _SURELY_WORSE * tolerance
+    parts = {part for part, quality in zip(options, on_some[1:]) if quality >= least}
     scored: dict[Allocation, Reward] = {}
     taken: Allocation | None = None
     for _ in range(_MOST_STEPS):
