@@ -100,15 +100,24 @@ def test_in_doubt_a_block_is_proposed_with_and_without() -> None:
     shape = (len(space.specs[0].row_blocks), 8)
 
     def noisy() -> dict[str, NDArray[np.float64]]:
-        # Users are worth nothing, but who knows; items surely nothing.
-        users = 0.05 + rng.choice([-1.0, 1.0], shape)
+        # Users are worth a little, if it is not chance; items surely nothing.
+        users = -0.05 + rng.choice([-1.0, 1.0], shape)
         return {"user": users, "item": np.ones(shape)}
 
     with pytest.raises(StopIteration) as stop:
         asking.send([[noisy()] for _ in pricing.batches])
-    careful, hopeful = stop.value.value[0]
-    assert careful.num_parameters < 0.8 * hopeful.num_parameters <= 0.8 * space.budget
-    assert str(hopeful["item"]).startswith("item: removed")
+    careful, hopeful, middle = stop.value.value[0]
+    sizes = [each.num_parameters for each in (careful, middle, hopeful)]
+    assert 0 < sizes[0] < 0.5 * sizes[1] < 0.5 * sizes[2] <= 0.5 * space.budget
+    for each in (careful, middle, hopeful):
+        assert str(each["item"]).startswith("item: removed")
+
+
+def test_what_is_surely_worth_something_is_proposed_once() -> None:
+    space = space_of()
+    pricer = Pricer(np.random.default_rng(0), num_examples=8, side_by_side=False)
+    worth = worth_of(space)
+    assert propose(pricer, [space], worth, [30]) == [[space.most_valuable(worth)]]
 
 
 # In a search.
@@ -195,9 +204,13 @@ def test_what_was_trained_for_real_says_what_proposed_it() -> None:
     while (training := shortlist.ask()) is not None:
         shortlist.tell(-training.allocation.num_parameters)
     resumed.record(shortlist.candidates())
-    found = [t.user_attrs["origin"] for t in search.study.trials if t.state.name == "COMPLETE"]
-    assert len(found) == len(search.candidates)
-    assert set(found) <= {"policy", "formula", "values", "uniform"}
+    for_real = ("trained", "dropped")
+    trials = [t for t in search.study.trials if t.user_attrs["fidelity"] in for_real]
+    assert {search.space.allocation(t.params) for t in trials} == set(search.candidates)
+    assert len(trials) == len(search.candidates)
+    found = {t.user_attrs["origin"] for t in trials}
+    assert found <= {"policy", "formula", "values", "uniform"}
+    assert len(found) > 1
 
 
 @pytest.mark.parametrize(

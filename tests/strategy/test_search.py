@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 import json
@@ -24,7 +25,7 @@ from optuna_nis import (
     SizeSearch,
 )
 from optuna_nis.strategy.scoring import Scoring
-from optuna_nis.study.results import best_allocation, is_trained
+from optuna_nis.study.results import best_allocation
 from optuna_nis.study.searches import searches_of
 
 T = TypeVar("T")
@@ -107,9 +108,9 @@ def test_scores_are_asked_for_when_updates_are_due() -> None:
     asked.clear()
     search.end_training()
     search.answer(noted)
-    on_some, on_all = asked[:-1], asked[-1]
-    assert [num_examples for _, _, num_examples in on_some] == [2048] * PLAN.proposal_groups
-    assert on_all[2] is None
+    # The proposals; then the best one without each of its parts, until no more can be left out.
+    proposals, simpler = [2048] * PLAN.proposal_groups, [2048, None]
+    assert [num_examples for *_, num_examples in asked] == [*proposals, None, *simpler]
     assert search.is_done
     assert search.ask() is None
 
@@ -313,9 +314,13 @@ def test_what_was_trained_for_real_is_best_and_written_once() -> None:
     while (training := shortlist.ask()) is not None:
         shortlist.tell(worth(training.allocation) / 10)
     found = shortlist.candidates()
+    finalists = [each for each in found if each.is_finalist]
+    assert 1 <= len(finalists) <= PLAN.most_kept < len(found) == len(search.candidates)
     for _ in range(2):
         search.record(found)
-        assert sum(map(is_trained, search.study.trials)) == len(found)
+        kinds = Counter(trial.user_attrs["fidelity"] for trial in search.study.trials)
+        assert kinds["trained"] == len(finalists)
+        assert kinds["dropped"] == len(found) - len(finalists)
     assert best_allocation(search.study) == found[0].allocation == shortlist.best()
     assert search.study.best_value == found[0].val_metric
 
@@ -471,7 +476,7 @@ def test_by_default_the_controller_learns_when_the_supernet_is_trained() -> None
     plan = SearchPlan.of(PLAN, {"warmup": 1.0})
     search = SizeSearch(space_of(), plan=plan)
     search.start(num_batches=0)  # How long it takes need not be known.
-    for _ in range(20):
+    for _ in range(50):
         search.training_choices(8)
         assert search.ask() is None
     search.end_training(stopped=True)
@@ -479,5 +484,5 @@ def test_by_default_the_controller_learns_when_the_supernet_is_trained() -> None
         search.tell([0.5 + index / 100 for index in range(len(scoring.choices))])
     assert search.updates_done == plan.num_updates
     assert search.candidates
-    assert search.shortlist().epoch_batches(100) == round(20 / 12)
+    assert search.shortlist().epoch_batches(100) == round(50 / 24) == 2
     assert search.shortlist().epoch_batches(1) == 1

@@ -35,7 +35,7 @@ def test_the_better_half_is_trained_on() -> None:
     assert rows(trainings, 1) == [1000, 500, 250, 125, 60]
     assert rows(trainings, 2) == [1000, 500, 250]
     assert rows(trainings, 3) == [1000, 500]
-    assert [t.epochs for t in trainings] == [1] * 8 + [2] * 2
+    assert [t.epochs for t in trainings] == [1] * 5 + [2] * 3 + [4] * 2
     assert str(trainings[6]) == "round 2 of 3: 2 of 3"
     assert shortlist.best() == sizes(1000)[0]
 
