@@ -80,6 +80,7 @@ def _make_study(
     *,
     supernet: int = 12,
     validated: int = 0,
+    dropped: int = 0,
     trained: int = 0,
     mode: Any = "multi",
     excess: float = 1.0,
@@ -97,7 +98,8 @@ def _make_study(
     save_space(study, space)
     study.set_user_attr(METRIC_ATTR, "ROC-AUC")
     distributions = space.distributions()
-    kinds = ["supernet"] * supernet + ["validated"] * validated + ["trained"] * trained
+    kinds = ["supernet"] * supernet + ["validated"] * validated
+    kinds += ["dropped"] * dropped + ["trained"] * trained
     trials = []
     for step, fidelity in enumerate(kinds):
         allocation = space.sample(rng, space.budget * rng.uniform(0.1, excess), removal=0.1)

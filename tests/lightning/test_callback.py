@@ -323,13 +323,16 @@ def test_the_candidates_are_trained_for_real(datamodule: TableDataModule) -> Non
         reference_model(datamodule.features), datamodule, progress=lines.append
     )
     trained = [t for t in study.trials if t.user_attrs["fidelity"] == "trained"]
-    assert {space.allocation(t.params) for t in trained} == set(callback.candidates)
+    dropped = [t for t in study.trials if t.user_attrs["fidelity"] == "dropped"]
+    for_real = {space.allocation(t.params) for t in (*trained, *dropped)}
+    assert for_real == set(callback.candidates)
     assert space.allocation(max(trained, key=lambda t: t.value).params) == best
     assert best == best_allocation(study)
     assert lines[0].startswith(f"round 1 of 3: 1 of {len(callback.candidates)}, ")
     # Started again, nothing is written twice.
     assert callback.train_candidates(reference_model(datamodule.features), datamodule) == best
-    assert len([t for t in study.trials if t.user_attrs["fidelity"] == "trained"]) == len(trained)
+    kinds = Counter(t.user_attrs["fidelity"] for t in study.trials)
+    assert (kinds["trained"], kinds["dropped"]) == (len(trained), len(dropped))
 
 
 def test_values_of_different_groups_compare(datamodule: TableDataModule) -> None:

@@ -125,7 +125,12 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
     for step in (20, 90):
         with pytest.raises(KilledError):
             search(study, data, **SMALL, checkpoint_dir=tmp_path, callbacks=[_KilledAt(step)])
+    for line in ("Training", "round 2 of 3: 1"):
+        with pytest.raises(KilledError):
+            search(study, data, **SMALL, checkpoint_dir=tmp_path, progress=_killed_at_line(line))
     assert search(study, data, **SMALL, checkpoint_dir=tmp_path) == found
+    # What memory costs, too.
+    assert any(0 < t.user_attrs["penalty"] < 0.1 for t in whole.trials)
     assert [(t.params, t.value) for t in study.trials] == [
         (t.params, t.value) for t in whole.trials
     ]

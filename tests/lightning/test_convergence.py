@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from optuna_nis import SearchSpace
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import RankingModule, convergence, reference_model, train
-from optuna_nis.lightning.convergence import Convergence, LearningRate, error_on_validation
+from optuna_nis.lightning.convergence import Convergence, error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import make_searchable
@@ -79,9 +79,15 @@ def _fit(
     max_epochs: int | None = None,
     callbacks: list[Callback] | None = None,
     ckpt_path: str | None = None,
+    num_decays: int = 1,
     **options: Any,
 ) -> tuple[Convergence, Trainer]:
-    done = Convergence(Monitored("told", mode), max_epochs=max_epochs, error=lambda _: error)
+    done = Convergence(
+        Monitored("told", mode),
+        max_epochs=max_epochs,
+        error=lambda _: error,
+        num_decays=num_decays,
+    )
     trainer = quiet_trainer(
         max_epochs=Convergence.most_epochs(max_epochs),
         callbacks=[done, *(callbacks or [])],
@@ -108,6 +114,20 @@ def test_it_goes_back_to_the_best_weights_with_a_lower_rate() -> None:
     assert (done.best_epoch, done.best_step) == (2, 20)
     assert float(model.steps) == 20
     assert trainer.global_step == 60
+
+
+@pytest.mark.parametrize(
+    ("num_decays", "rates"),
+    [(0, [0.1] * 4), (1, [0.1] * 4 + [0.02] * 2), (2, [0.1] * 4 + [0.02] * 2 + [0.004] * 2)],
+)
+def test_the_rate_is_lowered_as_often_as_is_said(num_decays: int, rates: list[float]) -> None:
+    model = Told(_in_turn(0.5, 0.6, 0.1, 0.1, 0.3))
+    done, _ = _fit(model, num_decays=num_decays)
+    assert model.rates == pytest.approx(rates)
+    assert (done.decays, done.ended) == (num_decays, True)
+    # At its best weights, whatever it takes to say so.
+    assert (done.best, done.best_epoch) == (pytest.approx(0.6), 2)
+    assert float(model.steps) == 20
 
 
 def test_what_is_better_with_the_lower_rate_is_kept() -> None:
@@ -309,14 +329,6 @@ def test_weights_that_are_averaged_are_those_that_were_validated() -> None:
     )
     (metrics,) = quiet_trainer().validate(done.model, data[1], verbose=False)
     assert metrics["val_loss"] == pytest.approx(done.val_metric)
-
-
-def test_rates_of_trainings_that_start_anew_are_scaled() -> None:
-    for scheduled, rate in ((False, 0.02), (True, 0.1)):
-        model = Told(_in_turn(0.5), scheduled=scheduled)
-        trainer = quiet_trainer(max_epochs=1, callbacks=[LearningRate(0.2)])
-        trainer.fit(model, _loader(2), _loader(1))
-        assert model.rates == pytest.approx([rate])
 
 
 def test_the_standard_error_of_reference_models(datamodule: TableDataModule) -> None:

@@ -22,7 +22,7 @@ def test_search_retrain_predict(
     best = search(study, data, **FAST)  # type: ignore[arg-type]
     assert best == best_allocation(study)
     fidelities = {trial.user_attrs["fidelity"] for trial in study.trials}
-    assert fidelities == {"supernet", "validated", "trained"}
+    assert fidelities == {"supernet", "validated", "dropped", "trained"}
     results = retrain(study, seeds=[0, 1], output=str(tmp_path / "model"), max_epochs=2)
     assert [result.name for result in results][:3] == ["nis", "uniform", "full"]
     assert results == results_of(study)

@@ -229,7 +229,7 @@ def test_bad_arguments(options, message):
 
 
 def test_a_thinned_copy_holds_what_matters(make_study, tmp_path):
-    source = make_study(supernet=300, validated=5, trained=3)
+    source = make_study(supernet=300, validated=5, dropped=4, trained=3)
     study = optuna.create_study(
         storage=f"sqlite:///{tmp_path}/s.db", study_name="flights", direction="maximize"
     )
@@ -241,12 +241,13 @@ def test_a_thinned_copy_holds_what_matters(make_study, tmp_path):
     assert len(copy.trials) == 60
     kinds = [trial.user_attrs["fidelity"] for trial in copy.trials]
     assert kinds.count("validated") == 5
+    assert kinds.count("dropped") == 4
     assert kinds.count("trained") == 3
     assert results.best_allocation(copy) == results.best_allocation(study)
     # The figures are those of all trials.
     assert len(figures(copy)["nis-2-memory-vs-quality"]["data"][0]["x"]) == 300
     assert len(thinned_copy(study, max_trials=2).trials) == 2
-    assert len(study.trials) == 308
+    assert len(study.trials) == 312
     assert copy.best_trial.params == study.best_trial.params
     with pytest.raises(ValueError, match="name of the study itself"):
         thinned_copy(study, name="flights")

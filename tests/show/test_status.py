@@ -53,6 +53,18 @@ def test_status_of_an_embedding_search(make_study):
         assert part in text
 
 
+def test_what_was_trained_for_a_while_comes_after_what_was_trained_on(make_study):
+    study = make_study(supernet=5, validated=4, dropped=4, trained=2)
+    status = status_of(study, num_best=7)
+    assert status.states == {"COMPLETE": 2, "PRUNED": 13}
+    assert status.shared_weights == 9
+    kinds = [trial.user_attrs["fidelity"] for trial in status.best]
+    assert kinds == ["trained"] * 2 + ["dropped"] * 4 + ["validated"]
+    text = text_of(study)
+    assert "2 complete, 13 pruned; 9 of them scored with shared weights" in text
+    assert "trained for a while" in text
+
+
 def test_several_searches_are_counted(make_study):
     study = make_study()
     join(study, "a", seed=0)

@@ -39,7 +39,10 @@ def test_a_study_says_how_its_best_was_scored(make_study):
     study = make_study(validated=3)
     (best,) = study.trials[-1:]
     assert how_scored(study, best).startswith("shared weights, all validation data; nothing")
-    study = make_study(trained=3)
+    study = make_study(validated=3, dropped=4)
+    (best,) = study.trials[-1:]
+    assert how_scored(study, best).startswith("trained for a while")
+    study = make_study(dropped=4, trained=3)
     search = join(study, "one", seed=0)
     assert how_scored(study, study.best_trial) == (
         "trained, on the validation data; 3 trained so far, the search has not ended"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from optuna_nis.strategy.decision import decide, within_error
+from optuna_nis.strategy.decision import decide, tie, within_error
 
 
 def test_the_best_is_taken_where_others_are_worse():
@@ -33,6 +33,11 @@ def test_a_single_seed_goes_by_a_quarter_of_the_error_of_the_metric():
     assert decide(values, costs, error=0.0).tied == (0,)
     for unknown in (None, math.inf):
         assert decide(values, costs, error=unknown).tied == (0,)
+
+
+def test_the_error_of_a_tie_is_a_quarter_of_that_of_the_metric():
+    assert tie(0.02) == pytest.approx(0.005)
+    assert [tie(unknown) for unknown in (None, math.inf, math.nan, 0.0)] == [0.0] * 4
 
 
 def test_of_equals_the_better_then_the_first():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +31,35 @@ def test_soft_penalty_counts_only_what_exceeds_the_budget(
         assert soft.penalty == absolute.penalty == pytest.approx(weight * (cost / budget - 1))
 
 
+@given(
+    quality=st.floats(-1, 1),
+    costs=st.lists(st.integers(0, 10_000), min_size=2, max_size=5, unique=True),
+    price=st.floats(1e-6, 1),
+)
+def test_with_a_price_of_memory_the_smallest_of_equal_quality_is_best(
+    quality: float, costs: list[int], price: float
+) -> None:
+    budget = max(costs)
+    found = [penalised_reward(quality, cost, budget, memory_price=price) for cost in costs]
+    assert max(found, key=lambda each: each.value).num_parameters == min(costs)
+    for each in found:
+        assert each.quality == quality
+        assert each.penalty == pytest.approx(price * each.num_parameters / budget)
+
+
+@pytest.mark.parametrize("mode", ["soft", "absolute"])
+def test_the_price_of_memory_comes_on_top_of_the_penalty(
+    mode: Literal["soft", "absolute"],
+) -> None:
+    plain, priced = (
+        penalised_reward(0.5, 150, 100, penalty_weight=0.2, memory_price=price, mode=mode)
+        for price in (0.0, 0.01)
+    )
+    assert plain.penalty == pytest.approx(0.1)
+    assert priced.penalty == pytest.approx(0.1 + 0.015)
+    assert priced.value == pytest.approx(0.5 - priced.penalty)
+
+
 def test_the_formula() -> None:
     assert penalised_reward(0.75, 125, 100, penalty_weight=2.0) == Reward(0.25, 0.75, 0.5, 125)
 
@@ -43,6 +73,9 @@ def test_the_formula() -> None:
         ({"budget": 0}, "`budget` must be positive, got 0"),
         ({"penalty_weight": -0.1}, "`penalty_weight` must be finite and not negative"),
         ({"penalty_weight": math.inf}, "`penalty_weight` must be finite and not negative"),
+        ({"memory_price": -0.1}, "`memory_price` must be finite and not negative, got -0.1"),
+        ({"memory_price": math.nan}, "`memory_price` must be finite and not negative, got nan"),
+        ({"memory_price": math.inf}, "`memory_price` must be finite and not negative, got inf"),
         ({"mode": "hard"}, '`mode` must be "soft" or "absolute", got \'hard\''),
     ],
 )

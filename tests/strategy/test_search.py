@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 import pytest
 
 from optuna_nis import (
@@ -25,7 +26,9 @@ from optuna_nis import (
     SizeSearch,
 )
 from optuna_nis.strategy.scoring import Scoring
-from optuna_nis.study.results import best_allocation
+from optuna_nis.strategy.shortlist import Candidate, Training
+from optuna_nis.study.recording import TrialRecorder
+from optuna_nis.study.results import best_allocation, is_trained
 from optuna_nis.study.searches import searches_of
 
 T = TypeVar("T")
@@ -325,7 +328,156 @@ def test_what_was_trained_for_real_is_best_and_written_once() -> None:
     assert search.study.best_value == found[0].val_metric
 
 
+def test_of_choices_of_the_same_quality_the_smallest_is_best() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.error = lambda quality: 0.01 * quality
+    searched(search, lambda _: 0.8)
+    assert trial_rewards(search) == pytest.approx(
+        {t.number: 0.8 - 0.25 * 0.01 * 0.8 * share_of(t, search) for t in search.study.trials}
+    )
+    sizes = [choice.num_parameters for choice in search.candidates]
+    assert sizes == sorted(sizes)
+    # As small as what is left out can make it.
+    scored = [t for t in search.study.trials if t.user_attrs["fidelity"] == "validated"]
+    assert sizes[0] == min(t.user_attrs["num_parameters"] for t in scored)
+    shortlist = search.shortlist()
+    while shortlist.ask() is not None:
+        shortlist.tell(0.8)
+    assert shortlist.best().num_parameters == sizes[0]
+    search.record(shortlist.candidates())
+    assert search.study.best_trial.user_attrs["num_parameters"] == sizes[0]
+
+
+def trial_rewards(search: SizeSearch) -> dict[int, float | None]:
+    return {trial.number: trial.value for trial in search.study.trials}
+
+
+def share_of(trial: FrozenTrial, search: SizeSearch) -> float:
+    share: float = trial.user_attrs["num_parameters"] / search.space.budget
+    return share
+
+
+@pytest.mark.parametrize("error", [None, lambda _: math.inf, lambda _: 0.0])
+def test_where_nothing_is_known_of_the_error_memory_has_no_price(
+    error: Callable[[float], float] | None,
+) -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.error = error
+    searched(search)
+    for trial in search.study.trials:
+        assert trial.user_attrs["penalty"] == 0.0
+        assert trial.value == trial.user_attrs["quality"]
+    assert trials_of(search) == trials_of(searched(SizeSearch(space_of(), plan=PLAN)))
+
+
+def test_what_validation_shows_is_worth_its_memory() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    # Users gain up to .3, far more than a quarter of this.
+    search.error = lambda quality: 0.01
+    best = searched(search).candidates[0]
+    assert best["user"].num_parameters > 0.5 * search.space.budget
+    assert best["item"].num_parameters == 0
+
+
+def test_the_best_of_the_candidates_also_competes_without_what_its_quality_does_not_show() -> None:
+    whole = SizeSearch(space_of(), plan=PLAN)
+
+    def quality(choice: Allocation) -> float:
+        """Wide users are worth most, and rare ones or items nothing."""
+        tiers = choice["user"].tiers
+        return 0.5 + 0.01 * (tiers[0].embedding_dim if tiers else 0)
+
+    searched(whole, quality)
+    best = max(map(quality, whole.candidates))
+    smallest = min(
+        (each for each in whole.candidates if quality(each) == best),
+        key=lambda each: each.num_parameters,
+    )
+    assert smallest["item"].num_parameters == 0
+    assert len(smallest["user"].tiers) == 1
+    # It is a trial like the others.
+    scored = [t for t in whole.study.trials if t.user_attrs["fidelity"] == "validated"]
+    (trial,) = (t for t in scored if whole.space.allocation(t.params) == smallest)
+    assert trial.value == quality(smallest)
+    assert trial.user_attrs["origin"] in {"policy", "formula", "uniform"}
+    assert all(t.value == quality(whole.space.allocation(t.params)) for t in scored)
+
+
+def finals(
+    search: SizeSearch, value: Callable[[Training], float] | None = None
+) -> list[Candidate]:
+    """What comes of the shortlist of a search; by default trainings lose with every round."""
+    shortlist = search.shortlist()
+    while (training := shortlist.ask()) is not None:
+        lost = 0.1 * training.round
+        shortlist.tell(value(training) if value else worth(training.allocation) - lost)
+    return shortlist.candidates()
+
+
+def test_the_best_trial_is_a_finalist_though_others_had_more_early_on() -> None:
+    search = searched(SizeSearch(space_of(), plan=PLAN))
+    found = finals(search)
+    assert found[0].val_metric < max(each.val_metric for each in found)
+    search.record(found)
+    states = {"trained": TrialState.COMPLETE, "dropped": TrialState.PRUNED}
+    for_real = [t for t in search.study.trials if t.user_attrs["fidelity"] in states]
+    assert len(for_real) == len(found)
+    for trial in for_real:
+        assert trial.state == states[trial.user_attrs["fidelity"]]
+    best = search.study.best_trial
+    assert best.user_attrs["fidelity"] == "trained"
+    assert best.value is not None
+    assert any(t.value is not None and t.value > best.value for t in for_real)
+    assert search.space.allocation(best.params) == found[0].allocation
+    assert best_allocation(search.study) == found[0].allocation
+
+
 # Endings and resumptions.
+
+
+def test_a_search_that_was_interrupted_while_its_trainings_were_written_writes_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search = searched(SizeSearch(space_of(), plan=PLAN, search_id="mine"))
+    found = finals(search)
+    before = len(search.study.trials)
+    whole = TrialRecorder.record
+
+    def killed(self: TrialRecorder, *args: Any, fidelity: str, **how: Any) -> bool:
+        if fidelity == "trained":
+            raise KeyboardInterrupt
+        return whole(self, *args, fidelity=fidelity, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrialRecorder, "record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            search.record(found)
+    dropped = [each for each in found if not each.is_finalist]
+    assert len(search.study.trials) == before + len(dropped)
+    # Nothing says that the search has come to its end.
+    assert not any(map(is_trained, search.study.trials))
+    with pytest.raises(ValueError, match="No trials are completed"):
+        search.study.best_trial  # noqa: B018
+    resumed = SizeSearch(space_of(), search.study, plan=PLAN, search_id="mine")
+    resumed.load_state_dict(json.loads(json.dumps(search.state_dict())))
+    resumed.record(finals(resumed))
+    assert len(search.study.trials) == before + len(found)
+    kinds = Counter(t.user_attrs["fidelity"] for t in search.study.trials[before:])
+    assert kinds == {"dropped": len(dropped), "trained": len(found) - len(dropped)}
+    assert best_allocation(search.study) == found[0].allocation
+
+
+def test_a_search_that_goes_on_still_knows_what_memory_costs() -> None:
+    search = SizeSearch(space_of(), plan=PLAN, search_id="mine")
+    search.error = lambda quality: 0.1
+    searched(search)
+    resumed = SizeSearch(space_of(), search.study, plan=PLAN, search_id="mine")
+    resumed.load_state_dict(json.loads(json.dumps(search.state_dict())))
+    resumed.error = search.error
+    assert finals(resumed) == finals(search)
+    resumed.record(finals(resumed))
+    best = search.study.best_trial
+    assert best.user_attrs["penalty"] == pytest.approx(0.025 * share_of(best, search))
 
 
 def test_a_training_that_was_stopped_leaves_no_candidates() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.shortlist import Shortlist, Training
 
 
@@ -75,6 +76,54 @@ def test_what_is_not_finite_is_left_out(bad: float, caplog: pytest.LogCaptureFix
     run(shortlist, lambda t: bad)
     with pytest.raises(FloatingPointError, match="for any of the 2 choices"):
         shortlist.best()
+
+
+def test_finalists_come_before_what_was_dropped_whatever_that_had() -> None:
+    # The small ones look best at first, and what is trained on overfits.
+    value = {1: 0.9, 2: 0.8, 3: 0.1}
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60))
+    trainings = run(shortlist, lambda t: value[t.round] - t.allocation.num_parameters / 1e5)
+    found = shortlist.candidates()
+    assert rows(trainings, 3) == [60, 125]
+    assert [each.allocation.num_parameters // 8 for each in found] == [60, 125, 250, 500, 1000]
+    assert [each.is_finalist for each in found] == [True, True, False, False, False]
+    assert found[0].val_metric < found[2].val_metric < found[3].val_metric
+    assert shortlist.best() == found[0].allocation
+
+
+def test_all_are_finalists_of_a_single_round() -> None:
+    shortlist = Shortlist(sizes(1000, 500, 250), SearchPlan(shortlist_epochs=(1,)))
+    run(shortlist, lambda t: 0.5)
+    assert [each.is_finalist for each in shortlist.candidates()] == [True] * 3
+
+
+def test_where_all_finalists_diverge_those_that_came_next_are_finalists() -> None:
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60))
+    run(shortlist, lambda t: math.nan if t.round == 3 else 0.5 + t.allocation.num_parameters / 1e5)
+    found = shortlist.candidates()
+    assert [each.allocation.num_parameters // 8 for each in found] == [250, 125, 60]
+    assert [each.is_finalist for each in found] == [True, False, False]
+
+
+def priced(value: float, allocation: Allocation) -> Reward:
+    return penalised_reward(value, allocation.num_parameters, 8000, memory_price=0.01)
+
+
+@pytest.mark.parametrize(("gain", "best"), [(0.005, 125), (0.02, 1000)])
+def test_choices_are_compared_by_what_they_are_worth(gain: float, best: int) -> None:
+    # A little better for eight times the memory, or much better.
+    shortlist = Shortlist(sizes(1000, 500, 250, 125), reward=priced)
+    run(shortlist, lambda t: 0.7 + gain * (t.allocation.num_parameters == 8000))
+    assert shortlist.best() == sizes(best)[0]
+    # What is told is the metric itself.
+    found = {each.allocation: each.val_metric for each in shortlist.candidates()}
+    assert found[sizes(1000)[0]] == 0.7 + gain
+
+
+def test_rewards_are_not_asked_of_what_is_no_number() -> None:
+    shortlist = Shortlist(sizes(1000, 100), reward=priced)
+    run(shortlist, lambda t: math.nan if t.allocation.num_parameters == 800 else 0.5)
+    assert shortlist.best() == sizes(1000)[0]
 
 
 def test_asking_and_telling_out_of_order() -> None:

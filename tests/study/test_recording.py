@@ -95,12 +95,16 @@ def test_the_best_trial_is_one_that_was_trained(storage: str | None) -> None:
     with pytest.raises(ValueError, match=r"No trials are completed|Record does not exist"):
         study.best_trial  # noqa: B018
     assert results.best_trial(study).number == 2
+    record(study, "dropped", [0.8])
+    with pytest.raises(ValueError, match=r"No trials are completed|Record does not exist"):
+        study.best_trial  # noqa: B018
+    assert results.best_trial(study).number == 3
     trained = record(study, "trained", [0.6, 0.7])
     record(study, "supernet", [0.95, 0.2])
-    assert study.best_trial.number == results.best_trial(study).number == 4
+    assert study.best_trial.number == results.best_trial(study).number == 5
     assert study.best_value == pytest.approx(0.7)
     assert study.best_params == trained[1]
-    states = [TrialState.PRUNED] * 3 + [TrialState.COMPLETE] * 2 + [TrialState.PRUNED] * 2
+    states = [TrialState.PRUNED] * 4 + [TrialState.COMPLETE] * 2 + [TrialState.PRUNED] * 2
     assert [trial.state for trial in study.trials] == states
     assert all(not trial.intermediate_values for trial in study.trials)
 

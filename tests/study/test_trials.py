@@ -15,7 +15,7 @@ def test_best_trial_prefers_the_dearest_score(make_study):
     study = make_study(supernet=6)
     best = max(study.trials, key=lambda trial: trial.value)
     assert stored.best_trial(study).number == best.number
-    for fidelity, value in ((stored.VALIDATED, 0.2), (stored.TRAINED, 0.1)):
+    for fidelity, value in ((stored.VALIDATED, 0.3), (stored.DROPPED, 0.2), (stored.TRAINED, 0.1)):
         trial = optuna.create_trial(
             params=best.params,
             distributions=best.distributions,

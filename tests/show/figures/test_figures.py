@@ -46,7 +46,14 @@ def strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
     "options",
     [
         {"features": 1, "supernet": 1},
-        {"features": 3, "supernet": 30, "validated": 4, "trained": 3, "results": True},
+        {
+            "features": 3,
+            "supernet": 30,
+            "validated": 4,
+            "dropped": 3,
+            "trained": 3,
+            "results": True,
+        },
         {"features": 3, "supernet": 30, "mode": "single", "excess": 1.5},
         {"features": 2, "supernet": 0, "trained": 3},
     ],
@@ -199,11 +206,12 @@ def test_pareto_front_is_what_nothing_dominates(pairs):
 
 
 def test_memory_quality_info_keeps_kinds_apart(make_study):
-    study = make_study(supernet=20, validated=5, trained=3, results=True)
+    study = make_study(supernet=20, validated=5, dropped=4, trained=3, results=True)
     info = _memory_quality_info(study)
     assert {kind: len(points) for kind, points in info.points.items()} == {
         "supernet": 20,
         "validated": 5,
+        "dropped": 4,
         "trained": 3,
     }
     assert info.best.number == stored.best_trial(study).number
@@ -232,9 +240,10 @@ def test_memory_quality_names_both_metrics(make_study):
 
 
 def test_memory_quality_says_what_is_test_and_what_validation(make_study):
-    figure = vis.plot_memory_vs_quality(make_study(supernet=5, trained=2, results=True))
+    figure = vis.plot_memory_vs_quality(make_study(supernet=5, dropped=2, trained=2, results=True))
     names = [trace.name for trace in figure.data]
     assert "Trials, trained (validation)" in names
+    assert "Trials, trained for a while (validation)" in names
     assert "NIS, retrained (test ROC-AUC, 2 seeds)" in names
     assert "Full, retrained (test ROC-AUC, 1 seed)" in names
     nis = next(trace for trace in figure.data if trace.name.startswith("NIS"))
@@ -277,19 +286,19 @@ def test_trials_of_other_programs(make_study):
 
 
 def test_reward_history_info(make_study):
-    study = make_study(supernet=30, validated=3, trained=2, excess=1.5)
+    study = make_study(supernet=30, validated=3, dropped=2, trained=2, excess=1.5)
     info = _reward_history_info(study, None)
     values = [trial.value for trial in study.trials[:30]]
     assert [p.reward for p in info.points] == values
-    trained = [trial.value for trial in study.trials[33:]]
+    trained = [trial.value for trial in study.trials[35:]]
     assert info.best_kind == "trained"
-    assert info.best == tuple(zip((33, 34), np.maximum.accumulate(trained)))
+    assert info.best == tuple(zip((35, 36), np.maximum.accumulate(trained)))
     assert info.window == 2
     assert info.mean_reward[-1] == pytest.approx(np.mean(values[-2:]))
-    assert {p.fidelity for p in info.others} == {"validated", "trained"}
-    assert len(info.others) == 5
+    assert {p.fidelity for p in info.others} == {"validated", "dropped", "trained"}
+    assert len(info.others) == 7
     assert info.budget_share == pytest.approx(0.25, abs=0.001)
-    assert len(info.entropy) == 35
+    assert len(info.entropy) == 37
     titles = [a.text for a in vis.plot_reward_history(study).layout.annotations]
     assert [title.split()[0] for title in titles] == ["Reward", "Memory", "Penalty", "Entropy"]
 
