@@ -141,26 +141,26 @@ def test_so_does_one_that_ends_when_nothing_more_is_learned(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convergence, "_LEAST_STEPS", 50)
-    decays: list[int] = []
+    seen: list[tuple[int, int, bool]] = []
 
-    class Decays(Callback):
-        def on_train_start(self, trainer: Trainer, *args: Any) -> None:
-            (own,) = (c for c in trainer.callbacks if isinstance(c, convergence.Convergence))
-            decays.append(own.decays)
-
+    class Seen(Callback):
         def on_train_end(self, trainer: Trainer, *args: Any) -> None:
-            self.on_train_start(trainer)
+            (own,) = (c for c in trainer.callbacks if isinstance(c, convergence.Convergence))
+            seen.append((own.best_step, trainer.global_step, own.ended))
 
     options = SMALL | {"epochs": None, "plan": SearchPlan(shortlist_epochs=(1,))}
     whole = optuna.create_study(direction="maximize")
-    found = search(whole, data, **options)
+    found = search(whole, data, **options, callbacks=[Seen()])
+    ((best_step, last_step, ended),) = seen
+    assert ended
     study = optuna.create_study(direction="maximize")
-    # After the first validation; where the best is waited for; with the lowered rate.
-    for step in (37, 120, 200):
+    # After the first validation; where the best is waited for.
+    assert 37 <= best_step < 90 < last_step
+    for step in (37, 90):
         with pytest.raises(KilledError):
             search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[_KilledAt(step)])
-    assert search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[Decays()]) == found
-    assert decays == [1, 1]
+    assert search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[Seen()]) == found
+    assert seen[1:] == seen[:1]
     assert [(t.params, t.value) for t in study.trials] == [
         (t.params, t.value) for t in whole.trials
     ]
