@@ -17,8 +17,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from search_quality import RESULTS, Cell, Laboratory, save_cells
-from trainings import DATA, Result, Trainings
+from data_sets import DATA
+from laboratory import Laboratory
+from search_quality import RESULTS, Cell, save_cells
+from trainings import Result, Trainings
 from without import WITHOUT
 
 DEFAULT_DATA = (

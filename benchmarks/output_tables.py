@@ -18,8 +18,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from search_quality import RESULTS, Cell, Laboratory, save_cells
-from trainings import ITEMS, Result, Trainings
+from data_sets import ITEMS
+from laboratory import Laboratory
+from search_quality import RESULTS, Cell, save_cells
+from trainings import Result, Trainings
 
 from optuna_nis import Allocation
 

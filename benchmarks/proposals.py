@@ -19,11 +19,11 @@ import json
 from pathlib import Path
 import time
 
+from data_sets import DATA, JUDGED, data_config, half, model_options
 from kept_runs import Run, add_runs
 import optuna
 from quiet import quiet
 import torch
-from trainings import DATA, JUDGED, data_config, half, model_options
 
 from optuna_nis.lightning import SearchPlan, search
 from optuna_nis.study.keys import ORIGIN_ATTR
