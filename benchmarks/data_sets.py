@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optuna_nis.data import AmazonVideoGamesRetrieval, MovieLens1MRanking
 from optuna_nis.lightning import DataConfig
 
 DATA: dict[str, dict[str, Any]] = {
@@ -55,6 +57,11 @@ DATA: dict[str, dict[str, Any]] = {
         "bags": {"name_trigrams": None},
     },
 }
+# Named data sets that are read from files.
+FILES = {
+    "movielens-1m": tuple(MovieLens1MRanking.files),
+    "amazon-video-games": tuple(AmazonVideoGamesRetrieval.files),
+}
 # What is chosen - defaults, rules, formulas - is chosen on the others; these only judge it.
 JUDGED = ("citeulike_a", "seattle_pets")
 # Where items are many, a softmax over a part of them for all methods, or a training takes minutes.
@@ -80,14 +87,53 @@ MONITOR = dict.fromkeys(
 EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 
 
+def add_data_arguments(parser: ArgumentParser, default: Sequence[str]) -> None:
+    """Let a benchmark's command line say which data to use and where they are."""
+    parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(default))
+    parser.add_argument(
+        "--data-dir", nargs="+", help="folders of the files of data that come with no package"
+    )
+
+
+def check_data(parser: ArgumentParser, names: Iterable[str], config: Mapping[str, Any]) -> None:
+    """End a benchmark before it begins if some of its data are not there."""
+    for name in names:
+        try:
+            data_config(name, config)
+        except FileNotFoundError as error:
+            parser.error(str(error))
+
+
 def data_config(data: str, config: Mapping[str, Any]) -> DataConfig:
-    """The configuration of a data set by its name in :data:`DATA`."""
+    """The configuration of a data set by its name in :data:`DATA`.
+
+    Args:
+        data: The name.
+        config: Under ``"data_dir"`` a folder, or several, that are looked through for the files;
+            by default the one that one is in.
+
+    Raises:
+        FileNotFoundError: If no folder has the files.
+    """
     about = DATA[data.removesuffix(ITEMS)]
     if "table" in about:
-        path = str(Path(config.get("data_dir", ".")) / about["table"])
+        path = str(_folder(data, [about["table"]], config) / about["table"])
         return DataConfig(**about | {"table": path, "label": "label", "split_column": "split"})
-    extra = config if about["dataset"] not in ("flights", "movielens-small") else {}
+    files = FILES.get(about["dataset"])
+    extra = {} if files is None else {"data_dir": str(_folder(data, files, config))}
     return DataConfig(**about | extra)
+
+
+def _folder(data: str, files: Iterable[str], config: Mapping[str, Any]) -> Path:
+    told = config.get("data_dir") or "."
+    folders = [told] if isinstance(told, str) else list(told)
+    for folder in map(Path, folders):
+        if all((folder / name).is_file() for name in files):
+            return folder
+    raise FileNotFoundError(
+        f"`--data-dir` must name a folder with {', '.join(files)} for {data!r}, there are none "
+        f"such in {', '.join(map(repr, folders))}."
+    )
 
 
 def half(data: str) -> str:
