@@ -8,11 +8,13 @@ not matter what else runs on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from inspect import signature
 import json
+import math
 import multiprocessing
 from pathlib import Path
 import threading
@@ -40,6 +42,8 @@ Result = dict[str, Any]
 
 # Part of every job: raised when trainings or searches go by other rules, to run them anew.
 RULES = 2
+# Options of the model that careful people tune; a job has those that are not the defaults.
+OPTIONS = ("learning_rate", "l2", "dropout")
 # Random draws with which TPE begins.
 TPE_STARTUP = 5
 
@@ -54,14 +58,19 @@ class Trainings:
 
     Args:
         data: Name of the data, a key of ``data_sets.DATA``.
-        data_dir: Folder of the data sets that are not installed as packages.
+        data_dir: Folder, or folders, of the data sets that are not installed as packages.
         folder: Where results are kept.
         workers: Number of processes.
         threads: Threads of each.
     """
 
     def __init__(
-        self, data: str, data_dir: str | None, folder: Path, workers: int, threads: int
+        self,
+        data: str,
+        data_dir: str | Sequence[str] | None,
+        folder: Path,
+        workers: int,
+        threads: int,
     ) -> None:
         self._config = {"data_dir": data_dir} if data_dir else {}
         self._data = data
@@ -124,8 +133,10 @@ def _start(threads: int) -> None:
     quiet()
 
 
-def _model(data: str, datamodule: EmbeddingDataModule) -> ReferenceModel:
-    return reference_model(datamodule.features, **model_options(data))
+def _model(
+    data: str, datamodule: EmbeddingDataModule, options: Mapping[str, float] | None = None
+) -> ReferenceModel:
+    return reference_model(datamodule.features, **model_options(data) | dict(options or {}))
 
 
 def _specs(data: str, datamodule: EmbeddingDataModule) -> list[EmbeddingSpec]:
@@ -143,8 +154,7 @@ def _run(data: str, config: dict[str, Any], job: Job) -> Result:
     if kind == "describe":
         return _describe_data(data, datamodule)
     if kind == "train":
-        allocation = Allocation.from_json(job["allocation"])
-        return _tested(_train(data, datamodule, allocation, job["seed"]), datamodule)
+        return _train_and_test(data, datamodule, job)
     if kind == "prune":
         return _prune(data, datamodule, job["budget"], job["seed"])
     if kind == "search":
@@ -167,17 +177,38 @@ def _describe_data(data: str, datamodule: EmbeddingDataModule) -> Result:
         "counts": {n: list(map(int, v.counts)) for n, v in known.items()},
         "metric": model.metric_name,
         "output_features": list(model.output_features),
+        "options": {
+            name: model.options.get(name, signature(type(model)).parameters[name].default)
+            for name in OPTIONS
+        },
     }
 
 
+def _train_and_test(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
+    allocation = Allocation.from_json(job["allocation"])
+    options = job.get("options", {})
+    start = time.process_time()
+    try:
+        return _tested(_train(data, datamodule, allocation, job["seed"], options), datamodule)
+    except FloatingPointError:
+        # Whoever tunes comes upon options that are of no use.
+        if not options:
+            raise
+        seconds = time.process_time() - start
+        return {"val": -math.inf, "test": math.nan, "seconds": seconds}
+
+
 def _train(
-    data: str, datamodule: EmbeddingDataModule, allocation: Allocation, seed: int
+    data: str,
+    datamodule: EmbeddingDataModule,
+    allocation: Allocation,
+    seed: int,
+    options: Mapping[str, float] | None = None,
 ) -> Training:
     datamodule.shuffle_seed = seed
+    model = _model(data, datamodule, options)
     start = time.process_time()
-    training = train(
-        _model(data, datamodule), allocation, datamodule, seed=seed, **_stopping(data)
-    )
+    training = train(model, allocation, datamodule, seed=seed, **_stopping(data))
     return replace(training, seconds=time.process_time() - start)
 
 
@@ -191,10 +222,12 @@ def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
         (metrics,) = trainer.test(training.model, datamodule=datamodule, verbose=False)
     return {
         "val": training.val_metric,
+        "val_error": training.val_error,
         "test": metrics["test_metric"],
         **{n: value for n, value in metrics.items() if n.startswith(("test_recall", "test_ndcg"))},
         "epochs": training.epochs,
         "steps": training.steps,
+        "best_steps": round(training.steps * training.best_epoch / training.epochs),
         "decays": training.decays,
         "ended": training.ended,
         "seconds": training.seconds,
@@ -289,7 +322,8 @@ def _prune(data: str, datamodule: EmbeddingDataModule, budget: float, seed: int)
     """
     space = SearchSpace(_specs(data, datamodule), budget=budget)
     start = time.process_time()
-    model = _train(data, datamodule, space.full(), seed).model
+    trained = _train(data, datamodule, space.full(), seed)
+    model = trained.model
     layers = [layer for layer in sized_layers(model) if layer.name not in model.output_features]
     tables = [tier for layer in layers for tier in layer.tier_modules()]
     rows = sum(tier.weight.shape[0] + 1 for tier in tables)
@@ -302,5 +336,10 @@ def _prune(data: str, datamodule: EmbeddingDataModule, budget: float, seed: int)
         mask = (tier.weight.detach().abs() >= threshold).float()
         parametrize.register_parametrization(tier, "weight", _Masked(mask))
     tuned = train(lambda _: model, space.full(), datamodule, seed=seed, **_stopping(data))
-    result = _tested(tuned, datamodule) | {"num_parameters": space.budget}
-    return result | {"seconds": time.process_time() - start}
+    result = _tested(tuned, datamodule)
+    return result | {
+        "num_parameters": space.budget,
+        "steps": trained.steps + tuned.steps,
+        "best_steps": trained.steps + result["best_steps"],
+        "seconds": time.process_time() - start,
+    }
