@@ -10,9 +10,11 @@ from laboratory import Laboratory, uniform_without
 import pytest
 import search_quality
 from search_quality import METHODS, cell, is_run, planned, save_cells
+import torch
 from trainings import RULES
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
+from optuna_nis.models import RankingModule
 
 SPACE = SearchSpace([EmbeddingSpec("user", 1000, 32), EmbeddingSpec("noise", 500, 32)])
 OPTIONS = {"learning_rate": 0.005, "l2": 0.001, "dropout": 0.0}
@@ -165,6 +167,13 @@ def test_what_others_leave_makes_uniform_tables_wider(laboratory: Laboratory) ->
         "user: 1000x11 (of 1000x32)",
         "noise: removed (of 500x32)",
     ]
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_models_take_tables_of_which_some_are_left_out(projected: bool) -> None:
+    model = RankingModule(uniform_without(SPACE.with_budget(0.25), ["user"], projected))
+    ids = torch.tensor([1, 2])
+    assert model({"user": ids, "noise": ids}).isfinite().all()
 
 
 def test_features_without_others_are_never_wider_than_the_full_tables() -> None:
