@@ -1,7 +1,7 @@
 """What each part of the search gives: the search without it, on the same data and budgets.
 
     python benchmarks/ablation.py --data flights-ranking --budgets 0.25
-    python benchmarks/ablation.py --data-dir DATA      # everything, an hour or two
+    python benchmarks/ablation.py --data-dir DATA MORE      # everything, an hour or two
 
 Every variant searches anew for every seed; what it finds is trained from scratch until validation
 stops improving, and tested. Finished jobs are kept where ``search_quality.py`` keeps its own: a
@@ -17,8 +17,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from search_quality import RESULTS, Cell, Laboratory, save_cells
-from trainings import DATA, Result, Trainings
+from data_sets import add_data_arguments, check_data
+from kept_runs import add_runs
+from laboratory import Laboratory
+from search_quality import RESULTS, Cell
+from trainings import Result, Trainings
 from without import WITHOUT
 
 DEFAULT_DATA = (
@@ -50,15 +53,14 @@ def cell(laboratory: Laboratory, budget: float, without: str | None) -> Cell:
         "std": stdev(values) if len(values) > 1 else 0.0,
         "seeds": list(laboratory.seeds),
         "num_parameters": round(fmean(run["num_parameters"] for run in runs)),
-        "search_cost_ratio": seconds / laboratory.plain_seconds(),
+        "search_cost_ratio": seconds / laboratory.plain("seconds"),
         "values": values,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", choices=list(DATA), default=DEFAULT_DATA)
-    parser.add_argument("--data-dir", help="folder of MovieLens-1M and Amazon Video Games")
+    add_data_arguments(parser, DEFAULT_DATA)
     parser.add_argument("--budgets", nargs="+", type=float, default=DEFAULT_BUDGETS)
     parser.add_argument("--without", nargs="+", choices=list(WITHOUT), default=list(WITHOUT))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of a worker")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    check_data(parser, args.data, {"data_dir": args.data_dir})
     cells: list[Cell] = []
     for data in args.data:
         trainings = Trainings(
@@ -77,7 +80,8 @@ def main() -> None:
             cells += laboratory.each(lambda pair, lab=laboratory: cell(lab, *pair), wanted)
         finally:
             trainings.close()
-        save_cells(cells, args.results / "ablation.json")
+        output = args.results / "ablation.json"
+        add_runs(cells, output, by=("data", "budget", "method"), under="cells")
     print(json.dumps({"cells": cells}), flush=True)
 
 

@@ -18,8 +18,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from search_quality import RESULTS, Cell, Laboratory, save_cells
-from trainings import ITEMS, Result, Trainings
+from data_sets import ITEMS, check_data
+from kept_runs import add_runs
+from laboratory import Laboratory
+from search_quality import RESULTS, Cell
+from trainings import Result, Trainings
 
 from optuna_nis import Allocation
 
@@ -45,7 +48,7 @@ def cell(laboratory: Laboratory, outputs: list[str], method: str, budget: float)
         "budget_parameters": laboratory.space(budget).budget,
         "full_parameters": laboratory.full.full_parameters,
         "num_dense_parameters": runs[0]["num_dense_parameters"],
-        "search_cost_ratio": seconds / laboratory.plain_seconds(),
+        "search_cost_ratio": seconds / laboratory.plain("seconds"),
         "val_mrr": fmean(run["val"] for run in runs),
         "allocations": [str(run["allocation"]).splitlines() for run in runs],
     }
@@ -75,7 +78,9 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", required=True, help="folder of Amazon Video Games")
+    parser.add_argument(
+        "--data-dir", nargs="+", required=True, help="folders, one of them of Amazon Video Games"
+    )
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.125])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -83,6 +88,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of a worker")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    check_data(parser, [DATA], {"data_dir": args.data_dir})
     trainings = Trainings(
         DATA + ITEMS, args.data_dir, args.results / "output_tables", args.workers, args.threads
     )
@@ -93,7 +99,8 @@ def main() -> None:
         cells = laboratory.each(lambda pair: cell(laboratory, outputs, *pair), wanted)
     finally:
         trainings.close()
-    save_cells(cells, args.results / "output_tables.json")
+    output = args.results / "output_tables.json"
+    add_runs(cells, output, by=("data", "budget", "method"), under="cells")
     print(json.dumps({"cells": cells}), flush=True)
 
 

@@ -1,7 +1,7 @@
 """Whose proposals win: what the best sizes of a search were proposed by, all competing.
 
     python benchmarks/proposals.py --data flights-ranking --budgets 0.25
-    python benchmarks/proposals.py --data-dir DATA      # everything, hours
+    python benchmarks/proposals.py --data-dir DATA MORE      # everything, hours
 
 The policy, the prices of blocks, closed formulas, uniform sizes and as many random choices as the
 policy proposes compete in each shortlist; the winner is what was best when trained for real.
@@ -18,12 +18,21 @@ from collections.abc import Iterable
 import json
 from pathlib import Path
 import time
+from typing import Any
 
+from data_sets import (
+    DATA,
+    JUDGED,
+    add_data_arguments,
+    check_data,
+    data_config,
+    half,
+    model_options,
+)
 from kept_runs import Run, add_runs
 import optuna
 from quiet import quiet
 import torch
-from trainings import DATA, JUDGED, data_config, half, model_options
 
 from optuna_nis.lightning import SearchPlan, search
 from optuna_nis.study.keys import ORIGIN_ATTR
@@ -34,7 +43,7 @@ ORIGINS = ("policy", "formula", "random", "uniform")
 PLAN = SearchPlan(random_proposals=SearchPlan().proposals)
 
 
-def run(data: str, config: dict[str, str], budget: float, seed: int) -> Run:
+def run(data: str, config: dict[str, Any], budget: float, seed: int) -> Run:
     """Search once."""
     study = optuna.create_study(direction="maximize")
     start = time.process_time()
@@ -72,16 +81,15 @@ def save(runs: list[Run], output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    chosen = [name for name in DATA if name not in JUDGED]
-    parser.add_argument("--data", nargs="+", choices=list(DATA), default=chosen)
-    parser.add_argument("--data-dir", help="folder of the data that are no packages")
+    add_data_arguments(parser, [name for name in DATA if name not in JUDGED])
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
-    config = {"data_dir": args.data_dir} if args.data_dir else {}
+    config = {"data_dir": args.data_dir}
+    check_data(parser, args.data, config)
     runs: list[Run] = []
     for data in args.data:
         for budget in args.budgets:

@@ -1,250 +1,93 @@
 """Sizes found by the search against careful tuning and other searches, at equal memory.
 
     python benchmarks/search_quality.py --data flights-ranking --budgets 0.05 0.25
-    python benchmarks/search_quality.py --data-dir DATA      # everything, several hours
+    python benchmarks/search_quality.py --methods full uniform mde nis_me --data-dir DATA MORE
+    python benchmarks/search_quality.py --data-dir DATA MORE      # everything, a day
 
 Nothing is chosen for what the data say whose cells have ``"half": "judged"``.
 
 Every method names sizes for a budget, chosen by validation data alone; they are trained from
 scratch with several seeds until validation stops improving, and tested. Searches are run anew for
 every seed. Finished trainings are kept in ``benchmarks/results/search_quality``: a run that was
-stopped goes on where it was. Prints one JSON object as its last line and writes it to
-``benchmarks/results/search_quality.json``.
+stopped goes on where it was. Prints one JSON object as its last line, the cells and a summary of
+all that are known, and adds them to ``benchmarks/results/search_quality.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
+from collections.abc import Sequence
+from itertools import chain, combinations
 import json
 from pathlib import Path
 from statistics import fmean, stdev
 import sys
 from typing import Any
 
-from trainings import DATA, TPE_STARTUP, Result, Trainings, half
-
-from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
-from optuna_nis.strategy import baselines
+from data_sets import DATA, add_data_arguments, check_data, half
+from kept_runs import add_runs
+from laboratory import HAND_MADE, PLAIN_TRAININGS, Laboratory
+from quality_summary import summary
+from trainings import RULES, Result, Trainings
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.05, 0.125, 0.25, 0.5)
-ALPHAS = (0.1, 0.2, 0.3, 0.5)
-GRID_SHARES = (1.0, 0.5, 0.2, 0.05)
-MANY_IDS = 1000
-# Trial-per-training searches get as many plain trainings as the one-shot search takes at most, and
-# in these cells at least as many as fit in ten times the time that it takes there.
-PLAIN_TRAININGS = 2
-LONG_TRAININGS = {("flights-ranking", 0.25): 20, ("movielens-1m", 0.25): 10}
-HAND_MADE = {
-    # Most frequent 5, 10, 20, 30 and 35 % of the users and of the items.
-    ("movielens-1m-user-item", 0.25): (32, 16, 8, 4, 4),
-}
 
 Cell = dict[str, Any]
-# The runs of a method with every seed, the time that it took to find the sizes, and what it chose
-# among by validation.
-Found = tuple[list[Result], float, list[Result]]
-
-
-class Laboratory:
-    """The methods on one data set."""
-
-    def __init__(self, data: str, trainings: Trainings, seeds: Sequence[int]) -> None:
-        self.data = data
-        self.trainings = trainings
-        self.seeds = seeds
-        about = trainings.run(kind="describe")
-        self.full = SearchSpace.from_json(about["space"])
-        self.counts = about["counts"]
-        self.metric = about["metric"]
-
-    def train(self, allocation: Allocation, seed: int, known: Result | None = None) -> Result:
-        """Train from scratch and test, unless that has been done."""
-        result = known or self.trainings.run(
-            kind="train", allocation=allocation.to_json(), seed=seed
-        )
-        return result | {"num_parameters": allocation.num_parameters, "allocation": allocation}
-
-    def each(self, function: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
-        """Call a function on many arguments side by side."""
-        with ThreadPoolExecutor(32) as threads:
-            return list(threads.map(function, *arguments))
-
-    def plain_seconds(self) -> float:
-        """Time of a plain training of the full tables."""
-        return fmean(run["seconds"] for run in self.method_full(1.0)[0])
-
-    def tuned(self, candidates: Sequence[Allocation]) -> Found:
-        """The best of some allocations by validation with the first seed, trained with all."""
-        distinct = list(dict.fromkeys(candidates))
-        first = self.each(lambda allocation: self.train(allocation, self.seeds[0]), distinct)
-        best = max(first, key=lambda run: run["val"])
-        others = self.each(lambda seed: self.train(best["allocation"], seed), self.seeds[1:])
-        return [best, *others], sum(run["seconds"] for run in first), first
-
-    def searched(self, find: Callable[[int], Result]) -> Found:
-        """An allocation found anew for every seed, trained with this seed."""
-
-        def run(seed: int) -> Result:
-            found = find(seed)
-            # A search that trains for each trial has trained it with this seed.
-            known = found.get("training")
-            trained = self.train(Allocation.from_json(found["allocation"]), seed, known)
-            return trained | {"search_seconds": found["seconds"]}
-
-        runs = self.each(run, self.seeds)
-        return runs, fmean(run["search_seconds"] for run in runs), runs[:1]
-
-    def space(self, budget: float) -> SearchSpace:
-        """The space under a budget."""
-        return self.full.with_budget(budget)
-
-    def method_full(self, budget: float) -> Found:
-        """Every id at full width, whatever the budget."""
-        return self.tuned([self.full.full()])
-
-    def method_uniform(self, budget: float) -> Found:
-        """The same width for all, as it is or projected."""
-        space = self.space(budget)
-        return self.tuned([baselines.uniform(space, projected=p) for p in (False, True)])
-
-    def method_grid(self, budget: float) -> Found:
-        """The best cell of widths x rows that fits the budget."""
-        limit = self.space(budget).budget
-        cells = [cell for cell in self._grid(True) if cell.num_parameters <= limit]
-        runs = self.each(lambda cell: self.train(cell, self.seeds[0]), cells)
-        ranked = sorted(zip(cells, runs), key=lambda pair: pair[1]["val"], reverse=True)
-        candidates = [cell for cell, _ in ranked[:1]]
-        native = dict(zip(self._grid(True), self._grid(False)))
-        candidates += [native[cell] for cell in candidates]
-        space = self.space(budget)
-        candidates += [baselines.uniform(space, projected=p) for p in (False, True)]
-        chosen, _, last = self.tuned(candidates)
-        tried = {run["allocation"]: run for run in [*runs, *last]}
-        return chosen, sum(run["seconds"] for run in runs), list(tried.values())
-
-    def _grid(self, projected: bool) -> list[Allocation]:
-        specs = self.full.specs
-        largest = max(spec.num_embeddings for spec in specs)
-        caps: list[int | None] = [round(share * largest) for share in GRID_SHARES]
-        if any(spec.num_embeddings <= MANY_IDS for spec in specs):
-            caps.append(None)
-        cells = []
-        for width in (w for w in specs[0].widths[1:] if w.bit_count() == 1):
-            for cap in caps:
-                cell = baselines.uniform(
-                    self.full, width=width, max_embeddings=cap or largest, projected=projected
-                )
-                if cap is None:
-                    cell = Allocation(map(_without_many_ids, cell.values()))
-                cells.append(cell)
-        return cells
-
-    def method_rule_of_thumb(self, budget: float) -> Found:
-        """Widths by the number of ids."""
-        return self.tuned([baselines.rule_of_thumb(self.space(budget))])
-
-    def method_mde(self, budget: float) -> Found:
-        """Mixed dimensions by popularity, the best of several powers."""
-        space = self.space(budget)
-        return self.tuned([baselines.mixed_dimensions(space, self.counts, a) for a in ALPHAS])
-
-    def method_hand_made(self, budget: float) -> Found:
-        """Several widths, the same for users and items."""
-        widths = HAND_MADE[self.data, budget]
-        params = {
-            name: widths[index]
-            for spec in self.full.specs
-            for index, name in enumerate(n for n in self.full.choices if n.startswith(spec.name))
-        }
-        return self.tuned([self.full.allocation(params)])
-
-    def method_pruning(self, budget: float) -> Found:
-        """The full tables without their smallest numbers, trained on."""
-
-        def run(seed: int) -> Result:
-            return self.trainings.run(kind="prune", budget=budget, seed=seed) | {
-                "allocation": "pruned"
-            }
-
-        runs = self.each(run, self.seeds)
-        return runs, fmean(run["seconds"] for run in runs), runs[:1]
-
-    def method_random(self, budget: float) -> Found:
-        """Random draws within the budget, a training each."""
-        return self._trials("random", budget, PLAIN_TRAININGS)
-
-    def method_tpe(self, budget: float) -> Found:
-        """Optuna's TPE, a training per trial."""
-        return self._trials("tpe", budget, PLAIN_TRAININGS)
-
-    def method_random_10x(self, budget: float) -> Found:
-        """Random draws with ten times the time."""
-        return self._trials("random", budget, LONG_TRAININGS[self.data, budget])
-
-    def method_tpe_10x(self, budget: float) -> Found:
-        """TPE with ten times the time."""
-        return self._trials("tpe", budget, LONG_TRAININGS[self.data, budget])
-
-    def _trials(self, sampler: str, budget: float, num_trainings: int) -> Found:
-        if num_trainings <= TPE_STARTUP:
-            # All of TPE's draws are random ones then: the same jobs.
-            sampler = "random"
-        return self.searched(
-            lambda seed: self.trainings.run(
-                kind="trials",
-                sampler=sampler,
-                budget=budget,
-                num_trainings=num_trainings,
-                seed=seed,
-            )
-        )
-
-    def method_nis_se(self, budget: float) -> Found:
-        """Single-size embeddings by the one-shot search."""
-        return self._nis(budget, "single")
-
-    def method_nis_me(self, budget: float) -> Found:
-        """Multi-size embeddings by the one-shot search."""
-        return self._nis(budget, "multi")
-
-    def _nis(self, budget: float, mode: str) -> Found:
-        return self.searched(
-            lambda seed: self.trainings.run(kind="search", budget=budget, mode=mode, seed=seed)
-        )
-
-    def cell(self, method: str, budget: float) -> Cell:
-        """A line of the result."""
-        runs, seconds, candidates = getattr(self, f"method_{method}")(budget)
-        values = [run["test"] for run in runs]
-        return {
-            "data": self.data,
-            "half": half(self.data),
-            "budget": budget,
-            "method": method,
-            "metric": self.metric,
-            "mean": fmean(values),
-            "std": stdev(values) if len(values) > 1 else 0.0,
-            "seeds": list(self.seeds),
-            "num_parameters": round(fmean(run["num_parameters"] for run in runs)),
-            "budget_parameters": self.space(budget).budget,
-            "num_dense_parameters": runs[0]["num_dense_parameters"],
-            "search_cost_ratio": seconds / self.plain_seconds(),
-            "mean_at_equal_compute": (
-                None if method.endswith("_10x") else _of_few(runs, candidates)
-            ),
-            "values": values,
-            "val": fmean(run["val"] for run in runs),
-            "allocation": str(runs[0]["allocation"]).splitlines(),
-        }
-
-
-METHODS = tuple(
-    name.removeprefix("method_") for name in vars(Laboratory) if name.startswith("method_")
+# The methods of a group run side by side, one group after the other: what is compared first is
+# there first.
+GROUPS = (
+    ("full", "uniform", "mde"),
+    ("nis_me",),
+    ("rule_of_thumb", "hand_made", "nis_se", "random", "tpe", "pruning"),
+    ("full_tuned", "uniform_tuned", "nis_tuned"),
+    ("full_one_out", "uniform_one_out"),
+    ("random_20", "tpe_20"),
+    ("grid",),
 )
+METHODS = tuple(chain.from_iterable(GROUPS))
+# Ten and more trainings each: in these cells only.
+TUNED_CELLS = (("flights-ranking", 0.25), ("movielens-1m-user-item", 0.25), ("insteval", 0.25))
+LONG_CELLS = (("flights-ranking", 0.25), ("insteval", 0.25))
+DEAR = {
+    **dict.fromkeys(("full_tuned", "uniform_tuned", "nis_tuned"), TUNED_CELLS),
+    **dict.fromkeys(("full_one_out", "uniform_one_out"), TUNED_CELLS),
+    **dict.fromkeys(("random_20", "tpe_20"), LONG_CELLS),
+}
+# Dozens of trainings for each data set, most of them the same for every budget.
+GRID_DATA = ("flights-ranking", "movielens-small", "insteval", "seattle_pets")
+
+
+def cell(laboratory: Laboratory, method: str, budget: float) -> Cell:
+    """A line of the result."""
+    runs, seconds, candidates = getattr(laboratory, f"method_{method}")(budget)
+    values = [run["test"] for run in runs]
+    parameters = fmean(run["num_parameters"] for run in runs)
+    steps = fmean(run["steps"] for run in runs)
+    return {
+        "data": laboratory.data,
+        "half": half(laboratory.data),
+        "budget": budget,
+        "method": method,
+        "metric": laboratory.metric,
+        "mean": fmean(values),
+        "std": stdev(values) if len(values) > 1 else 0.0,
+        "seeds": list(laboratory.seeds),
+        "num_parameters": round(parameters),
+        "share": parameters / laboratory.full.full_parameters,
+        "budget_parameters": laboratory.space(budget).budget,
+        "num_dense_parameters": runs[0]["num_dense_parameters"],
+        "steps": steps,
+        "best_steps": fmean(run["best_steps"] for run in runs),
+        "steps_ratio": steps / laboratory.plain("steps"),
+        "search_cost_ratio": seconds / laboratory.plain("seconds"),
+        "mean_at_equal_compute": None if method in DEAR else _of_few(runs, candidates),
+        "values": values,
+        "val": fmean(run["val"] for run in runs),
+        "options": runs[0].get("options", laboratory.options),
+        "allocation": str(runs[0]["allocation"]).splitlines(),
+        "rules": RULES,
+    }
 
 
 def _of_few(runs: Sequence[Result], candidates: Sequence[Result]) -> float:
@@ -258,60 +101,80 @@ def _of_few(runs: Sequence[Result], candidates: Sequence[Result]) -> float:
     return fmean(max(some, key=lambda run: run["val"])["test"] for some in few)
 
 
-def _without_many_ids(table: TableAllocation) -> TableAllocation:
-    if table.num_embeddings <= MANY_IDS:
-        return table
-    tiers = (Tier(1, table.tiers[0].embedding_dim),)
-    return TableAllocation(table.name, table.num_embeddings, table.embedding_dim, tiers)
+def is_run(method: str, data: str, budget: float, everywhere: bool = False) -> bool:
+    """Whether a method runs in a cell: dear ones only in some, unless they are to everywhere."""
+    if method == "hand_made":
+        return (data, budget) in HAND_MADE
+    if everywhere:
+        return True
+    if method == "grid":
+        return data in GRID_DATA
+    return method not in DEAR or (data, budget) in DEAR[method]
 
 
-def _wanted(data: str, budgets: Sequence[float], methods: Sequence[str]) -> Iterator[Any]:
-    for budget in budgets:
-        for method in methods:
-            if method.endswith("_10x") and (data, budget) not in LONG_TRAININGS:
-                continue
-            if method == "hand_made" and (data, budget) not in HAND_MADE:
-                continue
-            yield budget, method
+def planned(
+    data: str, budgets: Sequence[float], methods: Sequence[str], everywhere: bool = False
+) -> list[list[tuple[str, float]]]:
+    """The methods and budgets of a data set, in groups that run one after the other."""
+    groups = (
+        [
+            (method, budget)
+            for method in group
+            for budget in budgets
+            if method in methods and is_run(method, data, budget, everywhere)
+        ]
+        for group in GROUPS
+    )
+    return [group for group in groups if group]
 
 
-def save_cells(cells: list[Cell], output: Path) -> list[Cell]:
-    """Add cells to those of earlier runs."""
-    before = json.loads(output.read_text())["cells"] if output.exists() else []
-    places = {(cell["data"], cell["budget"], cell["method"]): cell for cell in [*before, *cells]}
-    merged = [places[place] for place in sorted(places)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"cells": merged}, indent=1) + "\n")
-    return merged
+def save_cells(cells: list[Cell], output: Path) -> dict[str, Any]:
+    """Add cells to those of earlier runs; the summary is of those by the rules of today."""
+    return add_runs(
+        cells,
+        output,
+        by=("data", "budget", "method"),
+        under="cells",
+        name="summary",
+        summary=lambda merged: summary(c for c in merged if c.get("rules") == RULES),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
-    parser.add_argument("--data-dir", help="folder of the files of data that are no package")
+    add_data_arguments(parser, list(DATA))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--everywhere", action="store_true", help="run dear methods not only in their cells"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="threads of a worker")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    output = args.results / "search_quality.json"
-    cells = []
-    for data in args.data:
+    check_data(parser, args.data, {"data_dir": args.data_dir})
+    plans = {
+        data: planned(data, args.budgets, args.methods, args.everywhere) for data in args.data
+    }
+    if not any(plans.values()):
+        parser.error("these methods run in none of these cells, see `--everywhere`")
+    cells: list[Cell] = []
+    for data in filter(plans.get, plans):
         trainings = Trainings(
             data, args.data_dir, args.results / "search_quality", args.workers, args.threads
         )
         laboratory = Laboratory(data, trainings, args.seeds)
-        wanted = list(_wanted(data, args.budgets, args.methods))
         try:
-            cells += laboratory.each(
-                lambda pair, laboratory=laboratory: laboratory.cell(pair[1], pair[0]), wanted
-            )
+            for wanted in plans[data]:
+                new = laboratory.each(
+                    lambda pair, laboratory=laboratory: cell(laboratory, *pair), wanted
+                )
+                cells += new
+                kept = save_cells(new, args.results / "search_quality.json")
         finally:
             trainings.close()
-        save_cells(cells, output)
-    print(json.dumps({"cells": cells}))
+    print(json.dumps({"summary": kept["summary"], "cells": cells}))
     sys.stdout.flush()
 
 

@@ -8,17 +8,20 @@ not matter what else runs on the machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
+from inspect import signature
 import json
+import math
 import multiprocessing
 from pathlib import Path
 import threading
 import time
 from typing import Any
 
+from data_sets import EMBEDDING_DIM, ITEMS, MONITOR, data_config, model_options
 import numpy as np
 import optuna
 from quiet import quiet
@@ -29,7 +32,7 @@ from without import plan_without
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.lightning import DataConfig, SearchPlan, reference_model, search
+from optuna_nis.lightning import SearchPlan, reference_model, search
 from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer, train
 from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.nn import sized_layers
@@ -37,78 +40,10 @@ from optuna_nis.nn import sized_layers
 Job = dict[str, Any]
 Result = dict[str, Any]
 
-DATA: dict[str, dict[str, Any]] = {
-    "flights-ranking": {"dataset": "flights", "task": "ranking"},
-    "flights-retrieval": {"dataset": "flights", "task": "retrieval"},
-    "movielens-1m": {"dataset": "movielens-1m", "task": "ranking"},
-    "movielens-1m-user-item": {
-        "dataset": "movielens-1m",
-        "task": "ranking",
-        "features": ("user", "item"),
-    },
-    # With another model than the default.
-    "movielens-1m-dcn": {"dataset": "movielens-1m", "task": "ranking"},
-    "amazon-video-games-sasrec": {
-        "dataset": "amazon-video-games",
-        "task": "retrieval",
-        "features": ("history",),
-        "batch_size": 256,
-    },
-    "movielens-small": {"dataset": "movielens-small", "task": "retrieval"},
-    # With the batches of the others, a training takes twice as long and validates worse.
-    "amazon-video-games": {
-        "dataset": "amazon-video-games",
-        "task": "retrieval",
-        "batch_size": 1024,
-    },
-    # Tables with a split of their own. The rating is the label, the basket no feature.
-    "insteval": {
-        "table": "insteval.parquet",
-        "features": ("student", "lecturer", "studage", "lectage", "service", "dept"),
-    },
-    "complete_journey": {
-        "table": "complete_journey.parquet",
-        "features": (
-            *("household", "product", "store", "manufacturer", "department", "brand"),
-            *("product_category", "product_type", "package_size", "week", "hour", "quantity"),
-        ),
-    },
-    "citeulike_a": {
-        "table": "citeulike_a.parquet",
-        "features": ("user", "item"),
-        "bags": {"item_tags": None},
-    },
-    "seattle_pets": {
-        "table": "seattle_pets.parquet",
-        "features": ("pet_name", "zip_id", "issue_month"),
-        "bags": {"name_trigrams": None},
-    },
-}
-# What is chosen - defaults, rules, formulas - is chosen on the others; these only judge it.
-JUDGED = ("citeulike_a", "seattle_pets")
-# Where items are many, a softmax over a part of them for all methods, or a training takes minutes.
-# Learning rate and dropout of Amazon were chosen with the full and the uniform tables, by their
-# validation.
-MODEL_OPTIONS: dict[str, dict[str, Any]] = {
-    "movielens-small": {"num_sampled": 1024},
-    "amazon-video-games": {"num_sampled": 1024, "learning_rate": 3e-3, "dropout": 0.3},
-    "movielens-1m-dcn": {"model": "dcn"},
-    "amazon-video-games-sasrec": {
-        "model": "sasrec",
-        "every_position": True,
-        "learning_rate": 2e-3,
-        "dropout": 0.5,
-    },
-}
-# Of data sets with this ending the table of the items is searched, too.
-ITEMS = "-items"
-# When a training stops. On flights a half of all are hits, elsewhere one in a hundred.
-MONITOR = dict.fromkeys(
-    ("movielens-small", "amazon-video-games", "amazon-video-games-sasrec"), "val_mrr"
-)
-EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 # Part of every job: raised when trainings or searches go by other rules, to run them anew.
 RULES = 2
+# Options of the model that careful people tune; a job has those that are not the defaults.
+OPTIONS = ("learning_rate", "l2", "dropout")
 # Random draws with which TPE begins.
 TPE_STARTUP = 5
 
@@ -122,15 +57,20 @@ class Trainings:
     """Runs jobs side by side and remembers their results.
 
     Args:
-        data: Name of the data, a key of :data:`DATA`.
-        data_dir: Folder of the data sets that are not installed as packages.
+        data: Name of the data, a key of ``data_sets.DATA``.
+        data_dir: Folder, or folders, of the data sets that are not installed as packages.
         folder: Where results are kept.
         workers: Number of processes.
         threads: Threads of each.
     """
 
     def __init__(
-        self, data: str, data_dir: str | None, folder: Path, workers: int, threads: int
+        self,
+        data: str,
+        data_dir: str | Sequence[str] | None,
+        folder: Path,
+        workers: int,
+        threads: int,
     ) -> None:
         self._config = {"data_dir": data_dir} if data_dir else {}
         self._data = data
@@ -193,33 +133,10 @@ def _start(threads: int) -> None:
     quiet()
 
 
-def data_config(data: str, config: Mapping[str, Any]) -> DataConfig:
-    """The configuration of a data set by its name in :data:`DATA`."""
-    about = DATA[data.removesuffix(ITEMS)]
-    if "table" in about:
-        path = str(Path(config.get("data_dir", ".")) / about["table"])
-        return DataConfig(**about | {"table": path, "label": "label", "split_column": "split"})
-    extra = config if about["dataset"] not in ("flights", "movielens-small") else {}
-    return DataConfig(**about | extra)
-
-
-def half(data: str) -> str:
-    """Whether something may be chosen for what it does on a data set, or is only judged by it."""
-    return "judged" if data.removesuffix(ITEMS) in JUDGED else "chosen"
-
-
-def model_options(data: str) -> dict[str, Any]:
-    """The options of the reference model on a data set."""
-    name = data.removesuffix(ITEMS)
-    plain = DATA[name].get("task") == "retrieval" and name == data
-    options = MODEL_OPTIONS.get(name, {})
-    # The items of a sequence are a table of its own in any case.
-    plain = plain and options.get("model") != "sasrec"
-    return options | ({"search_items": False} if plain else {})
-
-
-def _model(data: str, datamodule: EmbeddingDataModule) -> ReferenceModel:
-    return reference_model(datamodule.features, **model_options(data))
+def _model(
+    data: str, datamodule: EmbeddingDataModule, options: Mapping[str, float] | None = None
+) -> ReferenceModel:
+    return reference_model(datamodule.features, **model_options(data) | dict(options or {}))
 
 
 def _specs(data: str, datamodule: EmbeddingDataModule) -> list[EmbeddingSpec]:
@@ -237,8 +154,7 @@ def _run(data: str, config: dict[str, Any], job: Job) -> Result:
     if kind == "describe":
         return _describe_data(data, datamodule)
     if kind == "train":
-        allocation = Allocation.from_json(job["allocation"])
-        return _tested(_train(data, datamodule, allocation, job["seed"]), datamodule)
+        return _train_and_test(data, datamodule, job)
     if kind == "prune":
         return _prune(data, datamodule, job["budget"], job["seed"])
     if kind == "search":
@@ -261,17 +177,38 @@ def _describe_data(data: str, datamodule: EmbeddingDataModule) -> Result:
         "counts": {n: list(map(int, v.counts)) for n, v in known.items()},
         "metric": model.metric_name,
         "output_features": list(model.output_features),
+        "options": {
+            name: model.options.get(name, signature(type(model)).parameters[name].default)
+            for name in OPTIONS
+        },
     }
 
 
+def _train_and_test(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
+    allocation = Allocation.from_json(job["allocation"])
+    options = job.get("options", {})
+    start = time.process_time()
+    try:
+        return _tested(_train(data, datamodule, allocation, job["seed"], options), datamodule)
+    except FloatingPointError:
+        # Whoever tunes comes upon options that are of no use.
+        if not options:
+            raise
+        seconds = time.process_time() - start
+        return {"val": -math.inf, "test": math.nan, "seconds": seconds}
+
+
 def _train(
-    data: str, datamodule: EmbeddingDataModule, allocation: Allocation, seed: int
+    data: str,
+    datamodule: EmbeddingDataModule,
+    allocation: Allocation,
+    seed: int,
+    options: Mapping[str, float] | None = None,
 ) -> Training:
     datamodule.shuffle_seed = seed
+    model = _model(data, datamodule, options)
     start = time.process_time()
-    training = train(
-        _model(data, datamodule), allocation, datamodule, seed=seed, **_stopping(data)
-    )
+    training = train(model, allocation, datamodule, seed=seed, **_stopping(data))
     return replace(training, seconds=time.process_time() - start)
 
 
@@ -285,10 +222,12 @@ def _tested(training: Training, datamodule: EmbeddingDataModule) -> Result:
         (metrics,) = trainer.test(training.model, datamodule=datamodule, verbose=False)
     return {
         "val": training.val_metric,
+        "val_error": training.val_error,
         "test": metrics["test_metric"],
         **{n: value for n, value in metrics.items() if n.startswith(("test_recall", "test_ndcg"))},
         "epochs": training.epochs,
         "steps": training.steps,
+        "best_steps": round(training.steps * training.best_epoch / training.epochs),
         "decays": training.decays,
         "ended": training.ended,
         "seconds": training.seconds,
@@ -383,7 +322,8 @@ def _prune(data: str, datamodule: EmbeddingDataModule, budget: float, seed: int)
     """
     space = SearchSpace(_specs(data, datamodule), budget=budget)
     start = time.process_time()
-    model = _train(data, datamodule, space.full(), seed).model
+    trained = _train(data, datamodule, space.full(), seed)
+    model = trained.model
     layers = [layer for layer in sized_layers(model) if layer.name not in model.output_features]
     tables = [tier for layer in layers for tier in layer.tier_modules()]
     rows = sum(tier.weight.shape[0] + 1 for tier in tables)
@@ -396,5 +336,10 @@ def _prune(data: str, datamodule: EmbeddingDataModule, budget: float, seed: int)
         mask = (tier.weight.detach().abs() >= threshold).float()
         parametrize.register_parametrization(tier, "weight", _Masked(mask))
     tuned = train(lambda _: model, space.full(), datamodule, seed=seed, **_stopping(data))
-    result = _tested(tuned, datamodule) | {"num_parameters": space.budget}
-    return result | {"seconds": time.process_time() - start}
+    result = _tested(tuned, datamodule)
+    return result | {
+        "num_parameters": space.budget,
+        "steps": trained.steps + tuned.steps,
+        "best_steps": trained.steps + result["best_steps"],
+        "seconds": time.process_time() - start,
+    }

@@ -27,6 +27,12 @@ DATA = {
     "movielens-1m-user-item": "MovieLens-1M, ranking, user and movie",
     "movielens-small": "MovieLens small, retrieval",
     "amazon-video-games": "Amazon Video Games, retrieval",
+    "amazon-video-games-sasrec": "Amazon Video Games, retrieval, SASRec",
+    "movielens-1m-dcn": "MovieLens-1M, ranking, DCN",
+    "insteval": "Ratings of lectures",
+    "complete_journey": "Lines of receipts",
+    "citeulike_a": "Articles in libraries",
+    "seattle_pets": "Names of pets",
 }
 # Label, colour and symbol, in the order of the tables.
 METHODS = {
@@ -41,11 +47,17 @@ METHODS = {
     "pruning": ("pruning, indices counted", "#AA4499", "x"),
     "random": ("random search", _style.GREY, "triangle-down"),
     "tpe": ("TPE", "#117733", "hexagon"),
-    "random_10x": ("random search, ten times the time", _style.GREY, "triangle-down-open"),
-    "tpe_10x": ("TPE, ten times the time", "#117733", "hexagon-open"),
+    "random_20": ("random search, 20 trainings", _style.GREY, "triangle-down-open"),
+    "tpe_20": ("TPE, 20 trainings", "#117733", "hexagon-open"),
+    "nis_tuned": ("NIS, multi-size, model tuned", _style.VERMILION, "star-open"),
+    "full_tuned": ("full tables, model tuned", _style.PINK, "circle-open"),
+    "uniform_tuned": ("uniform, model tuned", _style.BLUE, "square-open"),
+    "full_one_out": ("full tables, features left out", _style.PINK, "circle-dot"),
+    "uniform_one_out": ("uniform, features left out", _style.BLUE, "square-dot"),
 }
-# Not rivals at the same memory, or not at the same cost.
-_APART = ("nis_me", "nis_se", "full", "random_10x", "tpe_10x")
+# Not rivals at the same memory; those that may take many trainings have no mean at equal cost.
+_APART = ("nis_me", "nis_se", "full")
+_FULL = ("full", "full_tuned", "full_one_out")
 _PENDING = "*Not measured yet.*"
 # Of ``benchmarks/without.py``.
 _PARTS = {
@@ -112,7 +124,11 @@ def summary(cells: Sequence[Cell]) -> str:
             if NIS not in methods:
                 continue
             nis = methods[NIS]
-            rivals = [cell for name, cell in methods.items() if name not in _APART]
+            rivals = [
+                cell
+                for name, cell in methods.items()
+                if name not in _APART and cell["mean_at_equal_compute"] is not None
+            ]
             best = max(rivals, key=lambda cell: cell["mean"], default=None)
             equal = max(rivals, key=lambda cell: cell["mean_at_equal_compute"], default=None)
             rows.append(
@@ -205,7 +221,7 @@ def table(cells: Sequence[Cell]) -> str:
     budgets = sorted({cell["budget"] for cell in cells})
     best = {
         budget: max(
-            (c for c in cells if c["budget"] == budget and c["method"] != "full"),
+            (c for c in cells if c["budget"] == budget and c["method"] not in _FULL),
             key=lambda cell: cell["mean"],
             default=None,
         )

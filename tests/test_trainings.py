@@ -1,46 +1,64 @@
-"""The data of the quality benchmark."""
+"""The jobs of the quality benchmark, on a table of some rows."""
 
 from __future__ import annotations
 
+from functools import partial
+import math
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
+from small_tables import write_table
 import trainings
 
-NAMES = [name for name, about in trainings.DATA.items() if "table" in about]
+from optuna_nis import SearchSpace
 
 
-def write(name: str, folder: Path) -> pd.DataFrame:
-    """Rows with the columns of a table, of which the last parts have ids of their own."""
-    about = trainings.DATA[name]
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"label": [0, 1] * 50, "split": np.repeat([2, 0, 1], [20, 70, 10])})
-    for feature in about["features"]:
-        frame[feature] = rng.integers(5, size=100) + 10 * frame["split"]
-    for bag in about.get("bags", {}):
-        frame[bag] = [[10 * part, 10 * part + row % 3] for row, part in enumerate(frame["split"])]
-    frame.to_parquet(folder / about["table"])
-    return frame
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The folder of a table, on which trainings take one epoch."""
+    write_table("insteval", tmp_path)
+    monkeypatch.setattr(trainings, "train", partial(trainings.train, max_epochs=1))
+    return {"data_dir": str(tmp_path)}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tables_are_split_as_they_say(name: str, tmp_path: Path) -> None:
-    frame = write(name, tmp_path)
-    config = trainings.data_config(name, {"data_dir": str(tmp_path)})
-
-    data = config.datamodule(withhold_test=False)
-    data.setup("test")
-
-    assert data.sizes == {"train": 70, "validation": 10, "test": 20}
-    assert data.bags == set(trainings.DATA[name].get("bags", {}))
-    for feature, vocabulary in data.vocabularies.items():
-        seen = frame[feature][frame["split"] == 0]
-        assert set(vocabulary.values) == set(seen.explode())
+def job(config: dict[str, str], **more: Any) -> dict[str, Any]:
+    about = trainings._run("insteval", config, {"kind": "describe"})
+    sizes = SearchSpace.from_json(about["space"]).full().to_json()
+    return {"kind": "train", "allocation": sizes, "seed": 0} | more
 
 
-def test_half() -> None:
-    judged = {name for name in trainings.DATA if trainings.half(name) == "judged"}
-    assert judged == {"citeulike_a", "seattle_pets"}
-    assert trainings.half("amazon-video-games-items") == "chosen"
+def test_the_options_of_the_model_are_told(config: dict[str, str]) -> None:
+    about = trainings._run("insteval", config, {"kind": "describe"})
+    assert about["options"] == {"learning_rate": 5e-3, "l2": 1e-3, "dropout": 0.0}
+    assert about["output_features"] == []
+
+
+def test_a_training_has_the_options_of_its_job(
+    config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[trainings.Training] = []
+    tested = trainings._tested
+    monkeypatch.setattr(trainings, "_tested", lambda t, d: known.append(t) or tested(t, d))
+    plain = trainings._run("insteval", config, job(config))
+    trainings._run("insteval", config, job(config, options={"learning_rate": 0.05}))
+    assert [each.model.learning_rate for each in known] == [0.005, 0.05]
+    assert plain["steps"] == plain["best_steps"] == 1
+    assert math.isfinite(plain["val_error"])
+
+
+def test_options_of_no_use_are_a_result(
+    config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*args: Any, **options: Any) -> Any:
+        raise FloatingPointError("the training diverged")
+
+    monkeypatch.setattr(trainings, "train", diverge)
+    assert trainings._run("insteval", config, job(config, options={"l2": 9.0}))["val"] == -math.inf
+    with pytest.raises(FloatingPointError):
+        trainings._run("insteval", config, job(config))
+
+
+def test_a_pruned_model_has_the_steps_of_both_trainings(config: dict[str, str]) -> None:
+    result = trainings._run("insteval", config, {"kind": "prune", "budget": 0.5, "seed": 0})
+    assert (result["steps"], result["best_steps"]) == (2, 2)
