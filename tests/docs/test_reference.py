@@ -21,6 +21,8 @@ INTERNAL = {
     "optuna_nis.strategy.journal",
     "optuna_nis.strategy.proposers",
     "optuna_nis.strategy.schedule",
+    "optuna_nis.strategy.scoring",
+    "optuna_nis.strategy.simplifying",
     "optuna_nis.strategy.training_choices",
     "optuna_nis.study.attributes",
     "optuna_nis.study.keys",

@@ -133,7 +133,10 @@ def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
     found = train_shortlist(
         [large, small], supernet, build, datamodule, shortlist_epochs=(2, 1), monitor="told"
     )
-    assert found == [Candidate(small, pytest.approx(0.8)), Candidate(large, pytest.approx(0.5))]
+    assert found == [
+        Candidate(small, pytest.approx(0.8), is_finalist=True),
+        Candidate(large, pytest.approx(0.5), is_finalist=False),
+    ]
 
 
 def test_choices_whose_trainings_diverge_are_left_out(

@@ -60,10 +60,12 @@ def _check(study: optuna.Study, taken_of: list[list[dict[str, Any]]]) -> None:
     kinds = Counter((t.user_attrs["search"], t.user_attrs["fidelity"]) for t in trials)
     for name in searches:
         assert kinds[name, "supernet"] == NUM_UPDATES * GROUP_SIZE
-        assert kinds[name, "validated"] >= kinds[name, "trained"] > 0
+        for_real = kinds[name, "trained"] + kinds[name, "dropped"]
+        assert kinds[name, "validated"] >= for_real > kinds[name, "trained"] > 0
     groups = Counter((t.system_attrs[GROUP_KEY], t.system_attrs[GROUP_SIZE_KEY]) for t in trials)
     assert all(count == size for (_, size), count in groups.items())
-    assert len(groups) == 2 * (NUM_UPDATES + 2)
+    # Those of the updates; what all validation data have scored; what was dropped, and trained.
+    assert len(groups) == 2 * (NUM_UPDATES + 3)
 
     # What each took from the study while it ran is the replay of what was there, of both.
     space = space_of(study)
