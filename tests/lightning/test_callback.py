@@ -16,6 +16,7 @@ from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.replay import Replay
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, reference_model
+from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import supernet_layers
 from optuna_nis.strategy.baselines import frequent_ids, mixed_dimensions
@@ -334,6 +335,51 @@ def test_the_candidates_are_trained_for_real(datamodule: TableDataModule) -> Non
     assert callback.train_candidates(reference_model(datamodule.features), datamodule) == best
     kinds = Counter(t.user_attrs["fidelity"] for t in study.trials)
     assert (kinds["trained"], kinds["dropped"]) == (len(trained), len(dropped))
+
+
+def test_memory_has_a_price_where_the_standard_error_is_known(
+    datamodule: TableDataModule,
+) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    callback, model = _fit(datamodule, study, space)
+    callback.train_candidates(reference_model(datamodule.features), datamodule)
+    error = error_on_validation(model, datamodule)
+    assert error is not None
+    # A quarter of the error of what the full tables were worth, for the whole budget.
+    least, most = (0.25 * error(value) for value in (0.9, 0.6))
+    shares = [t.user_attrs["num_parameters"] / space.budget for t in study.trials]
+    prices = [t.user_attrs["penalty"] / share for t, share in zip(study.trials, shares)]
+    assert least < prices[0] < most
+    assert prices == pytest.approx([prices[0]] * len(prices))
+    assert {t.user_attrs["fidelity"] for t in study.trials} == {
+        "supernet",
+        "validated",
+        "dropped",
+        "trained",
+    }
+
+
+def test_a_price_of_the_metric_is_none_of_another_value(datamodule: TableDataModule) -> None:
+    class WithLoss(RankingModule):
+        def on_validation_epoch_end(self) -> None:
+            super().on_validation_epoch_end()
+            self.log("val_loss", 0.5 + self.num_parameters / 1e6)
+
+        @property
+        def num_parameters(self) -> int:
+            return sum(parameter.numel() for parameter in self.parameters())
+
+    def build(allocation: Any) -> RankingModule:
+        return WithLoss(allocation, bags=datamodule.bags)
+
+    space = _space(datamodule)
+    study = _study(space)
+    callback, _ = _fit(datamodule, study, space, shortlist_epochs=(1,))
+    callback.train_candidates(build, datamodule, monitor="val_loss")
+    trained = [t for t in study.trials if t.user_attrs["fidelity"] == "trained"]
+    assert len(trained) == len(callback.candidates)
+    assert {t.user_attrs["penalty"] for t in trained} == {0.0}
 
 
 def test_values_of_different_groups_compare(datamodule: TableDataModule) -> None:

@@ -510,6 +510,22 @@ def test_updates_are_made_up_for_where_there_were_fewer_batches_than_was_said() 
     assert search.is_done
 
 
+def test_a_search_of_the_same_name_whose_updates_are_done_knows_what_memory_costs() -> None:
+    space = space_of()
+    study = study_of(space)
+    first = SizeSearch(space, study, plan=PLAN, search_id="mine")
+    first.error = lambda quality: 0.1
+    first.start(NUM_BATCHES)
+    batches(first, range(NUM_BATCHES))
+    assert first.updates_done == PLAN.num_updates
+    second = SizeSearch(space, study, plan=PLAN, search_id="mine")
+    second.error = first.error
+    searched(second)
+    assert {t.user_attrs["fidelity"] for t in study.trials} == {"supernet", "validated"}
+    for trial in study.trials:
+        assert trial.user_attrs["penalty"] == pytest.approx(0.025 * share_of(trial, second))
+
+
 @pytest.mark.parametrize("done", [5, 14, 17, 19, 20])
 def test_a_search_goes_on_from_its_state(done: int) -> None:
     whole = searched(SizeSearch(space_of(), plan=PLAN, seed=1))
