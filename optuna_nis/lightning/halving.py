@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna_nis._format import duration
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
-from optuna_nis.lightning.convergence import error_on_validation
+from optuna_nis.lightning.convergence import DECAY, error_on_validation, scale_learning_rates
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
     Data,
@@ -159,7 +159,7 @@ def run_shortlist(
             if training.position == 1:
                 start = time.perf_counter()
             run = runs[training.allocation]
-            run.train(data, training.epochs)
+            run.train(data, training.epochs, is_last=training.is_last)
             shortlist.tell(run.latest)
             if progress is not None:
                 seconds = (time.perf_counter() - start) / training.position
@@ -213,11 +213,13 @@ class _Run:
         name = zlib.crc32(self.allocation.to_json().encode())
         return self._folder / f"{name:08x}-{self._epochs}.ckpt"
 
-    def train(self, data: Data, epochs: int) -> None:
+    def train(self, data: Data, epochs: int, *, is_last: bool) -> None:
         before = self._checkpoint
         self._epochs += epochs
         callbacks = [*self._metric.monitored.callbacks(), self._metric]
         callbacks += [_Until(self._epochs), ValidationForSchedules()]
+        if is_last and not self._checkpoint.exists():
+            callbacks.append(_Lowered())
         if self._kept:
             callbacks.append(PeriodicCheckpoint(self._checkpoint))
         trainer = quiet_trainer(
@@ -244,6 +246,14 @@ class _Until(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.fit_loop.max_epochs = self._epochs
+
+
+class _Lowered(Callback):
+    """Lowers the learning rate as a training to the end does; those of schedules stay."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.lr_scheduler_configs and pl_module.automatic_optimization:
+            scale_learning_rates(trainer, DECAY)
 
 
 class _LatestMetric(Callback):

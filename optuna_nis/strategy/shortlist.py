@@ -60,6 +60,11 @@ class Training:
     position: int
     num_in_round: int
 
+    @property
+    def is_last(self) -> bool:
+        """Whether it is of the last of several rounds."""
+        return self.round == self.num_rounds > 1
+
     def __str__(self) -> str:
         return f"round {self.round} of {self.num_rounds}: {self.position} of {self.num_in_round}"
 

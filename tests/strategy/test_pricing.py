@@ -84,6 +84,24 @@ def test_the_second_paths_are_around_what_the_first_have_found() -> None:
             assert all(low <= own for low, own in zip(path.low[name], widths))
 
 
+def test_where_in_doubt_they_are_around_what_is_best_on_average() -> None:
+    space = space_of()
+    pricer = Pricer(np.random.default_rng(0), num_examples=None, side_by_side=False)
+    rng = np.random.default_rng(1)
+    shape = (len(space.specs[0].row_blocks), 8)
+    asking = pricer.proposals([space], [30, 40])
+    noisy = [
+        [{name: -0.05 + rng.choice([-1.0, 1.0], shape) for name in ("user", "item")}]
+        for _ in next(asking).batches
+    ]
+    pricing = asking.send(noisy)
+    found = space.widths(space.most_valuable(pricer.values[0]))
+    for (path,) in pricing.batches:
+        for name, widths in found.items():
+            ends = zip(path.low[name], widths, path.high[name])
+            assert all(low <= own <= high for low, own, high in ends)
+
+
 def test_blocks_that_are_worth_nothing_propose_nothing() -> None:
     space = space_of()
     worth = {name: -np.abs(own) for name, own in worth_of(space).items()}
