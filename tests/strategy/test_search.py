@@ -340,11 +340,10 @@ def test_of_choices_of_the_same_quality_the_smallest_is_best() -> None:
     # As small as what is left out can make it.
     scored = [t for t in search.study.trials if t.user_attrs["fidelity"] == "validated"]
     assert sizes[0] == min(t.user_attrs["num_parameters"] for t in scored)
-    shortlist = search.shortlist()
-    while shortlist.ask() is not None:
-        shortlist.tell(0.8)
-    assert shortlist.best().num_parameters == sizes[0]
-    search.record(shortlist.candidates())
+    # The whole budget costs .002.
+    found = finals(search, lambda t: 0.8 + 0.001 * t.allocation.num_parameters / sizes[-1])
+    assert found[0].allocation.num_parameters == sizes[0]
+    search.record(found)
     assert search.study.best_trial.user_attrs["num_parameters"] == sizes[0]
 
 
@@ -401,6 +400,24 @@ def test_the_best_of_the_candidates_also_competes_without_what_its_quality_does_
     assert trial.value == quality(smallest)
     assert trial.user_attrs["origin"] in {"policy", "formula", "uniform"}
     assert all(t.value == quality(whole.space.allocation(t.params)) for t in scored)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.02])
+def test_what_validation_does_not_show_may_be_left_out_if_that_is_a_little_worse(
+    error: float,
+) -> None:
+    def quality(choice: Allocation) -> float:
+        """Users are worth most, and any items a little more than their memory costs."""
+        users, items = (choice[name].num_parameters for name in ("user", "item"))
+        return 0.5 + 0.1 * users / 808 + 0.004 * (items > 0)
+
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.error = lambda _: error
+    searched(search, quality)
+    best = search.candidates[0]
+    assert best["item"].num_parameters > 0
+    gone = [each for each in search.candidates if each["user"] == best["user"] and each != best]
+    assert [each["item"].num_parameters for each in gone] == [0] * (error > 0)
 
 
 def finals(
