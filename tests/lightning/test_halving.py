@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, ReduceLROnPlateau
 
 from optuna_nis import Allocation, SearchSpace
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import (
     Candidate,
     RankingModule,
+    checkpoints,
     evaluate,
     reference_model,
     train,
@@ -221,6 +222,64 @@ def test_schedules_of_the_learning_rate_go_over_all_rounds(
     else:
         assert first.total_steps == second.total_steps
         assert 3 * first.last_epoch == second.last_epoch == second.total_steps
+
+
+@pytest.mark.parametrize(
+    ("rounds", "scheduled", "rates"),
+    [
+        ((1, 1, 2), False, [0.01] * 6 + [0.002] * 6),
+        ((2,), False, [0.01] * 6),
+        ((1, 1), True, [0.01] * 6),
+    ],
+)
+def test_the_last_of_several_rounds_has_the_lowered_rate(
+    datamodule: TableDataModule,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rounds: tuple[int, ...],
+    scheduled: bool,
+    rates: list[float],
+) -> None:
+    monkeypatch.setattr(checkpoints, "_INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoints, "_MAX_SHARE", 1.0)
+    seen: dict[int, float] = {}
+    killed_at = set(range(len(rates)))
+
+    class Killed(RankingModule):
+        """Stops before each step, once."""
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+            if scheduled:
+                return [optimizer], [ConstantLR(optimizer, 1.0)]
+            return optimizer
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            if self.global_step in killed_at:
+                killed_at.remove(self.global_step)
+                raise KilledError
+            seen[self.global_step] = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    build = reference_model(datamodule.features)
+
+    def killed(allocation: Allocation) -> RankingModule:
+        model = build(allocation)
+        model.__class__ = Killed
+        return model
+
+    space = SearchSpace(datamodule.embedding_specs(8))
+    run = ([space.full()], build(space), killed, datamodule)
+    options = {"shortlist_epochs": rounds, "shortlist_batches": 3 / 37, "folder": tmp_path}
+    while killed_at:
+        with pytest.raises(KilledError):
+            train_shortlist(*run, **options)
+    train_shortlist(*run, **options)
+    assert list(seen.values()) == pytest.approx(rates)
+    assert list(seen) == list(range(len(rates)))
+
+
+class KilledError(Exception):
+    pass
 
 
 @pytest.mark.parametrize("name", ["callbacks", "max_epochs", "check_val_every_n_epoch"])
