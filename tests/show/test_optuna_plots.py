@@ -24,15 +24,15 @@ from optuna_nis import NISSampler, penalised_reward
 from optuna_nis.study import results
 from optuna_nis.study.recording import save_score
 
-KINDS = [{"supernet": 6, "validated": 3, "trained": 4}, {"supernet": 12}]
+KINDS = [{"supernet": 6, "validated": 3, "dropped": 2, "trained": 4}, {"supernet": 12}]
 
 
 def test_the_history_is_that_of_what_was_trained(make_study):
-    study = make_study(supernet=12, trained=3)
+    study = make_study(supernet=12, dropped=2, trained=3)
     best = max(study.trials[-3:], key=lambda trial: trial.value)
     traces = plot_optimization_history(study).data
     drawn = [trace for trace in traces if trace.mode == "markers" and len(trace.x or ())]
-    assert [list(trace.x) for trace in drawn] == [[12, 13, 14]]
+    assert [list(trace.x) for trace in drawn] == [[14, 15, 16]]
     lines = [trace for trace in traces if (trace.name or "").startswith("Best")]
     assert [trace.y[-1] for trace in lines] == [best.value]
 

@@ -62,6 +62,17 @@ def page(tmp_path, monkeypatch):
     return write
 
 
+def test_a_report_tells_what_was_dropped_from_what_was_trained_to_the_end(page, make_study):
+    found = page(make_study(supernet=10, dropped=4, trained=2))
+    names = {
+        trace.get("name"): len(trace["x"]) for each in found.figures for trace in each["data"]
+    }
+    assert names["Trials, trained for a while (validation)"] == 4
+    assert names["Trials, trained (validation)"] == 2
+    # The best so far is about the latter alone.
+    assert names["Best so far, trained"] == 2
+
+
 def test_report_holds_results_sizes_and_figures(page, make_study):
     study = make_study(supernet=10, trained=2, results=True)
     study.set_user_attr(stored.SEARCH_SECONDS_ATTR, 30.0)
