@@ -286,10 +286,10 @@ class NISCallback(Callback):
         self._scores.start(trainer)
         self._is_checked = False
         self._batches = TrainingBatches(trainer)
-        if self._search.error is None:
+        if self._search.rewarding.error is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             name = self.monitored(pl_module).name
-            self._search.error = error_on_validation(pl_module, data, name)
+            self._search.rewarding.error = error_on_validation(pl_module, data, name)
         side_by_side = self._rewards.side_by_side(pl_module)
         self._search.start(
             self._batches.number if self.plan.warmup < 1 else 0,

@@ -73,7 +73,7 @@ def find_candidates(
     def value(choice: Allocation) -> float:
         return rewards[choice].value
 
-    best = {max(group, key=value) for group in groups if group}
+    best = list(dict.fromkeys(max(group, key=value) for group in groups if group))
     top = max(best, key=value)
     simple, more = yield from simplify(
         space,
@@ -85,8 +85,8 @@ def find_candidates(
     )
     rewards |= more
     origins |= {choice: origins[top] for choice in more if choice not in origins}
-    if simple is not None:
-        best.add(simple)
+    if simple is not None and simple not in best:
+        best.append(simple)
     return Found(rewards, sorted(best, key=value, reverse=True), origins)
 
 

@@ -15,7 +15,8 @@ from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.processes import Processes
 from optuna_nis.strategy.reward import Reward
-from optuna_nis.study.keys import SUPERNET
+from optuna_nis.strategy.shortlist import Candidate
+from optuna_nis.study.keys import DROPPED, SUPERNET, TRAINED
 from optuna_nis.study.recording import TrialRecorder
 from optuna_nis.study.searches import Search, join, new_search_id, num_scored
 from optuna_nis.study.settings import plan_of, save_plan, save_space
@@ -123,15 +124,14 @@ class Journal:
         return shared
 
 
-def write_trained(
+def write_found(
     study: Study,
     space: SearchSpace,
     search_id: str,
-    rewards: Mapping[Allocation, Reward],
+    found: Sequence[Candidate],
+    reward: Callable[[float, Allocation], Reward],
     step: int,
     origins: Mapping[Allocation, str],
-    *,
-    fidelity: str,
 ) -> None:
     """Write the choices that a search has trained for real, unless that was done before.
 
@@ -139,16 +139,18 @@ def write_trained(
         study: The study.
         space: The search space.
         search_id: The id of the search.
-        rewards: What each is worth.
+        found: The choices; those that were dropped before the last round are written as such.
+        reward: The reward of a choice by its metric.
         step: The last training step of the supernet.
         origins: What proposed them, as far as that is known.
-        fidelity: ``"trained"``, or ``"dropped"`` for those that were not trained to the end.
     """
-    if num_scored(study, search_id, fidelity) < len(rewards):
-        TrialRecorder(study, space, search_id).record(
-            [space.params(allocation) for allocation in rewards],
-            list(rewards.values()),
-            fidelity=fidelity,
-            step=step,
-            origins=[origins.get(allocation) for allocation in rewards],
-        )
+    for fidelity, is_finalist in ((DROPPED, False), (TRAINED, True)):
+        alike = [each for each in found if each.is_finalist == is_finalist]
+        if num_scored(study, search_id, fidelity) < len(alike):
+            TrialRecorder(study, space, search_id).record(
+                [space.params(each.allocation) for each in alike],
+                [reward(each.val_metric, each.allocation) for each in alike],
+                fidelity=fidelity,
+                step=step,
+                origins=[origins.get(each.allocation) for each in alike],
+            )

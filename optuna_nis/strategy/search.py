@@ -17,18 +17,17 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.asking import Answer, Asking, Request, Work
 from optuna_nis.strategy.block_values import Gradients
-from optuna_nis.strategy.decision import tie
 from optuna_nis.strategy.ending import Ending
-from optuna_nis.strategy.journal import Journal, plan_in, write_trained
+from optuna_nis.strategy.journal import Journal, plan_in, write_found
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.pricing import Pricer, Pricing
 from optuna_nis.strategy.processes import OneProcess, Processes
-from optuna_nis.strategy.reward import Reward, penalised_reward
+from optuna_nis.strategy.rewarding import Rewarding
 from optuna_nis.strategy.schedule import Schedule
 from optuna_nis.strategy.scoring import Scoring
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
 from optuna_nis.strategy.training_choices import training_choices
-from optuna_nis.study.keys import DROPPED, SUPERNET, TRAINED, VALIDATED
+from optuna_nis.study.keys import SUPERNET, VALIDATED
 from optuna_nis.study.searches import check_search_id
 
 _T = TypeVar("_T")
@@ -45,14 +44,12 @@ class SizeSearch:
     scored on validation data until there are none; it tells their qualities.
 
     *Warm-up.* Training batches, shared among several choices or by one of them in turns, see the
-    full tables and random choices below the budget, most of them close to it, so that every block
-    is trained before anyone is judged.
+    full tables and random choices, most of them close to the budget.
 
     *The controller.* Then the controller draws groups of choices, has each scored on the same
     examples, and learns from their rewards. (With a ``warmup`` below 1 it begins earlier, and some
     of the choices that the supernet is trained under are its own.) Every scored choice becomes a
-    trial. These compare, since the full tables are scored with each group: a value is what they
-    had on all validation data at the first update, plus what the choice is better on the examples.
+    trial. Groups compare, since the full tables are scored with each.
 
     *The end.* A supernet ranks choices of about the same cost well, but across costs badly. So for
     the budget and for smaller ones, choices are proposed by the policy, by gradients of the loss
@@ -64,7 +61,7 @@ class SizeSearch:
 
     Args:
         space: The search space; its budget is obeyed by construction. Sizes by popularity compete
-            if it knows how frequent ids are (``mean_counts`` of its specs).
+            if it knows how frequent ids are.
         study: Where scored choices go as trials. Its sampler must be a
             :class:`~optuna_nis.NISSampler` with ``budget=space``. If it has trials of this space,
             the policy goes on from there. By default a new one in memory, :attr:`study`.
@@ -114,12 +111,12 @@ class SizeSearch:
         self.updates_done = 0  #: Updates of the controller so far.
         #: Of the group that was scored last: mean reward, and mean share of the budget.
         self.mean_reward = self.mean_memory = math.nan
+        self.rewarding = Rewarding(space, self.plan)  #: What choices are worth.
         self._ending = Ending(space, self.plan)
         self._seed = seed
         self._rng = np.random.default_rng(seed)
         self._search_id = search_id
         self._is_new = True
-        self._reference: float | None = None
         self._candidates: list[Allocation] | None = None
         self._why_none = _NOT_YET
         self.batches_done = 0  #: Training batches so far, one that has begun included.
@@ -131,9 +128,6 @@ class SizeSearch:
         self._prices = prices
         self._num_examples: int | None = None
         self._origins: dict[Allocation, str] = {}
-        #: Standard error of a quality on all validation data, if that is known. Of choices that
-        #: it cannot tell apart, the one with the fewest parameters is best.
-        self.error: Callable[[float], float] | None = None
 
     @property
     def id(self) -> str | None:
@@ -171,7 +165,7 @@ class SizeSearch:
         return {
             "search_id": self._search_id,
             "rng": self._rng.bit_generator.state,
-            "reference": self._reference,
+            "reference": self.rewarding.reference,
             "step": self._step,
             "batches": self.batches_done,
             "candidates": self._candidates and [c.to_json() for c in self._candidates],
@@ -183,7 +177,7 @@ class SizeSearch:
         self._search_id = state_dict["search_id"]
         self._is_new = False
         self._rng.bit_generator.state = state_dict["rng"]
-        self._reference = state_dict.get("reference")
+        self.rewarding.reference = state_dict.get("reference")
         self._step = state_dict.get("step", 0)
         self.batches_done = state_dict.get("batches", 0)
         if (candidates := state_dict.get("candidates")) is not None:
@@ -276,7 +270,7 @@ class SizeSearch:
             count=self._choices_per_step,
             num_examples=num_examples,
             full=done % 2 == 0,
-            draw=self._drawn if learning else None,
+            draw=(lambda count: self._draw(count)[0]) if learning else None,
         )
 
     def ask(self) -> Request | None:
@@ -350,8 +344,8 @@ class SizeSearch:
             self.plan,
             keep=keep,
             supernet_batches=self.batches_done,
-            error=self.error,
-            reward=self._reward,
+            error=self.rewarding.error,
+            reward=self.rewarding.reward,
         )
 
     def record(self, found: Sequence[Candidate]) -> None:
@@ -362,20 +356,10 @@ class SizeSearch:
         """
         if self._search_id is None or self._candidates is None:
             raise RuntimeError(f"The search has no candidates: {self._why_none}.")
-        for fidelity, alike in (
-            (DROPPED, [each for each in found if not each.is_finalist]),
-            (TRAINED, [each for each in found if each.is_finalist]),
-        ):
-            rewards = {c.allocation: self._reward(c.val_metric, c.allocation) for c in alike}
-            write_trained(
-                self.study,
-                self.space,
-                self._search_id,
-                rewards,
-                self._step,
-                self._origins,
-                fidelity=fidelity,
-            )
+        reward = self.rewarding.reward
+        write_found(
+            self.study, self.space, self._search_id, found, reward, self._step, self._origins
+        )
 
     def _next_work(self) -> Work | None:
         if self._schedule is None:
@@ -389,15 +373,16 @@ class SizeSearch:
     def _update(self) -> Work:
         """Draw a group, have it scored, and learn from it."""
         full = self.space.full()
-        if self._reference is None:
-            (quality,) = yield Scoring((full,), None)
-            self._reference = self._reward(quality, full).quality
+        yield from self.rewarding.refer()
         choices, options, log_probs = self._draw(self.plan.group_size)
         *qualities, of_full = yield Scoring((*choices, full), self.plan.score_examples)
         for quality, choice in zip([*qualities, of_full], [*choices, full]):
-            self._reward(quality, choice)  # Told as it is if it is not a finite number.
-        offset = self._reference - of_full
-        rewards = [self._reward(q + offset, choice) for q, choice in zip(qualities, choices)]
+            self.rewarding.reward(quality, choice)  # Told as it is if it is not a finite number.
+        assert self.rewarding.reference is not None
+        offset = self.rewarding.reference - of_full
+        rewards = [
+            self.rewarding.reward(q + offset, choice) for q, choice in zip(qualities, choices)
+        ]
         self._policy.update(options, [reward.value for reward in rewards], log_probs)
         others = self._journal.write(
             self._policy.params(options),
@@ -415,14 +400,15 @@ class SizeSearch:
         self._policy = self._journal.of_the_first(lambda: self._policy)
         self.updates_done += 1
         self.mean_reward = float(np.mean([reward.value for reward in rewards]))
-        memory = np.mean([reward.num_parameters for reward in rewards])
-        self.mean_memory = float(memory / self.space.budget)
+        used = [reward.num_parameters / self.space.budget for reward in rewards]
+        self.mean_memory = float(np.mean(used))
         self._journal.tell_progress(self.updates_done, self.plan.num_updates, self.mean_reward)
 
     def _end(self) -> Work:
         """Find the candidates."""
         while self.updates_done < self.plan.num_updates:
             yield from self._update()  # Those that no batch has made.
+        yield from self.rewarding.refer()
         pricer = None
         if self._prices:
             pricer = Pricer(
@@ -435,10 +421,10 @@ class SizeSearch:
             self._policy,
             self._rng,
             self._journal,
-            self._reward,
+            self.rewarding.reward,
             pricer,
             num_batches=self.batches_done,
-            tolerance=self._memory_price(),
+            tolerance=self.rewarding.memory_price,
         )
         self._origins = found.origins
         self._journal.write(
@@ -464,21 +450,3 @@ class SizeSearch:
         options, log_probs = self._policy.sample(count, self._rng)
         choices = [self.space.allocation(params) for params in self._policy.params(options)]
         return choices, options, log_probs
-
-    def _drawn(self, count: int) -> list[Allocation]:
-        return self._draw(count)[0]
-
-    def _reward(self, quality: float, choice: Allocation) -> Reward:
-        return penalised_reward(
-            quality,
-            choice.num_parameters,
-            self.space.budget,
-            penalty_weight=self.plan.penalty_weight,
-            memory_price=self._memory_price(),
-        )
-
-    def _memory_price(self) -> float:
-        """What the whole budget costs: what validation data cannot resolve."""
-        if self.error is None or self._reference is None:
-            return 0.0
-        return tie(self.error(self._reference))

@@ -178,11 +178,10 @@ class Shortlist:
         if not self.plan.shortlist_epochs:
             return []
         ranked = self._ranked(self._latest)
-        last = max(self._rounds.values(), default=0)
+        finite = [each for each in ranked if math.isfinite(self._latest[each])]
+        last = max((self._rounds[each] for each in finite), default=0)
         found = [
-            Candidate(a, self._latest[a], self._rounds[a] == last)
-            for a in ranked
-            if math.isfinite(self._latest[a])
+            Candidate(each, self._latest[each], self._rounds[each] == last) for each in finite
         ]
         if ranked and not found:
             raise FloatingPointError(

@@ -85,7 +85,7 @@ def simplify(
     options = simpler(space, choice)
     on_some = yield Scoring((choice, *options.values()), num_examples)
     least = on_some[0] - _SURELY_WORSE * tolerance
-    parts = {part for part, quality in zip(options, on_some[1:]) if quality >= least}
+    parts = [part for part, quality in zip(options, on_some[1:]) if quality >= least]
     scored: dict[Allocation, Reward] = {}
     taken: Allocation | None = None
     for _ in range(_MOST_STEPS):
@@ -101,7 +101,7 @@ def simplify(
         scored |= {options[part]: each for part, each in rewards.items()}
         least = known.value - tolerance
         # What has cost too much alone costs no less beside others.
-        parts = {part for part, each in rewards.items() if each.value >= least}
+        parts = [part for part, each in rewards.items() if each.value >= least]
         if not parts:
             break
         taken = options[max(parts, key=lambda part: rewards[part].value)]

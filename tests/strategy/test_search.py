@@ -330,7 +330,7 @@ def test_what_was_trained_for_real_is_best_and_written_once() -> None:
 
 def test_of_choices_of_the_same_quality_the_smallest_is_best() -> None:
     search = SizeSearch(space_of(), plan=PLAN)
-    search.error = lambda quality: 0.01 * quality
+    search.rewarding.error = lambda quality: 0.01 * quality
     searched(search, lambda _: 0.8)
     assert trial_rewards(search) == pytest.approx(
         {t.number: 0.8 - 0.25 * 0.01 * 0.8 * share_of(t, search) for t in search.study.trials}
@@ -361,7 +361,7 @@ def test_where_nothing_is_known_of_the_error_memory_has_no_price(
     error: Callable[[float], float] | None,
 ) -> None:
     search = SizeSearch(space_of(), plan=PLAN)
-    search.error = error
+    search.rewarding.error = error
     searched(search)
     for trial in search.study.trials:
         assert trial.user_attrs["penalty"] == 0.0
@@ -372,7 +372,7 @@ def test_where_nothing_is_known_of_the_error_memory_has_no_price(
 def test_what_validation_shows_is_worth_its_memory() -> None:
     search = SizeSearch(space_of(), plan=PLAN)
     # Users gain up to .3, far more than a quarter of this.
-    search.error = lambda quality: 0.01
+    search.rewarding.error = lambda quality: 0.01
     best = searched(search).candidates[0]
     assert best["user"].num_parameters > 0.5 * search.space.budget
     assert best["item"].num_parameters == 0
@@ -412,7 +412,7 @@ def test_what_validation_does_not_show_may_be_left_out_if_that_is_a_little_worse
         return 0.5 + 0.1 * users / 808 + 0.004 * (items > 0)
 
     search = SizeSearch(space_of(), plan=PLAN)
-    search.error = lambda _: error
+    search.rewarding.error = lambda _: error
     searched(search, quality)
     best = search.candidates[0]
     assert best["item"].num_parameters > 0
@@ -486,11 +486,11 @@ def test_a_search_that_was_interrupted_while_its_trainings_were_written_writes_t
 
 def test_a_search_that_goes_on_still_knows_what_memory_costs() -> None:
     search = SizeSearch(space_of(), plan=PLAN, search_id="mine")
-    search.error = lambda quality: 0.1
+    search.rewarding.error = lambda quality: 0.1
     searched(search)
     resumed = SizeSearch(space_of(), search.study, plan=PLAN, search_id="mine")
     resumed.load_state_dict(json.loads(json.dumps(search.state_dict())))
-    resumed.error = search.error
+    resumed.rewarding.error = search.rewarding.error
     assert finals(resumed) == finals(search)
     resumed.record(finals(resumed))
     best = search.study.best_trial
@@ -531,12 +531,12 @@ def test_a_search_of_the_same_name_whose_updates_are_done_knows_what_memory_cost
     space = space_of()
     study = study_of(space)
     first = SizeSearch(space, study, plan=PLAN, search_id="mine")
-    first.error = lambda quality: 0.1
+    first.rewarding.error = lambda quality: 0.1
     first.start(NUM_BATCHES)
     batches(first, range(NUM_BATCHES))
     assert first.updates_done == PLAN.num_updates
     second = SizeSearch(space, study, plan=PLAN, search_id="mine")
-    second.error = first.error
+    second.rewarding.error = first.rewarding.error
     searched(second)
     assert {t.user_attrs["fidelity"] for t in study.trials} == {"supernet", "validated"}
     for trial in study.trials:
