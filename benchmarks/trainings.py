@@ -41,7 +41,7 @@ Job = dict[str, Any]
 Result = dict[str, Any]
 
 # Part of every job: raised when trainings or searches go by other rules, to run them anew.
-RULES = 2
+RULES = 3
 # Options of the model that careful people tune; a job has those that are not the defaults.
 OPTIONS = ("learning_rate", "l2", "dropout")
 # Random draws with which TPE begins.
