@@ -66,8 +66,8 @@ class Pricer:
     """Asks for gradients and proposes, for each of some budgets, what is worth most.
 
     At first blocks are priced on paths between random choices near each budget, then on paths
-    around what was found for it. Each time there are two proposals: without what is not worth its
-    memory on average, and without only what is surely not.
+    around what was found for it. Each time there are three proposals: what is worth its memory
+    for sure, what may be worth it, and what is so on average.
 
     Args:
         rng: Source of randomness, the same in all processes.

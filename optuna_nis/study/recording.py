@@ -49,7 +49,8 @@ def save_score(trial: Trial, reward: Reward, fidelity: str) -> None:
     Args:
         trial: The trial.
         reward: What its choice is worth.
-        fidelity: How it was scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
+        fidelity: How it was scored, ``"supernet"``, ``"validated"``, ``"dropped"`` or
+            ``"trained"``.
     """
     for key, value in _attributes(reward, fidelity).items():
         trial.set_user_attr(key, value)
@@ -105,7 +106,8 @@ class TrialRecorder:
         Args:
             params: The parameters of each choice.
             rewards: What each was worth.
-            fidelity: How they were scored, ``"supernet"``, ``"validated"`` or ``"trained"``.
+            fidelity: How they were scored, ``"supernet"``, ``"validated"``, ``"dropped"`` or
+                ``"trained"``.
             step: Training step of the supernet at which they were scored.
             log_probs: Log-probability of each under the policy that drew it; None if none did.
             reference: How much the quality in the rewards is above what the examples gave, so

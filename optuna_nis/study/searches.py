@@ -124,7 +124,7 @@ def num_scored(study: Study, search_id: str, fidelity: str) -> int:
     Args:
         study: A study that maximises a reward.
         search_id: The id of the search.
-        fidelity: ``"supernet"``, ``"validated"`` or ``"trained"``.
+        fidelity: ``"supernet"``, ``"validated"``, ``"dropped"`` or ``"trained"``.
     """
     return sum(
         trial.user_attrs.get(SEARCH_ATTR) == search_id

@@ -25,8 +25,8 @@ from optuna_nis.study.keys import (
 def finished_trials(study: Study) -> list[FrozenTrial]:
     """Trials that were scored with a finite value, in their order.
 
-    Those scored with shared weights are pruned trials with a value, so that
-    ``study.best_trial`` is one that was trained. In studies of release 0.1 they are complete.
+    Those scored with shared weights, or dropped after a short training, are pruned trials with a
+    value, so that ``study.best_trial`` is one that was trained to the end. In studies of release 0.1 they are complete.
 
     Args:
         study: A study that maximises a reward.
@@ -48,7 +48,7 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
 
 
 def is_scored(trial: FrozenTrial) -> bool:
-    """Whether a trial has a finite value, from shared weights or from a whole evaluation.
+    """Whether a trial has a finite value, of its own or from a search that cut it short.
 
     The value that Optuna gives to a trial whose training was pruned is none: the training would
     have gone on.
@@ -125,7 +125,7 @@ def fidelity_of(trial: FrozenTrial) -> str | None:
 
 
 def is_trained(trial: FrozenTrial) -> bool:
-    """Whether a trial was trained for real, not scored with shared weights.
+    """Whether a trial was trained for real, to the end of its search's shortlist.
 
     Example:
         >>> is_trained(study.trials[0])
@@ -153,8 +153,9 @@ def is_feasible(trial: FrozenTrial) -> bool:
 def best_trial(study: Study) -> FrozenTrial:
     """The trial that a search recommends.
 
-    Trials that were trained for real, scored on all validation data with shared weights, and
-    scored on a batch of it cannot be compared: the best of the first kind that there is counts.
+    Trials that were trained to the end, trained for a while, scored on all validation data with
+    shared weights, and scored on a batch of it cannot be compared: the best of the first kind
+    that there is counts.
     Trials that break a constraint count only if there are no others.
 
     Args:
