@@ -26,7 +26,8 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
     """Trials that were scored with a finite value, in their order.
 
     Those scored with shared weights, or dropped after a short training, are pruned trials with a
-    value, so that ``study.best_trial`` is one that was trained to the end. In studies of release 0.1 they are complete.
+    value, so that ``study.best_trial`` is one that was trained to the end. In studies of
+    release 0.1 they are complete.
 
     Args:
         study: A study that maximises a reward.
