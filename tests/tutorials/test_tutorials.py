@@ -79,7 +79,9 @@ def test_your_own_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert {spec.name for spec in found.space.specs} == {"user", "item", "genres"}
     assert found.allocation.num_parameters <= found.space.budget
     assert found.allocation == found.candidates[0].allocation
-    qualities = [candidate.val_metric for candidate in found.candidates]
+    finalists = [candidate for candidate in found.candidates if candidate.is_finalist]
+    assert found.candidates[: len(finalists)] == finalists
+    qualities = [candidate.val_metric for candidate in finalists]
     assert qualities == sorted(qualities, reverse=True)
     (_, size), *_ = check_tested(capsys.readouterr().out, "auroc")
     assert size == f"{found.allocation.num_parameters:,}"
