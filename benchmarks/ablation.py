@@ -1,7 +1,7 @@
 """What each part of the search gives: the search without it, on the same data and budgets.
 
     python benchmarks/ablation.py --data flights-ranking --budgets 0.25
-    python benchmarks/ablation.py --data-dir DATA MORE      # everything, an hour or two
+    python benchmarks/ablation.py --data-dir DATA MORE      # everything, some hours
 
 Every variant searches anew for every seed; what it finds is trained from scratch until validation
 stops improving, and tested. Finished jobs are kept where ``search_quality.py`` keeps its own: a
@@ -24,12 +24,7 @@ from search_quality import RESULTS, Cell
 from trainings import Result, Trainings
 from without import WITHOUT
 
-DEFAULT_DATA = (
-    "flights-ranking",
-    "movielens-1m-user-item",
-    "flights-retrieval",
-    "movielens-small",
-)
+DEFAULT_DATA = ("flights-ranking", "insteval", "complete_journey", "movielens-1m-user-item")
 DEFAULT_BUDGETS = (0.25,)
 
 

@@ -36,6 +36,7 @@ from optuna_nis.lightning import SearchPlan, reference_model, search
 from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer, train
 from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.nn import sized_layers
+from optuna_nis.study.keys import FIDELITIES, ORIGIN_ATTR
 
 Job = dict[str, Any]
 Result = dict[str, Any]
@@ -251,7 +252,7 @@ def _search(
     found = search(study, config, budget=budget, mode=mode, plan=plan, seed=seed, **options)
     # The search loads the data too, which is no part of its cost.
     seconds = time.process_time() - loaded - (loaded - start)
-    trials = {"supernet": 0, "validated": 0, "trained": 0}
+    trials = dict.fromkeys(FIDELITIES, 0)
     for trial in study.trials:
         trials[trial.user_attrs["fidelity"]] += 1
     return {
@@ -259,6 +260,8 @@ def _search(
         "num_parameters": found.num_parameters,
         "seconds": seconds,
         "trials": trials,
+        # What proposed the sizes that were best.
+        "winner": study.best_trial.user_attrs[ORIGIN_ATTR] if trials["trained"] else None,
     }
 
 
