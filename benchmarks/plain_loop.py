@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 from optuna_nis import Allocation, SearchPlan, SearchSpace, SizeSearch
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.features import LABEL
+from optuna_nis.lightning.convergence import DECAY, error_on_validation
 from optuna_nis.models import EmbeddingModule, RankingModule, reference_model
 from optuna_nis.nn import set_choices, warm_start
 from optuna_nis.strategy.scoring import Scoring
 from optuna_nis.strategy.shortlist import Shortlist
+from optuna_nis.strategy.shortlist import Training as ShortTraining
 
 Batch = dict[str, Tensor]
 
@@ -38,6 +40,7 @@ def plain_loop(
     torch.manual_seed(seed)
     supernet = build(space)
     search = SizeSearch(space, plan=plan, seed=seed)
+    search.rewarding.error = error_on_validation(supernet, data)
     search.start(plan.epochs * len(train), choices_per_step=plan.num_choices(side_by_side=True))
     score = _scores(search, supernet, validation)
     optimizer = supernet.configure_optimizers()
@@ -56,7 +59,7 @@ def plain_loop(
         sizes: _Run(build(sizes), supernet, data, shortlist) for sizes in shortlist.allocations
     }
     while (training := shortlist.ask()) is not None:
-        shortlist.tell(runs[training.allocation].train(training.epochs))
+        shortlist.tell(runs[training.allocation].train(training))
     search.record(shortlist.candidates())
     return search
 
@@ -78,9 +81,12 @@ class _Run:
         self._train, self._validation = data.train_dataloader(), data.val_dataloader()
         self._num_batches = shortlist.epoch_batches(len(self._train))
 
-    def train(self, epochs: int) -> float:
+    def train(self, training: ShortTraining) -> float:
         """Some epochs more; the metric at their end."""
-        for _ in range(epochs):
+        if training.is_last:
+            for group in self._optimizer.param_groups:
+                group["lr"] *= DECAY
+        for _ in range(training.epochs):
             for batch in islice(self._train, self._num_batches):
                 _step(self._model, self._optimizer, batch)
         return _validated(self._model, self._validation)
