@@ -7,7 +7,7 @@ How to search the embedding sizes of a model in a training loop of your own.
 # %%
 # Will somebody like a film? Here is an ordinary model and an ordinary loop, in torch alone.
 from copy import deepcopy
-from itertools import cycle
+from itertools import cycle, islice
 import os
 
 import numpy as np
@@ -84,7 +84,7 @@ def auc(model, batches):
 supernet = Liked()
 counts = count_ids(train, supernet, step=lambda batch: supernet(batch[0]))
 space = make_searchable(supernet, counts=counts, budget="25%")
-search = SizeSearch(space, plan=SearchPlan(num_updates=5 if SHORT else 50))
+search = SizeSearch(space, plan=SearchPlan(num_updates=5 if SHORT else 16))
 search.start(num_batches=EPOCHS * len(train), choices_per_step=4)
 examples = cycle(validation)
 
@@ -118,7 +118,8 @@ search.answer(score)
 #
 # A supernet compares choices of different cost badly, so there are several candidates, one for the
 # budget, one for half of it, and so on. The shortlist says which of them to train on for how many
-# epochs, from the weights of the supernet, and drops the worse ones.
+# short epochs, from the weights of the supernet, and drops the worse ones. The last round has a
+# lower learning rate, as a training to the end would have.
 
 
 class Run:
@@ -128,10 +129,10 @@ class Run:
         self.model = apply_allocation(Liked(), sizes, counts=counts)
         self.optimizer = adam(self.model)
 
-    def train(self, epochs):
-        """Some epochs more; ROC-AUC on validation data at their end."""
+    def train(self, epochs, num_batches=None):
+        """Some epochs more, short ones; ROC-AUC on validation data at their end."""
         for _ in range(epochs):
-            for batch in train:
+            for batch in islice(train, num_batches):
                 step(self.model, self.optimizer, *batch)
         return auc(self.model, validation)
 
@@ -140,8 +141,12 @@ shortlist = search.shortlist()
 runs = {sizes: Run(sizes) for sizes in shortlist.allocations}
 for run in runs.values():
     warm_start(run.model, supernet)
+num_batches = shortlist.epoch_batches(len(train))
 while (training := shortlist.ask()) is not None:
-    shortlist.tell(runs[training.allocation].train(training.epochs))
+    run = runs[training.allocation]
+    if training.is_last:
+        run.optimizer.param_groups[0]["lr"] /= 5
+    shortlist.tell(run.train(training.epochs, num_batches))
 search.record(shortlist.candidates())
 for candidate in shortlist.candidates():
     print(f"{candidate.allocation.num_parameters:>7,} parameters: {candidate.val_metric:.4f}")

@@ -118,7 +118,7 @@ def score(scoring):
 supernet = Liked()
 counts = count_ids(train, supernet, step=lambda batch: supernet(batch[0]))
 space = make_searchable(supernet, counts=counts, budget="25%")
-search = SizeSearch(space, plan=SearchPlan(num_updates=5 if SHORT else 50))
+search = SizeSearch(space, plan=SearchPlan(num_updates=5 if SHORT else 16))
 examples = cycle(validation)
 trainer = trainer_of(supernet)
 SearchSizes(supernet, search, score).attach(trainer)

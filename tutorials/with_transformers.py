@@ -115,7 +115,7 @@ counts = {
     "item": torch.bincount(item[train.indices], minlength=supernet.item.num_embeddings),
 }
 space = make_searchable(supernet, counts=counts, budget="25%")
-search = SizeSearch(space, plan=SearchPlan(num_updates=5 if SHORT else 50))
+search = SizeSearch(space, plan=SearchPlan(num_updates=5 if SHORT else 16))
 fit(supernet, 1 if SHORT else 4, SearchSizes(search, score))
 
 shortlist = search.shortlist()

@@ -231,13 +231,15 @@ class NISCallback(Callback):
             TypeError: If ``build_model`` is no function.
             ValueError: If it takes more than sizes, or the models log no such value.
         """
-        shortlist = self._search.shortlist()
         build_model = sized_like(build_model, self._supernet)
         monitored = self.monitored(self._supernet)
         if monitor is not None and monitor != monitored.name:
             monitored = Monitored(monitor, "min" if "loss" in monitor else "max")
+            # What memory costs in another value is not known.
+            self._search.rewarding.error = None
         if mode is not None:
             monitored = replace(monitored, mode=mode)
+        shortlist = self._search.shortlist()
         found = run_shortlist(
             shortlist,
             self._supernet,

@@ -238,6 +238,7 @@ class Convergence(Callback):
             "model": weights["state_dict"],
             "trained": weights.get("current_model_state", weights["state_dict"]),
             "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "decays": self.decays,
         }
         torch.save(state, self._file)
 
@@ -257,7 +258,7 @@ class Convergence(Callback):
             self._give(pl_module, state["trained"])
             for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
                 optimizer.load_state_dict(known)
-        scale_learning_rates(trainer, DECAY)
+        scale_learning_rates(trainer, DECAY ** (self.decays - state.get("decays", 0)))
 
 
 def scale_learning_rates(trainer: Trainer, factor: float) -> None:
@@ -286,7 +287,12 @@ def error_on_validation(
         return None
     labels = labels_of(data.val_dataloader())
     if isinstance(model, ItemsModule):
-        return lambda value: share_standard_error(value, len(labels))
+        return _within(lambda value: share_standard_error(value, len(labels)))
     positives = int((labels > 0.5).sum())
     negatives = len(labels) - positives
-    return lambda value: auc_standard_error(value, positives, negatives)
+    return _within(lambda value: auc_standard_error(value, positives, negatives))
+
+
+def _within(error: Error) -> Error:
+    """Infinite for what is no share: a model may say its quality by another number."""
+    return lambda value: error(value) if 0.0 <= value <= 1.0 else math.inf

@@ -169,6 +169,8 @@ def run_search(
             supernet.load_state_dict(searched["weights"])
             search.search.load_state_dict(searched["search"])
             monitored = replace(search.monitored(supernet), mode=searched["mode"])
+            error = error_on_validation(supernet, data, monitored.name)
+            search.search.rewarding.error = error
         shortlist = search.search.shortlist()
         progress(f"Training the best {len(shortlist.allocations)} choices for real.")
         found = run_shortlist(

@@ -33,6 +33,8 @@ def how_scored(study: Study, best: FrozenTrial) -> str:
     fidelity = fidelity_of(best)
     if fidelity is None:
         return "validation"
+    if fidelity == DROPPED:
+        return f"{SCORED[fidelity]}, on the validation data; the search has not ended"
     if fidelity in SHARED_WEIGHTS:
         return f"{SCORED[fidelity]}; nothing has been trained yet"
     words = "trained, on the validation data"

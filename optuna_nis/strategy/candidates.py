@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from optuna_nis.space.allocation import Allocation
-from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.reward import Reward
 from optuna_nis.strategy.scoring import Scoring
@@ -39,7 +38,6 @@ def find_candidates(
     by_popularity: Sequence[Sequence[Allocation]],
     frequent: Sequence[Allocation],
     uniform: Sequence[Allocation],
-    space: SearchSpace,
     plan: SearchPlan,
     reward: Callable[[float, Allocation], Reward],
     tolerance: float,
@@ -51,7 +49,6 @@ def find_candidates(
         by_popularity: Sizes by popularity, for each share of the budget.
         frequent: Choices of the most frequent ids alone.
         uniform: Choices of one width for all.
-        space: The search space.
         plan: The numbers that shape the search.
         reward: The reward of a choice by its quality.
         tolerance: What a reward may be lower for the sake of a simpler choice.
@@ -76,7 +73,6 @@ def find_candidates(
     best = list(dict.fromkeys(max(group, key=value) for group in groups if group))
     top = max(best, key=value)
     simple, more = yield from simplify(
-        space,
         top,
         rewards[top],
         reward,

@@ -88,7 +88,6 @@ class Ending:
                 self._by_popularity,
                 self.frequent,
                 self._uniform,
-                space,
                 plan,
                 reward,
                 tolerance,

@@ -78,12 +78,12 @@ class SearchPlan:
 
     Example:
         >>> SearchPlan(warmup=0.5).num_updates
-        50
+        16
     """
 
     epochs: int | None = None
     warmup: float = 1.0
-    num_updates: int = 50
+    num_updates: int = 16
     group_size: int = 8
     score_examples: int = 2048
     choices_per_step: int | None = None

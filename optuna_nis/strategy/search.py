@@ -62,17 +62,16 @@ class SizeSearch:
     Args:
         space: The search space; its budget is obeyed by construction. Sizes by popularity compete
             if it knows how frequent ids are.
-        study: Where scored choices go as trials. Its sampler must be a
-            :class:`~optuna_nis.NISSampler` with ``budget=space``. If it has trials of this space,
-            the policy goes on from there. By default a new one in memory, :attr:`study`.
+        study: Where scored choices go as trials, with a :class:`~optuna_nis.NISSampler` of
+            ``budget=space``. If it has trials of this space, the policy goes on from there. By
+            default a new one in memory, :attr:`study`.
         plan: The numbers that shape the search; by default those that the study was searched
             with, if it was. They are written into a study that has none.
         seed: Seed of the random choices. Where other searches are in the study already, it is
             mixed with the id, so that no two draw the same.
         search_id: What this search is called among those of the study. Started again under the
             same name, it makes only the updates that are left. By default a new name.
-        prices: Whether gradients of the loss are asked for, too, when the supernet is trained
-            (:class:`~optuna_nis.strategy.pricing.Pricing`).
+        prices: Whether gradients of the loss are asked for, too, when the supernet is trained.
 
     Example:
         >>> from optuna_nis import EmbeddingSpec, SearchSpace
@@ -338,11 +337,10 @@ class SizeSearch:
         Raises:
             RuntimeError: If the search is not done.
         """
-        keep = self._ending.frequent if self.plan.keep_frequent else []
         return Shortlist(
             self.candidates,
             self.plan,
-            keep=keep,
+            keep=self._ending.frequent if self.plan.keep_frequent else [],
             supernet_batches=self.batches_done,
             error=self.rewarding.error,
             reward=self.rewarding.reward,

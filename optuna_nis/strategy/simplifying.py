@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
-from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.reward import Reward
 from optuna_nis.strategy.scoring import Scoring
 
@@ -19,21 +17,19 @@ _SURELY_WORSE = 10
 Part = tuple[str, int]
 
 
-def simpler(space: SearchSpace, choice: Allocation) -> dict[Part, Allocation]:
+def simpler(choice: Allocation) -> dict[Part, Allocation]:
     """A choice without each of its features, and without the last tier of each.
 
     Args:
-        space: The search space, whose cuts the choice follows.
         choice: The choice.
 
     Returns:
         By the feature and the number of tiers that are left.
 
     Example:
-        >>> from optuna_nis import EmbeddingSpec, TableAllocation
-        >>> space = SearchSpace([EmbeddingSpec("user", 10, 4, row_blocks=[2, 8])])
+        >>> from optuna_nis import TableAllocation
         >>> table = TableAllocation("user", 10, 4, (Tier(2, 4), Tier(8, 1)))
-        >>> for part, each in simpler(space, Allocation([table])).items():
+        >>> for part, each in simpler(Allocation([table])).items():
         ...     print(part, each)
         ('user', 1) user: 2x4 (of 10x4)
         ('user', 0) user: removed (of 10x4)
@@ -41,11 +37,8 @@ def simpler(space: SearchSpace, choice: Allocation) -> dict[Part, Allocation]:
     found = {}
     for name, table in choice.items():
         for tiers in _fewer(table):
-            each = Allocation({**choice, name: replace(table, tiers=tiers)}.values())
-            # Not every space can do without every feature.
-            with suppress(ValueError):
-                space.params(each)
-                found[name, len(tiers)] = each
+            tables = {**choice, name: replace(table, tiers=tiers)}
+            found[name, len(tiers)] = Allocation(tables.values())
     return found
 
 
@@ -57,7 +50,6 @@ def _fewer(table: TableAllocation) -> Iterator[tuple[Tier, ...]]:
 
 
 def simplify(
-    space: SearchSpace,
     choice: Allocation,
     known: Reward,
     reward: Callable[[float, Allocation], Reward],
@@ -71,7 +63,6 @@ def simplify(
     than it is once it is trained for real: what is left out may cost a little.
 
     Args:
-        space: The search space.
         choice: The choice.
         known: Its reward.
         reward: The reward of a choice by its quality.
@@ -82,7 +73,7 @@ def simplify(
         The simpler choice, None if there is none, and the rewards of all that were scored on all
         validation data.
     """
-    options = simpler(space, choice)
+    options = simpler(choice)
     on_some = yield Scoring((choice, *options.values()), num_examples)
     least = on_some[0] - _SURELY_WORSE * tolerance
     parts = [part for part, quality in zip(options, on_some[1:]) if quality >= least]
@@ -91,7 +82,7 @@ def simplify(
     for _ in range(_MOST_STEPS):
         options = {
             part: each
-            for part, each in simpler(space, taken or choice).items()
+            for part, each in simpler(taken or choice).items()
             if part in parts and each.num_parameters
         }
         if not options:

@@ -42,7 +42,6 @@ def found(
         by_popularity,
         frequent,
         uniform,
-        SPACE,
         PLAN,
         reward,
         tolerance,

@@ -61,7 +61,6 @@ def run(
 
     asked = []
     asking = simplify(
-        space,
         choice,
         reward(quality(choice), choice),
         reward,
@@ -92,8 +91,7 @@ def lost(choice: Allocation, weights: dict[str, float], *, rare: float = 0.0) ->
 
 
 def test_what_can_be_left_out_is_a_feature_or_its_rarest_ids() -> None:
-    space = space_of("user", "item", "city")
-    found = simpler(space, choice_of(user=BOTH, item=((20, 2),), city=()))
+    found = simpler(choice_of(user=BOTH, item=((20, 2),), city=()))
     assert {part: tiers(each) for part, each in found.items()} == {
         ("user", 1): {"user": 1, "item": 1, "city": 0},
         ("user", 0): {"user": 0, "item": 1, "city": 0},
@@ -102,8 +100,7 @@ def test_what_can_be_left_out_is_a_feature_or_its_rarest_ids() -> None:
 
 
 def test_where_features_have_one_size_only_whole_ones_go() -> None:
-    space = space_of("user", "item", mode="single")
-    found = simpler(space, choice_of(user=((20, 4),), item=((100, 2),)))
+    found = simpler(choice_of(user=((20, 4),), item=((100, 2),)))
     assert set(found) == {("user", 0), ("item", 0)}
 
 
