@@ -12,7 +12,7 @@ from optuna_nis._checks import check_integer, check_number
 from optuna_nis.controller.settings import PolicySettings
 
 # Where the full tables are one of the choices that share a batch.
-_SIDE_BY_SIDE = 4
+_SIDE_BY_SIDE = 2
 # What people call fields elsewhere.
 _ALIASES = {"max_epochs": "epochs", "updates": "num_updates", "rounds": "shortlist_epochs"}
 
@@ -34,7 +34,7 @@ class SearchPlan:
         group_size: Choices scored on the same examples for one update.
         score_examples: Validation examples that a group is scored on, at most a batch.
         choices_per_step: Choices that a training batch is shared among, the full tables being
-            one of them; 1 takes the full tables in turns with another choice. By default 4 where
+            one of them; 1 takes the full tables in turns with another choice. By default 2 where
             the model can score several side by side, else 1.
         drawn_share: Where a step has room for one choice, the share of the random ones that the
             controller draws once it learns.

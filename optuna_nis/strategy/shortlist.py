@@ -84,7 +84,7 @@ class Shortlist:
             ``most_kept``. Without any rounds nothing is trained.
         keep: Choices whose places are safe until the last round, if they are among those given:
             such as a supernet has trained too little for the first rounds to be fair. At least
-            one other stays beside them.
+            two others stay beside them after the first round, and one later.
         supernet_batches: Batches that the supernet was trained with, if that is known.
         error: Standard error of a value of the metric, if that is known: what is worse than the
             best by more than five of them loses its safe place.
@@ -209,7 +209,8 @@ class Shortlist:
             places = min((len(others) + 1) // 2, self.plan.most_kept)
             alive = [each for each in ranked if each in self._keep and self._may_win(each, ranked)]
             others = [each for each in others if each not in alive]
-            alive += others[: max(places - len(alive), 1)]
+            # Short rounds tell little: what is kept in any case is not all that goes on with the best.
+            alive += others[: max(places - len(alive), 2 if index == 0 else 1)]
 
     def _may_win(self, allocation: Allocation, ranked: Sequence[Allocation]) -> bool:
         """Whether what is not trained fairly yet is near enough to the best to overtake it."""
