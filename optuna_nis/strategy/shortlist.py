@@ -209,8 +209,9 @@ class Shortlist:
             places = min((len(others) + 1) // 2, self.plan.most_kept)
             alive = [each for each in ranked if each in self._keep and self._may_win(each, ranked)]
             others = [each for each in others if each not in alive]
-            # Short rounds tell little: what is kept in any case is not all that goes on with the best.
-            alive += others[: max(places - len(alive), 2 if index == 0 else 1)]
+            # Short rounds tell little: beside what is safe, more than the best goes on.
+            least = min(places, 2) if alive and index == 0 else 1
+            alive += others[: max(places - len(alive), least)]
 
     def _may_win(self, allocation: Allocation, ranked: Sequence[Allocation]) -> bool:
         """Whether what is not trained fairly yet is near enough to the best to overtake it."""

@@ -184,7 +184,7 @@ def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) 
         progress=lines.append,
     )
     assert found[0] == Candidate(choices[3], pytest.approx(0.9))
-    assert lines[-1].startswith("round 2 of 2: 2 of 2, ")
+    assert lines[-1].startswith("round 2 of 2: 3 of 3, ")
 
 
 @pytest.mark.parametrize("kind", ["one cycle", "plateau"])
