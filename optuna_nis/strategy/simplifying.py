@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+import math
 
 from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.strategy.reward import Reward
@@ -13,6 +14,8 @@ from optuna_nis.strategy.scoring import Scoring
 _MOST_STEPS = 4
 # By how many times the tolerance some examples must show a choice to be worse.
 _SURELY_WORSE = 10
+# Most that is tried on all validation data, in each step: those that look best on some examples.
+_MOST_PARTS = 24
 
 Part = tuple[str, int]
 
@@ -67,7 +70,7 @@ def simplify(
         known: Its reward.
         reward: The reward of a choice by its quality.
         tolerance: By how much the reward may be lower than that of the choice.
-        num_examples: Examples that show what is far too bad.
+        num_examples: Examples that show what is far too bad and, of very many, what is best.
 
     Returns:
         The simpler choice, None if there is none, and the rewards of all that were scored on all
@@ -76,7 +79,12 @@ def simplify(
     options = simpler(choice)
     on_some = yield Scoring((choice, *options.values()), num_examples)
     least = on_some[0] - _SURELY_WORSE * tolerance
-    parts = [part for part, quality in zip(options, on_some[1:]) if quality >= least]
+    likely = {
+        part: reward(quality, options[part]).value
+        for part, quality in zip(options, on_some[1:])
+        if least <= quality < math.inf
+    }
+    parts = sorted(likely, key=likely.__getitem__, reverse=True)[:_MOST_PARTS]
     scored: dict[Allocation, Reward] = {}
     taken: Allocation | None = None
     for _ in range(_MOST_STEPS):

@@ -209,6 +209,24 @@ def test_what_is_far_too_bad_on_some_examples_is_not_scored_on_all() -> None:
     )
 
 
+def test_of_very_many_features_those_that_look_best_are_scored_on_all_data() -> None:
+    names = [f"f{number}" for number in range(100)]
+    whole = ((100, 4),)
+    choice = choice_of(**dict.fromkeys(names, whole))
+
+    def quality(each: Allocation) -> float:
+        return 0.7 - sum(1e-5 * n for n, name in enumerate(names) if not each[name].tiers)
+
+    result = run(space_of(*names), choice, quality, tolerance=0.001)
+    on_some, *on_all = result.asked
+    assert len(on_some.choices) == 101
+    gone = [[n for n in names if not each[n].tiers] for each in on_all[0].choices]
+    assert gone == [[name] for name in names[:24]]
+    assert [len(each.choices) for each in on_all] == [24, 23, 22, 21]
+    assert result.choice is not None
+    assert [n for n in names if not result.choice[n].tiers] == names[:4]
+
+
 def test_what_costs_too_much_alone_is_not_tried_again() -> None:
     whole = ((100, 4),)
     choice = choice_of(user=whole, noise=whole, more=whole)
