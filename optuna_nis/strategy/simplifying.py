@@ -74,7 +74,7 @@ def simplify(
 
     Returns:
         The simpler choice, None if there is none, and the rewards of all that were scored on all
-        validation data.
+        validation data, but for those whose quality was not a finite number.
     """
     options = simpler(choice)
     on_some = yield Scoring((choice, *options.values()), num_examples)
@@ -96,7 +96,11 @@ def simplify(
         if not options:
             break
         qualities = yield Scoring(tuple(options.values()), None)
-        rewards = {part: reward(q, options[part]) for q, part in zip(qualities, options)}
+        rewards = {
+            part: reward(quality, options[part])
+            for quality, part in zip(qualities, options)
+            if math.isfinite(quality)
+        }
         scored |= {options[part]: each for part, each in rewards.items()}
         least = known.value - tolerance
         # What has cost too much alone costs no less beside others.

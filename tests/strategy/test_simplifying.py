@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,6 +226,35 @@ def test_of_very_many_features_those_that_look_best_are_scored_on_all_data() -> 
     assert [len(each.choices) for each in on_all] == [24, 23, 22, 21]
     assert result.choice is not None
     assert [n for n in names if not result.choice[n].tiers] == names[:4]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("on_all", [False, True])
+def test_what_has_no_quality_stays_whatever_else_goes(bad: float, on_all: bool) -> None:
+    whole = ((100, 4),)
+    choice = choice_of(user=whole, noise=whole)
+    asking = simplify(
+        choice,
+        Reward(0.7, 0.7, 0.0, choice.num_parameters),
+        lambda value, of: penalised_reward(value, of.num_parameters, 1000),
+        tolerance=0.001,
+        num_examples=NUM_EXAMPLES,
+    )
+    scoring = next(asking)
+    while True:
+        # A measure that fails on examples of rare ids alone, say, and only without their rows.
+        fails = (scoring.num_examples is None) == on_all
+        qualities = [
+            bad if fails and not each["user"].tiers else 0.7 - 0.001 * (not each["user"].tiers)
+            for each in scoring.choices
+        ]
+        try:
+            scoring = asking.send(qualities)
+        except StopIteration as stop:
+            simple, scored = stop.value
+            break
+    assert simple == choice_of(user=whole, noise=())
+    assert all(math.isfinite(each.value) for each in scored.values())
 
 
 def test_what_costs_too_much_alone_is_not_tried_again() -> None:
