@@ -95,7 +95,10 @@ def simplify(
         }
         if not options:
             break
-        qualities = yield Scoring(tuple(options.values()), None)
+        # The choice again: validation data may not be the same each time they are gone over.
+        *qualities, again = yield Scoring((*options.values(), choice), None)
+        if again != known.quality:
+            qualities = [known.quality + (quality - again) for quality in qualities]
         rewards = {
             part: reward(quality, options[part])
             for quality, part in zip(qualities, options)
