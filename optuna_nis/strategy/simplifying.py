@@ -23,6 +23,8 @@ Part = tuple[str, int]
 def simpler(choice: Allocation) -> dict[Part, Allocation]:
     """A choice without each of its features, and without the last tier of each.
 
+    What would keep nothing at all is not among them.
+
     Args:
         choice: The choice.
 
@@ -31,18 +33,20 @@ def simpler(choice: Allocation) -> dict[Part, Allocation]:
 
     Example:
         >>> from optuna_nis import TableAllocation
-        >>> table = TableAllocation("user", 10, 4, (Tier(2, 4), Tier(8, 1)))
-        >>> for part, each in simpler(Allocation([table])).items():
+        >>> user = TableAllocation("user", 10, 4, (Tier(2, 4), Tier(8, 1)))
+        >>> for part, each in simpler(Allocation([user])).items():
         ...     print(part, each)
         ('user', 1) user: 2x4 (of 10x4)
-        ('user', 0) user: removed (of 10x4)
+        >>> city = TableAllocation("city", 3, 4, (Tier(3, 4),))
+        >>> list(simpler(Allocation([user, city])))
+        [('user', 1), ('user', 0), ('city', 0)]
     """
     found = {}
     for name, table in choice.items():
         for tiers in _fewer(table):
             tables = {**choice, name: replace(table, tiers=tiers)}
             found[name, len(tiers)] = Allocation(tables.values())
-    return found
+    return {part: each for part, each in found.items() if each.num_parameters}
 
 
 def _fewer(table: TableAllocation) -> Iterator[tuple[Tier, ...]]:
@@ -88,11 +92,7 @@ def simplify(
     scored: dict[Allocation, Reward] = {}
     taken: Allocation | None = None
     for _ in range(_MOST_STEPS):
-        options = {
-            part: each
-            for part, each in simpler(taken or choice).items()
-            if part in parts and each.num_parameters
-        }
+        options = {p: each for p, each in simpler(taken or choice).items() if p in parts}
         if not options:
             break
         # The choice again: validation data may not be the same each time they are gone over.

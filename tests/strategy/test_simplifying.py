@@ -100,6 +100,13 @@ def test_what_can_be_left_out_is_a_feature_or_its_rarest_ids() -> None:
     }
 
 
+def test_nothing_that_keeps_no_row_is_scored() -> None:
+    # A measure need not be defined for a model without any embedding.
+    choice = choice_of(user=BOTH, item=())
+    result = run(space_of("user", "item"), choice, lambda each: 1 / each.num_parameters)
+    assert result.choice == choice_of(user=((20, 4),), item=())
+
+
 def test_where_features_have_one_size_only_whole_ones_go() -> None:
     found = simpler(choice_of(user=((20, 4),), item=((100, 2),)))
     assert set(found) == {("user", 0), ("item", 0)}
