@@ -232,25 +232,28 @@ class NISCallback(Callback):
             ValueError: If it takes more than sizes, or the models log no such value.
         """
         build_model = sized_like(build_model, self._supernet)
-        monitored = self.monitored(self._supernet)
+        monitored, rewarding = self.monitored(self._supernet), self._search.rewarding
+        error = rewarding.error
         if monitor is not None and monitor != monitored.name:
             monitored = Monitored(monitor, "min" if "loss" in monitor else "max")
             # What memory costs in another value is not known.
-            self._search.rewarding.error = None
+            rewarding.error = None
         if mode is not None:
             monitored = replace(monitored, mode=mode)
-        shortlist = self._search.shortlist()
-        found = run_shortlist(
-            shortlist,
-            self._supernet,
-            build_model,
-            data,
-            monitored=monitored,
-            progress=progress,
-            folder=folder,
-            trainer_options=trainer_options,
-        )
-        self._search.record(found)
+        try:
+            found = run_shortlist(
+                self._search.shortlist(),
+                self._supernet,
+                build_model,
+                data,
+                monitored=monitored,
+                progress=progress,
+                folder=folder,
+                trainer_options=trainer_options,
+            )
+            self._search.record(found)
+        finally:
+            rewarding.error = error
         return found[0].allocation if found else best_allocation(self.study)
 
     def state_dict(self) -> dict[str, Any]:

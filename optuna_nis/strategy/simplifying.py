@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+import math
 
 from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.strategy.reward import Reward
@@ -13,12 +14,16 @@ from optuna_nis.strategy.scoring import Scoring
 _MOST_STEPS = 4
 # By how many times the tolerance some examples must show a choice to be worse.
 _SURELY_WORSE = 10
+# Most that is tried on all validation data, in each step: those that look best on some examples.
+_MOST_PARTS = 24
 
 Part = tuple[str, int]
 
 
 def simpler(choice: Allocation) -> dict[Part, Allocation]:
     """A choice without each of its features, and without the last tier of each.
+
+    What would keep nothing at all is not among them.
 
     Args:
         choice: The choice.
@@ -28,18 +33,20 @@ def simpler(choice: Allocation) -> dict[Part, Allocation]:
 
     Example:
         >>> from optuna_nis import TableAllocation
-        >>> table = TableAllocation("user", 10, 4, (Tier(2, 4), Tier(8, 1)))
-        >>> for part, each in simpler(Allocation([table])).items():
+        >>> user = TableAllocation("user", 10, 4, (Tier(2, 4), Tier(8, 1)))
+        >>> for part, each in simpler(Allocation([user])).items():
         ...     print(part, each)
         ('user', 1) user: 2x4 (of 10x4)
-        ('user', 0) user: removed (of 10x4)
+        >>> city = TableAllocation("city", 3, 4, (Tier(3, 4),))
+        >>> list(simpler(Allocation([user, city])))
+        [('user', 1), ('user', 0), ('city', 0)]
     """
     found = {}
     for name, table in choice.items():
         for tiers in _fewer(table):
             tables = {**choice, name: replace(table, tiers=tiers)}
             found[name, len(tiers)] = Allocation(tables.values())
-    return found
+    return {part: each for part, each in found.items() if each.num_parameters}
 
 
 def _fewer(table: TableAllocation) -> Iterator[tuple[Tier, ...]]:
@@ -67,28 +74,36 @@ def simplify(
         known: Its reward.
         reward: The reward of a choice by its quality.
         tolerance: By how much the reward may be lower than that of the choice.
-        num_examples: Examples that show what is far too bad.
+        num_examples: Examples that show what is far too bad and, of very many, what is best.
 
     Returns:
         The simpler choice, None if there is none, and the rewards of all that were scored on all
-        validation data.
+        validation data, but for those whose quality was not a finite number.
     """
     options = simpler(choice)
     on_some = yield Scoring((choice, *options.values()), num_examples)
     least = on_some[0] - _SURELY_WORSE * tolerance
-    parts = [part for part, quality in zip(options, on_some[1:]) if quality >= least]
+    likely = {
+        part: reward(quality, options[part]).value
+        for part, quality in zip(options, on_some[1:])
+        if least <= quality < math.inf
+    }
+    parts = sorted(likely, key=likely.__getitem__, reverse=True)[:_MOST_PARTS]
     scored: dict[Allocation, Reward] = {}
     taken: Allocation | None = None
     for _ in range(_MOST_STEPS):
-        options = {
-            part: each
-            for part, each in simpler(taken or choice).items()
-            if part in parts and each.num_parameters
-        }
+        options = {p: each for p, each in simpler(taken or choice).items() if p in parts}
         if not options:
             break
-        qualities = yield Scoring(tuple(options.values()), None)
-        rewards = {part: reward(q, options[part]) for q, part in zip(qualities, options)}
+        # The choice again: validation data may not be the same each time they are gone over.
+        *qualities, again = yield Scoring((*options.values(), choice), None)
+        if again != known.quality:
+            qualities = [known.quality + (quality - again) for quality in qualities]
+        rewards = {
+            part: reward(quality, options[part])
+            for quality, part in zip(qualities, options)
+            if math.isfinite(quality)
+        }
         scored |= {options[part]: each for part, each in rewards.items()}
         least = known.value - tolerance
         # What has cost too much alone costs no less beside others.

@@ -382,6 +382,20 @@ def test_a_price_of_the_metric_is_none_of_another_value(datamodule: TableDataMod
     assert {t.user_attrs["penalty"] for t in trained} == {0.0}
 
 
+def test_a_wrong_name_of_a_value_leaves_the_price_of_memory_as_it_is(
+    datamodule: TableDataModule,
+) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    callback, _ = _fit(datamodule, study, space, shortlist_epochs=(1,))
+    build = reference_model(datamodule.features)
+    with pytest.raises(ValueError, match="got 'val_acu'"):
+        callback.train_candidates(build, datamodule, monitor="val_acu")
+    callback.train_candidates(build, datamodule)
+    trained = [t for t in study.trials if t.user_attrs["fidelity"] == "trained"]
+    assert all(t.user_attrs["penalty"] > 0 for t in trained)
+
+
 def test_values_of_different_groups_compare(datamodule: TableDataModule) -> None:
     space = _space(datamodule)
 
