@@ -210,8 +210,8 @@ class Shortlist:
             alive = [each for each in ranked if each in self._keep and self._may_win(each, ranked)]
             others = [each for each in others if each not in alive]
             # Short rounds tell little: beside what is safe, more than the best goes on.
-            least = min(places, 2) if alive and index == 0 else 1
-            alive += others[: max(places - len(alive), least)]
+            free = min(places, 2, self.plan.most_kept - len(alive)) if alive and index == 0 else 1
+            alive += others[: max(places - len(alive), free, 1)]
 
     def _may_win(self, allocation: Allocation, ranked: Sequence[Allocation]) -> bool:
         """Whether what is not trained fairly yet is near enough to the best to overtake it."""
