@@ -138,9 +138,7 @@ class Convergence(Callback):
         """Plan the validations, and how long it may take."""
         batches = trainer.num_training_batches
         scheduled = bool(trainer.lr_scheduler_configs)
-        self._can_decay = (
-            not scheduled and pl_module.automatic_optimization and bool(trainer.optimizers)
-        )
+        self._can_decay = bool(trainer.optimizers) and is_rate_free(trainer, pl_module)
         if trainer.global_step == 0:
             # Where a rate is so large that nothing is learned, a lower one begins anew.
             self._save(trainer, pl_module)
@@ -259,6 +257,11 @@ class Convergence(Callback):
             for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
                 optimizer.load_state_dict(known)
         scale_learning_rates(trainer, DECAY ** (self.decays - state.get("decays", 0)))
+
+
+def is_rate_free(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether learning rates are neither those of a schedule nor the module's own business."""
+    return not trainer.lr_scheduler_configs and pl_module.automatic_optimization
 
 
 def scale_learning_rates(trainer: Trainer, factor: float) -> None:

@@ -17,7 +17,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna_nis._format import duration
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
-from optuna_nis.lightning.convergence import DECAY, error_on_validation, scale_learning_rates
+from optuna_nis.lightning.convergence import (
+    DECAY,
+    error_on_validation,
+    is_rate_free,
+    scale_learning_rates,
+)
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
     Data,
@@ -252,7 +257,7 @@ class _Lowered(Callback):
     """Lowers the learning rate as a training to the end does; those of schedules stay."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.lr_scheduler_configs and pl_module.automatic_optimization:
+        if is_rate_free(trainer, pl_module):
             scale_learning_rates(trainer, DECAY)
 
 
