@@ -183,7 +183,7 @@ class NISCallback(Callback):
         Raises:
             RuntimeError: If the search is not done.
         """
-        return sorted(self._search.candidates, key=lambda c: c.num_parameters, reverse=True)
+        return sorted(self._search.candidates, key=lambda c: c.nbytes(), reverse=True)
 
     def monitored(self, pl_module: LightningModule) -> Monitored:
         """What models of chosen sizes are compared by: what the choices are scored by.

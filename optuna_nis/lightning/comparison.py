@@ -101,10 +101,10 @@ def compare(
         # Rather than after the first training; of untrained weights, and for the name alone.
         comparison.tested(model, limit_test_batches=1)
     found = _Sizes("nis", "NIS", best)
-    full = _Sizes("full", "Full size", space.full())
+    full = _Sizes("full", "Full size", space.full(32))
     uniforms, mixed = _uniforms(space, native), _mixed(space)
     contenders = [found, *uniforms, *mixed]
-    if full.allocation.num_parameters <= space.budget:
+    if space.fits(full.allocation):
         contenders.append(full)
     total = len({*contenders, full}) + 3 * (len(seeds) - 1)
     sign = comparison.sign
@@ -127,7 +127,7 @@ def compare(
         rivals = [sizes for sizes in reported if sizes in contenders]
         decision = decide(
             [[sign * run.val_metric for run in trained[sizes]] for sizes in rivals],
-            [sizes.allocation.num_parameters for sizes in rivals],
+            [sizes.allocation.nbytes() for sizes in rivals],
             error=leader.val_error,
         )
         taken = rivals[decision.taken]
@@ -142,7 +142,7 @@ def compare(
             sizes.name,
             sizes.label,
             fmean(run.val_metric for run in trained[sizes]),
-            sizes.allocation.num_parameters / space.full_parameters,
+            space.share(sizes.allocation),
         )
         for sizes in reported
     }

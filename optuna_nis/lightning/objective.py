@@ -15,8 +15,9 @@ from optuna_nis.lightning.rewards import MonitorMode, logged
 from optuna_nis.lightning.training import Data, listed, train
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
-from optuna_nis.strategy.reward import Reward, penalised_reward
-from optuna_nis.study.keys import NUM_PARAMETERS_ATTR, TRAINED
+from optuna_nis.strategy.reward import Reward
+from optuna_nis.strategy.rewarding import reward_of
+from optuna_nis.study.keys import NBYTES_ATTR, NUM_PARAMETERS_ATTR, TRAINED
 from optuna_nis.study.recording import save_score
 from optuna_nis.study.settings import save_space
 
@@ -75,17 +76,16 @@ def objective(
 
     def rewarded(metric: float, allocation: Allocation) -> Reward:
         quality = metric if mode == "max" else -metric
-        return penalised_reward(
-            quality, allocation.num_parameters, space.budget, penalty_weight=penalty_weight
-        )
+        return reward_of(allocation, quality, space, penalty_weight=penalty_weight)
 
     def run(trial: optuna.Trial) -> float:
         save_space(trial.study, space)
         allocation = space.suggest(trial)
         trial.set_user_attr(NUM_PARAMETERS_ATTR, allocation.num_parameters)
+        trial.set_user_attr(NBYTES_ATTR, allocation.nbytes())
         # Constraints of trials are new in Optuna 5.
         if hasattr(trial, "set_constraint"):
-            trial.set_constraint("memory", float(allocation.num_parameters - space.budget))
+            trial.set_constraint("memory", float(allocation.nbytes() - space.budget_nbytes))
         pruning = _Pruning(trial, monitor, lambda metric: rewarded(metric, allocation).value)
         callbacks = [pruning, *listed(trainer_options.get("callbacks"))]
         try:

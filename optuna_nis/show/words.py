@@ -66,7 +66,7 @@ def allocation_rows(allocation: Allocation) -> list[list[str]]:
         [
             table.name,
             f"{table.num_embeddings:,} x {table.embedding_dim}",
-            " + ".join(f"{rows:,} x {width}" for rows, width in table.tiers) or "removed",
+            " + ".join(f"{rows:,} x {width}" for rows, width, _ in table.tiers) or "removed",
             f"{table.num_parameters:,}",
             percent(table.num_parameters / total if total else 0.0),
         ]

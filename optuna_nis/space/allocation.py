@@ -7,43 +7,62 @@ from dataclasses import asdict, dataclass
 import itertools
 import json
 from typing import NamedTuple
+import warnings
 
 from optuna_nis.space.budget import bytes_per_element
+from optuna_nis.space.precision import PRECISIONS, projection_nbytes, row_nbytes, scale_nbytes
 
-_JSON_VERSION = 1
+# Without precisions in version 1.
+_JSON_VERSIONS = (1, 2)
 
 
 class Tier(NamedTuple):
-    """A run of ids of similar frequency that share one width.
+    """A run of ids of similar frequency that share one width and one precision.
 
     Attributes:
         num_embeddings: Number of ids.
         embedding_dim: Width of their rows.
+        bits: Bits of a number: 32 and 16 are floats, 8, 4 and 2 are codes.
 
     Example:
         >>> Tier(400, 32).embedding_dim
         32
+        >>> print(Tier(400, 32, 4))
+        400x32x4bit
     """
 
     num_embeddings: int
     embedding_dim: int
+    bits: int = 32
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows, each of which begins at a whole byte, and of their scales."""
+        rows = self.num_embeddings * row_nbytes(self.embedding_dim, self.bits)
+        return rows + scale_nbytes(self.embedding_dim, self.bits)
+
+    def __str__(self) -> str:
+        size = f"{self.num_embeddings}x{self.embedding_dim}"
+        return size if self.bits == 32 else f"{size}x{self.bits}bit"
 
 
 @dataclass(frozen=True)
 class TableAllocation:
-    """The embedding of one feature: tiers by falling frequency, widest first.
+    """The embedding of one feature: tiers by falling frequency, widest and most precise first.
 
     Ids are ranks: 0 is the most frequent. The first ``tiers[0].num_embeddings`` ids have rows of
     ``tiers[0].embedding_dim`` numbers, the next ``tiers[1].num_embeddings`` those of the second
     tier, and so on; ids beyond the last tier are out of vocabulary. All tiers share a projection
     of shape ``(tiers[0].embedding_dim, embedding_dim)``, of which a narrower tier uses the first
-    rows. A table whose rows are all as wide as ``embedding_dim`` needs none.
+    rows. A table whose rows are all as wide as ``embedding_dim`` needs none. It is stored as
+    float32 if the first tier that is narrower is, else as float16.
 
     Args:
         name: Name of the feature.
         num_embeddings: Size of the whole vocabulary.
         embedding_dim: Width that the model downstream sees.
-        tiers: Tiers with strictly falling widths; none means that the feature is removed.
+        tiers: Tiers of which each is narrower or less precise than the one before it, and neither
+            wider nor more precise; none means that the feature is removed.
 
     Raises:
         ValueError: If the tiers do not fit the vocabulary or are not in order.
@@ -54,6 +73,8 @@ class TableAllocation:
         tailnum: 400x32 + 1200x8 (of 4043x32)
         >>> table.num_embedding_parameters, table.num_projection_parameters
         (22400, 1024)
+        >>> table.nbytes()
+        93696
     """
 
     name: str
@@ -73,11 +94,27 @@ class TableAllocation:
         for tier in tiers:
             if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in tier):
                 raise ValueError(
-                    f"`tiers` of {self.name!r} must hold positive integers, got {tuple(tier)}."
+                    f"`tiers` of {self.name!r} must hold positive integers, got "
+                    f"{tuple(tier[:2] if tier.bits == 32 else tier)}."
+                )
+            if tier.bits not in PRECISIONS:
+                raise ValueError(
+                    f"`tiers` of {self.name!r} must have a number of bits out of "
+                    f"{list(PRECISIONS)}, got {tier.bits}."
                 )
         widths = [tier.embedding_dim for tier in tiers]
-        if any(a <= b for a, b in itertools.pairwise(widths)):
-            raise ValueError(f"`tiers` of {self.name!r} must fall in width, got widths {widths}.")
+        bits = [tier.bits for tier in tiers]
+        if any(a < b for a, b in itertools.pairwise(bits)):
+            raise ValueError(
+                f"`tiers` of {self.name!r} must not rise in precision with the rank, got bits "
+                f"{bits}."
+            )
+        if any(a[1:] == b[1:] or a[1] < b[1] for a, b in itertools.pairwise(tiers)):
+            raise ValueError(
+                f"`tiers` of {self.name!r} must fall in width"
+                f"{'' if set(bits) <= {32} else ' or precision'}, got widths {widths}"
+                f"{'' if set(bits) <= {32} else f' and bits {bits}'}."
+            )
         if widths and widths[0] > self.embedding_dim:
             raise ValueError(
                 f"`tiers` of {self.name!r} must be at most {self.embedding_dim} wide, "
@@ -114,8 +151,22 @@ class TableAllocation:
         """Rows and projections together."""
         return self.num_embedding_parameters + self.num_projection_parameters
 
+    @property
+    def projection_bits(self) -> int:
+        """Bits of a number of the projection: 32, or 16 if its first rows are not float32."""
+        narrow = (tier.bits for tier in self.tiers if tier.embedding_dim < self.embedding_dim)
+        return 32 if next(narrow, 32) == 32 else 16
+
+    def nbytes(self) -> int:
+        """Bytes of rows, scales and projection as they are stored."""
+        rows = sum(tier.nbytes for tier in self.tiers)
+        if not self.is_projected:
+            return rows
+        widest = self.tiers[0].embedding_dim
+        return rows + projection_nbytes(widest, self.embedding_dim, self.projection_bits)
+
     def __str__(self) -> str:
-        kept = " + ".join(f"{tier.num_embeddings}x{tier.embedding_dim}" for tier in self.tiers)
+        kept = " + ".join(map(str, self.tiers))
         full = f"(of {self.num_embeddings}x{self.embedding_dim})"
         return f"{self.name}: {kept or 'removed'} {full}"
 
@@ -139,8 +190,8 @@ class Allocation(Mapping[str, TableAllocation]):
         city: removed (of 50x16)
         >>> allocation.num_parameters, allocation.num_projection_parameters
         (5456, 256)
-        >>> allocation.nbytes("float16")
-        10912
+        >>> allocation.nbytes()
+        21824
         >>> Allocation.from_json(allocation.to_json()) == allocation
         True
     """
@@ -193,21 +244,30 @@ class Allocation(Mapping[str, TableAllocation]):
 
     @property
     def num_parameters(self) -> int:
-        """Rows and projections together: what a budget is compared with."""
+        """Numbers in rows and projections together, of whatever precision."""
         return self.num_embedding_parameters + self.num_projection_parameters
 
-    def nbytes(self, dtype: str = "float32") -> int:
-        """Memory of rows and projections in bytes.
+    def nbytes(self, dtype: str | None = None) -> int:
+        """Bytes of rows, scales and projections as they are stored: what a budget is about.
 
         Args:
-            dtype: Type of one parameter, such as ``"float32"`` or ``"float16"``.
+            dtype: Deprecated: bytes if every number were of this type, such as ``"float16"``. The
+                tiers know their precision.
         """
-        return self.num_parameters * bytes_per_element(dtype)
+        if dtype is not None:
+            warnings.warn(
+                "`dtype` of `Allocation.nbytes` goes by no tier's precision and will be removed: "
+                f"use `num_parameters`, times {bytes_per_element(dtype)} for {dtype}.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            return self.num_parameters * bytes_per_element(dtype)
+        return sum(table.nbytes() for table in self._tables.values())
 
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""
         tables = [asdict(table) for table in self._tables.values()]
-        return json.dumps({"version": _JSON_VERSION, "tables": tables})
+        return json.dumps({"version": _JSON_VERSIONS[-1], "tables": tables})
 
     @classmethod
     def from_json(cls, text: str) -> Allocation:
@@ -220,10 +280,11 @@ class Allocation(Mapping[str, TableAllocation]):
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"An allocation must be JSON: {error}.") from error
-        if not isinstance(data, dict) or data.get("version") != _JSON_VERSION:
-            version = data.get("version") if isinstance(data, dict) else None
+        version = data.get("version") if isinstance(data, dict) else None
+        if version not in _JSON_VERSIONS:
             raise ValueError(
-                f"An allocation must be of version {_JSON_VERSION}, got version {version!r}."
+                f"An allocation must be of version {' or '.join(map(str, _JSON_VERSIONS))}, got "
+                f"version {version!r}."
             )
         try:
             return cls(

@@ -24,17 +24,19 @@ _PRICES = 16
 _ROUNDS = 6
 # The lowest price that is tried first, as a share of the highest.
 _LEAST_PRICE = 1e-9
+# Bytes of a choice that is not allowed.
+_TOO_MUCH = 2**56
 
 
 def best_options(
-    tables: Sequence[Table], gains: Sequence[Sequence[FloatArray]], budget: int
+    tables: Sequence[Table], gains: Sequence[Sequence[FloatArray]], nbytes: int
 ) -> list[IntArray]:
     """The options of every table that are worth most within a budget.
 
     Args:
         tables: The tables.
         gains: For every table what each option of each of its parameters is worth.
-        budget: Parameters allowed.
+        nbytes: Bytes allowed.
 
     Returns:
         For every table the index of the option of each of its parameters. What is worth nothing is
@@ -44,19 +46,19 @@ def best_options(
     # No option is worth a higher price: nothing is left.
     high = max(problem.highest_price() for problem in problems)
     found = [problem.solve(np.zeros(1))[0] for problem in problems]
-    if _cost(problems, found) <= budget:
+    if _cost(problems, found) <= nbytes:
         return found
     low = high * _LEAST_PRICE
     for _ in range(_ROUNDS):
         prices = np.geomspace(low, high, _PRICES)
         solved = [problem.solve(prices) for problem in problems]
         costs = sum(problem.costs(own) for problem, own in zip(problems, solved))
-        fits = np.asarray(costs) <= budget
+        fits = np.asarray(costs) <= nbytes
         # Costs fall with the price, and the highest one always fits.
         first = int(fits.argmax())
         found = [own[first] for own in solved]
         low, high = prices[max(first - 1, 0)], prices[first]
-    return _filled(problems, found, budget)
+    return _filled(problems, found, nbytes)
 
 
 class _Problem:
@@ -74,7 +76,7 @@ class _Problem:
     def highest_price(self) -> float:
         """A price on memory at which nothing is worth taking."""
         total = sum(max(float(gains.max()), 0.0) for gains in self._gains)
-        return 2.0 * total / self._table.min_parameters
+        return 2.0 * total / self._table.min_nbytes
 
     def solve(self, prices: FloatArray) -> IntArray:
         """The best options at each of some prices, shape ``(prices, parameters)``."""
@@ -101,8 +103,9 @@ class _Problem:
         previous = np.full(len(options), len(self._table.options) - 1)
         total = np.zeros(len(options), dtype=np.int64)
         for own, cost, allowed in zip(options.T, self._costs, self._allowed):
-            total += np.where(allowed[previous, own], cost[previous, own], 2**53).astype(np.int64)
-            previous = np.minimum(previous, own)
+            paid = np.where(allowed[previous, own], cost[previous, own], _TOO_MUCH)
+            total += paid.astype(np.int64)
+            previous = own
         return total
 
     def values(self, options: IntArray) -> FloatArray:
@@ -114,7 +117,7 @@ class _Problem:
         number, every = len(options), np.arange(len(self._table.options))
         changed = np.broadcast_to(options, (number, len(every), number)).copy()
         for index in range(number):
-            changed[index, :, :index] = np.maximum(options[:index], every[:, None])
+            changed[index, :, :index] = self._table.join(options[:index], every[:, None])
             changed[index, :, index] = every
         return changed.reshape(-1, number)
 
@@ -124,11 +127,11 @@ def _cost(problems: Sequence[_Problem], options: Sequence[IntArray]) -> int:
 
 
 def _filled(
-    problems: Sequence[_Problem], options: Sequence[IntArray], budget: int
+    problems: Sequence[_Problem], options: Sequence[IntArray], nbytes: int
 ) -> list[IntArray]:
     """Spend what is left of a budget on the changes that are worth most for their cost."""
     found = list(options)
-    left = budget - _cost(problems, found)
+    left = nbytes - _cost(problems, found)
     changes = [_Changes(problem, own) for problem, own in zip(problems, found)]
     while True:
         ratios = [each.best_ratio(left) for each in changes]

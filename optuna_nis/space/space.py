@@ -5,6 +5,8 @@ Two ways to read the same grid of blocks (Joglekar et al., 2020, section 3):
 * ``mode="multi"`` (multi-size embedding): every row block has a width of its own, never wider
   than the block of more frequent ids before it;
 * ``mode="single"`` (single-size embedding): every feature has one number of rows and one width.
+
+With several precisions a size is a width and the bits of a number, which follow the same rules.
 """
 
 from __future__ import annotations
@@ -19,24 +21,23 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import BaseTrial
 
 from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.blocks import Blocks
 from optuna_nis.space.budget import parse_budget
 from optuna_nis.space.constraint import Choice, FloatArray, Walk, tilt_to_budget
 from optuna_nis.space.knapsack import best_options
-from optuna_nis.space.spec import EmbeddingSpec
-from optuna_nis.space.tables import Blocks, MultiSizeTable, SingleSizeTable, SpaceWalk, Table
+from optuna_nis.space.spec import EmbeddingSpec, replace_precisions
+from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, SpaceWalk, Table
 
 Mode = Literal["multi", "single"]
 
 # Costs are exact as 64-bit integers and as floats.
 _MOST_PARAMETERS = 2**53
 _LARGEST_DIM = 2**20
+# Of the full tables, and of budgets.
+_PARAMETER_NBYTES = 4
 _TABLES: Mapping[str, type[Table]] = {"multi": MultiSizeTable, "single": SingleSizeTable}
-# The random widths of an allocation are shifted together until it costs what was asked: by at most
-# so many octaves, halved so often.
-_LARGEST_SHIFT = 60.0
-_BISECTIONS = 14
-# Without mean counts in version 1.
-_JSON_VERSIONS = (1, 2)
+# Without mean counts in version 1, without precisions in version 2.
+_JSON_VERSIONS = (1, 2, 3)
 
 
 class SearchSpace:
@@ -49,16 +50,22 @@ class SearchSpace:
     In ``mode="single"`` there is one parameter for every feature, with choices such as
     ``"606x8"``; ``"0x0"`` removes the feature.
 
+    Features with other precisions than 32 bits have choices such as ``"8x4bit"`` (and ``"0"``) or
+    ``"606x8x4bit"``; a precision never exceeds that of the block before it either.
+
     The space is also the hard budget for :class:`~optuna_nis.NISSampler`: pass it as
     ``NISSampler(budget=space)`` and no choice above the budget is ever proposed.
 
     Args:
         specs: The tables, one for each feature.
-        budget: Embedding parameters allowed, projections included: an :obj:`int` is a number of
-            parameters, a :obj:`float` a fraction of the full tables, a :obj:`str` bytes
-            (``"64MB"``) or a percentage (``"20%"``). :obj:`None` allows the full tables.
+        budget: Bytes allowed for all that is stored of the tables: rows, scales and projections.
+            A :obj:`str` is bytes (``"64MB"``) or a percentage of the full tables in float32
+            (``"20%"``), a :obj:`float` a fraction of them, an :obj:`int` a number of float32
+            parameters, 4 bytes each, of which any budget is a whole number. :obj:`None` allows
+            the full tables.
         mode: ``"multi"`` or ``"single"``.
-        dtype: Type of a parameter, for budgets in bytes.
+        dtype: Of budgets in bytes for float32 spaces: the type that a parameter will be stored in
+            later. Where precisions are chosen, bytes are bytes.
 
     Raises:
         ValueError: If there is no spec, a name comes twice, the mode is unknown, or the budget is
@@ -71,6 +78,8 @@ class SearchSpace:
         ... )
         >>> space.budget, space.full_parameters
         (4160, 16640)
+        >>> space.budget_nbytes, space.full_nbytes
+        (16640, 66560)
         >>> sorted(space.distributions())[:2]
         ['city', 'user[0:50]']
         >>> trial = optuna.create_study().ask()
@@ -109,10 +118,11 @@ class SearchSpace:
             self.budget = parse_budget(budget, self.full_parameters, dtype)
         self._tables: list[Table] = [_TABLES[mode](spec) for spec in self.specs]
         self._blocks = Blocks(self._tables)
-        if self.budget < self.min_parameters:
+        if self.budget_nbytes < self.min_nbytes:
             raise ValueError(
                 f"`budget` must be at least {self.min_parameters} parameters, the smallest choice "
-                f"that keeps any embedding, got {budget!r}, which is {self.budget} parameters."
+                f"that keeps any embedding, in {self.min_nbytes:,} bytes, got {budget!r}, which "
+                f"is {self.budget} parameters."
             )
         # Cheap tables draw first: they are worth the most per parameter, and whoever comes last
         # finds only what the others have left of the budget.
@@ -125,9 +135,37 @@ class SearchSpace:
                 self._choices[name] = table.options
 
     @property
+    def budget_nbytes(self) -> int:
+        """Bytes allowed."""
+        return _PARAMETER_NBYTES * self.budget
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes of the full tables in float32."""
+        return _PARAMETER_NBYTES * self.full_parameters
+
+    @property
+    def min_nbytes(self) -> int:
+        """Bytes of the smallest choice that keeps any embedding."""
+        return min(table.min_nbytes for table in self._tables)
+
+    @property
     def min_parameters(self) -> int:
-        """Cost of the smallest choice that keeps any embedding."""
-        return min(table.min_parameters for table in self._tables)
+        """The smallest budget as a number of float32 parameters."""
+        return -(-self.min_nbytes // _PARAMETER_NBYTES)
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        """All bits that a number may have in some feature, most first."""
+        return tuple(sorted({b for spec in self.specs for b in spec.precisions}, reverse=True))
+
+    def fits(self, allocation: Allocation) -> bool:
+        """Whether an allocation is within the budget."""
+        return allocation.nbytes() <= self.budget_nbytes
+
+    def share(self, allocation: Allocation) -> float:
+        """The bytes of an allocation as a share of the full tables in float32."""
+        return allocation.nbytes() / self.full_nbytes
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SearchSpace) and self._identity == other._identity
@@ -190,10 +228,10 @@ class SearchSpace:
         Raises:
             ValueError: If the allocation does not follow the cuts of this space.
         """
-        widths = self.widths(allocation)
+        sizes = self.sizes(allocation)
         params: dict[str, Choice] = {}
         for table in self._tables:
-            params.update(table.params(widths[table.spec.name]))
+            params.update(table.params(sizes[table.spec.name]))
         return {name: params[name] for name in self._choices}
 
     def widths(self, allocation: Allocation) -> dict[str, tuple[int, ...]]:
@@ -205,15 +243,33 @@ class SearchSpace:
         Raises:
             ValueError: If the allocation does not follow the cuts of this space.
         """
+        return {
+            name: tuple(width for width, _ in sizes)
+            for name, sizes in self.sizes(allocation).items()
+        }
+
+    def sizes(self, allocation: Allocation) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Width of every row block under an allocation, and the bits of its numbers.
+
+        Returns:
+            As :meth:`EmbeddingSpec.sizes_of` for every feature.
+
+        Raises:
+            ValueError: If the allocation does not follow the cuts of this space.
+        """
         for spec in self.specs:
             if spec.name not in allocation:
                 raise ValueError(f"`allocation` has no feature {spec.name!r}.")
-        return {spec.name: spec.widths_of(allocation[spec.name]) for spec in self.specs}
+        return {spec.name: spec.sizes_of(allocation[spec.name]) for spec in self.specs}
 
-    def full(self) -> Allocation:
-        """Every row at full width."""
+    def full(self, bits: int | None = None) -> Allocation:
+        """Every row at full width.
+
+        Args:
+            bits: Bits of a number; by default the most that a feature may have.
+        """
         return Allocation(
-            spec.table([spec.embedding_dim] * len(spec.row_blocks)) for spec in self.specs
+            spec.table([spec.embedding_dim] * len(spec.row_blocks), bits) for spec in self.specs
         )
 
     def sample(
@@ -226,27 +282,10 @@ class SearchSpace:
 
         Args:
             rng: Source of randomness.
-            max_parameters: Largest cost.
+            max_parameters: Largest cost, as a number of float32 parameters.
             removal: Probability that a feature is removed.
         """
-        bases = []
-        for table in self._tables:
-            base = table.random_octaves(rng)
-            bases.append(np.full_like(base, -np.inf) if rng.random() < removal else base)
-        shape = np.concatenate(bases)
-        low, high = -_LARGEST_SHIFT, _LARGEST_SHIFT
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            if self._blocks.num_parameters(shape + middle) <= max_parameters:
-                low = middle
-            else:
-                high = middle
-        levels = self._blocks.levels(shape + low)
-        starts = np.cumsum([len(base) for base in bases])[:-1]
-        return Allocation(
-            table.spec.table(table.widths[own].tolist())
-            for table, own in zip(self._tables, np.split(levels, starts))
-        )
+        return self._blocks.sample(rng, _PARAMETER_NBYTES * max_parameters, removal)
 
     def most_valuable(self, values: Mapping[str, FloatArray]) -> Allocation:
         """The allocation within the budget whose blocks are worth most together.
@@ -304,7 +343,7 @@ class SearchSpace:
         options = best_options(
             self._tables,
             [[gains[name] - gains[name][0] for name in table.names] for table in self._tables],
-            self.budget,
+            self.budget_nbytes,
         )
         return Allocation(
             table.allocation({n: table.options[o] for n, o in zip(table.names, own.tolist())})
@@ -318,7 +357,7 @@ class SearchSpace:
 
     def walk(self, n: int) -> Walk:
         """Start ``n`` draws that stay within the budget."""
-        return SpaceWalk(self._tables, self.budget, n)
+        return SpaceWalk(self._tables, self.budget_nbytes, n)
 
     def initial_log_weights(self) -> dict[str, FloatArray]:
         """Widths as large as the budget lets one expect.
@@ -338,7 +377,7 @@ class SearchSpace:
             for table in self._tables
             for index, name in enumerate(table.names)
         }
-        tilted = tilt_to_budget(costs, self.budget, log_weights)
+        tilted = tilt_to_budget(costs, self.budget_nbytes, log_weights)
         return {name: tilted[name] for name in self._choices}
 
     def canonical(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,6 +399,16 @@ class SearchSpace:
     def with_budget(self, budget: int | float | str) -> SearchSpace:
         """The same space under another budget, given as in the constructor."""
         return SearchSpace(self.specs, budget=budget, mode=self.mode)
+
+    def with_precisions(self, precisions: Iterable[int]) -> SearchSpace:
+        """The same space with other precisions, the same for every feature.
+
+        Raises:
+            ValueError: If a precision is unknown, or no choice is within the budget.
+        """
+        wanted = tuple(precisions)
+        specs = [replace_precisions(spec, wanted) for spec in self.specs]
+        return SearchSpace(specs, budget=self.budget, mode=self.mode)
 
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""
@@ -383,8 +432,8 @@ class SearchSpace:
             data = json.loads(text)
             if data["version"] not in _JSON_VERSIONS:
                 raise ValueError(
-                    f"A search space must be of version {' or '.join(map(str, _JSON_VERSIONS))}, "
-                    f"got {data['version']!r}."
+                    "A search space must be of a version from "
+                    f"{_JSON_VERSIONS[0]} to {_JSON_VERSIONS[-1]}, got {data['version']!r}."
                 )
             for spec in data["specs"]:
                 if not all(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 import sys
 
 import numpy as np
 
 from optuna_nis.space.allocation import TableAllocation, Tier
+from optuna_nis.space.precision import check_precisions
 
 _ROW_SHARES = (0.05, 0.10, 0.20, 0.30, 0.35)
 _SMALL_VOCABULARY = 50
@@ -33,12 +34,14 @@ class EmbeddingSpec:
         col_blocks: Widths of the column blocks, summing to ``embedding_dim``; or a number of
             blocks of about equal width. By default such that the possible widths are 1, 2, 3, 4,
             5, 6, 7, 8, 10, 12 and so on, four for each doubling, and ``embedding_dim`` itself.
+        precisions: Bits that the numbers of a row block may have, some of 32, 16, 8, 4 and 2; one
+            with less frequent ids never has more.
         mean_counts: How often an id of each row block occurs in the training data on average, if
             that is known. Tables that differ in nothing else are equal.
 
     Raises:
-        ValueError: If a size is not a positive integer, the blocks do not sum to the table, or
-            there is not one finite count of 0 or more for each row block.
+        ValueError: If a size is not a positive integer, the blocks do not sum to the table, a
+            precision is unknown, or there is not one finite count of 0 or more for each row block.
 
     Example:
         >>> spec = EmbeddingSpec("tailnum", num_embeddings=4043, embedding_dim=32)
@@ -53,6 +56,7 @@ class EmbeddingSpec:
     embedding_dim: int
     row_blocks: tuple[int, ...]
     col_blocks: tuple[int, ...]
+    precisions: tuple[int, ...]
     mean_counts: tuple[float, ...] | None = field(compare=False, repr=False)
 
     def __init__(
@@ -63,6 +67,7 @@ class EmbeddingSpec:
         *,
         row_blocks: int | Sequence[int] | None = None,
         col_blocks: int | Sequence[int] | None = None,
+        precisions: Iterable[int] = (32,),
         mean_counts: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
@@ -83,6 +88,7 @@ class EmbeddingSpec:
             ("embedding_dim", int(embedding_dim)),
             ("row_blocks", rows),
             ("col_blocks", columns),
+            ("precisions", check_precisions(precisions, name)),
             ("mean_counts", _mean_counts(mean_counts, len(rows), name)),
         ):
             object.__setattr__(self, attribute, value)
@@ -95,6 +101,7 @@ class EmbeddingSpec:
         embedding_dim: int,
         *,
         col_blocks: int | Sequence[int] | None = None,
+        precisions: Iterable[int] = (32,),
     ) -> EmbeddingSpec:
         """Cut a table where the frequency of its ids changes.
 
@@ -107,6 +114,7 @@ class EmbeddingSpec:
             counts: Occurrences of every id in the training data, in any order.
             embedding_dim: Largest width considered.
             col_blocks: As in the constructor.
+            precisions: As in the constructor.
 
         Raises:
             ValueError: If a count is negative or there is none.
@@ -142,6 +150,7 @@ class EmbeddingSpec:
             embedding_dim,
             row_blocks=rows,
             col_blocks=col_blocks,
+            precisions=precisions,
             mean_counts=means,
         )
 
@@ -160,24 +169,34 @@ class EmbeddingSpec:
         """Numbers in the full table."""
         return self.num_embeddings * self.embedding_dim
 
-    def table(self, widths: Iterable[int]) -> TableAllocation:
-        """The table whose row blocks have these widths.
+    def table(
+        self, widths: Iterable[int], bits: int | Iterable[int] | None = None
+    ) -> TableAllocation:
+        """The table whose row blocks have these widths and precisions.
 
         Args:
             widths: One for each of the first row blocks; those left out are out of vocabulary. A
                 block counts as no wider than those of more frequent ids.
+            bits: The same of bits of a number, or one for all; by default the most that the
+                feature may have.
 
         Example:
-            >>> print(EmbeddingSpec("user", 10, 4, row_blocks=[2, 3, 5]).table([4, 1, 2]))
+            >>> spec = EmbeddingSpec("user", 10, 4, row_blocks=[2, 3, 5])
+            >>> print(spec.table([4, 1, 2]))
             user: 2x4 + 8x1 (of 10x4)
+            >>> print(spec.table([4, 1, 2], [8, 8, 2]))
+            user: 2x4x8bit + 3x1x8bit + 5x1x2bit (of 10x4)
         """
+        if bits is None or isinstance(bits, int):
+            bits = repeat(self.precisions[0] if bits is None else bits)
         tiers: list[Tier] = []
-        for rows, width in zip(self.row_blocks, accumulate(widths, min)):
+        sizes = zip(accumulate(widths, min), accumulate(bits, min))
+        for rows, (width, own) in zip(self.row_blocks, sizes):
             if width == 0:
                 break
-            if tiers and tiers[-1].embedding_dim == width:
+            if tiers and tiers[-1][1:] == (width, own):
                 rows += tiers.pop().num_embeddings
-            tiers.append(Tier(rows, width))
+            tiers.append(Tier(rows, width, own))
         return TableAllocation(self.name, self.num_embeddings, self.embedding_dim, tuple(tiers))
 
     def widths_of(self, table: TableAllocation) -> tuple[int, ...]:
@@ -191,6 +210,21 @@ class EmbeddingSpec:
             >>> spec.widths_of(spec.table([4, 1]))
             (4, 1, 0)
         """
+        return tuple(width for width, _ in self.sizes_of(table))
+
+    def sizes_of(self, table: TableAllocation) -> tuple[tuple[int, int], ...]:
+        """The width of every row block in a table, and the bits of its numbers.
+
+        A block without rows has a width of 0 and the least precision of the feature.
+
+        Raises:
+            ValueError: If the table does not follow these cuts.
+
+        Example:
+            >>> spec = EmbeddingSpec("user", 10, 4, row_blocks=[2, 3, 5], precisions=(8, 2))
+            >>> spec.sizes_of(spec.table([4, 1]))
+            ((4, 8), (1, 8), (0, 2))
+        """
         starts = [0, *self.row_cuts]
         ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
         if (
@@ -203,11 +237,29 @@ class EmbeddingSpec:
                 f"`allocation` must follow the cuts of the space, rows {self.row_cuts} and "
                 f"widths {self.widths}, got {table}."
             )
-        widths = [0] * len(self.row_blocks)
+        if not set(self.precisions).issuperset(tier.bits for tier in table.tiers):
+            raise ValueError(
+                f"`allocation` must have the precisions of the space, {self.precisions} bits, got "
+                f"{table}."
+            )
+        sizes = [(0, self.precisions[-1])] * len(self.row_blocks)
         for start, end, tier in zip([0, *ends], ends, table.tiers):
             for block in range(starts.index(start), starts.index(end)):
-                widths[block] = tier.embedding_dim
-        return tuple(widths)
+                sizes[block] = (tier.embedding_dim, tier.bits)
+        return tuple(sizes)
+
+
+def replace_precisions(spec: EmbeddingSpec, precisions: Iterable[int]) -> EmbeddingSpec:
+    """The same table with other precisions."""
+    return EmbeddingSpec(
+        spec.name,
+        spec.num_embeddings,
+        spec.embedding_dim,
+        row_blocks=spec.row_blocks,
+        col_blocks=spec.col_blocks,
+        precisions=precisions,
+        mean_counts=spec.mean_counts,
+    )
 
 
 def _check_positive(argument: str, value: object, name: str) -> None:

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from optuna_nis.space.allocation import TableAllocation
 from optuna_nis.space.constraint import BoolArray, Choice, FloatArray, IntArray
+from optuna_nis.space.sizes import Sizes
 from optuna_nis.space.spec import EmbeddingSpec
 
 # Of random tables, in octaves: the standard deviation of their widths, and by how much a row block
 # is narrower than the one before it on average.
 _WIDTH_SPREAD = 2.0
 _MEAN_FALL = 0.7
+# Of random tables: how often a row block is less precise than the one before it.
+_FALL_OF_BITS = 0.25
 
 
 class Table(ABC):
@@ -28,6 +31,7 @@ class Table(ABC):
         names: Names of its parameters, in the order in which they are drawn.
         options: The choices of each of them.
         log_weights: Weight of each option that grows with the width, e-fold per octave.
+        sizes: The sizes of its row blocks.
     """
 
     names: list[str]
@@ -37,49 +41,51 @@ class Table(ABC):
     def __init__(self, spec: EmbeddingSpec) -> None:
         self.spec = spec
         self.rows = np.array(spec.row_blocks)
-        self.widths = np.array(spec.widths)
-        # Where a width lies among the powers of two: 1 for a width of 1, 2 for 2, 3 for 4.
-        self.octaves: FloatArray = np.log2(np.maximum(2.0 * self.widths, 1.0))
-        # The widest tier pays for the projection that all share; a table of full width has none
-        # until a narrower tier follows.
-        self.projection = np.where(
-            self.widths == spec.embedding_dim, 0, self.widths * spec.embedding_dim
-        )
-        self.late_projection = np.where(self.projection > 0, spec.embedding_dim**2, 0)
+        self.sizes = Sizes(spec)
 
     @property
-    def min_parameters(self) -> int:
-        """Cost of the smallest choice that keeps any embedding."""
+    def min_nbytes(self) -> int:
+        """Bytes of the smallest choice that keeps any embedding."""
         costs, _ = self.price(0, np.array([len(self.options) - 1]))
         return int(costs[0, 1:].min())
 
     def allocation(self, params: Mapping[str, Any]) -> TableAllocation:
         """What a choice for each parameter stands for."""
-        return self.spec.table(self.block_widths(params))
+        sizes = self.block_sizes(params)
+        return self.spec.table([width for width, _ in sizes], [bits for _, bits in sizes])
+
+    def meet(self, one: IntArray, other: IntArray) -> IntArray:
+        """The largest option that is nowhere larger than either of two."""
+        return np.minimum(one, other)
+
+    def join(self, one: IntArray, other: IntArray) -> IntArray:
+        """The smallest option that is nowhere smaller than either of two."""
+        return np.maximum(one, other)
 
     @abstractmethod
     def costs(self, index: int) -> FloatArray:
-        """About what each option of a parameter costs, whatever was chosen before it."""
+        """About the bytes of each option of a parameter, whatever was chosen before it."""
 
     @abstractmethod
     def price(self, index: int, previous: IntArray) -> tuple[NDArray[Any], BoolArray]:
-        """What each option of a parameter costs to the number, and whether it may be taken.
+        """The bytes of each option of a parameter, exactly, and whether it may be taken.
 
         Args:
             index: Place of the parameter among :attr:`names`.
-            previous: The smallest option taken for an earlier one in each of ``n`` draws.
+            previous: The option of the row block before it in each of ``n`` draws, as it counts;
+                the largest one where there is none.
 
         Returns:
             Two arrays of shape ``(n or 1, options)``.
         """
 
     @abstractmethod
-    def block_widths(self, params: Mapping[str, Any]) -> Sequence[int]:
-        """The width of each row block, at most that of the one before it."""
+    def block_sizes(self, params: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
+        """The width of each row block and its bits, each at most that of the one before it."""
 
     @abstractmethod
-    def params(self, widths: Sequence[int]) -> dict[str, Choice]:
-        """The inverse of :meth:`block_widths`."""
+    def params(self, sizes: Sequence[tuple[int, int]]) -> dict[str, Choice]:
+        """The inverse of :meth:`block_sizes`."""
 
     @abstractmethod
     def gains(self, values: FloatArray) -> list[FloatArray]:
@@ -89,10 +95,11 @@ class Table(ABC):
             values: Of every column of every row block, shape ``(row blocks, embedding_dim)``.
         """
 
-    def _worth_of_widths(self, values: FloatArray) -> FloatArray:
-        """What each width of each row block is worth."""
+    def _worth_of_sizes(self, values: FloatArray) -> FloatArray:
+        """What each size of each row block is worth: rounding takes its share of all columns."""
         widest = np.cumsum(values, axis=1)
-        return np.pad(widest, ((0, 0), (1, 0)))[:, self.widths]
+        worth = np.pad(widest, ((0, 0), (1, 0)))[:, self.sizes.widths]
+        return np.asarray(worth * self.sizes.kept)
 
     def random_octaves(self, rng: np.random.Generator) -> FloatArray:
         """Random octaves of the row blocks up to a common shift, falling with the rank."""
@@ -103,9 +110,13 @@ class Table(ABC):
     def _random_falls(self, rng: np.random.Generator) -> FloatArray:
         """By how many octaves each row block is narrower than the first."""
 
+    @abstractmethod
+    def random_bits(self, rng: np.random.Generator) -> IntArray:
+        """Random precisions of the row blocks, as places among those that rise."""
+
 
 class MultiSizeTable(Table):
-    """A parameter for the width of each row block."""
+    """A parameter for the size of each row block."""
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__(spec)
@@ -113,132 +124,128 @@ class MultiSizeTable(Table):
         self.names = [f"{spec.name}[{start}:{end}]" for start, end in cuts]
         if len(self.names) == 1:
             self.names = [spec.name]
-        self.options = spec.widths
-        self.log_weights = self.octaves
+        self.options = self.sizes.names
+        self.log_weights = self.sizes.log_weights
 
     def costs(self, index: int) -> FloatArray:
-        """What the rows cost, without projections."""
-        return np.asarray(self.rows[index] * self.widths, dtype=np.float64)
+        """What the rows cost, without scales and projections."""
+        return np.asarray(self.rows[index] * self.sizes.row_nbytes, dtype=np.float64)
 
     def price(self, index: int, previous: IntArray) -> tuple[NDArray[Any], BoolArray]:
-        """With projections; a block may be as wide as those before it at most."""
+        """With scales and projections; a block may be as large as those before it at most."""
+        sizes = self.sizes
+        rows = self.rows[index] * sizes.row_nbytes
         if index == 0:
-            projection = self.projection[None, :]
-        else:
-            after_full = previous == len(self.widths) - 1
-            projection = after_full[:, None] * self.late_projection
-        falling = np.arange(len(self.widths)) <= previous[:, None]
-        return self.rows[index] * self.widths + projection, falling
+            return (rows + sizes.projection + sizes.scales)[None, :], sizes.fits[previous]
+        # Those before have paid for the projection and, if they are of the same size, the scales.
+        return rows + sizes.late_costs[previous], sizes.fits[previous]
 
-    def block_widths(self, params: Mapping[str, Any]) -> Sequence[int]:
+    def meet(self, one: IntArray, other: IntArray) -> IntArray:
+        """The option of the smaller width and the smaller precision."""
+        return self.sizes.meets[one, other]
+
+    def join(self, one: IntArray, other: IntArray) -> IntArray:
+        """The option of the larger width and the larger precision."""
+        return self.sizes.joins[one, other]
+
+    def block_sizes(self, params: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
         """The choices themselves."""
-        return [params[name] for name in self.names]
+        return [self.sizes.of(params[name]) for name in self.names]
 
-    def params(self, widths: Sequence[int]) -> dict[str, Choice]:
-        """The widths by the names of their blocks."""
-        return dict(zip(self.names, widths))
+    def params(self, sizes: Sequence[tuple[int, int]]) -> dict[str, Choice]:
+        """The sizes by the names of their blocks."""
+        return dict(zip(self.names, map(self.sizes.name, sizes)))
 
     def gains(self, values: FloatArray) -> list[FloatArray]:
-        """Of each width of each row block."""
-        return list(self._worth_of_widths(values))
+        """Of each size of each row block."""
+        return list(self._worth_of_sizes(values))
 
     def _random_falls(self, rng: np.random.Generator) -> FloatArray:
         falls = rng.exponential(rng.exponential(_MEAN_FALL), size=len(self.rows))
         falls[0] = 0.0
         return np.cumsum(falls)
 
+    def random_bits(self, rng: np.random.Generator) -> IntArray:
+        """Of every row block, at random, falling with the rank."""
+        number = len(self.spec.precisions)
+        if number == 1:
+            return np.zeros(len(self.rows), dtype=np.int64)
+        first = rng.integers(number)
+        falls = rng.random(len(self.rows)) < _FALL_OF_BITS
+        falls[0] = False
+        return np.maximum(first - np.cumsum(falls), 0)
+
 
 class SingleSizeTable(Table):
-    """One parameter for the number of rows and their width."""
+    """One parameter for the number of rows and their size."""
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__(spec)
         self.names = [spec.name]
-        blocks, levels = np.indices((len(self.rows), len(self.widths) - 1)).reshape(2, -1) + 1
-        self._blocks, self._levels = np.append(0, blocks), np.append(0, levels)
+        sizes = self.sizes
+        blocks, chosen = np.indices((len(self.rows), len(sizes.names) - 1)).reshape(2, -1) + 1
+        self._blocks, self._chosen = np.append(0, blocks), np.append(0, chosen)
         self._kept = np.append(0, spec.row_cuts)[self._blocks]
-        self._widths = self.widths[self._levels]
-        self.options = tuple(f"{rows}x{width}" for rows, width in zip(self._kept, self._widths))
-        self.log_weights = self.octaves[self._levels]
+        self.options = tuple(
+            f"{rows}x{0 if rows == 0 else sizes.names[size]}"
+            for rows, size in zip(self._kept, self._chosen)
+        )
+        self.log_weights = sizes.log_weights[self._chosen]
 
     def costs(self, index: int) -> FloatArray:
-        """With projections: nothing else decides about them."""
-        costs = self._kept * self._widths + self.projection[self._levels]
+        """With scales and projections: nothing else decides about them."""
+        sizes = self.sizes
+        costs = self._kept * sizes.row_nbytes[self._chosen]
+        costs = costs + (sizes.projection + sizes.scales)[self._chosen]
         return np.asarray(costs, dtype=np.float64)
 
     def price(self, index: int, previous: IntArray) -> tuple[NDArray[Any], BoolArray]:
         """Every option may be taken."""
         return self.costs(index)[None, :], np.ones((1, len(self.options)), dtype=np.bool_)
 
-    def block_widths(self, params: Mapping[str, Any]) -> Sequence[int]:
+    def block_sizes(self, params: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
         """The same for every row block that is kept."""
         option = self.options.index(params[self.spec.name])
-        return [int(self._widths[option])] * int(self._blocks[option])
+        return [self.sizes.pairs[self._chosen[option]]] * int(self._blocks[option])
 
-    def params(self, widths: Sequence[int]) -> dict[str, Choice]:
+    def params(self, sizes: Sequence[tuple[int, int]]) -> dict[str, Choice]:
         """The choice that keeps as many row blocks.
 
         Raises:
-            ValueError: If the widths differ.
+            ValueError: If the sizes differ.
         """
-        kept = [width for width in widths if width]
+        kept = [size for size in sizes if size[0]]
         if len(set(kept)) > 1:
+            several = len(self.spec.precisions) > 1
+            shown = sorted({size if several else size[0] for size in kept}, reverse=True)
             raise ValueError(
-                f"`allocation` of {self.spec.name!r} must have one width in a single-size space, "
-                f"got {sorted(set(kept), reverse=True)}."
+                f"`allocation` of {self.spec.name!r} must have one width"
+                f"{' and precision' if several else ''} in a single-size space, got {shown}."
             )
         rows = sum(self.spec.row_blocks[: len(kept)])
-        return {self.spec.name: f"{rows}x{kept[0]}" if kept else "0x0"}
+        return {self.spec.name: f"{rows}x{self.sizes.name(kept[0])}" if kept else "0x0"}
 
     def gains(self, values: FloatArray) -> list[FloatArray]:
-        """Of each number of rows with each width."""
-        kept = np.pad(np.cumsum(self._worth_of_widths(values), axis=0), ((1, 0), (0, 0)))
-        return [kept[self._blocks, self._levels]]
+        """Of each number of rows of each size."""
+        kept = np.pad(np.cumsum(self._worth_of_sizes(values), axis=0), ((1, 0), (0, 0)))
+        return [kept[self._blocks, self._chosen]]
 
     def _random_falls(self, rng: np.random.Generator) -> FloatArray:
         kept = rng.integers(1, len(self.rows) + 1)
         return np.where(np.arange(len(self.rows)) < kept, 0.0, np.inf)
 
-
-class Blocks:
-    """The row blocks of all tables side by side, to count parameters fast."""
-
-    def __init__(self, tables: Sequence[Table]) -> None:
-        sizes = [len(table.rows) for table in tables]
-        self._highest = np.repeat([len(table.widths) - 1 for table in tables], sizes)
-        octaves = np.full((len(tables), max(len(table.widths) for table in tables)), np.inf)
-        for row, table in zip(octaves, tables):
-            row[: len(table.widths)] = table.octaves
-        self._octaves = np.repeat(octaves, sizes, axis=0)[:, 1:]
-        self._is_first = np.concatenate([np.arange(size) == 0 for size in sizes])
-        self._starts = np.repeat(
-            np.cumsum([0, *(len(table.widths) for table in tables[:-1])]), sizes
-        )
-        self._rows = np.concatenate([table.rows for table in tables])
-        self._widths = np.concatenate([table.widths for table in tables])
-        self._projections = np.concatenate([table.projection for table in tables])
-        self._late_projections = np.concatenate([table.late_projection for table in tables])
-
-    def levels(self, octaves: FloatArray) -> IntArray:
-        """Index of the width of each row block, its octave rounded down."""
-        return np.asarray((self._octaves <= octaves[:, None]).sum(1), dtype=np.int64)
-
-    def num_parameters(self, octaves: FloatArray) -> int:
-        """Parameters of all tables, their widths given as in :meth:`levels`."""
-        levels = self.levels(octaves)
-        options = levels + self._starts
-        embeddings = self._rows @ self._widths[options]
-        after_full = ~self._is_first
-        after_full[1:] &= levels[:-1] == self._highest[:-1]
-        projections = self._is_first @ self._projections[options]
-        return int(embeddings + projections + after_full @ self._late_projections[options])
+    def random_bits(self, rng: np.random.Generator) -> IntArray:
+        """The same of every row block."""
+        number = len(self.spec.precisions)
+        bits = 0 if number == 1 else rng.integers(number)
+        return np.full(len(self.rows), bits, dtype=np.int64)
 
 
 class SpaceWalk:
-    """Draws within a budget: widths that fall with the rank, projections paid per table."""
+    """Draws within a budget: sizes that fall with the rank, projections paid per table."""
 
-    def __init__(self, tables: Sequence[Table], budget: int, n: int) -> None:
-        self._left = np.full(n, budget, dtype=np.int64)
+    def __init__(self, tables: Sequence[Table], nbytes: int, n: int) -> None:
+        self._left = np.full(n, nbytes, dtype=np.int64)
         self._where = {
             name: (table, index) for table in tables for index, name in enumerate(table.names)
         }
@@ -259,5 +266,6 @@ class SpaceWalk:
         n = len(self._left)
         paid = np.broadcast_to(cost, (n, cost.shape[1]))[np.arange(n), options]
         self._left -= paid.astype(np.int64)
-        feature = self._where[name][0].spec.name
-        self._previous[feature] = np.minimum(self._previous[feature], options)
+        table, _ = self._where[name]
+        feature = table.spec.name
+        self._previous[feature] = table.meet(self._previous[feature], options)

@@ -67,9 +67,9 @@ def uniform(
         return of(width, 1.0)
     for candidate in range(widest, 0, -1):
         allocation = of(candidate, 1.0)
-        if allocation.num_parameters <= space.budget:
+        if space.fits(allocation):
             return allocation
-    coverage = _largest(lambda share: of(1, share).num_parameters <= space.budget, 1.0)
+    coverage = _largest(lambda share: space.fits(of(1, share)), 1.0)
     allocation = of(1, coverage)
     if allocation.num_parameters == 0:
         raise ValueError(
@@ -208,7 +208,7 @@ def frequent_ids(space: SearchSpace, *, full_width: bool = True) -> Allocation:
             if share < least:
                 break
             allocation = of(blocks, share)
-            if allocation.num_parameters <= space.budget:
+            if space.fits(allocation):
                 return allocation
     raise ValueError(
         f"`space` has a budget of {space.budget} parameters, too few for the first row block of "
@@ -246,18 +246,18 @@ def _uniform(
     rows = min(int(coverage * spec.num_embeddings), max_embeddings or spec.num_embeddings)
     dim = min(width, spec.embedding_dim)
     output = spec.embedding_dim if projected else dim
-    tiers = (Tier(rows, dim),) if rows else ()
+    tiers = (Tier(rows, dim, spec.precisions[0]),) if rows else ()
     return TableAllocation(spec.name, spec.num_embeddings, output, tiers)
 
 
 def _scaled(of: Callable[[float], Allocation], space: SearchSpace) -> Allocation:
     smallest = of(0.0)
-    if smallest.num_parameters > space.budget:
+    if not space.fits(smallest):
         raise ValueError(
             f"`space` has a budget of {space.budget} parameters, too few for widths of 1, which "
             f"take {smallest.num_parameters}."
         )
-    return of(_largest(lambda scale: of(scale).num_parameters <= space.budget, 1e6))
+    return of(_largest(lambda scale: space.fits(of(scale)), 1e6))
 
 
 def _largest(fits: Callable[[float], bool], high: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -11,6 +12,10 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy import baselines
 from optuna_nis.strategy.plan import SearchPlan
+
+# Formulas know nothing of precisions: they are tried with so many of the lowest ones, whose
+# numbers are worth nearly as much and cost least.
+_LOW_PRECISIONS = 2
 
 
 def budgets(space: SearchSpace, plan: SearchPlan) -> list[SearchSpace]:
@@ -34,7 +39,8 @@ def from_policy(
         options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
         options = options[np.argsort(-policy.log_prob(options), kind="stable")]
         choices = [space.allocation(params) for params in policy.params(options)]
-        using = [c for c in choices if c.num_parameters >= plan.proposal_use * each.budget]
+        least = plan.proposal_use * each.budget_nbytes
+        using = [choice for choice in choices if choice.nbytes() >= least]
         groups.append((using or choices)[: plan.proposals])
     return groups
 
@@ -56,25 +62,31 @@ def by_popularity(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     """Mixed dimensions for the whole budget of a space that knows how frequent its ids are."""
     if space.mode == "single" or any(spec.mean_counts is None for spec in space.specs):
         return []
-    narrowest = baselines.uniform(space, width=1, projected=True)
-    if narrowest.num_parameters > space.budget:
-        return []
-    return [
-        baselines.mixed_dimensions(space, alpha=power, on_grid=True)
-        for power in plan.popularity_powers
-    ]
+    found = []
+    for each in _of_low_precision(space):
+        if each.fits(baselines.uniform(each, width=1, projected=True)):
+            found += [
+                baselines.mixed_dimensions(each, alpha=power, on_grid=True)
+                for power in plan.popularity_powers
+            ]
+    return found
 
 
 def one_width(space: SearchSpace) -> list[Allocation]:
-    """The full tables if they fit the budget, else the widest uniform ones that do."""
+    """For each precision the full tables if they fit the budget, else the widest that do."""
+    found = [_one_width(each) for each in _of_one_precision(space, space.precisions)]
+    return [choice for own in found for choice in own]
+
+
+def _one_width(space: SearchSpace) -> list[Allocation]:
     full = space.full()
-    if full.num_parameters <= space.budget:
+    if space.fits(full):
         return [full]
     for width in sorted({width for spec in space.specs for width in spec.widths}, reverse=True):
         # Not every space has every width.
         with suppress(ValueError):
             found = baselines.uniform(space, width=width, projected=True)
-            if space.allocation(space.params(found)).num_parameters <= space.budget:
+            if space.fits(space.allocation(space.params(found))):
                 return [found]
     return []
 
@@ -87,9 +99,24 @@ def frequent_ids(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     if plan.frequent_narrower:
         wanted.append((1.0, False))
     found = []
-    for share, full_width in wanted:
-        # Where the budget is too small there is none.
-        with suppress(ValueError):
-            smaller = space.with_budget(int(share * space.budget))
-            found.append(baselines.frequent_ids(smaller, full_width=full_width))
+    for each in _of_low_precision(space):
+        for share, full_width in wanted:
+            # Where the budget is too small there is none.
+            with suppress(ValueError):
+                smaller = each.with_budget(int(share * each.budget))
+                found.append(baselines.frequent_ids(smaller, full_width=full_width))
     return found
+
+
+def _of_low_precision(space: SearchSpace) -> Iterator[SearchSpace]:
+    """The space with each of the precisions with which a budget goes furthest."""
+    return _of_one_precision(space, space.precisions[-_LOW_PRECISIONS:])
+
+
+def _of_one_precision(space: SearchSpace, precisions: Sequence[int]) -> Iterator[SearchSpace]:
+    for bits in precisions:
+        # Not every feature has every precision.
+        if all(bits in spec.precisions for spec in space.specs):
+            # Where the budget is too small there is none.
+            with suppress(ValueError):
+                yield space.with_precisions([bits])

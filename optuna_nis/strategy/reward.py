@@ -15,13 +15,16 @@ class Reward:
         value: ``quality - penalty``.
         quality: The metric on validation data, larger is better.
         penalty: What the cost takes away, not negative.
-        num_parameters: The cost.
+        num_parameters: The cost, in the unit of the budget, or the numbers in all tables where
+            their bytes are known.
+        nbytes: The bytes of the tables, if they are known.
     """
 
     value: float
     quality: float
     penalty: float
     num_parameters: int
+    nbytes: int | None = None
 
 
 def penalised_reward(
@@ -43,8 +46,8 @@ def penalised_reward(
 
     Args:
         quality: ROC-AUC, Recall@k or any other number of which more is better.
-        num_parameters: Cost of the choice, in parameters.
-        budget: Parameters allowed.
+        num_parameters: Cost of the choice, in parameters, bytes or any other unit.
+        budget: What is allowed, in the same unit.
         penalty_weight: The weight lambda.
         memory_price: What the whole budget costs, in units of the quality.
         mode: ``"soft"`` or ``"absolute"``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -10,6 +11,30 @@ from optuna_nis.strategy.decision import tie
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.scoring import Scoring
+
+
+def reward_of(
+    choice: Allocation,
+    quality: float,
+    space: SearchSpace,
+    *,
+    penalty_weight: float,
+    memory_price: float = 0.0,
+) -> Reward:
+    """The reward of a choice, penalised by its bytes.
+
+    Raises:
+        ValueError: As :func:`~optuna_nis.penalised_reward`.
+    """
+    nbytes = choice.nbytes()
+    reward = penalised_reward(
+        quality,
+        nbytes,
+        space.budget_nbytes,
+        penalty_weight=penalty_weight,
+        memory_price=memory_price,
+    )
+    return replace(reward, num_parameters=choice.num_parameters, nbytes=nbytes)
 
 
 class Rewarding:
@@ -21,7 +46,7 @@ class Rewarding:
 
     Attributes:
         error: Standard error of a quality on all validation data, if that is known. Of choices
-            that it cannot tell apart, the one with the fewest parameters is best.
+            that it cannot tell apart, the one with the fewest bytes is best.
         reference: Quality of the full tables on all validation data, once that is known.
     """
 
@@ -44,10 +69,10 @@ class Rewarding:
         Raises:
             ValueError: If the quality is not a finite number.
         """
-        return penalised_reward(
+        return reward_of(
+            choice,
             quality,
-            choice.num_parameters,
-            self._space.budget,
+            self._space,
             penalty_weight=self._plan.penalty_weight,
             memory_price=self.memory_price,
         )

@@ -398,7 +398,7 @@ class SizeSearch:
         self._policy = self._journal.of_the_first(lambda: self._policy)
         self.updates_done += 1
         self.mean_reward = float(np.mean([reward.value for reward in rewards]))
-        used = [reward.num_parameters / self.space.budget for reward in rewards]
+        used = [(reward.nbytes or 0) / self.space.budget_nbytes for reward in rewards]
         self.mean_memory = float(np.mean(used))
         self._journal.tell_progress(self.updates_done, self.plan.num_updates, self.mean_reward)
 

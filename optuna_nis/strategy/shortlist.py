@@ -234,7 +234,7 @@ class Shortlist:
         """Those that no better one costs about as much as; best first, as they come."""
         kept: list[Allocation] = []
         for each in ranked:
-            costs = [(each.num_parameters, k.num_parameters) for k in kept]
+            costs = [(each.nbytes(), k.nbytes()) for k in kept]
             if all(max(pair) > self.plan.same_cost * min(pair) for pair in costs):
                 kept.append(each)
         return kept

@@ -26,6 +26,7 @@ from optuna_nis.study.keys import (
     GROUP_KEY,
     GROUP_SIZE_KEY,
     LOG_PROB_KEY,
+    NBYTES_ATTR,
     NUM_PARAMETERS_ATTR,
     ORIGIN_ATTR,
     PENALTY_ATTR,
@@ -61,6 +62,7 @@ def _attributes(reward: Reward, fidelity: str) -> dict[str, Any]:
         QUALITY_ATTR: reward.quality,
         PENALTY_ATTR: reward.penalty,
         NUM_PARAMETERS_ATTR: reward.num_parameters,
+        **({} if reward.nbytes is None else {NBYTES_ATTR: reward.nbytes}),
         FIDELITY_ATTR: fidelity,
     }
 

@@ -30,7 +30,7 @@ def objective(trial: optuna.Trial) -> float:
     quality = 0.0
     for name, table in allocation.items():
         start = 0
-        for rows, width in table.tiers:
+        for rows, width, _ in table.tiers:
             covered = math.log1p(start + rows) - math.log1p(start)
             quality += WORTH[name] * covered * math.log1p(width)
             start += rows

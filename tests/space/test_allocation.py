@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from itertools import accumulate
 import json
+import math
 from typing import Any
 
 from hypothesis import given
@@ -13,11 +15,17 @@ USER = TableAllocation("user", 1000, 16, (Tier(100, 16), Tier(500, 4)))
 CITY = TableAllocation("city", 50, 8, ())
 
 
+PRECISION_SETS = st.sampled_from([(32,), (32, 16, 8, 4, 2), (4, 2)])
+
+
 @st.composite
 def tables(draw: st.DrawFn, name: str = "t") -> TableAllocation:
     width = draw(st.integers(1, 64))
-    widths = draw(st.sets(st.integers(1, width), max_size=4))
-    tiers = tuple(Tier(draw(st.integers(1, 500)), d) for d in sorted(widths, reverse=True))
+    sizes = st.tuples(st.integers(1, width), st.sampled_from(draw(PRECISION_SETS)))
+    drawn = sorted(draw(st.sets(sizes, max_size=4)), reverse=True)
+    # Of those, each that is nowhere larger than the one before it.
+    falling = list(dict.fromkeys(zip(*(accumulate(n, min) for n in zip(*drawn)))))
+    tiers = tuple(Tier(draw(st.integers(1, 500)), d, bits) for d, bits in falling)
     unused = draw(st.integers(0, 500))
     rows = max(sum(tier.num_embeddings for tier in tiers) + unused, 1)
     return TableAllocation(name, rows, width, tiers)
@@ -41,14 +49,32 @@ def test_json_round_trip(allocation: Allocation) -> None:
 def test_sizes_are_sums(allocation: Allocation) -> None:
     rows = projections = 0
     for table in allocation.values():
-        rows += sum(v * d for v, d in table.tiers)
-        if any(d < table.embedding_dim for _, d in table.tiers):
-            projections += max(d for _, d in table.tiers) * table.embedding_dim
+        rows += sum(v * d for v, d, _ in table.tiers)
+        if any(d < table.embedding_dim for _, d, _ in table.tiers):
+            projections += max(d for _, d, _ in table.tiers) * table.embedding_dim
         assert 0 <= table.kept <= table.num_embeddings
     assert allocation.num_embedding_parameters == rows
     assert allocation.num_projection_parameters == projections
     assert allocation.num_parameters == rows + projections
-    assert allocation.nbytes("float16") == 2 * allocation.num_parameters
+    with pytest.warns(FutureWarning, match="dtype"):
+        assert allocation.nbytes("float16") == 2 * allocation.num_parameters
+
+
+@given(allocations())
+def test_bytes_are_those_of_rows_scales_and_projections(allocation: Allocation) -> None:
+    total = 0
+    for table in allocation.values():
+        first = None
+        for rows, dim, bits in table.tiers:
+            total += rows * math.ceil(dim * bits / 8) + (2 * dim if bits < 16 else 0)
+            if first is None and dim < table.embedding_dim:
+                first = bits
+        if first is not None:
+            numbers = table.tiers[0].embedding_dim * table.embedding_dim
+            total += numbers * (4 if first == 32 else 2)
+    assert allocation.nbytes() == total
+    if all(tier.bits == 32 for table in allocation.values() for tier in table.tiers):
+        assert total == 4 * allocation.num_parameters
 
 
 def test_only_tables_with_narrow_tiers_carry_a_projection() -> None:
@@ -62,6 +88,14 @@ def test_text() -> None:
     allocation = Allocation([USER, CITY])
     assert str(allocation) == "user: 100x16 + 500x4 (of 1000x16)\ncity: removed (of 50x8)"
     assert repr(allocation).startswith("Allocation([TableAllocation(name='user'")
+
+
+def test_a_file_without_precisions_is_of_float32() -> None:
+    text = json.dumps({"version": 1, "tables": [json.loads(_table())["tables"][0]]})
+    assert Allocation.from_json(text)["a"].tiers == (Tier(2, 2, 32),)
+    table = TableAllocation("a", 9, 4, (Tier(2, 4, 8), Tier(3, 4, 2)))
+    assert str(table) == "a: 2x4x8bit + 3x4x2bit (of 9x4)"
+    assert Allocation.from_json(Allocation([table]).to_json())["a"] == table
 
 
 def test_mapping() -> None:
@@ -89,6 +123,9 @@ def test_plain_tuples_become_tiers() -> None:
         ({"embedding_dim": True}, "`embedding_dim` of 'user' must be a positive integer"),
         ({"tiers": ((0, 4),)}, r"`tiers` of 'user' must hold positive integers, got \(0, 4\)"),
         ({"tiers": ((3, 4.0),)}, "`tiers` of 'user' must hold positive integers"),
+        ({"tiers": ((3, 4, 3),)}, r"`tiers` of 'user' must have .* bits out of .*, got 3"),
+        ({"tiers": ((3, 4, 2), (3, 2, 8))}, r"`tiers` of 'user' must not rise in prec.*\[2, 8\]"),
+        ({"tiers": ((3, 4, 8), (3, 4, 8))}, r"must fall in width or precision, got .*\[8, 8\]"),
         (
             {"tiers": ((3, 4), (3, 4))},
             r"`tiers` of 'user' must fall in width, got .*\[4, 4\]",
@@ -122,8 +159,8 @@ def _table(**fields: Any) -> str:
     ("text", "message"),
     [
         ("{", "An allocation must be JSON"),
-        ("[]", "An allocation must be of version 1, got version None"),
-        ('{"version": 2, "tables": []}', "An allocation must be of version 1, got version 2"),
+        ("[]", "An allocation must be of version 1 or 2, got version None"),
+        ('{"version": 3, "tables": []}', "An allocation must be of version 1 or 2, got version 3"),
         ('{"version": 1}', "This allocation is malformed: KeyError"),
         ('{"version": 1, "tables": 5}', "This allocation is malformed: TypeError"),
         ('{"version": 1, "tables": []}', "`tables` must hold at least one feature"),

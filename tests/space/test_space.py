@@ -13,6 +13,8 @@ from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
 
+PRECISION_SETS = st.sampled_from([(32,), (32, 16, 8, 4, 2), (8, 4), (2,), (16, 2)])
+
 
 @st.composite
 def specs(draw: st.DrawFn, name: str = "t") -> EmbeddingSpec:
@@ -24,6 +26,7 @@ def specs(draw: st.DrawFn, name: str = "t") -> EmbeddingSpec:
         width,
         row_blocks=draw(st.none() | st.integers(1, min(rows, 6))),
         col_blocks=draw(st.none() | st.integers(1, min(width, 6))),
+        precisions=draw(PRECISION_SETS),
     )
 
 
@@ -63,9 +66,9 @@ def test_every_walk_stays_within_the_budget_and_pays_what_it_costs(
     space: SearchSpace, n: int, seed: int
 ) -> None:
     params, walk = random_walk(space, n, seed)
-    costs = [space.allocation(draw).num_parameters for draw in params]
-    assert max(costs) <= space.budget
-    np.testing.assert_array_equal(space.budget - walk._left, costs)
+    costs = [space.allocation(draw).nbytes() for draw in params]
+    assert max(costs) <= space.budget_nbytes
+    np.testing.assert_array_equal(space.budget_nbytes - walk._left, costs)
 
 
 @given(space=spaces(), seed=st.integers(0, 2**32 - 1))
@@ -80,7 +83,7 @@ def test_a_walk_forbids_only_what_exceeds_the_budget(space: SearchSpace, seed: i
         for option, choice in enumerate(choices):
             allocation = space.allocation({**last, **taken, name: choice})
             if not allowed[option] and space.params(allocation)[name] == choice:
-                assert allocation.num_parameters > space.budget
+                assert not space.fits(allocation)
         option = int(rng.choice(np.flatnonzero(allowed)))
         walk.take(name, np.array([option]))
         taken[name] = choices[option]
@@ -95,8 +98,11 @@ def test_params_and_allocation_are_inverse(space: SearchSpace, seed: int) -> Non
     if space.mode == "multi":
         assert space.params(allocation) == params
     assert list(space.params(allocation)) == list(space.choices)
+    sizes = space.sizes(allocation)
     for name, widths in space.widths(allocation).items():
         assert list(widths) == sorted(widths, reverse=True)
+        bits = [bits for _, bits in sizes[name]]
+        assert bits == sorted(bits, reverse=True)
         assert allocation[name].kept == sum(
             rows for rows, width in zip(_spec(space, name).row_blocks, widths) if width
         )
@@ -127,7 +133,7 @@ def test_random_allocations_cost_at_most_what_was_asked(
 ) -> None:
     most = share * space.full_parameters
     allocation = space.sample(np.random.default_rng(seed), most, removal)
-    assert allocation.num_parameters <= most
+    assert allocation.nbytes() <= 4 * most
     assert space.allocation(space.params(allocation)) == allocation
     if removal == 1.0:
         assert allocation.num_parameters == 0
@@ -319,7 +325,7 @@ def test_params_refuses(space: SearchSpace, table: TableAllocation, message: str
         ("{", "This search space is malformed: JSONDecodeError"),
         ("[]", "This search space is malformed: TypeError"),
         ("{}", "This search space is malformed: KeyError"),
-        ('{"version": 9}', "A search space must be of version 1 or 2, got 9"),
+        ('{"version": 9}', "A search space must be of a version from 1 to 3, got 9"),
         (
             json.dumps({"version": 1, "specs": [{"rows": 1}], "budget": 1, "mode": "multi"}),
             "This search space is malformed: TypeError",

@@ -5,13 +5,14 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from optuna_nis.space.blocks import Blocks
 from optuna_nis.space.spec import EmbeddingSpec
-from optuna_nis.space.tables import Blocks, MultiSizeTable, SingleSizeTable, SpaceWalk, Table
+from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, SpaceWalk, Table
 
 SPECS = [
     EmbeddingSpec("user", 100, 8, row_blocks=[10, 20, 70]),
-    EmbeddingSpec("city", 7, 4),
-    EmbeddingSpec("day", 30, 16, row_blocks=2, col_blocks=3),
+    EmbeddingSpec("city", 7, 4, precisions=(16, 4, 2)),
+    EmbeddingSpec("day", 30, 16, row_blocks=2, col_blocks=3, precisions=(32, 8)),
 ]
 
 
@@ -27,11 +28,13 @@ def test_blocks_side_by_side_cost_what_their_tables_cost(
     for base in bases:
         assert (np.diff(base[np.isfinite(base)]) <= 0).all()
     octaves = np.concatenate(bases) + shift
-    levels = np.split(blocks.levels(octaves), [3, 4])
-    chosen = [t.spec.table(t.widths[own].tolist()) for t, own in zip(tables, levels)]
-    assert blocks.num_parameters(octaves) == sum(table.num_parameters for table in chosen)
+    bits = np.concatenate([table.random_bits(rng) for table in tables])
+    options = np.split(blocks.options(octaves, bits), [3, 4])
+    sizes = [[t.sizes.pairs[option] for option in own] for t, own in zip(tables, options)]
+    chosen = [t.spec.table(*zip(*own)) for t, own in zip(tables, sizes)]
+    assert blocks.nbytes(octaves, bits) == sum(table.nbytes() for table in chosen)
     for table, found in zip(tables, chosen):
-        params = table.params(table.spec.widths_of(found))
+        params = table.params(table.spec.sizes_of(found))
         assert list(params) == table.names
         assert table.allocation(params) == found
 
@@ -39,19 +42,48 @@ def test_blocks_side_by_side_cost_what_their_tables_cost(
 def test_a_single_size_pays_for_all_of_its_rows_at_once() -> None:
     table = SingleSizeTable(EmbeddingSpec("t", 10, 2, row_blocks=2))
     assert table.options == ("0x0", "5x1", "5x2", "10x1", "10x2")
-    assert table.costs(0).tolist() == [0, 5 + 2, 10, 10 + 2, 20]
-    assert table.min_parameters == 7
+    assert table.costs(0).tolist() == [4 * n for n in (0, 5 + 2, 10, 10 + 2, 20)]
+    assert table.min_nbytes == 28
+
+
+def test_codes_cost_whole_bytes_a_row_and_their_scales() -> None:
+    table = SingleSizeTable(EmbeddingSpec("t", 10, 3, row_blocks=1, precisions=(4, 2)))
+    assert table.options == ("0x0", "10x1x2bit", "10x1x4bit", "10x2x2bit", "10x2x4bit") + (
+        "10x3x2bit",
+        "10x3x4bit",
+    )
+    rows, scales, projections = (0, 1, 1, 1, 1, 1, 2), (0, 1, 1, 2, 2, 3, 3), (0, 1, 1, 2, 2, 0, 0)
+    wanted = [10 * r + 2 * s + 2 * 3 * p for r, s, p in zip(rows, scales, projections)]
+    assert table.costs(0).tolist() == wanted
+
+
+def test_sizes_fall_in_width_and_in_precision() -> None:
+    table = MultiSizeTable(EmbeddingSpec("t", 10, 2, row_blocks=2, precisions=(8, 2)))
+    assert table.options == ("0", "1x2bit", "1x8bit", "2x2bit", "2x8bit")
+    walk = SpaceWalk([table], nbytes=1000, n=5)
+    walk.take("t[0:5]", np.arange(5))
+    allowed = [
+        [True, False, False, False, False],
+        [True, True, False, False, False],
+        [True, True, True, False, False],
+        [True, True, False, True, False],
+        [True, True, True, True, True],
+    ]
+    assert walk.allowed("t[5:10]").tolist() == allowed
+    # Of a row that counts as narrower, or less precise, than was drawn, both are the smaller ones.
+    assert table.meet(np.array([2, 3, 0]), np.array([3, 4, 4])).tolist() == [1, 3, 0]
+    assert table.join(np.array([2, 3, 0]), np.array([3, 1, 2])).tolist() == [4, 3, 2]
 
 
 def test_a_narrower_tier_after_a_full_one_pays_for_the_projection() -> None:
     table = MultiSizeTable(EmbeddingSpec("t", 10, 2, row_blocks=2))
-    walk = SpaceWalk([table], budget=10 + 5 + 4, n=3)
+    walk = SpaceWalk([table], nbytes=4 * (10 + 5 + 4), n=3)
     assert walk.allowed("t[0:5]").all()
     walk.take("t[0:5]", np.array([2, 1, 0]))
     allowed = [[True, True, False], [True, True, False], [True, False, False]]
     assert walk.allowed("t[5:10]").tolist() == allowed
     walk.take("t[5:10]", np.array([1, 1, 0]))
-    assert walk._left.tolist() == [0, 19 - 5 - 2 - 5, 19]
+    assert walk._left.tolist() == [0, 4 * (19 - 5 - 2 - 5), 4 * 19]
 
 
 @pytest.mark.parametrize("kind", [MultiSizeTable, SingleSizeTable])

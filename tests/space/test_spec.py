@@ -92,6 +92,6 @@ def test_counts_make_no_other_table() -> None:
 def test_a_table_of_row_blocks_never_grows_in_width() -> None:
     spec = EmbeddingSpec("t", 10, 8, row_blocks=[1, 2, 3, 4])
     table = spec.table([4, 8, 2])
-    assert table.tiers == ((3, 4), (3, 2))
+    assert table.tiers == ((3, 4, 32), (3, 2, 32))
     assert spec.widths_of(table) == (4, 4, 2, 0)
     assert spec.table([0, 8]).tiers == ()

@@ -86,7 +86,7 @@ def _allocation_info(study_or_allocation: Study | Allocation) -> _AllocationInfo
 def _feature_info(table: TableAllocation, total: int) -> _FeatureInfo:
     segments = []
     row = 0
-    for rows, width in table.tiers:
+    for rows, width, _ in table.tiers:
         # The widest tier pays for the projection that all share.
         projection = table.num_projection_parameters if row == 0 else 0
         segments.append(_Segment(row, row + rows, width, rows * width + projection))

@@ -1,0 +1,58 @@
+"""Bits of a number in a table, and the bytes that its parts take when they are stored.
+
+A number of 32 or 16 bits is a float. In 8, 4 or 2 bits it is a code, one of ``2**bits`` levels at
+equal steps around zero; codes of a row lie side by side, and a row begins at a whole byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRECISIONS = (32, 16, 8, 4, 2)
+#: The precisions in which numbers are codes, with a scale beside them.
+CODES = (8, 4, 2)
+
+# Of numbers that are spread as a bell curve: the mean square of what the best equal steps round
+# away, as a share of their own (Max, 1960, "Quantizing for Minimum Distortion", table II).
+_ROUNDED_AWAY = {32: 0.0, 16: 0.0, 8: 1.2e-4, 4: 0.01154, 2: 0.1188}
+
+_Number = TypeVar("_Number", int, NDArray[np.int64])
+
+
+def check_precisions(precisions: Iterable[int], name: str) -> tuple[int, ...]:
+    """Precisions of a feature, the most exact first.
+
+    Raises:
+        ValueError: If there is none, one comes twice or is unknown.
+    """
+    found = (precisions,) if isinstance(precisions, int) else tuple(precisions)
+    if not found or len(set(found)) < len(found) or not set(found) <= set(PRECISIONS):
+        raise ValueError(
+            f"`precisions` of {name!r} must hold some of {list(PRECISIONS)}, the bits that a "
+            f"number may have, each once, got {list(found)}."
+        )
+    return tuple(sorted(map(int, found), reverse=True))
+
+
+def row_nbytes(embedding_dim: _Number, bits: int) -> _Number:
+    """Bytes of a row."""
+    return -(-embedding_dim * bits // 8)
+
+
+def scale_nbytes(embedding_dim: _Number, bits: int) -> _Number:
+    """Bytes of the scales that rows of one width and precision share: a float16 a column."""
+    return 2 * embedding_dim if bits in CODES else 0 * embedding_dim
+
+
+def projection_nbytes(widest: _Number, embedding_dim: int, bits: int) -> _Number:
+    """Bytes of a projection by the precision of the first rows that need one."""
+    return widest * embedding_dim * (4 if bits == 32 else 2)
+
+
+def kept_share(bits: int) -> float:
+    """The part of the variance of numbers that is left when they are rounded."""
+    return 1.0 - _ROUNDED_AWAY[bits]
