@@ -13,7 +13,7 @@ from optuna_nis.space.precision import CODES
 
 # Of a column whose numbers are spread as a bell curve with a standard deviation of 1, the step
 # with which least is lost (Max, 1960, "Quantizing for Minimum Distortion", table II).
-_BEST_STEPS = {8: 0.0308, 4: 0.3352, 2: 0.9957}
+BEST_STEPS = {8: 0.0308, 4: 0.3352, 2: 0.9957}
 
 
 def step_of(weight: Tensor, bits: int) -> Tensor:
@@ -27,7 +27,7 @@ def step_of(weight: Tensor, bits: int) -> Tensor:
         Shape ``(columns,)``, numbers that float16 has, in the type of the rows.
     """
     spread = weight.detach().float().square().mean(0).sqrt()
-    step = (_BEST_STEPS[bits] * spread).half()
+    step = (BEST_STEPS[bits] * spread).half()
     # A column of zeros has no spread, and one next to it none that float16 knows.
     return step.clamp(min=torch.finfo(torch.float16).tiny).to(weight.dtype)
 

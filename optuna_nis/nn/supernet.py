@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from torch.nn import functional
 from optuna_nis.nn._ids import mean_of
 from optuna_nis.nn._look_up import full_precision
 from optuna_nis.nn._ranked import constant
+from optuna_nis.nn._supernet_rounding import Rounding, Spread
 from optuna_nis.nn.multi_size import (
     BagMode,
     MultiSize,
@@ -23,6 +24,9 @@ from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _Projection(nn.Module):
@@ -42,7 +46,8 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
 
     The rows of all choices are the same weights, masked: a row of width ``d`` is the first ``d``
     numbers of the full row, times the projection, as in
-    :class:`~optuna_nis.nn.MultiSizeEmbedding`.
+    :class:`~optuna_nis.nn.MultiSizeEmbedding`. Where a choice has fewer bits than 16, they are
+    rounded as there.
 
     Several choices are served in one forward pass: with ``k`` choices set, the batch is cut into
     ``k`` equal runs and each run sees one of them.
@@ -74,6 +79,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     # No state: what is set is not averaged, cast or broadcast by those who do that to a model.
     _row_block: Tensor
     _mask: Tensor
+    _rounding: Rounding | None
 
     def __init__(
         self,
@@ -96,16 +102,19 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         self.width = dim
         self.init_std = init_std
         self._dense = _Projection(dim)
-        self.reset_parameters()
+        nn.init.normal_(self.weight, std=init_std)
+        self._spread = None if spec.precisions == (32,) else Spread(spec)
         blocks = np.repeat(np.arange(len(spec.row_blocks) + 1), [*spec.row_blocks, 1])
         self._row_block = torch.from_numpy(blocks)
         self._set_ranks(ranks, spec.num_embeddings, spec.name)
         self.set_widths([[dim] * len(spec.row_blocks)])
+        self._measure()
 
     def reset_parameters(self) -> None:
         """Draw rows of standard deviation ``init_std``; the projection changes nothing."""
         nn.init.normal_(self.weight, std=self.init_std)
         nn.init.eye_(self.projection)
+        self._measure()
 
     @property
     def projection(self) -> nn.Parameter:
@@ -118,7 +127,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         return self._mask.shape[0]
 
     def set_widths(self, widths: Sequence[Sequence[int]]) -> None:
-        """Set the choices that the next batches are shared among.
+        """Set the choices that the next batches are shared among; no number is rounded.
 
         Args:
             widths: For every choice, the width of each row block.
@@ -126,7 +135,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         Raises:
             ValueError: If there is no choice, or a number of blocks or a width does not fit.
         """
-        _set_widths([(self, widths)])
+        _set_sizes([(self, widths, None)])
 
     def _checked(self, widths: Sequence[Sequence[int]]) -> NDArray[np.int64]:
         """The width of every choice and row block; that of ids out of vocabulary is 0."""
@@ -146,6 +155,16 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         whole = np.zeros((len(table), blocks + 1), dtype=np.int64)
         whole[:, :-1] = table
         return whole
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; what is evaluated is rounded by the weights as they are then."""
+        if not mode and self.training:
+            self._measure()
+        return super().train(mode)
+
+    def _measure(self) -> None:
+        if self._spread is not None:
+            self._spread.measure(self.weight)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -216,7 +235,14 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         weight = self._by_id(self.weight[:-1], 0)
         blocks = self._by_id(constant(self, "_row_block", weight.device)[:-1], 0)
         mask = constant(self, "_mask", weight.device, weight.dtype)
-        return weight * mask[choices].index_select(1, blocks)
+        rows = self._rounded(weight.unsqueeze(0), blocks, choices)
+        return rows * mask[choices].index_select(1, blocks)
+
+    def _rounded(self, rows: Tensor, blocks: Tensor, choices: slice) -> Tensor:
+        """Rows of known blocks as some choices have them, side by side in a first dimension."""
+        if self._rounding is None or self._spread is None:
+            return rows
+        return self._rounding.every(rows, self._spread.of(self), blocks, choices)
 
     def _rows_or_sums(self, ranks: Tensor) -> Tensor:
         mask = constant(self, "_mask", self.weight.device, self.weight.dtype)
@@ -226,13 +252,16 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         if not self.sparse and choices * size <= ranks.numel():
             # Cheaper than masking and projecting every row that is looked up.
             masks = mask.index_select(1, row_block)
-            tables = ((self.weight * masks) @ self.projection).view(-1, width)
+            rows = self._rounded(self.weight.unsqueeze(0), row_block, slice(None))
+            tables = ((rows * masks) @ self.projection).view(-1, width)
             where = self._of_choices(ranks, size)
             if self.mode is None:
                 return functional.embedding(where, tables)
             return functional.embedding_bag(where, tables, mode="sum")
         where = self._of_choices(row_block[ranks], blocks)
         rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
+        if self._rounding is not None and self._spread is not None:
+            rows = self._rounding.some(rows, self._spread.of(self), where)
         rows = rows * functional.embedding(where, mask.view(-1, width))
         return (rows if self.mode is None else rows.sum(1)) @ self.projection
 
@@ -289,15 +318,22 @@ def set_choices(module: nn.Module, space: SearchSpace, allocations: Sequence[All
         >>> model[0].num_choices
         2
     """
-    widths = [space.widths(allocation) for allocation in allocations]
-    layers = supernet_layers(module)
-    _set_widths([(layer, [choice[name] for choice in widths]) for name, layer in layers.items()])
+    sizes = [space.sizes(allocation) for allocation in allocations]
+    given = []
+    for name, layer in supernet_layers(module).items():
+        own = np.array([choice[name] for choice in sizes], dtype=np.int64)
+        given.append((layer, own[:, :, 0], own[:, :, 1]))
+    _set_sizes(given)
 
 
-def _set_widths(given: Sequence[tuple[SupernetEmbedding, Sequence[Sequence[int]]]]) -> None:
-    """Set the widths of every choice and row block of some layers."""
-    tables = [layer._checked(widths) for layer, widths in given]
-    devices = {layer.weight.device for layer, _ in given}
+def _set_sizes(
+    given: Sequence[tuple[SupernetEmbedding, Any, NDArray[np.int64] | None]],
+) -> None:
+    """Set the width of every choice and row block of some layers, and the bits of its numbers."""
+    tables = [layer._checked(widths) for layer, widths, _ in given]
+    for layer, _, bits in given:
+        layer._rounding = Rounding.of(bits)
+    devices = {layer.weight.device for layer, _, _ in given}
     together = None
     if len(devices) == 1 and not devices & {torch.device("cpu"), torch.device("meta")}:
         # One way to the device, which is not waited for, is as good as one for each layer.
@@ -305,7 +341,7 @@ def _set_widths(given: Sequence[tuple[SupernetEmbedding, Sequence[Sequence[int]]
         numbers = torch.from_numpy(np.concatenate([table.ravel() for table in tables]))
         together = numbers.to(device, non_blocking=True)
     start = 0
-    for (layer, _), table in zip(given, tables):
+    for (layer, _, _), table in zip(given, tables):
         dim, weight = layer.spec.embedding_dim, layer.weight
         if together is None:
             mask = torch.from_numpy(np.arange(dim) < table[:, :, None]).to(weight.dtype)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import copy
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from optuna_nis.nn import SupernetEmbedding, SupernetLinear, mask_gradients, set_choices
+from optuna_nis.nn._rounding import BEST_STEPS
+from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
+from optuna_nis.strategy.block_values import Path
+
+SPEC = EmbeddingSpec("t", 40, 4, row_blocks=[4, 36], precisions=(32, 16, 8, 4, 2))
+SPACE = SearchSpace([SPEC])
+
+
+def _layer(**options: object) -> SupernetEmbedding:
+    torch.manual_seed(0)
+    layer = SupernetEmbedding(SPEC, init_std=1.0, **options)  # type: ignore[arg-type]
+    return layer.eval()
+
+
+def _choice(widths: list[int], bits: list[int]) -> Allocation:
+    return Allocation([SPEC.table(widths, bits)])
+
+
+def _on_grid(rows: Tensor, weight: Tensor, bits: int) -> Tensor:
+    """By hand, in double precision: the nearest level, none beyond the outermost."""
+    weight, rows = weight.double(), rows.double()
+    step = BEST_STEPS[bits] * weight.square().mean(0).sqrt()
+    levels = (torch.arange(2**bits, dtype=torch.float64) + 0.5 - 2 ** (bits - 1))[:, None, None]
+    nearest = (levels * step - rows).abs().argmin(0)
+    return (nearest + 0.5 - 2 ** (bits - 1)) * step
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_rows_are_at_the_nearest_levels_of_their_block(bits: int) -> None:
+    layer = _layer()
+    set_choices(layer, SPACE, [_choice([4, 4], [32, bits]), _choice([4, 4], [bits, bits])])
+    ids = torch.tensor([0, 3, 4, 39])
+    found = layer(torch.cat([ids, ids])).double()
+    weight = layer.weight.detach()
+    head, tail = weight[:4], weight[4:40]
+    torch.testing.assert_close(found[:2], weight[[0, 3]].double(), rtol=0, atol=0)
+    for rows, own, block in (
+        (found[2:4], [0, 35], tail),
+        (found[4:6], [0, 3], head),
+        (found[6:], [0, 35], tail),
+    ):
+        torch.testing.assert_close(rows, _on_grid(block[own], block, bits), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_rounded_is_the_same_to_the_bit() -> None:
+    layer = _layer()
+    ids = torch.arange(40)
+    for bits in (32, 16):
+        set_choices(layer, SPACE, [_choice([4, 2], [bits, bits])])
+        plain = SupernetEmbedding(EmbeddingSpec("t", 40, 4, row_blocks=[4, 36]))
+        plain.load_state_dict(layer.state_dict(), strict=False)
+        plain.set_widths([[4, 2]])
+        assert torch.equal(layer(ids), plain(ids))
+
+
+@given(
+    widths=st.lists(st.integers(0, 4), min_size=2, max_size=2),
+    bits=st.lists(st.sampled_from([32, 16, 8, 4, 2]), min_size=2, max_size=2),
+    count=st.sampled_from([2, 200]),
+)
+@settings(deadline=None, max_examples=30)
+def test_few_and_many_ids_bags_and_outputs_see_the_same_rows(
+    widths: list[int], bits: list[int], count: int
+) -> None:
+    choices = [_choice(widths, bits), SPACE.full()]
+    layer, bag = _layer(), _layer(mode="sum")
+    output = SupernetLinear(SPEC, bias=False).eval()
+    output.load_state_dict({f"fields.0.{key}": v for key, v in layer.state_dict().items()})
+    output.eval()
+    rng = np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(0, 40, count))
+    for each in (layer, bag, output):
+        set_choices(each, SPACE, choices)
+    found = layer(ids)
+    rows = [layer.rows(choice) for choice in (0, 1)]
+    half = count // 2
+    wanted = torch.cat([rows[0][ids[:half]], rows[1][ids[half:]]])
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(bag(ids.unsqueeze(1)), wanted)
+    vectors = torch.randn(2, 4)
+    products = torch.stack([vectors[0] @ rows[0].T, vectors[1] @ rows[1].T])
+    torch.testing.assert_close(output(vectors), products)
+
+
+def test_gradients_pass_as_if_nothing_were_rounded() -> None:
+    layer = _layer()
+    ids = torch.tensor([1, 7, 7])
+    grads = []
+    for bits in ([2, 2], [32, 32]):
+        layer.zero_grad()
+        set_choices(layer, SPACE, [_choice([4, 3], bits)])
+        (layer(ids) * torch.arange(12.0).view(3, 4)).sum().backward()
+        assert layer.weight.grad is not None
+        grads.append(layer.weight.grad.clone())
+    assert torch.equal(*grads)
+
+
+def test_the_spread_is_measured_now_and_then_and_before_an_evaluation() -> None:
+    layer = _layer().train()
+    set_choices(layer, SPACE, [_choice([4, 4], [2, 2])])
+    ids = torch.arange(40)
+    layer(ids)
+    before = layer(ids)
+    with torch.no_grad():
+        layer.weight.mul_(3.0)
+    # The grid is still the old one: nothing lies beyond its outermost level.
+    torch.testing.assert_close(layer(ids).abs().amax(0), before.abs().amax(0))
+    layer.eval()
+    torch.testing.assert_close(layer(ids), 3 * before)
+    again = copy.deepcopy(layer)
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(ids), layer(ids))
+    layer.train()
+    with torch.no_grad():
+        layer.weight.mul_(2.0)
+    for _ in range(20):
+        last = layer(ids)
+    torch.testing.assert_close(last, 6 * before)
+
+
+def test_a_column_of_zeros_stays_zero_or_nearly() -> None:
+    layer = _layer()
+    with torch.no_grad():
+        layer.weight[:, 1] = 0.0
+    layer.train().eval()
+    set_choices(layer, SPACE, [_choice([4, 4], [2, 2])])
+    assert not layer(torch.arange(40))[:, 1].any()
+
+
+def test_blocks_are_priced_without_rounding_and_it_goes_on_afterwards() -> None:
+    layer = _layer()
+    set_choices(layer, SPACE, [_choice([4, 4], [2, 2])])
+    ids = torch.tensor([0, 5])
+    before = layer(ids)
+    path = Path({"t": (2, 1)}, {"t": (4, 4)}, share=0.5)
+    (found,) = mask_gradients(layer, [path], lambda: layer(ids).sum())
+    rows = layer.weight.detach()[[0, 5]]
+    np.testing.assert_allclose(found["t"], rows.double().numpy(), rtol=1e-6)
+    assert torch.equal(layer(ids), before)
