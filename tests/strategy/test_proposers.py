@@ -3,10 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optuna_nis import EmbeddingSpec, SearchSpace
+from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.controller.policy import Policy
 from optuna_nis.strategy.plan import SearchPlan
-from optuna_nis.strategy.proposers import budgets, by_popularity, frequent_ids, from_policy
+from optuna_nis.strategy.proposers import (
+    budgets,
+    by_popularity,
+    frequent_ids,
+    from_policy,
+    one_width,
+)
 
 ZIPF = [100_000 // (rank + 1) for rank in range(1_000)]
 
@@ -63,3 +69,32 @@ def test_frequent_ids_compete_as_far_as_the_budget_goes(budget: float, rivals: l
     assert found == [f"item: {tier} (of 1000x32)" for tier in rivals]
     single = SearchSpace([EmbeddingSpec("item", 1000, 32)], budget=budget, mode="single")
     assert frequent_ids(single, SearchPlan()) == []
+
+
+def test_formulas_are_tried_with_the_precisions_that_go_furthest() -> None:
+    precisions = (32, 8, 4, 2)
+    space = SearchSpace(
+        [
+            EmbeddingSpec.from_counts("user", ZIPF, 32, precisions=precisions),
+            EmbeddingSpec.from_counts("city", ZIPF, 8, precisions=precisions),
+        ],
+        budget="10%",
+    )
+
+    def bits(choices: list[Allocation]) -> list[set[int]]:
+        return [{t.bits for table in each.values() for t in table.tiers} for each in choices]
+
+    plan = SearchPlan(popularity_powers=(0.2, 0.4), frequent_shares=(1.0,))
+    popular, frequent, uniform = (
+        by_popularity(space, plan),
+        frequent_ids(space, plan),
+        one_width(space),
+    )
+    assert bits(popular) == [{4}, {4}, {2}, {2}]
+    assert bits(frequent) == [{4}, {4}, {2}, {2}]
+    assert bits(uniform) == [{32}, {8}, {4}, {2}]
+    # With 2 bits a number, all rows at full width.
+    assert uniform[-1] == space.with_precisions([2]).full()
+    for choice in (*popular, *frequent, *uniform):
+        assert space.fits(choice)
+        assert space.allocation(space.params(choice)) == choice

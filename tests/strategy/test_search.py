@@ -671,3 +671,29 @@ def test_by_default_the_controller_learns_when_the_supernet_is_trained() -> None
     assert search.candidates
     assert search.shortlist().epoch_batches(100) == round(50 / 24) == 2
     assert search.shortlist().epoch_batches(1) == 1
+
+
+@given(
+    share=st.floats(0.005, 0.6),
+    mode=st.sampled_from(["multi", "single"]),
+    precisions=st.sampled_from([(32, 16, 8, 4, 2), (8, 2), (4,)]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=10, deadline=None)
+def test_no_scored_choice_and_no_candidate_takes_more_bytes_than_the_budget(
+    share: float, mode: Any, precisions: tuple[int, ...], seed: int
+) -> None:
+    counts = [1000 // (rank + 1) for rank in range(100)]
+    specs = [
+        EmbeddingSpec.from_counts(name, counts, 8, precisions=precisions)
+        for name in ("user", "item")
+    ]
+    least = SearchSpace(specs, mode=mode).min_parameters
+    space = SearchSpace(specs, budget=max(share, least / 1600), mode=mode)
+    search = searched(SizeSearch(space, plan=PLAN, seed=seed))
+    assert all(space.fits(choice) for choice in search.candidates)
+    for trial in search.study.trials:
+        choice = space.allocation(trial.params)
+        assert trial.user_attrs["nbytes"] == choice.nbytes()
+        if choice != space.full():
+            assert choice.nbytes() <= space.budget_nbytes
