@@ -1,7 +1,8 @@
 """Rows of a supernet in few bits, each choice and row block as it will be stored.
 
-In the final model the steps are those of a tier, here those of a row block, since tiers differ
-from choice to choice. Numbers of 16 bits are left as they are.
+In the final model the steps are learned, one for a tier. Here tiers differ from choice to choice:
+a row block has the step that a tier starts from, by the spread of its own numbers. Numbers of 16
+bits are left as they are.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ _EVERY = 16
 
 
 class Spread(nn.Module):
-    """How far the numbers of each column of each row block are spread around zero.
+    """How far the numbers of each row block are spread around zero, for each of its widths.
 
     It changes slowly, and going over a table takes longer than looking a batch up: while the rows
     are trained it is measured now and then.
     """
 
     spread: Tensor
+    _widths: Tensor
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__()
@@ -40,17 +42,23 @@ class Spread(nn.Module):
         # The last row is that of ids out of vocabulary.
         blocks = len(spec.row_blocks) + 1
         self.register_buffer("spread", torch.zeros(blocks, spec.embedding_dim))
+        widths = torch.arange(1, spec.embedding_dim + 1)
+        self.register_buffer("_widths", widths, persistent=False)
         self._lookups = 0
 
     @torch.no_grad()
     def measure(self, weight: Tensor) -> None:
         """Measure it."""
         for block, (start, end) in enumerate(pairwise(self._cuts)):
-            rows = weight[start:end].detach().float()
-            self.spread[block] = rows.square().mean(0).sqrt()
+            squares = weight[start:end].detach().float().square().mean(0)
+            self.spread[block] = (squares.cumsum(0) / self._widths).sqrt()
 
     def of(self, layer: nn.Embedding) -> Tensor:
-        """That of the rows of a layer that looks ids up, shape ``(row blocks + 1, columns)``."""
+        """That of the rows of a layer that looks ids up.
+
+        Returns:
+            Shape ``(row blocks + 1, columns)``: of the first column, the first two and so on.
+        """
         if layer.training and torch.is_grad_enabled():
             if self._lookups % _EVERY == 0:
                 self.measure(layer.weight)
@@ -73,22 +81,24 @@ class Rounding:
         scales: The best step of numbers with a spread of 1, 0 where nothing is rounded, shape
             ``(choices, row blocks + 1, 1)``.
         limits: Half the number of levels, of the same shape.
+        last: The last column of each choice and row block, of the same shape.
     """
 
-    def __init__(self, scales: Tensor, limits: Tensor) -> None:
-        self.scales, self.limits = scales, limits
+    def __init__(self, scales: Tensor, limits: Tensor, last: Tensor) -> None:
+        self.scales, self.limits, self.last = scales, limits, last
 
     @classmethod
-    def of(cls, bits: NDArray[np.int64] | None) -> Self | None:
-        """From the bits of each choice and row block; None if nothing is rounded."""
+    def of(cls, widths: NDArray[np.int64], bits: NDArray[np.int64] | None) -> Self | None:
+        """From the sizes of each choice and row block; None if nothing is rounded."""
         if bits is None or not np.isin(bits, CODES).any():
             return None
         scales = np.zeros((len(bits), bits.shape[1] + 1, 1), dtype=np.float32)
-        limits = np.ones_like(scales)
+        limits, last = np.ones_like(scales), np.zeros(scales.shape, dtype=np.int64)
         for own in CODES:
             scales[:, :-1, 0][bits == own] = BEST_STEPS[own]
             limits[:, :-1, 0][bits == own] = 2 ** (own - 1)
-        return cls(torch.from_numpy(scales), torch.from_numpy(limits))
+        last[:, :-1, 0] = np.maximum(widths - 1, 0)
+        return cls(*(torch.from_numpy(each) for each in (scales, limits, last)))
 
     def every(self, rows: Tensor, spread: Tensor, blocks: Tensor, choices: slice) -> Tensor:
         """Rows as each of some choices has them.
@@ -102,9 +112,12 @@ class Rounding:
         Returns:
             Shape ``(choices, rows, columns)``.
         """
-        scales, limits = self._on(rows)
-        steps = (scales[choices] * spread.to(rows.dtype)).index_select(1, blocks)
-        return _rounded(rows, steps, limits[choices].index_select(1, blocks))
+        steps, limits = self._on(rows, spread)
+        return _rounded(
+            rows,
+            steps[choices].index_select(1, blocks),
+            limits[choices].index_select(1, blocks),
+        )
 
     def some(self, rows: Tensor, spread: Tensor, where: Tensor) -> Tensor:
         """Rows, each as one of the choices has it.
@@ -114,14 +127,16 @@ class Rounding:
             spread: Of each row block.
             where: Choice and row block of each row, as one number.
         """
-        scales, limits = self._on(rows)
-        steps = (scales * spread.to(rows.dtype)).view(-1, rows.shape[-1])
-        return _rounded(rows, steps[where], limits.view(-1, 1)[where])
+        steps, limits = self._on(rows, spread)
+        return _rounded(rows, steps.view(-1, 1)[where], limits.view(-1, 1)[where])
 
-    def _on(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _on(self, rows: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps and limits of each choice and row block, where and as the rows are."""
         if self.scales.device != rows.device or self.scales.dtype != rows.dtype:
             self.scales, self.limits = self.scales.to(rows), self.limits.to(rows)
-        return self.scales, self.limits
+            self.last = self.last.to(rows.device)
+        spreads = spread.to(rows.dtype).expand(len(self.last), -1, -1).gather(2, self.last)
+        return self.scales * spreads, self.limits
 
 
 def _rounded(rows: Tensor, steps: Tensor, limits: Tensor) -> Tensor:

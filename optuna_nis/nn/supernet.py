@@ -331,8 +331,8 @@ def _set_sizes(
 ) -> None:
     """Set the width of every choice and row block of some layers, and the bits of its numbers."""
     tables = [layer._checked(widths) for layer, widths, _ in given]
-    for layer, _, bits in given:
-        layer._rounding = Rounding.of(bits)
+    for layer, widths, bits in given:
+        layer._rounding = Rounding.of(widths, bits)
     devices = {layer.weight.device for layer, _, _ in given}
     together = None
     if len(devices) == 1 and not devices & {torch.device("cpu"), torch.device("meta")}:

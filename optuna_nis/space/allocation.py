@@ -37,9 +37,9 @@ class Tier(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows, each of which begins at a whole byte, and of their scales."""
+        """Bytes of the rows, each of which begins at a whole byte, and of their step."""
         rows = self.num_embeddings * row_nbytes(self.embedding_dim, self.bits)
-        return rows + scale_nbytes(self.embedding_dim, self.bits)
+        return rows + scale_nbytes(self.bits)
 
     def __str__(self) -> str:
         size = f"{self.num_embeddings}x{self.embedding_dim}"
@@ -158,7 +158,7 @@ class TableAllocation:
         return 32 if next(narrow, 32) == 32 else 16
 
     def nbytes(self) -> int:
-        """Bytes of rows, scales and projection as they are stored."""
+        """Bytes of rows, steps and projection as they are stored."""
         rows = sum(tier.nbytes for tier in self.tiers)
         if not self.is_projected:
             return rows
@@ -248,7 +248,7 @@ class Allocation(Mapping[str, TableAllocation]):
         return self.num_embedding_parameters + self.num_projection_parameters
 
     def nbytes(self, dtype: str | None = None) -> int:
-        """Bytes of rows, scales and projections as they are stored: what a budget is about.
+        """Bytes of rows, steps and projections as they are stored: what a budget is about.
 
         Args:
             dtype: Deprecated: bytes if every number were of this type, such as ``"float16"``. The

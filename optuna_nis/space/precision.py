@@ -43,9 +43,9 @@ def row_nbytes(embedding_dim: _Number, bits: int) -> _Number:
     return -(-embedding_dim * bits // 8)
 
 
-def scale_nbytes(embedding_dim: _Number, bits: int) -> _Number:
-    """Bytes of the scales that rows of one width and precision share: a float16 a column."""
-    return 2 * embedding_dim if bits in CODES else 0 * embedding_dim
+def scale_nbytes(bits: int) -> int:
+    """Bytes of the step that rows of one width and precision share: a float16."""
+    return 2 if bits in CODES else 0
 
 
 def projection_nbytes(widest: _Number, embedding_dim: int, bits: int) -> _Number:

@@ -49,7 +49,8 @@ class Sizes:
         self.kept = np.array([kept_share(int(own)) for own in bits])
         self.log_weights = self.octaves[levels] + np.log(self.kept)
         self.row_nbytes = np.array([row_nbytes(*pair) for pair in self.pairs])
-        self.scales = np.array([scale_nbytes(*pair) for pair in self.pairs])
+        # No row has no step.
+        self.scales = np.array([scale_nbytes(own) if width else 0 for width, own in self.pairs])
         # The widest tier pays for the projection that all share; a table of full width has none
         # until a narrower tier follows.
         full = self.widths == dim

@@ -33,10 +33,10 @@ def _choice(widths: list[int], bits: list[int]) -> Allocation:
 def _on_grid(rows: Tensor, weight: Tensor, bits: int) -> Tensor:
     """By hand, in double precision: the nearest level, none beyond the outermost."""
     weight, rows = weight.double(), rows.double()
-    step = BEST_STEPS[bits] * weight.square().mean(0).sqrt()
+    step = BEST_STEPS[bits] * weight.square().mean().sqrt()
     levels = (torch.arange(2**bits, dtype=torch.float64) + 0.5 - 2 ** (bits - 1))[:, None, None]
     nearest = (levels * step - rows).abs().argmin(0)
-    return (nearest + 0.5 - 2 ** (bits - 1)) * step
+    return (nearest.double() + 0.5 - 2 ** (bits - 1)) * step
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -118,7 +118,7 @@ def test_the_spread_is_measured_now_and_then_and_before_an_evaluation() -> None:
     with torch.no_grad():
         layer.weight.mul_(3.0)
     # The grid is still the old one: nothing lies beyond its outermost level.
-    torch.testing.assert_close(layer(ids).abs().amax(0), before.abs().amax(0))
+    torch.testing.assert_close(layer(ids).abs().amax(), before.abs().amax())
     layer.eval()
     torch.testing.assert_close(layer(ids), 3 * before)
     again = copy.deepcopy(layer)
@@ -132,13 +132,26 @@ def test_the_spread_is_measured_now_and_then_and_before_an_evaluation() -> None:
     torch.testing.assert_close(last, 6 * before)
 
 
-def test_a_column_of_zeros_stays_zero_or_nearly() -> None:
+def test_the_step_is_that_of_the_columns_that_are_kept() -> None:
     layer = _layer()
     with torch.no_grad():
-        layer.weight[:, 1] = 0.0
+        layer.weight[:, 2:] *= 10.0
+    layer.train().eval()
+    set_choices(layer, SPACE, [_choice([2, 2], [4, 4]), _choice([4, 4], [4, 4])])
+    ids = torch.arange(4, 40)
+    narrow, wide = layer(torch.cat([ids, ids])).detach().split(36)
+    rows = layer.weight.detach()[4:40]
+    torch.testing.assert_close(narrow[:, :2].double(), _on_grid(rows[:, :2], rows[:, :2], 4))
+    torch.testing.assert_close(wide.double(), _on_grid(rows, rows, 4))
+
+
+def test_rows_of_zeros_stay_zero() -> None:
+    layer = _layer()
+    with torch.no_grad():
+        layer.weight.zero_()
     layer.train().eval()
     set_choices(layer, SPACE, [_choice([4, 4], [2, 2])])
-    assert not layer(torch.arange(40))[:, 1].any()
+    assert not layer(torch.arange(40)).any()
 
 
 def test_blocks_are_priced_without_rounding_and_it_goes_on_afterwards() -> None:

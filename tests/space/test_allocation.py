@@ -61,12 +61,12 @@ def test_sizes_are_sums(allocation: Allocation) -> None:
 
 
 @given(allocations())
-def test_bytes_are_those_of_rows_scales_and_projections(allocation: Allocation) -> None:
+def test_bytes_are_those_of_rows_steps_and_projections(allocation: Allocation) -> None:
     total = 0
     for table in allocation.values():
         first = None
         for rows, dim, bits in table.tiers:
-            total += rows * math.ceil(dim * bits / 8) + (2 * dim if bits < 16 else 0)
+            total += rows * math.ceil(dim * bits / 8) + (2 if bits < 16 else 0)
             if first is None and dim < table.embedding_dim:
                 first = bits
         if first is not None:

@@ -46,14 +46,14 @@ def test_a_single_size_pays_for_all_of_its_rows_at_once() -> None:
     assert table.min_nbytes == 28
 
 
-def test_codes_cost_whole_bytes_a_row_and_their_scales() -> None:
+def test_codes_cost_whole_bytes_a_row_and_a_step() -> None:
     table = SingleSizeTable(EmbeddingSpec("t", 10, 3, row_blocks=1, precisions=(4, 2)))
     assert table.options == ("0x0", "10x1x2bit", "10x1x4bit", "10x2x2bit", "10x2x4bit") + (
         "10x3x2bit",
         "10x3x4bit",
     )
-    rows, scales, projections = (0, 1, 1, 1, 1, 1, 2), (0, 1, 1, 2, 2, 3, 3), (0, 1, 1, 2, 2, 0, 0)
-    wanted = [10 * r + 2 * s + 2 * 3 * p for r, s, p in zip(rows, scales, projections)]
+    rows, projections = (0, 1, 1, 1, 1, 1, 2), (0, 1, 1, 2, 2, 0, 0)
+    wanted = [(10 * r + 2 + 2 * 3 * p) * (r > 0) for r, p in zip(rows, projections)]
     assert table.costs(0).tolist() == wanted
 
 
