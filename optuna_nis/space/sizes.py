@@ -19,7 +19,7 @@ class Sizes:
         names: What each is called as a choice: its width if there is only float32.
         widths: Their widths.
         octaves: Of the widths, where they lie among the powers of two: 1 for 1, 2 for 2, 3 for 4.
-        kept: What is left of the variance of numbers, rounded so.
+        kept: The part of what rows are worth that is left when they are rounded so.
         log_weights: Weight of each that grows with the width, e-fold per octave.
         row_nbytes: Bytes of a row.
         scales: Bytes of the scales of a tier.
