@@ -19,7 +19,7 @@ CODES = (8, 4, 2)
 # Of numbers that are spread as a bell curve: the mean square of what the best equal steps round
 # away, as a share of their own (Max, 1960, "Quantizing for Minimum Distortion", table II).
 _ROUNDED_AWAY = {32: 0.0, 16: 0.0, 8: 1.2e-4, 4: 0.01154, 2: 0.1188}
-# So much of that is lost for good: a model that is trained with rounded rows makes up for the rest.
+# So much of that is lost for good: a model trained with rounded rows makes up for the rest.
 _NOT_MADE_UP_FOR = 0.1
 
 _Number = TypeVar("_Number", int, NDArray[np.int64])
