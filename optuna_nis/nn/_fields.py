@@ -175,6 +175,7 @@ def multi_size_field(plan: Plan, index: int) -> MultiSize:
             kept = ids[start:end].to(rows.device)
             tier.weight.copy_(rows[kept, : size.embedding_dim])
         start = end
+    layer.fit_steps()
     for parameter in layer.parameters():
         parameter.requires_grad_(plan.trained)
     return layer
@@ -205,7 +206,8 @@ def shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> MultiSize:
     layer.to(supernet.weight)
     supernet.copy_to(layer)
     for tier in layer.tier_modules():
-        tier.weight.requires_grad_(supernet.weight.requires_grad)
+        for parameter in tier.parameters():
+            parameter.requires_grad_(supernet.weight.requires_grad)
     if layer.projection is not None:
         layer.projection.requires_grad_(supernet.projection.requires_grad)
     return layer

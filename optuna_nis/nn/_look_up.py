@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from optuna_nis.nn._rounding import as_stored, spread_gradient
+from optuna_nis.nn._tier import Tier
+
 
 def look_up(
     ranks: Tensor,
-    weights: Sequence[Tensor],
+    tiers: Sequence[Tier],
     projection: Tensor | None,
     output_dim: int,
     sparse: bool,
@@ -27,7 +30,7 @@ def look_up(
 
     Args:
         ranks: Shape ``(n,)``; ids beyond the last tier give zeros.
-        weights: The tables of the tiers, at least one.
+        tiers: At least one.
         projection: The projection of the widest rows to the width of the output, None if all are
             as wide.
         output_dim: Width of the output.
@@ -37,7 +40,14 @@ def look_up(
         Shape ``(n, output_dim)``, of the type of the tables.
     """
     output: Tensor = _LookUp.apply(  # type: ignore[no-untyped-call]
-        ranks, output_dim, sparse, projection, *weights
+        ranks,
+        output_dim,
+        sparse,
+        [tier.bits for tier in tiers],
+        [tier.spread_scale() for tier in tiers],
+        projection,
+        *(tier.weight for tier in tiers),
+        *(tier.spread for tier in tiers),
     )
     return output
 
@@ -49,27 +59,38 @@ class _LookUp(torch.autograd.Function):
         ranks: Tensor,
         output_dim: int,
         sparse: bool,
+        bits: Sequence[int],
+        scales: Sequence[float | None],
         projection: Tensor | None,
-        *weights: Tensor,
+        *trained: Any,
     ) -> Tensor:
+        weights, spreads = trained[: len(bits)], trained[len(bits) :]
         saved: list[Tensor | None] = []
         *parts, (beyond, _) = split(ranks, [len(weight) for weight in weights])
-        if projection is None:
-            # One tier; the rows of ids beyond it are overwritten.
+        alone = projection is None and [*bits] == [32]
+        if alone:
+            # The rows of ids beyond the tier are overwritten.
             output = _rows(weights[0], ranks.clamp(max=len(weights[0]) - 1))
             if len(beyond):
                 output.index_fill_(0, beyond, 0.0)
         else:
             output = weights[0].new_zeros(len(ranks), output_dim)
-        for weight, (where, ids) in zip(weights, parts):
-            rows = None
-            if projection is not None:
-                rows = _rows(weight, ids)
-                output.index_copy_(0, where, rows @ projection[: weight.shape[1]])
-            saved += [where, ids, rows]
+        for index, (where, ids) in enumerate(parts):
+            rows = slopes = None
+            if not alone:
+                rows, slopes = as_stored(
+                    _rows(weights[index], ids),
+                    spreads[index],
+                    bits[index],
+                    sloped=scales[index] is not None,
+                )
+                wide = rows if projection is None else rows @ projection[: rows.shape[1]]
+                output.index_copy_(0, where, wide)
+            saved += [where, ids, None if projection is None else rows, slopes, spreads[index]]
         ctx.save_for_backward(projection, *saved)
         ctx.shapes = [weight.shape for weight in weights]
         ctx.sparse = sparse
+        ctx.scales = scales
         return output
 
     @staticmethod
@@ -78,20 +99,23 @@ class _LookUp(torch.autograd.Function):
         projection, *saved = ctx.saved_tensors
         of_projection = None if projection is None else torch.zeros_like(projection)
         of_weights: list[Tensor | None] = []
+        of_spreads: list[Tensor | None] = []
         with full_precision(grad):
             for index, shape in enumerate(ctx.shapes):
-                where, ids, rows = saved[3 * index : 3 * index + 3]
+                where, ids, rows, slopes, spread = saved[5 * index : 5 * index + 5]
                 values = grad.index_select(0, where)
-                used = None if projection is None else projection[: shape[1]]
-                if of_projection is not None:
+                if projection is not None and of_projection is not None:
                     of_projection[: shape[1]].addmm_(rows.T, values)
-                if not ctx.needs_input_grad[4 + index]:
-                    of_weights.append(None)
-                    continue
-                if used is not None:
-                    values = values @ used.T
-                of_weights.append(_table_grad(ids, values, shape, ctx.sparse))
-        return (None, None, None, of_projection, *of_weights)
+                wanted = ctx.needs_input_grad[6 + index]
+                if projection is not None and (wanted or slopes is not None):
+                    values = values @ projection[: shape[1]].T
+                table_grad = _table_grad(ids, values, shape, ctx.sparse) if wanted else None
+                of_weights.append(table_grad)
+                of_spread = None
+                if slopes is not None:
+                    of_spread = spread_gradient(values, slopes, spread, ctx.scales[index])
+                of_spreads.append(of_spread)
+        return (None, None, None, None, None, of_projection, *of_weights, *of_spreads)
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:

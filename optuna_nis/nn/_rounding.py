@@ -1,61 +1,129 @@
 """Rows in few bits: what is trained is rounded as it will be stored.
 
 A number of 8, 4 or 2 bits is one of the levels ``(code + 1/2 - 2**(bits - 1)) * step``, with
-``code`` from 0 to ``2**bits - 1``; each column of a tier has a step of its own.
+``code`` from 0 to ``2**bits - 1``. The rows of a tier share a step, which is trained with them
+(Esser et al., 2020, "Learned Step Size Quantization"): what is trained is how far their numbers
+are taken to be spread, of which the step is a fixed part.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optuna_nis.space.precision import CODES
 
-# Of a column whose numbers are spread as a bell curve with a standard deviation of 1, the step
-# with which least is lost (Max, 1960, "Quantizing for Minimum Distortion", table II).
+# Of numbers that are spread as a bell curve with a standard deviation of 1, the step with which
+# least is lost (Max, 1960, "Quantizing for Minimum Distortion", table II).
 BEST_STEPS = {8: 0.0308, 4: 0.3352, 2: 0.9957}
 
 
-def step_of(weight: Tensor, bits: int) -> Tensor:
-    """The steps with which rows are rounded, as exact as they are stored.
+def spread_of(rows: Tensor) -> Tensor:
+    """The root of the mean square of all numbers, with which a spread starts.
+
+    Returns:
+        Shape ``(1,)``, in floats of 32 bits or more.
+    """
+    exact = torch.promote_types(rows.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(rows.detach(), dtype=exact)
+    return norm.div(rows.numel() ** 0.5).view(1)
+
+
+def step_of(spread: Tensor, bits: int) -> Tensor:
+    """The step of codes as it is stored.
 
     Args:
-        weight: The rows, shape ``(rows, columns)``.
+        spread: Shape ``(1,)``; its sign says nothing.
         bits: Bits of a number, 8, 4 or 2.
 
     Returns:
-        Shape ``(columns,)``, numbers that float16 has, in the type of the rows.
+        Shape ``(1,)``, in float16 and above zero.
     """
-    spread = weight.detach().float().square().mean(0).sqrt()
-    step = (BEST_STEPS[bits] * spread).half()
-    # A column of zeros has no spread, and one next to it none that float16 knows.
-    return step.clamp(min=torch.finfo(torch.float16).tiny).to(weight.dtype)
+    half = torch.finfo(torch.float16)
+    step = spread.detach().float().abs() * BEST_STEPS[bits]
+    return step.clamp(half.tiny, half.max).half()
 
 
-def rounded(rows: Tensor, step: Tensor | None, bits: int) -> Tensor:
+def rounded(rows: Tensor, spread: Tensor | None, bits: int, scale: float | None = None) -> Tensor:
     """Rows as they will be stored, with gradients as if they were not rounded.
 
     Args:
         rows: Shape ``(*, columns)``.
-        step: Of each column; None where numbers are floats.
+        spread: Shape ``(1,)``, from which the step comes; None where numbers are floats.
         bits: Bits of a number.
+        scale: What a gradient of the step is multiplied by to give that of the spread; None if
+            it has none.
     """
     if bits == 32:
         return rows
-    with torch.no_grad():
-        if step is None:
-            difference = rows.half().to(rows.dtype) - rows
-        else:
-            low, high = _codes(bits)
-            levels = (rows / step).floor_().clamp_(low, high).add_(0.5)
-            difference = levels.mul_(step).sub_(rows)
-    return rows + difference
+    if torch.is_grad_enabled() and (rows.requires_grad or scale is not None):
+        found: Tensor = _Rounded.apply(rows, spread, bits, scale)  # type: ignore[no-untyped-call]
+        return found
+    return as_stored(rows, spread, bits)[0]
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, spread: Tensor | None, bits: int, scale: float | None
+    ) -> Tensor:
+        found, slopes = as_stored(rows, spread, bits, sloped=scale is not None)
+        ctx.scale = scale
+        ctx.save_for_backward(spread, slopes)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_spread = None
+        if ctx.scale is not None:
+            spread, slopes = ctx.saved_tensors
+            of_spread = spread_gradient(grad, slopes, spread, ctx.scale)
+        return grad, of_spread, None, None
+
+
+def as_stored(
+    rows: Tensor, spread: Tensor | None, bits: int, *, sloped: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """What :func:`rounded` gives, without gradients, and what its gradients need.
+
+    Returns:
+        The rows, and if they are wanted, how each number changes with the step.
+    """
+    if spread is None:
+        return (rows if bits == 32 else rows.half().to(rows.dtype)), None
+    step = step_of(spread, bits).to(rows.dtype)
+    low, high = _codes(bits)
+    parts = rows / step
+    levels = parts.floor().clamp_(low, high).add_(0.5)
+    slopes = None
+    if sloped:
+        # Numbers between two levels stay where they are, those beyond all follow the outermost.
+        away = levels - parts
+        slopes = torch.where(away.abs() <= 0.5, away, levels)
+    return levels.mul_(step), slopes
+
+
+def spread_gradient(grad: Tensor, slopes: Tensor, spread: Tensor, scale: float) -> Tensor:
+    """The gradient of a spread.
+
+    Args:
+        grad: That of the rounded rows.
+        slopes: As :func:`as_stored` gives them.
+        spread: Shape ``(1,)``.
+        scale: As in :func:`rounded`.
+    """
+    exact = torch.promote_types(grad.dtype, torch.float32)
+    total = (grad * slopes).sum(dtype=exact) * scale
+    # One that is zero must be able to leave it.
+    return torch.where(spread < 0, -total, total).to(spread.dtype)
 
 
 def codes_of(rows: Tensor, step: Tensor, bits: int) -> Tensor:
     """The codes of rows, of type uint8 and the shape of the rows."""
     low, high = _codes(bits)
-    return ((rows / step).floor_().clamp_(low, high) - low).to(torch.uint8)
+    return ((rows / step.to(rows.dtype)).floor_().clamp_(low, high) - low).to(torch.uint8)
 
 
 def rows_of(codes: Tensor, step: Tensor, bits: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from optuna_nis.nn._ids import check_bags, flat_bags, mean_of, no_offsets
 from optuna_nis.nn._look_up import full_precision, look_up, split
+from optuna_nis.nn._rounding import rounded
+from optuna_nis.nn._tier import Tier as Tier
+from optuna_nis.nn._tier import places, rows_of_all
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import TableAllocation
 
@@ -19,55 +22,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 BagMode = Literal["sum", "mean"]
-
-
-class Tier(nn.Embedding):
-    """Rows of one width.
-
-    It is what torch looks for where gradients may be sparse, as its data parallelism does.
-    """
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        init_std: float = 0.01,
-        sparse: bool = False,
-    ) -> None:
-        rows = torch.empty(num_embeddings, embedding_dim)
-        super().__init__(num_embeddings, embedding_dim, sparse=sparse, _weight=rows)
-        self.init_std = init_std
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw rows of standard deviation ``init_std``."""
-        nn.init.normal_(self.weight, std=self.init_std)
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """The rows of ids, not projected."""
-        return functional.embedding(ids, self.weight)
-
-
-def rows_of_all(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[Tensor]:
-    """For every tier its rows for all ids, zeros for those of other tiers.
-
-    Costs a row per tier and id, but no shape depends on the data: what tracing needs, and devices
-    that would have to be waited for.
-    """
-    for tier, inside, ids in _places(ranks, tiers):
-        rows = tier.rows(ids)
-        yield torch.where(inside.unsqueeze(-1), rows, torch.zeros_like(rows))
-
-
-def _places(ranks: Tensor, tiers: Sequence[Tier]) -> Iterator[tuple[Tier, Tensor, Tensor]]:
-    """For every tier whether it has each of the ids, and which of its rows, any for others."""
-    start = 0
-    for tier in tiers:
-        end = start + tier.num_embeddings
-        inside = (ranks >= start) & (ranks < end)
-        yield tier, inside, (ranks - start).clamp(0, tier.num_embeddings - 1)
-        start = end
 
 
 class MultiSize(TableLayer):
@@ -96,7 +50,13 @@ class MultiSize(TableLayer):
         self.init_std = init_std
         self.sparse = sparse
         self.tiers = nn.ModuleList(
-            Tier(tier.num_embeddings, tier.embedding_dim, init_std=init_std, sparse=sparse)
+            Tier(
+                tier.num_embeddings,
+                tier.embedding_dim,
+                bits=tier.bits,
+                init_std=init_std,
+                sparse=sparse,
+            )
             for tier in table.tiers
         )
         projection = None
@@ -119,6 +79,11 @@ class MultiSize(TableLayer):
         for tier in self.tier_modules():
             tier.reset_parameters()
         self._reset_projection()
+
+    def fit_steps(self) -> None:
+        """Start the steps of codes from the rows as they are now: after others were copied."""
+        for tier in self.tier_modules():
+            tier.fit_step()
 
     def _reset_projection(self) -> None:
         if self.projection is not None:
@@ -149,11 +114,12 @@ class MultiSize(TableLayer):
     def logits(self, vectors: Tensor) -> Tensor:
         """The product of vectors with all rows: the vectors are projected, not the rows."""
         queries = vectors
-        if self.projection is not None:
-            queries = functional.linear(vectors, self.projection.to(self.like().dtype))
+        mapping = self.mapping()
+        if mapping is not None:
+            queries = functional.linear(vectors, mapping.to(self.like().dtype))
         logits = []
         for tier in self.tier_modules():
-            rows = tier.weight
+            rows = tier.table()
             logits.append(functional.linear(queries[..., : rows.shape[1]], rows))
         if missing := self.num_embeddings - self.table.kept:
             # Zeros of the type that products have here, also under autocast.
@@ -161,14 +127,27 @@ class MultiSize(TableLayer):
             logits.append(zero.expand(*vectors.shape[:-1], missing))
         return self._by_id(torch.cat(logits, -1), -1)
 
+    def mapping(self) -> Tensor | None:
+        """The projection as the model sees it."""
+        if self.projection is None:
+            return None
+        return rounded(self.projection, None, self.table.projection_bits)
+
     def project(self, rows: Tensor) -> Tensor:
         """Rows of a tier in the width of the output."""
-        if self.projection is None:
-            return rows
-        return rows @ self.projection[: rows.shape[-1]].to(rows.dtype)
+        return _wide(rows, self.mapping())
 
     def _projected(self) -> list[Tensor]:
-        return [self.project(tier.weight) for tier in self.tier_modules()]
+        mapping = self.mapping()
+        return [_wide(tier.table(), mapping) for tier in self.tier_modules()]
+
+    def _sum(self, parts: Iterable[Tensor], *shape: int, device: torch.device) -> Tensor:
+        """What all tiers have for some ids or bags, projected and added."""
+        mapping = self.mapping()
+        output = self._zeros(*shape, self.embedding_dim, device=device)
+        for rows in parts:
+            output = output + _wide(rows, mapping)
+        return output
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -251,17 +230,8 @@ class MultiSizeEmbedding(MultiSize):
             return functional.embedding(ranks.clamp(max=self.table.kept), table)
         tiers = self.tier_modules()
         if not tiers or self._for_all(ranks):
-            output = self._zeros(*ranks.shape, self.embedding_dim, device=ranks.device)
-            for rows in rows_of_all(ranks, tiers):
-                output = output + self.project(rows)
-            return output
-        output = look_up(
-            ranks.reshape(-1),
-            [tier.weight for tier in tiers],
-            self.projection,
-            self.embedding_dim,
-            self.sparse,
-        )
+            return self._sum(rows_of_all(ranks, tiers), *ranks.shape, device=ranks.device)
+        output = look_up(ranks.reshape(-1), tiers, self.mapping(), self.embedding_dim, self.sparse)
         return output.reshape(*ranks.shape, self.embedding_dim)
 
 
@@ -348,50 +318,39 @@ class MultiSizeEmbeddingBag(MultiSize):
 
     def _pooled_by_all(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
         """Every tier pools all ids, those of others with a weight of zero."""
-        output = self._zeros(len(starts), self.embedding_dim, device=flat.device)
-        for tier, inside, ids in _places(flat, self.tier_modules()):
-            own = inside.to(output.dtype)
-            pooled = functional.embedding_bag(
-                ids,
-                tier.weight,
-                starts.to(ids.dtype),
-                mode="sum",
-                per_sample_weights=own if weights is None else own * weights,
-            )
-            output = output + self.project(pooled)
-        return output
+        parts = []
+        for tier, inside, ids in places(flat, self.tier_modules()):
+            own = inside.to(self.like().dtype)
+            parts.append(tier.pooled(ids, starts, own if weights is None else own * weights))
+        return self._sum(parts, len(starts), device=flat.device)
 
     def _pooled_by_tier(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
-        output = self._zeros(len(starts), self.embedding_dim, device=flat.device)
+        parts = []
         tiers = self.tier_modules()
-        parts = split(flat, [tier.num_embeddings for tier in tiers]) if tiers else []
-        for tier, (where, ids) in zip(tiers, parts):
-            pooled = functional.embedding_bag(
-                ids,
-                tier.weight,
-                torch.searchsorted(where, starts).to(ids.dtype),
-                mode="sum",
-                sparse=self.sparse,
-                per_sample_weights=None if weights is None else weights.index_select(0, where),
-            )
-            output = output + self.project(pooled)
-        return output
+        found = split(flat, [tier.num_embeddings for tier in tiers]) if tiers else []
+        for tier, (where, ids) in zip(tiers, found):
+            own = None if weights is None else weights.index_select(0, where)
+            parts.append(tier.pooled(ids, torch.searchsorted(where, starts), own))
+        return self._sum(parts, len(starts), device=flat.device)
 
     def _traced(
         self, ranks: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
     ) -> Tensor:
         if offsets is not None:
             raise ValueError(no_offsets(self.table.name, f"the id {self.num_embeddings}"))
-        output = self._zeros(ranks.shape[0], self.embedding_dim, device=ranks.device)
-        for rows in rows_of_all(ranks, self.tier_modules()):
-            if per_sample_weights is not None:
-                rows = rows * per_sample_weights.unsqueeze(-1)
-            output = output + self.project(rows.sum(1))
-        return output
+        parts = rows_of_all(ranks, self.tier_modules())
+        if per_sample_weights is not None:
+            weights = per_sample_weights.unsqueeze(-1)
+            parts = (rows * weights for rows in parts)
+        return self._sum((rows.sum(1) for rows in parts), len(ranks), device=ranks.device)
 
     def extra_repr(self) -> str:
         """Show the tiers and the mode."""
         return f"{self.table}, mode={self.mode!r}"
+
+
+def _wide(rows: Tensor, mapping: Tensor | None) -> Tensor:
+    return rows if mapping is None else rows @ mapping[: rows.shape[-1]].to(rows.dtype)
 
 
 def sized_layers(model: nn.Module) -> list[MultiSize]:

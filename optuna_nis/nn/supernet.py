@@ -200,6 +200,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
                 with full_precision(rows):
                     rows = rows @ self.projection
             tier.weight.copy_(rows)
+            tier.fit_step()
             start = end
         if layer.projection is not None:
             layer.projection.copy_(self.projection[: len(layer.projection)])

@@ -22,6 +22,7 @@ from optuna_nis.nn import (
 
 IDS = torch.tensor([[3, 17], [0, 40], [9, 19], [1, 57], [2, 20], [4, 4], [59, 8], [3, 3]])
 TIERS = (Tier(4, 8), Tier(15, 4), Tier(30, 2))
+CODES = (Tier(4, 8, 16), Tier(15, 8, 4), Tier(30, 2, 2))
 COUNTS = torch.arange(60)
 
 
@@ -43,14 +44,15 @@ def searchable() -> nn.Module:
     return model
 
 
-def sized(*, removed: bool = False) -> nn.Module:
+def sized(*, removed: bool = False, codes: bool = False) -> nn.Module:
+    tiers = CODES if codes else TIERS
     names = {"row": 60, "bag": 60, "fused.0": 20, "fused.1": 40}
     tables = [
-        TableAllocation(name, size, 8, () if removed and name != "row" else (Tier(4, 8), TIERS[2]))
+        TableAllocation(name, size, 8, () if removed and name != "row" else tiers[::2])
         for name, size in names.items()
         if name != "fused.0"
     ]
-    tables.append(TableAllocation("fused.0", 20, 8, TIERS[:2]))
+    tables.append(TableAllocation("fused.0", 20, 8, tiers[:2]))
     return apply_allocation(Model(), Allocation(tables), counts={"row": COUNTS})
 
 
@@ -59,9 +61,12 @@ def models() -> Iterator[tuple[str, nn.Module]]:
     yield "copied", copy.deepcopy(searchable())
     yield "sized", sized()
     yield "removed", sized(removed=True)
-    table, spec = TableAllocation("x", 60, 8, TIERS), EmbeddingSpec("x", 60, 8)
-    yield "rows", MultiSizeEmbedding(table, sparse=True)
-    yield "bags", MultiSizeEmbeddingBag(table, sparse=True)
+    yield "codes", sized(codes=True)
+    for name, tiers in (("x", TIERS), ("codes", CODES)):
+        table = TableAllocation(name, 60, 8, tiers)
+        yield f"rows of {name}", MultiSizeEmbedding(table, sparse=True)
+        yield f"bags of {name}", MultiSizeEmbeddingBag(table, sparse=True)
+    spec = EmbeddingSpec("x", 60, 8)
     yield "supernet", SupernetEmbedding(spec, sparse=True)
     yield "supernet bags", SupernetEmbedding(spec, mode="mean", sparse=True)
 
@@ -94,7 +99,7 @@ def check(rank: int, folder: str) -> None:
             assert steps == 2 or all(
                 p.grad is not None and p.grad.is_sparse
                 for key, p in model.named_parameters()
-                if not key.endswith("projection") or isinstance(model, Model)
+                if not key.endswith(("projection", "spread")) or isinstance(model, Model)
             ), name
         if isinstance(model, Model):
             # It takes nothing but sparse gradients.

@@ -45,6 +45,7 @@ _TIERS: list[tuple[Tier, ...]] = [
     (Tier(4, 8),),
     (Tier(3, 4), Tier(5, 1)),
     (Tier(2, 8), Tier(3, 4), Tier(15, 2)),
+    (Tier(2, 8, 16), Tier(3, 8, 4), Tier(15, 2, 2)),
 ]
 _FEW, _MANY = torch.tensor([[19, 0, 20], [3, 7, 2]]), torch.arange(21).repeat(3, 1)
 _OFFSETS = torch.tensor([0, 2, 2, 5])
@@ -99,6 +100,7 @@ def _ranks(ordered: bool) -> Tensor | None:
         (_TIERS[1], True),
         (_TIERS[2], False),
         (_TIERS[3], True),
+        (_TIERS[4], False),
     ],
 )
 def test_multi_size_layers(

@@ -28,7 +28,12 @@ from optuna_nis.nn import (
 from optuna_nis.serve import quantize, to_dense
 
 _TYPES = [torch.bfloat16, torch.float16, torch.float64]
-_TIERS: list[tuple[Tier, ...]] = [(), (Tier(4, 8),), (Tier(2, 8), Tier(3, 4), Tier(15, 2))]
+_TIERS: list[tuple[Tier, ...]] = [
+    (),
+    (Tier(4, 8),),
+    (Tier(2, 8), Tier(3, 4), Tier(15, 2)),
+    (Tier(2, 8, 16), Tier(3, 8, 4), Tier(15, 2, 2)),
+]
 _FEW, _MANY = torch.tensor([[19, 0, 20]]), torch.arange(21).repeat(3, 1)
 
 

@@ -16,6 +16,7 @@ _TIERS = [
     (Tier(4, 8),),
     (Tier(3, 4), Tier(5, 1)),
     (Tier(2, 8), Tier(3, 4), Tier(15, 2)),
+    (Tier(2, 8, 16), Tier(3, 8, 4), Tier(15, 2, 2)),
 ]
 
 
