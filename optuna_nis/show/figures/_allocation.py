@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from optuna import Study
 import plotly.graph_objects as go
@@ -125,6 +125,7 @@ def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
     )
     _add_segments(figure, info, kept=False)
     _add_segments(figure, info, kept=True)
+    _explain_patterns(figure, info)
     figure.add_bar(
         x=_style.compact(100 * feature.share for feature in info.features),
         y=list(range(len(info.features))),
@@ -218,14 +219,10 @@ def _add_segments(figure: go.Figure, info: _AllocationInfo, *, kept: bool) -> No
             "coloraxis": "coloraxis" if kept else None,
             "line": {"color": _style.GREY, "width": 1},
             # Lines in the colour of the text, over that of the width.
-            "pattern": {
-                "shape": [_PATTERNS.get(s.bits, "") for _, _, s in rows],
-                "fillmode": "overlay",
-                "fgcolor": [_ink(s.width, widest) for _, _, s in rows],
-                "fgopacity": 0.35,
-                "size": 6,
-                "solidity": 0.2,
-            }
+            "pattern": _pattern(
+                [_PATTERNS.get(s.bits, "") for _, _, s in rows],
+                [_ink(s.width, widest) for _, _, s in rows],
+            )
             if kept
             else None,
         },
@@ -250,6 +247,37 @@ def _add_segments(figure: go.Figure, info: _AllocationInfo, *, kept: bool) -> No
         row=1,
         col=1,
     )
+
+
+def _explain_patterns(figure: go.Figure, info: _AllocationInfo) -> None:
+    """Say in the legend how many bits a pattern stands for: narrow rows have no room for it."""
+    bits = {segment.bits for feature in info.features for segment in feature.segments}
+    for own in sorted(bits & set(_PATTERNS), reverse=True):
+        figure.add_bar(
+            x=[None],
+            y=[None],
+            orientation="h",
+            width=_THICKNESS,
+            name=f"{own} bit",
+            marker={
+                "color": "rgba(0, 0, 0, 0)",
+                "line": {"color": _style.GREY, "width": 1},
+                "pattern": _pattern([_PATTERNS[own]], [_style.GREY]),
+            },
+            row=1,
+            col=1,
+        )
+
+
+def _pattern(shapes: list[str], colors: list[str]) -> dict[str, Any]:
+    return {
+        "shape": shapes,
+        "fillmode": "overlay",
+        "fgcolor": colors,
+        "fgopacity": 0.35,
+        "size": 6,
+        "solidity": 0.2,
+    }
 
 
 def _words(segment: _Segment) -> str:

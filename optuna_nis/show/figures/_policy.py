@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MAX_PARAMETERS = 200
 _MAX_NUMBERS = 80_000
+_MOST_NAMES = 40
 _MIN_POINTS = 8
 _ROW_HEIGHT = 18
 _MIN_ROW_HEIGHT = 12
@@ -160,6 +161,8 @@ def _draw(info: _PolicyInfo) -> go.Figure:
             "yanchor": "bottom",
             "traceorder": "normal",
         },
+        # More names than that would cover the figure; whoever hovers is told them.
+        showlegend=max(len(each.options) for each in info.parameters) <= _MOST_NAMES,
         updatemenus=[
             {
                 "buttons": buttons,

@@ -195,6 +195,8 @@ def test_allocation_shows_bits_beside_widths():
     shapes = list(kept.marker.pattern.shape)
     assert shapes[0] == ""
     assert len(set(shapes)) == 3
+    legend = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert legend == ["Removed", "4 bit", "2 bit"]
     hovers = [details[3:] for details in kept.customdata]
     assert hovers[0] == ["width 8 of 8", "768 bytes"]
     assert hovers[1] == ["width 5 of 8 in 4 bits", size(paid[1])]
@@ -437,6 +439,15 @@ def test_policy_of_many_parameters_shows_those_that_changed(monkeypatch):
     monkeypatch.setattr("optuna_nis.show.figures._policy._MAX_PARAMETERS", 2)
     title = vis.plot_policy(optuna.create_study(), history=history).layout.title.text
     assert "1 left out" in title
+
+
+def test_a_policy_of_many_options_has_no_legend(make_study):
+    assert vis.plot_policy(make_study(2)).layout.showlegend
+    study = make_study(2, precisions=(32, 16, 8, 4, 2))
+    assert max(map(len, stored.space_of(study).choices.values())) == 41
+    figure = vis.plot_policy(study)
+    assert not figure.layout.showlegend
+    assert figure.data[-1].name == "8x32bit"
 
 
 def test_policy_of_any_search_space():
