@@ -12,6 +12,8 @@ from pathlib import Path
 import sys
 from typing import Any
 
+from optuna_nis._format import percent, size
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 METHODS = {"nis": "**NIS**", "uniform": "uniform, same budget", "full": "full tables"}
@@ -20,7 +22,7 @@ METHODS = {"nis": "**NIS**", "uniform": "uniform, same budget", "full": "full ta
 def table(results: list[dict[str, Any]]) -> str:
     """What the sizes found are worth."""
     lines = [
-        "| data, metric on test | sizes | mean ± std | embedding parameters | gain over uniform |",
+        "| data, metric on test | sizes | mean ± std | embeddings | gain over uniform |",
         "| --- | --- | --- | --- | --- |",
     ]
     for result in results:
@@ -29,9 +31,10 @@ def table(results: list[dict[str, Any]]) -> str:
             row = result[name]
             gain = row["mean"] / result["uniform"]["mean"] - 1
             spread = "" if row["std"] is None else f" ± {row['std']:.4f}"
+            used, full = (nbytes(result[each]) for each in (name, "full"))
             lines.append(
                 f"| {data} | {label} | {row['mean']:.4f}{spread} "
-                f"| {row['num_parameters']:,} | {gain:+.1%} |"
+                f"| {size(used)}, {percent(used / full)} | {gain:+.1%} |"
             )
     costs = ", ".join(f"{r['search_cost_ratio']:.1f} ({r['task']})" for r in results)
     seeds = results[0]["nis"]["seeds"]
@@ -41,6 +44,11 @@ def table(results: list[dict[str, Any]]) -> str:
         f"search took as long as {costs} plain trainings of the full model.",
     ]
     return "\n".join(lines)
+
+
+def nbytes(row: dict[str, Any]) -> int:
+    """Bytes of embeddings, which were float32 before their bytes were kept."""
+    return int(row.get("nbytes", 4 * row["num_parameters"]))
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from typing import Any
 import plotly.graph_objects as go
 import readme_table
 
+from optuna_nis._format import percent, size
 from optuna_nis.show.figures import _style
-from optuna_nis.show.words import percent
 
 Cell = Mapping[str, Any]
 
@@ -182,10 +182,10 @@ def figure(cells: Sequence[Cell]) -> go.Figure:
         # The full tables are the same under every budget.
         own = own[:1] if method == "full" else own
         text, color, symbol = METHODS.get(method, (method, _style.GREY, "circle-open"))
-        own = sorted(own, key=lambda cell: cell["num_parameters"])
+        own = sorted(own, key=_nbytes)
         nis = method == NIS
         drawn.add_scatter(
-            x=[max(cell["num_parameters"], 1) for cell in own],
+            x=[max(_nbytes(cell), 1) for cell in own],
             y=_style.compact(cell["mean"] for cell in own),
             error_y={
                 "type": "data",
@@ -198,20 +198,24 @@ def figure(cells: Sequence[Cell]) -> go.Figure:
             line={"color": color, "width": 3 if nis else 1},
             marker={"symbol": symbol, "size": 13 if nis else 8, "color": color},
             customdata=[
-                [percent(cell["budget"]), f"{cell['mean']:.4f} ± {cell['std']:.4f}"]
+                [
+                    percent(cell["budget"]),
+                    f"{cell['mean']:.4f} ± {cell['std']:.4f}",
+                    size(_nbytes(cell)),
+                ]
                 for cell in own
             ],
             hovertemplate=f"<b>{text}</b>, budget %{{customdata[0]}}<br>"
-            f"{cells[0]['metric']} %{{customdata[1]}}<br>%{{x:,}} parameters<extra></extra>",
+            f"{cells[0]['metric']} %{{customdata[1]}}<br>%{{customdata[2]}}<extra></extra>",
         )
-    places = [max(cell["num_parameters"], 1) for cell in cells]
-    tickvals, ticktext = _style.log_ticks(min(places), max(places))
+    places = [max(_nbytes(cell), 1) for cell in cells]
+    tickvals, ticktext = _style.byte_ticks(min(places), max(places))
     return _style.style(
         drawn,
         "Quality on test against memory",
         430 + 24 * ((len(drawn.data) + 2) // 3),
         xaxis={
-            "title": {"text": "Embedding parameters used"},
+            "title": {"text": "Memory of the embeddings"},
             "type": "log",
             "tickvals": tickvals,
             "ticktext": ticktext,
@@ -244,7 +248,7 @@ def table(cells: Sequence[Cell]) -> str:
                 continue
             text = _value(at[budget])
             text = f"**{text}**" if at[budget] is best[budget] else text
-            row.append(f"{text}, {at[budget]['num_parameters']:,}")
+            row.append(f"{text}, {_size(at[budget])}")
         ratios = sorted(cell["search_cost_ratio"] for cell in own)
         low, high = f"{ratios[0]:.1f}", f"{ratios[-1]:.1f}"
         rows.append([*row, low if low == high else f"{low} to {high}"])
@@ -252,8 +256,8 @@ def table(cells: Sequence[Cell]) -> str:
     count = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
     header = ["sizes", *(f"budget {_percent(b)}" for b in budgets), "cost"]
     note = (
-        f"{cells[0]['metric']} on test, mean ± standard deviation (seeds: {count}), and embedding "
-        "parameters used. In bold the highest mean within a budget. Cost: to find the sizes, in "
+        f"{cells[0]['metric']} on test, mean ± standard deviation (seeds: {count}), and memory of "
+        "the embeddings. In bold the highest mean within a budget. Cost: to find the sizes, in "
         "plain trainings of the full tables."
     )
     return f"{_table(header, rows)}\n\n{note}"
@@ -354,8 +358,17 @@ def _value(cell: Cell) -> str:
     return f"{cell['mean']:.4f} ± {cell['std']:.4f}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
+def _nbytes(cell: Cell) -> int:
+    """Bytes of the embeddings, which were float32 before their bytes were kept."""
+    return int(cell.get("nbytes", 4 * cell["num_parameters"]))
+
+
+def _size(cell: Cell) -> str:
+    return size(_nbytes(cell)).replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _share(cell: Cell) -> str:
-    share = cell["budget"] * cell["num_parameters"] / cell["budget_parameters"]
+    share = cell["budget"] * _nbytes(cell) / (4 * cell["budget_parameters"])
     return _percent(share)
 
 

@@ -109,10 +109,17 @@ class SearchOptions:
     """What is searched for, and how."""
 
     budget: str = typer.Option(
-        "25%", help="Embedding memory: 25% of the full tables, 64MB, or 50000 parameters."
+        "25%",
+        help="Embedding memory, in bytes as stored: 25% of the full tables in float32, 64MB, or "
+        "50000, a number of float32 parameters.",
     )
     mode: str = typer.Option(
         "multi", help="multi: frequent ids get wider rows; single: one width for each feature."
+    )
+    precisions: str = typer.Option(
+        "32",
+        help="Bits that a number may have, separated by commas: some of 32, 16 (floats), 8, 4 and "
+        "2 (codes). With 32,8,4,2 each block of rows is given its width and its precision.",
     )
     embedding_dim: int | None = typer.Option(
         None,
@@ -163,8 +170,16 @@ class SearchOptions:
         """
         from optuna_nis._checks import check_number
         from optuna_nis.space import Mode
+        from optuna_nis.space.precision import check_precisions
 
-        found = vars(self) | {"budget": _budget(self.budget), "shard": _shard(self.shard)}
+        precisions = check_precisions(
+            numbers("precisions", self.precisions, "32,8"), "all features"
+        )
+        found = vars(self) | {
+            "budget": _budget(self.budget),
+            "precisions": precisions,
+            "shard": _shard(self.shard),
+        }
         found["num_updates"] = found.pop("updates")
         if self.mode not in get_args(Mode):
             raise ValueError(f'`mode` must be "multi" or "single", got {self.mode!r}.')
@@ -285,16 +300,16 @@ def in_options(text: str, context: typer.Context) -> str:
     return re.sub(r"(?<=`)\w+", option, text)
 
 
-def numbers(name: str, text: str) -> list[int]:
+def numbers(name: str, text: str, example: str = "0,1,2") -> list[int]:
     """Integers between commas."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"`{name}` must be numbers such as 0,1,2, got {text!r}.") from None
+        raise ValueError(f"`{name}` must be numbers such as {example}, got {text!r}.") from None
 
 
 def _budget(text: str) -> int | float | str:
-    """A plain number is one of parameters, or a fraction if it has a decimal point."""
+    """A plain number is one of float32 parameters, or a fraction if it has a decimal point."""
     from optuna_nis.space.budget import parse_budget
 
     budget: int | float | str = text
@@ -307,7 +322,7 @@ def _budget(text: str) -> int | float | str:
     except ValueError as error:
         raise ValueError(
             "`budget` must be above 0 and at most the full tables: a share of them such as 25%, "
-            f"bytes such as 64MB, or a number of parameters such as 50000; got {text!r}."
+            f"bytes such as 64MB, or a number of float32 parameters such as 50000; got {text!r}."
         ) from error
     return budget
 

@@ -71,7 +71,10 @@ def servers() -> Iterator[Callable[[str], str]]:
 
 @pytest.fixture
 def make_study() -> MakeStudy:
-    """Studies as a search leaves them, with random choices and made-up qualities."""
+    """Studies as a search leaves them, with random choices and made-up qualities.
+
+    Where they are ``old``, trials do not tell their bytes, as in earlier releases.
+    """
     return _make_study
 
 
@@ -83,6 +86,8 @@ def _make_study(
     dropped: int = 0,
     trained: int = 0,
     mode: Any = "multi",
+    precisions: Sequence[int] = (32,),
+    old: bool = False,
     excess: float = 1.0,
     results: bool = False,
     name: str = "flights",
@@ -92,7 +97,9 @@ def _make_study(
     names = [f"f{i}" for i in range(features)] if isinstance(features, int) else features
     sizes = np.where(rng.random(len(names)) < 0.5, 20, rng.integers(60, 2_000, len(names)))
     space = SearchSpace(
-        [EmbeddingSpec(n, int(size), 8) for n, size in zip(names, sizes)], budget=0.25, mode=mode
+        [EmbeddingSpec(n, int(size), 8, precisions=precisions) for n, size in zip(names, sizes)],
+        budget=0.25,
+        mode=mode,
     )
     study = optuna.create_study(direction="maximize", study_name=name)
     save_space(study, space)
@@ -103,8 +110,10 @@ def _make_study(
     trials = []
     for step, fidelity in enumerate(kinds):
         allocation = space.sample(rng, space.budget * rng.uniform(0.1, excess), removal=0.1)
-        cost = allocation.num_parameters
-        reward = penalised_reward(rng.uniform(0.7, 0.8), cost, space.budget, penalty_weight=0.05)
+        nbytes = allocation.nbytes()
+        reward = penalised_reward(
+            rng.uniform(0.7, 0.8), nbytes, space.budget_nbytes, penalty_weight=0.05
+        )
         trials.append(
             optuna.create_trial(
                 state=TrialState.COMPLETE if fidelity == "trained" else TrialState.PRUNED,
@@ -114,7 +123,8 @@ def _make_study(
                 user_attrs={
                     "quality": reward.quality,
                     "penalty": reward.penalty,
-                    "num_parameters": cost,
+                    "num_parameters": allocation.num_parameters,
+                    **({} if old else {"nbytes": nbytes}),
                     "fidelity": fidelity,
                     "step": step,
                 },

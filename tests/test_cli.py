@@ -164,7 +164,13 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
         (("--budget", "0"), "`--budget` must be above 0 and at most the full tables"),
         (("--budget", "-5"), "got '-5'"),
         (("--budget", "101%"), "`--budget` must be above 0 and at most the full tables"),
-        (("--budget", "1.5"), "or a number of parameters such as 50000; got '1.5'"),
+        (("--budget", "1.5"), "or a number of float32 parameters such as 50000; got '1.5'"),
+        (
+            ("--precisions", "32,5"),
+            "`--precisions` of 'all features' must hold some of [32, 16, 8",
+        ),
+        (("--precisions", "8,8"), "each once, got [8, 8]"),
+        (("--precisions", "half"), "`--precisions` must be numbers such as 32,8, got 'half'"),
         (("--budget", "lots"), "a share of them such as 25%, bytes such as 64MB"),
         (("--mode", "double"), '`--mode` must be "multi" or "single", got \'double\''),
         (("--shard", "half"), "`--shard` must be INDEX/COUNT such as 0/2"),
@@ -461,10 +467,8 @@ def test_progress_and_results_go_their_own_ways(
     study = optuna.load_study(study_name="optuna-nis", storage=storage)
     best = best_allocation(study)
     quality = best_trial(study).user_attrs["quality"]
-    number = best.num_parameters
-    assert f"Validation ROC-AUC {quality:.4f} with {number:,} parameters, " in out
-    full = space_of(study).full_parameters
-    assert f"{_format.size(4 * number)}, {100 * number / full:.3g} % of the full tables" in out
+    memory = _format.memory(best.nbytes(), space_of(study).full_nbytes)
+    assert f"Validation ROC-AUC {quality:.4f} with {memory}: {best.num_parameters:,} para" in out
     assert "Warning: The validation part is small, 120 rows" in err
 
     _main(["retrain", "--seeds", "0", "--max-epochs", "1", "--storage", storage])

@@ -134,7 +134,9 @@ def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
         + "print(sum(p.numel() for p in model.embeddings.parameters()) <= space.budget)\n"
         + "print(len(study.trials), study.best_trial.user_attrs['fidelity'])\n",
     )
-    assert re.search(r"^NIS: auroc 0\.\d{4}, [\d,]+ parameters$", printed, re.MULTILINE)
+    assert re.search(
+        r"^NIS: auroc 0\.\d{4}, [\d.]+ k?[Bb]\w* \([\d,]+ param", printed, re.MULTILINE
+    )
     assert printed.endswith("True\n2 trained\n")
 
 

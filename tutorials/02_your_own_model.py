@@ -76,7 +76,7 @@ for spec in found.space.specs:
 # A supernet compares choices of different cost badly. So some candidates, for the budget, for half
 # of it, and so on, were trained for real, from the supernet's weights, and validation decided.
 for candidate in found.candidates:
-    print(f"{candidate.allocation.num_parameters:>7,} parameters: {candidate.val_metric:.4f}")
+    print(f"{candidate.allocation.nbytes():>7,} bytes: {candidate.val_metric:.4f}")
 print(found.allocation)
 
 # %%

@@ -34,18 +34,29 @@ for mode in ("single", "multi"):
 # What a size costs
 # -----------------
 #
-# Parameters: rows times width, and for a table with rows narrower than its full width a projection
-# to that, without which the model could not add or compare them. A budget is a number of
-# parameters, a share of the full tables, or bytes.
+# Bytes: four for each number of its rows, and for a table with rows narrower than its full width
+# a projection to that, without which the model could not add or compare them. A budget is bytes, a
+# share of the full tables, or a number of such parameters of four bytes.
 narrow = baselines.uniform(SearchSpace([aircraft]), width=8, projected=True)
-print(narrow, "costs", narrow.num_embedding_parameters, "+", narrow.num_projection_parameters)
+print(narrow, "takes", narrow.nbytes(), "bytes")
 for budget in (32_000, 0.25, "25%", "128kB"):
-    print(f"{budget!r:7} is {SearchSpace([aircraft], budget=budget).budget:,} parameters")
+    print(f"{budget!r:7} is {SearchSpace([aircraft], budget=budget).budget_nbytes:,} bytes")
+
+# %%
+# Numbers can be stored in fewer bits: 16 are floats, 8, 4 and 2 codes with a scale beside them.
+# With ``precisions``, which ``search_sizes`` takes too, each block of rows is given bits with its
+# width, never more than those of more frequent ids. A budget then buys more rows and wider ones.
+packed = EmbeddingSpec("tailnum", 4000, 32, precisions=(32, 8, 4, 2))
+for name, distribution in SearchSpace([packed]).distributions().items():
+    print(f"{name:18} {distribution.choices[:9]} ...")
+print(
+    packed.table([32, 16, 8], [32, 8, 4]), "takes", packed.table([32, 16, 8], [32, 8, 4]).nbytes()
+)
 
 # %%
 # The budget is hard: a choice above it is never drawn. The paper's way is a penalty on the reward,
 # which may be paid if the memory is worth it; with a study of your own you can have that too.
-print(penalised_reward(0.77, num_parameters=40_000, budget=32_000, penalty_weight=0.1))
+print(penalised_reward(0.77, 160_000, budget=128_000, penalty_weight=0.1))
 
 # %%
 # What a budget does
@@ -61,10 +72,10 @@ for budget in ("20%", "2%"):
     for mode in ("single", "multi"):
         found[budget, mode] = search_sizes(build, data, budget, mode=mode, **quick)
         best, sizes = found[budget, mode].study.best_value, found[budget, mode].allocation
-        print(f"{budget:>3} {mode:8} {best:.4f}, {sizes.num_parameters:>6,} parameters")
+        print(f"{budget:>3} {mode:8} {best:.4f}, {sizes.nbytes():>7,} bytes")
     sizes = baselines.uniform(found[budget, "multi"].space)
     run = train(build, sizes, data, seed=0, max_epochs=1 if SHORT else None)
-    print(f"{budget:>3} uniform  {run.val_metric:.4f}, {sizes.num_parameters:>6,} parameters")
+    print(f"{budget:>3} uniform  {run.val_metric:.4f}, {sizes.nbytes():>7,} bytes")
 
 # %%
 # A search may leave memory unused where more of it does not help: on these data large tables

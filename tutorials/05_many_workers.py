@@ -107,7 +107,7 @@ for helper in helpers:
 finished = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
 print("trials of each worker:", Counter(trial.user_attrs["worker"] for trial in finished))
 best = space.allocation(study.best_params)
-print(f"ROC-AUC {study.best_value:.4f} with {best.num_parameters:,} of {space.budget:,}")
+print(f"ROC-AUC {study.best_value:.4f} with {best.nbytes():,} of {space.budget_nbytes:,} bytes")
 print(best)
 
 # %%

@@ -149,7 +149,7 @@ while (training := shortlist.ask()) is not None:
     shortlist.tell(run.train(training.epochs, num_batches))
 search.record(shortlist.candidates())
 for candidate in shortlist.candidates():
-    print(f"{candidate.allocation.num_parameters:>7,} parameters: {candidate.val_metric:.4f}")
+    print(f"{candidate.allocation.nbytes():>9,} bytes: {candidate.val_metric:.4f}")
 best = shortlist.best()
 print(best)
 
@@ -165,7 +165,7 @@ for name, sizes in {"found": best, "full": space.full()}.items():
         best_auc, weights = latest, deepcopy(run.model.state_dict())
     run.model.load_state_dict(weights)
     tested = auc(run.model, test)
-    print(f"{name:8} ROC-AUC {tested:.4f}, {sizes.num_parameters:>7,} parameters")
+    print(f"{name:8} ROC-AUC {tested:.4f}, {sizes.nbytes():>9,} bytes")
 
 # %%
 # ``with_transformers.py`` and ``with_ignite.py``, beside this file, are the same search in

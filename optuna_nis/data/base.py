@@ -347,13 +347,19 @@ class EmbeddingDataModule(LightningDataModule):
                 digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return digest.hexdigest()
 
-    def embedding_specs(self, embedding_dim: int) -> list[EmbeddingSpec]:
+    def embedding_specs(
+        self, embedding_dim: int, precisions: Sequence[int] = (32,)
+    ) -> list[EmbeddingSpec]:
         """The largest table of every feature, cut where the frequency of its ids changes.
 
         Args:
             embedding_dim: Largest width considered.
+            precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`.
+
+        Raises:
+            ValueError: If a precision is unknown.
         """
-        return self.features.embedding_specs(embedding_dim)
+        return self.features.embedding_specs(embedding_dim, precisions)
 
     @property
     def shard(self) -> tuple[int, int]:

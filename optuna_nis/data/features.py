@@ -167,10 +167,8 @@ class Features:
 
         What :func:`read_table` wants to know to read new rows as the training rows were read.
         """
-        joined = {name for name, separator in self.separators.items() if separator is not None}
-        return frozenset(
-            name for name, each in self.vocabularies.items() if each.types == {str}
-        ).union(joined)
+        joined = frozenset(name for name, each in self.separators.items() if each is not None)
+        return joined.union(n for n, each in self.vocabularies.items() if each.types == {str})
 
     @property
     def num_classes(self) -> int:
@@ -198,15 +196,18 @@ class Features:
         """
         return None if self.targets is None else self.targets.counts
 
-    def embedding_specs(self, embedding_dim: int) -> list[EmbeddingSpec]:
+    def embedding_specs(
+        self, embedding_dim: int, precisions: Sequence[int] = (32,)
+    ) -> list[EmbeddingSpec]:
         """The largest table of every feature, cut where the frequency of its ids changes.
 
         Args:
             embedding_dim: Largest width considered.
+            precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`.
         """
         return [
-            EmbeddingSpec.from_counts(name, vocabulary.counts, embedding_dim)
-            for name, vocabulary in self.vocabularies.items()
+            EmbeddingSpec.from_counts(name, known.counts, embedding_dim, precisions=precisions)
+            for name, known in self.vocabularies.items()
         ]
 
     def encode(self, frame: pd.DataFrame) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ _logger = get_logger(__name__)
 BuildAnyModel = Callable[..., LightningModule]
 
 # Arguments that are those of the search itself.
-_NOT_OF_SWAP = ("model", "budget", "counts", "mode")
+_NOT_OF_SWAP = ("model", "budget", "counts", "mode", "precisions")
 _NOT_OF_COUNT = ("dataloader", "model")
 
 
@@ -167,6 +167,7 @@ def search_sizes(
     budget: int | float | str | None = None,
     *,
     mode: Mode = "multi",
+    precisions: Sequence[int] = (32,),
     space: SearchSpace | None = None,
     counts: Counts | None = None,
     count_options: Mapping[str, Any] | None = None,
@@ -205,8 +206,10 @@ def search_sizes(
             test if there is one. The test is not touched.
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`; that of the monitor is ``monitor_mode``.
-        space: The search space, in place of ``budget`` and ``mode``, for a ``build_model`` that
-            takes sizes; by default that of the reference model.
+        precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`, of every
+            table, such as ``(32, 8, 4, 2)``.
+        space: The search space, in place of ``budget``, ``mode`` and ``precisions``, for a
+            ``build_model`` that takes sizes; by default that of the reference model.
         counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted by
             :func:`~optuna_nis.nn.count_ids`.
         count_options: Arguments of :func:`~optuna_nis.nn.count_ids`, ``step`` or ``ids``.
@@ -248,7 +251,7 @@ def search_sizes(
         >>> from optuna_nis.lightning import reference_model
         >>> build = reference_model(data.features)
         >>> found = search_sizes(build, data, budget="25%", epochs=1, num_updates=2)
-        >>> found.allocation.num_parameters <= found.space.budget
+        >>> found.allocation.nbytes() <= found.space.budget_nbytes
         True
         >>> [result.name for result in found.retrain(seeds=[0], max_epochs=1)][:3]
         ['nis', 'uniform', 'full']
@@ -287,11 +290,15 @@ def search_sizes(
                     f"and swapped; one that takes sizes makes its own, got {value!r}."
                 )
         if space is None:
-            space = _space_of(build_model, budget, mode)
-        elif budget is not None or mode not in ("multi", space.mode):
+            space = _space_of(build_model, budget, mode, precisions)
+        elif (
+            budget is not None
+            or mode not in ("multi", space.mode)
+            or tuple(precisions) not in ((32,), space.precisions)
+        ):
             raise ValueError(
-                f"`space` has a budget and a mode: give it alone, got budget {budget!r} and mode "
-                f"{mode!r} too."
+                "`space` has a budget, a mode and precisions: give it alone, got budget "
+                f"{budget!r}, mode {mode!r} and precisions {precisions!r} too."
             )
         subject = Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
@@ -299,13 +306,14 @@ def search_sizes(
     else:
         if space is not None:
             raise ValueError(
-                "`space` is for a `build_model` that takes sizes. Give `budget` and `mode`, from "
-                f"which that of the model's layers is made, got {space!r}."
+                "`space` is for a `build_model` that takes sizes. Give `budget`, `mode` and "
+                f"`precisions`, from which that of the model's layers is made, got {space!r}."
             )
         options = {
             **_options("swap_options", swap_options, make_searchable, _NOT_OF_SWAP),
             "budget": budget,
             "mode": mode,
+            "precisions": precisions,
         }
         if counts is None:
             of_count = _options("count_options", count_options, count_ids, _NOT_OF_COUNT)
@@ -401,14 +409,18 @@ def _check_outputs(model: LightningModule, options: Mapping[str, Any]) -> None:
 
 
 def _space_of(
-    build_model: BuildAnyModel, budget: int | float | str | None, mode: Mode
+    build_model: BuildAnyModel,
+    budget: int | float | str | None,
+    mode: Mode,
+    precisions: Sequence[int],
 ) -> SearchSpace:
     if not isinstance(build_model, ReferenceModel):
         raise ValueError(
             "`build_model` must be a function without arguments, such as `lambda: Model(...)`; "
             "with one that takes sizes, unless `reference_model` made it, give `space`."
         )
-    return SearchSpace(build_model.specs(), budget=budget, mode=mode)
+    specs = build_model.specs(precisions=precisions)
+    return SearchSpace(specs, budget=budget, mode=mode)
 
 
 def _counted(

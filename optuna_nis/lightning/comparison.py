@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,6 +16,7 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy import baselines
 from optuna_nis.strategy.decision import decide, within_error
+from optuna_nis.strategy.proposers import of_low_precision
 from optuna_nis.study.keys import PLAIN_SECONDS_ATTR
 from optuna_nis.study.retrained import Results, RetrainResult, save_results
 from optuna_nis.study.verdict import Contender, verdict
@@ -68,7 +70,8 @@ def compare(
 
     Contenders are the best sizes, uniform sizes at the same budget, their rows as they are, where
     the model can, and projected to the full width, mixed dimensions by popularity, where it is
-    known, and the full tables, if they fit the budget. All are trained alike with the first seed.
+    known, and the full tables, if they fit the budget. These are float32; uniform sizes are tried
+    in the lowest precisions of the space too. All are trained alike with the first seed.
     Those that validation cannot tell from the best one, the best sizes, the better uniform sizes
     and the full tables go on with the other seeds. Then validation decides which sizes to take
     (:func:`~optuna_nis.strategy.decision.decide`), and only then each of these is tested, once.
@@ -143,6 +146,7 @@ def compare(
             sizes.label,
             fmean(run.val_metric for run in trained[sizes]),
             space.share(sizes.allocation),
+            sizes.allocation.nbytes(),
         )
         for sizes in reported
     }
@@ -171,20 +175,34 @@ def compare(
 
 
 def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:
-    """Uniform sizes at the budget, as they are and projected to the full width."""
-    found = []
-    if native:
-        sizes = baselines.uniform(space)
-        found.append(_Sizes("uniform_native", f"Uniform {_width(sizes)}", sizes))
-    try:
-        sizes = baselines.uniform(space, projected=True)
-    except ValueError:
-        # A small budget may have no room for projections.
-        if not native:
-            raise
-    else:
-        label = f"Uniform {_width(sizes)}, projected"
-        found.append(_Sizes("uniform_projected", label, sizes))
+    """Uniform sizes at the budget, as they are and projected to the full width.
+
+    In float32, and in the precisions of the space with which a budget goes furthest.
+    """
+    found: list[_Sizes] = []
+    refusal = None
+    for each in [*_float32(space), *of_low_precision(space)]:
+        bits = each.precisions[0]
+        for projected in (False, True) if native else (True,):
+            try:
+                sizes = baselines.uniform(each, projected=projected)
+            except ValueError as error:
+                # A small budget may have no room for projections.
+                refusal = error
+                continue
+            if all(sizes != other.allocation for other in found):
+                found.append(
+                    _Sizes(
+                        f"uniform_{'projected' if projected else 'native'}"
+                        + ("" if bits == 32 else f"_{bits}bit"),
+                        f"Uniform {_width(sizes)}"
+                        + ("" if bits == 32 else f" in {bits} bits")
+                        + (", projected" if projected else ""),
+                        sizes,
+                    )
+                )
+    if refusal is not None and not found:
+        raise refusal
     return found
 
 
@@ -192,10 +210,18 @@ def _mixed(space: SearchSpace) -> list[_Sizes]:
     """Mixed dimensions by popularity, where that is known and the budget has room for them."""
     if any(spec.mean_counts is None for spec in space.specs):
         return []
-    try:
-        return [_Sizes("mixed", "Mixed dimensions", baselines.mixed_dimensions(space))]
-    except ValueError:
-        return []
+    found = []
+    for each in _float32(space):
+        with suppress(ValueError):
+            found.append(_Sizes("mixed", "Mixed dimensions", baselines.mixed_dimensions(each)))
+    return found
+
+
+def _float32(space: SearchSpace) -> list[SearchSpace]:
+    """The space in float32, where the budget has room for any such embedding."""
+    with suppress(ValueError):
+        return [space.with_precisions([32])]
+    return []
 
 
 def _width(sizes: Allocation) -> int:

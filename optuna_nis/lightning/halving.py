@@ -14,7 +14,7 @@ import zlib
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from optuna_nis._format import duration
+from optuna_nis._format import duration, size
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
 from optuna_nis.lightning.convergence import (
@@ -211,7 +211,7 @@ class _Run:
         return self._metric.value
 
     def __str__(self) -> str:
-        return f"{self.allocation.num_parameters:,} parameters: {self._metric}"
+        return f"{size(self.allocation.nbytes())}: {self._metric}"
 
     @property
     def _checkpoint(self) -> Path:

@@ -38,6 +38,7 @@ def search(
     *,
     budget: int | float | str,
     mode: Mode = "multi",
+    precisions: Sequence[int] = (32,),
     embedding_dim: int | None = None,
     epochs: int | None = None,
     num_updates: int | None = None,
@@ -61,6 +62,7 @@ def search(
         data: The data; its test part is never touched.
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
+        precisions: Bits that a number may have, as in :func:`search_sizes`.
         embedding_dim: Largest width considered of a feature; by default that of the reference
             model.
         epochs: Epochs of the supernet; by default those of the plan.
@@ -89,7 +91,7 @@ def search(
         >>> study = optuna.create_study(direction="maximize")
         >>> config = DataConfig(dataset="flights", max_rows=2_000)
         >>> best = search(study, config, budget="25%", epochs=1, num_updates=2)
-        >>> best.num_parameters <= space_of(study).budget
+        >>> best.nbytes() <= space_of(study).budget_nbytes
         True
     """
     check_data(study, data)
@@ -100,7 +102,7 @@ def search(
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)
     build = reference_model(datamodule.features, **model_options)
-    space = SearchSpace(build.specs(embedding_dim), budget=budget, mode=mode)
+    space = SearchSpace(build.specs(embedding_dim, precisions), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
     build(space)
     options = json.loads(json.dumps(model_options, default=float))

@@ -22,13 +22,14 @@ from optuna import Study
 import torch
 
 from optuna_nis import __version__
-from optuna_nis._format import duration
+from optuna_nis._format import duration, size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import Data, evaluate, train
 from optuna_nis.models import EmbeddingModule
+from optuna_nis.nn.table import TableLayer
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.keys import TRAINING_KEY
@@ -233,7 +234,8 @@ class Trainings:
 
     def _train(self, label: str, allocation: Allocation, seed: int) -> LightningModule:
         self._progress(
-            f"{label}, seed {seed}: {allocation.num_parameters:,} embedding parameters."
+            f"{label}, seed {seed}: embeddings of {size(allocation.nbytes())}, "
+            f"{allocation.num_parameters:,} parameters."
         )
         how, key = self._how, self._key(allocation, seed)
         if isinstance(how.data, EmbeddingDataModule):
@@ -306,7 +308,11 @@ def _num_dense_parameters(model: LightningModule, allocation: Allocation) -> int
     """Parameters outside the embeddings."""
     if isinstance(model, EmbeddingModule):
         return model.num_dense_parameters()
-    return sum(p.numel() for p in model.parameters()) - allocation.num_parameters
+    tables = [module for module in model.modules() if isinstance(module, TableLayer)]
+    inside = {parameter for table in tables for parameter in table.parameters()}
+    # Rows that are codes have their steps too.
+    own = max(sum(p.numel() for p in inside), allocation.num_parameters)
+    return sum(p.numel() for p in model.parameters()) - own
 
 
 def _read(key: str, value: Any) -> Run:

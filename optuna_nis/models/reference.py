@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -95,19 +96,25 @@ class ReferenceModel:
         slower = default / min(max(rate, default / _MAX_SLOWER), default)
         return round(_EPOCHS[self._features.task] * slower)
 
-    def specs(self, embedding_dim: int | None = None) -> list[EmbeddingSpec]:
+    def specs(
+        self, embedding_dim: int | None = None, precisions: Sequence[int] = (32,)
+    ) -> list[EmbeddingSpec]:
         """The largest table of every feature, and of the items if they are searched.
 
         Args:
             embedding_dim: Largest width considered of a feature, by default 32 for ranking and 64
                 for retrieval; the items' is that of the last layer, or of ``"sasrec"`` the same.
+            precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`.
+
+        Raises:
+            ValueError: If a precision is unknown.
 
         Example:
             >>> [spec.name for spec in reference_model(data.features).specs(8)]
             ['user', 'item']
         """
         dim = embedding_dim or _EMBEDDING_DIM[self._features.task]
-        specs = self._features.embedding_specs(dim)
+        specs = self._features.embedding_specs(dim, precisions)
         targets = self._features.targets
         if targets is not None and self._search_items is not False:
             if self._is_sequence:
@@ -116,7 +123,8 @@ class ReferenceModel:
                 hidden = self._options.get("hidden", HIDDEN)
                 check_hidden(hidden)
                 dim = hidden[-1]
-            specs.append(EmbeddingSpec.from_counts(self._items, targets.counts, dim))
+            items, counts = self._items, targets.counts
+            specs.append(EmbeddingSpec.from_counts(items, counts, dim, precisions=precisions))
         return specs
 
 
@@ -142,7 +150,7 @@ def reference_model(
 
     Returns:
         A function that makes a supernet from a search space and a model from an allocation. Its
-        ``specs(embedding_dim)`` are those of the search space.
+        ``specs(embedding_dim, precisions)`` are those of the search space.
 
     Raises:
         ValueError: If there is no such model for the task, ``search_items`` is given and the task

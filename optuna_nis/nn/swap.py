@@ -40,6 +40,7 @@ from optuna_nis.nn.swapped import become, swapped_layers
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
+from optuna_nis.space.spec import replace_precisions
 
 #: Occurrences of every id of some tables, by the names of their layers.
 Counts: TypeAlias = Mapping[str, "Tensor | Sequence[int] | NDArray[np.int64]"]
@@ -58,6 +59,7 @@ def make_searchable(
     outputs: Collection[str] = (),
     fields: FieldSizes | None = None,
     mode: Mode = "multi",
+    precisions: Sequence[int] = (32,),
     dtype: str = "float32",
 ) -> SearchSpace:
     """Turn the embedding layers of a model, and its output layers, into supernet layers, in place.
@@ -101,6 +103,8 @@ def make_searchable(
             the layer, the number of ids of each feature, or a mapping from its name to it. The
             features are called ``layer.0``, ``layer.1`` or ``layer.name``.
         mode: As in :class:`~optuna_nis.SearchSpace`.
+        precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`, of every
+            table.
         dtype: As in :class:`~optuna_nis.SearchSpace`.
 
     Returns:
@@ -108,8 +112,8 @@ def make_searchable(
 
     Raises:
         ValueError: If a layer cannot be swapped, a name or pattern fits no layer, counts, fields
-            or budget do not fit, the layers were swapped before, or a computation is held that
-            needs a table as it is.
+            or budget do not fit, a precision is unknown, the layers were swapped before, or a
+            computation is held that needs a table as it is.
 
     Example:
         >>> import torch
@@ -142,7 +146,8 @@ def make_searchable(
         plan = Plan(table, checked_counts(table, (counts or {}).get(table.name)))
         for name, start, size in field_sizes(table, (fields or {}).get(table.name)):
             part = None if plan.counts is None else plan.counts[start : start + size]
-            plan.specs.append(spec_of(name, size, table.embedding_dim, part))
+            spec = spec_of(name, size, table.embedding_dim, part)
+            plan.specs.append(replace_precisions(spec, precisions))
             plan.parts.append((start, size))
         plans.append(plan)
     space = SearchSpace(

@@ -27,6 +27,7 @@ except ImportError as error:
         "`pip install 'optuna-nis[dashboard]'`."
     ) from error
 
+from optuna_nis._format import percent, size
 from optuna_nis._logging import get_logger
 from optuna_nis.show.figures import (
     _allocation,
@@ -38,7 +39,7 @@ from optuna_nis.show.figures import (
     _style,
 )
 from optuna_nis.show.figures._points import Point
-from optuna_nis.show.words import allocation_rows, how_scored, percent
+from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
@@ -366,9 +367,10 @@ def _save_note(source: Study, target: Study, best: Allocation) -> None:
 def _note(study: Study, best: Allocation) -> str:
     """Budget, best sizes and what to do with them, in Markdown."""
     space = results.space_of(study)
-    full = space.full_parameters
+    full = space.full_nbytes
     trial = results.best_trial(study)
     metric = _code(results.metric_of(study))
+    precisions = precisions_of(space)
     rows = [
         f"| {_code(feature)} | {table} | {kept} | {cost} |"
         for feature, table, kept, cost, _ in allocation_rows(best)[:_MAX_ROWS]
@@ -382,17 +384,17 @@ def _note(study: Study, best: Allocation) -> str:
         [
             "## Embedding sizes",
             "",
-            f"- Budget: **{space.budget:,} parameters**, {percent(space.budget / full)} of "
-            f"the full tables ({full:,} parameters, {len(space.specs)} features).",
-            f"- Best sizes: **{best.num_parameters:,} parameters**, "
-            f"{percent(best.num_parameters / full)} of the full tables; trial "
-            f"{trial.number}, {metric} {results.quality_of(trial):.4f}, "
-            f"{how_scored(study, trial)}.",
+            f"- Budget: **{size(space.budget_nbytes)}**, {percent(space.budget_nbytes / full)} of "
+            f"the full tables ({size(full)} in float32, {len(space.specs)} features)"
+            f"{f'; {precisions}' if precisions else ''}.",
+            f"- Best sizes: **{size(best.nbytes())}**, {percent(best.nbytes() / full)} of the "
+            f"full tables ({best.num_parameters:,} parameters); trial {trial.number}, {metric} "
+            f"{results.quality_of(trial):.4f}, {how_scored(study, trial)}.",
             "- Trials scored with shared weights only rank choices; Optuna takes them for pruned. "
             "Its best trial is one that was trained.",
             f"- {verdict}",
             "",
-            "| feature | full table | kept, most frequent ids first | parameters |",
+            "| feature | full table | kept, most frequent ids first | memory |",
             "| --- | --- | --- | ---: |",
             *rows,
             "",

@@ -16,7 +16,8 @@ from optuna import Study
 
 from optuna_nis import __version__
 from optuna_nis._checks import check_file
-from optuna_nis.show.words import allocation_rows, how_scored, percent
+from optuna_nis._format import memory, percent, size
+from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
@@ -110,8 +111,8 @@ def _figures(study: Study) -> list[tuple[str, go.Figure]]:
 
     found: list[tuple[str, go.Figure]] = [
         (
-            "Which ids keep an embedding and how wide it is. Ids are in the order of their "
-            "frequency in the training data.",
+            "Which ids keep an embedding, how wide and how precise it is. Ids are in the order of "
+            "their frequency in the training data.",
             visualization.plot_allocation(study),
         ),
         (
@@ -153,19 +154,19 @@ def _result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[s
             result.label,
             f"{result.mean:.4f}" + ("" if result.std is None else f" ± {result.std:.4f}"),
             str(len(result.seeds)),
-            f"{result.num_parameters:,}",
-            _share(result.num_parameters, full),
+            size(result.nbytes),
+            _share(result.nbytes, full),
             _gain(result, uniform),
         ]
         for result in found
     ]
-    return ["Sizes", f"Test {metric}", "Seeds", "Parameters", "Of full", "Vs uniform"], rows
+    return ["Sizes", f"Test {metric}", "Seeds", "Memory", "Of full", "Vs uniform"], rows
 
 
-def _share(num_parameters: int, full: RetrainResult | None) -> str:
-    if full is None or not full.num_parameters:
+def _share(nbytes: int, full: RetrainResult | None) -> str:
+    if full is None or not full.nbytes:
         return "-"
-    return percent(num_parameters / full.num_parameters)
+    return percent(nbytes / full.nbytes)
 
 
 def _gain(result: RetrainResult, uniform: RetrainResult | None) -> str:
@@ -181,24 +182,21 @@ def _count(number: int, what: str) -> str:
 def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[tuple[str, str]]:
     best = results.best_trial(study)
     metric = results.metric_of(study)
-    lines = [("Study", study.study_name)]
-    lines += [(name, text) for name, text in _data(study) if text]
-    used = allocation.num_parameters
+    lines = [("Study", study.study_name), *_data(study)]
+    full, used = space.full_nbytes, allocation.nbytes()
     gone = _count(sum(not table.tiers for table in allocation.values()), "feature")
     lines += [
         (
             "Full tables",
-            f"{_count(len(space.specs), 'feature')}, {space.full_parameters:,} parameters",
+            f"{_count(len(space.specs), 'feature')}, {size(full)} in float32 "
+            f"({space.full_parameters:,} parameters)",
         ),
-        (
-            "Budget",
-            f"{space.budget:,} parameters, {percent(space.budget / space.full_parameters)} of "
-            f"the full tables",
-        ),
+        ("Budget", memory(space.budget_nbytes, full)),
+        ("Precisions", precisions_of(space)),
         (
             "Best sizes",
-            f"{used:,} parameters, {percent(used / space.full_parameters)} of the full tables "
-            f"({results.shares_line(study, allocation)}); {gone} removed",
+            f"{memory(used, full)} ({allocation.num_parameters:,} parameters, "
+            f"{results.shares_line(study, allocation)}); {gone} removed",
         ),
         (
             "Best trial",
@@ -207,7 +205,7 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
         ),
         ("Finished trials", f"{len(results.finished_trials(study)):,}"),
     ]
-    return lines
+    return [(name, text) for name, text in lines if text]
 
 
 def _data(study: Study) -> Iterable[tuple[str, str]]:
@@ -247,8 +245,8 @@ def _results_section(study: Study, found: results.Results) -> str:
         "training nor search has seen, once it was decided what to take; mean ± standard "
         f"deviation over the seeds. {text}</p>"
         + _table(*_result_rows(found), numbers_from=1)
-        + f"<p>Parameters are those of the embeddings, projections included. {_rest(found)}</p>"
-        + _endings(found)
+        + f"<p>Memory is that of the embeddings as they are stored: rows, their scales and "
+        f"projections, not the order of the ids. {_rest(found)}</p>" + _endings(found)
     )
 
 
@@ -326,7 +324,7 @@ def _script_json(data: object) -> str:
 
 _ENDINGS = ["Sizes", "Steps", "Epochs", "Rate lowered", "Learning rate", "Ended by itself"]
 
-_SIZES = ["Feature", "Full table", "Kept, most frequent ids first", "Parameters", "Share"]
+_SIZES = ["Feature", "Full table", "Kept, most frequent ids first", "Memory", "Share"]
 
 _REWARD_TEXT = (
     "How the search went: many choices scored with shared weights, then the best of them trained, "

@@ -12,9 +12,10 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
+from optuna_nis._format import memory, percent, size
 from optuna_nis.controller.replay import FINISHED
 from optuna_nis.controller.sampler import NISSampler
-from optuna_nis.show.words import SCORED
+from optuna_nis.show.words import SCORED, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
@@ -42,6 +43,7 @@ class PolicyStatus:
         advantage_std: Their standard deviation.
         replay_lag: Trials that a worker had not seen when it last noted it; None if none did.
         num_parameters: Embedding parameters of its likeliest choice, for an embedding search.
+        nbytes: The bytes of that choice.
     """
 
     entropy: float
@@ -50,6 +52,7 @@ class PolicyStatus:
     advantage_std: float
     replay_lag: int | None
     num_parameters: int | None
+    nbytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _policy(study: Study, sampler: NISSampler, space: SearchSpace | None) -> Pol
         return None  # No parameter that all trials have in common.
     mean, std = mean_and_std(policy.advantages.tolist())
     moments = moments_of(study)
-    likeliest = policy.params(policy.mode())[0]
+    likeliest = None if space is None else space.allocation(policy.params(policy.mode())[0])
     _, entropy = policy.summaries([policy.initial_logits, policy.logits])
     return PolicyStatus(
         entropy=float(entropy[1]),
@@ -174,7 +177,8 @@ def _policy(study: Study, sampler: NISSampler, space: SearchSpace | None) -> Pol
         advantage_mean=mean,
         advantage_std=std,
         replay_lag=moments[-1].replay_lag if moments else None,
-        num_parameters=None if space is None else space.allocation(likeliest).num_parameters,
+        num_parameters=None if likeliest is None else likeliest.num_parameters,
+        nbytes=None if likeliest is None else likeliest.nbytes(),
     )
 
 
@@ -195,7 +199,7 @@ def render(status: StudyStatus) -> RenderableType:
     if not status.best:
         return facts
     best = Table(title="Best trials", title_justify="left")
-    header = ["Trial", status.metric, "Parameters", "Of budget", "Scored with"]
+    header = ["Trial", status.metric, "Memory", "Of budget", "Scored with"]
     for index, name in enumerate(header if status.space else header[:2]):
         best.add_column(Text(name), justify="left" if index == 4 else "right")
     for trial in status.best:
@@ -220,8 +224,9 @@ def _facts(status: StudyStatus) -> list[tuple[str, str]]:
         facts.append(("Searches", f"{status.searches:,}, {status.searches_ended:,} of them ended"))
     space, policy = status.space, status.policy
     if space is not None:
-        share = space.budget / space.full_parameters
-        facts.append(("Budget", f"{space.budget:,} parameters, {100 * share:.3g} % of full"))
+        facts.append(("Budget", memory(space.budget_nbytes, space.full_nbytes)))
+        if precisions := precisions_of(space):
+            facts.append(("Precisions", precisions))
     if policy is not None:
         share = policy.entropy / policy.initial_entropy if policy.initial_entropy > 0 else 0.0
         facts += [
@@ -234,8 +239,8 @@ def _facts(status: StudyStatus) -> list[tuple[str, str]]:
         ]
         if policy.replay_lag is not None:
             facts.append(("Replay lag", f"{policy.replay_lag:,} trials"))
-        if policy.num_parameters is not None:
-            facts.append(("Likeliest", f"{policy.num_parameters:,} parameters"))
+        if policy.nbytes is not None:
+            facts.append(("Likeliest", size(policy.nbytes)))
     if status.verdict:
         facts.append(("Verdict", status.verdict))
     return facts
@@ -249,8 +254,8 @@ def _cells(space: SearchSpace | None, trial: FrozenTrial) -> list[str]:
     allocation = _allocation(space, trial)
     if allocation is None:
         return [*cells, "-", "-", scored]
-    cost = allocation.num_parameters
-    return [*cells, f"{cost:,}", f"{100 * cost / space.budget:.3g} %", scored]
+    nbytes = allocation.nbytes()
+    return [*cells, size(nbytes), percent(nbytes / space.budget_nbytes), scored]
 
 
 def _allocation(space: SearchSpace, trial: FrozenTrial) -> Allocation | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from optuna_nis.space.allocation import Allocation
+from optuna_nis._format import percent, size
+from optuna_nis.space.allocation import Allocation, Tier
+from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.keys import DROPPED, SHARED_WEIGHTS, SUPERNET, TRAINED, VALIDATED
 from optuna_nis.study.searches import searches_of
 from optuna_nis.study.trials import fidelity_of, finished_trials, is_trained
@@ -44,31 +46,46 @@ def how_scored(study: Study, best: FrozenTrial) -> str:
     return words
 
 
-def percent(share: float) -> str:
-    """A share as a percentage of three digits at most, such as ``"0.25 %"`` or ``"12.5 %"``."""
-    value = 100 * share
-    if value != 0 and abs(value) < 0.01:
-        return "< 0.01 %"
-    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
-    text = f"{value:.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
-
-
 def allocation_rows(allocation: Allocation) -> list[list[str]]:
     """A row for each feature, those with the most memory first.
 
     Returns:
-        Its name, its full table, what is kept of it, its parameters, and their share of all.
+        Its name, its full table, what is kept of it, its memory, and the share of it in all.
     """
-    total = allocation.num_parameters
-    tables = sorted(allocation.values(), key=lambda table: -table.num_parameters)
+    total = allocation.nbytes()
+    tables = sorted(allocation.values(), key=lambda table: -table.nbytes())
     return [
         [
             table.name,
             f"{table.num_embeddings:,} x {table.embedding_dim}",
-            " + ".join(f"{rows:,} x {width}" for rows, width, _ in table.tiers) or "removed",
-            f"{table.num_parameters:,}",
-            percent(table.num_parameters / total if total else 0.0),
+            " + ".join(map(rows_of, table.tiers)) or "removed",
+            size(table.nbytes()),
+            percent(table.nbytes() / total if total else 0.0),
         ]
         for table in tables
     ]
+
+
+def rows_of(tier: Tier) -> str:
+    """The rows of a tier, and their precision where they are not float32.
+
+    Example:
+        >>> rows_of(Tier(1_200, 8)), rows_of(Tier(1_200, 8, 4))
+        ('1,200 x 8', '1,200 x 8 in 4 bits')
+    """
+    rows = f"{tier.num_embeddings:,} x {tier.embedding_dim}"
+    return rows if tier.bits == 32 else f"{rows} in {tier.bits} bits"
+
+
+def precisions_of(space: SearchSpace) -> str:
+    """The precisions that a number may have, empty if that is float32 alone.
+
+    Example:
+        >>> from optuna_nis import EmbeddingSpec
+        >>> precisions_of(SearchSpace([EmbeddingSpec("user", 100, 8, precisions=(32, 8, 4))]))
+        '32, 8 or 4 bits a number'
+    """
+    if space.precisions == (32,):
+        return ""
+    *others, last = map(str, space.precisions)
+    return " or ".join(filter(None, [", ".join(others), last])) + " bits a number"

@@ -178,9 +178,10 @@ class SearchSpace:
         return self.specs, self.mode, self.budget
 
     def __repr__(self) -> str:
+        bits = "" if self.precisions == (32,) else f" precisions={self.precisions},"
         return (
-            f"SearchSpace({len(self.specs)} features, mode={self.mode!r}, "
-            f"budget={self.budget:,} of {self.full_parameters:,} parameters)"
+            f"SearchSpace({len(self.specs)} features, mode={self.mode!r},{bits} "
+            f"budget={self.budget_nbytes:,} of {self.full_nbytes:,} bytes)"
         )
 
     def distributions(self) -> dict[str, CategoricalDistribution]:

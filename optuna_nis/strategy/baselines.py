@@ -73,8 +73,8 @@ def uniform(
     allocation = of(1, coverage)
     if allocation.num_parameters == 0:
         raise ValueError(
-            f"`space` has a budget of {space.budget} parameters, too few for uniform embeddings "
-            f"of width 1{' with their projections' if projected else ''}."
+            f"`space` has a budget of {space.budget_nbytes:,} bytes, too few for uniform "
+            f"embeddings of width 1{' with their projections' if projected else ''}."
         )
     return allocation
 
@@ -211,9 +211,9 @@ def frequent_ids(space: SearchSpace, *, full_width: bool = True) -> Allocation:
             if space.fits(allocation):
                 return allocation
     raise ValueError(
-        f"`space` has a budget of {space.budget} parameters, too few for the first row block of "
-        f"every feature at {'full' if full_width else 'any'} width, which take "
-        f"{of(1, shares[-1]).num_parameters}."
+        f"`space` has a budget of {space.budget_nbytes:,} bytes, too few for the first row block "
+        f"of every feature at {'full' if full_width else 'any'} width, which take "
+        f"{of(1, shares[-1]).nbytes():,}."
     )
 
 
@@ -254,8 +254,8 @@ def _scaled(of: Callable[[float], Allocation], space: SearchSpace) -> Allocation
     smallest = of(0.0)
     if not space.fits(smallest):
         raise ValueError(
-            f"`space` has a budget of {space.budget} parameters, too few for widths of 1, which "
-            f"take {smallest.num_parameters}."
+            f"`space` has a budget of {space.budget_nbytes:,} bytes, too few for widths of 1, "
+            f"which take {smallest.nbytes():,}."
         )
     return of(_largest(lambda scale: space.fits(of(scale)), 1e6))
 

@@ -63,7 +63,7 @@ def by_popularity(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     if space.mode == "single" or any(spec.mean_counts is None for spec in space.specs):
         return []
     found = []
-    for each in _of_low_precision(space):
+    for each in of_low_precision(space):
         if each.fits(baselines.uniform(each, width=1, projected=True)):
             found += [
                 baselines.mixed_dimensions(each, alpha=power, on_grid=True)
@@ -99,7 +99,7 @@ def frequent_ids(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     if plan.frequent_narrower:
         wanted.append((1.0, False))
     found = []
-    for each in _of_low_precision(space):
+    for each in of_low_precision(space):
         for share, full_width in wanted:
             # Where the budget is too small there is none.
             with suppress(ValueError):
@@ -108,7 +108,7 @@ def frequent_ids(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     return found
 
 
-def _of_low_precision(space: SearchSpace) -> Iterator[SearchSpace]:
+def of_low_precision(space: SearchSpace) -> Iterator[SearchSpace]:
     """The space with each of the precisions with which a budget goes furthest."""
     return _of_one_precision(space, space.precisions[-_LOW_PRECISIONS:])
 

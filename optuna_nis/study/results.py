@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna import Study
 
-from optuna_nis._format import size
+from optuna_nis._format import memory
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.cautions import cautions, parts_of, save_parts
 from optuna_nis.study.keys import *  # noqa: F403 - Names that were here in release 0.1.
@@ -39,6 +39,7 @@ from optuna_nis.study.trials import (
     finished_trials,
     is_feasible,
     is_trained,
+    nbytes_of,
     number_of,
     quality_of,
     value_of,
@@ -55,6 +56,7 @@ __all__ = [
     "is_feasible",
     "is_trained",
     "metric_of",
+    "nbytes_of",
     "number_of",
     "outputs_of",
     "parts_of",
@@ -137,11 +139,10 @@ def score_line(study: Study, *, smallest_is_best: bool = False) -> str:
     """
     best, space = best_allocation(study), space_of(study)
     quality = quality_of(best_trial(study)) * (-1 if smallest_is_best else 1)
-    number = best.num_parameters
     return (
-        f"Validation {metric_of(study)} {quality:.4f} with {number:,} parameters, "
-        f"{shares_line(study, best)}: {size(best.nbytes())}, "
-        f"{100 * number / space.full_parameters:.3g} % of the full tables"
+        f"Validation {metric_of(study)} {quality:.4f} with "
+        f"{memory(best.nbytes(), space.full_nbytes)}: {best.num_parameters:,} parameters, "
+        f"{shares_line(study, best)}"
     )
 
 
@@ -150,12 +151,13 @@ def summary_of(study: Study) -> dict[str, Any]:
 
     Returns:
         ``dataset``, ``task``, ``metric`` on test data, which need not be the one that the search
-        goes by, ``budget`` (parameters), ``best``, which is what the search recommends, for every
-        result its ``mean``, ``std`` (null for a single seed), ``num_parameters``, ``seeds`` and
-        how its trainings went under its name, ``relative_gain`` over uniform sizes,
-        ``search_cost_ratio``, the ``parts`` of the data, the ``verdict`` with the name of the
-        result to ``take``, and ``warnings``, what to mind. Before a retraining, what is not known
-        yet is null or not there.
+        goes by, ``budget`` (float32 parameters), the same as ``budget_nbytes``, ``full_nbytes`` of
+        the full tables in float32, ``precisions``, ``best``, which is what the search recommends,
+        for every result its ``mean``, ``std`` (null for a single seed), ``nbytes``,
+        ``num_parameters``, ``seeds`` and how its trainings went under its name, ``relative_gain``
+        over uniform sizes, ``search_cost_ratio``, the ``parts`` of the data, the ``verdict`` with
+        the name of the result to ``take``, and ``warnings``, what to mind. Before a retraining,
+        what is not known yet is null or not there.
 
     Raises:
         ValueError: If the study holds no search space or no finished trial.
@@ -165,24 +167,30 @@ def summary_of(study: Study) -> dict[str, Any]:
         >>> summary_of(study)["nis"]["mean"]
         0.77
     """
-    results, best = results_of(study), best_trial(study)
+    results, best, space = results_of(study), best_trial(study), space_of(study)
+    sizes = space.allocation(best.params)
     summary: dict[str, Any] = {
         "dataset": study.user_attrs.get(DATASET_ATTR),
         "task": study.user_attrs.get(TASK_ATTR),
         "metric": results[0].metric if results else None,
-        "budget": space_of(study).budget,
+        "budget": space.budget,
+        "budget_nbytes": space.budget_nbytes,
+        "full_nbytes": space.full_nbytes,
+        "precisions": list(space.precisions),
         "best": {
             "trial": best.number,
             "metric": metric_of(study),
             "value": quality_of(best),
             "fidelity": fidelity_of(best),
-            "num_parameters": best_allocation(study).num_parameters,
+            "nbytes": sizes.nbytes(),
+            "num_parameters": sizes.num_parameters,
         },
     }
     for result in results:
         summary[result.name] = {
             "mean": result.mean,
             "std": result.std,
+            "nbytes": result.nbytes,
             "num_parameters": result.num_parameters,
             "num_dense_parameters": result.num_dense_parameters,
             "seeds": list(result.seeds),

@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna import Study
 
+from optuna_nis._format import size
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.attributes import is_number, naming, read_text, save_text
 from optuna_nis.study.keys import (
@@ -41,6 +42,8 @@ class RetrainResult:
         steps: Number of steps of each training.
         decays: How often the learning rate was lowered in each.
         learning_rate: The learning rate that they began with, :obj:`None` if it is not known.
+        nbytes: Bytes of the embeddings as they are stored; by default those of the allocation, or
+            4 for each parameter.
 
     Raises:
         ValueError: If there is no value, a value is not finite, there are not as many seeds as
@@ -49,7 +52,7 @@ class RetrainResult:
     Example:
         >>> result = RetrainResult("full", "Full size", "ROC-AUC", (0.74, 0.76), (0, 1), 1000)
         >>> print(result)
-        Full size: ROC-AUC 0.7500 ± 0.0141, 1,000 parameters
+        Full size: ROC-AUC 0.7500 ± 0.0141, 4 kB (1,000 parameters)
         >>> RetrainResult.from_dict(result.to_dict()) == result
         True
     """
@@ -69,8 +72,13 @@ class RetrainResult:
     steps: tuple[int, ...] = ()
     decays: tuple[int, ...] = ()
     learning_rate: float | None = None
+    nbytes: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.nbytes is None:
+            found = self.allocation
+            nbytes = 4 * self.num_parameters if found is None else found.nbytes()
+            object.__setattr__(self, "nbytes", nbytes)
         kinds: tuple[tuple[str, type], ...] = (
             ("values", float),
             ("seeds", int),
@@ -94,7 +102,7 @@ class RetrainResult:
                     f"`{field}` of {self.name!r} must be as many as the values, "
                     f"{len(self.values)}, got {list(each)}."
                 )
-        for field in ("num_parameters", "num_dense_parameters", "seconds"):
+        for field in ("num_parameters", "num_dense_parameters", "seconds", "nbytes"):
             value = getattr(self, field)
             if not value >= 0:
                 raise ValueError(
@@ -104,8 +112,8 @@ class RetrainResult:
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:.4f}"
         return (
-            f"{self.label}: {self.metric} {self.mean:.4f}{spread}, "
-            f"{self.num_parameters:,} parameters"
+            f"{self.label}: {self.metric} {self.mean:.4f}{spread}, {size(self.nbytes)} "
+            f"({self.num_parameters:,} parameters)"
         )
 
     @property
@@ -133,6 +141,7 @@ class RetrainResult:
             "std": self.std,
             "values": list(self.values),
             "seeds": list(self.seeds),
+            "nbytes": self.nbytes,
             "num_parameters": self.num_parameters,
             "num_dense_parameters": self.num_dense_parameters,
             "allocation": None if self.allocation is None else self.allocation.to_json(),
@@ -154,6 +163,8 @@ class RetrainResult:
         """
         try:
             allocation, rate = data.get("allocation"), data.get("learning_rate")
+            nbytes = data.get("nbytes")
+            known = {} if nbytes is None else {"nbytes": int(nbytes)}
             return cls(
                 name=str(data["name"]),
                 label=str(data["label"]),
@@ -170,6 +181,7 @@ class RetrainResult:
                 steps=tuple(data.get("steps", ())),
                 decays=tuple(data.get("decays", ())),
                 learning_rate=None if rate is None else float(rate),
+                **known,
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"This retraining result is malformed: {error!r}.") from error
@@ -190,7 +202,7 @@ class Results(list[RetrainResult]):
         >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)
         >>> results = Results([nis], "The found sizes are best.", "nis")
         >>> print(results)
-        NIS: ROC-AUC 0.7700, 1,000 parameters
+        NIS: ROC-AUC 0.7700, 4 kB (1,000 parameters)
         The found sizes are best.
         >>> results.best is nis
         True

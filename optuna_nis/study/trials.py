@@ -9,6 +9,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.attributes import is_number
 from optuna_nis.study.keys import (
     CONSTRAINT_PREFIX,
@@ -16,6 +17,8 @@ from optuna_nis.study.keys import (
     CUT_SHORT,
     FIDELITIES,
     FIDELITY_ATTR,
+    NBYTES_ATTR,
+    NUM_PARAMETERS_ATTR,
     QUALITY_ATTR,
     SHARED_WEIGHTS,
     TRAINED,
@@ -103,6 +106,37 @@ def number_of(trial: FrozenTrial, key: str, default: float) -> float:
             f"got {str(value)[:80]!r}."
         )
     return float(value)
+
+
+def nbytes_of(trial: FrozenTrial, space: SearchSpace) -> int | None:
+    """The bytes of a trial's choice as they are stored.
+
+    Trials of earlier releases, whose tables are float32, tell the number of their parameters.
+
+    Args:
+        trial: A trial.
+        space: The search space of its study.
+
+    Returns:
+        The bytes, :obj:`None` if neither the attributes of the trial nor its parameters tell.
+
+    Raises:
+        ValueError: If an attribute is no number.
+
+    Example:
+        >>> from optuna_nis.study.settings import space_of
+        >>> nbytes_of(best_trial(study), space_of(study)) <= space_of(study).budget_nbytes
+        True
+    """
+    nbytes = number_of(trial, NBYTES_ATTR, -1)
+    if nbytes < 0 and space.precisions == (32,):
+        nbytes = 4 * number_of(trial, NUM_PARAMETERS_ATTR, -1)
+    if nbytes >= 0:
+        return int(nbytes)
+    try:
+        return space.allocation(trial.params).nbytes()
+    except ValueError:
+        return None
 
 
 def quality_of(trial: FrozenTrial) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optuna_nis._format import percent, size
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -14,19 +16,27 @@ class Contender:
         name: ``"nis"`` for the found sizes, ``"full"`` for the full tables.
         label: Name for people, such as "Uniform 8".
         value: Mean of the metric on the validation data.
-        share: Their parameters as a share of the full tables'.
+        share: Their memory as a share of the full tables' in float32.
+        nbytes: Their memory in bytes, if that is known.
     """
 
     name: str
     label: str
     value: float
     share: float
+    nbytes: int | None = None
 
     @property
     def words(self) -> str:
         """What they are called within a sentence."""
         known = {"nis": "the found sizes", "full": "the full tables"}
         return known.get(self.name, self.label[0].lower() + self.label[1:])
+
+    @property
+    def memory(self) -> str:
+        """What they take."""
+        share = percent(self.share)
+        return share if self.nbytes is None else f"{size(self.nbytes)}, {share}"
 
     @property
     def are(self) -> str:
@@ -74,8 +84,7 @@ def verdict(
         how = f"{taken.are} best" if is_found else f"{taken.are} better, take {taken.them}"
     text = (
         f"{subject} {how}: validation {metric} {taken.value:.4f} against "
-        f"{against.value:.4f} of {against.words}, with {100 * taken.share:.3g} % of "
-        "the full tables"
+        f"{against.value:.4f} of {against.words}, with {taken.memory} of the full tables"
     )
     if reference is not None:
         text += f"; the full tables, above the budget, reach {reference.value:.4f}"

@@ -26,7 +26,7 @@ space = module.SearchSpace(
 def objective(trial: optuna.Trial) -> float:
     """What an allocation is worth; put your training here."""
     allocation = space.suggest(trial)  # never above the budget
-    trial.set_user_attr("num_parameters", allocation.num_parameters)
+    trial.set_user_attr("nbytes", allocation.nbytes())
     quality = 0.0
     for name, table in allocation.items():
         start = 0

@@ -13,6 +13,7 @@ import torch
 
 from optuna_nis import EmbeddingSpec
 from optuna_nis.data import UNSEEN_TARGET, Features, Vocabulary
+from optuna_nis.space.spec import replace_precisions
 
 FRAME = pd.DataFrame(
     {
@@ -267,6 +268,10 @@ def test_embedding_specs() -> None:
         ("city", 2, 8),
         ("genres", 3, 8),
     ]
+    assert {spec.precisions for spec in specs} == {(32,)}
+    packed = fitted().embedding_specs(8, (2, 8))
+    assert {spec.precisions for spec in packed} == {(8, 2)}
+    assert [replace_precisions(spec, (32,)) for spec in packed] == specs
 
 
 def test_properties() -> None:

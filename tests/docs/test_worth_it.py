@@ -82,17 +82,19 @@ def test_the_table_has_all_methods_and_budgets():
         "TPE, 20 trainings",
     ]
     by_name = {row[0]: row[1:] for row in rows}
-    assert by_name["**NIS, multi-size**"] == ["-", "0.7700 ± 0.0010, 2,500", "2.0"]
-    assert by_name["TPE, 20 trainings"][1] == "**0.7900 ± 0.0010**, 2,500"
-    assert by_name["full tables"][:2] == ["0.7500 ± 0.0010, 100,000"] * 2
-    assert by_name["uniform"][0] == "**0.7300 ± 0.0010**, 2,500"
+    assert by_name["**NIS, multi-size**"] == ["-", "0.7700 ± 0.0010, 10 kB", "2.0"]
+    assert by_name["TPE, 20 trainings"][1] == "**0.7900 ± 0.0010**, 10 kB"
+    assert by_name["full tables"][:2] == ["0.7500 ± 0.0010, 400 kB"] * 2
+    assert by_name["uniform"][0] == "**0.7300 ± 0.0010**, 10 kB"
 
 
 def test_the_figure_has_a_line_for_each_method():
     drawn = {trace.name: trace for trace in worth_it.figure(CELLS).data}
     assert len(drawn) == 5
     assert list(drawn["uniform"].y) == [0.74, 0.73]
-    assert list(drawn["full tables"].x) == [100_000]
+    assert list(drawn["full tables"].x) == [400_000]
+    packed = worth_it.figure([cell("nis_me", 0.77, nbytes=700)])
+    assert list(packed.data[0].x) == [700]
     assert drawn["NIS, multi-size"].error_y.array == (0.001,)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 
+from optuna_nis._format import size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning import Predictor, comparison, reference_model, trainings
 from optuna_nis.lightning.rewards import Monitored
@@ -27,9 +29,11 @@ class Pretended:
     """A comparison whose trainings come to given values.
 
     Args:
-        values: Of each of nis, uniform_native, uniform_projected, mixed and full.
+        values: Of each of nis, uniform_native, uniform_projected, mixed and full, and of uniform
+            sizes of lower precisions.
         budget: Of the space.
         error: Standard error of the metric.
+        precisions: Of the space.
     """
 
     def __init__(
@@ -39,17 +43,25 @@ class Pretended:
         values: Values,
         budget: float = 0.5,
         error: float = 0.01,
+        precisions: Sequence[int] = (32,),
     ) -> None:
         self.events: list[tuple[str, str, int]] = []
-        self.space = SearchSpace(data.embedding_specs(4), budget=budget)
-        self.nis = baselines.frequent_ids(self.space)
+        self.space = SearchSpace(data.embedding_specs(4, precisions), budget=budget)
+        plain = self.space.with_precisions([32])
+        self.nis = baselines.frequent_ids(self.space, full_width=budget > 0.1)
         self.sizes = {
             "nis": self.nis,
-            "uniform_native": baselines.uniform(self.space),
-            "uniform_projected": baselines.uniform(self.space, projected=True),
-            "mixed": baselines.mixed_dimensions(self.space),
-            "full": self.space.full(),
+            "uniform_native": baselines.uniform(plain),
+            "uniform_projected": baselines.uniform(plain, projected=True),
+            "full": plain.full(),
         }
+        # Where there is room for them.
+        with suppress(ValueError):
+            self.sizes["mixed"] = baselines.mixed_dimensions(plain)
+        for bits in sorted(set(precisions) - {32})[:2]:
+            low = self.space.with_precisions([bits])
+            self.sizes[f"uniform_native_{bits}bit"] = baselines.uniform(low)
+            self.sizes[f"uniform_projected_{bits}bit"] = baselines.uniform(low, projected=True)
         self.study = optuna.create_study(direction="maximize")
         build = reference_model(data.features, hidden=(2,))
         self.how = Comparison(build, data, Monitored("val_metric"), "test_metric", key=[])
@@ -133,14 +145,14 @@ def test_a_better_rival_is_taken_and_saved(
     assert key == ran._key(pretended.sizes["uniform_native"], 1)
 
 
-def test_a_tie_goes_to_the_fewest_parameters(
+def test_a_tie_goes_to_the_fewest_bytes(
     datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = BEST | {"uniform_native": (0.81, 0.79, 0.83), "mixed": (0.82, 0.80, 0.81)}
     pretended = Pretended(datamodule, monkeypatch, values, error=0.05)
     results = pretended.run()
     tied = [r for r in results if r.name in ("nis", "uniform", "mixed")]
-    assert results.best == min(tied, key=lambda result: result.num_parameters)
+    assert results.best == min(tied, key=lambda result: result.nbytes)
     assert " as good, take " in results.verdict
 
 
@@ -172,6 +184,52 @@ def test_full_tables_may_be_taken_where_they_fit(
     assert pretended.trained("full") == [0, 1, 2]
     assert results.best is not None
     assert results.best.num_parameters == pretended.space.full_parameters
+
+
+LOW: Values = BEST | {
+    "uniform_native_8bit": (0.60, 0.61, 0.62),
+    "uniform_projected_8bit": (0.60, 0.61, 0.62),
+    "uniform_native_4bit": (0.84, 0.85, 0.86),
+    "uniform_projected_4bit": (0.60, 0.61, 0.62),
+}
+
+
+def test_uniform_sizes_of_low_precision_are_rivals(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, LOW, budget=0.1, precisions=(32, 8, 4))
+    results = pretended.run()
+    nis, uniform, full = results[:3]
+    assert uniform.allocation == pretended.sizes["uniform_native_4bit"]
+    assert uniform.label == "Uniform 2 in 4 bits"
+    assert uniform.nbytes == pretended.sizes["uniform_native_4bit"].nbytes()
+    assert max(nis.nbytes, uniform.nbytes) <= pretended.space.budget_nbytes
+    assert (full.nbytes, full.allocation) == (
+        pretended.space.full_nbytes,
+        pretended.space.full(32),
+    )
+    assert results.best is uniform
+    share = 100 * uniform.nbytes / full.nbytes
+    assert results.verdict.startswith("Uniform 2 in 4 bits is better, take it: ")
+    assert results.verdict.endswith(
+        f", with {size(uniform.nbytes)}, {share:.2f} % of the full tables."
+    )
+    names = [name for name in pretended.sizes if pretended.trained(name)]
+    assert names == list(pretended.sizes)
+    assert results_of(pretended.study) == results
+
+
+def test_a_budget_below_any_float32_row_has_rivals_of_low_precision(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = SearchSpace(datamodule.embedding_specs(4, (2,)), budget=7)
+    with pytest.raises(ValueError, match="`budget` must be at least"):
+        space.with_precisions([32])
+    uniforms = comparison._uniforms(space, native=True)
+    assert {sizes.name for sizes in uniforms} >= {"uniform_native_2bit"}
+    assert all(sizes.name.endswith("_2bit") for sizes in uniforms)
+    assert all(space.fits(sizes.allocation) for sizes in uniforms)
+    assert comparison._mixed(space) == []
 
 
 def test_small_values_may_be_best(

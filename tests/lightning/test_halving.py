@@ -12,6 +12,7 @@ import torch
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, ReduceLROnPlateau
 
 from optuna_nis import Allocation, SearchSpace
+from optuna_nis._format import size
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import (
     Candidate,
@@ -87,13 +88,13 @@ def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataMo
     assert values == sorted(values, reverse=True)
     assert len(lines) == 3 + 2
     pattern = (
-        r"round 1 of 2: 2 of 3, [\d,]+ parameters: val_metric 0\.\d{4}, about \d+ s left in it"
+        r"round 1 of 2: 2 of 3, [\d.]+ k?[Bb]\w*: val_metric 0\.\d{4}, about \d+ s left in it"
     )
     assert re.fullmatch(pattern, lines[1])
     assert "left" not in lines[2] + lines[4]
     last = {line.split(", ")[1].split(":")[0]: line.split()[-1] for line in (lines[2], lines[4])}
     for candidate in found:
-        name = f"{candidate.allocation.num_parameters:,} parameters"
+        name = size(candidate.allocation.nbytes())
         assert last.get(name, f"{candidate.val_metric:.4f}") == f"{candidate.val_metric:.4f}"
 
 

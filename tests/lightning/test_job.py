@@ -11,7 +11,14 @@ import pandas as pd
 import pytest
 
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search
-from optuna_nis.study.results import best_allocation, metric_of, parts_of, results_of, summary_of
+from optuna_nis.study.results import (
+    best_allocation,
+    metric_of,
+    parts_of,
+    results_of,
+    space_of,
+    summary_of,
+)
 
 FAST = {"budget": 0.5, "embedding_dim": 8, "epochs": 1, "num_updates": 3}
 
@@ -28,8 +35,7 @@ def test_search_retrain_predict(
     assert results == results_of(study)
     assert all(len(result.values) == 2 for result in results)
     nis, uniform, full = results[:3]
-    assert nis.num_parameters <= summary_of(study)["budget"]
-    assert uniform.num_parameters <= summary_of(study)["budget"] < full.num_parameters
+    assert max(nis.nbytes, uniform.nbytes) <= summary_of(study)["budget_nbytes"] < full.nbytes
     summary = json.loads(json.dumps(summary_of(study)))
     assert {"dataset", "task", "budget", "nis", "uniform", "full"} <= set(summary)
     assert summary["search_cost_ratio"] > 0
@@ -71,6 +77,33 @@ def test_another_space_or_other_data_are_refused(data: DataConfig, study: optuna
         search(study, data, **(FAST | {"budget": 0.2}))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"on other data, with seed 0 \(now 1\)\. Use another"):
         search(study, dataclasses.replace(data, seed=1), **FAST)  # type: ignore[arg-type]
+
+
+def test_a_search_of_precisions(data: DataConfig, study: optuna.Study) -> None:
+    few = FAST | {"budget": "3%"}
+    best = search(study, data, **few, precisions=(32, 8, 2))  # type: ignore[arg-type]
+    space = space_of(study)
+    assert space.precisions == (32, 8, 2)
+    assert best.nbytes() <= space.budget_nbytes < space.full_nbytes / 30
+    for trial in study.trials:
+        nbytes = space.allocation(trial.params).nbytes()
+        assert trial.user_attrs["nbytes"] == nbytes <= space.budget_nbytes
+    with pytest.raises(ValueError, match=r"another space, .*precisions=\(32, 8, 2\), .*now asked"):
+        search(study, data, **few)  # type: ignore[arg-type]
+    # Started again, it knows what it was searched with.
+    assert search(study, data, **few, precisions=[2, 8, 32]) == best  # type: ignore[arg-type]
+    results = retrain(study, seeds=[0], max_epochs=1)
+    nis, uniform, full = results[:3]
+    assert nis.nbytes == best.nbytes()
+    assert full.nbytes == space.full_nbytes
+    assert uniform.nbytes <= space.budget_nbytes
+
+
+def test_an_unknown_precision_is_told_before_the_study_is_touched(study: optuna.Study) -> None:
+    data = DataConfig(dataset="flights", max_rows=500)
+    with pytest.raises(ValueError, match=r"`precisions` of '.*' must hold some of \[32, 16, 8, 4"):
+        search(study, data, budget="25%", precisions=(32, 3))
+    assert not study.user_attrs
 
 
 def test_retrain_needs_a_search_and_seeds(study: optuna.Study) -> None:

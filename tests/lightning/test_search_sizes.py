@@ -17,6 +17,7 @@ from torchmetrics import MeanSquaredError
 from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import EmbeddingSpec, SearchSpace
+from optuna_nis._format import memory
 from optuna_nis.data import load_dataset
 from optuna_nis.lightning import (
     NISCallback,
@@ -136,14 +137,27 @@ def test_what_cannot_be_searched(
         ({"counts": {}}, "`counts` is for a `build_model` without arguments"),
         ({"count_options": {"step": print}}, "`count_options` is for a `build_model` without"),
         ({"swap_options": {"exclude": "user"}}, "`swap_options` is for a `build_model` without"),
-        ({"budget": 0.5}, "`space` has a budget and a mode: give it alone, got budget 0.5"),
-        ({"mode": "single"}, "give it alone, got budget None and mode 'single'"),
+        (
+            {"budget": 0.5},
+            "`space` has a budget, a mode and precisions: give it alone, got budget",
+        ),
+        ({"mode": "single"}, "give it alone, got budget None, mode 'single' and precisions"),
+        ({"precisions": (8, 4)}, r"mode 'multi' and precisions \(8, 4\) too"),
     ],
 )
 def test_what_is_not_for_a_function_of_the_sizes(options: dict[str, Any], message: str) -> None:
     space = SearchSpace([EmbeddingSpec("user", 9, 2)])
     with pytest.raises(ValueError, match=message):
         search_sizes(lambda sizes: Ordinary(), Data(), space=space, **FAST, **options)
+
+
+def test_a_search_of_precisions_keeps_to_its_bytes() -> None:
+    found = search_sizes(Ordinary, Data(), "10%", precisions=(32, 8, 2), **FAST)
+    assert found.space.precisions == (32, 8, 2)
+    assert found.allocation.nbytes() <= found.space.budget_nbytes == found.space.full_nbytes // 10
+    lines = str(found).splitlines()
+    assert lines[-1].endswith(" in projections")
+    assert f" with {memory(found.allocation.nbytes(), found.space.full_nbytes)}: " in lines[-1]
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -173,7 +187,7 @@ def test_memory_in_output_tables_is_told() -> None:
     assert sizes == str(found.allocation).splitlines()
     assert last.startswith(f"Validation val_loss {-found.study.best_value:.4f} with ")
     number = found.allocation["head"].num_parameters
-    assert f" of them in projections, {number:,} in output tables: " in last
+    assert f" of them in projections, {number:,} in output tables" in last
 
 
 class WithTest(Ordinary):

@@ -25,6 +25,7 @@ def test_the_items_are_a_table_as_wide_as_the_last_layer() -> None:
     assert (items.name, items.num_embeddings, items.embedding_dim) == ("items", 3, 64)
     build = reference_model(_features(), hidden=(16, 12))
     assert build.specs(8)[-1].embedding_dim == 12
+    assert [spec.precisions for spec in build.specs(8, (4, 32))] == [(32, 4)] * 2
     model = build(SearchSpace(build.specs(8)))
     assert model.output_features == ("items",)
     assert model.options == {"hidden": (16, 12)}

@@ -126,7 +126,8 @@ def test_an_optimiser_made_before_the_swap_trains_the_supernet() -> None:
 def test_only_some_layers() -> None:
     assert len(make_searchable(Model(), include=["user", "shared.*"]).specs) == 2
     model = Model()
-    space = make_searchable(model, exclude=["tower.*"])
+    space = make_searchable(model, exclude=["tower.*"], precisions=(32, 4))
+    assert space.precisions == (32, 4)
     assert [spec.name for spec in space.specs] == ["user", "shared.city"]
     assert type(model.tower[0][0]) is nn.EmbeddingBag
     # What is left can be swapped later.
@@ -398,6 +399,7 @@ def _tied_with_other_settings() -> nn.Module:
         (Model(), {"counts": {"user": [1]}}, "`counts` of 'user' must be 120 integers, got shape"),
         (Model(), {"counts": {"user": [-1] * 120}}, "`counts` of 'user' must not be negative"),
         (Model(), {"budget": 1}, "`budget` must be at least"),
+        (Model(), {"precisions": (32, 6)}, r"`precisions` of 'user' must hold .*got \[32, 6\]"),
     ],
 )
 def test_what_cannot_be_swapped(model: nn.Module, options: Any, message: str) -> None:

@@ -54,14 +54,14 @@ def test_the_example_runs(capsys):
     assert capsys.readouterr().out.strip() == str(best)
     trials = found["study"].trials
     assert len(trials) == 200
-    costs = [trial.user_attrs["num_parameters"] for trial in trials]
-    assert max(costs) <= found["space"].budget
+    costs = [trial.user_attrs["nbytes"] for trial in trials]
+    assert max(costs) <= found["space"].budget_nbytes
     # Better than chance, and without the feature that does harm.
     random = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0)
     )
     random.optimize(found["objective"], n_trials=50)
-    within = [t.value for t in random.trials if t.user_attrs["num_parameters"] <= max(costs)]
+    within = [t.value for t in random.trials if t.user_attrs["nbytes"] <= max(costs)]
     assert found["study"].best_value > max(within)
     assert best["session"].num_parameters < 0.1 * best.num_parameters
 

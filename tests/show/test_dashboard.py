@@ -13,6 +13,7 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 import pytest
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
+from optuna_nis._format import size
 from optuna_nis.show.dashboard import DashboardCallback, publish, thinned_copy
 from optuna_nis.study import results
 from optuna_nis.study.searches import finish, join
@@ -42,10 +43,19 @@ def test_figures_note_and_names(make_study):
     assert study.metric_names == ["reward (ROC-AUC)"]
     note = optuna_dashboard.get_note(study)
     best = results.best_allocation(study)
-    assert f"{best.num_parameters:,} parameters" in note
+    assert f"- Best sizes: **{size(best.nbytes())}**, " in note
+    assert "bits a number" not in note
     for name, table in best.items():
-        assert re.search(rf"\| `{name}` \| .* \| {table.num_parameters:,} \|", note)
+        assert re.search(rf"\| `{name}` \| .* \| {size(table.nbytes())} \|", note)
     assert "optuna-nis retrain --study-name flights" in note
+
+
+def test_the_note_of_a_search_of_precisions(make_study):
+    study = make_study(supernet=9, trained=3, precisions=(32, 8, 2))
+    publish(study)
+    note = optuna_dashboard.get_note(study)
+    assert " features); 32, 8 or 2 bits a number.\n" in note
+    assert re.search(r"\| `f\d` \| [\d,]+ x 8 \| .* x \d in [28] bits.* \| [\d.]+ k?[Bb]", note)
 
 
 def test_the_note_says_how_the_best_was_scored(make_study):

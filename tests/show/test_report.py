@@ -3,6 +3,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 import io
 import json
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ import optuna
 import pytest
 from rich.console import Console
 
+from optuna_nis._format import memory, percent, size
 from optuna_nis.controller.sampler import PolicyHistory
 from optuna_nis.show.report import _script_json, format_table, write_report
 from optuna_nis.study import results as stored
@@ -86,8 +88,8 @@ def test_report_holds_results_sizes_and_figures(page, make_study):
         "flights",
         "clicks.csv",
         "ranking",
-        f"{space.budget:,} parameters",
-        f"{best.num_parameters:,} parameters",
+        f"Budget{memory(space.budget_nbytes, space.full_nbytes)}",
+        f"Best sizes{memory(best.nbytes(), space.full_nbytes)} ({best.num_parameters:,} param",
         f"number {stored.best_trial(study).number},",
         "Test ROC-AUC",
         "0.7750 ± 0.0071",
@@ -99,11 +101,31 @@ def test_report_holds_results_sizes_and_figures(page, make_study):
     assert "/home/me" not in found.words
     for table in best.values():
         assert table.name in found.words
-        assert f"{table.num_parameters:,}" in found.words
+        assert size(table.nbytes()) in found.words
+    assert "Precisions" not in found.words
     assert len(found.figures) == 6
     assert found.tags.count("section") == 6
     titles = [figure["layout"]["title"]["text"] for figure in found.figures]
     assert titles[-2:] == ["Policy over the trials", "How the policy learns"]
+
+
+def test_a_report_of_a_search_of_precisions(page, make_study):
+    study = make_study(supernet=10, trained=3, results=True, precisions=(32, 8, 4, 2))
+    found = page(study)
+    assert "Precisions32, 8, 4 or 2 bits a number" in found.words
+    assert re.search(r"[\d,]+ x \d in [248] bits", found.words)
+    nis = stored.results_of(study)[0]
+    best = stored.best_allocation(study)
+    assert nis.nbytes == best.nbytes() < 4 * best.num_parameters
+    share = percent(nis.nbytes / stored.space_of(study).full_nbytes)
+    assert f"{size(nis.nbytes)}{share}+3.33 %" in found.words.replace(" kB ", " kB").replace(
+        "bytes ", "bytes"
+    )
+
+
+def test_a_report_of_a_study_of_an_earlier_release(page, make_study):
+    study = make_study(supernet=10, trained=2, results=True, old=True)
+    assert page(study).words == page(make_study(supernet=10, trained=2, results=True)).words
 
 
 def test_report_tells_the_memory_in_output_tables(page, make_study):

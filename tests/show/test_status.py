@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from optuna_nis import NISSampler
+from optuna_nis._format import memory, size
 from optuna_nis.cli import app
 from optuna_nis.show.status import render, status_of
 from optuna_nis.study import results as stored
@@ -39,18 +40,32 @@ def test_status_of_an_embedding_search(make_study):
     kinds = [trial.user_attrs["fidelity"] for trial in status.best]
     assert kinds == ["trained"] * 3 + ["validated"] * 2
     assert status.policy.entropy < status.policy.initial_entropy
-    assert status.policy.num_parameters <= status.space.budget
+    assert status.policy.nbytes == 4 * status.policy.num_parameters
+    assert status.policy.nbytes <= status.space.budget_nbytes
     assert status.policy.replay_lag == 27
     text = text_of(study)
     for part in (
         "3 complete, 24 pruned, 1 running; 24 of them scored with shared weights",
-        f"{status.space.budget:,} parameters",
+        memory(status.space.budget_nbytes, status.space.full_nbytes),
+        size(status.policy.nbytes),
+        size(stored.best_allocation(study).nbytes()),
         "nats",
         "ROC-AUC",
         "shared weights",
         str(stored.best_allocation(study)).splitlines()[0],
     ):
         assert part in text
+
+
+def test_status_of_a_search_of_precisions(make_study):
+    study = make_study(supernet=20, precisions=(8, 2))
+    status = status_of(study)
+    assert status.policy.nbytes <= status.space.budget_nbytes
+    assert status.policy.nbytes < 4 * status.policy.num_parameters
+    text = text_of(study)
+    assert "8 or 2 bits a number" in text
+    assert size(stored.best_allocation(study).nbytes()) in text
+    assert re.search(r"f\d: \d+x\dx[28]bit", text)
 
 
 def test_what_was_trained_for_a_while_comes_after_what_was_trained_on(make_study):
@@ -93,7 +108,7 @@ def test_status_of_any_study():
     text = text_of(study)
     assert "31 complete, 1 fail" in text
     assert "x: 0" in text
-    assert "Parameters" not in text
+    assert "Memory" not in text
 
 
 def test_status_of_nothing():

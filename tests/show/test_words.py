@@ -1,36 +1,32 @@
 from __future__ import annotations
 
-import pytest
-
-from optuna_nis import Allocation, TableAllocation, Tier
-from optuna_nis.show.words import allocation_rows, how_scored, percent
+from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
+from optuna_nis._format import size
+from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.study.searches import finish, join
-
-
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [
-        (0, "0 %"),
-        (1e-5, "< 0.01 %"),
-        (0.0025, "0.25 %"),
-        (0.125, "12.5 %"),
-        (0.1, "10 %"),
-        (1.0, "100 %"),
-        (2.5, "250 %"),
-    ],
-)
-def test_percent(share, text):
-    assert percent(share) == text
 
 
 def test_rows_of_an_allocation():
     gone = TableAllocation("city", 50, 8, ())
     user = TableAllocation("user", 2000, 16, (Tier(100, 16), Tier(300, 4)))
     assert allocation_rows(Allocation([gone, user])) == [
-        ["user", "2,000 x 16", "100 x 16 + 300 x 4", f"{user.num_parameters:,}", "100 %"],
-        ["city", "50 x 8", "removed", "0", "0 %"],
+        ["user", "2,000 x 16", "100 x 16 + 300 x 4", "12.2 kB", "100 %"],
+        ["city", "50 x 8", "removed", "0 bytes", "0 %"],
     ]
     assert allocation_rows(Allocation([gone]))[0][-1] == "0 %"
+    user = TableAllocation("user", 2000, 16, (Tier(100, 16), Tier(300, 4, 2)))
+    city = TableAllocation("city", 50, 8, (Tier(50, 8, 32),))
+    assert allocation_rows(Allocation([city, user])) == [
+        ["user", "2,000 x 16", "100 x 16 + 300 x 4 in 2 bits", size(user.nbytes()), "81.9 %"],
+        ["city", "50 x 8", "50 x 8", "1.6 kB", "18.1 %"],
+    ]
+
+
+def test_precisions_of_a_space(make_study):
+    spaces = [
+        SearchSpace([EmbeddingSpec("x", 9, 2, precisions=p)]) for p in ((32,), (8,), (32, 2))
+    ]
+    assert list(map(precisions_of, spaces)) == ["", "8 bits a number", "32 or 2 bits a number"]
 
 
 def test_a_study_says_how_its_best_was_scored(make_study):

@@ -232,7 +232,8 @@ def test_full_is_everything() -> None:
     space = SearchSpace([EmbeddingSpec("t", 60, 8), EmbeddingSpec("u", 5, 8)], budget="50%")
     assert space.full().num_parameters == space.full_parameters == 520
     assert space.budget == 260
-    assert repr(space) == ("SearchSpace(2 features, mode='multi', budget=260 of 520 parameters)")
+    assert repr(space) == "SearchSpace(2 features, mode='multi', budget=1,040 of 2,080 bytes)"
+    assert " precisions=(8, 2), budget=" in repr(space.with_precisions((2, 8)))
 
 
 def test_the_smallest_budget_is_accepted_and_one_less_refused() -> None:

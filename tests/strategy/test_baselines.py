@@ -28,7 +28,7 @@ def test_tiny_budgets_cut_the_vocabulary() -> None:
     space = SearchSpace(specs, budget=100)
     with pytest.raises(ValueError, match="too few for uniform embeddings of width 1 with their"):
         uniform(space, projected=True)
-    with pytest.raises(ValueError, match="too few for widths of 1, which take 1980"):
+    with pytest.raises(ValueError, match="too few for widths of 1, which take 7,920"):
         rule_of_thumb(space)
 
 
@@ -134,7 +134,7 @@ def test_frequent_ids_are_as_many_as_the_budget_allows() -> None:
     assert [table.kept for table in frequent_ids(space).values()] == [50, 50, 5]
     less = space.with_budget(space.budget - 1)
     assert [table.kept for table in frequent_ids(less).values()] == [20, 20, 5]
-    with pytest.raises(ValueError, match=r"budget of 179 parameters, .* full width, .* take 180"):
+    with pytest.raises(ValueError, match=r"budget of 716 bytes, .* full width, .* take 720"):
         frequent_ids(space.with_budget(179))
 
 
@@ -153,5 +153,5 @@ def test_narrower_frequent_ids_at_tiny_budgets() -> None:
         "a: 100x2 (of 100x4)",
         "b: 100x2 (of 100x4)",
     ]
-    with pytest.raises(ValueError, match=r"budget of 415 parameters, .* any width, .* take 416"):
+    with pytest.raises(ValueError, match=r"budget of 1,660 bytes, .* any width, .* take 1,664"):
         frequent_ids(space.with_budget(415), full_width=False)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 import optuna
 import pytest
 
+from optuna_nis._format import memory
 from optuna_nis.study import results as stored
 from optuna_nis.study.cautions import Part
 
@@ -83,9 +84,23 @@ def test_summary(make_study):
     summary = stored.summary_of(study)
     assert summary["relative_gain"] == pytest.approx(0.775 / 0.75 - 1)
     assert summary["uniform"]["seeds"] == [0, 1]
-    assert summary["full"]["num_parameters"] == stored.space_of(study).full_parameters
+    space = stored.space_of(study)
+    assert summary["full"]["num_parameters"] == space.full_parameters
+    assert summary["full"]["nbytes"] == summary["full_nbytes"] == space.full_nbytes
+    assert (summary["budget"], summary["budget_nbytes"]) == (space.budget, space.budget_nbytes)
+    assert summary["precisions"] == [32]
     assert json.loads(json.dumps(summary)) == summary
     assert summary["warnings"] == []
+
+
+def test_lines_and_summary_of_a_search_of_precisions(make_study):
+    study = make_study(supernet=4, trained=1, precisions=(32, 4))
+    best, space = stored.best_allocation(study), stored.space_of(study)
+    expected = f" with {memory(best.nbytes(), space.full_nbytes)}: {best.num_parameters:,} param"
+    assert expected in stored.score_line(study)
+    summary = stored.summary_of(study)
+    assert summary["best"]["nbytes"] == best.nbytes() < 4 * best.num_parameters
+    assert summary["precisions"] == [32, 4]
 
 
 def test_summary_before_a_retraining(make_study):
@@ -96,6 +111,7 @@ def test_summary_before_a_retraining(make_study):
         "metric": "ROC-AUC",
         "value": study.trials[4].user_attrs["quality"],
         "fidelity": "trained",
+        "nbytes": stored.best_allocation(study).nbytes(),
         "num_parameters": stored.best_allocation(study).num_parameters,
     }
     assert summary["metric"] is summary["relative_gain"] is summary["search_cost_ratio"] is None

@@ -7,6 +7,7 @@ import math
 import optuna
 import pytest
 
+from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.study import results as stored
 
 RESULT = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.7, 0.8), (0, 1), 100, 10, None, 2.5)
@@ -62,15 +63,35 @@ def test_how_trainings_went_is_read_back():
     )
     assert went.val_mean == pytest.approx(0.65)
     assert stored.RetrainResult.from_dict(json.loads(json.dumps(went.to_dict()))) == went
-    new = ("val_values", "epochs", "stopped", "steps", "decays", "learning_rate")
+    new = ("val_values", "epochs", "stopped", "steps", "decays", "learning_rate", "nbytes")
     old = {key: value for key, value in went.to_dict().items() if key not in new}
     assert stored.RetrainResult.from_dict(old) == RESULT
     assert RESULT.val_mean is None
 
 
+def test_bytes_are_those_of_the_sizes():
+    assert RESULT.nbytes == 400
+    assert str(RESULT) == "NIS: ROC-AUC 0.7500 ± 0.0707, 400 bytes (100 parameters)"
+    allocation = Allocation([TableAllocation("user", 50, 2, (Tier(50, 2, 4),))])
+    packed = stored.RetrainResult(
+        "nis", "NIS", "ROC-AUC", (0.7,), (0,), 100, allocation=allocation
+    )
+    assert packed.nbytes == allocation.nbytes() < 100
+    assert stored.RetrainResult.from_dict(json.loads(json.dumps(packed.to_dict()))) == packed
+    # As written before there were precisions.
+    old = {k: v for k, v in RESULT.to_dict().items() if k != "nbytes"}
+    text = json.dumps({"version": 1, "tables": [
+        {"name": "user", "num_embeddings": 50, "embedding_dim": 2, "tiers": [[50, 2]]}
+    ]})  # fmt: skip
+    found = stored.RetrainResult.from_dict(old | {"allocation": text})
+    assert found.nbytes == 400
+    assert str(found.allocation) == "user: 50x2 (of 50x2)"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"nbytes": -1}, "`nbytes`"),
         ({"values": (), "seeds": ()}, "`values`"),
         ({"values": (0.7, math.nan)}, "`values`"),
         ({"seeds": (0,)}, "`seeds`"),

@@ -24,6 +24,27 @@ def test_space_is_read_back(make_study):
     assert stored.space_of(study) == space
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_space_of_an_earlier_release_goes_on(make_study, version):
+    study = make_study(2, trained=1, old=True)
+    space, best = stored.space_of(study), stored.best_allocation(study)
+    data = json.loads(space.to_json()) | {"version": version}
+    for spec in data["specs"]:
+        del spec["precisions"]
+        if version == 1:
+            del spec["mean_counts"]
+    study.set_user_attr(stored.SPACE_ATTR, json.dumps(data))
+    assert stored.space_of(study) == space
+    stored.save_space(study, space)
+    assert stored.best_allocation(study) == best
+
+
+def test_a_space_of_other_precisions_is_another(make_study):
+    study = make_study(2)
+    with pytest.raises(ValueError, match=r"another space, .*now asked: .*precisions=\(8, 2\)"):
+        stored.save_space(study, stored.space_of(study).with_precisions([8, 2]))
+
+
 def test_a_space_without_counts_does_not_take_those_of_the_study():
     study = optuna.create_study()
     counted = SearchSpace([EmbeddingSpec.from_counts("user", range(100), 8)], budget=0.5)

@@ -27,6 +27,21 @@ def test_best_trial_prefers_the_dearest_score(make_study):
     assert stored.is_trained(stored.best_trial(study))
 
 
+@pytest.mark.parametrize("precisions", [(32,), (32, 4)])
+def test_trials_know_their_bytes(make_study, precisions):
+    study = make_study(supernet=5, precisions=precisions)
+    space = stored.space_of(study)
+    expected = [space.allocation(trial.params).nbytes() for trial in study.trials]
+    assert [stored.nbytes_of(trial, space) for trial in study.trials] == expected
+    old = make_study(supernet=5, precisions=precisions, old=True)
+    assert [stored.nbytes_of(trial, space) for trial in old.trials] == expected
+    nothing = optuna.create_trial(value=1.0)
+    assert stored.nbytes_of(nothing, space) is None
+    odd = optuna.create_trial(value=1.0, user_attrs={"nbytes": "many"})
+    with pytest.raises(ValueError, match="'nbytes' of trial -1 must be a number"):
+        stored.nbytes_of(odd, space)
+
+
 @given(value=anything)
 @settings(deadline=None)
 def test_numbers_of_trials_are_read_or_refused_by_name(value):

@@ -5,6 +5,7 @@ import pytest
 from optuna_nis.study.verdict import Contender, verdict
 
 NIS = Contender("nis", "NIS", 0.7753, 0.12)
+SMALL = Contender("nis", "NIS", 0.7753, 0.0156, 16_016)
 UNIFORM = Contender("uniform_native", "Uniform 8", 0.7641, 0.25)
 MIXED = Contender("mixed", "Mixed dimensions", 0.7702, 0.251)
 FULL = Contender("full", "Full size", 0.78, 1.0)
@@ -17,6 +18,11 @@ FULL = Contender("full", "Full size", 0.78, 1.0)
             NIS, [], [MIXED, UNIFORM], None,
             "The found sizes are best: validation ROC-AUC 0.7753 against 0.7702 of mixed "
             "dimensions, with 12 % of the full tables.",
+        ),
+        (
+            SMALL, [], [MIXED], None,
+            "The found sizes are best: validation ROC-AUC 0.7753 against 0.7702 of mixed "
+            "dimensions, with 16 kB, 1.56 % of the full tables.",
         ),
         (
             NIS, [UNIFORM], [MIXED], None,

@@ -17,6 +17,7 @@ from servers import PostgreSQL
 import torch
 
 from optuna_nis import Allocation
+from optuna_nis._format import size
 from optuna_nis.nn import supernet_layers
 from optuna_nis.show import figures as visualization
 from optuna_nis.study.results import best_allocation, results_of, space_of
@@ -53,9 +54,9 @@ def test_they_are_listed_in_order() -> None:
 
 
 def check_tested(printed: str, metric: str) -> list[tuple[str, str]]:
-    """Labels and numbers of parameters of the results that were printed."""
+    """Labels and memory of the results that were printed."""
     tested = re.findall(
-        rf"^(.+): {metric} 0\.\d{{4}}, ([\d,]+) parameters$", printed, re.MULTILINE
+        rf"^(.+): {metric} 0\.\d{{4}}, ([\d.]+ \w+) \([\d,]+ parameters\)$", printed, re.MULTILINE
     )
     labels = [re.sub(r" \d+(, projected)?$", "", label) for label, _ in tested]
     assert labels[:3] == ["NIS", "Uniform", "Full size"]
@@ -66,7 +67,7 @@ def check_tested(printed: str, metric: str) -> list[tuple[str, str]]:
 def test_first_search(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     found = run("01_first_search")["found"]
     assert found.allocation == best_allocation(found.study)
-    assert found.allocation.num_parameters <= space_of(found.study).budget
+    assert found.allocation.nbytes() <= space_of(found.study).budget_nbytes
     names = [result.name for result in results_of(found.study)]
     assert names[:3] == ["nis", "uniform", "full"]
     printed = capsys.readouterr().out
@@ -77,20 +78,20 @@ def test_first_search(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 def test_your_own_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     found = run("02_your_own_model")["found"]
     assert {spec.name for spec in found.space.specs} == {"user", "item", "genres"}
-    assert found.allocation.num_parameters <= found.space.budget
+    assert found.allocation.nbytes() <= found.space.budget_nbytes
     assert found.allocation == found.candidates[0].allocation
     finalists = [candidate for candidate in found.candidates if candidate.is_finalist]
     assert found.candidates[: len(finalists)] == finalists
     qualities = [candidate.val_metric for candidate in finalists]
     assert qualities == sorted(qualities, reverse=True)
-    (_, size), *_ = check_tested(capsys.readouterr().out, "auroc")
-    assert size == f"{found.allocation.num_parameters:,}"
+    (_, memory), *_ = check_tested(capsys.readouterr().out, "auroc")
+    assert memory == size(found.allocation.nbytes())
 
 
 def test_retrieval(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     left = run("03_retrieval")
     found = left["found"]
-    assert found.allocation.num_parameters <= space_of(found.study).budget
+    assert found.allocation.nbytes() <= space_of(found.study).budget_nbytes
     assert left["destinations"].shape == (2, 50)
     assert all(len(set(best)) == 50 for best in left["destinations"])
     printed = capsys.readouterr().out
@@ -102,11 +103,12 @@ def test_sizes_and_budgets(run: Run, capsys: pytest.CaptureFixture[str]) -> None
     found = run("04_sizes_and_budgets")["found"]
     for (budget, mode), one in found.items():
         share = int(budget.rstrip("%")) / 100
-        assert one.allocation.num_parameters <= share * one.space.full_parameters
+        assert one.allocation.nbytes() <= share * one.space.full_nbytes
         if mode == "single":
             assert all(len(table.tiers) <= 1 for table in one.allocation.values())
     printed = capsys.readouterr().out
-    assert printed.count("is 32,000 parameters") == 4
+    assert printed.count("is 128,000 bytes") == 4
+    assert "('0', '1x2bit', '1x4bit', '1x8bit', '1x32bit', '2x2bit', " in printed
     assert len(re.findall(r"^ *\d+% (uniform|single|multi) +0\.\d{4}", printed, re.M)) == 6
 
 
@@ -124,16 +126,16 @@ def test_many_workers(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip(str(error))
     assert sorted(left["Counter"](t.user_attrs["worker"] for t in trials).values()) == [2, 2]
     assert [helper.returncode for helper in left["helpers"]] == [0]
-    assert 0 < left["best"].num_parameters <= left["space"].budget
+    assert 0 < left["best"].nbytes() <= left["space"].budget_nbytes
     printed = capsys.readouterr().out
-    assert f"{left['best'].num_parameters:,} of {left['space'].budget:,}" in printed
+    assert f"{left['best'].nbytes():,} of {left['space'].budget_nbytes:,} bytes" in printed
 
 
 def test_reading_the_figures(run: Run) -> None:
     found = run("06_reading_the_figures")["found"]
     assert found.allocation == best_allocation(found.study)
     page = Path("report.html").read_text()
-    assert f"{found.allocation.num_parameters:,}" in page
+    assert f"Best sizes</dt><dd>{size(found.allocation.nbytes())}, " in page
     source = (FOLDER / "06_reading_the_figures.py").read_text()
     assert all(f"{name}(study)" in source for name in visualization.__all__)
 
@@ -165,7 +167,7 @@ left = runpy.run_path(sys.argv[1], run_name="__main__")
 search, space, best = left["search"], left["space"], left["best"]
 assert search.updates_done == search.plan.num_updates
 assert best in search.candidates
-assert best.num_parameters <= space.budget
+assert best.nbytes() <= space.budget_nbytes
 assert space.allocation(search.study.best_trial.params) == best
 """
 
@@ -180,7 +182,7 @@ def test_without_lightning(tmp_path: Path) -> None:
         env={**os.environ, "OPTUNA_NIS_SHORT": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    tested = re.findall(r"^(\w+) +ROC-AUC 0\.\d{4}, +[\d,]+ parameters$", done.stdout, re.M)
+    tested = re.findall(r"^(\w+) +ROC-AUC 0\.\d{4}, +[\d,]+ bytes$", done.stdout, re.M)
     assert tested == ["found", "full"]
 
 
@@ -193,10 +195,10 @@ def test_other_trainers(run: Run, capsys: pytest.CaptureFixture[str], name: str)
     assert {spec.name for spec in space.specs} == {"user", "item"}
     assert search.updates_done == search.plan.num_updates
     assert best in search.candidates
-    assert best.num_parameters <= space.budget
+    assert best.nbytes() <= space.budget_nbytes
     assert best == best_allocation(search.study)
     assert space.allocation(search.study.best_trial.params) == best
     assert all(layer.num_choices == 1 for layer in supernet_layers(left["supernet"]).values())
-    assert f"on test with {best.num_parameters:,} parameters" in capsys.readouterr().out
+    assert f"on test with {best.nbytes():,} bytes" in capsys.readouterr().out
     page = (FOLDER.parent / "docs" / "other_trainers.md").read_text()
     assert f"literalinclude}} ../tutorials/{name}.py" in page

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from optuna import Study
 import plotly.graph_objects as go
 
+from optuna_nis._format import size
 from optuna_nis.show.figures import _style
 from optuna_nis.study import results
 
@@ -23,7 +24,7 @@ class _FeatureBudgetInfo(NamedTuple):
     features: dict[str, tuple[float, ...]]
     other: tuple[float, ...] | None
     num_other: int
-    budget: int
+    budget_nbytes: int
 
 
 def plot_feature_budget(study: Study) -> go.Figure:
@@ -64,7 +65,7 @@ def _feature_budget_info(study: Study) -> _FeatureBudgetInfo:
             continue
         numbers.append(finished[index].number)
         for name, table in allocation.items():
-            costs[name].append(table.num_parameters / space.budget)
+            costs[name].append(table.nbytes() / space.budget_nbytes)
     if not numbers:
         raise ValueError(
             f"`study` {study.study_name!r} has no finished trial of its search space; "
@@ -84,7 +85,7 @@ def _feature_budget_info(study: Study) -> _FeatureBudgetInfo:
         {name: means[name] for name in shown},
         tuple(sum(column) for column in zip(*(means[name] for name in rest))) if rest else None,
         len(rest),
-        space.budget,
+        space.budget_nbytes,
     )
 
 
@@ -114,7 +115,7 @@ def _draw(info: _FeatureBudgetInfo) -> go.Figure:
         mode="lines",
         name="Budget",
         line={"color": _style.GREY, "dash": "dash", "width": 1.5},
-        hovertemplate=f"budget: {info.budget:,} parameters<extra></extra>",
+        hovertemplate=f"budget: {size(info.budget_nbytes)}<extra></extra>",
     )
     return _style.style(
         figure,

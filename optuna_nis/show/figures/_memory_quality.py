@@ -7,9 +7,9 @@ from typing import NamedTuple
 from optuna import Study
 import plotly.graph_objects as go
 
+from optuna_nis._format import memory, size
 from optuna_nis.show.figures import _style
 from optuna_nis.show.figures._points import KINDS, Point, by_kind, dearest, points_of
-from optuna_nis.show.words import percent
 from optuna_nis.study import results
 from optuna_nis.study.results import RetrainResult
 
@@ -32,8 +32,8 @@ class _MemoryQualityInfo(NamedTuple):
     points: dict[str | None, tuple[Point, ...]]
     fronts: dict[str | None, tuple[Point, ...]]
     best: Point
-    budget: int
-    full_parameters: int
+    budget_nbytes: int
+    full_nbytes: int
     results: tuple[RetrainResult, ...]
 
 
@@ -74,8 +74,8 @@ def _memory_quality_info(study: Study) -> _MemoryQualityInfo:
         {kind: tuple(p for p in points if p.number in shown) for kind, points in groups.items()},
         fronts,
         best,
-        space.budget,
-        space.full_parameters,
+        space.budget_nbytes,
+        space.full_nbytes,
         tuple(results.results_of(study)),
     )
 
@@ -83,7 +83,7 @@ def _memory_quality_info(study: Study) -> _MemoryQualityInfo:
 def _pareto_front(points: Sequence[Point]) -> tuple[Point, ...]:
     """Points that no other beats with at most the same memory, by rising memory."""
     front: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.num_parameters, -point.quality)):
+    for point in sorted(points, key=lambda point: (point.nbytes, -point.quality)):
         if not front or point.quality > front[-1].quality:
             front.append(point)
     return tuple(front)
@@ -91,27 +91,27 @@ def _pareto_front(points: Sequence[Point]) -> tuple[Point, ...]:
 
 def _draw(info: _MemoryQualityInfo) -> go.Figure:
     figure = go.Figure()
-    costs = [point.num_parameters for points in info.points.values() for point in points]
-    costs += [result.num_parameters for result in info.results]
+    costs = [point.nbytes for points in info.points.values() for point in points]
+    costs += [result.nbytes for result in info.results] + [info.budget_nbytes]
     # No place on a logarithmic axis for a model without embeddings: it goes to the left edge.
-    left = min(cost for cost in [*costs, info.budget] if cost > 0) / 1.5
-    tickvals, ticktext = _style.log_ticks(left, max([*costs, info.budget]))
+    left = min(cost for cost in costs if cost > 0) / 1.5
+    tickvals, ticktext = _style.byte_ticks(left, max(costs))
     metric = _style.label(info.metric)
     for fidelity, points in info.points.items():
         kind, front = KINDS[fidelity], info.fronts[fidelity]
         figure.add_scatter(
-            x=[max(point.num_parameters, left) for point in points],
+            x=[max(point.nbytes, left) for point in points],
             y=_style.compact(point.quality for point in points),
             mode="markers",
             name=f"Trials, {kind.label} (validation)",
             marker=kind.marker(),
-            customdata=[_details(point, info.full_parameters) for point in points],
+            customdata=[_details(point, info.full_nbytes) for point in points],
             hovertemplate=f"Trial %{{customdata[0]}}, {kind.label}<br>{metric} %{{y:.4f}} "
-            "(validation)<br>%{customdata[1]:,} parameters, %{customdata[2]} of full"
-            "<br>reward %{customdata[3]}, penalty %{customdata[4]}<extra></extra>",
+            "(validation)<br>%{customdata[1]}<br>reward %{customdata[2]}, penalty "
+            "%{customdata[3]}<extra></extra>",
         )
         figure.add_scatter(
-            x=[max(point.num_parameters, left) for point in front],
+            x=[max(point.nbytes, left) for point in front],
             y=_style.compact(point.quality for point in front),
             mode="lines",
             name=f"Pareto front, {kind.label}",
@@ -119,7 +119,7 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
             hoverinfo="skip",
         )
     figure.add_scatter(
-        x=[max(info.best.num_parameters, left)],
+        x=[max(info.best.nbytes, left)],
         y=_style.compact([info.best.quality]),
         mode="markers",
         name="Best trial",
@@ -138,7 +138,7 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
         "Quality against memory",
         520 + 22 * (len(figure.data) // 3),
         xaxis={
-            "title": {"text": "Embedding parameters"},
+            "title": {"text": "Memory of the embeddings"},
             "type": "log",
             "tickvals": tickvals,
             "ticktext": ticktext,
@@ -148,20 +148,20 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
     )
     figure.add_shape(
         type="line",
-        x0=info.budget,
-        x1=info.budget,
+        x0=info.budget_nbytes,
+        x1=info.budget_nbytes,
         y0=0,
         y1=1,
         yref="paper",
         line={"color": _style.GREY, "dash": "dash", "width": 1.5},
     )
     figure.add_annotation(
-        x=math.log10(info.budget),
+        x=math.log10(info.budget_nbytes),
         y=1,
         yref="paper",
         yanchor="bottom",
         showarrow=False,
-        text=f"budget {info.budget:,}",
+        text=f"budget {size(info.budget_nbytes)}",
     )
     return figure
 
@@ -173,11 +173,10 @@ def _axis_title(info: _MemoryQualityInfo) -> str:
     return f"{metric} of trials, {', '.join(sorted(tested))} of results" if tested else metric
 
 
-def _details(point: Point, full: int) -> list[int | str]:
+def _details(point: Point, full_nbytes: int) -> list[int | str]:
     return [
         point.number,
-        point.num_parameters,
-        percent(point.num_parameters / full),
+        memory(point.nbytes, full_nbytes),
         f"{point.reward:.4f}",
         f"{point.penalty:.4g}",
     ]
@@ -193,7 +192,7 @@ def _add_result(
     seeds = f"{len(result.values)} seed" + ("s" if len(result.values) > 1 else "")
     metric = _style.label(result.metric)
     figure.add_scatter(
-        x=[max(result.num_parameters, left)],
+        x=[max(result.nbytes, left)],
         y=_style.compact([result.mean]),
         error_y=None
         if result.std is None
@@ -209,12 +208,10 @@ def _add_result(
         customdata=[
             [
                 _style.full_label(result.label),
-                result.num_parameters,
-                percent(result.num_parameters / info.full_parameters),
+                memory(result.nbytes, info.full_nbytes),
                 f"{result.mean:.4f}" + ("" if result.std is None else f" ± {result.std:.4f}"),
             ]
         ],
         hovertemplate="<b>%{customdata[0]}</b>, retrained<br>"
-        f"test {metric} %{{customdata[3]}} ({seeds})"
-        "<br>%{customdata[1]:,} parameters, %{customdata[2]} of full<extra></extra>",
+        f"test {metric} %{{customdata[2]}} ({seeds})<br>%{{customdata[1]}}<extra></extra>",
     )

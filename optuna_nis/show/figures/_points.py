@@ -52,7 +52,7 @@ class Point(NamedTuple):
     reward: float
     quality: float
     penalty: float
-    num_parameters: int
+    nbytes: int
     fidelity: str | None
     step: int | None
     reference: float
@@ -62,7 +62,7 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
     """All finished trials whose cost is known.
 
     A trial that another program added may lack some attributes: its reward then stands for its
-    quality, and its cost is computed from its parameters if they are of the space.
+    quality, and its bytes are computed from its parameters if they are of the space.
 
     Raises:
         ValueError: If there is no such trial.
@@ -71,19 +71,16 @@ def points_of(study: Study, space: SearchSpace) -> list[Point]:
     for trial in results.finished_trials(study):
         reward = results.value_of(trial)
         step = results.number_of(trial, results.STEP_ATTR, -1)
-        cost = results.number_of(trial, results.NUM_PARAMETERS_ATTR, -1)
-        if cost < 0:
-            try:
-                cost = space.allocation(trial.params).num_parameters
-            except ValueError:
-                continue
+        nbytes = results.nbytes_of(trial, space)
+        if nbytes is None:
+            continue
         points.append(
             Point(
                 trial.number,
                 reward,
                 results.number_of(trial, results.QUALITY_ATTR, reward),
                 results.number_of(trial, results.PENALTY_ATTR, 0.0),
-                int(cost),
+                nbytes,
                 results.fidelity_of(trial),
                 None if step < 0 else int(step),
                 results.number_of(trial, results.REFERENCE_ATTR, 0.0),

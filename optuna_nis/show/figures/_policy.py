@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 _MAX_PARAMETERS = 200
 _MAX_NUMBERS = 80_000
+_MOST_NAMES = 40
 _MIN_POINTS = 8
 _ROW_HEIGHT = 18
 _MIN_ROW_HEIGHT = 12
+# Rows and width, width and bits, or all three: "606x8", "8x4bit", "606x8x4bit".
+_SIZE = re.compile(r"(\d+)x(\d+)(?:bit|x(\d+)bit)?")
 
 
 class _ParameterInfo(NamedTuple):
@@ -119,10 +123,12 @@ def _policy_info(history: PolicyHistory, max_parameters: int | None = None) -> _
 
 def _sizes(choices: Sequence[Choice]) -> NDArray[np.float64] | None:
     """Size of every option relative to the largest, if the options are sizes."""
-    sizes = []
+    sizes: list[float] = []
     for choice in choices:
-        if isinstance(choice, str) and (match := re.fullmatch(r"(\d+)x(\d+)", choice)):
-            sizes.append(float(match[1]) * float(match[2]))
+        if isinstance(choice, str) and (match := _SIZE.fullmatch(choice)):
+            sizes.append(math.prod(int(number) for number in match.groups(default="1")))
+        elif choice == "0":
+            sizes.append(0.0)
         elif isinstance(choice, (int, float)) and not isinstance(choice, bool) and choice >= 0:
             sizes.append(float(choice))
         else:
@@ -155,6 +161,8 @@ def _draw(info: _PolicyInfo) -> go.Figure:
             "yanchor": "bottom",
             "traceorder": "normal",
         },
+        # More names than that would cover the figure; whoever hovers is told them.
+        showlegend=max(len(each.options) for each in info.parameters) <= _MOST_NAMES,
         updatemenus=[
             {
                 "buttons": buttons,

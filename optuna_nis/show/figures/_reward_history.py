@@ -8,6 +8,7 @@ from optuna import Study
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from optuna_nis._format import size
 from optuna_nis.show.figures import _style
 from optuna_nis.show.figures._points import KINDS, Point, by_kind, dearest, points_of
 from optuna_nis.show.figures._policy import policy_of
@@ -38,7 +39,7 @@ class _RewardHistoryInfo(NamedTuple):
     mean_share: tuple[float, ...]
     window: int
     budget_share: float
-    full_parameters: int
+    full_nbytes: int
     entropy: tuple[tuple[int, float], ...]
 
 
@@ -74,7 +75,7 @@ def _reward_history_info(study: Study, history: PolicyHistory | None) -> _Reward
     rivals = groups[best_kind]
     best = list(accumulate((point.reward for point in rivals), max))
     window = _style.window_of(len(points))
-    full = space.full_parameters
+    full = space.full_nbytes
 
     def mean(of: Callable[[Point], float]) -> list[float]:
         return _style.moving_mean([of(point) for point in points], window)
@@ -100,9 +101,9 @@ def _reward_history_info(study: Study, history: PolicyHistory | None) -> _Reward
         kept(mean(lambda point: point.reward)),
         kept(mean(lambda point: point.quality)),
         kept(mean(lambda point: point.penalty)),
-        kept(mean(lambda point: point.num_parameters / full)),
+        kept(mean(lambda point: point.nbytes / full)),
         window,
-        space.budget / full,
+        space.budget_nbytes / full,
         full,
         entropy,
     )
@@ -198,15 +199,13 @@ def _add_memory(figure: go.Figure, info: _RewardHistoryInfo) -> None:
     for fidelity, points in by_kind((*info.points, *info.others)).items():
         figure.add_scatter(
             x=[point.number for point in points],
-            y=_style.compact(
-                100 * point.num_parameters / info.full_parameters for point in points
-            ),
+            y=_style.compact(100 * point.nbytes / info.full_nbytes for point in points),
             mode="markers",
             name="Memory",
             showlegend=False,
             marker=KINDS[fidelity].marker(0.8),
-            customdata=[point.num_parameters for point in points],
-            hovertemplate="Trial %{x}<br>%{customdata:,} parameters, %{y:.3g} % of the full tables"
+            customdata=[size(point.nbytes) for point in points],
+            hovertemplate="Trial %{x}<br>%{customdata}, %{y:.3g} % of the full tables"
             "<extra></extra>",
             row=2,
             col=1,

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from optuna_nis._format import size
+
 # Okabe and Ito's palette, readable with every kind of colour blindness; the blue is lighter, for
 # dark pages.
 BLUE = "#2383C9"
@@ -99,19 +101,12 @@ def full_label(text: object) -> str:
     return label(text, 200)
 
 
-def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Places and texts of the ticks of a logarithmic axis between two positive numbers."""
+def byte_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Places and texts of the ticks of a logarithmic axis between two positive sizes in bytes."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if len(decades) <= 6 else (1,)
     places = [step * 10.0**decade for decade in decades for step in steps]
-    return places, [_si(place) for place in places]
-
-
-def _si(value: float) -> str:
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:g}{unit}"
-    return f"{value:g}"
+    return places, [size(place) for place in places]
 
 
 def compact(values: Iterable[float], digits: int = 5) -> list[float]:

@@ -15,12 +15,13 @@ import plotly.graph_objects as go
 import pytest
 
 from optuna_nis import Allocation, TableAllocation, Tier
+from optuna_nis._format import memory, size
 from optuna_nis.controller.sampler import NISSampler, PolicyHistory, policy_history
 from optuna_nis.show import figures as vis
 from optuna_nis.show.figures._allocation import _allocation_info
 from optuna_nis.show.figures._feature_budget import _feature_budget_info
 from optuna_nis.show.figures._memory_quality import _memory_quality_info, _pareto_front
-from optuna_nis.show.figures._points import Point
+from optuna_nis.show.figures._points import Point, points_of
 from optuna_nis.show.figures._policy import _draw_sizes, _policy_info, _sizes, policy_of
 from optuna_nis.show.figures._reward_history import _reward_history_info
 from optuna_nis.study import results as stored
@@ -56,6 +57,8 @@ def strings(data: Any, key: str = "") -> Iterator[tuple[str, str]]:
         },
         {"features": 3, "supernet": 30, "mode": "single", "excess": 1.5},
         {"features": 2, "supernet": 0, "trained": 3},
+        {"features": 3, "supernet": 30, "trained": 2, "precisions": (32, 8, 2), "results": True},
+        {"features": 3, "supernet": 30, "precisions": (4, 2), "mode": "single"},
     ],
 )
 def test_figures_are_valid(plot, options, make_study):
@@ -153,17 +156,17 @@ ALLOCATION = Allocation(
 def test_allocation_info():
     info = _allocation_info(ALLOCATION)
     assert [feature.name for feature in info.features] == ["large", "whole", "small"]
-    assert info.num_parameters == 20 * 8 + 30 * 2 + 8 * 8 + 40
-    assert info.full_parameters == 115 * 8
-    assert info.budget is None
+    assert info.nbytes == 4 * (20 * 8 + 30 * 2 + 8 * 8 + 40)
+    assert info.full_nbytes == 4 * 115 * 8
+    assert info.budget_nbytes is None
     large, whole, small = info.features
     assert [tuple(s) for s in large.segments] == [
-        (0, 20, 8, 160 + 64),
-        (20, 50, 2, 60),
-        (50, 100, 0, 0),
+        (0, 20, 8, 32, 4 * (160 + 64)),
+        (20, 50, 2, 32, 4 * 60),
+        (50, 100, 0, 0, 0),
     ]
     assert [s.width for s in whole.segments] == [8]
-    assert [tuple(s) for s in small.segments] == [(0, 10, 0, 0)]
+    assert [tuple(s) for s in small.segments] == [(0, 10, 0, 0, 0)]
     assert large.share == pytest.approx(284 / 324)
 
 
@@ -173,20 +176,45 @@ def test_allocation_bars_cover_every_row_once():
         length = sum(x for bars in (removed, kept) for x, y in zip(bars.x, bars.y) if y == feature)
         assert length == pytest.approx(100)
     assert list(kept.text) == ["8", "2", "8"]
+    assert list(kept.marker.pattern.shape) == ["", "", ""]
+
+
+def test_allocation_shows_bits_beside_widths():
+    tiers = (Tier(20, 8), Tier(30, 5, 4), Tier(40, 5, 2))
+    allocation = Allocation([TableAllocation("user", 100, 8, tiers)])
+    (feature,) = _allocation_info(allocation).features
+    # The first rows that need the projection are codes, so it is in float16; the first tier pays.
+    paid = [tiers[0].nbytes + 8 * 8 * 2, tiers[1].nbytes, tiers[2].nbytes, 0]
+    assert [s.nbytes for s in feature.segments] == paid
+    # Rows begin at whole bytes.
+    assert 30 * 3 < paid[1] < 30 * 3 + 20
+    assert feature.nbytes == allocation.nbytes() == sum(s.nbytes for s in feature.segments)
+    figure = vis.plot_allocation(allocation)
+    kept = figure.data[1]
+    assert list(kept.text) == ["8", "5 x 4 bit", "5 x 2 bit"]
+    shapes = list(kept.marker.pattern.shape)
+    assert shapes[0] == ""
+    assert len(set(shapes)) == 3
+    legend = [trace.name for trace in figure.data if trace.showlegend is not False]
+    assert legend == ["Removed", "4 bit", "2 bit"]
+    hovers = [details[3:] for details in kept.customdata]
+    assert hovers[0] == ["width 8 of 8", "768 bytes"]
+    assert hovers[1] == ["width 5 of 8 in 4 bits", size(paid[1])]
+    assert memory(sum(paid), 100 * 8 * 4) in figure.layout.title.text
 
 
 def test_allocation_of_nothing_but_removed_features():
     allocation = Allocation([TableAllocation("x", 10, 8, ())])
     info = _allocation_info(allocation)
     assert info.features[0].share == 0.0
-    assert "0 parameters" in vis.plot_allocation(allocation).layout.title.text
+    assert "0 bytes, 0 % of" in vis.plot_allocation(allocation).layout.title.text
 
 
 def test_allocation_of_a_study_is_the_best_one(make_study):
     study = make_study()
     info = _allocation_info(study)
-    assert info.num_parameters == stored.best_allocation(study).num_parameters
-    assert info.budget == stored.space_of(study).budget
+    assert info.nbytes == stored.best_allocation(study).nbytes()
+    assert info.budget_nbytes == stored.space_of(study).budget_nbytes
 
 
 def point(number: int, cost: int, quality: float) -> Point:
@@ -196,7 +224,7 @@ def point(number: int, cost: int, quality: float) -> Point:
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=30))
 def test_pareto_front_is_what_nothing_dominates(pairs):
     points = [point(i, cost, quality) for i, (cost, quality) in enumerate(pairs)]
-    front = {(p.num_parameters, p.quality) for p in _pareto_front(points)}
+    front = {(p.nbytes, p.quality) for p in _pareto_front(points)}
     expected = {
         (c, q)
         for c, q in pairs
@@ -217,7 +245,7 @@ def test_memory_quality_info_keeps_kinds_apart(make_study):
     assert info.best.number == stored.best_trial(study).number
     assert [result.name for result in info.results] == ["nis", "uniform", "full"]
     space = stored.space_of(study)
-    assert (info.budget, info.full_parameters) == (space.budget, space.full_parameters)
+    assert (info.budget_nbytes, info.full_nbytes) == (space.budget_nbytes, space.full_nbytes)
 
 
 def test_memory_quality_keeps_the_front_of_a_long_study(make_study, monkeypatch):
@@ -240,7 +268,8 @@ def test_memory_quality_names_both_metrics(make_study):
 
 
 def test_memory_quality_says_what_is_test_and_what_validation(make_study):
-    figure = vis.plot_memory_vs_quality(make_study(supernet=5, dropped=2, trained=2, results=True))
+    study = make_study(supernet=5, dropped=2, trained=2, results=True)
+    space, figure = stored.space_of(study), vis.plot_memory_vs_quality(study)
     names = [trace.name for trace in figure.data]
     assert "Trials, trained (validation)" in names
     assert "Trials, trained for a while (validation)" in names
@@ -251,10 +280,17 @@ def test_memory_quality_says_what_is_test_and_what_validation(make_study):
     assert nis.error_y.array[0] == pytest.approx(0.0070711)
     full = next(trace for trace in figure.data if trace.name.startswith("Full, retrained"))
     assert full.error_y.array is None  # How far one seed may be off is unknown.
-    assert full.customdata[0][3] == "0.7600"
+    assert full.customdata[0][1:] == [
+        f"{size(space.full_nbytes)}, 100 % of the full tables",
+        "0.7600",
+    ]
+    assert full.x[0] == space.full_nbytes
+    assert figure.layout.xaxis.title.text == "Memory of the embeddings"
+    assert "10 kB" in figure.layout.xaxis.ticktext
     (line,) = figure.layout.shapes
     (text,) = figure.layout.annotations
-    assert line.x0 == line.x1 == pytest.approx(10**text.x)
+    assert line.x0 == line.x1 == pytest.approx(10**text.x) == space.budget_nbytes
+    assert text.text == f"budget {size(space.budget_nbytes)}"
 
 
 def test_a_model_without_embeddings_has_a_place_on_the_axis(make_study):
@@ -280,9 +316,21 @@ def test_trials_of_other_programs(make_study):
     study.add_trial(optuna.create_trial(value=0.95))
     info = _memory_quality_info(study)
     (other,) = info.points[None]
-    assert (other.quality, other.num_parameters) == (0.9, space.full_parameters)
+    assert (other.quality, other.nbytes) == (0.9, space.full_nbytes)
     assert info.best.number in {p.number for p in info.points["supernet"]}
     assert len(_feature_budget_info(study).trial_numbers) == 4
+
+
+@pytest.mark.parametrize("precisions", [(32,), (32, 4, 2)])
+def test_points_are_at_the_bytes_of_their_choices(make_study, precisions):
+    study = make_study(supernet=20, precisions=precisions)
+    space = stored.space_of(study)
+    expected = [space.allocation(trial.params).nbytes() for trial in study.trials]
+    assert [p.nbytes for p in points_of(study, space)] == expected
+    old = make_study(supernet=20, precisions=precisions, old=True)
+    assert points_of(old, space) == points_of(study, space)
+    shares = _reward_history_info(old, None).mean_share
+    np.testing.assert_allclose(shares, np.array(expected) / space.full_nbytes)
 
 
 def test_reward_history_info(make_study):
@@ -393,6 +441,15 @@ def test_policy_of_many_parameters_shows_those_that_changed(monkeypatch):
     assert "1 left out" in title
 
 
+def test_a_policy_of_many_options_has_no_legend(make_study):
+    assert vis.plot_policy(make_study(2)).layout.showlegend
+    study = make_study(2, precisions=(32, 16, 8, 4, 2))
+    assert max(map(len, stored.space_of(study).choices.values())) == 41
+    figure = vis.plot_policy(study)
+    assert not figure.layout.showlegend
+    assert figure.data[-1].name == "8x32bit"
+
+
 def test_policy_of_any_search_space():
     study = optuna.create_study(sampler=NISSampler(seed=0), direction="minimize")
     study.optimize(
@@ -424,6 +481,9 @@ def test_policy_of_a_parameter_with_one_option():
     [
         ((0, 1, 4), [0, 0.25, 1]),
         (("0x0", "10x2", "20x4"), [0, 0.25, 1]),
+        (("0", "1x8bit", "4x4bit", "8x8bit"), [0, 0.125, 0.25, 1]),
+        (("0x0", "10x2x4bit", "10x4x8bit"), [0, 0.25, 1]),
+        (("1", "2"), None),
         ((0,), None),
         ((-1, 2), None),
         ((True, False), None),
@@ -442,7 +502,7 @@ def test_feature_budget_adds_up_to_the_memory(make_study):
     assert info.trial_numbers == tuple(range(15))
     assert info.other is None
     total = np.sum(list(info.features.values()), axis=0)
-    costs = [trial.user_attrs["num_parameters"] / info.budget for trial in study.trials[:15]]
+    costs = [trial.user_attrs["nbytes"] / info.budget_nbytes for trial in study.trials[:15]]
     np.testing.assert_allclose(total, costs)
     sums = [sum(values) for values in info.features.values()]
     assert sums == sorted(sums, reverse=True)
@@ -454,7 +514,7 @@ def test_feature_budget_puts_small_features_together(make_study):
     assert len(info.features) == 10
     assert info.num_other == 15
     total = np.sum([*info.features.values(), info.other], axis=0)
-    costs = [trial.user_attrs["num_parameters"] / info.budget for trial in study.trials]
+    costs = [trial.user_attrs["nbytes"] / info.budget_nbytes for trial in study.trials]
     np.testing.assert_allclose(total, costs)
     names = [trace.name for trace in vis.plot_feature_budget(study).data]
     assert names[-2:] == ["15 other features", "Budget"]
