@@ -18,10 +18,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from data_sets import add_data_arguments, check_data
+from host_model import Result
 from kept_runs import add_runs
 from laboratory import Laboratory
 from search_quality import RESULTS, Cell
-from trainings import Result, Trainings
+from trainings import Trainings
 from without import WITHOUT
 
 DEFAULT_DATA = ("flights-ranking", "insteval", "complete_journey", "movielens-1m-user-item")

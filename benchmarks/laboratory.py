@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 from typing import Any
 
-from trainings import TPE_STARTUP, Result, Trainings
+from host_model import Result
+from jobs import TPE_STARTUP
+from trainings import Trainings
 from tuning import leave_out, tune
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier

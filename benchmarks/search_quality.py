@@ -25,10 +25,11 @@ import sys
 from typing import Any
 
 from data_sets import DATA, add_data_arguments, check_data, half
+from host_model import Result
 from kept_runs import add_runs
 from laboratory import HAND_MADE, PLAIN_TRAININGS, Laboratory
 from quality_summary import summary
-from trainings import RULES, Result, Trainings
+from trainings import RULES, Trainings
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.05, 0.125, 0.25, 0.5)
