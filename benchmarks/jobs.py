@@ -10,16 +10,17 @@ import math
 import time
 from typing import Any
 
-from data_sets import data_config, model_options
+import author_jobs
+from data_sets import data_config
 from host_model import Job, Result, build_model, specs_of, tested, trained
 import numpy as np
 import optuna
-from rival_jobs import prune
+import rival_jobs
 from without import plan_without
 
 from optuna_nis import Allocation, SearchSpace
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.lightning import SearchPlan, search
+from optuna_nis.lightning import SearchPlan, search_sizes
 from optuna_nis.lightning.training import Training
 from optuna_nis.study.keys import FIDELITIES, ORIGIN_ATTR
 
@@ -29,6 +30,17 @@ OPTIONS = ("learning_rate", "l2", "dropout")
 TPE_STARTUP = 5
 # Proposals over the budget cost a rival nothing but the time to make them.
 _MAX_PROPOSALS = 2000
+RIVALS = {
+    "stored": rival_jobs.stored,
+    "learned_step": rival_jobs.learned_step,
+    "hashed": rival_jobs.hashed,
+}
+# By code of others, which is in a folder beside the project.
+AUTHORS = {
+    "mpe": author_jobs.mpe,
+    "pep": author_jobs.pep,
+    "optembed": author_jobs.optembed,
+}
 
 
 @lru_cache(maxsize=1)
@@ -44,10 +56,14 @@ def run(data: str, config: dict[str, Any], job: Job) -> Result:
     if kind == "train":
         return _train_and_test(data, datamodule, job)
     if kind == "prune":
-        return prune(data, datamodule, job["budget"], job["seed"])
+        return rival_jobs.prune(data, datamodule, job["budget"], job["seed"])
+    if kind in RIVALS:
+        return RIVALS[kind](data, datamodule, job)
+    if kind in AUTHORS:
+        return AUTHORS[kind](data, datamodule, job, config["rivals_dir"])
     if kind == "search":
         with plan_without(job.get("without")) as plan:
-            return _search(data, config, plan, job["budget"], job["mode"], job["seed"])
+            return _search(data, config, plan, job)
     assert kind == "trials"
     return _trials(
         data, datamodule, job["sampler"], job["budget"], job["num_trainings"], job["seed"]
@@ -86,28 +102,28 @@ def _train_and_test(data: str, datamodule: EmbeddingDataModule, job: Job) -> Res
         return {"val": -math.inf, "test": math.nan, "seconds": seconds}
 
 
-def _search(
-    data: str,
-    extra: Mapping[str, Any],
-    plan: SearchPlan,
-    budget: float,
-    mode: Any,
-    seed: int,
-) -> Result:
-    config, options = data_config(data, extra), model_options(data)
+def _search(data: str, config: Mapping[str, Any], plan: SearchPlan, job: Job) -> Result:
+    datamodule = data_config(data, config).datamodule(withhold_test=True)
     study = optuna.create_study(direction="maximize")
-    start = time.process_time()
-    config.datamodule(withhold_test=True)
+    space = SearchSpace(specs_of(data, datamodule), mode=job["mode"])
+    space = space.with_precisions(job.get("precisions", space.precisions))
     loaded = time.process_time()
-    found = search(study, config, budget=budget, mode=mode, plan=plan, seed=seed, **options)
-    # The search loads the data too, which is no part of its cost.
-    seconds = time.process_time() - loaded - (loaded - start)
+    found = search_sizes(
+        build_model(data, datamodule),
+        datamodule,
+        space=space.with_budget(job["budget"]),
+        study=study,
+        plan=plan,
+        seed=job["seed"],
+    ).allocation
+    seconds = time.process_time() - loaded
     trials = dict.fromkeys(FIDELITIES, 0)
     for trial in study.trials:
         trials[trial.user_attrs["fidelity"]] += 1
     return {
         "allocation": found.to_json(),
         "num_parameters": found.num_parameters,
+        "nbytes": found.nbytes(),
         "seconds": seconds,
         "trials": trials,
         # What proposed the sizes that were best.
@@ -129,30 +145,30 @@ def _trials(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True)
     )
     rng = np.random.default_rng(seed)
-    trained: dict[Allocation, Training] = {}
+    done: dict[Allocation, Training] = {}
     start = time.process_time()
     for _ in range(_MAX_PROPOSALS):
-        if len(trained) == num_trainings:
+        if len(done) == num_trainings:
             break
-        if sampler == "random" or len(trained) < TPE_STARTUP:
+        if sampler == "random" or len(done) < TPE_STARTUP:
             # Drawn within the budget: a uniform draw of widths nearly never is.
             allocation = space.sample(rng, rng.uniform(0.5, 1.0) * space.budget, removal=0.1)
             study.enqueue_trial(space.params(allocation))
         trial = study.ask()
         allocation = space.suggest(trial)
-        excess = allocation.num_parameters / space.budget - 1
+        excess = allocation.nbytes() / space.budget_nbytes - 1
         if excess > 0:
             study.tell(trial, -excess)
             continue
-        if allocation not in trained:
-            trained[allocation] = trained(data, datamodule, allocation, seed)
-        study.tell(trial, trained[allocation].val_metric)
+        if allocation not in done:
+            done[allocation] = trained(data, datamodule, allocation, seed)
+        study.tell(trial, done[allocation].val_metric)
     seconds = time.process_time() - start
-    best = max(trained, key=lambda allocation: trained[allocation].val_metric)
+    best = max(done, key=lambda allocation: done[allocation].val_metric)
     return {
         "allocation": best.to_json(),
         "num_parameters": best.num_parameters,
         "seconds": seconds,
-        "trials": {"proposed": len(study.trials), "trained": len(trained)},
-        "training": tested(trained[best], datamodule),
+        "trials": {"proposed": len(study.trials), "trained": len(done)},
+        "training": tested(done[best], datamodule),
     }

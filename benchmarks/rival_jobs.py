@@ -1,20 +1,137 @@
-"""Rivals that train in ways of their own."""
+"""Rivals that train or store their tables in ways of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import deepcopy
 import time
 
-from host_model import Result, specs_of, tested, trained
+from host_model import (
+    Job,
+    Result,
+    build_model,
+    metrics_on_test,
+    specs_of,
+    tested,
+    trained,
+    validated,
+)
+from rival_layers import HashedEmbedding, halve_steps, learn_steps, remainders_of
+from stored_tables import WAYS, halve_projections, store
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from optuna_nis import SearchSpace
+from optuna_nis import Allocation, SearchSpace
 from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning.training import Training
+from optuna_nis.models import EmbeddingModule
 from optuna_nis.nn import sized_layers
 
 # A column index of a pruned table fits into one byte, a quarter of a parameter.
 _INDEX_PARAMETERS = 0.25
+
+
+def stored(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
+    """Train once and store the tables in every way; what each is worth is under ``"ways"``."""
+    allocation = Allocation.from_json(job["allocation"])
+    training = trained(data, datamodule, allocation, job["seed"])
+    result = tested(training, datamodule)
+    model = training.model
+    weights = deepcopy(model.state_dict())
+    ways = {}
+    for way in WAYS:
+        model.load_state_dict(weights)
+        store(model, way, job["seed"])
+        val = validated(data, model, datamodule)
+        ways[way] = {"val": val, **metrics_on_test(model, datamodule)}
+    return result | {"ways": ways}
+
+
+def learned_step(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
+    """Train with rows rounded to a learned step, from scratch or on from a float32 training."""
+    allocation, seed, bits = Allocation.from_json(job["allocation"]), job["seed"], job["bits"]
+    build = build_model(data, datamodule)
+    before = trained(data, datamodule, allocation, seed) if job["start"] == "trained" else None
+    model = build(allocation) if before is None else before.model
+    training = trained(
+        data,
+        datamodule,
+        allocation,
+        seed,
+        make=lambda sizes: learn_steps(build(sizes) if before is None else model, bits),
+    )
+    halve_steps(training.model)
+    halve_projections(training.model)
+    return again(data, training, datamodule, before)
+
+
+def hashed(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
+    """Train tables that are hashed to so many rows at most."""
+
+    def make(full: Allocation) -> EmbeddingModule:
+        model = build_model(data, datamodule)(full)
+        check_no_outputs(data, model)
+        bags = datamodule.features.bags
+        for index, name in enumerate(model.embeddings.names):
+            layer, number = model.embeddings.layers[index], full[name].num_embeddings
+            model.embeddings.layers[index] = HashedEmbedding(
+                number,
+                remainders_of(number, job["rows"], job["quotients"]),
+                full[name].embedding_dim,
+                quotients=job["quotients"],
+                is_bag=name in bags,
+                init_std=layer.init_std,
+            )
+        return model
+
+    full = SearchSpace(specs_of(data, datamodule)).full()
+    training = trained(data, datamodule, full, job["seed"], make=make)
+    halve(training.model.embeddings.parameters())
+    return again(data, training, datamodule)
+
+
+def check_no_outputs(data: str, model: EmbeddingModule) -> None:
+    """Check that the rival, which is one of inputs, stands for all tables of a model.
+
+    Raises:
+        ValueError: If a table is an output layer.
+    """
+    if model.output_features:
+        raise ValueError(
+            f"This rival is for tables of features alone, those of {data!r} are outputs too: "
+            f"{list(model.output_features)}."
+        )
+
+
+@torch.no_grad()
+def halve(parameters: Iterable[Tensor]) -> None:
+    """Give parameters the numbers that they have as float16."""
+    for parameter in parameters:
+        parameter.copy_(parameter.half())
+
+
+def again(
+    data: str,
+    training: Training,
+    datamodule: EmbeddingDataModule,
+    before: Training | None = None,
+) -> Result:
+    """What a training is worth with the tables as they are now, and what it took.
+
+    Args:
+        data: Name of the data.
+        training: The training, whose model has been changed since.
+        datamodule: The data.
+        before: The training that it began with.
+    """
+    result = tested(training, datamodule)
+    result["val"] = validated(data, training.model, datamodule)
+    if before is not None:
+        result["steps"] += before.steps
+        result["best_steps"] += before.steps
+        result["seconds"] += before.seconds
+    return result
 
 
 class _Masked(nn.Module):
