@@ -49,6 +49,7 @@ def cell(laboratory: Laboratory, budget: float, without: str | None) -> Cell:
         "std": stdev(values) if len(values) > 1 else 0.0,
         "seeds": list(laboratory.seeds),
         "num_parameters": round(fmean(run["num_parameters"] for run in runs)),
+        "nbytes": round(fmean(run["nbytes"] for run in runs)),
         "search_cost_ratio": seconds / laboratory.plain("seconds"),
         "values": values,
     }

@@ -11,6 +11,7 @@ from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 import tempfile
+import time
 from typing import Any
 
 from authors import (
@@ -76,6 +77,7 @@ class _Host:
 
 def mpe(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) -> Result:
     """Mixed-precision embeddings: bits for groups of ids by a penalty, then trained anew."""
+    start = time.process_time()
     host = _Host(data, datamodule, job["seed"])
     counts = [datamodule.vocabularies[name].counts for name in host.sizes]
     to_global = global_ids(list(host.sizes.values()))
@@ -105,6 +107,7 @@ def mpe(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) -> Re
         bits = embedding.get_bit()[0].long()[embedding.group_index]
         embedding.discrete_gamma()
     del model.training_step
+    search_seconds = time.process_time() - start
     training = host.train(lambda _: model)
     halve([embedding.alpha, embedding.beta])
     # A step for each number of bits, an offset for each column.
@@ -113,6 +116,7 @@ def mpe(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) -> Re
     result = again(data, training, datamodule, searched)
     return result | {
         "nbytes": nbytes + 2 * (steps + host.embedding_dim),
+        "search_seconds": search_seconds,
         "mean_bits": float(bits.float().mean()),
     }
 
@@ -147,6 +151,7 @@ def pep(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) -> Re
     What is left is trained anew from where it began. Without ``"val"`` if the budget is not
     reached.
     """
+    start = time.process_time()
     host = _Host(data, datamodule, job["seed"])
     sizes = list(host.sizes.values())
 
@@ -173,6 +178,7 @@ def pep(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) -> Re
             limit_val_batches=0,
         )
         trainer.fit(model, datamodule=datamodule)
+    search_seconds = time.process_time() - start
     if reached.found is None:
         return {"nbytes": nbytes(model.embeddings.embedding.sparse_v.detach())}
     with tempfile.TemporaryDirectory() as files:
@@ -188,7 +194,7 @@ def pep(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) -> Re
     halve(training.model.embeddings.parameters())
     result = again(data, training, datamodule)
     result["steps"] += trainer.global_step
-    return result | {"nbytes": nbytes(reached.found)}
+    return result | {"nbytes": nbytes(reached.found), "search_seconds": search_seconds}
 
 
 class _WithDescent(torch.optim.Adam):
@@ -213,6 +219,7 @@ def optembed(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) 
     Of the widths only those within the budget are bred. Without ``"val"`` if all ids that are left
     are over it at a width of 1.
     """
+    start = time.process_time()
     host = _Host(data, datamodule, job["seed"])
     sizes = list(host.sizes.values())
     to_global = global_ids(sizes)
@@ -272,7 +279,12 @@ def optembed(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) 
         made.embeddings.embedding.update_mask(torch.tensor(widths) - 1, kept)
         return made
 
+    search_seconds = time.process_time() - start
     training = host.train(sized)
     halve(training.model.embeddings.parameters())
     result = again(data, training, datamodule, searched)
-    return result | {"nbytes": nbytes(widths), "widths": list(widths)}
+    return result | {
+        "nbytes": nbytes(widths),
+        "search_seconds": search_seconds,
+        "widths": list(widths),
+    }

@@ -21,6 +21,8 @@ import jobs
 from quiet import quiet
 import torch
 
+from optuna_nis import Allocation
+
 # Part of every job: raised when trainings or searches go by other rules, to run them anew.
 RULES = 3
 
@@ -34,6 +36,7 @@ class Trainings:
         folder: Where results are kept.
         workers: Number of processes.
         threads: Threads of each.
+        rivals_dir: Folder of other authors' code.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Trainings:
         folder: Path,
         workers: int,
         threads: int,
+        rivals_dir: str | None = None,
     ) -> None:
-        self._config = {"data_dir": data_dir} if data_dir else {}
+        told = {"data_dir": data_dir, "rivals_dir": rivals_dir}
+        self._config = {name: value for name, value in told.items() if value}
         self._data = data
         self._file = folder / f"{data}.jsonl"
         self._lock = threading.Lock()
@@ -88,13 +93,16 @@ class Trainings:
 
 
 def _key(job: Job) -> str:
+    """A job as a text, in which sizes are written as they are today."""
+    if "allocation" in job:
+        job = job | {"allocation": Allocation.from_json(job["allocation"]).to_json()}
     return json.dumps(job, sort_keys=True)
 
 
 def _describe(mapping: Mapping[str, Any]) -> str:
     parts = []
     for name, value in mapping.items():
-        if name != "allocation":
+        if name not in ("allocation", "ways"):
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
             parts.append(f"{name}={text}")
     return " ".join(parts)
