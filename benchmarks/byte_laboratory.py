@@ -217,6 +217,7 @@ class ByteLaboratory(Laboratory):
         return self._hashed(budget, quotients=True)
 
     def _hashed(self, budget: float, quotients: bool) -> Found:
+        self._check_inputs()
         specs = self.full.specs
         limit = self.space(budget).budget_nbytes
 
@@ -292,7 +293,12 @@ class ByteLaboratory(Laboratory):
 
         return self._of_authors(run)
 
+    def _check_inputs(self) -> None:
+        if self.output_features:
+            raise NoRoomError(f"it has nothing for the tables of outputs {self.output_features}")
+
     def _of_authors(self, run: Callable[[int], Result]) -> Found:
+        self._check_inputs()
         runs = self.each(run, self.seeds)
         if not all("val" in each for each in runs):
             raise NoRoomError("it does not come within the budget")

@@ -71,7 +71,6 @@ def hashed(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
 
     def make(full: Allocation) -> EmbeddingModule:
         model = build_model(data, datamodule)(full)
-        check_no_outputs(data, model)
         bags = datamodule.features.bags
         for index, name in enumerate(model.embeddings.names):
             layer, number = model.embeddings.layers[index], full[name].num_embeddings
@@ -89,19 +88,6 @@ def hashed(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
     training = trained(data, datamodule, full, job["seed"], make=make)
     halve(training.model.embeddings.parameters())
     return again(data, training, datamodule)
-
-
-def check_no_outputs(data: str, model: EmbeddingModule) -> None:
-    """Check that the rival, which is one of inputs, stands for all tables of a model.
-
-    Raises:
-        ValueError: If a table is an output layer.
-    """
-    if model.output_features:
-        raise ValueError(
-            f"This rival is for tables of features alone, those of {data!r} are outputs too: "
-            f"{list(model.output_features)}."
-        )
 
 
 @torch.no_grad()

@@ -157,6 +157,12 @@ def test_who_does_not_come_within_the_budget_has_no_cell(
     assert penalties == [1e-5, 1e-4, 1e-3]
 
 
+@pytest.mark.parametrize("method", ["hashing", "quotient_remainder", "mpe", "pep", "optembed"])
+def test_rivals_of_inputs_leave_outputs_alone(laboratory: ByteLaboratory, method: str) -> None:
+    laboratory.output_features = ["items"]
+    assert cell(laboratory, method, 0.25) is None
+
+
 def test_a_method_over_its_budget_is_a_fault(laboratory: ByteLaboratory) -> None:
     with pytest.raises(RuntimeError, match=r"nis_me .* takes 96,000 bytes, 25.0% are 48,000"):
         cell(laboratory, "nis_me", 0.25)
