@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from optuna_nis import Allocation, SearchSpace
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.lightning.training import quiet_lightning, quiet_trainer
+from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer
 
 # As in the scripts and papers of the authors.
 _GROUPS, _TAU = 128, 3e-3
@@ -66,7 +66,8 @@ class _Host:
         model.embeddings = AuthorsEmbeddings(own, lambda ids: look_up(own, ids), self.sizes, bags)
         return model
 
-    def train(self, make: Make) -> Any:
+    def train(self, make: Make) -> Training:
+        """Train what a function makes, as all other methods are trained."""
         return trained(self.data, self.datamodule, self.space.full(), self.seed, make=make)
 
     def of_features(self, of_ids: Tensor) -> list[NDArray[Any]]:

@@ -16,6 +16,7 @@ from host_model import (
     trained,
     validated,
 )
+from lightning.pytorch import LightningModule
 from rival_layers import HashedEmbedding, halve_steps, learn_steps, remainders_of
 from stored_tables import WAYS, halve_projections, store
 import torch
@@ -51,16 +52,13 @@ def stored(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
 def learned_step(data: str, datamodule: EmbeddingDataModule, job: Job) -> Result:
     """Train with rows rounded to a learned step, from scratch or on from a float32 training."""
     allocation, seed, bits = Allocation.from_json(job["allocation"]), job["seed"], job["bits"]
-    build = build_model(data, datamodule)
     before = trained(data, datamodule, allocation, seed) if job["start"] == "trained" else None
-    model = build(allocation) if before is None else before.model
-    training = trained(
-        data,
-        datamodule,
-        allocation,
-        seed,
-        make=lambda sizes: learn_steps(build(sizes) if before is None else model, bits),
-    )
+
+    def make(sizes: Allocation) -> LightningModule:
+        model = build_model(data, datamodule)(sizes) if before is None else before.model
+        return learn_steps(model, bits)
+
+    training = trained(data, datamodule, allocation, seed, make=make)
     halve_steps(training.model)
     halve_projections(training.model)
     return again(data, training, datamodule, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from optuna_nis.nn import sized_layers
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _HALF = 2
 _LEAST_STEP = 1e-10
@@ -112,7 +115,7 @@ class LearnedStep(nn.Module):
         return ((codes.round() - codes).detach() + codes) * step
 
 
-def learn_steps(model: nn.Module, bits: int) -> nn.Module:
+def learn_steps(model: _Module, bits: int) -> _Module:
     """Round each tier of a model to a learned step, from now on."""
     for layer in sized_layers(model):
         for tier in layer.tier_modules():
