@@ -18,10 +18,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from data_sets import add_data_arguments, check_data
+from host_model import Result
 from kept_runs import add_runs
 from laboratory import Laboratory
 from search_quality import RESULTS, Cell
-from trainings import Result, Trainings
+from trainings import Trainings
 from without import WITHOUT
 
 DEFAULT_DATA = ("flights-ranking", "insteval", "complete_journey", "movielens-1m-user-item")
@@ -48,6 +49,7 @@ def cell(laboratory: Laboratory, budget: float, without: str | None) -> Cell:
         "std": stdev(values) if len(values) > 1 else 0.0,
         "seeds": list(laboratory.seeds),
         "num_parameters": round(fmean(run["num_parameters"] for run in runs)),
+        "nbytes": round(fmean(run["nbytes"] for run in runs)),
         "search_cost_ratio": seconds / laboratory.plain("seconds"),
         "values": values,
     }

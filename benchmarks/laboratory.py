@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from statistics import fmean
 from typing import Any
 
-from trainings import TPE_STARTUP, Result, Trainings
+from host_model import Result
+from jobs import TPE_STARTUP
+from trainings import Trainings
 from tuning import leave_out, tune
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
@@ -28,6 +31,27 @@ HAND_MADE = {
 # The runs of a method with every seed, the time that it took to find the sizes, and what it chose
 # among by validation.
 Found = tuple[list[Result], float, list[Result]]
+
+
+class NoRoomError(Exception):
+    """A method has nothing that is within a budget."""
+
+
+def fitting(*makers: Callable[[], Allocation]) -> list[Allocation]:
+    """The sizes of those baselines that find some within their budget.
+
+    Raises:
+        NoRoomError: If none does.
+    """
+    found, reasons = [], []
+    for maker in makers:
+        try:
+            found.append(maker())
+        except ValueError as error:
+            reasons.append(str(error))
+    if not found:
+        raise NoRoomError(" ".join(reasons))
+    return found
 
 
 class Laboratory:
@@ -65,6 +89,7 @@ class Laboratory:
         )
         return result | {
             "num_parameters": allocation.num_parameters,
+            "nbytes": allocation.nbytes(),
             "allocation": allocation,
             "options": {**self.options, **job.get("options", {})},
         }
@@ -137,19 +162,20 @@ class Laboratory:
     def method_uniform(self, budget: float) -> Found:
         """The same width for all, as it is or projected."""
         space = self.space(budget)
-        return self.best_of([baselines.uniform(space, projected=p) for p in (False, True)])
+        return self.best_of(_uniform_forms(space))
 
     def method_grid(self, budget: float) -> Found:
         """The best cell of widths x rows that fits the budget."""
-        limit = self.space(budget).budget
-        cells = [cell for cell in self._grid(True) if cell.num_parameters <= limit]
+        space = self.space(budget)
+        cells = [cell for cell in self._grid(True) if space.fits(cell)]
+        if not cells:
+            raise NoRoomError("no cell of the grid is within the budget")
         runs = self.each(lambda cell: self.train(cell, self.seeds[0]), cells)
         ranked = sorted(zip(cells, runs), key=lambda pair: pair[1]["val"], reverse=True)
         candidates = [cell for cell, _ in ranked[:1]]
         native = dict(zip(self._grid(True), self._grid(False)))
         candidates += [native[cell] for cell in candidates]
-        space = self.space(budget)
-        candidates += [baselines.uniform(space, projected=p) for p in (False, True)]
+        candidates += _uniform_forms(space)
         chosen, _, last = self.best_of(candidates)
         tried = {run["allocation"]: run for run in [*runs, *last]}
         return chosen, sum(run["seconds"] for run in runs), list(tried.values())
@@ -173,12 +199,15 @@ class Laboratory:
 
     def method_rule_of_thumb(self, budget: float) -> Found:
         """Widths by the number of ids."""
-        return self.best_of([baselines.rule_of_thumb(self.space(budget))])
+        space = self.space(budget)
+        return self.best_of(fitting(lambda: baselines.rule_of_thumb(space)))
 
     def method_mde(self, budget: float) -> Found:
         """Mixed dimensions by popularity, the best of several powers."""
         space = self.space(budget)
-        return self.best_of([baselines.mixed_dimensions(space, self.counts, a) for a in ALPHAS])
+        return self.best_of(
+            fitting(*(partial(baselines.mixed_dimensions, space, self.counts, a) for a in ALPHAS))
+        )
 
     def method_hand_made(self, budget: float) -> Found:
         """Several widths, the same for users and items."""
@@ -192,10 +221,15 @@ class Laboratory:
 
     def method_pruning(self, budget: float) -> Found:
         """The full tables without their smallest numbers, trained on."""
+        space = self.space(budget)
+        # A parameter each for where a row begins.
+        if space.budget < sum(spec.num_embeddings + 1 for spec in space.specs) + 2:
+            raise NoRoomError("the budget does not even pay for the rows")
 
         def run(seed: int) -> Result:
             return self.trainings.run(kind="prune", budget=budget, seed=seed) | {
-                "allocation": "pruned"
+                "allocation": "pruned",
+                "nbytes": space.budget_nbytes,
             }
 
         runs = self.each(run, self.seeds)
@@ -284,6 +318,11 @@ class Laboratory:
         runs, _, tried = find(best)
         tried = [*(run for run in forms if run["allocation"] != best), *tried]
         return runs, sum(run["seconds"] for run in tried), tried
+
+
+def _uniform_forms(space: SearchSpace) -> list[Allocation]:
+    """The same width for all, as it is and projected."""
+    return fitting(*(partial(baselines.uniform, space, projected=p) for p in (False, True)))
 
 
 def uniform_without(space: SearchSpace, out: Collection[str], projected: bool) -> Allocation:

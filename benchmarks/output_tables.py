@@ -19,10 +19,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from data_sets import ITEMS, check_data
+from host_model import Result
 from kept_runs import add_runs
 from laboratory import Laboratory
 from search_quality import RESULTS, Cell
-from trainings import Result, Trainings
+from trainings import Trainings
 
 from optuna_nis import Allocation
 

@@ -11,8 +11,14 @@ Cell = Mapping[str, Any]
 Place = tuple[str, float]
 
 HALVES = ("chosen", "judged")
-# What is found by the search, as it is and with tuned options, and what it is held against.
+# What is found by the search, with bits, in float32 and with tuned options, and what each is held
+# against.
 RIVALS = {
+    "nis_bits": (
+        *("full", "uniform", "mde", "nis_me", "full_rounded", "full_pq", "uniform_rounded"),
+        *("uniform_pq", "uniform_lsq", "nis_rounded", "hashing", "quotient_remainder"),
+        *("mpe", "pep", "optembed"),
+    ),
     "nis_me": ("uniform", "mde", "full", "full_tuned", "uniform_tuned"),
     "nis_tuned": ("full_tuned", "uniform_tuned"),
 }
@@ -30,10 +36,12 @@ def summary(cells: Iterable[Cell]) -> dict[str, Any]:
     square root of the mean of their variances, ``sqrt((a**2 + b**2) / 2)``.
 
     Returns:
-        For ``"chosen"``, ``"judged"`` and ``"all"``: under ``"against"``, for sizes of the search
-        (``"nis_me"``, and ``"nis_tuned"`` with tuned options) and each rival the number of cells
-        that are above, within and below; under ``"below"`` the cells that are below; and median
-        and maximum of ``"search_cost_ratio"`` and ``"steps_ratio"`` of ``"nis_me"``.
+        For ``"chosen"``, ``"judged"`` and ``"all"``: under ``"against"``, for tables of the search
+        (``"nis_bits"`` in few bits, ``"nis_me"`` in float32, ``"nis_tuned"`` with tuned options)
+        and each rival the number of cells that are above, within and below; under ``"below"`` the
+        cells that are below; under ``"gains"`` the relative gain of ``"nis_bits"`` over
+        ``"nis_me"`` by data and budget; and under ``"costs"``, for both, the number of cells and
+        median and maximum of ``"search_cost_ratio"`` and ``"steps_ratio"``.
     """
     cells = list(cells)
     parts = {each: [cell for cell in cells if cell["half"] == each] for each in HALVES}
@@ -44,7 +52,6 @@ def _summary(cells: Sequence[Cell]) -> dict[str, Any]:
     places: dict[Place, dict[str, Cell]] = {}
     for cell in cells:
         places.setdefault((cell["data"], cell["budget"]), {})[cell["method"]] = cell
-    found = [at["nis_me"] for at in places.values() if "nis_me" in at]
     against: dict[str, dict[str, dict[str, int]]] = {}
     below: list[dict[str, Any]] = []
     for method, rivals in RIVALS.items():
@@ -64,12 +71,17 @@ def _summary(cells: Sequence[Cell]) -> dict[str, Any]:
                     below.append({**place, "method": method, "rival": rival, **means})
             if any(counts.values()):
                 against[method][rival] = counts
-    return {
-        "cells": len(found),
-        "against": against,
-        "below": below,
-        **{name: _spread([cell[name] for cell in found]) for name in _RATIOS},
-    }
+    gains: dict[str, dict[str, float]] = {}
+    for (data, budget), at in places.items():
+        if {"nis_bits", "nis_me"} <= at.keys():
+            gain = at["nis_bits"]["mean"] / at["nis_me"]["mean"] - 1.0
+            gains.setdefault(data, {})[str(budget)] = gain
+    costs = {}
+    for method in ("nis_bits", "nis_me"):
+        found = [at[method] for at in places.values() if method in at]
+        ratios = {name: _spread([cell[name] for cell in found]) for name in _RATIOS}
+        costs[method] = {"cells": len(found), **ratios}
+    return {"against": against, "below": below, "gains": gains, "costs": costs}
 
 
 _RATIOS = ("search_cost_ratio", "steps_ratio")

@@ -1,14 +1,19 @@
-"""Sizes found by the search against careful tuning and other searches, at equal memory.
+"""Sizes found by the search against tuning, rounding and other searches, at equal bytes.
 
     python benchmarks/search_quality.py --data flights-ranking --budgets 0.05 0.25
     python benchmarks/search_quality.py --methods full uniform mde nis_me --data-dir DATA MORE
-    python benchmarks/search_quality.py --data-dir DATA MORE      # everything, a day
+    python benchmarks/search_quality.py --methods mpe pep optembed --rivals-dir RIVALS
+    python benchmarks/search_quality.py --data-dir DATA MORE --rivals-dir RIVALS  # all, some days
 
 Nothing is chosen for what the data say whose cells have ``"half": "judged"``.
 
-Every method names sizes for a budget, chosen by validation data alone; they are trained from
-scratch with several seeds until validation stops improving, and tested. Searches are run anew for
-every seed. Finished trainings are kept in ``benchmarks/results/search_quality``: a run that was
+A budget is a share of the bytes of the full tables in float32. Every method names tables that are
+within it, chosen by validation data alone: rows, codes, scales, steps, code books, places and
+projections are counted as they are stored. They are trained from scratch with several seeds until
+validation stops improving, and tested as they are stored. What is rounded after training is
+trained once, whatever the bits. Searches are run anew for every seed. A method that has nothing
+within a budget has no cell. The methods of :data:`authors.REPOSITORIES` need the code of their
+authors. Finished trainings are kept in ``benchmarks/results/search_quality``: a run that was
 stopped goes on where it was. Prints one JSON object as its last line, the cells and a summary of
 all that are known, and adds them to ``benchmarks/results/search_quality.json``.
 """
@@ -24,14 +29,17 @@ from statistics import fmean, stdev
 import sys
 from typing import Any
 
+from authors import REPOSITORIES, add_rivals_argument, check_rivals
+from byte_laboratory import ByteLaboratory
 from data_sets import DATA, add_data_arguments, check_data, half
+from host_model import Result
 from kept_runs import add_runs
-from laboratory import HAND_MADE, PLAIN_TRAININGS, Laboratory
+from laboratory import HAND_MADE, PLAIN_TRAININGS, NoRoomError
 from quality_summary import summary
-from trainings import RULES, Result, Trainings
+from trainings import RULES, Trainings
 
 RESULTS = Path(__file__).parent / "results"
-BUDGETS = (0.05, 0.125, 0.25, 0.5)
+BUDGETS = (0.01, 0.025, 0.05, 0.125, 0.25)
 
 Cell = dict[str, Any]
 # The methods of a group run side by side, one group after the other: what is compared first is
@@ -39,6 +47,10 @@ Cell = dict[str, Any]
 GROUPS = (
     ("full", "uniform", "mde"),
     ("nis_me",),
+    ("nis_bits",),
+    ("full_rounded", "full_pq", "uniform_lsq", "nis_rounded"),
+    ("uniform_rounded", "uniform_pq", "hashing", "quotient_remainder"),
+    tuple(REPOSITORIES),
     ("rule_of_thumb", "hand_made", "nis_se", "random", "tpe", "pruning"),
     ("full_tuned", "uniform_tuned", "nis_tuned"),
     ("full_one_out", "uniform_one_out"),
@@ -46,6 +58,8 @@ GROUPS = (
     ("grid",),
 )
 METHODS = tuple(chain.from_iterable(GROUPS))
+# As large as they are, whatever the budget.
+UNBOUNDED = ("full", "full_tuned", "full_one_out")
 # Ten and more trainings each: in these cells only.
 TUNED_CELLS = (("flights-ranking", 0.25), ("movielens-1m-user-item", 0.25), ("insteval", 0.25))
 LONG_CELLS = (("flights-ranking", 0.25), ("insteval", 0.25))
@@ -58,11 +72,26 @@ DEAR = {
 GRID_DATA = ("flights-ranking", "movielens-small", "insteval", "seattle_pets")
 
 
-def cell(laboratory: Laboratory, method: str, budget: float) -> Cell:
-    """A line of the result."""
-    runs, seconds, candidates = getattr(laboratory, f"method_{method}")(budget)
+def cell(laboratory: ByteLaboratory, method: str, budget: float) -> Cell | None:
+    """A line of the result; None if the method has nothing within the budget.
+
+    Raises:
+        RuntimeError: If a method is over its budget.
+    """
+    space = laboratory.space(budget)
+    try:
+        runs, seconds, candidates = getattr(laboratory, f"method_{method}")(budget)
+    except NoRoomError as error:
+        print(f"{laboratory.data}: {method} has no cell at {budget:.1%}: {error}", flush=True)
+        return None
+    most = max(run["nbytes"] for run in runs)
+    if most > space.budget_nbytes and method not in UNBOUNDED:
+        raise RuntimeError(
+            f"{method} on {laboratory.data} takes {most:,} bytes, {budget:.1%} are "
+            f"{space.budget_nbytes:,}."
+        )
     values = [run["test"] for run in runs]
-    parameters = fmean(run["num_parameters"] for run in runs)
+    nbytes = fmean(run["nbytes"] for run in runs)
     steps = fmean(run["steps"] for run in runs)
     return {
         "data": laboratory.data,
@@ -73,9 +102,11 @@ def cell(laboratory: Laboratory, method: str, budget: float) -> Cell:
         "mean": fmean(values),
         "std": stdev(values) if len(values) > 1 else 0.0,
         "seeds": list(laboratory.seeds),
-        "num_parameters": round(parameters),
-        "share": parameters / laboratory.full.full_parameters,
-        "budget_parameters": laboratory.space(budget).budget,
+        "num_parameters": round(fmean(run["num_parameters"] for run in runs)),
+        "nbytes": round(nbytes),
+        "share": nbytes / space.full_nbytes,
+        "budget_nbytes": space.budget_nbytes,
+        "budget_parameters": space.budget,
         "num_dense_parameters": runs[0]["num_dense_parameters"],
         "steps": steps,
         "best_steps": fmean(run["best_steps"] for run in runs),
@@ -144,7 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_arguments(parser, list(DATA))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add_rivals_argument(parser)
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        help="by default all, without `--rivals-dir` those that need none",
+    )
     parser.add_argument(
         "--everywhere", action="store_true", help="run dear methods not only in their cells"
     )
@@ -154,22 +191,28 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     check_data(parser, args.data, {"data_dir": args.data_dir})
-    plans = {
-        data: planned(data, args.budgets, args.methods, args.everywhere) for data in args.data
-    }
+    methods = args.methods or [m for m in METHODS if args.rivals_dir or m not in REPOSITORIES]
+    check_rivals(parser, args.rivals_dir, methods)
+    plans = {data: planned(data, args.budgets, methods, args.everywhere) for data in args.data}
     if not any(plans.values()):
         parser.error("these methods run in none of these cells, see `--everywhere`")
     cells: list[Cell] = []
     for data in filter(plans.get, plans):
         trainings = Trainings(
-            data, args.data_dir, args.results / "search_quality", args.workers, args.threads
+            data,
+            args.data_dir,
+            args.results / "search_quality",
+            args.workers,
+            args.threads,
+            rivals_dir=args.rivals_dir,
         )
-        laboratory = Laboratory(data, trainings, args.seeds)
+        laboratory = ByteLaboratory(data, trainings, args.seeds)
         try:
             for wanted in plans[data]:
-                new = laboratory.each(
+                found = laboratory.each(
                     lambda pair, laboratory=laboratory: cell(laboratory, *pair), wanted
                 )
+                new = [each for each in found if each is not None]
                 cells += new
                 kept = save_cells(new, args.results / "search_quality.json")
         finally:

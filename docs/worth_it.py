@@ -19,7 +19,8 @@ from optuna_nis.show.figures import _style
 
 Cell = Mapping[str, Any]
 
-NIS = "nis_me"
+# What the search finds: with bits, or in float32 where that has not been measured.
+NIS = ("nis_bits", "nis_me")
 DATA = {
     "flights-ranking": "Flights, ranking",
     "flights-retrieval": "Flights, retrieval",
@@ -36,7 +37,8 @@ DATA = {
 }
 # Label, colour and symbol, in the order of the tables.
 METHODS = {
-    "nis_me": ("NIS, multi-size", _style.VERMILION, "star"),
+    "nis_bits": ("NIS, widths and bits", _style.VERMILION, "star"),
+    "nis_me": ("NIS, float32", "#b8420a", "star-triangle-up"),
     "nis_se": ("NIS, single-size", _style.ORANGE, "star-diamond"),
     "full": ("full tables", _style.PINK, "circle"),
     "uniform": ("uniform", _style.BLUE, "square"),
@@ -49,14 +51,25 @@ METHODS = {
     "tpe": ("TPE", "#117733", "hexagon"),
     "random_20": ("random search, 20 trainings", _style.GREY, "triangle-down-open"),
     "tpe_20": ("TPE, 20 trainings", "#117733", "hexagon-open"),
-    "nis_tuned": ("NIS, multi-size, model tuned", _style.VERMILION, "star-open"),
+    "full_rounded": ("full tables, rounded", _style.PINK, "circle-x"),
+    "full_pq": ("full tables, product-quantised", _style.PINK, "circle-cross"),
+    "uniform_rounded": ("uniform, rounded", _style.BLUE, "square-x"),
+    "uniform_pq": ("uniform, product-quantised", _style.BLUE, "square-cross"),
+    "uniform_lsq": ("uniform, learned step", _style.BLUE, "diamond-tall"),
+    "nis_rounded": ("NIS in float32, rounded", _style.ORANGE, "star-square"),
+    "hashing": ("hashing", "#88CCAA", "hexagram"),
+    "quotient_remainder": ("quotient and remainder", "#88CCAA", "hexagram-open"),
+    "mpe": ("MPE", "#332288", "arrow-up"),
+    "pep": ("PEP", "#332288", "arrow-down"),
+    "optembed": ("OptEmbed", "#332288", "arrow-right"),
+    "nis_tuned": ("NIS, float32, model tuned", _style.VERMILION, "star-open"),
     "full_tuned": ("full tables, model tuned", _style.PINK, "circle-open"),
     "uniform_tuned": ("uniform, model tuned", _style.BLUE, "square-open"),
     "full_one_out": ("full tables, features left out", _style.PINK, "circle-dot"),
     "uniform_one_out": ("uniform, features left out", _style.BLUE, "square-dot"),
 }
 # Not rivals at the same memory; those that may take many trainings have no mean at equal cost.
-_APART = ("nis_me", "nis_se", "full")
+_APART = (*NIS, "nis_se", "full")
 _FULL = ("full", "full_tuned", "full_one_out")
 _PENDING = "*Not measured yet.*"
 # Of ``benchmarks/without.py``.
@@ -104,6 +117,7 @@ def write(results: Path, folder: Path) -> None:
     pages = {
         "quality_summary": short,
         "quality": sections(cells),
+        "fewest_bytes": fewest_bytes(_read(results / "fewest_bytes.json")),
         "costs": costs(results),
         "ablation": ablation(read_cells(results / "ablation.json")),
         "sample_efficiency": sample_efficiency(_read(results / "sample_efficiency.json")),
@@ -126,9 +140,9 @@ def summary(cells: Sequence[Cell]) -> str:
     for data, own in _by(cells, "data", DATA).items():
         for budget, at in _by(own, "budget", ()).items():
             methods = {cell["method"]: cell for cell in at}
-            if NIS not in methods:
+            nis = next((methods[name] for name in NIS if name in methods), None)
+            if nis is None:
                 continue
-            nis = methods[NIS]
             rivals = [
                 cell
                 for name, cell in methods.items()
@@ -164,6 +178,23 @@ def summary(cells: Sequence[Cell]) -> str:
     return f"{_table(header, rows)}\n\n{note}"
 
 
+def fewest_bytes(result: Mapping[str, Any]) -> str:
+    """For each data set the fewest bytes without loss: of NIS, of the best rival, of all."""
+    rows = []
+    for data, about in result.get("summary", {}).items():
+        shares = {name: share for name, share in about["shares"].items() if share is not None}
+        rivals = sorted((share, name) for name, share in shares.items() if name not in _APART)
+        nis = shares.get(NIS[0])
+        best = "-" if not rivals else f"{_percent(rivals[0][0])}, {label(rivals[0][1])}"
+        others = [f"{label(name)} {_percent(share)}" for share, name in rivals[1:]]
+        never = [label(name) for name in about["shares"] if name not in shares]
+        others += [f"never: {', '.join(never)}"] if never else []
+        own = "-" if nis is None else f"**{_percent(nis)}**"
+        rows.append([DATA.get(data, data), f"{about['full']:.4f}", own, best, "; ".join(others)])
+    header = ["data", "full tables", "NIS", "best rival", "others"]
+    return _table(header, rows) if rows else _PENDING
+
+
 def sections(cells: Sequence[Cell]) -> str:
     """A section for each data set: its figure and its table."""
     parts = []
@@ -183,7 +214,7 @@ def figure(cells: Sequence[Cell]) -> go.Figure:
         own = own[:1] if method == "full" else own
         text, color, symbol = METHODS.get(method, (method, _style.GREY, "circle-open"))
         own = sorted(own, key=_nbytes)
-        nis = method == NIS
+        nis = method in NIS
         drawn.add_scatter(
             x=[max(_nbytes(cell), 1) for cell in own],
             y=_style.compact(cell["mean"] for cell in own),
@@ -337,7 +368,7 @@ def _of_readme(results: Path) -> str:
 def label(method: str) -> str:
     """A method in words; bold for NIS."""
     text = METHODS[method][0] if method in METHODS else method
-    return f"**{text}**" if method == NIS else text
+    return f"**{text}**" if method in NIS else text
 
 
 def _by(cells: Iterable[Cell], key: str, order: Iterable[Any]) -> dict[Any, list[Cell]]:
@@ -368,8 +399,7 @@ def _size(cell: Cell) -> str:
 
 
 def _share(cell: Cell) -> str:
-    share = cell["budget"] * _nbytes(cell) / (4 * cell["budget_parameters"])
-    return _percent(share)
+    return _percent(cell["budget"] * _nbytes(cell) / (4 * cell["budget_parameters"]))
 
 
 def _gain(cell: Cell, over: Cell | None) -> str:

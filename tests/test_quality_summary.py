@@ -46,7 +46,7 @@ def test_cells_that_are_below_are_named() -> None:
         cell("mde", 0.75, budget=0.5),
     ]
     found = summary(cells)["all"]
-    assert found["cells"] == 2
+    assert found["costs"]["nis_me"]["cells"] == 2
     assert found["against"]["nis_me"] == {
         "uniform": counts(above=1),
         "mde": counts(within=1, below=1),
@@ -73,6 +73,22 @@ def test_full_tables_are_no_rivals_of_small_budgets() -> None:
     assert against == {"uniform": counts(above=3), "full": counts(below=2)}
 
 
+def test_bits_are_held_against_what_is_as_large() -> None:
+    cells = [
+        cell(method, mean, budget=budget)
+        for budget in (0.05, 0.25)
+        for method, mean in (("nis_bits", 0.77), ("nis_me", 0.75), ("full", 0.76), ("mpe", 0.78))
+    ]
+    found = summary(cells)["all"]
+    assert found["against"]["nis_bits"] == {
+        "full": counts(above=1),
+        "nis_me": counts(above=2),
+        "mpe": counts(below=2),
+    }
+    gain = pytest.approx(0.77 / 0.75 - 1)
+    assert found["gains"] == {"flights": {"0.05": gain, "0.25": gain}}
+
+
 def test_tuned_is_compared_with_tuned() -> None:
     cells = [
         cell("nis_me", 0.75),
@@ -82,6 +98,7 @@ def test_tuned_is_compared_with_tuned() -> None:
     ]
     found = summary(cells)["all"]
     assert found["against"] == {
+        "nis_bits": {},
         "nis_me": {"full_tuned": counts(below=1), "uniform_tuned": counts(below=1)},
         "nis_tuned": {"full_tuned": counts(above=1), "uniform_tuned": counts(within=1)},
     }
@@ -95,14 +112,14 @@ def test_halves_are_told_apart() -> None:
         cell("uniform", 0.8, half="judged", data="pets"),
     ]
     found = summary(cells)
-    assert {name: part["cells"] for name, part in found.items()} == {
+    assert {name: part["costs"]["nis_me"]["cells"] for name, part in found.items()} == {
         "chosen": 3,
         "judged": 1,
         "all": 4,
     }
-    assert found["chosen"]["search_cost_ratio"] == {"median": 2.0, "max": 4.0}
-    assert found["all"]["search_cost_ratio"] == {"median": 3.0, "max": 9.0}
-    assert found["judged"]["steps_ratio"] == {"median": 2.0, "max": 2.0}
+    assert found["chosen"]["costs"]["nis_me"]["search_cost_ratio"] == {"median": 2.0, "max": 4.0}
+    assert found["all"]["costs"]["nis_me"]["search_cost_ratio"] == {"median": 3.0, "max": 9.0}
+    assert found["judged"]["costs"]["nis_me"]["steps_ratio"] == {"median": 2.0, "max": 2.0}
     assert found["chosen"]["below"] == []
     assert [each["data"] for each in found["all"]["below"]] == ["pets"]
 
@@ -111,6 +128,5 @@ COSTS = (("flights", 1.0), ("movies", 2.0), ("games", 4.0))
 
 
 def test_without_a_search_there_is_nothing_to_say() -> None:
-    part = summary([cell("uniform", 0.75)])["judged"]
-    assert part["cells"] == 0
-    assert part["search_cost_ratio"] is part["steps_ratio"] is None
+    costs = summary([cell("uniform", 0.75)])["judged"]["costs"]["nis_bits"]
+    assert costs == {"cells": 0, "search_cost_ratio": None, "steps_ratio": None}

@@ -4,59 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from laboratory import Laboratory, uniform_without
+from byte_laboratory import ByteLaboratory
+from laboratory import uniform_without
+from pretended import OPTIONS, SPACE, Pretended, uniform
 import pytest
 import search_quality
 from search_quality import METHODS, cell, is_run, planned, save_cells
 import torch
 from trainings import RULES
 
-from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.models import RankingModule
-
-SPACE = SearchSpace([EmbeddingSpec("user", 1000, 32), EmbeddingSpec("noise", 500, 32)])
-OPTIONS = {"learning_rate": 0.005, "l2": 0.001, "dropout": 0.0}
-
-
-class Pretended:
-    """Jobs that are done in no time: fewer numbers, no noise and a larger rate are better."""
-
-    def __init__(self) -> None:
-        self.jobs: list[dict[str, Any]] = []
-
-    def run(self, **job: Any) -> dict[str, Any]:
-        if job["kind"] == "describe":
-            counts = {spec.name: [1] * spec.num_embeddings for spec in SPACE.specs}
-            return {
-                "space": SPACE.to_json(),
-                "counts": counts,
-                "metric": "ROC-AUC",
-                "output_features": [],
-                "options": OPTIONS,
-            }
-        self.jobs.append(job)
-        if job["kind"] == "search":
-            sizes = SPACE.full() if job["seed"] else half_of_it()
-            return {"allocation": sizes.to_json(), "seconds": 30.0}
-        assert job["kind"] == "train"
-        sizes = Allocation.from_json(job["allocation"])
-        rate = job.get("options", {}).get("learning_rate", OPTIONS["learning_rate"])
-        value = 0.8 + rate + 0.1 * (not sizes["noise"].tiers) - 1e-7 * sizes.num_parameters
-        return {
-            "val": value,
-            "val_error": 0.01,
-            "test": value - 0.1,
-            "steps": 100 + 10 * job["seed"],
-            "best_steps": 80,
-            "seconds": 10.0,
-            "num_dense_parameters": 7,
-        }
-
-
-def half_of_it() -> Allocation:
-    return uniform_without(SPACE.with_budget(0.5), (), projected=False)
 
 
 @pytest.fixture
@@ -65,8 +23,8 @@ def trainings() -> Pretended:
 
 
 @pytest.fixture
-def laboratory(trainings: Pretended) -> Laboratory:
-    return Laboratory("flights-ranking", trainings, [0, 1])  # type: ignore[arg-type]
+def laboratory(trainings: Pretended) -> ByteLaboratory:
+    return ByteLaboratory("flights-ranking", trainings, [0, 1])  # type: ignore[arg-type]
 
 
 def run(val: float, test: float) -> dict[str, float]:
@@ -85,14 +43,15 @@ def test_of_many_candidates_every_pair_counts_alike():
 
 
 def test_every_method_has_a_place_in_the_order() -> None:
-    named = {name.removeprefix("method_") for name in vars(Laboratory) if "method_" in name}
+    named = {name.removeprefix("method_") for name in dir(ByteLaboratory) if "method_" in name}
     assert sorted(METHODS) == sorted(named)
 
 
 def test_what_is_compared_first_runs_first() -> None:
-    first, second, *_ = planned("insteval", [0.05, 0.25], METHODS)
+    first, second, third, *_ = planned("insteval", [0.05, 0.25], METHODS)
     assert first == [(m, b) for m in ("full", "uniform", "mde") for b in (0.05, 0.25)]
     assert second == [("nis_me", 0.05), ("nis_me", 0.25)]
+    assert third == [("nis_bits", 0.05), ("nis_bits", 0.25)]
     alone = planned("insteval", [0.25], ["nis_me", "uniform"])
     assert alone == [[("uniform", 0.25)], [("nis_me", 0.25)]]
 
@@ -108,19 +67,20 @@ def test_dear_methods_run_in_their_cells() -> None:
     assert planned("flights-retrieval", [0.25], ["full_tuned", "grid"]) == []
 
 
-def test_a_cell_says_what_it_took(laboratory: Laboratory, trainings: Pretended) -> None:
+def test_a_cell_says_what_it_took(laboratory: ByteLaboratory, trainings: Pretended) -> None:
     line = cell(laboratory, "nis_me", 0.5)
     assert (line["steps"], line["best_steps"], line["steps_ratio"]) == (105, 80, 1)
     assert line["search_cost_ratio"] == 3
-    # A half with the first seed, all with the second.
-    assert line["share"] == pytest.approx(0.75)
+    # A half with the first seed, a quarter with the second.
+    assert line["share"] == pytest.approx(0.375)
+    assert (line["nbytes"], line["budget_nbytes"]) == (72_000, 96_000)
     assert line["options"] == OPTIONS
     assert line["rules"] == RULES
     assert not any("options" in job for job in trainings.jobs)
 
 
 def test_tuned_tables_are_trained_with_what_is_best_for_the_first_seed(
-    laboratory: Laboratory, trainings: Pretended
+    laboratory: ByteLaboratory, trainings: Pretended
 ) -> None:
     line = cell(laboratory, "full_tuned", 0.25)
     largest = 0.0312
@@ -133,28 +93,30 @@ def test_tuned_tables_are_trained_with_what_is_best_for_the_first_seed(
     assert [job["options"] for job in tuned] == [{"learning_rate": largest}]
 
 
-def test_both_forms_of_uniform_count_as_cost_of_the_tuned_one(laboratory: Laboratory) -> None:
+def test_both_forms_of_uniform_count_as_cost_of_the_tuned_one(laboratory: ByteLaboratory) -> None:
     assert cell(laboratory, "uniform_tuned", 0.25)["search_cost_ratio"] == 9
 
 
-def test_the_sizes_of_each_seed_are_tuned(laboratory: Laboratory, trainings: Pretended) -> None:
+def test_the_sizes_of_each_seed_are_tuned(
+    laboratory: ByteLaboratory, trainings: Pretended
+) -> None:
     line = cell(laboratory, "nis_tuned", 0.5)
-    assert line["share"] == pytest.approx(0.75)
+    assert line["share"] == pytest.approx(0.375)
     assert line["search_cost_ratio"] == 3 + 8
     last = [job for job in trainings.jobs if job.get("options") == {"learning_rate": 0.0312}]
     assert {(job["seed"], job["allocation"]) for job in last} == {
-        (0, half_of_it().to_json()),
-        (1, SPACE.full().to_json()),
+        (0, uniform(0.5).to_json()),
+        (1, uniform(0.25).to_json()),
     }
 
 
-def test_a_feature_that_does_harm_is_left_out(laboratory: Laboratory) -> None:
+def test_a_feature_that_does_harm_is_left_out(laboratory: ByteLaboratory) -> None:
     line = cell(laboratory, "full_one_out", 0.25)
     assert line["allocation"] == ["user: 1000x32 (of 1000x32)", "noise: removed (of 500x32)"]
     assert line["search_cost_ratio"] == 3
 
 
-def test_what_others_leave_makes_uniform_tables_wider(laboratory: Laboratory) -> None:
+def test_what_others_leave_makes_uniform_tables_wider(laboratory: ByteLaboratory) -> None:
     line = cell(laboratory, "uniform_one_out", 0.25)
     assert line["num_parameters"] <= line["budget_parameters"]
     assert line["allocation"][1] == "noise: removed (of 500x32)"
@@ -181,10 +143,12 @@ def test_features_without_others_are_never_wider_than_the_full_tables() -> None:
     assert str(sizes).splitlines()[1] == "noise: 500x32 (of 500x32)"
 
 
-def test_cells_are_added_to_those_of_earlier_runs(laboratory: Laboratory, tmp_path: Path) -> None:
+def test_cells_are_added_to_those_of_earlier_runs(
+    laboratory: ByteLaboratory, tmp_path: Path
+) -> None:
     output = tmp_path / "search_quality.json"
     uniform = cell(laboratory, "uniform", 0.5)
-    before = cell(laboratory, "nis_me", 0.25)
+    before = cell(laboratory, "mde", 0.25)
     # By other rules: it stays, but counts no more.
     del before["rules"]
     save_cells([uniform, before], output)
@@ -192,10 +156,10 @@ def test_cells_are_added_to_those_of_earlier_runs(laboratory: Laboratory, tmp_pa
 
     assert json.loads(output.read_text()) == kept
     assert [(c["method"], c["budget"]) for c in kept["cells"]] == [
-        ("nis_me", 0.25),
+        ("mde", 0.25),
         ("nis_me", 0.5),
         ("uniform", 0.5),
     ]
     assert kept["cells"][2]["val"] == 0.5
-    assert kept["summary"]["all"]["cells"] == 1
+    assert kept["summary"]["all"]["costs"]["nis_me"]["cells"] == 1
     assert list(kept["summary"]["all"]["against"]["nis_me"]) == ["uniform"]

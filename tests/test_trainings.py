@@ -1,64 +1,58 @@
-"""The jobs of the quality benchmark, on a table of some rows."""
+"""Jobs of the quality benchmark that are kept."""
 
 from __future__ import annotations
 
-from functools import partial
-import math
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_tables import write_table
-import trainings
+from trainings import RULES, Trainings
 
-from optuna_nis import SearchSpace
+from optuna_nis import Allocation, TableAllocation, Tier
+
+SIZES = Allocation([TableAllocation("user", 10, 4, (Tier(10, 4),))])
+RESULT = {"val": 0.7, "test": 0.6}
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The folder of a table, on which trainings take one epoch."""
-    write_table("insteval", tmp_path)
-    monkeypatch.setattr(trainings, "train", partial(trainings.train, max_epochs=1))
-    return {"data_dir": str(tmp_path)}
+def kept(tmp_path: Path) -> Trainings:
+    """What was kept when allocations had no bits."""
+    table = {"name": "user", "num_embeddings": 10, "embedding_dim": 4, "tiers": [[10, 4]]}
+    before = json.dumps({"version": 1, "tables": [table]})
+    job = {"kind": "train", "allocation": before, "seed": 0, "rules": RULES}
+    (tmp_path / "insteval.jsonl").write_text(json.dumps({"job": job, "result": RESULT}) + "\n")
+    return Trainings("insteval", None, tmp_path, 1, 1, rivals_dir="rivals")
 
 
-def job(config: dict[str, str], **more: Any) -> dict[str, Any]:
-    about = trainings._run("insteval", config, {"kind": "describe"})
-    sizes = SearchSpace.from_json(about["space"]).full().to_json()
-    return {"kind": "train", "allocation": sizes, "seed": 0} | more
-
-
-def test_the_options_of_the_model_are_told(config: dict[str, str]) -> None:
-    about = trainings._run("insteval", config, {"kind": "describe"})
-    assert about["options"] == {"learning_rate": 5e-3, "l2": 1e-3, "dropout": 0.0}
-    assert about["output_features"] == []
-
-
-def test_a_training_has_the_options_of_its_job(
-    config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_sizes_of_earlier_versions_are_known(
+    kept: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known: list[trainings.Training] = []
-    tested = trainings._tested
-    monkeypatch.setattr(trainings, "_tested", lambda t, d: known.append(t) or tested(t, d))
-    plain = trainings._run("insteval", config, job(config))
-    trainings._run("insteval", config, job(config, options={"learning_rate": 0.05}))
-    assert [each.model.learning_rate for each in known] == [0.005, 0.05]
-    assert plain["steps"] == plain["best_steps"] == 1
-    assert math.isfinite(plain["val_error"])
+    def submit(*args: Any) -> None:
+        raise LookupError("run anew")
+
+    monkeypatch.setattr(kept._pool, "submit", submit)
+    assert kept.run(kind="train", allocation=SIZES.to_json(), seed=0) == RESULT
+    with pytest.raises(LookupError):
+        kept.run(kind="train", allocation=SIZES.to_json(), seed=1)
+    rounded = Allocation([TableAllocation("user", 10, 4, (Tier(10, 4, 4),))])
+    with pytest.raises(LookupError):
+        kept.run(kind="train", allocation=rounded.to_json(), seed=0)
+    kept.close()
 
 
-def test_options_of_no_use_are_a_result(
-    config: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_where_code_is_is_no_part_of_a_job(
+    kept: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverge(*args: Any, **options: Any) -> Any:
-        raise FloatingPointError("the training diverged")
+    asked: list[Any] = []
+    monkeypatch.setattr(kept._pool, "submit", lambda *args: asked.append(args) or Done())
+    assert kept.run(kind="pep", budget=0.1, seed=0) == {"nbytes": 5}
+    (_, data, config, job) = asked[0]
+    assert (data, config) == ("insteval", {"rivals_dir": "rivals"})
+    assert job == {"kind": "pep", "budget": 0.1, "seed": 0, "rules": RULES}
+    kept.close()
 
-    monkeypatch.setattr(trainings, "train", diverge)
-    assert trainings._run("insteval", config, job(config, options={"l2": 9.0}))["val"] == -math.inf
-    with pytest.raises(FloatingPointError):
-        trainings._run("insteval", config, job(config))
 
-
-def test_a_pruned_model_has_the_steps_of_both_trainings(config: dict[str, str]) -> None:
-    result = trainings._run("insteval", config, {"kind": "prune", "budget": 0.5, "seed": 0})
-    assert (result["steps"], result["best_steps"]) == (2, 2)
+class Done:
+    def result(self) -> dict[str, int]:
+        return {"nbytes": 5}

@@ -71,18 +71,39 @@ def test_the_summary_says_what_is_missing():
     assert worth_it.summary([cell("grid", 0.76)]) == ""
 
 
+def test_what_has_bits_stands_for_the_search():
+    bits = cell("nis_bits", 0.78, num_parameters=9_000, nbytes=4_000)
+    _, _, row = lines(worth_it.summary([*CELLS, bits]))
+    assert row[2] == "0.7800 ± 0.0010, 1 %"
+    assert row[3] == "0.7600 ± 0.0010, best of widths x rows"
+    assert list(worth_it.figure([bits]).data[0].x) == [4_000]
+
+
+def test_the_fewest_bytes_of_the_best_rival_come_first():
+    shares = {"nis_bits": 0.005, "uniform": 0.3, "full_pq": 0.04, "nis_me": 0.02, "pep": None}
+    summary = {"flights-ranking": {"full": 0.75, "shares": shares}}
+    _, _, row = lines(worth_it.fewest_bytes({"summary": summary}))
+    assert row == [
+        "Flights, ranking",
+        "0.7500",
+        "**0.5 %**",
+        "4 %, full tables, product-quantised",
+        "uniform 30 %; never: PEP",
+    ]
+
+
 def test_the_table_has_all_methods_and_budgets():
     header, _, *rows = lines(worth_it.table(CELLS))
     assert header == ["sizes", "budget 5 %", "budget 25 %", "cost"]
     assert [row[0] for row in rows] == [
-        "**NIS, multi-size**",
+        "**NIS, float32**",
         "full tables",
         "uniform",
         "best of widths x rows",
         "TPE, 20 trainings",
     ]
     by_name = {row[0]: row[1:] for row in rows}
-    assert by_name["**NIS, multi-size**"] == ["-", "0.7700 ± 0.0010, 10 kB", "2.0"]
+    assert by_name["**NIS, float32**"] == ["-", "0.7700 ± 0.0010, 10 kB", "2.0"]
     assert by_name["TPE, 20 trainings"][1] == "**0.7900 ± 0.0010**, 10 kB"
     assert by_name["full tables"][:2] == ["0.7500 ± 0.0010, 400 kB"] * 2
     assert by_name["uniform"][0] == "**0.7300 ± 0.0010**, 10 kB"
@@ -95,7 +116,7 @@ def test_the_figure_has_a_line_for_each_method():
     assert list(drawn["full tables"].x) == [400_000]
     packed = worth_it.figure([cell("nis_me", 0.77, nbytes=700)])
     assert list(packed.data[0].x) == [700]
-    assert drawn["NIS, multi-size"].error_y.array == (0.001,)
+    assert drawn["NIS, float32"].error_y.array == (0.001,)
 
 
 def test_data_sets_and_methods_that_nobody_named_come_last():
@@ -113,6 +134,7 @@ def test_nothing_has_been_measured(tmp_path: Path):
     assert set(pages) == {
         "ablation.md",
         "costs.md",
+        "fewest_bytes.md",
         "quality.md",
         "quality_summary.md",
         "sample_efficiency.md",
