@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from optuna_nis.nn import sized_layers
 from optuna_nis.nn._ids import bags_of
+from optuna_nis.nn._layers import Model, check_sized, replace_layers
 from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
-from optuna_nis.serve._layers import Model, check_sized, replace_layers
 
 Dtype = Literal["float16", "int8"]
 
