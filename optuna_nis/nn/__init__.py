@@ -5,6 +5,7 @@ from optuna_nis.nn.counts import count_ids
 from optuna_nis.nn.mask_gradients import mask_gradients
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, sized_layers
 from optuna_nis.nn.output import MultiSizeLinear, SupernetLinear, output_features
+from optuna_nis.nn.packed import PackedEmbedding, PackedEmbeddingBag, freeze
 from optuna_nis.nn.rowwise_adagrad import RowwiseAdagrad
 from optuna_nis.nn.supernet import SupernetEmbedding, set_choices, supernet_layers
 from optuna_nis.nn.swap import apply_allocation, make_searchable
@@ -19,6 +20,8 @@ __all__ = [
     "MultiSizeEmbedding",
     "MultiSizeEmbeddingBag",
     "MultiSizeLinear",
+    "PackedEmbedding",
+    "PackedEmbeddingBag",
     "RowwiseAdagrad",
     "SupernetEmbedding",
     "SupernetLinear",
@@ -27,6 +30,7 @@ __all__ = [
     "SwappedLinear",
     "apply_allocation",
     "count_ids",
+    "freeze",
     "make_searchable",
     "mask_gradients",
     "output_features",

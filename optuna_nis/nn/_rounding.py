@@ -129,7 +129,7 @@ def codes_of(rows: Tensor, step: Tensor, bits: int) -> Tensor:
 def rows_of(codes: Tensor, step: Tensor, bits: int) -> Tensor:
     """The rows of codes, of the type of the steps."""
     low, _ = _codes(bits)
-    return (codes.to(step.dtype) + (low + 0.5)) * step
+    return codes.to(step.dtype, copy=True).add_(low + 0.5).mul_(step)
 
 
 def _codes(bits: int) -> tuple[int, int]:

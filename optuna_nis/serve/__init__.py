@@ -1,5 +1,6 @@
 """Taking a model with multi-size embeddings to production."""
 
+from optuna_nis.nn import freeze
 from optuna_nis.serve.dense import to_dense
 from optuna_nis.serve.files import allocation_of, load, save
 from optuna_nis.serve.onnx import to_onnx
@@ -19,6 +20,7 @@ __all__ = [
     "QuantizedEmbeddingBag",
     "QuantizedTable",
     "allocation_of",
+    "freeze",
     "load",
     "quantization_report",
     "quantize",

@@ -14,9 +14,9 @@ from optuna_nis.nn import (
     SwappedEmbeddingBag,
     swapped_layers,
 )
+from optuna_nis.nn._layers import Model, check_sized, replace_layers
 from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.nn.swapped import restore
-from optuna_nis.serve._layers import Model, check_sized, replace_layers
 
 
 @overload

@@ -10,7 +10,7 @@ import pickle
 import torch
 from torch import Tensor, nn
 
-from optuna_nis.serve._layers import Model, check_not_searchable
+from optuna_nis.nn._layers import Model, check_not_searchable
 from optuna_nis.space.allocation import Allocation, TableAllocation
 
 _VERSION = 1

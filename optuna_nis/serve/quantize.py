@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 import math
 from typing import Literal, get_args
@@ -12,9 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.nn import sized_layers
-from optuna_nis.nn._ids import bags_of
+from optuna_nis.nn._layers import Model, check_sized, replace_layers
+from optuna_nis.nn._stored import (
+    StoredEmbedding,
+    StoredEmbeddingBag,
+    StoredLayer,
+    StoredTier,
+    check_not_stored,
+    half,
+)
 from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
-from optuna_nis.serve._layers import Model, check_sized, replace_layers
 
 Dtype = Literal["float16", "int8"]
 
@@ -46,8 +52,9 @@ def quantize(model: Model, dtype: Dtype = "int8") -> Model:
 
     Raises:
         ValueError: If the type is neither of them, a number is beyond float16, there is no
-            multi-size layer, or one is quantised already or still a layer of a supernet. Nothing
-            is changed then.
+            multi-size layer, or one is quantised or frozen already, was trained for fewer bits
+            (:func:`~optuna_nis.nn.freeze` it) or is still one of a supernet. Nothing is changed
+            then.
 
     Example:
         >>> from optuna_nis import TableAllocation
@@ -153,7 +160,7 @@ def quantization_report(model: nn.Module, dtype: Dtype = "int8") -> Quantization
     return QuantizationReport(tuple(_report(layer, dtype) for layer in sized_layers(model)))
 
 
-class QuantizedTier(Tier):
+class QuantizedTier(StoredTier):
     """Rows of one width as codes.
 
     Args:
@@ -167,23 +174,17 @@ class QuantizedTier(Tier):
 
     codes: Tensor
     scale_offset: Tensor | None
-    _empty: Tensor
 
     def __init__(self, tier: Tier, dtype: Dtype, name: str) -> None:
-        nn.Module.__init__(self)
-        self.num_embeddings = tier.num_embeddings
-        self.embedding_dim = tier.embedding_dim
-        self.sparse = False
-        # Of the type of the rows that are looked up, as the model has it.
-        self.register_buffer("_empty", tier.weight.new_empty(0), persistent=False)
+        super().__init__(tier, name)
         weight = tier.weight.detach().float()
         scale_offset = None
         if dtype == "float16" or weight.shape[1] <= _WIDEST_FLOAT16:
-            codes = _half(weight, name)
+            codes = half(weight, name)
         else:
             low, high = weight.aminmax(dim=1)
-            scale = _half((high - low) / (2 * _LARGEST_CODE), name)
-            offset = _half((high + low) / 2, name)
+            scale = half((high - low) / (2 * _LARGEST_CODE), name)
+            offset = half((high + low) / 2, name)
             steps = (weight - offset.float().unsqueeze(1)) / scale.float().unsqueeze(1)
             # A row of equal numbers has a scale of zero.
             steps = steps.nan_to_num(0.0, 0.0, 0.0).round()
@@ -191,11 +192,6 @@ class QuantizedTier(Tier):
             scale_offset = torch.stack([scale, offset], 1)
         self.register_buffer("codes", codes)
         self.register_buffer("scale_offset", scale_offset)
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """All rows, computed at each access."""
-        return self.rows(torch.arange(self.num_embeddings, device=self.codes.device))
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids, not projected."""
@@ -206,7 +202,19 @@ class QuantizedTier(Tier):
         return rows * scale_offset[..., :1] + scale_offset[..., 1:]
 
 
-class QuantizedEmbedding(MultiSizeEmbedding):
+class _Quantized(StoredLayer):
+    done = "quantised"
+
+    def __init__(self, layer: MultiSize, dtype: Dtype) -> None:
+        name = layer.name
+        super().__init__(
+            layer, [QuantizedTier(tier, dtype, name) for tier in layer.tier_modules()]
+        )
+        if layer.projection is not None:
+            self.projection = half(layer.projection, name)
+
+
+class QuantizedEmbedding(_Quantized, StoredEmbedding):
     """A :class:`~optuna_nis.nn.MultiSizeEmbedding` in fewer bits, made by :func:`quantize`.
 
     Args:
@@ -214,20 +222,8 @@ class QuantizedEmbedding(MultiSizeEmbedding):
         dtype: As in :func:`quantize`.
     """
 
-    def __init__(self, layer: MultiSizeEmbedding, dtype: Dtype) -> None:
-        nn.Module.__init__(self)
-        _take_over(self, layer, dtype)
 
-    def _rows(self, ranks: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return super()._rows(ranks)
-        output = self._zeros(ranks.numel(), self.embedding_dim, device=ranks.device)
-        for tier, where, local in _found(ranks.reshape(-1), self.tier_modules()):
-            output[where] = self.project(tier.rows(local))
-        return output.view(*ranks.shape, self.embedding_dim)
-
-
-class QuantizedEmbeddingBag(MultiSizeEmbeddingBag):
+class QuantizedEmbeddingBag(_Quantized, StoredEmbeddingBag):
     """A :class:`~optuna_nis.nn.MultiSizeEmbeddingBag` in fewer bits, made by :func:`quantize`.
 
     Args:
@@ -235,37 +231,19 @@ class QuantizedEmbeddingBag(MultiSizeEmbeddingBag):
         dtype: As in :func:`quantize`.
     """
 
-    def __init__(self, layer: MultiSizeEmbeddingBag, dtype: Dtype) -> None:
-        nn.Module.__init__(self)
-        _take_over(self, layer, dtype)
-        self.mode = layer.mode
-
-    def _small(self, num_ids: int) -> bool:
-        # Rows are dequantised when they are looked up, never the whole table.
-        return False
-
-    def _for_all(self, ids: Tensor) -> bool:
-        return False
-
-    def _pooled_by_tier(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
-        _, bags, num_bags = bags_of(flat, starts, self.table.name)
-        output = self._zeros(num_bags, self.embedding_dim, device=flat.device)
-        for tier, where, local in _found(flat, self.tier_modules()):
-            rows = tier.rows(local)
-            if weights is not None:
-                rows = rows * weights[where].unsqueeze(1)
-            pooled = rows.new_zeros(num_bags, rows.shape[1]).index_add(0, bags[where], rows)
-            output = output + self.project(pooled)
-        return output
-
 
 def _check(model: nn.Module, dtype: str) -> None:
     if dtype not in get_args(Dtype):
         raise ValueError(f'`dtype` must be "int8" or "float16", got {dtype!r}.')
     check_sized(model)
-    for layer in sized_layers(model):
-        if isinstance(layer, QuantizedEmbedding | QuantizedEmbeddingBag):
-            raise ValueError(f"The table {layer.table.name!r} of `model` is quantised already.")
+    layers = sized_layers(model)
+    check_not_stored(layers)
+    for layer in layers:
+        if bits := {tier.bits for tier in layer.table.tiers} - {32}:
+            raise ValueError(
+                f"The table {layer.name!r} of `model` was trained for {min(bits)} bits a number: "
+                "`freeze(model)` keeps it so."
+            )
 
 
 def _quantized(layer: MultiSize, dtype: Dtype) -> MultiSize:
@@ -273,41 +251,6 @@ def _quantized(layer: MultiSize, dtype: Dtype) -> MultiSize:
         return QuantizedEmbeddingBag(layer, dtype)
     assert isinstance(layer, MultiSizeEmbedding)
     return QuantizedEmbedding(layer, dtype)
-
-
-def _take_over(new: MultiSize, layer: MultiSize, dtype: Dtype) -> None:
-    """Give a quantised layer the attributes and tiers of another."""
-    kept = ("table", "num_embeddings", "embedding_dim", "width", "init_std")
-    for name in kept:
-        setattr(new, name, getattr(layer, name))
-    new.sparse = False
-    new.tiers = nn.ModuleList(
-        QuantizedTier(tier, dtype, layer.table.name) for tier in layer.tier_modules()
-    )
-    projection = layer.projection
-    new.register_buffer(
-        "projection", None if projection is None else _half(projection.detach(), layer.table.name)
-    )
-    new._empty = layer.like().new_empty(0)
-    new.take_order(layer, torch.int32)
-
-
-def _half(numbers: Tensor, name: str) -> Tensor:
-    half = numbers.half()
-    if not bool(half.isfinite().all()):
-        wrong = float(numbers[~half.isfinite()].flatten()[0])
-        raise ValueError(f"The table {name!r} has the number {wrong:g}, which is beyond float16.")
-    return half
-
-
-def _found(ranks: Tensor, tiers: list[Tier]) -> Iterator[tuple[Tier, Tensor, Tensor]]:
-    """For every tier where its ids are, and which of its rows they are."""
-    start = 0
-    for tier in tiers:
-        end = start + tier.num_embeddings
-        where = ((ranks >= start) & (ranks < end)).nonzero().squeeze(1)
-        yield tier, where, ranks[where] - start
-        start = end
 
 
 @torch.no_grad()

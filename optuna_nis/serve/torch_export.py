@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental import _config
 
+from optuna_nis.nn._layers import check_not_searchable
 from optuna_nis.nn._modes import modes_kept
-from optuna_nis.serve._layers import check_not_searchable
 
 #: What a model is called with: one tensor, several, or a mapping of names to tensors.
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]

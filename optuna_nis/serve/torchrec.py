@@ -34,10 +34,10 @@ from optuna_nis.nn import (
     sized_layers,
     swapped_layers,
 )
+from optuna_nis.nn._layers import check_sized
 from optuna_nis.nn._ranked import Ranked
 from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.nn.swapped import SwappedLayer
-from optuna_nis.serve._layers import check_sized
 from optuna_nis.space.allocation import Allocation, TableAllocation
 
 # The kernels of FBGEMM want rows of whole multiples of this.

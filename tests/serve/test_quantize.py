@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis import TableAllocation, Tier
-from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag
+from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, freeze
 from optuna_nis.serve import (
     QuantizedEmbedding,
     QuantizedEmbeddingBag,
@@ -60,7 +60,7 @@ def test_bytes_and_errors_are_those_reported(swapped: nn.Module) -> None:
         tables = [m for m in model.modules() if isinstance(m, MULTI_SIZE)]
         assert report.nbytes == sum(_stored(tier) for tier in tables)
         if dtype == "float16":
-            assert report.nbytes == allocation.nbytes("float16")
+            assert report.nbytes == 2 * allocation.num_parameters
         user = report.tables[0]
         assert (user.name, user.nbytes_ranks) == ("user", 61 * 4)
         if dtype == "int8":
@@ -130,19 +130,31 @@ def test_shapes_types_and_training() -> None:
     assert small(torch.empty(0, 2, dtype=torch.int64)).shape == (0, 2, 8)
     assert small(torch.tensor([3])).dtype == torch.float64
     assert not list(small.parameters())
+    assert "QuantizedTier(10, 2)" in repr(small)
     removed = quantize(MultiSizeEmbedding(TableAllocation("f", 3, 6, ())))
     assert bool((removed(torch.arange(4)) == 0).all())
     with pytest.raises(ValueError, match="between 0 and 60"):
         small(torch.tensor([61]))
 
 
+def test_casts_change_no_stored_number() -> None:
+    small = quantize(MultiSizeEmbedding(TABLE))
+    expected, stored = small(torch.arange(60)), _stored(small)
+    again = copy.deepcopy(small).bfloat16().double()
+    assert _stored(again) == stored
+    torch.testing.assert_close(again(torch.arange(60)).float(), expected, rtol=1e-6, atol=0)
+
+
 def test_what_is_refused() -> None:
     layer = MultiSizeEmbedding(TABLE)
+    narrow = MultiSizeEmbedding(TableAllocation("f", 60, 8, (Tier(5, 8, 16), Tier(9, 8, 4))))
     for function in (quantize, quantization_report):
         for model, dtype, message in (
             (layer, "int4", '`dtype` must be "int8" or "float16", got \'int4\''),
             (nn.Linear(2, 2), "int8", "must have a multi-size layer"),
             (quantize(layer), "int8", "'f' of `model` is quantised already"),
+            (freeze(layer), "int8", "'f' of `model` is frozen already"),
+            (narrow, "int8", "'f' of `model` was trained for 4 bits a number: `freeze"),
         ):
             with pytest.raises(ValueError, match=message):
                 function(model, dtype)  # type: ignore[operator]

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from optuna_nis.nn import SupernetEmbedding, sized_layers
+from optuna_nis.nn.multi_size import sized_layers
+from optuna_nis.nn.supernet import SupernetEmbedding
 
 Model = TypeVar("Model", bound=nn.Module)
 Layer = TypeVar("Layer", bound=nn.Module)
