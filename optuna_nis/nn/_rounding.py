@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from optuna_nis.space.precision import CODES
 
@@ -24,11 +25,12 @@ def spread_of(rows: Tensor) -> Tensor:
     """The root of the mean square of all numbers, with which a spread starts.
 
     Returns:
-        Shape ``(1,)``, in floats of 32 bits or more.
+        Shape ``(1,)``, in floats of 32 bits or more, above zero.
     """
     exact = torch.promote_types(rows.dtype, torch.float32)
     norm: Tensor = torch.linalg.vector_norm(rows.detach(), dtype=exact)
-    return norm.div(rows.numel() ** 0.5).view(1)
+    # At zero it would have no gradient.
+    return norm.div(rows.numel() ** 0.5).clamp(min=torch.finfo(torch.float16).tiny).view(1)
 
 
 def step_of(spread: Tensor, bits: int) -> Tensor:
@@ -42,8 +44,8 @@ def step_of(spread: Tensor, bits: int) -> Tensor:
         Shape ``(1,)``, in float16 and above zero.
     """
     half = torch.finfo(torch.float16)
-    step = spread.detach().float().abs() * BEST_STEPS[bits]
-    return step.clamp(half.tiny, half.max).half()
+    step = spread.detach().float() * BEST_STEPS[bits]
+    return step.abs_().clamp_(half.tiny, half.max).half()
 
 
 def rounded(rows: Tensor, spread: Tensor | None, bits: int, scale: float | None = None) -> Tensor:
@@ -100,8 +102,7 @@ def as_stored(
     slopes = None
     if sloped:
         # Numbers between two levels stay where they are, those beyond all follow the outermost.
-        away = levels - parts
-        slopes = torch.where(away.abs() <= 0.5, away, levels)
+        slopes = functional.hardshrink(parts, high + 1.0).sub_(parts).add_(levels)
     return levels.mul_(step), slopes
 
 
@@ -115,9 +116,8 @@ def spread_gradient(grad: Tensor, slopes: Tensor, spread: Tensor, scale: float) 
         scale: As in :func:`rounded`.
     """
     exact = torch.promote_types(grad.dtype, torch.float32)
-    total = (grad * slopes).sum(dtype=exact) * scale
-    # One that is zero must be able to leave it.
-    return torch.where(spread < 0, -total, total).to(spread.dtype)
+    total = torch.dot(grad.reshape(-1).to(exact), slopes.reshape(-1).to(exact))
+    return spread.sign().mul_(total.mul_(scale))
 
 
 def codes_of(rows: Tensor, step: Tensor, bits: int) -> Tensor:

@@ -88,8 +88,9 @@ def test_gradients(bits: int, sign: float) -> None:
     torch.testing.assert_close(spread.grad, sign * (weights * slopes).sum().view(1))
 
 
-def test_a_spread_of_zero_can_be_left() -> None:
-    rows, spread = torch.zeros(4, 2), torch.zeros(1, requires_grad=True)
+def test_rows_of_zeros_can_be_left() -> None:
+    rows = torch.zeros(4, 2)
+    spread = spread_of(rows).requires_grad_()
     found = rounded(rows, spread, 4, scale=1.0)
     assert bool(found.isfinite().all())
     found.sum().backward()
