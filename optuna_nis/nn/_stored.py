@@ -97,8 +97,11 @@ class StoredTier(_Stored, Tier, ABC):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """All rows, computed at each access."""
-        rows = self.rows(torch.arange(self.num_embeddings, device=self._empty.device))
-        return table_weight(rows, self._name)
+        return table_weight(self.table(), self._name)
+
+    def table(self) -> Tensor:
+        """All rows, not projected."""
+        return self.rows(torch.arange(self.num_embeddings, device=self._empty.device))
 
     def extra_repr(self) -> str:
         """Show the size."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from optuna_nis.nn._layers import Model, check_sized, replace_layers
-from optuna_nis.nn._rounding import codes_of, rows_of, step_of
+from optuna_nis.nn._rounding import codes_of, rows_of
 from optuna_nis.nn._stored import (
     StoredEmbedding,
     StoredEmbeddingBag,
@@ -26,7 +26,6 @@ from optuna_nis.nn.multi_size import (
     Tier,
     sized_layers,
 )
-from optuna_nis.space.precision import CODES
 
 # Rows at a time while a table is packed.
 _CHUNK_ROWS = 65536
@@ -36,17 +35,17 @@ def freeze(model: Model) -> Model:
     """Keep the tables of a model as they are stored, in place. They can no longer be trained.
 
     Rows of 32 bits are float32 then, those of 16 bits float16, and those of 8, 4 and 2 bits codes
-    that are packed, with a step for each column in float16; projections are float32 or float16
+    that are packed, with one step for all in float16; projections are float32 or float16
     (:attr:`TableAllocation.projection_bits <optuna_nis.TableAllocation.projection_bits>`). A layer
     holds exactly the bytes of
     :meth:`TableAllocation.nbytes <optuna_nis.TableAllocation.nbytes>`, besides the order of its
-    ids. Only the rows of a batch are unpacked. Within the rounding of float32 the model gives what
-    it gave in evaluation mode; casts of the model, such as ``model.half()``, change the type of
-    what is looked up, and no stored number.
+    ids. Only the rows of a batch are unpacked, to what they were in evaluation mode to the bit;
+    sums over them may be rounded in another order. Casts of the model, such as ``model.half()``,
+    change the type of what is looked up, and no stored number.
 
     In the ``state_dict``, ``tiers.N.weight`` becomes ``tiers.N.codes``, of shape ``(ids, width)``,
     or ``(ids, ceil(width * bits / 8))`` and of type uint8 if there are fewer than 16 bits, with
-    ``tiers.N.step`` of shape ``(width,)``. The first number of a byte is in its lowest bits; a
+    ``tiers.N.step`` of shape ``(1,)``. The first number of a byte is in its lowest bits; a
     code ``c`` of ``b`` bits stands for ``(c + 1/2 - 2**(b - 1)) * step``.
 
     Args:
@@ -68,7 +67,7 @@ def freeze(model: Model) -> Model:
         >>> layer(torch.tensor([0, 20, 99])).shape
         torch.Size([3, 16])
         >>> sum(buffer.nbytes for buffer in layer.buffers()), table.nbytes()
-        (544, 544)
+        (484, 484)
         >>> layer.tiers[1].codes.shape
         torch.Size([40, 8])
     """
@@ -99,12 +98,10 @@ class PackedTier(StoredTier):
     def __init__(self, tier: Tier, bits: int, name: str) -> None:
         super().__init__(tier, name)
         self.bits = bits
-        weight, step = tier.weight.detach(), None
-        if bits in CODES:
-            step = step_of(weight, bits)
+        weight, step = tier.weight.detach(), tier.stored_step()
+        if step is not None:
             chunks = torch.split(weight, _CHUNK_ROWS)
             codes = torch.cat([pack(codes_of(rows, step, bits), bits) for rows in chunks])
-            step = half(step, name)
         else:
             codes = half(weight, name) if bits == 16 else weight.to(torch.float32, copy=True)
         self.register_buffer("codes", codes)

@@ -25,7 +25,6 @@ from optuna_nis.nn import (
     freeze,
     sized_layers,
 )
-from optuna_nis.nn._rounding import rounded, step_of
 from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.nn.packed import pack, unpack
 from optuna_nis.serve import quantize, to_dense
@@ -64,19 +63,10 @@ def tables(draw: Any) -> TableAllocation:
     return TableAllocation("f", sum(rows) + 3, dim, tiers)
 
 
+@torch.no_grad()
 def _expected(layer: MultiSize) -> Tensor:
-    """What a layer gives for every id, and for the id unknown, once its rows are rounded."""
-    projection, parts = layer.projection, []
-    if projection is not None:
-        projection = rounded(projection, None, layer.table.projection_bits)
-    for size, tier in zip(layer.table.tiers, layer.tier_modules()):
-        weight = tier.weight.detach()
-        step = step_of(weight, size.bits) if size.bits in CODES else None
-        rows = rounded(weight, step, size.bits)
-        parts.append(rows if projection is None else rows @ projection[: size.embedding_dim])
-    missing = layer.num_embeddings - layer.table.kept
-    by_rank = torch.cat([*parts, torch.zeros(missing, layer.embedding_dim)]).detach()
-    rows = by_rank if layer.ranks is None else by_rank[layer.ranks]
+    """What a layer gives for every id, and for the id unknown, with its rows rounded."""
+    rows = layer.rows()
     return torch.cat([rows, torch.zeros(1, layer.embedding_dim)])
 
 
@@ -198,12 +188,6 @@ INPUTS = torch.arange(60), torch.arange(60) % 40
 def test_a_swapped_model() -> None:
     model = _swapped()
     rounds = copy.deepcopy(model)
-    for layer in sized_layers(rounds):
-        if layer.projection is not None:
-            layer.projection.data = layer.projection.data.half().float()
-        for size, tier in zip(layer.table.tiers, layer.tier_modules()):
-            step = step_of(tier.weight, size.bits) if size.bits in CODES else None
-            tier.weight.data = rounded(tier.weight.data, step, size.bits)
     assert freeze(model) is model
     assert model.user is model.again
     assert model.head.fields is model.item.fields
