@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from optuna_nis.nn._ids import bags_of
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._weight import table_weight
 from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
@@ -90,18 +90,29 @@ class StoredTier(_Stored, Tier, ABC):
         self._name = name
         self._empty: Tensor = tier.weight.detach().new_empty(0)
 
-    @abstractmethod
-    def rows(self, ids: Tensor) -> Tensor:
-        """The rows of ids, not projected, of the type of the model."""
+    @property
+    def spread(self) -> None:
+        """None: the step is no longer trained."""
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """All rows, computed at each access."""
         return table_weight(self.table(), self._name)
 
+    @abstractmethod
+    def rows(self, ids: Tensor) -> Tensor:
+        """The rows of ids, not projected, of the type of the model."""
+
     def table(self) -> Tensor:
-        """All rows, not projected."""
+        """All rows as the model sees them, not projected."""
         return self.rows(torch.arange(self.num_embeddings, device=self._empty.device))
+
+    def pooled(self, ids: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        """The sums of the rows of bags, not projected."""
+        rows, places = self.rows(ids), torch.arange(len(ids), device=ids.device)
+        return functional.embedding_bag(
+            places, rows, starts.to(places.dtype), mode="sum", per_sample_weights=weights
+        )
 
     def extra_repr(self) -> str:
         """Show the size."""
@@ -151,7 +162,8 @@ class StoredEmbedding(StoredLayer, MultiSizeEmbedding):
             output = self.project(tiers[0].rows(flat))
         else:
             output = self._zeros(len(flat), self.embedding_dim, device=flat.device)
-            for tier, (where, ids) in zip(tiers, _split(flat, tiers)):
+            parts = split(flat, [tier.num_embeddings for tier in tiers])
+            for tier, (where, ids) in zip(tiers, parts):
                 output.index_copy_(0, where, self.project(tier.rows(ids)))
         return output.view(*ranks.shape, self.embedding_dim)
 
@@ -162,21 +174,6 @@ class StoredEmbeddingBag(StoredLayer, MultiSizeEmbeddingBag):
     def __init__(self, layer: MultiSizeEmbeddingBag, tiers: Sequence[StoredTier]) -> None:
         super().__init__(layer, tiers)
         self.mode = layer.mode
-
-    def _for_all(self, ids: Tensor) -> bool:
-        return False
-
-    def _pooled_by_tier(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
-        _, bags, num_bags = bags_of(flat, starts, self.table.name)
-        output = self._zeros(num_bags, self.embedding_dim, device=flat.device)
-        tiers = self.tier_modules()
-        for tier, (where, ids) in zip(tiers, _split(flat, tiers)):
-            rows = tier.rows(ids)
-            if weights is not None:
-                rows = rows * weights[where].unsqueeze(1)
-            pooled = rows.new_zeros(num_bags, rows.shape[1]).index_add(0, bags[where], rows)
-            output = output + self.project(pooled)
-        return output
 
 
 def half(numbers: Tensor, name: str) -> Tensor:
@@ -197,8 +194,3 @@ def check_not_stored(layers: list[MultiSize]) -> None:
     for layer in layers:
         if isinstance(layer, StoredLayer):
             raise ValueError(f"The table {layer.name!r} of `model` is {layer.done} already.")
-
-
-def _split(ranks: Tensor, tiers: list[Tier]) -> list[tuple[Tensor, Tensor]]:
-    """For every tier where its ids are, and which of its rows they are."""
-    return split(ranks, [tier.num_embeddings for tier in tiers])[:-1] if tiers else []

@@ -6,7 +6,7 @@ import sys
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.nn._layers import Model, check_sized, replace_layers
@@ -35,13 +35,13 @@ def freeze(model: Model) -> Model:
     """Keep the tables of a model as they are stored, in place. They can no longer be trained.
 
     Rows of 32 bits are float32 then, those of 16 bits float16, and those of 8, 4 and 2 bits codes
-    that are packed, with one step for all in float16; projections are float32 or float16
+    that are packed, with the step of their tier in float16; projections are float32 or float16
     (:attr:`TableAllocation.projection_bits <optuna_nis.TableAllocation.projection_bits>`). A layer
     holds exactly the bytes of
     :meth:`TableAllocation.nbytes <optuna_nis.TableAllocation.nbytes>`, besides the order of its
-    ids. Only the rows of a batch are unpacked, to what they were in evaluation mode to the bit;
-    sums over them may be rounded in another order. Casts of the model, such as ``model.half()``,
-    change the type of what is looked up, and no stored number.
+    ids. Only the rows of a batch are unpacked. They are to the bit those that the model saw in
+    evaluation mode, and what it gives is the same within the rounding of float32. Casts, such as
+    ``model.half()``, change the type of what is looked up, and no stored number.
 
     In the ``state_dict``, ``tiers.N.weight`` becomes ``tiers.N.codes``, of shape ``(ids, width)``,
     or ``(ids, ceil(width * bits / 8))`` and of type uint8 if there are fewer than 16 bits, with
@@ -79,12 +79,17 @@ def freeze(model: Model) -> Model:
     return cast(Model, replaced)
 
 
+def is_frozen(model: nn.Module) -> bool:
+    """Whether all tables of a model are as :func:`freeze` leaves them."""
+    layers = sized_layers(model)
+    return bool(layers) and all(isinstance(layer, _Packed) for layer in layers)
+
+
 class PackedTier(StoredTier):
     """Rows of one width and precision as they are stored.
 
     Args:
         tier: The rows.
-        bits: Bits of a number.
         name: Name of the table, for errors.
 
     Raises:
@@ -95,9 +100,9 @@ class PackedTier(StoredTier):
     step: Tensor | None
 
     @torch.no_grad()
-    def __init__(self, tier: Tier, bits: int, name: str) -> None:
+    def __init__(self, tier: Tier, name: str) -> None:
         super().__init__(tier, name)
-        self.bits = bits
+        self.bits = bits = tier.bits
         weight, step = tier.weight.detach(), tier.stored_step()
         if step is not None:
             chunks = torch.split(weight, _CHUNK_ROWS)
@@ -125,11 +130,7 @@ class _Packed(StoredLayer):
 
     def __init__(self, layer: MultiSize) -> None:
         name = layer.name
-        tiers = [
-            PackedTier(tier, size.bits, name)
-            for tier, size in zip(layer.tier_modules(), layer.table.tiers)
-        ]
-        super().__init__(layer, tiers)
+        super().__init__(layer, [PackedTier(tier, name) for tier in layer.tier_modules()])
         if layer.projection is not None:
             numbers = layer.projection.detach()
             exact = layer.table.projection_bits == 32
@@ -222,13 +223,14 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         codes = functional.embedding(packed.int(), _codes_of_bytes(bits, packed.device))
         return codes.flatten(-2)[..., :columns]
     # Each code moves into a byte of its own.
-    wide = packed.to(torch.int16 if bits == 4 else torch.int32)
+    wide = packed.flatten().to(torch.int16 if bits == 4 else torch.int32)
     spread = wide << 8 - bits
     for index in range(2, 8 // bits):
         spread |= wide << index * (8 - bits)
     spread |= wide
     spread &= sum((2**bits - 1) << 8 * index for index in range(8 // bits))
-    return spread.view(torch.uint8)[..., :columns]
+    codes = spread.view(torch.uint8).view(*packed.shape[:-1], packed.shape[-1] * 8 // bits)
+    return codes[..., :columns]
 
 
 def _codes_of_bytes(bits: int, device: torch.device) -> Tensor:

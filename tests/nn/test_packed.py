@@ -4,6 +4,7 @@ import copy
 import sys
 from typing import Any
 
+from any_tables import tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretend_device import DEVICE, OnDevice, PretendDevice
@@ -28,7 +29,7 @@ from optuna_nis.nn import (
 from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.nn.packed import pack, unpack
 from optuna_nis.serve import quantize, to_dense
-from optuna_nis.space.precision import CODES, PRECISIONS
+from optuna_nis.space.precision import CODES
 
 TABLE = TableAllocation(
     "f",
@@ -43,31 +44,10 @@ TABLES = (TABLE, WHOLE, ALIKE, TableAllocation("f", 100, 16, ()))
 IDS = torch.arange(101)
 
 
-@st.composite
-def tables(draw: Any) -> TableAllocation:
-    """Tiers of any widths and precisions that an allocation may have."""
-    count = draw(st.integers(0, 4))
-    dim = draw(st.integers(1, 19))
-    kinds = draw(
-        st.lists(
-            st.tuples(st.integers(1, dim), st.sampled_from(PRECISIONS)),
-            min_size=count,
-            max_size=count,
-        )
-    )
-    widths = sorted((width for width, _ in kinds), reverse=True)
-    bits = sorted((bits for _, bits in kinds), reverse=True)
-    sizes = list(dict.fromkeys(zip(widths, bits)))
-    rows = draw(st.lists(st.integers(1, 9), min_size=len(sizes), max_size=len(sizes)))
-    tiers = tuple(Tier(n, *size) for n, size in zip(rows, sizes))
-    return TableAllocation("f", sum(rows) + 3, dim, tiers)
-
-
-@torch.no_grad()
 def _expected(layer: MultiSize) -> Tensor:
-    """What a layer gives for every id, and for the id unknown, with its rows rounded."""
-    rows = layer.rows()
-    return torch.cat([rows, torch.zeros(1, layer.embedding_dim)])
+    """What a layer gives for every id, and for the id unknown."""
+    rows = layer.rows().detach()
+    return torch.cat([rows, rows.new_zeros(1, layer.embedding_dim)])
 
 
 def _stored(model: nn.Module) -> int:
@@ -75,7 +55,7 @@ def _stored(model: nn.Module) -> int:
 
 
 @settings(deadline=None, max_examples=60)
-@given(table=tables(), ordered=st.booleans(), seed=st.integers(0, 99))
+@given(table=tables("f"), ordered=st.booleans(), seed=st.integers(0, 99))
 def test_bytes_are_those_counted_and_rows_those_rounded(
     table: TableAllocation, ordered: bool, seed: int
 ) -> None:
@@ -88,6 +68,8 @@ def test_bytes_are_those_counted_and_rows_those_rounded(
     assert _stored(small) == table.nbytes()
     expected = _expected(layer)
     torch.testing.assert_close(small(torch.arange(table.num_embeddings + 1)), expected)
+    for ours, theirs in zip(small.tier_modules(), layer.tier_modules()):
+        assert torch.equal(ours.table(), theirs.table())
     torch.testing.assert_close(small.rows(), expected[:-1])
     # An order is kept apart, in 4 bytes an id.
     order = {name: each.nbytes for name, each in small.state_dict().items() if "_ranks" in name}
@@ -109,6 +91,13 @@ def test_codes_are_packed(rows: int, columns: int, bits: int, data: Any) -> None
     for row, line in zip(codes.tolist(), packed.tolist()):
         value = sum(code << bits * index for index, code in enumerate(row))
         assert value == int.from_bytes(bytes(line), "little")
+
+
+@pytest.mark.parametrize("bits", CODES)
+@pytest.mark.parametrize("shape", [(0, 1), (0, 3), (2, 1), (2, 0, 2), (1,)])
+def test_unpacking_no_rows_and_narrow_ones(bits: int, shape: tuple[int, ...]) -> None:
+    codes = unpack(torch.zeros(shape, dtype=torch.uint8), bits, shape[-1])
+    assert codes.shape == shape
 
 
 @pytest.mark.parametrize("bits", CODES)
@@ -178,6 +167,7 @@ def _swapped() -> nn.Module:
     for layer in sized_layers(model):
         for tier in layer.tier_modules():
             nn.init.normal_(tier.weight)
+        layer.fit_steps()
     return model
 
 
@@ -187,18 +177,18 @@ INPUTS = torch.arange(60), torch.arange(60) % 40
 @pytest.mark.filterwarnings("ignore:`counts` has none")
 def test_a_swapped_model() -> None:
     model = _swapped()
-    rounds = copy.deepcopy(model)
+    plain = copy.deepcopy(model)
     assert freeze(model) is model
     assert model.user is model.again
     assert model.head.fields is model.item.fields
     assert {name for name, _ in model.named_parameters()} == {"head.bias", "own.bias"}
     assert _stored(model) == sum(layer.table.nbytes() for layer in sized_layers(model))
-    expected = rounds.eval()(*INPUTS)
+    expected = plain.eval()(*INPUTS)
     torch.testing.assert_close(model.eval()(*INPUTS), expected, rtol=1e-4, atol=1e-4)
-    for (rows, weight, bias), (_, plain, _) in zip(model.own.parts(4), rounds.own.parts(4)):
+    for (rows, weight, bias), (_, before, _) in zip(model.own.parts(4), plain.own.parts(4)):
         assert rows == slice(0, 4)
         assert bias is model.own.bias
-        torch.testing.assert_close(weight, plain)
+        torch.testing.assert_close(weight, before)
     dense = to_dense(copy.deepcopy(model))
     torch.testing.assert_close(dense(*INPUTS), model(*INPUTS), rtol=1e-4, atol=1e-4)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
