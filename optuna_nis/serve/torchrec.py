@@ -270,9 +270,10 @@ class _Feature(Ranked):
         """Take over rows and projection; the columns that widths are rounded up by are zero."""
         for index, tier in enumerate(layer.tier_modules()):
             rows = collection.embedding_bags[_key(self.table.name, index)].weight
-            rows.zero_()[:, : tier.weight.shape[1]] = tier.weight
-        if self.projection is not None and layer.projection is not None:
-            self.projection.weight.copy_(layer.projection.T)
+            rows.zero_()[:, : tier.embedding_dim] = tier.table()
+        mapping = layer.mapping()
+        if self.projection is not None and mapping is not None:
+            self.projection.weight.copy_(mapping.T)
 
     def leave_out(self, padding: int) -> None:
         """Send an id to no tier, and do not count it."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, apply_allocation
-from optuna_nis.serve import allocation_of, load, quantize, save
+from optuna_nis.serve import allocation_of, freeze, load, quantize, save
 
 torchrec = pytest.importorskip("torchrec")
 
@@ -156,6 +156,15 @@ def test_sharded() -> None:
 def test_quantised_layers() -> None:
     model = quantize(Model())
     torch.testing.assert_close(to_torchrec(model)(_jagged(BAGS)).values(), _expected(model))
+
+
+def test_rows_of_few_bits_go_as_the_model_sees_them() -> None:
+    tiers = (Tier(3, 8, 16), Tier(9, 6, 4), Tier(8, 3, 2))
+    layer = MultiSizeEmbeddingBag(TableAllocation("genres", 30, 8, tiers), mode="sum")
+    bags = [[0, 5, 29], [], [13]]
+    for each in (layer, freeze(layer).eval()):
+        found = to_torchrec(each)(_jagged({"genres": bags}))["genres"]
+        torch.testing.assert_close(found, layer(*_flat(bags)))
 
 
 def test_features_that_are_all_removed() -> None:
