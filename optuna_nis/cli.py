@@ -287,8 +287,9 @@ def export(
     form: str = typer.Option(
         ...,
         "--format",
-        help="dense (plain layers of torch), int8 or fp16 (fewer bits), each a folder that "
-        "predict reads; onnx, torch-export; torchrec.",
+        help="packed (tables as they were budgeted), dense (plain layers of torch), int8 or fp16 "
+        "(fewer bits after training), each a folder that predict reads; onnx, torch-export; "
+        "torchrec.",
     ),
     output: Path = typer.Option(..., help="The folder to write."),
     quiet: Quiet = False,

@@ -13,6 +13,7 @@ from optuna_nis._checks import check_folder
 from optuna_nis.data import Features
 from optuna_nis.models import EmbeddingModule, RankingModule
 from optuna_nis.models.embeddings import Batch
+from optuna_nis.nn import sized_layers
 from optuna_nis.serve import quantization_report, save, to_onnx, to_torch_export
 from optuna_nis.serve.predictor import FEATURES_FILE, Predictor
 from optuna_nis.serve.quantize import Dtype
@@ -31,9 +32,13 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
         folder: The model, written by ``optuna-nis retrain --output``.
         form: What to write:
 
-            - ``"dense"``, ``"int8"``, ``"fp16"``: a folder as the model's, with plain layers of
-              torch or quantised ones; :class:`Predictor` reads it.
-            - ``"onnx"``: ``model.onnx``, checked with ONNX Runtime on random ids. An input for
+            - ``"packed"``: a folder as the model's, with tables as
+              :func:`~optuna_nis.nn.freeze` packs them, to the byte what the allocation says;
+              :class:`Predictor` reads it.
+            - ``"dense"``, ``"int8"``, ``"fp16"``: the same with plain layers of torch or
+              quantised ones; quantised are only tables that were trained in 32 bits.
+            - ``"onnx"``: ``model.onnx``, checked with ONNX Runtime on random ids. Tables of fewer
+              than 32 bits are packed in it. An input for
               each feature, of shape ``(batch,)``, or ``(batch, length)`` for bags; the output
               ``probability``, ``(batch,)``, or for retrieval ``scores``, ``(batch, targets)``.
             - ``"torch-export"``: ``model.pt2``, the same for :func:`torch.export.load`, called
@@ -84,6 +89,12 @@ class _Serving(nn.Module):
         return logits.sigmoid() if self.name == "probability" else logits
 
 
+def _serving(predictor: Predictor) -> _Serving:
+    """With tables as small as they were trained for."""
+    bits = {tier.bits for table in predictor.allocation.values() for tier in table.tiers}
+    return _Serving((predictor if bits <= {32} else predictor.with_tables("packed")).model)
+
+
 def _random_batch(features: Features) -> Batch:
     """Ids of the whole vocabularies, and unknown ones."""
     generator = torch.Generator().manual_seed(0)
@@ -92,6 +103,18 @@ def _random_batch(features: Features) -> Batch:
         shape = (_EXAMPLES, _BAG_LENGTH) if name in features.bags else (_EXAMPLES,)
         batch[name] = torch.randint(0, len(vocabulary) + 1, shape, generator=generator)
     return batch
+
+
+def _to_packed(predictor: Predictor, output: Path) -> str:
+    packed = predictor.with_tables("packed")
+    packed.save(output)
+    order = sum(
+        layer.ranks.untyped_storage().nbytes()
+        for layer in sized_layers(packed.model)
+        if layer.ranks is not None
+    )
+    ids = f" and {order:,} bytes for the order of the ids" if order else ""
+    return f"packed tables, {predictor.allocation.nbytes():,} bytes{ids}: {output}"
 
 
 def _to_dense(predictor: Predictor, output: Path) -> str:
@@ -105,7 +128,7 @@ def _to_fewer_bits(dtype: Dtype, predictor: Predictor, output: Path) -> str:
 
 
 def _to_onnx(predictor: Predictor, output: Path) -> str:
-    features, model = predictor.features, _Serving(predictor.model)
+    features, model = predictor.features, _serving(predictor)
     path = output / "model.onnx"
     to_onnx(model, _random_batch(features), path, bags=features.bags, output_names=[model.name])
     return f"ONNX: {path}"
@@ -113,9 +136,7 @@ def _to_onnx(predictor: Predictor, output: Path) -> str:
 
 def _to_torch_export(predictor: Predictor, output: Path) -> str:
     features, path = predictor.features, output / "model.pt2"
-    program = to_torch_export(
-        _Serving(predictor.model), _random_batch(features), bags=features.bags
-    )
+    program = to_torch_export(_serving(predictor), _random_batch(features), bags=features.bags)
     torch.export.save(program, path)
     return f"torch.export: {path}"
 
@@ -129,6 +150,7 @@ def _to_torchrec(predictor: Predictor, output: Path) -> str:
 
 
 _WRITERS: dict[str, Callable[[Predictor, Path], str]] = {
+    "packed": _to_packed,
     "dense": _to_dense,
     "int8": partial(_to_fewer_bits, "int8"),
     "fp16": partial(_to_fewer_bits, "float16"),

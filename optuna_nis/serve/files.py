@@ -6,14 +6,19 @@ from collections.abc import Callable
 import os
 from pathlib import Path
 import pickle
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from optuna_nis.nn import freeze
 from optuna_nis.nn._layers import Model, check_not_searchable
+from optuna_nis.nn.packed import is_frozen
 from optuna_nis.space.allocation import Allocation, TableAllocation
 
 _VERSION = 1
+_SAFETENSORS = ".safetensors"
+_NOT_OURS = "`path` {!r} is not a file written by `save`."
 
 
 def allocation_of(model: nn.Module) -> Allocation:
@@ -50,13 +55,20 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     ``(ids, width)``, and, unless all are as wide as the output, a ``projection``,
     ``(largest width, embedding_dim)``. ``_ranks``, if ids are not ranks already, is the rank of
     every id and of the id unknown. There are tensors, numbers and text in it, and nothing is
-    executed when it is read.
+    executed when it is read. A frozen model has ``"tables"``, too, which is ``"packed"``, and a
+    state as :func:`~optuna_nis.nn.freeze` tells.
+
+    A path that ends in ``.safetensors`` gets the tensors in the format of that package, the rest
+    as text in its metadata. Behind the header there are the bytes of the tensors and nothing else:
+    for a frozen model :meth:`Allocation.nbytes <optuna_nis.Allocation.nbytes>`, what the model has
+    outside its tables, and 4 bytes an id where ids are not sorted by frequency.
 
     Args:
-        model: A model with multi-size layers, quantised or not.
+        model: A model with multi-size layers, quantised, frozen or neither.
         path: The file; one that is there is replaced once the new one is complete.
 
     Raises:
+        ModuleNotFoundError: If a path ends in ``.safetensors`` and the package is not installed.
         ValueError: As :func:`allocation_of`, or if the state of the model is more than tensors.
     """
     allocation, state = allocation_of(model), model.state_dict()
@@ -68,9 +80,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             )
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
-    torch.save(
-        {"version": _VERSION, "allocation": allocation.to_json(), "state_dict": state}, part
-    )
+    found = {"version": _VERSION, "allocation": allocation.to_json()}
+    if is_frozen(model):
+        found["tables"] = "packed"
+    if path.suffix == _SAFETENSORS:
+        texts = {key: str(value) for key, value in found.items()}
+        _safetensors().torch.save_model(model, str(part), metadata=texts)
+    else:
+        torch.save(found | {"state_dict": state}, part)
     part.replace(path)
 
 
@@ -81,13 +98,14 @@ def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> 
         path: The file.
         build: Makes a model of the sizes that it is given, such as
             ``lambda sizes: apply_allocation(Model(), sizes)``. Ids need no counts: their order is
-            part of the state.
+            part of the state. If the one that was saved was frozen, this is frozen, too.
 
     Returns:
         The model.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ModuleNotFoundError: As :func:`save`.
         ValueError: If the file is not one that :func:`save` wrote.
         RuntimeError: If the weights do not fit the model.
 
@@ -105,16 +123,47 @@ def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> 
         >>> torch.equal(again["user"].weight, model["user"].weight)
         True
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"`path` {str(path)!r} is not a file written by `save`.") from error
-    if not isinstance(found, dict) or found.get("version") != _VERSION:
+    path = Path(path)
+    found = _metadata(path) if path.suffix == _SAFETENSORS else _dictionary(path)
+    if not isinstance(found, dict) or found.get("version") not in (_VERSION, str(_VERSION)):
         version = found.get("version") if isinstance(found, dict) else None
         raise ValueError(
             f"`path` {str(path)!r} must be a file of version {_VERSION} written by `save`, got "
             f"version {version!r}."
         )
     model = build(Allocation.from_json(found["allocation"]))
-    model.load_state_dict(found["state_dict"])
+    if found.get("tables") == "packed" and not is_frozen(model):
+        model = freeze(model)
+    if path.suffix == _SAFETENSORS:
+        _safetensors().torch.load_model(model, str(path))
+    else:
+        model.load_state_dict(found["state_dict"])
     return model
+
+
+def _dictionary(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(_NOT_OURS.format(str(path))) from error
+
+
+def _metadata(path: Path) -> Any:
+    package = _safetensors()
+    try:
+        with package.safe_open(path, "pt") as file:
+            return file.metadata()
+    except package.SafetensorError as error:
+        raise ValueError(_NOT_OURS.format(str(path))) from error
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "A file in the format of `safetensors` needs that package, which is not installed: "
+            'pip install "optuna-nis[export]"',
+            name="safetensors",
+        ) from error
+    return safetensors

@@ -17,15 +17,16 @@ from optuna_nis._checks import check_folder
 from optuna_nis.data import Features
 from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.models.items import ItemsModule
-from optuna_nis.serve import quantize, to_dense
+from optuna_nis.serve import freeze, load, quantize, save, to_dense
 from optuna_nis.space.allocation import Allocation
 
 _VERSION = 1
 FEATURES_FILE: Final = "features.json"
-_ALLOCATION, _MODEL, _WEIGHTS = "allocation.json", "model.json", "weights.pt"
+_ALLOCATION, _MODEL = "allocation.json", "model.json"
+_WEIGHTS, _PACKED_WEIGHTS = "weights.pt", "weights.safetensors"
 
 #: What the tables of a model are kept as.
-Tables = Literal["multi-size", "dense", "int8", "float16"]
+Tables = Literal["multi-size", "dense", "int8", "float16", "packed"]
 
 
 class Predictor:
@@ -60,7 +61,7 @@ class Predictor:
         self.tables = tables
 
     def with_tables(self, tables: Tables) -> Predictor:
-        """The same with plain layers of torch, or with quantised ones.
+        """The same with plain layers of torch, or with quantised or frozen ones.
 
         Raises:
             ValueError: If there is no such form, or the tables are no longer of several sizes.
@@ -107,6 +108,7 @@ class Predictor:
             training: What :meth:`training_of` says of the folder.
 
         Raises:
+            ModuleNotFoundError: If tables are packed and safetensors is not installed.
             ValueError: If the folder cannot be written.
         """
         folder = Path(folder)
@@ -120,10 +122,16 @@ class Predictor:
         }
         for name, text in texts.items():
             _new(folder / name).write_text(text)
-        torch.save(self.model.state_dict(), _new(folder / _WEIGHTS))
+        weights = _weights(self.tables)
+        if self.tables == "packed":
+            save(self.model, _new(folder / weights))
+        else:
+            torch.save(self.model.state_dict(), _new(folder / weights))
         (folder / _MODEL).unlink(missing_ok=True)
-        for name in (_ALLOCATION, FEATURES_FILE, _WEIGHTS, _MODEL):
+        for name in (_ALLOCATION, FEATURES_FILE, weights, _MODEL):
             _new(folder / name).replace(folder / name)
+        for name in {_WEIGHTS, _PACKED_WEIGHTS} - {weights}:
+            (folder / name).unlink(missing_ok=True)
 
     @staticmethod
     def training_of(folder: str | Path) -> str | None:
@@ -146,28 +154,42 @@ class Predictor:
 
         Raises:
             FileNotFoundError: If a file is missing.
+            ModuleNotFoundError: As :meth:`save`.
             ValueError: If the folder holds another version or is malformed.
         """
         folder = Path(folder)
-        for name in (_ALLOCATION, FEATURES_FILE, _MODEL, _WEIGHTS):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"`folder` must hold a model written by `optuna-nis retrain`, but "
-                    f"{str(folder / name)!r} is not there."
-                )
+        for name in (_ALLOCATION, FEATURES_FILE, _MODEL):
+            _check_there(folder / name)
         allocation = Allocation.from_json((folder / _ALLOCATION).read_text())
         features = Features.from_json((folder / FEATURES_FILE).read_text())
         meta = json.loads((folder / _MODEL).read_text())
         if not isinstance(meta, dict) or meta.get("version") != _VERSION:
             raise ValueError(f"`folder` {str(folder)!r} must hold a model of version {_VERSION}.")
         tables = meta.get("tables", "multi-size")
+        weights = folder / _weights(tables)
+        _check_there(weights)
         model = _converted(reference_model(features, **meta["options"])(allocation), tables)
-        model.load_state_dict(torch.load(folder / _WEIGHTS, weights_only=True))
+        if tables == "packed":
+            model = load(weights, lambda _: model)
+        else:
+            model.load_state_dict(torch.load(weights, weights_only=True))
         return cls(model, allocation, features, tables)
 
 
 def _new(path: Path) -> Path:
-    return path.with_name(f"{path.name}.new")
+    return path.with_name(f"new.{path.name}")
+
+
+def _weights(tables: Tables) -> str:
+    return _PACKED_WEIGHTS if tables == "packed" else _WEIGHTS
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            "`folder` must hold a model written by `optuna-nis retrain`, but "
+            f"{str(path)!r} is not there."
+        )
 
 
 def _converted(model: EmbeddingModule, tables: Tables) -> EmbeddingModule:
@@ -176,4 +198,6 @@ def _converted(model: EmbeddingModule, tables: Tables) -> EmbeddingModule:
         raise ValueError(f"`tables` must be one of {known}, got {tables!r}.")
     if tables == "multi-size":
         return model
+    if tables == "packed":
+        return freeze(model)
     return to_dense(model) if tables == "dense" else quantize(model, tables)

@@ -24,6 +24,16 @@ SIZES = Allocation(
         TableAllocation("bags.3.b", 30, 8, (Tier(9, 4),)),
     ]
 )
+#: The same in fewer bits.
+NARROW = Allocation(
+    TableAllocation(
+        table.name,
+        table.num_embeddings,
+        table.embedding_dim,
+        tuple(Tier(*tier[:2], bits) for tier, bits in zip(table.tiers, (16, 4, 2))),
+    )
+    for table in SIZES.values()
+)
 
 
 class Sequences(nn.Module):
@@ -86,13 +96,23 @@ def swapped_batch(length: int) -> dict[str, Tensor]:
     }
 
 
+def _sized(sizes: Allocation) -> nn.Module:
+    torch.manual_seed(0)
+    ids = {"user": 60, "fused": 50, "last": 40, "bags.0": 50, "bags.1": 50}
+    counts = {name: torch.randint(0, 99, (size,)) for name, size in ids.items()}
+    return apply_allocation(Swapped(), sizes, counts=counts)
+
+
 @pytest.fixture
 def swapped() -> nn.Module:
     """Of the sizes above, with ids that are not in the order of their frequency."""
-    torch.manual_seed(0)
-    sizes = {"user": 60, "fused": 50, "last": 40, "bags.0": 50, "bags.1": 50}
-    counts = {name: torch.randint(0, 99, (size,)) for name, size in sizes.items()}
-    return apply_allocation(Swapped(), SIZES, counts=counts)
+    return _sized(SIZES)
+
+
+@pytest.fixture
+def narrow() -> nn.Module:
+    """As above, in fewer bits."""
+    return _sized(NARROW)
 
 
 @pytest.fixture

@@ -24,13 +24,18 @@ FRAME = pd.DataFrame(
 )
 
 
-def _model(folder: Path, task: Any) -> Predictor:
+def _model(folder: Path, task: Any, bits: tuple[int, int, int] = (32, 32, 32)) -> Predictor:
     targets = FRAME["city"] if task == "retrieval" else None
     features = Features.fit(FRAME, task=task, separators={"genres": "|"}, targets=targets)
     sizes = Allocation(
         [
-            TableAllocation("user", 40, 16, (Tier(5, 16), Tier(20, 8), Tier(10, 2))),
-            TableAllocation("genres", 3, 16, (Tier(2, 6),)),
+            TableAllocation(
+                "user",
+                40,
+                16,
+                (Tier(5, 16, bits[0]), Tier(20, 8, bits[1]), Tier(10, 2, bits[2])),
+            ),
+            TableAllocation("genres", 3, 16, (Tier(2, 6, bits[1]),)),
             TableAllocation("city", 7, 16, ()),
         ]
     )
@@ -39,6 +44,26 @@ def _model(folder: Path, task: Any) -> Predictor:
     predictor = Predictor(model, sizes, features)
     predictor.save(folder)
     return predictor
+
+
+def test_a_packed_folder(tmp_path: Path) -> None:
+    predictor = _model(tmp_path / "model", "ranking", bits=(16, 8, 4))
+    sizes = predictor.allocation
+    text = export_model(tmp_path / "model", "packed", tmp_path / "served")
+    assert text == f"packed tables, {sizes.nbytes():,} bytes: {tmp_path / 'served'}"
+    names = {"allocation.json", "features.json", "model.json", "weights.safetensors"}
+    assert {file.name for file in (tmp_path / "served").iterdir()} == names
+    served = Predictor.load(tmp_path / "served")
+    assert served.tables == "packed"
+    assert {type(layer).__name__ for layer in served.model.embeddings.layers} == {
+        "PackedEmbedding",
+        "PackedEmbeddingBag",
+    }
+    np.testing.assert_allclose(served.predict(FRAME), predictor.predict(FRAME), rtol=1e-5)
+    with pytest.raises(ValueError, match="got one that was exported as packed"):
+        export_model(tmp_path / "served", "packed", tmp_path / "again")
+    with pytest.raises(ValueError, match="was trained for 4 bits a number: `freeze"):
+        export_model(tmp_path / "model", "int8", tmp_path / "again")
 
 
 @pytest.mark.parametrize("form", ["dense", "int8", "fp16"])
@@ -84,10 +109,10 @@ def test_sequences_of_any_length_as_onnx_and_torch_export(tmp_path: Path) -> Non
         torch.testing.assert_close(torch.from_numpy(found), expected)
 
 
-@pytest.mark.parametrize("task", ["ranking", "retrieval"])
-def test_onnx_and_torch_export(task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("task", "bits"), [("ranking", (32, 16, 4)), ("retrieval", (32, 32, 32))])
+def test_onnx_and_torch_export(task: str, bits: tuple[int, int, int], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    predictor = _model(tmp_path / "model", task)
+    predictor = _model(tmp_path / "model", task, bits)
     output = tmp_path / "served"
     for form in ("onnx", "torch-export"):
         export_model(tmp_path / "model", form, output)
@@ -128,7 +153,7 @@ def test_torchrec(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     predictor = _model(tmp_path / "model", "ranking")
     for form, output, message in (
-        ("pickle", "served", '`format` must be one of "dense"'.replace('"', "'")),
+        ("pickle", "served", '`format` must be one of "packed"'.replace('"', "'")),
         ("dense", "model", "`output` must be another folder than `model`"),
     ):
         with pytest.raises(ValueError, match=message):

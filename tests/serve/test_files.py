@@ -1,16 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import json
 from pathlib import Path
+import sys
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from any_tables import allocations
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import pytest
+from safetensors.torch import save_file
 import torch
 from torch import Tensor, nn
 
 from optuna_nis import Allocation, TableAllocation, Tier
-from optuna_nis.nn import MultiSizeEmbedding, apply_allocation
-from optuna_nis.serve import allocation_of, load, quantize, save
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    PackedEmbedding,
+    PackedEmbeddingBag,
+    apply_allocation,
+    sized_layers,
+)
+from optuna_nis.serve import allocation_of, freeze, load, quantize, save
 
 
 def _build(kind: type[nn.Module]) -> Callable[[Allocation], nn.Module]:
@@ -49,6 +62,78 @@ def test_a_quantised_model_is_the_same_again(
     again = load(tmp_path / "model.pt", lambda sizes: quantize(build(sizes), dtype))
     batch = batch_of(40)
     assert torch.equal(again(batch), swapped(batch))
+
+
+@pytest.mark.parametrize("file", ["model.pt", "model.safetensors"])
+def test_a_frozen_model_is_the_same_again(
+    narrow: nn.Module,
+    batch_of: Callable[[int], dict[str, Tensor]],
+    tmp_path: Path,
+    file: str,
+) -> None:
+    build = _build(type(narrow))
+    save(freeze(narrow).eval(), tmp_path / file)
+    batch = batch_of(40)
+    # It is frozen when it is loaded, if it is not when it is built.
+    for again in (
+        load(tmp_path / file, build),
+        load(tmp_path / file, lambda sizes: freeze(build(sizes))),
+    ):
+        assert {type(layer) for layer in sized_layers(again)} == {
+            PackedEmbedding,
+            PackedEmbeddingBag,
+        }
+        assert torch.equal(again.eval()(batch), narrow(batch))
+        assert allocation_of(again) == allocation_of(narrow)
+
+
+def test_models_that_are_not_frozen_as_safetensors(
+    swapped: nn.Module, batch_of: Callable[[int], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    path, build, batch = tmp_path / "model.safetensors", _build(type(swapped)), batch_of(40)
+    save(swapped, path)
+    assert torch.equal(load(path, build)(batch), swapped(batch))
+    save(quantize(swapped), path)
+    assert torch.equal(load(path, lambda sizes: quantize(build(sizes)))(batch), swapped(batch))
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=allocations(), ordered=st.booleans(), head=st.booleans())
+def test_a_file_has_the_bytes_of_the_allocation(
+    sizes: Allocation, ordered: bool, head: bool
+) -> None:
+    ids = [table.num_embeddings for table in sizes.values()]
+    layers = [
+        MultiSizeEmbedding(table, ranks=None if ordered else torch.randperm(size))
+        for table, size in zip(sizes.values(), ids)
+    ]
+    model = nn.ModuleList([*layers, *([nn.Linear(3, 5)] if head else [])])
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tables.safetensors"
+        save(freeze(model), path)
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        assert Allocation.from_json(metadata["allocation"]) == sizes
+        order = 0 if ordered else sum(4 * (size + 1) for size in ids)
+        assert len(content) - 8 - length == sizes.nbytes() + order + (80 if head else 0)
+
+
+def test_safetensors_that_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"text")
+    with pytest.raises(ValueError, match="is not a file written by `save`"):
+        load(path, MultiSizeEmbedding)  # type: ignore[arg-type]
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="must be a file of version 1 written by `save`, got ver"):
+        load(path, MultiSizeEmbedding)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.safetensors", MultiSizeEmbedding)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, ()))
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "optuna-nis\[export\]"'):
+        save(layer, path)
 
 
 def test_ranks_of_a_layer_come_with_its_weights(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag
-from optuna_nis.serve import quantize, to_dense, to_onnx
+from optuna_nis.serve import freeze, quantize, to_dense, to_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -70,6 +70,24 @@ def test_codes_stay_small_in_the_file(tmp_path: Path) -> None:
     to_onnx(layer, torch.arange(4, dtype=torch.int32), tmp_path / "int8.onnx")
     size = (tmp_path / "int8.onnx").stat().st_size
     assert 5000 * (32 + 4 + 4) < size < 5000 * (32 + 4 + 4) + 40_000
+
+
+def test_packed_tables(
+    narrow: nn.Module, batch_of: Callable[[int], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    freeze(narrow).eval()
+    to_onnx(narrow, batch_of(5), tmp_path / "model.onnx", bags=["bag"])
+    for length in (1, 33):
+        batch = batch_of(length)
+        torch.testing.assert_close(_run(tmp_path / "model.onnx", batch), narrow(batch))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_packed_codes_stay_so_in_the_file(bits: int, tmp_path: Path) -> None:
+    table = TableAllocation("f", 5000, 32, (Tier(5000, 31, bits),))
+    to_onnx(freeze(MultiSizeEmbedding(table)), torch.arange(4), tmp_path / "packed.onnx")
+    size = (tmp_path / "packed.onnx").stat().st_size
+    assert table.nbytes() < size < table.nbytes() + 40_000
 
 
 def test_a_model_with_several_inputs_and_outputs(tmp_path: Path) -> None:

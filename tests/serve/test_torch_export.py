@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optuna_nis import EmbeddingSpec, SearchSpace, TableAllocation, Tier
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, apply_allocation
-from optuna_nis.serve import quantize, to_dense, to_torch_export
+from optuna_nis.serve import freeze, quantize, to_dense, to_torch_export
 
 IDS = torch.tensor([1, 2, 3])
 TABLE = TableAllocation("f", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2)))
@@ -38,6 +38,15 @@ def test_a_swapped_model(
         torch.testing.assert_close(served(batch), swapped(batch))
     batch["bag"] = batch["bag"][:, :3]
     torch.testing.assert_close(served(batch), swapped(batch))
+
+
+def test_packed_tables(narrow: nn.Module, batch_of: Callable[[int], dict[str, Tensor]]) -> None:
+    freeze(narrow)
+    program = to_torch_export(narrow, batch_of(5), bags=["bag"]).module()
+    narrow.eval()
+    for length in (1, 33):
+        batch = batch_of(length)
+        torch.testing.assert_close(program(batch), narrow(batch))
 
 
 def test_weights_of_the_ids_of_a_bag(swapped: nn.Module) -> None:
