@@ -40,7 +40,7 @@ def objective(
     """An objective that trains a model of the suggested sizes and returns its penalised metric.
 
     After every validation, by default one for each epoch, the reward is reported, as step 0, 1 and
-    so on, and the trial is pruned if the study's pruner says so. Quality, penalty and number of
+    so on, and the trial is pruned if the study's pruner says so. Quality, penalty, bytes and
     parameters become user attributes of the trial, and a choice above the budget breaks the
     constraint ``"memory"``. A training whose metric is never a finite number makes its trial fail,
     and the study goes on. The study remembers the space.

@@ -188,7 +188,11 @@ class MultiSizeEmbedding(MultiSize):
     """An embedding whose rows have the widths of an allocation, projected to one width.
 
     In place of :class:`torch.nn.Embedding`. It holds exactly
-    :attr:`TableAllocation.num_parameters <optuna_nis.TableAllocation.num_parameters>` numbers.
+    :attr:`TableAllocation.num_parameters <optuna_nis.TableAllocation.num_parameters>` numbers, and
+    one from which the step comes for each tier of codes. Rows of fewer than 32 bits are trained as
+    they will be stored: they are rounded when they are looked up, with gradients as if they were
+    not.
+
     Ids out of vocabulary, among them the id ``num_embeddings`` which stands for unknown and
     padding, give zeros (Joglekar et al., 2020, section 3.2).
 

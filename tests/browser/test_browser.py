@@ -7,6 +7,7 @@ from pathlib import Path
 from pypdf import PdfReader
 import pytest
 
+from optuna_nis._format import size
 from optuna_nis.show.dashboard import publish
 from optuna_nis.show.report import write_report
 from optuna_nis.study import results
@@ -47,7 +48,7 @@ def test_the_other_pages_of_the_dashboard(page, dashboard, study):
     best = results.best_allocation(study)
     assert len(rows) == 1 + len(best)
     for name, table in best.items():
-        assert any(name in row and f"{table.num_parameters:,}" in row for row in rows)
+        assert any(name in row and size(table.nbytes()) in row for row in rows)
     page.goto(f"{dashboard}/trials")
     page.wait_for_selector("text=Trial 0")
     page.goto(f"{dashboard}/analytics")
@@ -132,6 +133,6 @@ def test_a_printed_report_holds_all_of_it(page, make_study, tmp_path: Path):
     for name, table in results.best_allocation(study).items():
         kept = " + ".join(f"{t.num_embeddings:,} x {t.embedding_dim}" for t in table.tiers)
         row = f"{name} {table.num_embeddings:,} x {table.embedding_dim} {kept or 'removed'}"
-        assert f"{row} {table.num_parameters:,}" in printed
+        assert f"{row} {size(table.nbytes())}" in printed
     for result in results.results_of(study):
         assert f"{result.label} {result.mean:.4f}" in printed
