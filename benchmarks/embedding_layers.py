@@ -14,6 +14,9 @@ batches of 8,192. Prints one JSON object as its last line and writes it to
 - ``bag_vs_bag``: bags of 20 ids, against ``nn.EmbeddingBag(1_000_000, 64, sparse=True)``.
 - ``supernet_step_vs_plain``: a training step of the supernet on flights, shared among 4 choices,
   against one of the plain model with full tables.
+- ``packed4_vs_float32``: a lookup, without gradients, from a frozen table of 1,000,000 x 64 in 4
+  bits against ``nn.Embedding(1_000_000, 64)``; the median of the ratios of pairs, both in 1
+  thread, as servers run that answer many requests at a time.
 - ``memory_error``: resident memory of the multi-size layer against ``Allocation.nbytes``.
 """
 
@@ -40,6 +43,7 @@ from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
     RowwiseAdagrad,
+    freeze,
     set_choices,
 )
 
@@ -70,6 +74,7 @@ def main() -> None:
         "multisize_step_vs_sparse_step": single(rounds, sparse=True, optimizer=RowwiseAdagrad),
         "bag_vs_bag": bags(rounds),
         "supernet_step_vs_plain": supernet_step,
+        "packed4_vs_float32": packed(rounds),
         "memory_error": memory_error(),
     }
     result = {name: round(value, 4) for name, value in result.items()}
@@ -85,15 +90,20 @@ def zipf(rng: np.random.Generator, *shape: int) -> Tensor:
     return torch.from_numpy(np.searchsorted(cumulative, rng.random(shape) * cumulative[-1]))
 
 
-def in_turns(rounds: int, *steps: Callable[[int], None]) -> list[float]:
-    """Median seconds of each step, run in turns so that all see the same machine."""
+def in_turns(rounds: int, *steps: Callable[[int], object]) -> list[float]:
+    """Median seconds of each step."""
+    return [median(seconds) for seconds in seconds_in_turns(rounds, *steps)]
+
+
+def seconds_in_turns(rounds: int, *steps: Callable[[int], object]) -> list[list[float]]:
+    """Seconds of each step, run in turns so that all see the same machine."""
     seconds: list[list[float]] = [[] for _ in steps]
     for index in range(rounds + 3):
         for step, times in zip(steps, seconds):
             start = time.perf_counter()
             step(index)
             times.append(time.perf_counter() - start)
-    return [median(times[3:]) for times in seconds]
+    return [times[3:] for times in seconds]
 
 
 def layer_step(
@@ -171,6 +181,24 @@ def supernet(rounds: int) -> float:
 
     ours, theirs = in_turns(rounds, training(net, share), training(plain, lambda: None))
     return ours / theirs
+
+
+def packed(rounds: int) -> float:
+    """Lookups in a table of 4 bits."""
+    rng = np.random.default_rng(0)
+    batches = [zipf(rng, BATCH) for _ in range(8)]
+    table = TableAllocation("id", ROWS, DIM, (Tier(ROWS, DIM, 4),))
+    small, plain = freeze(MultiSizeEmbedding(table)).eval(), nn.Embedding(ROWS, DIM)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        ours, theirs = seconds_in_turns(
+            rounds,
+            lambda index: small(batches[index % len(batches)]),
+            lambda index: plain(batches[index % len(batches)]),
+        )
+    torch.set_num_threads(threads)
+    return median(a / b for a, b in zip(ours, theirs))
 
 
 def memory_error() -> float:

@@ -210,7 +210,7 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         columns: Codes of a row.
 
     Returns:
-        Shape ``(*, columns)``.
+        Shape ``(*, columns)``, of type uint8, or float32 in exported and compiled models.
 
     Example:
         >>> unpack(torch.tensor([[33, 3]], dtype=torch.uint8), 4, 3)
@@ -219,9 +219,13 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     if bits == 8:
         return packed
     if torch.compiler.is_compiling() or sys.byteorder == "big":
-        # For runtimes that know no shifts of bytes, nor other views of them.
-        codes = functional.embedding(packed.int(), _codes_of_bytes(bits, packed.device))
-        return codes.flatten(-2)[..., :columns]
+        # With what all runtimes know: not all have shifts of bytes, nor other views of them.
+        rest, parts = packed.float(), []
+        for _ in range(8 // bits - 1):
+            above = (rest / 2**bits).floor()
+            parts.append(rest - above * 2**bits)
+            rest = above
+        return torch.stack([*parts, rest], -1).flatten(-2)[..., :columns]
     # Each code moves into a byte of its own.
     wide = packed.flatten().to(torch.int16 if bits == 4 else torch.int32)
     spread = wide << 8 - bits
@@ -231,13 +235,6 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     spread &= sum((2**bits - 1) << 8 * index for index in range(8 // bits))
     codes = spread.view(torch.uint8).view(*packed.shape[:-1], packed.shape[-1] * 8 // bits)
     return codes[..., :columns]
-
-
-def _codes_of_bytes(bits: int, device: torch.device) -> Tensor:
-    """The codes in every byte, shape ``(256, 8 // bits)``."""
-    places = 2 ** torch.arange(0, 8, bits, device=device)
-    codes: Tensor = torch.arange(256, device=device).unsqueeze(1) // places % 2**bits
-    return codes.to(torch.uint8)
 
 
 def _frozen(layer: MultiSize) -> MultiSize:

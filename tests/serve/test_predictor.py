@@ -89,6 +89,30 @@ def test_who_is_killed_while_replacing_leaves_no_mixture(
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_packed_tables_replace_others_and_are_replaced(
+    datamodule: TableDataModule, tmp_path: Path
+) -> None:
+    plain = _predictor(datamodule)
+    packed = plain.with_tables("packed")
+    for predictor, weights in (
+        (plain, "weights.pt"),
+        (packed, "weights.safetensors"),
+        (plain, "weights.pt"),
+    ):
+        predictor.save(tmp_path)
+        assert [file.name for file in tmp_path.glob("*weights*")] == [weights]
+        again = Predictor.load(tmp_path)
+        assert again.tables == predictor.tables
+        for name, value in predictor.model.state_dict().items():
+            assert torch.equal(again.model.state_dict()[name], value)
+    packed.save(tmp_path)
+    with pytest.raises(ValueError, match="is frozen already"):
+        Predictor.load(tmp_path).with_tables("packed")
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
+        Predictor.load(tmp_path)
+
+
 def test_a_file_is_no_folder(datamodule: TableDataModule, tmp_path: Path) -> None:
     (tmp_path / "model").write_text("x")
     with pytest.raises(ValueError, match="`folder` must be a folder to write, got the file"):
