@@ -346,7 +346,7 @@ class MultiSizeEmbeddingBag(MultiSize):
         if per_sample_weights is not None:
             weights = per_sample_weights.unsqueeze(-1)
             parts = (rows * weights for rows in parts)
-        return self._sum((rows.sum(1) for rows in parts), len(ranks), device=ranks.device)
+        return self._sum((rows.sum(1) for rows in parts), ranks.shape[0], device=ranks.device)
 
     def extra_repr(self) -> str:
         """Show the tiers and the mode."""
