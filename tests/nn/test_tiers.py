@@ -349,8 +349,9 @@ def test_compiled_layers(bags: bool) -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_exported_layers(grad: bool) -> None:
-    layer = MultiSizeEmbedding(TABLE).eval()
+@pytest.mark.parametrize("kind", [MultiSizeEmbedding, MultiSizeEmbeddingBag])
+def test_exported_layers(kind: type[MultiSize], grad: bool) -> None:
+    layer = kind(TABLE).eval()
     _train(layer)
     shapes = ({0: torch.export.Dim("batch", min=2)},)
     with torch.set_grad_enabled(grad):
