@@ -59,11 +59,19 @@ def _search(table: Path, *more: object) -> tuple[int, str]:
     )  # fmt: skip
 
 
-def test_search_with_a_batch_size(table: Path) -> None:
-    code, output = _search(table, "--batch-size", 32)
+def test_search_with_a_batch_size_and_precisions(table: Path) -> None:
+    code, output = _search(table, "--batch-size", 32, "--precisions", "8,32, 2")
     assert code == 0, output
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{table.parent}/s.db")
     assert DataConfig.from_json(study.user_attrs[DATA_ATTR]).batch_size == 32
+    space, best = space_of(study), best_allocation(study)
+    assert space.precisions == (32, 8, 2)
+    assert str(best) in output
+    memory = _format.memory(best.nbytes(), space.full_nbytes)
+    assert f" with {memory}: {best.num_parameters:,} parameters, " in output
+    code, output = _search(table, "--batch-size", 32)
+    assert code == 1
+    assert "was searched with another space" in output
 
 
 def test_options_of_the_model_hold_for_search_and_retrain(table: Path) -> None:
