@@ -38,6 +38,8 @@ from optuna_nis.lightning.training import Training, quiet_lightning, quiet_train
 # As in the scripts and papers of the authors.
 _GROUPS, _TAU = 128, 3e-3
 _THRESHOLD_RATE = 1e-4
+# Of PEP's thresholds and all else in its search: it is what raises them.
+_WEIGHT_DECAY = 1e-5
 # What a search of PEP may take at most, as a training of ours.
 MOST_STEPS = 10_000
 
@@ -168,6 +170,9 @@ def pep(data: str, datamodule: EmbeddingDataModule, job: Job, folder: str) -> Re
     datamodule.shuffle_seed = job["seed"]
     model = make()
     initial = model.embeddings.embedding.v.detach().clone()
+    model.configure_optimizers = lambda: torch.optim.Adam(
+        model.parameters(), lr=model.learning_rate, weight_decay=_WEIGHT_DECAY
+    )
     reached = _UntilSparse(nbytes, host.space.with_budget(job["budget"]).budget_nbytes)
     with quiet_lightning():
         trainer = quiet_trainer(
