@@ -245,7 +245,7 @@ def _results_section(study: Study, found: results.Results) -> str:
         "training nor search has seen, once it was decided what to take; mean ± standard "
         f"deviation over the seeds. {text}</p>"
         + _table(*_result_rows(found), numbers_from=1)
-        + f"<p>Memory is that of the embeddings as they are stored: rows, their scales and "
+        + f"<p>Memory is that of the embeddings as they are stored: rows, their steps and "
         f"projections, not the order of the ids. {_rest(found)}</p>" + _endings(found)
     )
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import warnings
 
 from optuna_nis.space.budget import bytes_per_element
-from optuna_nis.space.precision import PRECISIONS, projection_nbytes, row_nbytes, scale_nbytes
+from optuna_nis.space.precision import PRECISIONS, projection_nbytes, row_nbytes, step_nbytes
 
 # Without precisions in version 1.
 _JSON_VERSIONS = (1, 2)
@@ -39,7 +39,7 @@ class Tier(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the rows, each of which begins at a whole byte, and of their step."""
         rows = self.num_embeddings * row_nbytes(self.embedding_dim, self.bits)
-        return rows + scale_nbytes(self.bits)
+        return rows + step_nbytes(self.bits)
 
     def __str__(self) -> str:
         size = f"{self.num_embeddings}x{self.embedding_dim}"

@@ -42,7 +42,7 @@ class Blocks:
         self._late_starts = np.repeat(np.cumsum([0, *squares[:-1]]), blocks)
         self._rows = np.concatenate([table.rows for table in tables])
         self._row_nbytes = np.concatenate([own.row_nbytes for own in sizes])
-        self._first_costs = np.concatenate([own.projection + own.scales for own in sizes])
+        self._first_costs = np.concatenate([own.projection + own.steps for own in sizes])
         self._late_costs = np.concatenate([own.late_costs.ravel() for own in sizes])
 
     def options(self, octaves: FloatArray, bits: IntArray) -> IntArray:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRECISIONS = (32, 16, 8, 4, 2)
-#: The precisions in which numbers are codes, with a scale beside them.
+#: The precisions in which numbers are codes, with a step beside them.
 CODES = (8, 4, 2)
 
 # Of numbers that are spread as a bell curve: the mean square of what the best equal steps round
@@ -45,7 +45,7 @@ def row_nbytes(embedding_dim: _Number, bits: int) -> _Number:
     return -(-embedding_dim * bits // 8)
 
 
-def scale_nbytes(bits: int) -> int:
+def step_nbytes(bits: int) -> int:
     """Bytes of the step that rows of one width and precision share: a float16."""
     return 2 if bits in CODES else 0
 

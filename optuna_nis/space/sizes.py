@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from optuna_nis.space.constraint import Choice, FloatArray, IntArray
-from optuna_nis.space.precision import kept_share, projection_nbytes, row_nbytes, scale_nbytes
+from optuna_nis.space.precision import kept_share, projection_nbytes, row_nbytes, step_nbytes
 from optuna_nis.space.spec import EmbeddingSpec
 
 
@@ -22,9 +22,9 @@ class Sizes:
         kept: The part of what rows are worth that is left when they are rounded so.
         log_weights: Weight of each that grows with the width, e-fold per octave.
         row_nbytes: Bytes of a row.
-        scales: Bytes of the scales of a tier.
+        steps: Bytes of the step of a tier.
         projection: Bytes of the projection of a table whose first tier has this size.
-        late_costs: Bytes of scales and projection of a row block (second index) that comes after
+        late_costs: Bytes of step and projection of a row block (second index) that comes after
             another one (first index), beyond what that one has paid for.
         fits: Whether one (second index) may come after another one (first index).
         meets: Index of the size with the smaller width and the smaller precision of two.
@@ -50,7 +50,7 @@ class Sizes:
         self.log_weights = self.octaves[levels] + np.log(self.kept)
         self.row_nbytes = np.array([row_nbytes(*pair) for pair in self.pairs])
         # No row has no step.
-        self.scales = np.array([scale_nbytes(own) if width else 0 for width, own in self.pairs])
+        self.steps = np.array([step_nbytes(own) if width else 0 for width, own in self.pairs])
         # The widest tier pays for the projection that all share; a table of full width has none
         # until a narrower tier follows.
         full = self.widths == dim
@@ -59,7 +59,7 @@ class Sizes:
         late = np.array([projection_nbytes(dim, dim, own) for _, own in self.pairs])
         follows = full[:, None] & ~full & (self.widths > 0)
         is_new = ~np.eye(len(self.pairs), dtype=np.bool_)
-        self.late_costs = is_new * self.scales + follows * late
+        self.late_costs = is_new * self.steps + follows * late
         self.fits = (self.widths <= self.widths[:, None]) & (bits <= bits[:, None])
         # No row may come after anything, and nothing but no row after it.
         self.fits[:, 0] = True

@@ -58,7 +58,7 @@ class SearchSpace:
 
     Args:
         specs: The tables, one for each feature.
-        budget: Bytes allowed for all that is stored of the tables: rows, scales and projections.
+        budget: Bytes allowed for all that is stored of the tables: rows, steps and projections.
             A :obj:`str` is bytes (``"64MB"``) or a percentage of the full tables in float32
             (``"20%"``), a :obj:`float` a fraction of them, an :obj:`int` a number of float32
             parameters, 4 bytes each, of which any budget is a whole number. :obj:`None` allows

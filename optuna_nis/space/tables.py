@@ -128,16 +128,16 @@ class MultiSizeTable(Table):
         self.log_weights = self.sizes.log_weights
 
     def costs(self, index: int) -> FloatArray:
-        """What the rows cost, without scales and projections."""
+        """What the rows cost, without steps and projections."""
         return np.asarray(self.rows[index] * self.sizes.row_nbytes, dtype=np.float64)
 
     def price(self, index: int, previous: IntArray) -> tuple[NDArray[Any], BoolArray]:
-        """With scales and projections; a block may be as large as those before it at most."""
+        """With steps and projections; a block may be as large as those before it at most."""
         sizes = self.sizes
         rows = self.rows[index] * sizes.row_nbytes
         if index == 0:
-            return (rows + sizes.projection + sizes.scales)[None, :], sizes.fits[previous]
-        # Those before have paid for the projection and, if they are of the same size, the scales.
+            return (rows + sizes.projection + sizes.steps)[None, :], sizes.fits[previous]
+        # Those before have paid for the projection and, if they are of the same size, the step.
         return rows + sizes.late_costs[previous], sizes.fits[previous]
 
     def meet(self, one: IntArray, other: IntArray) -> IntArray:
@@ -193,10 +193,10 @@ class SingleSizeTable(Table):
         self.log_weights = sizes.log_weights[self._chosen]
 
     def costs(self, index: int) -> FloatArray:
-        """With scales and projections: nothing else decides about them."""
+        """With steps and projections: nothing else decides about them."""
         sizes = self.sizes
         costs = self._kept * sizes.row_nbytes[self._chosen]
-        costs = costs + (sizes.projection + sizes.scales)[self._chosen]
+        costs = costs + (sizes.projection + sizes.steps)[self._chosen]
         return np.asarray(costs, dtype=np.float64)
 
     def price(self, index: int, previous: IntArray) -> tuple[NDArray[Any], BoolArray]:
