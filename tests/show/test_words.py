@@ -17,8 +17,8 @@ def test_rows_of_an_allocation():
     user = TableAllocation("user", 2000, 16, (Tier(100, 16), Tier(300, 4, 2)))
     city = TableAllocation("city", 50, 8, (Tier(50, 8, 32),))
     assert allocation_rows(Allocation([city, user])) == [
-        ["user", "2,000 x 16", "100 x 16 + 300 x 4 in 2 bits", size(user.nbytes()), "81.9 %"],
-        ["city", "50 x 8", "50 x 8", "1.6 kB", "18.1 %"],
+        ["user", "2,000 x 16", "100 x 16 + 300 x 4 in 2 bits", size(user.nbytes()), "81.8 %"],
+        ["city", "50 x 8", "50 x 8", "1.6 kB", "18.2 %"],
     ]
 
 
