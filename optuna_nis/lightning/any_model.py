@@ -37,6 +37,7 @@ from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.precision import check_precisions
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
@@ -294,7 +295,7 @@ def search_sizes(
         elif (
             budget is not None
             or mode not in ("multi", space.mode)
-            or tuple(precisions) not in ((32,), space.precisions)
+            or check_precisions(precisions, "all features") not in ((32,), space.precisions)
         ):
             raise ValueError(
                 "`space` has a budget, a mode and precisions: give it alone, got budget "

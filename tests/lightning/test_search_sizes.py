@@ -143,6 +143,7 @@ def test_what_cannot_be_searched(
         ),
         ({"mode": "single"}, "give it alone, got budget None, mode 'single' and precisions"),
         ({"precisions": (8, 4)}, r"mode 'multi' and precisions \(8, 4\) too"),
+        ({"precisions": 8}, "mode 'multi' and precisions 8 too"),
     ],
 )
 def test_what_is_not_for_a_function_of_the_sizes(options: dict[str, Any], message: str) -> None:
