@@ -164,3 +164,10 @@ def test_blocks_are_priced_without_rounding_and_it_goes_on_afterwards() -> None:
     rows = layer.weight.detach()[[0, 5]]
     np.testing.assert_allclose(found["t"], rows.double().numpy(), rtol=1e-6)
     assert torch.equal(layer(ids), before)
+
+
+def test_a_supernet_of_float32_is_not_given_codes() -> None:
+    layer = SupernetEmbedding(EmbeddingSpec("t", 40, 4, row_blocks=[4, 36]))
+    set_choices(layer, SPACE, [_choice([4, 4], [32, 16])])
+    with pytest.raises(ValueError, match="The layer 't' was made for float32 alone"):
+        set_choices(layer, SPACE, [_choice([4, 4], [4, 2])])
