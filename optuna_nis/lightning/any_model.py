@@ -270,6 +270,7 @@ def search_sizes(
             f'`mode` must be "multi" or "single", got {mode!r}; whether the largest or the '
             "smallest value of the monitor is best is `monitor_mode`."
         )
+    precisions = check_precisions(precisions, "all features")
     fit_data(data)
     no_length = isinstance(data, Sequence) and sized_len(data[0]) is None
     whole = plan.shortlist_batches in (None, 1)
@@ -295,7 +296,7 @@ def search_sizes(
         elif (
             budget is not None
             or mode not in ("multi", space.mode)
-            or check_precisions(precisions, "all features") not in ((32,), space.precisions)
+            or precisions not in ((32,), space.precisions)
         ):
             raise ValueError(
                 "`space` has a budget, a mode and precisions: give it alone, got budget "
