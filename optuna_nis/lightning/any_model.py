@@ -37,6 +37,7 @@ from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.precision import check_precisions
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
@@ -269,6 +270,7 @@ def search_sizes(
             f'`mode` must be "multi" or "single", got {mode!r}; whether the largest or the '
             "smallest value of the monitor is best is `monitor_mode`."
         )
+    precisions = check_precisions(precisions, "all features")
     fit_data(data)
     no_length = isinstance(data, Sequence) and sized_len(data[0]) is None
     whole = plan.shortlist_batches in (None, 1)
@@ -294,7 +296,7 @@ def search_sizes(
         elif (
             budget is not None
             or mode not in ("multi", space.mode)
-            or tuple(precisions) not in ((32,), space.precisions)
+            or precisions not in ((32,), space.precisions)
         ):
             raise ValueError(
                 "`space` has a budget, a mode and precisions: give it alone, got budget "

@@ -180,7 +180,8 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     def copy_to(self, layer: MultiSize) -> None:
         """Give a multi-size layer of the same feature the weights that its rows have here.
 
-        Under the choice that the layer stands for, both then give the same output.
+        Under the choice that the layer stands for, both then give the same output, in fewer bits
+        than 32 about the same: steps are of whole tiers there, of row blocks here.
 
         Raises:
             ValueError: If the layer is of another feature or table.
@@ -310,7 +311,8 @@ def set_choices(module: nn.Module, space: SearchSpace, allocations: Sequence[All
         allocations: The choices, one for each run of a batch.
 
     Raises:
-        ValueError: If an allocation is not of this space.
+        ValueError: If an allocation is not of this space, or has codes where a layer was made for
+            float32 alone.
 
     Example:
         >>> space = SearchSpace([EmbeddingSpec("user", 100, 8)])
@@ -333,7 +335,13 @@ def _set_sizes(
     """Set the width of every choice and row block of some layers, and the bits of its numbers."""
     tables = [layer._checked(widths) for layer, widths, _ in given]
     for layer, widths, bits in given:
-        layer._rounding = Rounding.of(widths, bits)
+        rounding = Rounding.of(widths, bits)
+        if rounding is not None and layer._spread is None:
+            raise ValueError(
+                f"The layer {layer.name!r} was made for float32 alone and rounds nothing: make it "
+                "with the `precisions` of the space."
+            )
+        layer._rounding = rounding
     devices = {layer.weight.device for layer, _, _ in given}
     together = None
     if len(devices) == 1 and not devices & {torch.device("cpu"), torch.device("meta")}:

@@ -64,9 +64,9 @@ class _Swapped(OfFields):
     def _reset_rows(self, std: float) -> None:
         for layer in self.field_layers():
             if isinstance(layer, SupernetEmbedding):
-                nn.init.normal_(layer.weight, std=std)
+                layer.init_std = std
+                layer.reset_parameters()
                 layer.weight[-1].zero_()
-                nn.init.eye_(layer.projection)
             elif isinstance(layer, MultiSize):
                 for tier in layer.tier_modules():
                     tier.init_std = std

@@ -85,7 +85,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         found["tables"] = "packed"
     if path.suffix == _SAFETENSORS:
         texts = {key: str(value) for key, value in found.items()}
-        _safetensors().torch.save_model(model, str(part), metadata=texts)
+        package = _safetensors().torch
+        # It writes files that only their owner may read.
+        part.unlink(missing_ok=True)
+        part.touch()
+        mode = part.stat().st_mode
+        package.save_model(model, str(part), metadata=texts)
+        part.chmod(mode)
     else:
         torch.save(found | {"state_dict": state}, part)
     part.replace(path)

@@ -242,7 +242,7 @@ def _check(model: nn.Module, dtype: str) -> None:
         if bits := {tier.bits for tier in layer.table.tiers} - {32}:
             raise ValueError(
                 f"The table {layer.name!r} of `model` was trained for {min(bits)} bits a number: "
-                "`freeze(model)` keeps it so."
+                "`freeze(model)` keeps it so, and so does `--format packed`."
             )
 
 

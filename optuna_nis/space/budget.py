@@ -71,14 +71,13 @@ def parse_budget(budget: int | float | str, full: int, dtype: str = "float32") -
         parameters = math.floor(budget * full)
     else:
         parameters = budget
+    size = bytes_per_element(dtype)
     if parameters <= 0:
-        raise ValueError(
-            f"`budget` must be positive, got {budget!r}, which is {parameters} parameters."
-        )
+        raise ValueError(f"`budget` must be at least one parameter, {size} bytes, got {budget!r}.")
     if parameters > full:
         raise ValueError(
-            f"`budget` must be at most the full tables ({full:,} parameters), got {budget!r}, "
-            f"which is {parameters:,} parameters."
+            f"`budget` must be at most the full tables, {size * full:,} bytes ({full:,} "
+            f"parameters), got {budget!r}, which is {size * parameters:,} bytes."
         )
     return parameters
 
@@ -100,7 +99,6 @@ def _parse_text(budget: str, full: int, dtype: str) -> int:
         parameters = number * _UNITS[unit.removesuffix("B")] / bytes_per_element(dtype)
     if not math.isfinite(parameters):
         raise ValueError(
-            f"`budget` must be at most the full tables ({full:,} parameters), got a number of "
-            f"{len(text)} digits."
+            f"`budget` must be at most the full tables, got a number of {len(text)} digits."
         )
     return math.floor(parameters)

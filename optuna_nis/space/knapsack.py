@@ -72,6 +72,9 @@ class _Problem:
         shape = (len(every), len(every))
         self._costs = [np.broadcast_to(cost, shape) for cost, _ in prices]
         self._allowed = [np.broadcast_to(allowed, shape) for _, allowed in prices]
+        self._open_gains = [
+            np.where(own, each, -np.inf) for own, each in zip(self._allowed, gains)
+        ]
 
     def highest_price(self) -> float:
         """A price on memory at which nothing is worth taking."""
@@ -85,11 +88,13 @@ class _Problem:
         best = np.full((number, last + 1), -np.inf)
         best[:, last] = 0.0
         steps: list[IntArray] = []
-        for gains, cost, allowed in zip(self._gains, self._costs, self._allowed):
-            total = best[:, :, None] - prices[:, None, None] * cost + gains
-            total = np.where(allowed, total, -np.inf)
+        for gains, cost in zip(self._open_gains, self._costs):
+            # In place: with several precisions there are many pairs of options.
+            total = prices[:, None, None] * cost
+            np.subtract(best[:, :, None], total, out=total)
+            total += gains
             steps.append(total.argmax(1))
-            best = total.max(1)
+            best = np.take_along_axis(total, steps[-1][:, None], 1)[:, 0]
         # Of equals the first, which is the smallest.
         option = best.argmax(1)
         options = []

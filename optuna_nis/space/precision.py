@@ -25,19 +25,22 @@ _NOT_MADE_UP_FOR = 0.1
 _Number = TypeVar("_Number", int, NDArray[np.int64])
 
 
-def check_precisions(precisions: Iterable[int], name: str) -> tuple[int, ...]:
+def check_precisions(precisions: int | Iterable[int], name: str) -> tuple[int, ...]:
     """Precisions of a feature, the most exact first.
 
     Raises:
         ValueError: If there is none, one comes twice or is unknown.
     """
-    found = (precisions,) if isinstance(precisions, int) else tuple(precisions)
-    if not found or len(set(found)) < len(found) or not set(found) <= set(PRECISIONS):
+    if isinstance(precisions, str) or not isinstance(precisions, Iterable):
+        precisions = [precisions]
+    found = tuple(precisions)
+    known = [bits for bits in PRECISIONS if bits in found]
+    if not found or len(known) < len(found):
         raise ValueError(
             f"`precisions` of {name!r} must hold some of {list(PRECISIONS)}, the bits that a "
             f"number may have, each once, got {list(found)}."
         )
-    return tuple(sorted(map(int, found), reverse=True))
+    return tuple(known)
 
 
 def row_nbytes(embedding_dim: _Number, bits: int) -> _Number:

@@ -25,6 +25,7 @@ from optuna_nis.space.blocks import Blocks
 from optuna_nis.space.budget import parse_budget
 from optuna_nis.space.constraint import Choice, FloatArray, Walk, tilt_to_budget
 from optuna_nis.space.knapsack import best_options
+from optuna_nis.space.precision import check_precisions
 from optuna_nis.space.spec import EmbeddingSpec, replace_precisions
 from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, SpaceWalk, Table
 
@@ -112,17 +113,16 @@ class SearchSpace:
                 f"`specs` must have at most {_MOST_PARAMETERS:,} parameters in all and be at most "
                 f"{_LARGEST_DIM:,} wide, got more."
             )
-        if budget is None:
-            self.budget = self.full_parameters
-        else:
-            self.budget = parse_budget(budget, self.full_parameters, dtype)
+        wanted = 1.0 if budget is None else budget
+        stored = dtype if self.precisions == (32,) else "float32"
+        self.budget = parse_budget(wanted, self.full_parameters, stored)
         self._tables: list[Table] = [_TABLES[mode](spec) for spec in self.specs]
         self._blocks = Blocks(self._tables)
         if self.budget_nbytes < self.min_nbytes:
             raise ValueError(
-                f"`budget` must be at least {self.min_parameters} parameters, the smallest choice "
-                f"that keeps any embedding, in {self.min_nbytes:,} bytes, got {budget!r}, which "
-                f"is {self.budget} parameters."
+                f"`budget` must be at least {_PARAMETER_NBYTES * self.min_parameters:,} bytes "
+                f"({self.min_parameters:,} parameters), the smallest choice that keeps any "
+                f"embedding, got {budget!r}, which is {self.budget_nbytes:,} bytes."
             )
         # Cheap tables draw first: they are worth the most per parameter, and whoever comes last
         # finds only what the others have left of the budget.
@@ -407,8 +407,8 @@ class SearchSpace:
         Raises:
             ValueError: If a precision is unknown, or no choice is within the budget.
         """
-        wanted = tuple(precisions)
-        specs = [replace_precisions(spec, wanted) for spec in self.specs]
+        bits = check_precisions(precisions, "all features")
+        specs = [replace_precisions(spec, bits) for spec in self.specs]
         return SearchSpace(specs, budget=self.budget, mode=self.mode)
 
     def to_json(self) -> str:

@@ -102,6 +102,8 @@ def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) ->
             "`space` is for a `build_model` that takes sizes",
         ),
         (Ordinary, Data(), {"mode": "max"}, ValueError, "got 'max'; .* is `monitor_mode`"),
+        # Before the data are fitted, which they cannot be.
+        (Ordinary, [1], {"precisions": 3}, ValueError, "`precisions` of 'all features' must"),
         (Ordinary, Data(), {"monitor_mode": "multi"}, ValueError, '`monitor_mode` must be "max"'),
         (Ordinary, Data(), {"max_epochs": 2}, TypeError, "Do you mean `epochs`"),
         (Ordinary, Data(), {"monitors": "x"}, TypeError, "Do you mean `monitor`"),
@@ -143,6 +145,7 @@ def test_what_cannot_be_searched(
         ),
         ({"mode": "single"}, "give it alone, got budget None, mode 'single' and precisions"),
         ({"precisions": (8, 4)}, r"mode 'multi' and precisions \(8, 4\) too"),
+        ({"precisions": 8}, r"mode 'multi' and precisions \(8,\) too"),
     ],
 )
 def test_what_is_not_for_a_function_of_the_sizes(options: dict[str, Any], message: str) -> None:

@@ -7,9 +7,15 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from optuna_nis.nn import SupernetEmbedding, SupernetLinear, mask_gradients, set_choices
+from optuna_nis.nn import (
+    SupernetEmbedding,
+    SupernetLinear,
+    make_searchable,
+    mask_gradients,
+    set_choices,
+)
 from optuna_nis.nn._rounding import BEST_STEPS
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -164,3 +170,21 @@ def test_blocks_are_priced_without_rounding_and_it_goes_on_afterwards() -> None:
     rows = layer.weight.detach()[[0, 5]]
     np.testing.assert_allclose(found["t"], rows.double().numpy(), rtol=1e-6)
     assert torch.equal(layer(ids), before)
+
+
+def test_a_supernet_of_float32_is_not_given_codes() -> None:
+    layer = SupernetEmbedding(EmbeddingSpec("t", 40, 4, row_blocks=[4, 36]))
+    set_choices(layer, SPACE, [_choice([4, 4], [32, 16])])
+    with pytest.raises(ValueError, match="The layer 't' was made for float32 alone"):
+        set_choices(layer, SPACE, [_choice([4, 4], [4, 2])])
+
+
+def test_a_swapped_layer_that_starts_anew_is_rounded_by_its_new_rows() -> None:
+    model = nn.Embedding(40, 4)
+    with torch.no_grad():
+        model.weight.mul_(1000)
+    space = make_searchable(model, precisions=(2,))
+    model.eval()
+    set_choices(model, space, [space.full()])
+    model.reset_parameters()
+    assert model(torch.arange(40)).abs().max() < 3

@@ -96,6 +96,9 @@ def test_models_that_are_not_frozen_as_safetensors(
     save(quantize(swapped), path)
     assert torch.equal(load(path, lambda sizes: quantize(build(sizes)))(batch), swapped(batch))
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    # Whoever may read other new files may read this one.
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @settings(deadline=None, max_examples=40)

@@ -244,7 +244,7 @@ def test_the_smallest_budget_is_accepted_and_one_less_refused() -> None:
         space = SearchSpace(table, mode=mode, budget=least)  # type: ignore[arg-type]
         params, _ = random_walk(space, 200, 0)
         assert {space.allocation(draw).num_parameters for draw in params} == {0, least}
-        with pytest.raises(ValueError, match="`budget` must be at least 26 parameters"):
+        with pytest.raises(ValueError, match=r"must be at least 104 bytes \(26 parameters\)"):
             SearchSpace(table, mode=mode, budget=least - 1)  # type: ignore[arg-type]
 
 
@@ -252,6 +252,11 @@ def test_bytes_are_of_the_dtype() -> None:
     table = [EmbeddingSpec("t", 100, 16)]
     assert SearchSpace(table, budget="1600B").budget == 400
     assert SearchSpace(table, budget="1600B", dtype="float16").budget == 800
+
+
+def test_where_precisions_are_chosen_bytes_are_bytes() -> None:
+    table = [EmbeddingSpec("t", 100, 16, precisions=(32, 8))]
+    assert SearchSpace(table, budget="1600B", dtype="float16").budget_nbytes == 1600
 
 
 TABLE = EmbeddingSpec("t", 10, 4, row_blocks=[2, 8])
@@ -266,8 +271,8 @@ TABLE = EmbeddingSpec("t", 10, 4, row_blocks=[2, 8])
         ([EmbeddingSpec("t", 1, 2**21)], {}, "be at most 1,048,576 wide"),
         ([TABLE], {"mode": "both"}, '`mode` must be "multi" or "single", got \'both\''),
         ([TABLE], {"budget": 41}, "`budget` must be at most the full tables"),
-        ([TABLE], {"budget": 0}, "`budget` must be positive"),
-        ([TABLE], {"budget": 5}, "`budget` must be at least 6 parameters, .* got 5, which is 5"),
+        ([TABLE], {"budget": 0}, "`budget` must be at least one parameter"),
+        ([TABLE], {"budget": 5}, "`budget` must be at least 24 bytes .* got 5, which is 20 bytes"),
         ([TABLE], {"budget": "1MB", "dtype": "real"}, "`dtype` must be one of"),
         (
             [TABLE, EmbeddingSpec("t[0:2]", 5, 4)],

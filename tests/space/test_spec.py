@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
 
 
@@ -66,6 +67,12 @@ def test_default_widths_are_four_for_each_doubling_and_the_full_width(
         ({"mean_counts": [10**400]}, "`mean_counts` of 't' must hold 1 finite numbers"),
         ({"mean_counts": "5"}, "`mean_counts` of 't' must hold 1 finite numbers .* got \\['5'\\]"),
         ({"mean_counts": [True]}, "`mean_counts` of 't' must hold 1 finite numbers"),
+        ({"precisions": ()}, r"`precisions` of 't' must hold some of .*, got \[\]"),
+        ({"precisions": (8, 8)}, r"each once, got \[8, 8\]"),
+        ({"precisions": 3}, r"each once, got \[3\]"),
+        ({"precisions": None}, r"each once, got \[None\]"),
+        ({"precisions": "8,4"}, r"each once, got \['8,4'\]"),
+        ({"precisions": [[8]]}, r"each once, got \[\[8\]\]"),
     ],
 )
 def test_a_spec_refuses(arguments: dict[str, Any], message: str) -> None:
@@ -77,6 +84,14 @@ def test_a_spec_refuses(arguments: dict[str, Any], message: str) -> None:
 def test_from_counts_refuses(counts: list[int]) -> None:
     with pytest.raises(ValueError, match="`counts` of 't' must be at least one number"):
         EmbeddingSpec.from_counts("t", counts, 8)
+
+
+@pytest.mark.parametrize("precisions", [8, np.int64(8), [8], np.array([8]), {8}])
+def test_a_single_precision_may_be_a_number(precisions: Any) -> None:
+    spec = EmbeddingSpec("t", 10, 8, precisions=precisions)
+    assert spec.precisions == (8,)
+    assert type(spec.precisions[0]) is int
+    assert SearchSpace([EmbeddingSpec("t", 10, 8)]).with_precisions(precisions).specs == (spec,)
 
 
 def test_counts_make_no_other_table() -> None:
