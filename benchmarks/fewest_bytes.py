@@ -27,8 +27,8 @@ from authors import REPOSITORIES, add_rivals_argument, check_rivals
 from byte_laboratory import ByteLaboratory
 from data_sets import add_data_arguments, check_data
 from kept_runs import add_runs
-from search_quality import RESULTS, Cell, cell
-from trainings import RULES, Trainings
+from search_quality import RESULTS, Cell, cell, opened
+from trainings import RULES
 
 DATA = ("flights-ranking", "flights-retrieval", "movielens-1m-user-item", "movielens-1m")
 # Ours first.
@@ -143,21 +143,10 @@ def main() -> None:
     check_rivals(parser, args.rivals_dir, methods)
     found: Summary = {}
     for data in args.data:
-        trainings = Trainings(
-            data,
-            args.data_dir,
-            args.results / "search_quality",
-            args.workers,
-            args.threads,
-            rivals_dir=args.rivals_dir,
-        )
-        laboratory = ByteLaboratory(data, trainings, seeds)
-        try:
+        with opened(data, args, seeds) as laboratory:
             each = laboratory.each(
                 lambda method, lab=laboratory: tries(lab, method, grid), methods
             )
-        finally:
-            trainings.close()
         runs = [run for lines in each for run in lines]
         if not args.smoke:
             add_runs(

@@ -21,7 +21,8 @@ all that are known, and adds them to ``benchmarks/results/search_quality.json``.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, combinations
 import json
 from pathlib import Path
@@ -171,6 +172,23 @@ def save_cells(cells: list[Cell], output: Path) -> dict[str, Any]:
     )
 
 
+@contextmanager
+def opened(data: str, args: argparse.Namespace, seeds: Sequence[int]) -> Iterator[ByteLaboratory]:
+    """The laboratory of a data set, with folders and workers as a command line names them."""
+    trainings = Trainings(
+        data,
+        args.data_dir,
+        args.results / "search_quality",
+        args.workers,
+        args.threads,
+        rivals_dir=args.rivals_dir,
+    )
+    try:
+        yield ByteLaboratory(data, trainings, seeds)
+    finally:
+        trainings.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data_arguments(parser, list(DATA))
@@ -198,16 +216,7 @@ def main() -> None:
         parser.error("these methods run in none of these cells, see `--everywhere`")
     cells: list[Cell] = []
     for data in filter(plans.get, plans):
-        trainings = Trainings(
-            data,
-            args.data_dir,
-            args.results / "search_quality",
-            args.workers,
-            args.threads,
-            rivals_dir=args.rivals_dir,
-        )
-        laboratory = ByteLaboratory(data, trainings, args.seeds)
-        try:
+        with opened(data, args, args.seeds) as laboratory:
             for wanted in plans[data]:
                 found = laboratory.each(
                     lambda pair, laboratory=laboratory: cell(laboratory, *pair), wanted
@@ -215,8 +224,6 @@ def main() -> None:
                 new = [each for each in found if each is not None]
                 cells += new
                 kept = save_cells(new, args.results / "search_quality.json")
-        finally:
-            trainings.close()
     print(json.dumps({"summary": kept["summary"], "cells": cells}))
     sys.stdout.flush()
 
