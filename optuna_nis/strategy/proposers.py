@@ -115,8 +115,10 @@ def of_low_precision(space: SearchSpace) -> Iterator[SearchSpace]:
 
 def _of_one_precision(space: SearchSpace, precisions: Sequence[int]) -> Iterator[SearchSpace]:
     for bits in precisions:
+        if space.precisions == (bits,):
+            yield space
         # Not every feature has every precision.
-        if all(bits in spec.precisions for spec in space.specs):
+        elif all(bits in spec.precisions for spec in space.specs):
             # Where the budget is too small there is none.
             with suppress(ValueError):
                 yield space.with_precisions([bits])
