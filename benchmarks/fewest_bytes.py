@@ -28,7 +28,7 @@ from byte_laboratory import ByteLaboratory
 from data_sets import add_data_arguments, check_data
 from kept_runs import add_runs
 from search_quality import RESULTS, Cell, cell, opened
-from trainings import RULES
+from trainings import rules_of
 
 DATA = ("flights-ranking", "flights-retrieval", "movielens-1m-user-item", "movielens-1m")
 # Ours first.
@@ -81,7 +81,8 @@ def tries(laboratory: ByteLaboratory, method: str, grid: Sequence[float]) -> lis
 
     def reaches(budget: float) -> bool:
         found = cell(laboratory, method, budget)
-        place = {"data": laboratory.data, "method": method, "budget": budget, "rules": RULES}
+        place = {"data": laboratory.data, "method": method, "budget": budget}
+        place["rules"] = rules_of(method)
         if found is None:
             lines.append(place | {"enough": False})
             return False
@@ -104,7 +105,7 @@ def summary(runs: Sequence[Cell]) -> Summary:
     """
     found: Summary = {}
     for run in runs:
-        if run["rules"] != RULES:
+        if run["rules"] != rules_of(run["method"]):
             continue
         about = found.setdefault(run["data"], {"full": None, "shares": {}})
         about["full"] = run.get("full", about["full"])

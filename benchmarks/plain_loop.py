@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from optuna_nis import Allocation, SearchPlan, SearchSpace, SizeSearch
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.features import LABEL
-from optuna_nis.lightning.convergence import DECAY, error_on_validation
+from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.models import EmbeddingModule, RankingModule, reference_model
 from optuna_nis.nn import set_choices, warm_start
 from optuna_nis.strategy.scoring import Scoring
@@ -56,7 +56,8 @@ def plain_loop(
 
     shortlist = search.shortlist()
     runs = {
-        sizes: _Run(build(sizes), supernet, data, shortlist) for sizes in shortlist.allocations
+        sizes: _Run(lambda sizes=sizes: build(sizes), supernet, data, shortlist)
+        for sizes in shortlist.allocations
     }
     while (training := shortlist.ask()) is not None:
         shortlist.tell(runs[training.allocation].train(training))
@@ -65,27 +66,33 @@ def plain_loop(
 
 
 class _Run:
-    """A candidate that is trained for real, from the weights of the supernet."""
+    """A candidate that is trained for real, from the supernet's weights and from scratch."""
 
     def __init__(
         self,
-        model: EmbeddingModule,
+        build: Callable[[], EmbeddingModule],
         supernet: EmbeddingModule,
         data: EmbeddingDataModule,
         shortlist: Shortlist,
     ) -> None:
-        warm_start(model, supernet)
-        self._model = model
-        self._optimizer = model.configure_optimizers()
-        # The order of its rows is that of its own epochs.
-        self._train, self._validation = data.train_dataloader(), data.val_dataloader()
+        self._build, self._data = build, data
+        self._begin()
+        warm_start(self._model, supernet)
+        self._validation = data.val_dataloader()
         self._num_batches = shortlist.epoch_batches(len(self._train))
+
+    def _begin(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())
+            self._model = self._build()
+        self._optimizer = self._model.configure_optimizers()
+        # The order of its rows is that of its own epochs.
+        self._train = self._data.train_dataloader()
 
     def train(self, training: ShortTraining) -> float:
         """Some epochs more; the metric at their end."""
-        if training.is_last:
-            for group in self._optimizer.param_groups:
-                group["lr"] *= DECAY
+        if training.from_scratch:
+            self._begin()
         for _ in range(training.epochs):
             for batch in islice(self._train, self._num_batches):
                 _step(self._model, self._optimizer, batch)

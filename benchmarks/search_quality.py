@@ -37,7 +37,7 @@ from host_model import Result
 from kept_runs import add_runs
 from laboratory import HAND_MADE, PLAIN_TRAININGS, NoRoomError
 from quality_summary import summary
-from trainings import RULES, Trainings
+from trainings import Trainings, rules_of
 
 RESULTS = Path(__file__).parent / "results"
 BUDGETS = (0.01, 0.025, 0.05, 0.125, 0.25)
@@ -118,7 +118,7 @@ def cell(laboratory: ByteLaboratory, method: str, budget: float) -> Cell | None:
         "val": fmean(run["val"] for run in runs),
         "options": runs[0].get("options", laboratory.options),
         "allocation": str(runs[0]["allocation"]).splitlines(),
-        "rules": RULES,
+        "rules": rules_of(method),
     }
 
 
@@ -168,7 +168,9 @@ def save_cells(cells: list[Cell], output: Path) -> dict[str, Any]:
         by=("data", "budget", "method"),
         under="cells",
         name="summary",
-        summary=lambda merged: summary(c for c in merged if c.get("rules") == RULES),
+        summary=lambda merged: summary(
+            c for c in merged if c.get("rules") == rules_of(c["method"])
+        ),
     )
 
 

@@ -11,7 +11,6 @@ from unittest import mock
 import numpy as np
 
 from optuna_nis import PolicySettings, SearchSpace
-from optuna_nis.lightning import halving
 from optuna_nis.space import spec
 from optuna_nis.strategy import candidates, pricing
 from optuna_nis.strategy.plan import SearchPlan
@@ -46,6 +45,10 @@ _IN_PLAN: dict[str, dict[str, Any]] = {
     "frequent_ids": {"frequent_shares": (), "frequent_narrower": False},
     # Nothing leaves the shortlist because a better choice costs about the same.
     "same_cost": {"same_cost": 0.0},
+    # Formulas and uniform sizes have no place of their own in it.
+    "keep_simple": {"keep_simple": False},
+    # All of its rounds begin with the weights of the supernet.
+    "from_scratch": {"warm_rounds": 3},
     "proposals": {"proposals": 1},
     # What the supernet finds best is the result.
     "shortlist": {"shortlist_epochs": ()},
@@ -66,8 +69,6 @@ _IN_CODE: dict[str, tuple[Any, str, Any]] = {
     "simpler": (candidates, "simplify", _nothing_simpler),
     # What is in doubt is proposed with, never without.
     "doubt": (pricing, "_OPTIMISM", (1.0, 0.0)),
-    # The last round of the shortlist goes on with the full learning rate.
-    "lowered_rate": (halving._Lowered, "on_train_start", lambda self, trainer, pl_module: None),
 }
 WITHOUT = (*_IN_PLAN, *_IN_CODE)
 

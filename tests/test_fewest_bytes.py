@@ -19,7 +19,7 @@ import pytest
 import search_quality
 from small_tables import write_table
 import trainings
-from trainings import RULES
+from trainings import rules_of
 
 
 @pytest.fixture
@@ -86,17 +86,18 @@ def test_the_full_tables_are_reached_where_the_pretended_ones_are() -> None:
 
 
 def line(method: str, share: float, enough: bool, **more: Any) -> dict[str, Any]:
-    place = {"data": "flights", "method": method, "budget": 1.1 * share, "rules": RULES}
+    place = {"data": "flights", "method": method, "budget": 1.1 * share, "rules": rules_of(method)}
     return place | {"share": share, "enough": enough, "full": 0.75} | more
 
 
 def test_the_smallest_that_was_enough_counts() -> None:
-    nothing = {"data": "flights", "method": "pep", "budget": 0.1, "rules": RULES, "enough": False}
+    nothing = {"data": "flights", "method": "pep", "budget": 0.1, "enough": False}
+    nothing["rules"] = rules_of("pep")
     runs = [
         line("nis_bits", 0.02, True),
         line("nis_bits", 0.01, True),
         line("nis_bits", 0.005, False),
-        line("nis_bits", 0.001, True, rules=RULES - 1),
+        line("nis_bits", 0.001, True, rules=rules_of("nis_bits") - 1),
         line("mpe", 0.3, False),
         nothing,
     ]

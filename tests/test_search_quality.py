@@ -12,7 +12,7 @@ import pytest
 import search_quality
 from search_quality import METHODS, cell, is_run, planned, save_cells
 import torch
-from trainings import RULES
+from trainings import rules_of
 
 from optuna_nis.models import RankingModule
 
@@ -75,7 +75,7 @@ def test_a_cell_says_what_it_took(laboratory: ByteLaboratory, trainings: Pretend
     assert line["share"] == pytest.approx(0.375)
     assert (line["nbytes"], line["budget_nbytes"]) == (72_000, 96_000)
     assert line["options"] == OPTIONS
-    assert line["rules"] == RULES
+    assert line["rules"] == rules_of(line["method"])
     assert not any("options" in job for job in trainings.jobs)
 
 

@@ -118,8 +118,8 @@ search.answer(score)
 #
 # A supernet compares choices of different cost badly, so there are several candidates, one for the
 # budget, one for half of it, and so on. The shortlist says which of them to train on for how many
-# short epochs, from the weights of the supernet, and drops the worse ones. The last round has a
-# lower learning rate, as a training to the end would have.
+# short epochs and drops the worse ones. The first round begins with the weights of the supernet;
+# what stays is trained again, from scratch.
 
 
 class Run:
@@ -143,10 +143,10 @@ for run in runs.values():
     warm_start(run.model, supernet)
 num_batches = shortlist.epoch_batches(len(train))
 while (training := shortlist.ask()) is not None:
-    run = runs[training.allocation]
-    if training.is_last:
-        run.optimizer.param_groups[0]["lr"] /= 5
-    shortlist.tell(run.train(training.epochs, num_batches))
+    sizes = training.allocation
+    if training.from_scratch:
+        runs[sizes] = Run(sizes)
+    shortlist.tell(runs[sizes].train(training.epochs, num_batches))
 search.record(shortlist.candidates())
 for candidate in shortlist.candidates():
     print(f"{candidate.allocation.nbytes():>9,} bytes: {candidate.val_metric:.4f}")

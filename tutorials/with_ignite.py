@@ -129,9 +129,14 @@ models = {sizes: apply_allocation(Liked(), sizes, counts=counts) for sizes in se
 for model in models.values():
     warm_start(model, supernet)
 trainers = {sizes: trainer_of(model) for sizes, model in models.items()}
+num_batches = shortlist.epoch_batches(len(train))
 while (training := shortlist.ask()) is not None:
-    sizes, trainer = training.allocation, trainers[training.allocation]
-    trainer.run(train, max_epochs=trainer.state.epoch + training.epochs)
+    sizes = training.allocation
+    if training.from_scratch:
+        models[sizes] = apply_allocation(Liked(), sizes, counts=counts)
+        trainers[sizes] = trainer_of(models[sizes])
+    max_epochs = trainers[sizes].state.epoch + training.epochs
+    trainers[sizes].run(train, max_epochs=max_epochs, epoch_length=num_batches)
     shortlist.tell(auc(models[sizes], validation))
 search.record(shortlist.candidates())
 best = shortlist.best()

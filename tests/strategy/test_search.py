@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 import json
 import math
 from typing import Any, TypeVar
@@ -25,6 +26,8 @@ from optuna_nis import (
     SearchSpace,
     SizeSearch,
 )
+from optuna_nis.strategy.ending import Ending
+from optuna_nis.strategy.proposers import frequent_ids
 from optuna_nis.strategy.scoring import Scoring
 from optuna_nis.strategy.shortlist import Candidate, Training
 from optuna_nis.study.recording import TrialRecorder
@@ -429,6 +432,29 @@ def finals(
         lost = 0.1 * training.round
         shortlist.tell(value(training) if value else worth(training.allocation) - lost)
     return shortlist.candidates()
+
+
+def test_what_shared_weights_are_unfair_to_is_trained_from_scratch() -> None:
+    search = searched(SizeSearch(space_of(), plan=PLAN))
+    safe = search._ending.safe(search.candidates, search._origins)
+    frequent = set(frequent_ids(search.space, PLAN))
+    simple = [each for each in safe if each not in frequent]
+    assert [search._origins[each] for each in simple] == ["formula", "uniform"]
+    assert len(safe) == 3
+    best = next(each for each in search.candidates if each not in safe)
+    from_scratch = set()
+
+    def value(training: Training) -> float:
+        if training.round > 1:
+            from_scratch.add(training.allocation)
+        return 0.9 if training.allocation == best else 0.5 + 0.1 * (training.allocation in simple)
+
+    finals(search, value)
+    assert from_scratch == {best, *simple}
+    plan = replace(PLAN, keep_simple=False)
+    assert set(Ending(search.space, plan).safe(safe, search._origins)) == {*safe} & frequent
+    plan = replace(plan, keep_frequent=False)
+    assert not Ending(search.space, plan).safe(safe, search._origins)
 
 
 def test_the_best_trial_is_a_finalist_though_others_had_more_early_on() -> None:
