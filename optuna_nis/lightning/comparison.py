@@ -181,8 +181,7 @@ def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:
     """
     found: list[_Sizes] = []
     refusal = None
-    for each in [*_float32(space), *of_low_precision(space)]:
-        bits = each.precisions[0]
+    for bits, each in (_float32(space) | of_low_precision(space)).items():
         for projected in (False, True) if native else (True,):
             try:
                 sizes = baselines.uniform(each, projected=projected)
@@ -211,17 +210,17 @@ def _mixed(space: SearchSpace) -> list[_Sizes]:
     if any(spec.mean_counts is None for spec in space.specs):
         return []
     found = []
-    for each in _float32(space):
+    for each in _float32(space).values():
         with suppress(ValueError):
             found.append(_Sizes("mixed", "Mixed dimensions", baselines.mixed_dimensions(each)))
     return found
 
 
-def _float32(space: SearchSpace) -> list[SearchSpace]:
+def _float32(space: SearchSpace) -> dict[int, SearchSpace]:
     """The space in float32, where the budget has room for any such embedding."""
     with suppress(ValueError):
-        return [space.with_precisions([32])]
-    return []
+        return {32: space.with_precisions([32])}
+    return {}
 
 
 def _width(sizes: Allocation) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from optuna_nis.controller.policy import Policy
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import replace_precisions
 from optuna_nis.strategy import baselines
 from optuna_nis.strategy.plan import SearchPlan
 
@@ -63,7 +64,7 @@ def by_popularity(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     if space.mode == "single" or any(spec.mean_counts is None for spec in space.specs):
         return []
     found = []
-    for each in of_low_precision(space):
+    for each in of_low_precision(space).values():
         if each.fits(baselines.uniform(each, width=1, projected=True)):
             found += [
                 baselines.mixed_dimensions(each, alpha=power, on_grid=True)
@@ -74,7 +75,7 @@ def by_popularity(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
 
 def one_width(space: SearchSpace) -> list[Allocation]:
     """For each precision the full tables if they fit the budget, else the widest that do."""
-    found = [_one_width(each) for each in _of_one_precision(space, space.precisions)]
+    found = [_one_width(each) for each in _of_one_precision(space, space.precisions).values()]
     return [choice for own in found for choice in own]
 
 
@@ -99,7 +100,7 @@ def frequent_ids(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     if plan.frequent_narrower:
         wanted.append((1.0, False))
     found = []
-    for each in of_low_precision(space):
+    for each in of_low_precision(space).values():
         for share, full_width in wanted:
             # Where the budget is too small there is none.
             with suppress(ValueError):
@@ -108,17 +109,30 @@ def frequent_ids(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:
     return found
 
 
-def of_low_precision(space: SearchSpace) -> Iterator[SearchSpace]:
-    """The space with each of the precisions with which a budget goes furthest."""
+def of_low_precision(space: SearchSpace) -> dict[int, SearchSpace]:
+    """The space with each of the precisions with which a budget goes furthest, by their bits.
+
+    A feature that has not that precision has its next lower one, or its lowest.
+    """
     return _of_one_precision(space, space.precisions[-_LOW_PRECISIONS:])
 
 
-def _of_one_precision(space: SearchSpace, precisions: Sequence[int]) -> Iterator[SearchSpace]:
+def _of_one_precision(space: SearchSpace, precisions: Sequence[int]) -> dict[int, SearchSpace]:
+    found: dict[int, SearchSpace] = {}
+    known = set()
     for bits in precisions:
-        if space.precisions == (bits,):
-            yield space
-        # Not every feature has every precision.
-        elif all(bits in spec.precisions for spec in space.specs):
-            # Where the budget is too small there is none.
-            with suppress(ValueError):
-                yield space.with_precisions([bits])
+        each = tuple(
+            next((own for own in spec.precisions if own <= bits), spec.precisions[-1])
+            for spec in space.specs
+        )
+        if each in known:
+            continue
+        known.add(each)
+        if all(spec.precisions == (own,) for spec, own in zip(space.specs, each)):
+            found[bits] = space
+            continue
+        specs = [replace_precisions(spec, (own,)) for spec, own in zip(space.specs, each)]
+        # Where the budget is too small there is none.
+        with suppress(ValueError):
+            found[bits] = SearchSpace(specs, budget=space.budget, mode=space.mode)
+    return found

@@ -98,3 +98,24 @@ def test_formulas_are_tried_with_the_precisions_that_go_furthest() -> None:
     for choice in (*popular, *frequent, *uniform):
         assert space.fits(choice)
         assert space.allocation(space.params(choice)) == choice
+
+
+def test_features_of_other_precisions_have_the_nearest_that_is_theirs() -> None:
+    space = SearchSpace(
+        [
+            EmbeddingSpec.from_counts("user", ZIPF, 32, precisions=(8, 4)),
+            EmbeddingSpec.from_counts("city", ZIPF, 8),
+            EmbeddingSpec.from_counts("shop", ZIPF, 8, precisions=(16, 2)),
+        ],
+        budget="30%",
+    )
+    plan = SearchPlan(popularity_powers=(0.3,), frequent_shares=(1.0,), frequent_narrower=False)
+    for choices, bits in (
+        (one_width(space), [(8, 32, 16), (8, 32, 2), (4, 32, 2)]),
+        (by_popularity(space, plan), [(4, 32, 2)]),
+        (frequent_ids(space, plan), [(4, 32, 2)]),
+    ):
+        assert [tuple(t.tiers[0].bits for t in each.values()) for each in choices] == bits
+        for choice in choices:
+            assert space.fits(choice)
+            assert space.allocation(space.params(choice)) == choice
