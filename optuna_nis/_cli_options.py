@@ -321,8 +321,9 @@ def _budget(text: str) -> int | float | str:
         parse_budget(budget, full=2**62)
     except ValueError as error:
         raise ValueError(
-            "`budget` must be above 0 and at most the full tables: a share of them such as 25%, "
-            f"bytes such as 64MB, or a number of float32 parameters such as 50000; got {text!r}."
+            "`budget` must be at least one float32 parameter, 4 bytes, and at most the full "
+            "tables: a share of them such as 25%, bytes such as 64MB, or a number of float32 "
+            f"parameters such as 50000; got {text!r}."
         ) from error
     return budget
 

@@ -169,9 +169,10 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--budget", "0"), "`--budget` must be above 0 and at most the full tables"),
+        (("--budget", "0"), "`--budget` must be at least one float32 parameter, 4 bytes"),
+        (("--budget", "1B"), "`--budget` must be at least one float32 parameter, 4 bytes"),
         (("--budget", "-5"), "got '-5'"),
-        (("--budget", "101%"), "`--budget` must be above 0 and at most the full tables"),
+        (("--budget", "101%"), "and at most the full tables"),
         (("--budget", "1.5"), "or a number of float32 parameters such as 50000; got '1.5'"),
         (
             ("--precisions", "32,5"),
