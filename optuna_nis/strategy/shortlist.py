@@ -65,7 +65,9 @@ class Training:
     num_in_round: int
 
     def __str__(self) -> str:
-        return f"round {self.round} of {self.num_rounds}: {self.position} of {self.num_in_round}"
+        how = " from scratch" if self.from_scratch else ""
+        place = f"{self.position} of {self.num_in_round}{how}"
+        return f"round {self.round} of {self.num_rounds}: {place}"
 
 
 class Shortlist:

@@ -108,7 +108,7 @@ def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDa
     train_shortlist(
         choices, build(space), build, datamodule, shortlist_epochs=(1, 1), progress=lines.append
     )
-    assert lines[-1].startswith("round 2 of 2: 1 of 1, ")
+    assert lines[-1].startswith("round 2 of 2: 1 of 1 from scratch, ")
 
 
 def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -> None:
@@ -121,7 +121,7 @@ def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -
         choices, build(space), build, datamodule, shortlist_epochs=(1, 1), progress=lines.append
     )
     assert [line.split(",")[0] for line in lines[8:]] == [
-        f"round 2 of 2: {n} of 3" for n in (1, 2, 3)
+        f"round 2 of 2: {n} of 3 from scratch" for n in (1, 2, 3)
     ]
 
 

@@ -38,7 +38,8 @@ def test_the_better_half_is_trained_on() -> None:
     assert rows(trainings, 3) == [1000, 500]
     assert [t.epochs for t in trainings] == [1] * 5 + [4] * 3 + [12] * 2
     assert [t.from_scratch for t in trainings] == [False] * 5 + [True] * 3 + [False] * 2
-    assert str(trainings[6]) == "round 2 of 3: 2 of 3"
+    assert str(trainings[6]) == "round 2 of 3: 2 of 3 from scratch"
+    assert str(trainings[9]) == "round 3 of 3: 2 of 2"
     assert shortlist.best() == sizes(1000)[0]
 
 
