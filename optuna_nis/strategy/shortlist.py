@@ -21,7 +21,7 @@ _logger = get_logger(__name__)
 
 # Share of the batches of the supernet, or of an epoch, that make an epoch of the shortlist.
 _OF_SUPERNET, _OF_EPOCH = 1 / 24, 0.5
-# Standard errors below the best by which a safe place is lost.
+# Standard errors below the best from which on no place is safe.
 _HOPELESS_ERRORS = 5.0
 
 
@@ -74,10 +74,11 @@ class Shortlist:
     """Asks for trainings of candidates, is told what they are worth, and keeps the better ones.
 
     After each round but the last, the worse half is dropped (of an odd number, the smaller half)
-    and all but ``most_kept``. Of rounds that begin with the weights of the supernet the metric at
-    the end counts, since choices that are too large are at their best at the start; of those from
-    scratch the best so far, to which a training to the end goes back. After the first round, of
-    choices that cost about the same only the best stays.
+    and all but ``most_kept``; after rounds from scratch only what validation can tell from the
+    best, where its standard error is known. Of rounds that begin with the weights of the supernet
+    the metric at the end counts, since choices that are too large are at their best at the start;
+    of those from scratch the best so far, to which a training to the end goes back. After the
+    first round, of choices that cost about the same only the best stays.
 
     Args:
         allocations: The candidates.
@@ -86,8 +87,8 @@ class Shortlist:
         keep: Choices to which rounds from the supernet's weights are unfair. As long as there are
             such rounds, the best of these stay beside the best of all, as far as there are places.
         supernet_batches: Batches that the supernet was trained with, if that is known.
-        error: Standard error of a value of the metric, if that is known: what is worse than the
-            best by more than five of them loses its safe place.
+        error: Standard error of a value of the metric, if that is known. What is worse than the
+            best by more than five of them has no safe place.
         reward: What a choice is worth by its metric, by which choices are compared; by default
             the metric itself.
 
@@ -213,18 +214,23 @@ class Shortlist:
             others = self._best_of_each_cost(ranked) if number == 1 else ranked
             places = (len(others) + 1) // 2
             if number <= plan.warm_rounds:
-                safe = [each for each in ranked if each in self._keep]
-                safe = [each for each in safe if self._may_win(each, ranked)]
+                safe = [
+                    each for each in self._near(ranked, _HOPELESS_ERRORS) if each in self._keep
+                ]
                 others = list(dict.fromkeys([ranked[0], *safe, *others]))
                 places = max(places, len({ranked[0], *safe}))
+            elif self.error is not None:
+                others = self._near(ranked, 1.0)
+                places = len(others)
             alive = others[: min(places, plan.most_kept)]
 
-    def _may_win(self, allocation: Allocation, ranked: Sequence[Allocation]) -> bool:
-        """Whether what is not trained fairly yet is near enough to the best to overtake it."""
-        best, value = self._values[ranked[0]], self._values[allocation]
+    def _near(self, ranked: Sequence[Allocation], errors: float) -> list[Allocation]:
+        """Those that are at most so many standard errors below the best, which is the first."""
+        best = self._values[ranked[0]]
         if self.error is None or not math.isfinite(best):
-            return True
-        return value >= best - _HOPELESS_ERRORS * self.error(best)
+            return list(ranked)
+        least = best - errors * self.error(best)
+        return [each for each in ranked if self._values[each] >= least or each == ranked[0]]
 
     def _ranked(self, allocations: Collection[Allocation]) -> list[Allocation]:
         return sorted(allocations, key=self._worth, reverse=True)

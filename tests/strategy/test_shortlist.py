@@ -36,7 +36,7 @@ def test_the_better_half_is_trained_on() -> None:
     assert rows(trainings, 1) == [1000, 500, 250, 125, 60]
     assert rows(trainings, 2) == [1000, 500, 250]
     assert rows(trainings, 3) == [1000, 500]
-    assert [t.epochs for t in trainings] == [1] * 5 + [4] * 3 + [12] * 2
+    assert [t.epochs for t in trainings] == [1] * 5 + [6] * 3 + [6] * 2
     assert [t.from_scratch for t in trainings] == [False] * 5 + [True] * 3 + [False] * 2
     assert str(trainings[6]) == "round 2 of 3: 2 of 3 from scratch"
     assert str(trainings[9]) == "round 3 of 3: 2 of 2"
@@ -205,3 +205,15 @@ def test_a_safe_place_is_lost_by_what_cannot_win(error: float | None, stays: boo
         trained.append((training.round, training.allocation))
         shortlist.tell(0.7 + (training.allocation != kept) * 0.01)
     assert ((2, kept) in trained) == stays
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"), [(None, [1000, 500]), (0.1, [1000, 500, 250]), (0.01, [1000])]
+)
+def test_what_is_near_the_best_from_scratch_goes_on(error: float | None, stays: list[int]) -> None:
+    shortlist = Shortlist(
+        sizes(1000, 500, 250, 125, 60), error=None if error is None else lambda value: error
+    )
+    trainings = run(shortlist, lambda t: 0.5 + t.allocation.num_parameters / 1e5)
+    assert rows(trainings, 2) == [1000, 500, 250]
+    assert rows(trainings, 3) == stays
