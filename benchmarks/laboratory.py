@@ -15,6 +15,7 @@ from tuning import leave_out, tune
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.strategy import baselines
+from optuna_nis.strategy.decision import decide
 
 ALPHAS = (0.1, 0.2, 0.3, 0.5)
 GRID_SHARES = (1.0, 0.5, 0.2, 0.05)
@@ -272,6 +273,26 @@ class Laboratory:
     def method_nis_me(self, budget: float) -> Found:
         """Multi-size embeddings by the one-shot search."""
         return self._nis(budget, "multi")
+
+    def method_nis_retrained(self, budget: float) -> Found:
+        """What ``retrain`` takes with each seed: found, uniform or mixed sizes, by validation."""
+        space = self.space(budget)
+        found, search_seconds, _ = self.method_nis_me(budget)
+        rivals = fitting(
+            *(partial(baselines.uniform, space, projected=p) for p in (False, True)),
+            partial(baselines.mixed_dimensions, space, self.counts),
+        )
+
+        def taken(own: Result, seed: int) -> tuple[Result, list[Result]]:
+            runs = [own, *self.each(lambda sizes: self.train(sizes, seed), rivals)]
+            values = [[run["val"]] for run in runs]
+            error = max(runs, key=lambda run: run["val"])["val_error"]
+            decision = decide(values, [run["nbytes"] for run in runs], error=error)
+            return runs[decision.taken], runs
+
+        results = self.each(taken, found, self.seeds)
+        seconds = fmean(sum(run["seconds"] for run in runs) for _, runs in results)
+        return [run for run, _ in results], search_seconds + seconds, results[0][1]
 
     def _nis(self, budget: float, mode: str) -> Found:
         return self.searched(

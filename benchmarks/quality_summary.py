@@ -11,8 +11,8 @@ Cell = Mapping[str, Any]
 Place = tuple[str, float]
 
 HALVES = ("chosen", "judged")
-# What is found by the search, with bits, in float32 and with tuned options, and what each is held
-# against.
+# What is found by the search, with bits, in float32, after ``retrain`` has decided and with tuned
+# options, and what each is held against.
 RIVALS = {
     "nis_bits": (
         *("full", "uniform", "mde", "nis_me", "full_rounded", "full_pq", "uniform_rounded"),
@@ -20,6 +20,7 @@ RIVALS = {
         *("mpe", "pep", "optembed"),
     ),
     "nis_me": ("uniform", "mde", "full", "full_tuned", "uniform_tuned"),
+    "nis_retrained": ("uniform", "mde", "full"),
     "nis_tuned": ("full_tuned", "uniform_tuned"),
 }
 # Of the full tables' size, and fair rivals only from this budget on.
@@ -37,11 +38,12 @@ def summary(cells: Iterable[Cell]) -> dict[str, Any]:
 
     Returns:
         For ``"chosen"``, ``"judged"`` and ``"all"``: under ``"against"``, for tables of the search
-        (``"nis_bits"`` in few bits, ``"nis_me"`` in float32, ``"nis_tuned"`` with tuned options)
-        and each rival the number of cells that are above, within and below; under ``"below"`` the
-        cells that are below; under ``"gains"`` the relative gain of ``"nis_bits"`` over
-        ``"nis_me"`` by data and budget; and under ``"costs"``, for both, the number of cells and
-        median and maximum of ``"search_cost_ratio"`` and ``"steps_ratio"``.
+        (``"nis_bits"`` in few bits, ``"nis_me"`` in float32, ``"nis_retrained"`` after ``retrain``
+        has decided, ``"nis_tuned"`` with tuned options) and each rival the number of cells that
+        are above, within and below; under ``"below"`` the cells that are below; under ``"gains"``
+        the relative gain of ``"nis_bits"`` over ``"nis_me"`` by data and budget; and under
+        ``"costs"``, for both, the number of cells and median and maximum of
+        ``"search_cost_ratio"`` and ``"steps_ratio"``.
     """
     cells = list(cells)
     parts = {each: [cell for cell in cells if cell["half"] == each] for each in HALVES}

@@ -48,6 +48,7 @@ Cell = dict[str, Any]
 GROUPS = (
     ("full", "uniform", "mde"),
     ("nis_me",),
+    ("nis_retrained",),
     ("nis_bits",),
     ("full_rounded", "full_pq", "uniform_lsq", "nis_rounded"),
     ("uniform_rounded", "uniform_pq", "hashing", "quotient_remainder"),

@@ -100,6 +100,7 @@ def test_tuned_is_compared_with_tuned() -> None:
     assert found["against"] == {
         "nis_bits": {},
         "nis_me": {"full_tuned": counts(below=1), "uniform_tuned": counts(below=1)},
+        "nis_retrained": {},
         "nis_tuned": {"full_tuned": counts(above=1), "uniform_tuned": counts(within=1)},
     }
     assert [each["method"] for each in found["below"]] == ["nis_me", "nis_me"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from byte_laboratory import ByteLaboratory
 from laboratory import uniform_without
@@ -48,12 +49,34 @@ def test_every_method_has_a_place_in_the_order() -> None:
 
 
 def test_what_is_compared_first_runs_first() -> None:
-    first, second, third, *_ = planned("insteval", [0.05, 0.25], METHODS)
+    first, second, third, fourth, *_ = planned("insteval", [0.05, 0.25], METHODS)
     assert first == [(m, b) for m in ("full", "uniform", "mde") for b in (0.05, 0.25)]
     assert second == [("nis_me", 0.05), ("nis_me", 0.25)]
-    assert third == [("nis_bits", 0.05), ("nis_bits", 0.25)]
+    assert third == [("nis_retrained", 0.05), ("nis_retrained", 0.25)]
+    assert fourth == [("nis_bits", 0.05), ("nis_bits", 0.25)]
     alone = planned("insteval", [0.25], ["nis_me", "uniform"])
     assert alone == [[("uniform", 0.25)], [("nis_me", 0.25)]]
+
+
+def test_what_is_retrained_is_taken_by_validation() -> None:
+    class Worse(Pretended):
+        """The sizes found with the first seed cannot be told from others, with the second can."""
+
+        def run(self, **job: Any) -> dict[str, Any]:
+            result = super().run(**job)
+            if job["kind"] == "train" and job["allocation"] == uniform(0.25).to_json():
+                result |= {"val": 0.7}
+            return result
+
+    laboratory = ByteLaboratory("flights-ranking", Worse(), [0, 1])  # type: ignore[arg-type]
+    runs, seconds, tried = laboratory.method_nis_retrained(0.5)
+    rivals = [run["allocation"] for run in tried[1:]]
+    assert len(rivals) == 3
+    assert uniform(0.25) not in [run["allocation"] for run in runs]
+    cheapest = min(tried, key=lambda run: run["nbytes"])
+    assert [run["nbytes"] for run in runs] == [cheapest["nbytes"]] * 2
+    # The search and a training of each.
+    assert seconds == 30 + 4 * 10
 
 
 def test_dear_methods_run_in_their_cells() -> None:
