@@ -31,8 +31,10 @@ def pytest_collection_finish() -> None:
 def _names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict) -> None:
     if not isinstance(request.node, pytest.DoctestItem):
         return
-    doctest_namespace["study"] = searched_study()
-    if request.node.name.startswith(_WITH_DATA):
+    used = "".join(example.source for example in request.node.dtest.examples)
+    if "study" in used:
+        doctest_namespace["study"] = searched_study()
+    if "data" in used and request.node.name.startswith(_WITH_DATA):
         doctest_namespace["data"] = small_data()
 
 
