@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 TASK ?= ranking
 GALLERY ?= 0
-# Processes that share the tests.
+# Processes that share the tests; neighbours, which share fixtures, stay together.
 WORKERS ?= auto
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
@@ -15,11 +15,14 @@ STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,foreign]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt \
+		--editable ".[dev,docs,foreign]"
 # Without what it asks for: builds for CUDA, and a torchmetrics of its own.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps \
 		torchrec fbgemm-gpu-cpu || \
 		{ echo "Not installed: torchrec. Its tests are skipped."; [ "$${CI:-}" != true ]; }
+# By all processors, where pip would take one. Some packages hold templates that are no Python.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 demo: $(BIN)/.installed
@@ -28,7 +31,10 @@ demo: $(BIN)/.installed
 	$(BIN)/optuna-nis retrain $(STUDY) --output $(RUN)/model
 	$(BIN)/optuna-nis report $(STUDY) --output $(RUN)/report.html --json
 
-test: lint types docs unit
+# What keeps one processor busy goes side by side.
+test: $(BIN)/.installed
+	$(MAKE) --jobs=2 lint types docs
+	$(MAKE) unit
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
@@ -45,7 +51,7 @@ docs: $(BIN)/.installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html -D sphinx_gallery_conf.plot_gallery=$(GALLERY) docs docs/_build/html
 
 unit: $(BIN)/.installed servers chromium
-	$(BIN)/pytest --numprocesses=$(WORKERS) --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # With the oldest versions that pyproject.toml allows, in an environment of its own.
 $(OLDEST)/bin/.installed: pyproject.toml constraints-oldest.txt
@@ -54,7 +60,7 @@ $(OLDEST)/bin/.installed: pyproject.toml constraints-oldest.txt
 	touch $@
 
 test-oldest: $(OLDEST)/bin/.installed servers chromium
-	$(OLDEST)/bin/pytest --numprocesses=$(WORKERS) tests
+	$(OLDEST)/bin/pytest --numprocesses=$(WORKERS) --dist=worksteal tests
 
 servers:
 	sh tests/support/install_servers.sh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from importlib.util import find_spec
 
 import optuna
@@ -13,19 +14,27 @@ from optuna_nis.study.results import save_space
 # Its docstrings are run where torchrec, which is optional, is installed.
 collect_ignore = [] if find_spec("torchrec") else ["optuna_nis/serve/torchrec.py"]
 
-_WITH_DATA = ("optuna_nis.lightning.", "optuna_nis.models.", "optuna_nis.serve.")
-
-
 # Packages whose examples use `data`.
 _WITH_DATA = tuple(f"optuna_nis.{name}." for name in ("data", "lightning", "models", "serve"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: it is not looked through again and again in the tests.
+
+    Full collections go over it otherwise, and so does a swap that looks for optimisers.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict) -> None:
     if not isinstance(request.node, pytest.DoctestItem):
         return
-    doctest_namespace["study"] = searched_study()
-    if request.node.name.startswith(_WITH_DATA):
+    used = "".join(example.source for example in request.node.dtest.examples)
+    if "study" in used:
+        doctest_namespace["study"] = searched_study()
+    if "data" in used and request.node.name.startswith(_WITH_DATA):
         doctest_namespace["data"] = small_data()
 
 

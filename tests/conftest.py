@@ -36,6 +36,20 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+# Folders whose tests run whole programs.
+_WHOLE = ("tests/browser/", "tests/tutorials/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole programs run untraced, and so do not count as covering what they run.
+
+    Before Python 3.12 tracing slows all code down, that of torch and Lightning too, by two thirds.
+    """
+    for item in items:
+        if item.nodeid.startswith(_WHOLE) or item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(autouse=True)
 def _verbosity() -> Iterator[None]:
     """What a test sets does not hold for the next."""

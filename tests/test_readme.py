@@ -64,6 +64,7 @@ def test_the_lines_of_a_search_are_those_of_the_tutorial() -> None:
     assert [line for line in plain if line in kept][-len(kept) :] == kept
 
 
+@pytest.mark.slow
 def test_the_script_with_a_search_runs(tmp_path: Path) -> None:
     few = replaced(
         tutorial("searched"),
@@ -111,6 +112,7 @@ def test_the_objective_of_the_quick_start_runs(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.startswith("user: ")
 
 
+@pytest.mark.slow
 def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
     script = tutorial("plain").split("seed_everything(0)")[0]
     steps = replaced(

@@ -77,6 +77,7 @@ def _search(
     return study, callback, model
 
 
+@pytest.mark.slow
 def test_five_lines() -> None:
     torch.manual_seed(0)
     data, model = Data(), Ordinary()
@@ -342,6 +343,7 @@ def test_a_search_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     script = Path(__file__).parent / "two_processes.py"
     done = subprocess.run(

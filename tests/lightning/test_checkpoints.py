@@ -115,6 +115,7 @@ def test_a_search_that_is_killed_again_and_again_goes_on(
     assert _counts(study) == counts
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_all_the_time")
 def test_an_interrupted_search_ends_like_one_that_was_not(
     data: DataConfig, tmp_path: Path

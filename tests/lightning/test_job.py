@@ -152,6 +152,7 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "gained"), [("dcn", "ROC-AUC"), ("sasrec", "MRR")])
 def test_another_model_is_searched_and_retrained(
     model: str,

@@ -1,9 +1,15 @@
-"""A search in two processes: run by ``test_any_model.py``, writes what each of them saw."""
+"""A search in two processes: run by ``test_any_model.py``, writes what each of them saw.
+
+They are forked when everything is imported; Lightning, which would start the second anew, goes by
+their ranks.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+import socket
 import sys
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,7 +17,7 @@ import optuna
 from ordinary import Data, Ordinary
 from tiny import TRAIN, Net, batches_of
 import torch
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import NISSampler
@@ -49,7 +55,8 @@ def rare_positives() -> dict[str, int]:
     return search._scores.state_dict()
 
 
-def main(output: Path) -> None:
+def main(rank: int, output: Path, port: int) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
     torch.manual_seed(0)
     model = Ordinary()
     # Its statistics would differ between the processes.
@@ -81,4 +88,7 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(main, (Path(sys.argv[1]), port), nprocs=2, start_method="fork")

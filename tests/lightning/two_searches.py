@@ -1,4 +1,4 @@
-"""A search of a study that another process searches too: run by ``test_two_searches.py``.
+"""Two searches of one study, each in a process of its own: run by ``test_two_searches.py``.
 
 For each storage the two go on by turns, so that neither ends before the other begins. Written is
 every policy that the search took from the study, and the trials that it is made of.
@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 import optuna
 from optuna import Study
 import torch
+from torch import multiprocessing
 
 from optuna_nis.controller.policy import Policy
 from optuna_nis.lightning import DataConfig, NISCallback, SearchPlan, search
@@ -52,7 +53,8 @@ class ByTurns(Callback):
         raise TimeoutError("The other search does not go on.")
 
 
-def main(table: str, output: Path, shard: int, addresses: list[str]) -> None:
+def search_half(shard: int, table: str, output: Path, addresses: list[str]) -> None:
+    """One of the two searches, of each study in turn."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     taken: list[dict[str, Any]] = []
@@ -95,4 +97,10 @@ def main(table: str, output: Path, shard: int, addresses: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    # What takes longest, the imports, once for both.
+    multiprocessing.start_processes(
+        search_half,
+        (sys.argv[1], Path(sys.argv[2]), sys.argv[3:]),
+        nprocs=2,
+        start_method="fork",
+    )

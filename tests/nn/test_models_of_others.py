@@ -33,6 +33,8 @@ from optuna_nis.nn import (
 )
 from optuna_nis.serve import to_dense, to_onnx
 
+pytestmark = pytest.mark.slow
+
 Batch = list[Tensor]
 USERS, ITEMS, CITIES, LENGTH = 300, 120, 12, 5
 SIZES = [USERS, ITEMS, CITIES]

@@ -108,6 +108,7 @@ def test_a_model_with_several_inputs_and_outputs(tmp_path: Path) -> None:
     assert session.get_inputs()[0].shape == ["batch"]
 
 
+@pytest.mark.slow
 def test_recurrent_layers_and_attention(sequences: nn.Module, tmp_path: Path) -> None:
     to_onnx(sequences, torch.randint(0, 60, (4, 3)), tmp_path / "model.onnx")
     for length in (1, 2, 7):
@@ -199,6 +200,7 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         to_onnx(MultiSizeEmbedding(TABLE), torch.arange(4), tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["ranking", "retrieval"])
 def test_the_reference_models(task: str, tmp_path: Path) -> None:
     from optuna_nis.models import RankingModule, RetrievalModule

@@ -69,6 +69,7 @@ class _Weighted(nn.Module):
         return self.layer(ids, per_sample_weights=weights)
 
 
+@pytest.mark.slow
 def test_recurrent_layers_and_attention(sequences: nn.Module) -> None:
     # With other tables they are exported in the tests of ONNX.
     quantize(sequences)

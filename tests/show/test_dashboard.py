@@ -95,14 +95,14 @@ def test_the_best_trial_of_the_dashboard_is_one_that_was_trained(make_study):
 
 
 def test_figures_of_a_large_study_are_thinned(make_study):
-    small, large = make_study(40, supernet=60), make_study(40, supernet=2_000)
-    publish(small)
-    publish(large)
-    size = {id(study): len(json.dumps(figures(study))) for study in (small, large)}
-    assert size[id(large)] < 400_000
-    allocation = figures(large)["nis-1-allocation"]
+    study = make_study(40, supernet=900)
+    publish(study)
+    found = figures(study)
+    # The history of rewards alone would take 110,000 with all trials.
+    assert len(json.dumps(found)) < 180_000
+    allocation = found["nis-1-allocation"]
     assert "26 features of little memory left out" in allocation["layout"]["title"]["text"]
-    scatter = figures(large)["nis-2-memory-vs-quality"]["data"][0]
+    scatter = found["nis-2-memory-vs-quality"]["data"][0]
     assert 400 <= len(scatter["x"]) < 450
 
 
@@ -239,7 +239,7 @@ def test_bad_arguments(options, message):
 
 
 def test_a_thinned_copy_holds_what_matters(make_study, tmp_path):
-    source = make_study(supernet=300, validated=5, dropped=4, trained=3)
+    source = make_study(supernet=100, validated=5, dropped=4, trained=3)
     study = optuna.create_study(
         storage=f"sqlite:///{tmp_path}/s.db", study_name="flights", direction="maximize"
     )
@@ -255,9 +255,9 @@ def test_a_thinned_copy_holds_what_matters(make_study, tmp_path):
     assert kinds.count("trained") == 3
     assert results.best_allocation(copy) == results.best_allocation(study)
     # The figures are those of all trials.
-    assert len(figures(copy)["nis-2-memory-vs-quality"]["data"][0]["x"]) == 300
+    assert len(figures(copy)["nis-2-memory-vs-quality"]["data"][0]["x"]) == 100
     assert len(thinned_copy(study, max_trials=2).trials) == 2
-    assert len(study.trials) == 312
+    assert len(study.trials) == 112
     assert copy.best_trial.params == study.best_trial.params
     with pytest.raises(ValueError, match="name of the study itself"):
         thinned_copy(study, name="flights")
