@@ -105,11 +105,11 @@ class SearchPlan:
     popularity_powers: tuple[float, ...] = (0.3, 0.5)
     frequent_shares: tuple[float, ...] = (1.0, 0.5)
     frequent_narrower: bool = True
-    shortlist_epochs: tuple[int, ...] = (1, 6, 6)
+    shortlist_epochs: tuple[int, ...] = (1, 12, 12)
     warm_rounds: int = 1
     shortlist_batches: float | None = None
     same_cost: float = 1.25
-    most_kept: int = 3
+    most_kept: int = 2
     keep_frequent: bool = True
     keep_simple: bool = True
     policy: PolicySettings = field(default_factory=PolicySettings)

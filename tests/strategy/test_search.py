@@ -450,7 +450,9 @@ def test_what_shared_weights_are_unfair_to_is_trained_from_scratch() -> None:
         return 0.9 if training.allocation == best else 0.5 + 0.1 * (training.allocation in simple)
 
     finals(search, value)
-    assert from_scratch == {best, *simple}
+    # Beside the best there is one place.
+    assert best in from_scratch
+    assert len(from_scratch & {*simple}) == len(from_scratch) - 1 == 1
     plan = replace(PLAN, keep_simple=False)
     assert set(Ending(search.space, plan).safe(safe, search._origins)) == {*safe} & frequent
     plan = replace(plan, keep_frequent=False)

@@ -12,6 +12,9 @@ from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.shortlist import Shortlist, Training
 
+WIDE = SearchPlan(most_kept=3)
+WARM = SearchPlan(most_kept=3, warm_rounds=3)
+
 
 def sizes(*rows: int) -> list[Allocation]:
     return [Allocation([TableAllocation("user", 1000, 8, (Tier(n, 8),))]) for n in rows]
@@ -31,12 +34,12 @@ def rows(trainings: Sequence[Training], number: int) -> list[int]:
 
 
 def test_the_better_half_is_trained_on() -> None:
-    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60))
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), WIDE)
     trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
     assert rows(trainings, 1) == [1000, 500, 250, 125, 60]
     assert rows(trainings, 2) == [1000, 500, 250]
     assert rows(trainings, 3) == [1000, 500]
-    assert [t.epochs for t in trainings] == [1] * 5 + [6] * 3 + [6] * 2
+    assert [t.epochs for t in trainings] == [1] * 5 + [12] * 3 + [12] * 2
     assert [t.from_scratch for t in trainings] == [False] * 5 + [True] * 3 + [False] * 2
     assert str(trainings[6]) == "round 2 of 3: 2 of 3 from scratch"
     assert str(trainings[9]) == "round 3 of 3: 2 of 2"
@@ -54,7 +57,7 @@ def test_of_what_costs_the_same_only_the_best_stays() -> None:
 
 def test_what_is_to_be_kept_stays_until_it_is_trained_from_scratch() -> None:
     keep = sizes(100, 60)
-    shortlist = Shortlist(sizes(1000, 500, 250, 100, 60), keep=keep)
+    shortlist = Shortlist(sizes(1000, 500, 250, 100, 60), WIDE, keep=keep)
     trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
     # In the places beside the best one.
     assert rows(trainings, 2) == [1000, 100, 60]
@@ -68,7 +71,7 @@ def test_what_is_to_be_kept_stays_until_it_is_trained_from_scratch() -> None:
 
 
 def test_where_the_best_is_one_of_those_to_be_kept_others_stay_too() -> None:
-    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), keep=sizes(1000))
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), WIDE, keep=sizes(1000))
     trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
     assert rows(trainings, 2) == [1000, 500, 250]
 
@@ -103,7 +106,7 @@ def test_what_is_not_finite_is_left_out(bad: float, caplog: pytest.LogCaptureFix
 def test_finalists_come_before_what_was_dropped_whatever_that_had() -> None:
     # The small ones look best at first, and what is trained on overfits.
     value = {1: 0.9, 2: 0.8, 3: 0.1}
-    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), SearchPlan(warm_rounds=3))
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), WARM)
     trainings = run(shortlist, lambda t: value[t.round] - t.allocation.num_parameters / 1e5)
     found = shortlist.candidates()
     assert rows(trainings, 3) == [60, 125]
@@ -120,7 +123,7 @@ def test_all_are_finalists_of_a_single_round() -> None:
 
 
 def test_where_all_finalists_diverge_those_that_came_next_are_finalists() -> None:
-    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), SearchPlan(warm_rounds=3))
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), WARM)
     run(shortlist, lambda t: math.nan if t.round == 3 else 0.5 + t.allocation.num_parameters / 1e5)
     found = shortlist.candidates()
     assert [each.allocation.num_parameters // 8 for each in found] == [250, 125, 60]
@@ -212,8 +215,14 @@ def test_a_safe_place_is_lost_by_what_cannot_win(error: float | None, stays: boo
 )
 def test_what_is_near_the_best_from_scratch_goes_on(error: float | None, stays: list[int]) -> None:
     shortlist = Shortlist(
-        sizes(1000, 500, 250, 125, 60), error=None if error is None else lambda value: error
+        sizes(1000, 500, 250, 125, 60), WIDE, error=None if error is None else lambda value: error
     )
     trainings = run(shortlist, lambda t: 0.5 + t.allocation.num_parameters / 1e5)
     assert rows(trainings, 2) == [1000, 500, 250]
     assert rows(trainings, 3) == stays
+
+
+def test_by_default_the_best_is_trained_beside_the_best_of_those_to_be_kept() -> None:
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), keep=sizes(125, 60))
+    trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
+    assert rows(trainings, 2) == [1000, 125]
