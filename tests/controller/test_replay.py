@@ -38,13 +38,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 def bits(replay: Replay) -> bytes:
     if replay.policy is None:
         return b""
-    critic = replay.policy._critic
-    arrays = (
-        replay.policy._logits,
-        critic.weights,
-        critic._covariance,
-        critic._gains[: critic._pending],
-    )
+    arrays = [replay.policy._logits, *replay.policy._critic.arrays()]
     return b"".join(array.tobytes() for array in arrays)
 
 
