@@ -16,6 +16,7 @@ _NEIGHBOUR_CORRELATION = 0.9
 # width, its bits.
 _SIZE = re.compile(r"(?:([1-9][0-9]{0,15})x)?([1-9][0-9]{0,6})x([1-9][0-9]?)bit")
 _NO_ROW = {"0": (0, 0), "0x0": (0, 0, 0)}
+# Of a size's parts, beforehand: together it is as uncertain as any other option.
 _VARIANCES = {2: (0.5, 0.5), 3: (0.4, 0.3, 0.3)}
 
 

@@ -132,6 +132,17 @@ def test_many_trials_are_learned_in_chunks() -> None:
     assert len(replay._snapshots) == 8
 
 
+def test_fewer_copies_of_a_large_policy_are_kept() -> None:
+    trials = [trial(number, float(number % 5)) for number in range(270)]
+    with patch("optuna_nis.controller.replay._SNAPSHOT_CELLS", 500):
+        few = replayed(trials)
+    assert few.policy is not None
+    assert few.policy.num_copied == 8**2 + 16 * 8
+    assert [snapshot.position for snapshot in few._snapshots] == [192, 256]
+    with patch("optuna_nis.controller.replay._SNAPSHOT_CELLS", 10):
+        assert [snapshot.position for snapshot in replayed(trials)._snapshots] == [256]
+
+
 def test_a_study_made_anew_is_learned_anew() -> None:
     replay = replayed([trial(number) for number in range(5)])
     anew = [trial(number, float(number), second=100 + number) for number in range(3)]
