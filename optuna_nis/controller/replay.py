@@ -219,6 +219,7 @@ class Replay:
             for name in self._constrained:
                 del choices[name]
             self.policy = Policy(choices, self._constraint, self._settings)
+            self._find = option_finder(self.policy.choices)
         self._snapshots: deque[_Snapshot] = deque(maxlen=_MAX_SNAPSHOTS)
 
     def _roll_back(self, position: int) -> None:
@@ -257,11 +258,10 @@ class Replay:
         members: list[_Member | None] = [None] * len(trials)
         if self.policy is None:
             return members
-        find = option_finder(self.policy.choices)
         rows = []
         taught = []
         for index, trial in enumerate(trials):
-            row = None if math.isnan(_value(trial)) else find(trial.params)
+            row = None if math.isnan(_value(trial)) else self._find(trial.params)
             if row is not None:
                 rows.append(row)
                 taught.append(index)
@@ -272,7 +272,7 @@ class Replay:
         if self._constraint is not None and not feasible.all():
             # Another sampler may have said the same in a way in which the policy never says it.
             for place in np.flatnonzero(~feasible).tolist():
-                row = find(self._constraint.canonical(trials[taught[place]].params))
+                row = self._find(self._constraint.canonical(trials[taught[place]].params))
                 if row is not None:
                     options[place] = row
             masks = self.policy.masks(options)
