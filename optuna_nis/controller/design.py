@@ -24,8 +24,8 @@ class Design:
     """The weights of all parameters, side by side.
 
     An option that is named after a size, such as ``"8x4bit"``, is worth what its width is worth
-    and what its precision is worth; without a row, both are 0. Any other option has a weight of
-    its own.
+    and what its bits are worth; no row is one of width 0 and 0 bits. Any other option has a weight
+    of its own.
 
     Args:
         choices: The options of every parameter.
@@ -33,6 +33,7 @@ class Design:
     Attributes:
         priors: How alike weights that follow each other are thought to be beforehand.
         is_additive: Whether any option shares its weights with others.
+        starts: Place of the first option of each parameter among all options.
     """
 
     def __init__(self, choices: Sequence[Sequence[Choice]]) -> None:
