@@ -36,6 +36,7 @@ def search_spaces(draw: st.DrawFn) -> SearchSpace:
                 dim,
                 row_blocks=draw(st.none() | st.integers(1, min(rows, 6))),
                 col_blocks=draw(st.none() | st.integers(1, min(dim, 5))),
+                precisions=draw(st.sampled_from([(32,), (32, 8, 2), (4,)])),
             )
         )
     space = SearchSpace(specs, budget=1.0, mode=draw(st.sampled_from(["multi", "single"])))
@@ -68,7 +69,7 @@ events = st.lists(
 
 def within(constraint: Constraint, params: dict[str, Any]) -> bool:
     if isinstance(constraint, SearchSpace):
-        return constraint.allocation(params).num_parameters <= constraint.budget
+        return constraint.fits(constraint.allocation(params))
     assert isinstance(constraint, AdditiveBudget)
     cost = sum(constraint._costs[n][constraint.choices[n].index(params[n])] for n in params)
     return bool(cost <= constraint._limit * (1 + 1e-9) + 1e-9)
@@ -106,9 +107,7 @@ def live(constraint: Constraint, history: list[tuple[str, float]], seed: int) ->
 
 
 def bits(policy: Policy) -> bytes:
-    critic = policy._critic
-    arrays = (policy._logits, critic.weights, critic._covariance, critic._gains[: critic._pending])
-    return b"".join(array.tobytes() for array in arrays)
+    return b"".join(array.tobytes() for array in (policy._logits, *policy._critic.arrays()))
 
 
 @given(constraint=constraints, history=events, seed=st.integers(0, 2**32 - 1))
@@ -129,7 +128,7 @@ def test_no_proposal_over_the_budget_and_a_finite_policy(
     assert np.isfinite(log_probs).all()
     for params in policy.params(np.concatenate([options, policy.mode()])):
         assert within(constraint, params)
-    for array in (policy._logits, policy._critic.weights, policy._critic._covariance):
+    for array in (policy._logits, *policy._critic.arrays()):
         assert np.isfinite(array).all()
 
 

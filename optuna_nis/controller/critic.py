@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import copy
-from itertools import pairwise
 import math
 
 import numpy as np
 
+from optuna_nis.controller.covariance import Covariance
+from optuna_nis.controller.design import Design
 from optuna_nis.controller.reward_scale import Observed, clip
 from optuna_nis.space.constraint import Choice, FloatArray, IntArray
 
@@ -17,58 +18,62 @@ _MAX_ADVANTAGE = 3.0
 # trial until there are this many.
 _EARLY = 32
 _INTERCEPT_VARIANCE = 100.0
-_NEIGHBOUR_CORRELATION = 0.9
-# Numbers of an intermediate result that fits the processor's cache.
-_BLOCK = 65_536
-# Gains whose outer products are subtracted together.
-_DEFERRED = 16
 
 
 class Critic:
     """Ridge regression of rewards on options, one trial at a time (recursive least squares).
 
+    The value of an option is a weight of its own or, in spaces of several precisions, the sum of
+    those of its width and its bits (:class:`Design`).
+
     Args:
         choices: The options of every parameter.
-        ridge: Strength with which the weight of an option is pulled to 0, in trials.
-
-    Attributes:
-        weights: What each option is worth, parameter after parameter, and at last the intercept
-            of single trials.
+        ridge: Strength with which the value of an option is pulled to 0, in trials.
     """
 
     def __init__(self, choices: Sequence[Sequence[Choice]], ridge: float) -> None:
-        sizes = np.array([len(options) for options in choices])
-        self._offsets = np.cumsum(sizes) - sizes
-        size = int(sizes.sum())
-        self.weights = np.zeros(size + 1)
-        self._covariance = np.zeros((size + 1, size + 1))
-        self._priors = [_prior_covariance(options) / ridge for options in choices]
-        for start, before in zip(self._offsets, self._priors):
-            own = slice(start, start + len(before))
-            self._covariance[own, own] = before
-        self._covariance[-1, -1] = _INTERCEPT_VARIANCE
-        self._variances = self._covariance.diagonal().copy()
-        # The covariance lags behind by the outer products of the latest gains: to subtract several
-        # at once costs a third.
-        self._gains = np.zeros((_DEFERRED, size + 1))
-        self._pending = 0
+        self._design = Design(choices)
+        priors = [prior / ridge for prior in self._design.priors]
+        priors.append(np.full((1, 1), _INTERCEPT_VARIANCE))
+        self._covariance = Covariance(priors, dense=not self._design.is_additive)
+        self._learned = np.zeros(self._covariance.size)
+        # Weights that an option adds up are independent beforehand.
+        self._variances = self._design.values(np.concatenate([p.diagonal() for p in priors]))
         self._early: list[tuple[FloatArray, float]] = []
+        # Where options share weights: what was taken, group after group, and the targets of all.
+        self._taken: list[IntArray] = []
+        self._targets: list[float] = []
         self._origin: float | None = None
         self._squares = 0.0
         self._count = 0
 
+    @property
+    def weights(self) -> FloatArray:
+        """What each option is worth, and at last the intercept of single trials."""
+        return self._design.values(self._learned)
+
+    @property
+    def num_copied(self) -> int:
+        """How many numbers a copy takes, about."""
+        return self._covariance.num_copied
+
+    def arrays(self) -> list[FloatArray]:
+        """All that was learned, to tell whether two critics are the same."""
+        return [self._learned, *self._covariance.arrays()]
+
     def copy(self) -> Critic:
         """A critic that learns on its own from here."""
         other = copy.copy(self)
-        other.weights = self.weights.copy()
+        other._learned = self._learned.copy()
         other._covariance = self._covariance.copy()
         other._variances = self._variances.copy()
-        other._gains = self._gains.copy()
         other._early = self._early.copy()
+        other._taken = self._taken.copy()
+        other._targets = self._targets.copy()
         return other
 
     def standard_errors(self) -> FloatArray:
-        """Uncertainty of the weight of every option, in units of the reward's scale."""
+        """Uncertainty of the value of every option, in units of the reward's scale."""
         noise = math.sqrt(self._squares / max(self._count, 1))
         return np.asarray(noise * np.sqrt(np.maximum(self._variances[:-1], 0.0)))
 
@@ -80,22 +85,57 @@ class Critic:
                 it is multiplied by the factor that fits the rewards best, 0 if that is negative.
 
         Returns:
-            The weights that would have been learned with each of them, of the same shape.
+            The values that would have been learned with each of them, of the same shape.
         """
-        recent = self._gains[: self._pending]
-        covariance = self._covariance - np.einsum("ki,kj->ij", recent, recent)
+        if self._design.is_additive:
+            return self._refined_sums(priors)
+        covariance = self._covariance.full()
         thought = np.pad(priors, ((0, 0), (0, 1)))
         certain = np.zeros_like(thought)
-        for start, before in zip(self._offsets, self._priors):
-            own = slice(start, start + len(before))
+        for own, before in self._covariance.blocks():
             certain[:, own] = np.linalg.solve(before, thought[:, own].T).T
         # What is known now, less what was known before, is what the rewards have taught.
-        known = np.linalg.solve(covariance, np.vstack([thought, self.weights]).T).T
+        known = np.linalg.solve(covariance, np.vstack([thought, self._learned]).T).T
         squares = ((known[:-1] - certain) * thought).sum(1)
         products = thought @ known[-1]
         factors = np.maximum(products / np.where(squares > 0, squares, np.inf), 0.0)
-        refined = self.weights + factors[:, None] * (certain @ covariance)
+        refined = self._learned + factors[:, None] * (certain @ covariance)
         return np.asarray(refined[:, :-1])
+
+    def _refined_sums(self, priors: FloatArray) -> FloatArray:
+        """The same where options share weights, which need not add up to what was thought.
+
+        A value is taken to be the thought times its factor plus a sum of weights. What is learned
+        of these is linear in the rewards, so it is what was learned without the thought, less the
+        factor times what would have been learned of the thought's own rewards.
+        """
+        moments = np.zeros((len(priors), len(self._learned)))
+        squares, products, trial = np.zeros(len(priors)), np.zeros(len(priors)), 0
+        for options in self._taken:
+            targets = np.array(self._targets[trial : trial + len(options)])
+            trial += len(options)
+            told = priors[:, self._design.starts + options].sum(axis=2)
+            if len(options) > 1:
+                told -= told.mean(axis=1, keepdims=True)
+            squares += np.square(told).sum(axis=1)
+            products += (told * targets).sum(axis=1)
+            moments += np.einsum("nk,kj->nj", told, self._rows(options))
+        factors = np.maximum(products / np.where(squares > 0, squares, np.inf), 0.0)
+        return np.stack(
+            [
+                factor * prior
+                + self._design.values(self._learned - factor * self._covariance.times(moment))[:-1]
+                for factor, prior, moment in zip(factors, priors, moments)
+            ]
+        )
+
+    def _rows(self, options: IntArray) -> FloatArray:
+        rows = self._design.rows(options)
+        if len(options) == 1:
+            rows[:, -1] = 1.0
+        else:
+            rows -= rows.mean(axis=0)
+        return rows
 
     def learn(self, options: IntArray, observed: Observed) -> FloatArray:
         """Learn from the options of a trial or of a group of trials.
@@ -104,12 +144,7 @@ class Critic:
             By how much the reward of each surprised, in units of the reward's scale.
         """
         k = len(options)
-        rows = np.zeros((k, len(self.weights)))
-        rows[np.arange(k)[:, None], self._offsets + options] = 1.0
-        if k == 1:
-            rows[:, -1] = 1.0
-        else:
-            rows -= rows.mean(axis=0)
+        rows = self._rows(options)
         early = len(self._early) < _EARLY
         low, high = observed.center - observed.radius, observed.center + observed.radius
         targets = clip(observed.rewards, low, high)
@@ -119,18 +154,18 @@ class Critic:
             if early or self._origin is None:
                 self._origin = observed.center
             targets -= self._origin
-        surprise: FloatArray = targets - np.einsum("ij,j->i", rows, self.weights)
+        surprise: FloatArray = targets - np.einsum("ij,j->i", rows, self._learned)
         for row, target in zip(rows, targets):
-            gain = self._times_covariance(row)
-            error = target - float((row * self.weights).sum())
+            gain = self._covariance.times(row)
+            error = target - float((row * self._learned).sum())
             root = math.sqrt(1.0 + float((row * gain).sum()))
             gain /= root
-            self.weights += gain * (error / root)
-            self._variances -= np.square(gain)
-            self._gains[self._pending] = gain
-            self._pending += 1
-            if self._pending == len(self._gains):
-                self._settle()
+            self._learned += gain * (error / root)
+            self._variances -= np.square(self._design.values(gain))
+            self._covariance.subtract(gain)
+        if self._design.is_additive:
+            self._taken.append(options.astype(np.int32))
+            self._targets += targets.tolist()
         if early:
             self._early += zip(rows, observed.rewards.tolist())
             self._relearn(observed)
@@ -140,45 +175,13 @@ class Critic:
         return advantage
 
     def _relearn(self, observed: Observed) -> None:
-        moment = np.zeros(len(self.weights))
+        moment = np.zeros(len(self._learned))
         middle = self._origin or 0.0
+        targets = []
         for row, reward in self._early:
             offset = middle if row[-1] else 0.0
-            moment += row * min(max(reward - offset, -observed.radius), observed.radius)
-        self.weights = self._times_covariance(moment)
-
-    # Not `@` in the following: the order of summation in BLAS may change with the number of
-    # threads, and the policy must be the same to the bit.
-
-    def _times_covariance(self, vector: FloatArray) -> FloatArray:
-        used = vector.nonzero()[0]
-        product = np.zeros(len(vector))
-        height = max(_BLOCK // len(vector), 1)
-        for start in range(0, len(used), height):
-            rows = used[start : start + height]
-            product += np.einsum("i,ij->j", vector[rows], self._covariance[rows])
-        recent = self._gains[: self._pending]
-        product -= np.einsum("k,ki->i", np.einsum("ki,i->k", recent, vector), recent)
-        return np.asarray(product)
-
-    def _settle(self) -> None:
-        """Subtract the outer products of the gains, in blocks that fit the processor's cache."""
-        height = max(_BLOCK // len(self.weights), 1)
-        for start in range(0, len(self.weights), height):
-            rows = slice(start, start + height)
-            self._covariance[rows] -= np.einsum("ki,kj->ij", self._gains[:, rows], self._gains)
-        self._pending = 0
-
-
-def _prior_covariance(options: Sequence[Choice]) -> FloatArray:
-    """How alike the values of a parameter's options are thought to be beforehand.
-
-    Neighbours among numbers in ascending order, such as widths, are worth about the same; nothing
-    is known of other options.
-    """
-    numbers = [o for o in options if isinstance(o, (int, float)) and not isinstance(o, bool)]
-    places = np.arange(len(options))
-    if len(numbers) == len(options) and all(a < b for a, b in pairwise(numbers)):
-        distance = np.abs(places[:, None] - places)
-        return np.asarray(_NEIGHBOUR_CORRELATION**distance, dtype=np.float64)
-    return np.eye(len(options))
+            targets.append(min(max(reward - offset, -observed.radius), observed.radius))
+            moment += row * targets[-1]
+        self._learned = self._covariance.times(moment)
+        if self._targets:
+            self._targets = targets

@@ -6,9 +6,9 @@ An actor and a critic, as in A3C (Mnih et al., 2016), for problems with one step
   other; options that a constraint rules out after the earlier draws are masked, so that every
   draw is feasible and its log-probability exact.
 * The *critic* is a ridge regression of the reward on the chosen options, in which neighbouring
-  numbers are taken to be worth about the same. It estimates the advantage of every option, also of
-  those not drawn this time, and serves as a control variate: the sampled policy gradient has to
-  account only for what the critic cannot explain.
+  numbers are taken to be worth about the same, and sizes what their width and bits are. It
+  estimates the advantage of every option, also of those not drawn this time, and is a control
+  variate: the sampled policy gradient accounts only for what the critic cannot explain.
 
 The critic's part of the policy gradient is taken as a natural gradient step with entropy
 regularisation, which has a closed form (Cen et al., 2022): logits move a fraction of the way
@@ -106,6 +106,11 @@ class Policy:
     def choices(self) -> Mapping[str, tuple[Choice, ...]]:
         """The options of every parameter, in the order in which they are drawn."""
         return self._choices
+
+    @property
+    def num_copied(self) -> int:
+        """How many numbers :meth:`copy` takes, about."""
+        return self._critic.num_copied
 
     def copy(self) -> Policy:
         """A policy that learns on its own from here."""
@@ -248,10 +253,7 @@ class Policy:
         Returns:
             Indices of the options, shape ``(1, number of parameters)``.
         """
-        options, _ = self._draw(
-            1, lambda masks, columns: self._probabilities(masks, columns).argmax(-1)
-        )
-        return options
+        return self._draw(1, lambda masks, at: self._probabilities(masks, at).argmax(-1))[0]
 
     def _draw(
         self, n: int, pick: Pick, pinned: Mapping[int, int | None] | None = None
@@ -292,8 +294,7 @@ class Policy:
             Shape ``(n, number of parameters, largest number of options)``.
         """
         checked = self._checked(options)
-        _, masks = self._draw(len(checked), lambda _, columns: checked[:, columns])
-        return masks
+        return self._draw(len(checked), lambda _, columns: checked[:, columns])[1]
 
     def feasible(self, options: ArrayLike, masks: BoolArray | None = None) -> BoolArray:
         """Whether each row of options keeps to the constraint."""
@@ -417,8 +418,7 @@ class Policy:
         sampled = actor.sampled_gradient(
             self._logits, options, masks, advantage, drawn, settings.max_importance
         )
-        values = np.zeros(self._valid.shape)
-        spread = np.zeros(self._valid.shape)
+        values, spread = np.zeros((2, *self._valid.shape))
         values[self._valid] = self._critic.weights[:-1] / observed.scale
         spread[self._valid] = self._critic.standard_errors()
         # A group tells less than as many trials that are each drawn by a better policy, and

@@ -214,17 +214,13 @@ class Replay:
             and not all(map(is_plain, distribution.choices))
         )
         self.policy = None
-        cells = 1
         if self.distributions:
             choices = {n: enumerate_choices(d) or () for n, d in self.distributions.items()}
             for name in self._constrained:
                 del choices[name]
             self.policy = Policy(choices, self._constraint, self._settings)
-            cells = sum(len(options) for options in self.policy.choices.values()) ** 2
-        # A policy of many options is large: keep fewer copies of it.
-        self._snapshots: deque[_Snapshot] = deque(
-            maxlen=min(max(_SNAPSHOT_CELLS // cells, 1), _MAX_SNAPSHOTS)
-        )
+            self._find = option_finder(self.policy.choices)
+        self._snapshots: deque[_Snapshot] = deque(maxlen=_MAX_SNAPSHOTS)
 
     def _roll_back(self, position: int) -> None:
         while self._snapshots and self._snapshots[-1].position > position:
@@ -254,16 +250,18 @@ class Replay:
                 self._snapshots.append(
                     _Snapshot(self._position, self.policy.copy(), _copy(self._groups))
                 )
+                # Where a copy is large, fewer are kept.
+                while len(self._snapshots) > max(_SNAPSHOT_CELLS // self.policy.num_copied, 1):
+                    self._snapshots.popleft()
 
     def _members(self, trials: Sequence[FrozenTrial]) -> list[_Member | None]:
         members: list[_Member | None] = [None] * len(trials)
         if self.policy is None:
             return members
-        find = option_finder(self.policy.choices)
         rows = []
         taught = []
         for index, trial in enumerate(trials):
-            row = None if math.isnan(_value(trial)) else find(trial.params)
+            row = None if math.isnan(_value(trial)) else self._find(trial.params)
             if row is not None:
                 rows.append(row)
                 taught.append(index)
@@ -274,7 +272,7 @@ class Replay:
         if self._constraint is not None and not feasible.all():
             # Another sampler may have said the same in a way in which the policy never says it.
             for place in np.flatnonzero(~feasible).tolist():
-                row = find(self._constraint.canonical(trials[taught[place]].params))
+                row = self._find(self._constraint.canonical(trials[taught[place]].params))
                 if row is not None:
                     options[place] = row
             masks = self.policy.masks(options)

@@ -19,7 +19,7 @@ SPACE = SearchSpace(
 
 
 def state(policy: Policy) -> list[np.ndarray]:
-    return [policy._logits, policy._critic.weights, policy._critic._covariance]
+    return [policy._logits, *policy._critic.arrays()]
 
 
 def assert_same(a: Policy, b: Policy) -> None:

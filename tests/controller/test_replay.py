@@ -38,13 +38,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 def bits(replay: Replay) -> bytes:
     if replay.policy is None:
         return b""
-    critic = replay.policy._critic
-    arrays = (
-        replay.policy._logits,
-        critic.weights,
-        critic._covariance,
-        critic._gains[: critic._pending],
-    )
+    arrays = [replay.policy._logits, *replay.policy._critic.arrays()]
     return b"".join(array.tobytes() for array in arrays)
 
 
@@ -136,6 +130,17 @@ def test_many_trials_are_learned_in_chunks() -> None:
     replay.learn(trials)
     assert bits(replay) == bits(replayed(trials))
     assert len(replay._snapshots) == 8
+
+
+def test_fewer_copies_of_a_large_policy_are_kept() -> None:
+    trials = [trial(number, float(number % 5)) for number in range(270)]
+    with patch("optuna_nis.controller.replay._SNAPSHOT_CELLS", 500):
+        few = replayed(trials)
+    assert few.policy is not None
+    assert few.policy.num_copied == 8**2 + 16 * 8
+    assert [snapshot.position for snapshot in few._snapshots] == [192, 256]
+    with patch("optuna_nis.controller.replay._SNAPSHOT_CELLS", 10):
+        assert [snapshot.position for snapshot in replayed(trials)._snapshots] == [256]
 
 
 def test_a_study_made_anew_is_learned_anew() -> None:

@@ -77,9 +77,7 @@ def opened(study: Study, address: str) -> Study:
 
 
 def bits(policy: Policy) -> bytes:
-    critic = policy._critic
-    arrays = (policy._logits, critic.weights, critic._covariance, critic._gains[: critic._pending])
-    return b"".join(array.tobytes() for array in arrays)
+    return b"".join(array.tobytes() for array in (policy._logits, *policy._critic.arrays()))
 
 
 def policy_bits(study: Study, address: str) -> bytes:
