@@ -71,9 +71,9 @@ class SearchPlan:
         same_cost: Candidates cost about the same if the larger has at most so many times the
             parameters; after the first round, only the best of those stays.
         most_kept: Most candidates that are trained on after a round.
-        keep_frequent: Whether the frequent ids keep their place as long as trainings begin with
-            the weights of the supernet, which has trained them too little.
-        keep_simple: Whether the best formula and the best of the uniform sizes do so too.
+        keep_frequent: Whether the frequent ids may have a place beside the best as long as
+            trainings begin with the weights of the supernet, which has trained them too little.
+        keep_simple: Whether the best formula and the best of the uniform sizes may have it too.
         policy: How the controller learns.
 
     Raises:
@@ -105,11 +105,11 @@ class SearchPlan:
     popularity_powers: tuple[float, ...] = (0.3, 0.5)
     frequent_shares: tuple[float, ...] = (1.0, 0.5)
     frequent_narrower: bool = True
-    shortlist_epochs: tuple[int, ...] = (1, 12, 12)
+    shortlist_epochs: tuple[int, ...] = (1, 8, 8)
     warm_rounds: int = 1
     shortlist_batches: float | None = None
     same_cost: float = 1.25
-    most_kept: int = 2
+    most_kept: int = 3
     keep_frequent: bool = True
     keep_simple: bool = True
     policy: PolicySettings = field(default_factory=PolicySettings)

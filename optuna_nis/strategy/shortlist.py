@@ -85,7 +85,7 @@ class Shortlist:
         plan: The numbers of its fields that begin with ``shortlist``, ``same_cost``,
             ``warm_rounds`` and ``most_kept``. Without any rounds nothing is trained.
         keep: Choices to which rounds from the supernet's weights are unfair. As long as there are
-            such rounds, the best of these stay beside the best of all, as far as there are places.
+            such rounds, the best of these has a place beside the best of all.
         supernet_batches: Batches that the supernet was trained with, if that is known.
         error: Standard error of a value of the metric, if that is known. What is worse than the
             best by more than five of them has no safe place.
@@ -214,9 +214,8 @@ class Shortlist:
             others = self._best_of_each_cost(ranked) if number == 1 else ranked
             places = (len(others) + 1) // 2
             if number <= plan.warm_rounds:
-                safe = [
-                    each for each in self._near(ranked, _HOPELESS_ERRORS) if each in self._keep
-                ]
+                near = self._near(ranked, _HOPELESS_ERRORS)
+                safe = next(([each] for each in near if each in self._keep), [])
                 others = list(dict.fromkeys([ranked[0], *safe, *others]))
                 places = max(places, len({ranked[0], *safe}))
             elif self.error is not None:

@@ -111,7 +111,7 @@ def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDa
     assert lines[-1].startswith("round 2 of 2: 1 of 1 from scratch, ")
 
 
-def test_no_more_than_two_stay_in_the_shortlist(datamodule: TableDataModule) -> None:
+def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -> None:
     space = SearchSpace(datamodule.embedding_specs(8))
     build = reference_model(datamodule.features)
     rng = np.random.default_rng(0)
@@ -121,7 +121,7 @@ def test_no_more_than_two_stay_in_the_shortlist(datamodule: TableDataModule) -> 
         choices, build(space), build, datamodule, shortlist_epochs=(1, 1), progress=lines.append
     )
     assert [line.split(",")[0] for line in lines[8:]] == [
-        f"round 2 of 2: {n} of 2 from scratch" for n in (1, 2)
+        f"round 2 of 2: {n} of 3 from scratch" for n in (1, 2, 3)
     ]
 
 

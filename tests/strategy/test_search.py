@@ -450,9 +450,9 @@ def test_what_shared_weights_are_unfair_to_is_trained_from_scratch() -> None:
         return 0.9 if training.allocation == best else 0.5 + 0.1 * (training.allocation in simple)
 
     finals(search, value)
-    # Beside the best there is one place.
+    # Beside the best one of them has a place.
     assert best in from_scratch
-    assert len(from_scratch & {*simple}) == len(from_scratch) - 1 == 1
+    assert from_scratch & {*simple}
     plan = replace(PLAN, keep_simple=False)
     assert set(Ending(search.space, plan).safe(safe, search._origins)) == {*safe} & frequent
     plan = replace(plan, keep_frequent=False)
