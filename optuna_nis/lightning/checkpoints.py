@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 import torch
+from torch import Tensor
 
 from optuna_nis.strategy.search import SizeSearch
 from optuna_nis.study.searches import new_search_id, searches_of
@@ -127,6 +128,7 @@ class PeriodicCheckpoint(Callback):
         self._path = path
         self._folder = folder
         self._next = 0.0
+        self._loaded: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The state of torch's random numbers, which Lightning does not keep."""
@@ -134,11 +136,29 @@ class PeriodicCheckpoint(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Put it back."""
-        torch.set_rng_state(state_dict["rng"])
+        self._loaded = state_dict["rng"]
+        torch.set_rng_state(self._loaded)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
         self._next = time.monotonic() + _INTERVAL
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Put the random numbers back once more, in the middle of an epoch."""
+        if batch_idx > 0:
+            self._take_back()
+        self._loaded = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the random numbers back of a training that had ended."""
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Undo what the data draw when they are begun anew."""
+        if self._loaded is not None:
+            torch.set_rng_state(self._loaded)
 
     def on_train_batch_end(
         self,

@@ -181,7 +181,9 @@ def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:
     """
     found: list[_Sizes] = []
     refusal = None
-    for bits, each in (_float32(space) | of_low_precision(space)).items():
+    for bits, each in (*_float32(space).items(), *of_low_precision(space).items()):
+        own = sorted({spec.precisions[0] for spec in each.specs})
+        written = " to ".join(str(most) for most in dict.fromkeys((own[0], own[-1])))
         for projected in (False, True) if native else (True,):
             try:
                 sizes = baselines.uniform(each, projected=projected)
@@ -193,9 +195,9 @@ def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:
                 found.append(
                     _Sizes(
                         f"uniform_{'projected' if projected else 'native'}"
-                        + ("" if bits == 32 else f"_{bits}bit"),
+                        + ("" if own == [32] else f"_{bits}bit"),
                         f"Uniform {_width(sizes)}"
-                        + ("" if bits == 32 else f" in {bits} bits")
+                        + ("" if own == [32] else f" in {written} bits")
                         + (", projected" if projected else ""),
                         sizes,
                     )

@@ -241,7 +241,7 @@ class _Run:
     def _begin_anew(self) -> None:
         self._before, self._epochs = None, 0
         self._most_epochs = self._epochs_from_scratch
-        # The same weights outside the embeddings for all, whatever was trained before.
+        # Drawn from the same random numbers for all, whatever was trained before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())
             self._model = self._build(self.allocation)

@@ -127,7 +127,10 @@ def run_search(
         # How long it goes on is each search's own.
         known = plan_of(study) or {}
         own = {name: known[name] for name in ("epochs", "num_updates") if name in known}
-        save_plan(study, plan.to_dict() | own)
+        # A plan of before lacks fields; what they are read as is no other plan.
+        read = SearchPlan.from_dict(known).to_dict() if known else {}
+        values = (plan.to_dict() | own).items()
+        save_plan(study, {k: v for k, v in values if k in known or v != read.get(k, ...)})
         me = join(study, folder.search_id, seed=settings["seed"], settings=settings)
         search = callback(me.id)
         search.says_next = False

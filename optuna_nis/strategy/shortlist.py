@@ -31,8 +31,8 @@ class Candidate:
 
     Attributes:
         allocation: The choice.
-        val_metric: Its metric on the validation data at the end of its training, negated if
-            smaller is better.
+        val_metric: Its metric on the validation data, negated if smaller is better: at the end of
+            its last round or, where that was from scratch, the best of those rounds.
         is_finalist: Whether it was trained to the last round.
     """
 

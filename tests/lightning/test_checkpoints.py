@@ -22,6 +22,7 @@ from optuna_nis.lightning import (
     train_shortlist,
 )
 from optuna_nis.lightning.checkpoints import SearchFolder
+from optuna_nis.study.keys import PLAN_ATTR
 from optuna_nis.study.results import SEARCH_SECONDS_ATTR, best_allocation
 from optuna_nis.study.searches import join, searches_of
 
@@ -211,6 +212,32 @@ def test_another_search_starts_where_none_is_left_to_go_on_with(
     assert study.user_attrs[SEARCH_SECONDS_ATTR] == pytest.approx(
         sum(each.seconds or 0.0 for each in searches_of(study).values())
     )
+
+
+def test_a_search_that_was_begun_with_a_plan_of_before_keeps_its_rounds(
+    data: DataConfig, study: optuna.Study, tmp_path: Path
+) -> None:
+    rounds: dict[str, Any] = {"shortlist_epochs": (1, 1), "warm_rounds": 2}
+    options: dict[str, Any] = SMALL | {"epochs": 1, "checkpoint_dir": tmp_path}
+    with pytest.raises(KilledError):
+        search(
+            study,
+            data,
+            **options | {"plan": SearchPlan(warmup=0.7, **rounds)},
+            progress=_killed_at_line("Training"),
+        )
+    plan = study.user_attrs[PLAN_ATTR]
+    before = {k: v for k, v in plan.items() if k not in ("warm_rounds", "keep_simple")}
+    study.set_user_attr(PLAN_ATTR, before)
+    other = SearchPlan(warmup=0.7, **rounds | {"warm_rounds": 1})
+    with pytest.raises(ValueError, match=r"another plan, with warm_rounds unset \(now 1\)\. "):
+        search(study, data, **options | {"plan": other})
+    del options["plan"]
+    lines: list[str] = []
+    search(study, data, **options, progress=lines.append)
+    assert len(searches_of(study)) == 1
+    assert any(line.startswith("round 2 of 2") for line in lines)
+    assert not any("from scratch" in line for line in lines)
 
 
 def test_a_folder_is_of_one_process(study: optuna.Study, tmp_path: Path) -> None:

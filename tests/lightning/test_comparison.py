@@ -18,6 +18,7 @@ from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import Training
 from optuna_nis.lightning.trainings import Comparison
 from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 from optuna_nis.strategy import baselines
 from optuna_nis.study.results import Results, results_of
 
@@ -298,3 +299,14 @@ def test_weights_that_are_gone_are_trained_again(
     pretended.run(progress=lines.append)
     assert len(pretended.events) - before == 9 + 9
     assert sum("the trained weights are kept nowhere" in line for line in lines) == 9
+
+
+def test_uniform_sizes_of_several_precisions_are_beside_those_in_float32_and_say_so() -> None:
+    specs = [EmbeddingSpec("user", 100, 8, precisions=(2,)), EmbeddingSpec("city", 50, 8)]
+    uniforms = comparison._uniforms(SearchSpace(specs, budget="30%"), native=False)
+    assert [(sizes.name, sizes.label) for sizes in uniforms] == [
+        ("uniform_projected", "Uniform 2, projected"),
+        ("uniform_projected_32bit", "Uniform 4 in 2 to 32 bits, projected"),
+    ]
+    bits = [{table.tiers[0].bits for table in s.allocation.values()} for s in uniforms]
+    assert bits == [{32}, {2, 32}]

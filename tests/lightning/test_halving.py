@@ -244,7 +244,7 @@ def test_rounds_that_are_interrupted_anywhere_go_on_where_they_stopped(
 ) -> None:
     monkeypatch.setattr(checkpoints, "_INTERVAL", 0.0)
     monkeypatch.setattr(checkpoints, "_MAX_SHARE", 1.0)
-    seen: list[tuple[int, float]] = []
+    seen: list[tuple[int, float, float]] = []
     killed_at: set[int] = set()
     build = reference_model(datamodule.features)
     space = SearchSpace(datamodule.embedding_specs(8))
@@ -258,7 +258,8 @@ def test_rounds_that_are_interrupted_anywhere_go_on_where_they_stopped(
                 killed_at.remove(len(seen))
                 raise KilledError
             weight = float(self.head.weight.detach().sum())
-            seen.append((self.global_step, weight))
+            # Random numbers go on too.
+            seen.append((self.global_step, weight, float(torch.rand(()))))
 
     def killed(allocation: Allocation) -> RankingModule:
         model = build(allocation)
@@ -274,7 +275,7 @@ def test_rounds_that_are_interrupted_anywhere_go_on_where_they_stopped(
     torch.manual_seed(1)
     whole = train_shortlist(*run, **options)
     undisturbed = seen.copy()
-    begins = [weight for step, weight in undisturbed if step == 0]
+    begins = [weight for step, weight, _ in undisturbed if step == 0]
     warm = float(supernet.state_dict()["head.weight"].sum())
     assert [begin == pytest.approx(warm) for begin in begins] == {
         0: [False],
@@ -282,7 +283,7 @@ def test_rounds_that_are_interrupted_anywhere_go_on_where_they_stopped(
         2: [True, False],
         3: [True],
     }[warm_rounds]
-    assert [step for step, _ in undisturbed][-steps:] == list(range(steps))
+    assert [step for step, *_ in undisturbed][-steps:] == list(range(steps))
     seen.clear()
     killed_at |= set(range(12))
     while killed_at:
