@@ -219,7 +219,8 @@ class SearchPlan:
         try:
             if "shortlist_epochs" in values and "warm_rounds" not in values:
                 # In plans of before, no training of the shortlist was from scratch.
-                values = {**values, "warm_rounds": len(values["shortlist_epochs"])}
+                rounds = len(values["shortlist_epochs"])
+                values = {"keep_simple": False, **values, "warm_rounds": rounds}
             return cls.of(None, values)
         except TypeError as error:
             raise ValueError(f"This is no plan of a search: {error}") from error
