@@ -118,9 +118,12 @@ def test_new_ids_are_unknown_and_counted(
     assert [result.name for result in results] == ["nis", "uniform", "full"]
     model = Predictor.load(tmp_path)
     assert _is_of(model.features, before)
-    rows = pd.DataFrame({"user": [905, 12345, 3], "item": [1, 1, 1]})
-    one, other, known = model.predict(rows)
+    users = [905, 12345, 3]
+    one, other, known = before.vocabularies["user"].encode(users)
     assert one == other != known
+    # Whether a user matters is the search's to say.
+    one, other, _ = model.predict(pd.DataFrame({"user": users, "item": 1}))
+    assert one == other
     (line,) = [line for line in caplog.messages if "were not there at the search" in line]
     counted = int(line.split("'user' in ")[1].split(" of ")[0])
     config = DataConfig(table=str(table), label="clicked", features=("user", "item"))
