@@ -20,7 +20,7 @@ from optuna_nis.strategy.decision import decide
 ALPHAS = (0.1, 0.2, 0.3, 0.5)
 GRID_SHARES = (1.0, 0.5, 0.2, 0.05)
 MANY_IDS = 1000
-# Trial-per-training searches get as many plain trainings as the one-shot search takes at most, and
+# Trial-per-training searches get few plain trainings, about what a one-shot search took once, and
 # a careful person's many in some cells.
 PLAIN_TRAININGS = 2
 LONG_TRAININGS = 20

@@ -69,7 +69,7 @@ METHODS = {
     "full_one_out": ("full tables, features left out", _style.PINK, "circle-dot"),
     "uniform_one_out": ("uniform, features left out", _style.BLUE, "square-dot"),
 }
-# Not rivals at the same memory; those that may take many trainings have no mean at equal cost.
+# Not rivals at the same memory; those that may take many trainings have no mean of two sizes.
 _APART = (*NIS, "nis_retrained", "nis_se", "full")
 _FULL = ("full", "full_tuned", "full_one_out")
 _PENDING = "*Not measured yet.*"
@@ -169,7 +169,7 @@ def summary(cells: Sequence[Cell]) -> str:
             )
     if not rows:
         return ""
-    header = ["data", "budget", "NIS, memory", "best rival", "gain", "best at equal cost"]
+    header = ["data", "budget", "NIS, memory", "best rival", "gain", "best with two sizes"]
     header += ["uniform", "full", "cost"]
     note = (
         "Metric on test, mean ± standard deviation over the seeds; the share of the full tables "
