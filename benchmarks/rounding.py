@@ -1,7 +1,7 @@
 """Ways to train tables in few bits, with sizes that are given: why a tier has one learned step.
 
-    python benchmarks/rounding.py                                     # flights, two hours
-    python benchmarks/rounding.py --data-dir DATA --data insteval     # minutes
+    python benchmarks/rounding.py                                     # flights
+    python benchmarks/rounding.py --data-dir DATA --data insteval
 
 The sizes are those of a formula, ``mixed_dimensions`` at a share of the full tables, so that every
 way has the same ones. Each way rounds to the same levels, a whole number and a half of a step, and

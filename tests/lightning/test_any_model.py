@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import json
-import os
 from pathlib import Path
-import subprocess
-import sys
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 import optuna
 from ordinary import TAGS, USERS, Data, Ordinary
+from programs import run_program
 import pytest
 import torch
 from torch import Tensor
@@ -346,15 +344,7 @@ def test_a_search_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     script = Path(__file__).parent / "two_processes.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script, tmp_path],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run_program("-W", "ignore", script, tmp_path, timeout=120)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert len(first["widths"]) == 20
     assert first["widths"] == second["widths"]

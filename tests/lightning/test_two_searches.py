@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 import json
-import os
 from pathlib import Path
-import subprocess
-import sys
 from typing import Any
 
 import optuna
+from programs import run_program
 import pytest
 from two_searches import GROUP_SIZE, NUM_UPDATES, digest
 
@@ -27,15 +25,7 @@ def test_two_processes_learn_from_each_other(
 ) -> None:
     addresses = [f"sqlite:///{tmp_path}/study.db", servers("postgresql")]
     script = Path(__file__).parent / "two_searches.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script, clicks, tmp_path, *addresses],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run_program("-W", "ignore", script, clicks, tmp_path, *addresses, timeout=240)
     reports = [json.loads((tmp_path / f"{shard}.json").read_text()) for shard in (0, 1)]
     for place, address in enumerate(addresses):
         study = optuna.load_study(storage=open_storage(address), study_name="two")

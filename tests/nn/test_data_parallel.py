@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 import pickle
-import subprocess
-import sys
 
+from programs import run_program
 import pytest
 import torch
 from torch import nn
@@ -27,15 +25,7 @@ from optuna_nis.nn.swap import plain_layers
 
 def test_gradients_are_the_mean_of_two_processes(tmp_path: Path) -> None:
     script = Path(__file__).parent / "data_parallel.py"
-    done = subprocess.run(
-        [sys.executable, script, tmp_path],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run_program(script, tmp_path, timeout=120)
 
 
 def test_embeddings_within_ours_are_none_of_the_model() -> None:
