@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch.utils.data import DataLoader
 
 from optuna_nis._checks import check_integer
 from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.batches import Batch, Batches, Loader, Rows, default_batch_size
-from optuna_nis.data.features import LABEL, UNSEEN_TARGET, Features, Task, check_names, check_task
+from optuna_nis.data.coded import CodedColumn, code_columns, coded
+from optuna_nis.data.encoding import Encoder
+from optuna_nis.data.features import LABEL, Features, Task, check_names, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
-from optuna_nis.data.source import Source, check_fitted, check_targets, warn_of_rare_ids
+from optuna_nis.data.numeric import numbers_of
+from optuna_nis.data.source import CodedSource, Source, check_fitted, warn_of_rare_ids
 from optuna_nis.data.splits import MIN_ROWS, Parts, Split, check_split, split_rows, thin
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
@@ -29,7 +31,9 @@ class EmbeddingDataModule(LightningDataModule):
     ``(batch, length)`` for bags, padded with the feature's ``num_embeddings``; under ``"label"``
     floats 0 and 1 (ranking) or the class of the target (retrieval). Validation and test rows
     whose target was never seen in training have the label ``UNSEEN_TARGET``: they count as
-    misses.
+    misses. Where the data have them, also ``"numeric"``, floats of shape
+    ``(batch, num_numeric)``, ``"weight"``, the weights of the rows, and ``"group"``, ids of their
+    groups, both of shape ``(batch,)``.
 
     The three parts are disjoint, see :func:`split_rows`. Vocabularies come from the training part
     alone. Whoever asks for them, for batches or for anything else that the training and
@@ -60,6 +64,9 @@ class EmbeddingDataModule(LightningDataModule):
         fitted: Features with the vocabularies to use in place of those of the training part, such
             as were searched on an earlier state of the data. Training rows whose target is not
             among theirs are left out. :attr:`num_unknown` says how much is new.
+        numeric: Names of the numeric columns: inputs of the model as they are, scaled as
+            :class:`~optuna_nis.data.numeric.Scaling` says.
+        min_count: Values of a feature with fewer occurrences in training are out of vocabulary.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -82,12 +89,16 @@ class EmbeddingDataModule(LightningDataModule):
         bag_keep: BagKeep = "last",
         withhold_test: bool = False,
         fitted: Features | None = None,
+        numeric: Sequence[str] = (),
+        min_count: int = 1,
     ) -> None:
         super().__init__()
         check_task(task)
         check_split(split)
+        if isinstance(numeric, str):
+            raise ValueError(f"`numeric` must be a list of columns, got the text {numeric!r}.")
         if features is not None:
-            check_names(features)
+            check_names(features, numeric)
         check_bags(separators or {}, max_bag_length, bag_keep, features)
         shuffle_seed = seed if shuffle_seed is None else shuffle_seed
         for name, value, least in (
@@ -96,6 +107,7 @@ class EmbeddingDataModule(LightningDataModule):
             ("shuffle_seed", shuffle_seed, 0),
             ("max_rows", MIN_ROWS if max_rows is None else max_rows, MIN_ROWS),
             ("max_vocabulary", 1 if max_vocabulary is None else max_vocabulary, 1),
+            ("min_count", min_count, 1),
         ):
             check_integer(name, value, least)
         self.task: Task = task
@@ -108,10 +120,12 @@ class EmbeddingDataModule(LightningDataModule):
         self.shuffle_seed = shuffle_seed
         self.max_rows = max_rows
         self.max_vocabulary = max_vocabulary
+        self.min_count = min_count
         self.max_bag_length = max_bag_length
         self.bag_keep: BagKeep = bag_keep
         self.shard = (0, 1)
         self._names = None if features is None else list(features)
+        self._numeric = tuple(numeric)
         self._separators = dict(separators or {})
         self._na_values: tuple[str, ...] = ()
         self._withhold_test = withhold_test
@@ -119,7 +133,7 @@ class EmbeddingDataModule(LightningDataModule):
         self._num_unknown: dict[str, int] = {}
         self._features: Features | None = None
         self._tensors: dict[str, Batch] = {}
-        self._test_source: Source | None = None
+        self._test: tuple[Encoder, CodedSource] | None = None
         self._sizes: dict[str, int] = {}
         self._unseen: dict[str, float] = {}
 
@@ -147,94 +161,102 @@ class EmbeddingDataModule(LightningDataModule):
             )
         if self._features is None:
             self._setup_fit()
-        if stage == "test" and self._test_source is not None:
-            self._tensors["test"] = self._encode(self.features, self._test_source)
-            self._test_source = None
+        if stage == "test" and self._test is not None:
+            encoder, rows = self._test
+            self._tensors["test"] = encoder.batch(rows)
+            self._test = None
 
-    def _setup_fit(self) -> None:
+    def _source(self) -> CodedSource:
+        """All rows, coded."""
         source = self.load()
-        frame = source.frame if self._names is None else source.frame[self._names]
-        parts = split_rows(
-            len(frame),
-            split=self.split,
-            seed=self.seed,
+        names = list(source.frame.columns) if self._names is None else self._names
+        names = [name for name in names if name not in self._numeric]
+        self._check_columns(names)
+        columns = code_columns(
+            source.frame[names],
+            self._separators,
+            self.max_bag_length,
+            self.bag_keep,
+            self._na_values,
+        )
+        target = source.target
+        return CodedSource(
+            columns,
+            target.to_numpy(np.float32, copy=True)
+            if self.task == "ranking"
+            else coded(target, "targets"),
+            {name: numbers_of(source.frame[name], name) for name in self._numeric},
             order=source.order,
             group=source.group,
             part=source.part,
         )
-        if self.max_rows is not None and self.max_rows < len(frame):
-            parts = thin(parts, self.max_rows / len(frame), self.seed)
-        train, validation, test = (
-            Source(frame.iloc[rows], source.target.iloc[rows]) for rows in parts
+
+    def _check_columns(self, names: list[str]) -> None:
+        """Check the names of the features, and that they are those of ``fitted``."""
+        check_names(tuple(map(str, names)), self._numeric)
+        check_bags(self._separators, self.max_bag_length, self.bag_keep, tuple(map(str, names)))
+        if self._fitted is not None:
+            check_fitted(self._fitted, self.task, names, self._separators, self._numeric)
+
+    def _setup_fit(self) -> None:
+        source = self._source()
+        parts = split_rows(
+            len(source),
+            split=self.split,
+            seed=self.seed,
+            order=source.split_by("order"),
+            group=source.split_by("group"),
+            part=source.split_by("part"),
         )
+        if self.max_rows is not None and self.max_rows < len(source):
+            parts = thin(parts, self.max_rows / len(source), self.seed)
+        if source.rows is not None:
+            parts = Parts(*(source.rows[part] for part in parts))
+        train, validation = source.take(parts.train), source.take(parts.validation)
         if self._fitted is not None:
             train, parts = self._known_targets(self._fitted, train, parts)
         features = self._fitted or Features.fit(
-            train.frame,
+            train.columns,
             task=self.task,
             separators=self._separators,
             max_bag_length=self.max_bag_length,
             max_vocabulary=self.max_vocabulary,
-            targets=train.target if self.task == "retrieval" else None,
+            min_count=self.min_count,
+            targets=train.target if isinstance(train.target, CodedColumn) else None,
             bag_keep=self.bag_keep,
             na_values=self._na_values,
+            numeric=train.numbers,
         )
-        check_targets(features, training=train, validation=validation, test=test)
-        self._tensors = {
-            "train": self._encode(features, train),
-            "validation": self._encode(features, validation),
-        }
+        test = source.take(parts.test)
+        encoder = Encoder(features, source)
+        encoder.check_targets(training=train, validation=validation, test=test)
+        self._tensors = {"train": encoder.batch(train), "validation": encoder.batch(validation)}
         if self._fitted is not None:
-            self._count_unknown(self._fitted, train.frame)
-        self._test_source = None if self._withhold_test else test
+            self._num_unknown |= encoder.num_unknown(train)
+        self._test = None if self._withhold_test else (encoder, test)
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
-        self._unseen = features.unseen_shares(validation.frame, self._tensors["validation"])
-        if features.targets is not None:
-            unseen = self._tensors["validation"][LABEL] == UNSEEN_TARGET
-            self._unseen[LABEL] = float(unseen.double().mean())
+        self._unseen = encoder.unseen_shares(validation)
         # Last: a module whose data cannot be used says so again when it is asked again.
         self._features = features
         for name, vocabulary in features.vocabularies.items():
             warn_of_rare_ids(vocabulary, name, self._unseen[name])
 
     def _known_targets(
-        self, fitted: Features, train: Source, parts: Parts
-    ) -> tuple[Source, Parts]:
+        self, fitted: Features, train: CodedSource, parts: Parts
+    ) -> tuple[CodedSource, Parts]:
         """The training rows whose target the features know: of the others there is no class."""
-        check_fitted(fitted, self.task, list(train.frame.columns), self._separators)
-        if fitted.targets is None:
+        if not isinstance(train.target, CodedColumn):
             return train, parts
-        kept = (fitted.encode_targets(train.target) != UNSEEN_TARGET).numpy()
-        self._num_unknown[LABEL] = int((~kept).sum())
-        if not kept.any():
+        assert fitted.targets is not None
+        kept = np.flatnonzero(train.target.known(train.target.ids_of_values(fitted.targets)))
+        self._num_unknown[LABEL] = len(train) - len(kept)
+        if not len(kept):
             raise ValueError(
                 "The label must have values known from before (`fitted`), got only others in the "
-                f"training part, such as {train.target.iloc[0]!r}. This is another table, or its "
+                f"training part, such as {train.target.first()!r}. This is another table, or its "
                 "targets were renamed."
             )
-        train = Source(train.frame[kept], train.target[kept])
-        return train, parts._replace(train=parts.train[kept])
-
-    def _count_unknown(self, fitted: Features, train: pd.DataFrame) -> None:
-        unknown = fitted.num_unknown(train, self._tensors["train"])
-        for name, number in unknown.items():
-            column = train[name].dropna()
-            if name not in self._separators and 0 < number == len(column):
-                raise ValueError(
-                    f"The column {name!r} must have values known from before (`fitted`), such as "
-                    f"{fitted.vocabularies[name].values[0]!r}, got only others in the training "
-                    f"part, such as {column.iloc[0]!r}. This is another table, or its ids were "
-                    "renamed."
-                )
-        self._num_unknown |= unknown
-
-    def _encode(self, features: Features, source: Source) -> Batch:
-        batch = features.encode(source.frame)
-        if self.task == "retrieval":
-            batch[LABEL] = features.encode_targets(source.target)
-        else:
-            batch[LABEL] = torch.from_numpy(source.target.to_numpy(np.float32, copy=True))
-        return batch
+        return train.take(kept), parts._replace(train=parts.train[kept])
 
     @property
     def withhold_test(self) -> bool:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, check_bags, flatten
-from optuna_nis.data.columns import as_seen, check_continuous, converted
+from optuna_nis.data.coded import CodedColumn, code_columns, coded, feature_vocabulary
+from optuna_nis.data.columns import as_seen, converted
+from optuna_nis.data.numeric import Floats, Scaling, numbers_of, scaled
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
 
@@ -24,6 +26,15 @@ Task = Literal["ranking", "retrieval"]
 LABEL: Final = "label"
 """Key of the labels in a batch."""
 
+NUMERIC: Final = "numeric"
+"""Key of the numeric inputs in a batch, if there are any."""
+
+WEIGHT: Final = "weight"
+"""Key of the weights of the rows in a batch, if they differ."""
+
+GROUP: Final = "group"
+"""Key of the groups that rows belong to in a batch, if there are any."""
+
 UNSEEN_TARGET: Final = -100
 """Label of a retrieval target that training has never seen.
 
@@ -31,7 +42,8 @@ It equals no class, so that every prediction for it is a miss, and it is the ``i
 :func:`torch.nn.functional.cross_entropy`.
 """
 
-_JSON_VERSION = 2
+# The oldest version that reads what is written: version 3 has numeric columns.
+_JSON_VERSION, _WITH_NUMBERS = 2, 3
 
 
 @dataclass(frozen=True)
@@ -49,11 +61,12 @@ class Features:
             history that grows at its end, or the ``"first"``.
         na_values: Texts, and numbers written as text, that stand for a missing value, besides the
             empty cell; what :func:`read_table` reads new rows with.
+        numeric: For every numeric column, how its numbers become inputs of a model.
 
     Raises:
-        ValueError: If there is no feature, one is named "label", a bag is not a feature, a
-            separator is empty, ``max_bag_length`` is not positive, or the targets do not go with
-            the task.
+        ValueError: If there is no feature, one is named "label", a column is both a feature and
+            numeric, a bag is not a feature, a separator is empty, ``max_bag_length`` is not
+            positive, or the targets do not go with the task.
 
     Example:
         >>> frame = pd.DataFrame({"user": [7, 7, 8], "genres": ["Drama|War", None, "War"]})
@@ -72,10 +85,11 @@ class Features:
     targets: Vocabulary | None = None
     bag_keep: BagKeep = "last"
     na_values: tuple[str, ...] = ()
+    numeric: Mapping[str, Scaling] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        check_names(self.names)
+        check_names(self.names, tuple(self.numeric))
         check_bags(self.separators, self.max_bag_length, self.bag_keep, self.names)
         cells.check_na_values(self.na_values)
         if (self.targets is not None) != (self.task == "retrieval"):
@@ -87,74 +101,81 @@ class Features:
     @classmethod
     def fit(
         cls,
-        frame: pd.DataFrame,
+        frame: pd.DataFrame | Mapping[str, CodedColumn],
         *,
         task: Task,
         separators: Mapping[str, str | None] | None = None,
         max_bag_length: int = 50,
         max_vocabulary: int | None = None,
-        targets: pd.Series[Any] | None = None,
+        min_count: int = 1,
+        targets: pd.Series[Any] | CodedColumn | None = None,
         bag_keep: BagKeep = "last",
         na_values: Sequence[str] = (),
+        numeric: Mapping[str, Floats] | Sequence[str] = (),
     ) -> Features:
-        """Build the vocabularies from the training rows.
+        """Build the vocabularies from the training rows, and measure the numeric columns.
 
         Args:
-            frame: The training rows, one column for each feature.
+            frame: The training rows, one column for each feature and each numeric column.
             task: ``"ranking"`` or ``"retrieval"``.
             separators: As the attribute.
             max_bag_length: As the attribute.
             max_vocabulary: Keep only so many of the most frequent values of every feature.
+            min_count: Keep only values with so many occurrences; one is kept in any case.
             targets: The targets of the training rows, for retrieval.
             bag_keep: As the attribute.
             na_values: As the attribute. Cells are expected to be missing already, as
                 :func:`read_table` gives them; here the values of bags become unknown.
+            numeric: Names of the numeric columns, none of them a feature.
 
         Raises:
             ValueError: If a column is empty, constant or continuous, or an argument is out of
                 range.
         """
         separators = dict(separators or {})
-        names = tuple(map(str, frame.columns))
-        check_names(names)
-        check_bags(separators, max_bag_length, bag_keep, names)
         na_values = cells.check_na_values(na_values)
-        vocabularies = {}
-        for name in frame.columns:
-            column, missing = frame[name], frame[name].isna().any()
-            if name in separators:
-                items, lengths = flatten(column, separators[name], max_bag_length, bag_keep, name)
-                column = cells.without(pd.Series(items, dtype=object), na_values)
-                missing = (lengths == 0).any() or column.isna().any()
-                if not items:
-                    raise ValueError(
-                        f"The column {name!r} is empty: all {len(lengths)} bags are empty. "
-                        "Leave it out."
-                    )
-            vocabulary = Vocabulary.from_values(column, name=name)
-            if len(vocabulary) == 1 and not missing:
-                raise ValueError(
-                    f"The column {name!r} is constant: all its values in the training part are "
-                    f"{vocabulary.values[0]!r}. Leave it out."
-                )
-            check_continuous(vocabulary, name)
-            if max_vocabulary is not None:
-                vocabulary = vocabulary.cut(max_vocabulary)
-            vocabularies[name] = vocabulary
+        if isinstance(frame, pd.DataFrame):
+            names = tuple(name for name in frame.columns if name not in numeric)
+            check_names(tuple(map(str, names)), tuple(numeric))
+            check_bags(separators, max_bag_length, bag_keep, tuple(map(str, names)))
+            columns = code_columns(
+                frame[list(names)], separators, max_bag_length, bag_keep, na_values
+            )
+            numbers = {name: numbers_of(frame[name], name) for name in numeric}
+        else:
+            columns = dict(frame)
+            assert isinstance(numeric, Mapping)
+            numbers = dict(numeric)
+        if isinstance(targets, pd.Series):
+            targets = coded(targets, "targets")
         return cls(
             task,
-            vocabularies,
+            {
+                name: feature_vocabulary(column, name, max_vocabulary, min_count)
+                for name, column in columns.items()
+            },
             separators,
             max_bag_length,
-            None if targets is None else Vocabulary.from_values(targets, name="targets"),
+            None if targets is None else targets.vocabulary("targets"),
             bag_keep,
             na_values,
+            {name: Scaling.fit(values, name) for name, values in numbers.items()},
         )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the features."""
         return tuple(self.vocabularies)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns of a row: the features and the numeric ones."""
+        return (*self.names, *self.numeric)
+
+    @property
+    def num_numeric(self) -> int:
+        """Number of numeric inputs of a model: one for a column, and one if it has gaps."""
+        return sum(each.width for each in self.numeric.values())
 
     @property
     def bags(self) -> frozenset[str]:
@@ -218,14 +239,15 @@ class Features:
                 unknown values are fine.
 
         Returns:
-            For every feature ids of shape ``(rows,)``, or ``(rows, longest bag)`` for bags.
+            For every feature ids of shape ``(rows,)``, or ``(rows, longest bag)`` for bags; under
+            ``"numeric"``, if there are numeric columns, floats of shape ``(rows, num_numeric)``.
 
         Raises:
             TypeError: If this is no frame or a cell cannot be an id.
-            ValueError: If a column is missing, or holds numbers where training had text or the
-                other way round.
+            ValueError: If a column is missing, holds numbers where training had text or the
+                other way round, or is numeric and holds something else.
         """
-        return self._encode(self._as_seen(frame))
+        return self._encode(self._as_seen(frame), self._numbers(frame))
 
     def encode_batches(self, frame: pd.DataFrame, batch_size: int) -> Iterator[dict[str, Tensor]]:
         """Turn rows into batches as :meth:`encode` does, having checked all of them before.
@@ -238,16 +260,19 @@ class Features:
             TypeError: As :meth:`encode`.
             ValueError: As :meth:`encode`.
         """
-        seen = self._as_seen(frame)
+        seen, numbers = self._as_seen(frame), self._numbers(frame)
         for start in range(0, len(frame), batch_size):
             rows = slice(start, start + batch_size)
-            yield self._encode({name: column.iloc[rows] for name, column in seen.items()})
+            yield self._encode(
+                {name: column.iloc[rows] for name, column in seen.items()},
+                {name: values[rows] for name, values in numbers.items()},
+            )
 
     def _as_seen(self, frame: pd.DataFrame) -> dict[str, pd.Series[Any]]:
         """The columns with cells of the types seen in training, as far as they can be."""
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"`frame` must be a pandas DataFrame, got {type(frame).__name__}.")
-        if absent := [name for name in self.names if name not in frame.columns]:
+        if absent := [name for name in self.columns if name not in frame.columns]:
             raise ValueError(
                 f"`frame` has no column {', '.join(map(repr, absent))}; it has "
                 f"{', '.join(map(repr, frame.columns))}."
@@ -261,8 +286,13 @@ class Features:
                 as_seen(self._items(column, name)[0], vocabulary, name)
         return columns
 
-    def _encode(self, columns: Mapping[str, pd.Series[Any]]) -> dict[str, Tensor]:
-        return {
+    def _numbers(self, frame: pd.DataFrame) -> dict[str, Floats]:
+        return {name: numbers_of(frame[name], name) for name in self.numeric}
+
+    def _encode(
+        self, columns: Mapping[str, pd.Series[Any]], numbers: Mapping[str, Floats]
+    ) -> dict[str, Tensor]:
+        batch = {
             name: torch.from_numpy(
                 self._encode_bags(columns[name], name)
                 if name in self.separators
@@ -270,6 +300,9 @@ class Features:
             )
             for name, vocabulary in self.vocabularies.items()
         }
+        if self.numeric:
+            batch[NUMERIC] = torch.from_numpy(scaled(self.numeric, numbers))
+        return batch
 
     def _encode_bags(self, column: pd.Series[Any], name: str) -> NDArray[np.int64]:
         vocabulary = self.vocabularies[name]
@@ -303,32 +336,6 @@ class Features:
         classes = self.targets.encode(targets)
         return torch.from_numpy(np.where(classes == unseen, UNSEEN_TARGET, classes))
 
-    def unseen_shares(self, frame: pd.DataFrame, batch: Mapping[str, Tensor]) -> dict[str, float]:
-        """For every feature the share of the values of rows that training has never seen.
-
-        Args:
-            frame: Rows.
-            batch: The same, encoded. Missing values do not count.
-        """
-        shares = {}
-        for name in self.names:
-            present, known = self._present_and_known(frame[name], batch[name], name)
-            values = int(present.sum())
-            shares[name] = 1 - int(known.sum()) / values if values else 0.0
-        return shares
-
-    def _present_and_known(
-        self, column: pd.Series[Any], ids: Tensor, name: str
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """How many values every row has, and how many of them training has seen."""
-        known = (ids < self.vocabularies[name].num_embeddings).numpy()
-        if name not in self.separators:
-            return column.notna().to_numpy(), known
-        items, lengths = self._items(column, name)
-        rows = np.repeat(np.arange(len(lengths)), lengths)
-        present = np.bincount(rows[items.notna().to_numpy()], minlength=len(lengths))
-        return present, known.sum(1)
-
     def cut(self, sizes: Mapping[str, int]) -> Features:
         """Without the rarest ids of features, to keep with a model that has no rows for them.
 
@@ -351,8 +358,8 @@ class Features:
 
     def to_dict(self) -> dict[str, Any]:
         """The features in types that JSON knows, to be read back by :meth:`from_dict`."""
-        return {
-            "version": _JSON_VERSION,
+        written: dict[str, Any] = {
+            "version": _WITH_NUMBERS if self.numeric else _JSON_VERSION,
             "task": self.task,
             "separators": dict(self.separators),
             "max_bag_length": self.max_bag_length,
@@ -361,6 +368,9 @@ class Features:
             "bag_keep": self.bag_keep,
             "na_values": list(self.na_values),
         }
+        if self.numeric:
+            written["numeric"] = {name: each.to_dict() for name, each in self.numeric.items()}
+        return written
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Features:
@@ -371,9 +381,9 @@ class Features:
         """
         try:
             version = data["version"]
-            if version not in (1, _JSON_VERSION):
+            if version not in range(1, _WITH_NUMBERS + 1):
                 raise ValueError(
-                    f"Features must be of version {_JSON_VERSION} or 1, got {version!r}."
+                    f"Features must be of a version from 1 to {_WITH_NUMBERS}, got {version!r}."
                 )
             # Models of version 1 kept the first values of bags.
             bag_keep: BagKeep = "first" if version == 1 else data["bag_keep"]
@@ -387,6 +397,7 @@ class Features:
                 None if targets is None else Vocabulary.from_dict(targets),
                 bag_keep,
                 na_values,
+                {name: Scaling(**each) for name, each in data.get("numeric", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"These features are malformed: {error!r}.") from error
@@ -404,22 +415,6 @@ class Features:
         """
         return cls.from_dict(json.loads(text))
 
-    def num_unknown(self, frame: pd.DataFrame, batch: Mapping[str, Tensor]) -> dict[str, int]:
-        """For every feature how many rows hold a value that its vocabulary does not.
-
-        Args:
-            frame: Rows.
-            batch: The same, encoded. Missing values are not unknown.
-
-        Example:
-            >>> features = Features.fit(pd.DataFrame({"user": [7, 8, 8]}), task="ranking")
-            >>> rows = pd.DataFrame({"user": [8, 9, None, 9]})
-            >>> features.num_unknown(rows, features.encode(rows))
-            {'user': 2}
-        """
-        counted = {n: self._present_and_known(frame[n], batch[n], n) for n in self.names}
-        return {name: int((known < present).sum()) for name, (present, known) in counted.items()}
-
 
 def check_task(task: str) -> None:
     """Check the name of a task.
@@ -431,19 +426,24 @@ def check_task(task: str) -> None:
         raise ValueError(f'`task` must be "ranking" or "retrieval", got {task!r}.')
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Check the names of features.
+def check_names(names: Sequence[str], numeric: Sequence[str] = ()) -> None:
+    """Check the names of features and of numeric columns.
 
     Raises:
-        ValueError: If there is none, one comes twice, or is that of the labels.
+        ValueError: If there is no feature, a name comes twice, or is a key of a batch.
     """
     if not names:
         raise ValueError("`features` must name at least one column, got none.")
     for name in names:
-        if name == LABEL:
+        if name == LABEL or (name == NUMERIC and numeric):
             raise ValueError(
-                f"`features` must not name a feature {LABEL!r}, the key of the labels in a batch; "
-                "rename the column."
+                f"`features` must not name a feature {name!r}, the key of the "
+                f"{'labels' if name == LABEL else 'numeric inputs'} in a batch; rename the column."
             )
         if names.count(name) > 1:
             raise ValueError(f"`features` names {name!r} twice.")
+    for name in numeric:
+        if name in names:
+            raise ValueError(f"`numeric` must not name a feature too, got {name!r} in both.")
+        if list(numeric).count(name) > 1:
+            raise ValueError(f"`numeric` names {name!r} twice.")

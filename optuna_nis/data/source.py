@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 import warnings
 
+import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
+from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.features import Features, Task
+from optuna_nis.data.numeric import Floats
 from optuna_nis.data.vocabulary import Vocabulary
 
 # A column with nearly as many values as rows is a key or a measurement.
@@ -38,6 +41,52 @@ class Source:
     part: NDArray[Any] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class CodedSource:
+    """The same, column by column, with each distinct value held once; arrays may be on disk.
+
+    Attributes:
+        columns: The categorical features.
+        target: Labels 0 and 1 for ranking, the values to find for retrieval.
+        numbers: The numeric columns, NaN where a number is missing.
+        weight: The weight of every row, or :obj:`None` if all count the same.
+        groups: For every row an id of the group that metrics are averaged over, or :obj:`None`.
+        order: As in :class:`Source`.
+        group: As in :class:`Source`.
+        part: As in :class:`Source`.
+        rows: Positions of the rows to use, rising, or :obj:`None` for all.
+    """
+
+    columns: Mapping[str, CodedColumn]
+    target: Floats | CodedColumn
+    numbers: Mapping[str, Floats] = field(default_factory=dict)
+    weight: Floats | None = None
+    groups: NDArray[np.int64] | None = None
+    order: NDArray[Any] | None = None
+    group: NDArray[Any] | None = None
+    part: NDArray[Any] | None = None
+    rows: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.target if self.rows is None else self.rows)
+
+    def take(self, rows: NDArray[np.int64] | slice) -> CodedSource:
+        """Some rows, in memory, without what they are split by."""
+        target = self.target
+        return CodedSource(
+            {name: column.take(rows) for name, column in self.columns.items()},
+            target.take(rows) if isinstance(target, CodedColumn) else np.asarray(target[rows]),
+            {name: np.asarray(each[rows]) for name, each in self.numbers.items()},
+            None if self.weight is None else np.asarray(self.weight[rows]),
+            None if self.groups is None else np.asarray(self.groups[rows]),
+        )
+
+    def split_by(self, name: str) -> NDArray[Any] | None:
+        """``"order"``, ``"group"`` or ``"part"`` of the rows that are used."""
+        values: NDArray[Any] | None = getattr(self, name)
+        return values if values is None or self.rows is None else values[self.rows]
+
+
 def warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:
     """Warn of a feature of which an embedding can say little, with validation's unseen share."""
     values, rows = len(vocabulary), int(vocabulary.counts.sum())
@@ -57,7 +106,11 @@ def warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:
 
 
 def check_fitted(
-    fitted: Features, task: Task, names: list[str], separators: Mapping[str, str | None]
+    fitted: Features,
+    task: Task,
+    names: list[str],
+    separators: Mapping[str, str | None],
+    numeric: tuple[str, ...],
 ) -> None:
     """Check that features from before are those of the data.
 
@@ -68,31 +121,7 @@ def check_fitted(
         ("task", task, fitted.task),
         ("features", names, list(fitted.names)),
         ("separators", dict(separators), dict(fitted.separators)),
+        ("numeric columns", list(numeric), list(fitted.numeric)),
     ):
         if asked != found:
             raise ValueError(f"`fitted` must be of the {what} {asked!r}, got {found!r}.")
-
-
-def check_targets(features: Features, **parts: Source) -> None:
-    """Check that there is something to learn from the labels of the parts.
-
-    Raises:
-        ValueError: If there is only one label, or no target comes again.
-    """
-    for name, part in parts.items():
-        if features.targets is None and part.target.nunique() < 2:
-            raise ValueError(
-                f"The label must be 0 and 1 in every part, got only {part.target.iloc[0]:g} in "
-                f"the {len(part.target)} rows of the {name} part."
-            )
-    if (targets := features.targets) is not None:
-        if len(targets) < 2:
-            raise ValueError(
-                f"The label must have at least two values, got only {targets.values[0]!r} in the "
-                "training part."
-            )
-        if (targets.encode(parts["validation"].target) == len(targets)).all():
-            raise ValueError(
-                "The label must have values that come again, got a validation part in which all "
-                "are unseen in training."
-            )

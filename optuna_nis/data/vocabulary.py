@@ -110,7 +110,7 @@ class Vocabulary:
         """
         if max_size is not None and (isinstance(max_size, bool) or max_size < 1):
             raise ValueError(f"`max_size` of {name!r} must be at least 1, got {max_size!r}.")
-        codes, found = _factorize(values, name)
+        codes, found = factorize(values, name)
         if not codes.size:
             raise ValueError(f"The column {name!r} is empty: it has no row.")
         if not found:
@@ -158,7 +158,7 @@ class Vocabulary:
         Raises:
             TypeError: If a value is of a type that no vocabulary can hold.
         """
-        codes, found = _factorize(values, "values")
+        codes, found = factorize(values, "values")
         unknown = self.num_embeddings
         ids = [self._ids.get(value, unknown) for value in found]
         # The code of a missing value is -1, which reads the last entry.
@@ -238,7 +238,7 @@ class Vocabulary:
         return cls.from_dict(json.loads(text))
 
 
-def _factorize(
+def factorize(
     values: pd.Series[Any] | Iterable[Any], name: str
 ) -> tuple[NDArray[np.intp], list[Value]]:
     """The distinct values in order of appearance, and for every row which one it has, or -1."""

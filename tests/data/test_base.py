@@ -245,12 +245,12 @@ def test_ids_that_come_again_are_not_told() -> None:
 
 
 def test_missing_values_are_not_unseen() -> None:
-    features = Features.fit(
-        pd.DataFrame({"a": ["x", "y"], "b": ["x|y", "z"]}), task="ranking", separators={"b": "|"}
-    )
+    known = pd.DataFrame({"a": ["x", "y"] * 4, "b": ["x|y", "z"] * 4})
     new = pd.DataFrame({"a": ["x", None, "q", None], "b": ["x|q|q|z", None, "", "x"]})
+    frame = pd.concat([known, new, new], ignore_index=True)
+    data = Rows(frame, [0, 1] * 8, separators={"b": "|"}, parts=[0] * 8 + [1] * 4 + [2] * 4)
 
-    assert features.unseen_shares(new, features.encode(new)) == {"a": 0.5, "b": 0.4}
+    assert data.unseen_shares() == {"a": 0.5, "b": 0.4}
 
 
 def test_more_than_all_rows_are_all_rows() -> None:
@@ -630,9 +630,16 @@ def test_an_epoch_is_cheap() -> None:
 class Rows(EmbeddingDataModule):
     """Rows in their order, as given."""
 
-    def __init__(self, frame: pd.DataFrame, target: Any, task: Any = "ranking", **more: Any):
-        super().__init__(task, split="chronological", **more)
-        self.source = Source(frame, pd.Series(target))
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        target: Any,
+        task: Any = "ranking",
+        parts: list[int] | None = None,
+        **more: Any,
+    ):
+        super().__init__(task, split="given" if parts else "chronological", **more)
+        self.source = Source(frame, pd.Series(target), part=np.array(parts) if parts else None)
 
     def load(self) -> Source:
         return self.source

@@ -1,0 +1,223 @@
+"""Columns as the distinct values that they hold and, for every cell, which one it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+import pyarrow
+
+from optuna_nis.data import cells
+from optuna_nis.data.bags import BagKeep, flatten
+from optuna_nis.data.columns import as_seen, check_continuous, converted
+from optuna_nis.data.vocabulary import Value, Vocabulary, factorize
+
+#: Distinct values: of one type in few bytes, or of any.
+Values: TypeAlias = Sequence[Value] | pyarrow.Array
+
+
+@dataclass(frozen=True, eq=False)
+class CodedColumn:
+    """A column of ids, or of bags of them, of which each distinct value is held once.
+
+    Attributes:
+        name: Name of the column.
+        values: Its distinct values, in order of first occurrence.
+        codes: For every cell the place of its value, -1 where it is missing; shape ``(rows,)``,
+            or the cells of all bags one after the other.
+        offsets: Of bags, where each row's cells begin and, last, where they end: shape
+            ``(rows + 1,)``.
+    """
+
+    name: str
+    values: Values
+    codes: NDArray[np.int32]
+    offsets: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.codes if self.offsets is None else self.offsets[1:])
+
+    def first(self) -> Any:
+        """The first value that is there."""
+        places = self.codes[self.codes >= 0][:1].tolist()
+        return plain_values(self.values)[places[0]] if places else None
+
+    def lengths(self) -> NDArray[np.int64]:
+        """How many cells every row has: shape ``(rows,)``."""
+        if self.offsets is None:
+            return np.ones(len(self.codes), dtype=np.int64)
+        return np.diff(self.offsets)
+
+    def take(self, rows: NDArray[np.int64] | slice) -> CodedColumn:
+        """The column of some rows, in memory."""
+        if self.offsets is None:
+            return replace(self, codes=np.asarray(self.codes[rows]))
+        starts, ends = self.offsets[:-1][rows], self.offsets[1:][rows]
+        return self._of(starts, ends - starts)
+
+    def limited(self, length: int, keep: BagKeep) -> CodedColumn:
+        """With bags of so many cells at most, the last or the first ones."""
+        if self.offsets is None or (lengths := self.lengths()).max(initial=0) <= length:
+            return self
+        kept = np.minimum(lengths, length)
+        starts = self.offsets[:-1] + (lengths - kept if keep == "last" else 0)
+        return self._of(starts, kept)
+
+    def _of(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> CodedColumn:
+        """Bags of the cells from each start on."""
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return replace(self, codes=np.asarray(self.codes[places]), offsets=offsets)
+
+    def renamed(self, values: Values, places: NDArray[np.int64]) -> CodedColumn:
+        """With other values: of each value its place among them, -1 for a missing one."""
+        table = np.append(places, -1).astype(np.int32)
+        return replace(self, values=values, codes=table[self.codes])
+
+    def vocabulary(self, name: str | None = None) -> Vocabulary:
+        """Count the values: the most frequent first, then what comes first.
+
+        Args:
+            name: Name of the column in errors, by default its own.
+
+        Raises:
+            ValueError: If there is no row, or no value.
+        """
+        name = name or self.name
+        if not len(self.codes):
+            raise ValueError(f"The column {name!r} is empty: it has no row.")
+        present = self.codes[self.codes >= 0]
+        if not present.size:
+            raise ValueError(
+                f"The column {name!r} is empty: all {self.codes.size} values are missing. Leave "
+                "it out."
+            )
+        found = pd.unique(present)
+        counts = np.bincount(present, minlength=1)[found]
+        order = np.argsort(-counts, kind="stable")
+        ranked, counts = found[order], counts[order]
+        if isinstance(self.values, pyarrow.Array):
+            return Vocabulary.from_arrow(self.values.take(pyarrow.array(ranked)), counts)
+        return Vocabulary((self.values[place] for place in ranked.tolist()), counts)
+
+    def ids_of_values(self, vocabulary: Vocabulary) -> NDArray[np.int64]:
+        """The id of every distinct value, and last that of a missing one."""
+        if isinstance(self.values, pyarrow.Array) and vocabulary.is_like(self.values.type):
+            ids = vocabulary.encode_arrow(self.values)
+        else:
+            column = pd.Series(plain_values(self.values), dtype=object)
+            if self.offsets is None:
+                column = as_seen(column, vocabulary, self.name)
+            else:
+                column = converted(column, vocabulary)
+            ids = vocabulary.encode(column)
+        return np.append(ids, vocabulary.num_embeddings)
+
+    def encode(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The ids of the rows.
+
+        Args:
+            ids: Those of the values, as :meth:`ids_of_values` gives them.
+
+        Returns:
+            Shape ``(rows,)``, or ``(rows, longest bag)``, padded with the id of a missing value.
+        """
+        if self.offsets is None:
+            return ids[self.codes]
+        lengths = self.lengths()
+        width = max(1, int(lengths.max(initial=0)))
+        padded = np.full((len(lengths), width), ids[-1], dtype=np.int64)
+        padded[np.arange(width) < lengths[:, None]] = ids[self.codes]
+        return padded
+
+    def present(self) -> NDArray[np.int64]:
+        """How many cells of every row hold a value."""
+        return self._per_row(self.codes >= 0)
+
+    def known(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many cells of every row hold a value that a vocabulary knows."""
+        return self._per_row((ids < ids[-1])[self.codes])
+
+    def _per_row(self, cells: NDArray[np.bool_]) -> NDArray[np.int64]:
+        if self.offsets is None:
+            return cells.astype(np.int64)
+        rows = np.repeat(np.arange(len(self)), self.lengths())
+        return np.bincount(rows[cells], minlength=len(self))
+
+
+def coded(column: pd.Series[Any], name: str) -> CodedColumn:
+    """Code a column of a frame.
+
+    Raises:
+        TypeError: If a cell is a list or another thing that cannot be an id.
+    """
+    codes, values = factorize(column, name)
+    return CodedColumn(name, *merged(values, codes))
+
+
+def coded_bags(
+    column: pd.Series[Any],
+    name: str,
+    separator: str | None,
+    max_length: int,
+    keep: BagKeep,
+    na_values: Sequence[str] = (),
+) -> CodedColumn:
+    """Code a column of bags, as :func:`~optuna_nis.data.bags.flatten` reads them."""
+    items, lengths = flatten(column, separator, max_length, keep, name)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    plain = coded(cells.without(pd.Series(items, dtype=object), na_values), name)
+    return replace(plain, offsets=offsets)
+
+
+def code_columns(
+    frame: pd.DataFrame,
+    separators: Mapping[str, str | None],
+    max_bag_length: int,
+    bag_keep: BagKeep,
+    na_values: Sequence[str],
+) -> dict[str, CodedColumn]:
+    """The categorical columns of a frame, coded."""
+    return {
+        name: coded_bags(frame[name], name, separators[name], max_bag_length, bag_keep, na_values)
+        if name in separators
+        else coded(frame[name], name)
+        for name in frame.columns
+    }
+
+
+def feature_vocabulary(
+    column: CodedColumn, name: str, max_vocabulary: int | None, min_count: int
+) -> Vocabulary:
+    """The vocabulary of a feature that is of use."""
+    if column.offsets is not None and len(column) and not len(column.codes):
+        raise ValueError(
+            f"The column {name!r} is empty: all {len(column)} bags are empty. Leave it out."
+        )
+    vocabulary = column.vocabulary(name)
+    missing = (column.codes < 0).any() or not column.lengths().all()
+    if len(vocabulary) == 1 and not missing:
+        raise ValueError(
+            f"The column {name!r} is constant: all its values in the training part are "
+            f"{vocabulary.values[0]!r}. Leave it out."
+        )
+    check_continuous(vocabulary, name)
+    if min_count > 1:
+        vocabulary = vocabulary.at_least(min_count)
+    return vocabulary if max_vocabulary is None else vocabulary.cut(max_vocabulary)
+
+
+def merged(values: Sequence[Value], codes: NDArray[Any]) -> tuple[list[Value], NDArray[np.int32]]:
+    """Distinct values of which those that compare equal, such as 1 and 1.0, have become one."""
+    ids: dict[Value, int] = {}
+    places = np.array([*(ids.setdefault(each, len(ids)) for each in values), -1], dtype=np.int32)
+    return list(ids), codes.astype(np.int32) if len(ids) == len(values) else places[codes]
+
+
+def plain_values(values: Values) -> list[Value]:
+    """Values as objects of Python."""
+    return values.to_pylist() if isinstance(values, pyarrow.Array) else list(values)

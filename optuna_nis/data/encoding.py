@@ -1,0 +1,118 @@
+"""From coded columns to the tensors of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+
+from optuna_nis.data.batches import Batch
+from optuna_nis.data.coded import CodedColumn
+from optuna_nis.data.features import GROUP, LABEL, NUMERIC, UNSEEN_TARGET, WEIGHT, Features
+from optuna_nis.data.numeric import scaled
+from optuna_nis.data.source import CodedSource
+
+
+class Encoder:
+    """Turns rows of coded columns into batches.
+
+    Args:
+        features: The features with their vocabularies.
+        source: The data set whose distinct values the columns have.
+    """
+
+    def __init__(self, features: Features, source: CodedSource) -> None:
+        self.features = features
+        self._ids = {
+            name: source.columns[name].ids_of_values(vocabulary)
+            for name, vocabulary in features.vocabularies.items()
+        }
+        self._classes = None
+        if features.targets is not None and isinstance(source.target, CodedColumn):
+            classes = source.target.ids_of_values(features.targets)
+            self._classes = np.where(classes == len(features.targets), UNSEEN_TARGET, classes)
+
+    def check_targets(self, **parts: CodedSource) -> None:
+        """Check that there is something to learn from the labels of the parts.
+
+        Raises:
+            ValueError: If there is only one label, or no target comes again.
+        """
+        targets = self.features.targets
+        if targets is None:
+            for name, part in parts.items():
+                labels = self.labels(part)
+                if (labels == labels[0]).all():
+                    raise ValueError(
+                        f"The label must be 0 and 1 in every part, got only {labels[0]:g} in "
+                        f"the {len(labels)} rows of the {name} part."
+                    )
+            return
+        if len(targets) < 2:
+            raise ValueError(
+                f"The label must have at least two values, got only {targets.values[0]!r} in the "
+                "training part."
+            )
+        if (self.labels(parts["validation"]) == UNSEEN_TARGET).all():
+            raise ValueError(
+                "The label must have values that come again, got a validation part in which all "
+                "are unseen in training."
+            )
+
+    def batch(self, rows: CodedSource) -> Batch:
+        """The tensors of rows, as models take them."""
+        batch = {
+            name: torch.from_numpy(rows.columns[name].encode(ids))
+            for name, ids in self._ids.items()
+        }
+        if self.features.numeric:
+            batch[NUMERIC] = torch.from_numpy(scaled(self.features.numeric, rows.numbers))
+        if rows.weight is not None:
+            batch[WEIGHT] = torch.from_numpy(rows.weight)
+        if rows.groups is not None:
+            batch[GROUP] = torch.from_numpy(rows.groups)
+        batch[LABEL] = torch.from_numpy(self.labels(rows))
+        return batch
+
+    def labels(self, rows: CodedSource) -> NDArray[Any]:
+        """The labels of rows: 0 and 1, or classes, ``UNSEEN_TARGET`` for those never seen."""
+        if isinstance(rows.target, CodedColumn):
+            assert self._classes is not None
+            return self._classes[rows.target.codes]
+        return rows.target
+
+    def unseen_shares(self, rows: CodedSource) -> dict[str, float]:
+        """For every feature the share of the values of rows that training has never seen.
+
+        Missing values do not count. For retrieval, the label has a share too.
+        """
+        shares = {}
+        for name, ids in self._ids.items():
+            column = rows.columns[name]
+            values = int(column.present().sum())
+            shares[name] = 1 - int(column.known(ids).sum()) / values if values else 0.0
+        if self._classes is not None:
+            shares[LABEL] = float((self.labels(rows) == UNSEEN_TARGET).mean())
+        return shares
+
+    def num_unknown(self, rows: CodedSource) -> dict[str, int]:
+        """For every feature how many rows hold a value that its vocabulary does not.
+
+        Raises:
+            ValueError: If a feature has no value that its vocabulary knows.
+        """
+        numbers = {}
+        for name, ids in self._ids.items():
+            column = rows.columns[name]
+            present, known = column.present(), column.known(ids)
+            numbers[name] = int((known < present).sum())
+            if column.offsets is None and 0 < numbers[name] == int(present.sum()):
+                raise ValueError(
+                    f"The column {name!r} must have values known from before (`fitted`), such as "
+                    f"{self.features.vocabularies[name].values[0]!r}, got only others in the "
+                    f"training part, such as {column.first()!r}. This is another table, or its "
+                    "ids were renamed."
+                )
+        return numbers

@@ -1,0 +1,150 @@
+"""Numeric columns: how they are scaled for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+
+Floats = NDArray[np.float32]
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the numbers of a column become inputs of a model.
+
+    A number ``x`` becomes ``(sign(x) log(1 + abs(x)) - mean) / std``, with the mean and standard
+    deviation of the training rows: the logarithm takes heavy tails in, the sign keeps negative
+    numbers apart, as the log of DLRM (Naumov et al., 2019, section 5.1) does not. A missing
+    number becomes 0, the mean. Where training has missing ones, a second input says so with 1.
+
+    Attributes:
+        mean: Mean of the signed logarithms of the training rows.
+        std: Their standard deviation.
+        has_missing: Whether numbers are missing in training.
+
+    Example:
+        >>> scaling = Scaling.fit(np.array([0, 1, 1, np.nan], dtype=np.float32), "price")
+        >>> scaling.width, round(scaling.mean, 3)
+        (2, 0.462)
+        >>> scaling.apply(np.array([1, np.nan], dtype=np.float32)).round(2).tolist()
+        [[0.7099999785423279, 0.0], [0.0, 1.0]]
+    """
+
+    mean: float
+    std: float
+    has_missing: bool
+
+    @classmethod
+    def fit(cls, values: Floats, name: str) -> Scaling:
+        """Measure the training rows of a column.
+
+        Args:
+            values: Its numbers, NaN where one is missing.
+            name: Its name in errors.
+
+        Raises:
+            ValueError: If there is no number, all are the same, or one is infinite.
+        """
+        number, total = 0, 0.0
+        for chunk in _logs(values, name):
+            number, total = number + len(chunk), total + float(chunk.sum())
+        if not number:
+            raise ValueError(f"The column {name!r} is empty: all its numbers are missing.")
+        mean = total / number
+        squares = sum(float(np.square(chunk - mean).sum()) for chunk in _logs(values, name))
+        std = float(np.sqrt(squares / number))
+        has_missing = number < len(values)
+        if std < 1e-6 * max(1.0, abs(mean)):
+            if not has_missing:
+                raise ValueError(
+                    f"The column {name!r} is constant: all its numbers in the training part are "
+                    f"{values[0]:g}. Leave it out."
+                )
+            std = 1.0
+        return cls(mean, std, has_missing)
+
+    @property
+    def width(self) -> int:
+        """Number of inputs of a model."""
+        return 1 + self.has_missing
+
+    def apply(self, values: Floats) -> Floats:
+        """Scale numbers.
+
+        Args:
+            values: Shape ``(rows,)``, NaN where one is missing.
+
+        Returns:
+            Shape ``(rows, width)``.
+        """
+        missing = np.isnan(values)
+        scaled = (_signed_log(values) - self.mean) / self.std
+        inputs = [np.where(missing, 0, scaled), missing][: self.width]
+        return np.stack(inputs, axis=1).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In types that JSON knows, the arguments of the class."""
+        return asdict(self)
+
+
+def scaled(scalings: Mapping[str, Scaling], numbers: Mapping[str, Floats]) -> Floats:
+    """The inputs of a model of all numeric columns side by side: shape ``(rows, inputs)``."""
+    return np.concatenate([each.apply(numbers[name]) for name, each in scalings.items()], axis=1)
+
+
+def numbers_of(column: pd.Series[Any], name: str) -> Floats:
+    """The numbers of a column, NaN where one is missing.
+
+    Args:
+        column: Numbers, booleans, or text that spells numbers; missing values or empty text.
+        name: Its name in errors.
+
+    Raises:
+        ValueError: If a cell holds something else, or a number is infinite.
+    """
+    if column.dtype.kind in "mM":
+        raise ValueError(
+            f"The column {name!r} must hold numbers to be numeric, got times such as "
+            f"{column.dropna().iloc[0]!s}."
+        )
+    if column.dtype.kind not in "iufb":
+        column = column.mask(column == "") if column.dtype == object else column
+        found = pd.to_numeric(column, errors="coerce")
+        if (odd := column[found.isna() & column.notna()]).size:
+            raise ValueError(
+                f"The column {name!r} must hold numbers to be numeric, got {odd.iloc[0]!r} in "
+                f"{len(odd):,} of {len(column):,} rows, first in row {odd.index[0]}. If it stands "
+                "for a missing one, say so: `na_values`; if the column holds ids, name it among "
+                "the features."
+            )
+        column = found
+    numbers = column.to_numpy(np.float32, na_value=np.nan)
+    _check_finite(numbers, name)
+    return numbers
+
+
+def _check_finite(numbers: NDArray[Any], name: str) -> None:
+    if np.isinf(numbers).any():
+        raise ValueError(
+            f"The column {name!r} must hold finite numbers, got {numbers[np.isinf(numbers)][0]} "
+            "(or one too large for 32 bits)."
+        )
+
+
+def _logs(values: Floats, name: str) -> Iterator[NDArray[np.float64]]:
+    """Signed logarithms of the numbers that there are, some at a time."""
+    for start in range(0, len(values), _CHUNK):
+        chunk = np.asarray(values[start : start + _CHUNK])
+        _check_finite(chunk, name)
+        yield _signed_log(chunk[~np.isnan(chunk)])
+
+
+def _signed_log(values: NDArray[Any]) -> NDArray[np.float64]:
+    wide = values.astype(np.float64)
+    return np.sign(wide) * np.log1p(np.abs(wide))
