@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import hashlib
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,16 +11,21 @@ from torch.utils.data import DataLoader
 
 from optuna_nis._checks import check_integer
 from optuna_nis.data.bags import BagKeep, check_bags
-from optuna_nis.data.batches import Batch, Batches, Loader, Rows, default_batch_size
+from optuna_nis.data.batches import Batch, default_batch_size
 from optuna_nis.data.coded import CodedColumn, code_columns, coded
 from optuna_nis.data.encoding import Encoder
 from optuna_nis.data.features import LABEL, Features, Task, check_names, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
 from optuna_nis.data.numeric import numbers_of
+from optuna_nis.data.parts import DiskPart, MemoryPart, Part
 from optuna_nis.data.source import CodedSource, Source, check_fitted, warn_of_rare_ids
 from optuna_nis.data.splits import MIN_ROWS, Parts, Split, check_split, split_rows, thin
 from optuna_nis.data.vocabulary import Vocabulary
+from optuna_nis.data.windows import WindowLoader
 from optuna_nis.space.spec import EmbeddingSpec
+
+# Validation of more rows costs time and tells no more: its standard error is below .0005.
+_VALIDATED = 1 << 20
 
 
 class EmbeddingDataModule(LightningDataModule):
@@ -67,6 +71,11 @@ class EmbeddingDataModule(LightningDataModule):
         numeric: Names of the numeric columns: inputs of the model as they are, scaled as
             :class:`~optuna_nis.data.numeric.Scaling` says.
         min_count: Values of a feature with fewer occurrences in training are out of vocabulary.
+        max_bytes: Tensors of all rows are held in memory up to so many bytes. Beyond, rows that
+            are on disk, as those of a table with a ``cache_dir``, stay there: training reads them
+            in windows, see :class:`~optuna_nis.data.windows.WindowLoader`, and validation takes
+            1,048,576 rows of its part at random.
+        num_workers: Processes that read ahead of a training on rows that are on disk.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -91,6 +100,8 @@ class EmbeddingDataModule(LightningDataModule):
         fitted: Features | None = None,
         numeric: Sequence[str] = (),
         min_count: int = 1,
+        max_bytes: int = 2 << 30,
+        num_workers: int = 1,
     ) -> None:
         super().__init__()
         check_task(task)
@@ -108,6 +119,8 @@ class EmbeddingDataModule(LightningDataModule):
             ("max_rows", MIN_ROWS if max_rows is None else max_rows, MIN_ROWS),
             ("max_vocabulary", 1 if max_vocabulary is None else max_vocabulary, 1),
             ("min_count", min_count, 1),
+            ("max_bytes", max_bytes, 0),
+            ("num_workers", num_workers, 0),
         ):
             check_integer(name, value, least)
         self.task: Task = task
@@ -121,6 +134,8 @@ class EmbeddingDataModule(LightningDataModule):
         self.max_rows = max_rows
         self.max_vocabulary = max_vocabulary
         self.min_count = min_count
+        self.max_bytes = max_bytes
+        self.num_workers = num_workers
         self.max_bag_length = max_bag_length
         self.bag_keep: BagKeep = bag_keep
         self.shard = (0, 1)
@@ -132,9 +147,10 @@ class EmbeddingDataModule(LightningDataModule):
         self._fitted = fitted
         self._num_unknown: dict[str, int] = {}
         self._features: Features | None = None
-        self._tensors: dict[str, Batch] = {}
-        self._test: tuple[Encoder, CodedSource] | None = None
+        self._parts: dict[str, Part] = {}
+        self._make_test: Callable[[], Part] | None = None
         self._sizes: dict[str, int] = {}
+        self._validated = 0
         self._unseen: dict[str, float] = {}
 
     def load(self) -> Source:
@@ -161,10 +177,9 @@ class EmbeddingDataModule(LightningDataModule):
             )
         if self._features is None:
             self._setup_fit()
-        if stage == "test" and self._test is not None:
-            encoder, rows = self._test
-            self._tensors["test"] = encoder.batch(rows)
-            self._test = None
+        if stage == "test" and self._make_test is not None:
+            self._parts["test"] = self._make_test()
+            self._make_test = None
 
     def _source(self) -> CodedSource:
         """All rows, coded."""
@@ -212,7 +227,11 @@ class EmbeddingDataModule(LightningDataModule):
             parts = thin(parts, self.max_rows / len(source), self.seed)
         if source.rows is not None:
             parts = Parts(*(source.rows[part] for part in parts))
-        train, validation = source.take(parts.train), source.take(parts.validation)
+        streamed = source.is_on_disk and source.nbytes > self.max_bytes
+        if streamed:
+            # Neighbours are read together.
+            parts = parts._replace(train=np.sort(parts.train), test=np.sort(parts.test))
+        train = source.take(parts.train)
         if self._fitted is not None:
             train, parts = self._known_targets(self._fitted, train, parts)
         features = self._fitted or Features.fit(
@@ -227,13 +246,26 @@ class EmbeddingDataModule(LightningDataModule):
             na_values=self._na_values,
             numeric=train.numbers,
         )
-        test = source.take(parts.test)
         encoder = Encoder(features, source)
+        validation, test = (
+            source.take(rows[:_VALIDATED] if streamed and name == "validation" else rows)
+            for name, rows in zip(("validation", "test"), (parts.validation, parts.test))
+        )
         encoder.check_targets(training=train, validation=validation, test=test)
-        self._tensors = {"train": encoder.batch(train), "validation": encoder.batch(validation)}
+        self._validated = len(validation)
+        self._parts = {"validation": MemoryPart(encoder.batch(validation))}
+        if streamed:
+            self._parts["train"] = DiskPart(source, parts.train, encoder, self.num_workers)
+        else:
+            self._parts["train"] = MemoryPart(encoder.batch(train))
         if self._fitted is not None:
             self._num_unknown |= encoder.num_unknown(train)
-        self._test = None if self._withhold_test else (encoder, test)
+        if not self._withhold_test:
+            self._make_test = lambda: (
+                DiskPart(source, parts.test, encoder, self.num_workers)
+                if streamed
+                else MemoryPart(encoder.batch(test))
+            )
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
         self._unseen = encoder.unseen_shares(validation)
         # Last: a module whose data cannot be used says so again when it is asked again.
@@ -327,9 +359,12 @@ class EmbeddingDataModule(LightningDataModule):
             genres: 20 ids in bags
         """
         unseen, parts = self.unseen_shares(), self.sizes
+        sampled = ""
+        if self._validated < parts["validation"]:
+            sampled = f" ({self._validated:,} of them at random are used)"
         lines = [
             f"{sum(parts.values()):,} rows: {parts['train']:,} for training, "
-            f"{parts['validation']:,} for validation, {parts['test']:,} for the test"
+            f"{parts['validation']:,} for validation{sampled}, {parts['test']:,} for the test"
         ]
         sizes = {name: len(each) for name, each in self.features.vocabularies.items()}
         if self.features.targets is not None:
@@ -363,10 +398,8 @@ class EmbeddingDataModule(LightningDataModule):
         self.setup("fit" if parts and "test" not in parts else "test")
         features = b"" if parts else self.features.to_json().encode()
         digest = hashlib.blake2b(features, digest_size=16)
-        for part in sorted(parts or self._tensors):
-            for name, tensor in sorted(self._tensors[part].items()):
-                digest.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-                digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        for part in sorted(parts or self._parts):
+            self._parts[part].update(digest, part)
         return digest.hexdigest()
 
     def embedding_specs(
@@ -409,36 +442,28 @@ class EmbeddingDataModule(LightningDataModule):
         """Turn new rows into a batch without labels, as :meth:`Features.encode` does."""
         return self.features.encode(frame)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """Shuffled batches of the :attr:`shard`, the same for the same ``shuffle_seed`` and epoch.
 
         A training that is resumed in the middle of an epoch goes on with the batches left.
         """
-        return self._loader("train", self.batch_size, self.shuffle_seed)
+        self.setup("fit")
+        return self._parts["train"].loader(self.batch_size, self.shuffle_seed, self._shard)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """The validation part, in a random order that stays the same."""
-        return self._loader("validation", self.eval_batch_size, None)
+        self.setup("fit")
+        return self._parts["validation"].loader(self.eval_batch_size, None)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """The test part.
 
         Raises:
             RuntimeError: Unless ``setup("test")`` has been called.
         """
-        if "test" not in self._tensors:
+        if "test" not in self._parts:
             raise RuntimeError(
                 'The test part is not there: only `setup("test")`, which `Trainer.test` calls, '
                 "makes it."
             )
-        return self._loader("test", self.eval_batch_size, None)
-
-    def _loader(self, part: str, batch_size: int, seed: int | None) -> DataLoader[Batch]:
-        self.setup("fit")
-        tensors = self._tensors[part]
-        if part == "train":
-            index, count = self._shard
-            tensors = {name: tensor[index::count] for name, tensor in tensors.items()}
-        rows = Rows(tensors)
-        sampler: Any = Batches(len(rows), batch_size, seed)
-        return Loader(rows, sampler=sampler, batch_size=None)
+        return self._parts["test"].loader(self.eval_batch_size, None)

@@ -16,6 +16,9 @@ from optuna_nis.data.bags import BagKeep, flatten
 from optuna_nis.data.columns import as_seen, check_continuous, converted
 from optuna_nis.data.vocabulary import Value, Vocabulary, factorize
 
+# Rows that are nearer to each other are read with all between them.
+_GAP = 64
+
 #: Distinct values: of one type in few bytes, or of any.
 Values: TypeAlias = Sequence[Value] | pyarrow.Array
 
@@ -55,9 +58,11 @@ class CodedColumn:
     def take(self, rows: NDArray[np.int64] | slice) -> CodedColumn:
         """The column of some rows, in memory."""
         if self.offsets is None:
-            return replace(self, codes=np.asarray(self.codes[rows]))
-        starts, ends = self.offsets[:-1][rows], self.offsets[1:][rows]
-        return self._of(starts, ends - starts)
+            return replace(self, codes=taken(self.codes, rows))
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        starts = taken(self.offsets, rows)
+        return self._of(starts, taken(self.offsets, rows + 1) - starts)
 
     def limited(self, length: int, keep: BagKeep) -> CodedColumn:
         """With bags of so many cells at most, the last or the first ones."""
@@ -71,7 +76,7 @@ class CodedColumn:
         """Bags of the cells from each start on."""
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return replace(self, codes=np.asarray(self.codes[places]), offsets=offsets)
+        return replace(self, codes=taken(self.codes, places), offsets=offsets)
 
     def renamed(self, values: Values, places: NDArray[np.int64]) -> CodedColumn:
         """With other values: of each value its place among them, -1 for a missing one."""
@@ -106,7 +111,7 @@ class CodedColumn:
 
     def ids_of_values(self, vocabulary: Vocabulary) -> NDArray[np.int64]:
         """The id of every distinct value, and last that of a missing one."""
-        if isinstance(self.values, pyarrow.Array) and vocabulary.is_like(self.values.type):
+        if vocabulary.types == {arrow_type(self.values)}:
             ids = vocabulary.encode_arrow(self.values)
         else:
             column = pd.Series(plain_values(self.values), dtype=object)
@@ -147,6 +152,35 @@ class CodedColumn:
             return cells.astype(np.int64)
         rows = np.repeat(np.arange(len(self)), self.lengths())
         return np.bincount(rows[cells], minlength=len(self))
+
+
+def taken(values: NDArray[Any], rows: NDArray[np.int64] | slice) -> NDArray[Any]:
+    """Some elements of an array, in memory.
+
+    Of one that is a whole file, they are read and not mapped: pages that are mapped would count
+    as memory of the process.
+    """
+    if not isinstance(values, np.memmap):
+        return np.asarray(values[rows])
+    if isinstance(rows, slice):
+        start, stop, step = rows.indices(len(values))
+        return _read(values, start, stop)[::step]
+    steps = np.diff(rows)
+    begins = np.flatnonzero((steps < 0) | (steps > _GAP)) + 1
+    if len(begins) * _GAP > len(rows) + _GAP:
+        return np.asarray(values[rows])
+    parts = [
+        _read(values, int(run[0]), int(run[-1]) + 1)[run - run[0]]
+        for run in np.split(rows, begins)
+        if len(run)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, values.dtype)
+
+
+def _read(values: np.memmap[Any, Any], start: int, stop: int) -> NDArray[Any]:
+    return np.fromfile(
+        str(values.filename), values.dtype, max(stop - start, 0), offset=start * values.itemsize
+    )
 
 
 def coded(column: pd.Series[Any], name: str) -> CodedColumn:
@@ -216,6 +250,16 @@ def merged(values: Sequence[Value], codes: NDArray[Any]) -> tuple[list[Value], N
     ids: dict[Value, int] = {}
     places = np.array([*(ids.setdefault(each, len(ids)) for each in values), -1], dtype=np.int32)
     return list(ids), codes.astype(np.int32) if len(ids) == len(values) else places[codes]
+
+
+def arrow_type(values: Values) -> type | None:
+    """``str`` or ``int`` if values are an Arrow array of them."""
+    if not isinstance(values, pyarrow.Array):
+        return None
+    if pyarrow.types.is_integer(values.type):
+        return int
+    text = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)
+    return str if text else None
 
 
 def plain_values(values: Values) -> list[Value]:

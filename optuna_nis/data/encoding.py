@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,15 @@ class Encoder:
         if features.targets is not None and isinstance(source.target, CodedColumn):
             classes = source.target.ids_of_values(features.targets)
             self._classes = np.where(classes == len(features.targets), UNSEEN_TARGET, classes)
+
+    @property
+    def digest(self) -> str:
+        """A text that is another one as soon as the ids that rows get are."""
+        digest = blake2b(digest_size=16)
+        for ids in (*self._ids.values(), self._classes):
+            if ids is not None:
+                digest.update(np.ascontiguousarray(ids).data)
+        return digest.hexdigest()
 
     def check_targets(self, **parts: CodedSource) -> None:
         """Check that there is something to learn from the labels of the parts.

@@ -138,14 +138,13 @@ class Features:
             names = tuple(name for name in frame.columns if name not in numeric)
             check_names(tuple(map(str, names)), tuple(numeric))
             check_bags(separators, max_bag_length, bag_keep, tuple(map(str, names)))
-            columns = code_columns(
+            columns: Mapping[str, CodedColumn] = code_columns(
                 frame[list(names)], separators, max_bag_length, bag_keep, na_values
             )
-            numbers = {name: numbers_of(frame[name], name) for name in numeric}
+            numbers: Mapping[str, Floats] = {n: numbers_of(frame[n], n) for n in numeric}
         else:
-            columns = dict(frame)
             assert isinstance(numeric, Mapping)
-            numbers = dict(numeric)
+            columns, numbers = frame, numeric
         if isinstance(targets, pd.Series):
             targets = coded(targets, "targets")
         return cls(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
-from optuna_nis.data.coded import CodedColumn
+from optuna_nis.data.coded import CodedColumn, taken
 from optuna_nis.data.features import Features, Task
 from optuna_nis.data.numeric import Floats
 from optuna_nis.data.vocabulary import Vocabulary
@@ -41,6 +41,25 @@ class Source:
     part: NDArray[Any] | None = None
 
 
+_Value = TypeVar("_Value")
+
+
+class _Taken(Mapping[str, _Value]):
+    """Columns of which rows are taken each time that one is asked for."""
+
+    def __init__(self, columns: Mapping[str, _Value], take: Callable[[_Value], _Value]) -> None:
+        self._columns, self._take = columns, take
+
+    def __getitem__(self, name: str) -> _Value:
+        return self._take(self._columns[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
 @dataclass(frozen=True, eq=False)
 class CodedSource:
     """The same, column by column, with each distinct value held once; arrays may be on disk.
@@ -55,6 +74,7 @@ class CodedSource:
         group: As in :class:`Source`.
         part: As in :class:`Source`.
         rows: Positions of the rows to use, rising, or :obj:`None` for all.
+        content: Of arrays on disk, a text that is another one as soon as their content is.
     """
 
     columns: Mapping[str, CodedColumn]
@@ -66,20 +86,32 @@ class CodedSource:
     group: NDArray[Any] | None = None
     part: NDArray[Any] | None = None
     rows: NDArray[np.int64] | None = None
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.target if self.rows is None else self.rows)
 
     def take(self, rows: NDArray[np.int64] | slice) -> CodedSource:
-        """Some rows, in memory, without what they are split by."""
+        """Some rows, without what they are split by; a column is taken when it is asked for."""
         target = self.target
         return CodedSource(
-            {name: column.take(rows) for name, column in self.columns.items()},
+            _Taken(self.columns, lambda column: column.take(rows)),
             target.take(rows) if isinstance(target, CodedColumn) else np.asarray(target[rows]),
-            {name: np.asarray(each[rows]) for name, each in self.numbers.items()},
-            None if self.weight is None else np.asarray(self.weight[rows]),
-            None if self.groups is None else np.asarray(self.groups[rows]),
+            _Taken(self.numbers, lambda values: taken(values, rows)),
+            None if self.weight is None else taken(self.weight, rows),
+            None if self.groups is None else taken(self.groups, rows),
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows as tensors of a batch."""
+        ids = 8 * sum(len(column.codes) for column in self.columns.values())
+        return ids + (4 * len(self.numbers) + 16) * len(self)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether columns are mapped from files."""
+        return any(isinstance(each.codes, np.memmap) for each in self.columns.values())
 
     def split_by(self, name: str) -> NDArray[Any] | None:
         """``"order"``, ``"group"`` or ``"part"`` of the rows that are used."""

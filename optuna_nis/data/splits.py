@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
-Split = Literal["random", "chronological", "leave-one-out", "given"]
+Split = Literal["random", "chronological", "leave-one-out", "group", "given"]
 
 MIN_ROWS = 10
 # What a column that says which part a row belongs to may call the parts.
@@ -44,11 +44,12 @@ def split_rows(
             rows for the test and the ones before for validation, all rows of one time in one part
             and the parts as near to that as this allows; ``"leave-one-out"`` gives the
             last row of every group to the test, the one before it to validation and all others,
-            among them groups of one row, to training; ``"given"`` does what ``part`` says.
+            among them groups of one row, to training; ``"group"`` draws whole groups, until a part
+            has its share; ``"given"`` does what ``part`` says.
         seed: Seed of the random split, and of the order of the validation rows, of which any run
             is a fair sample in all splits.
         order: For every row a number that grows with time; by default rows are in order of time.
-        group: For every row whose it is, such as a user, for ``"leave-one-out"``.
+        group: For every row whose it is, such as a user, for ``"leave-one-out"`` and ``"group"``.
         part: For every row 0 (training), 1 (validation) or 2 (test), for ``"given"``.
 
     Raises:
@@ -73,6 +74,9 @@ def split_rows(
     rng = np.random.default_rng(seed)
     if split == "given":
         train, validation, test = _as_given(part)
+        return Parts(train, rng.permutation(validation), test)
+    if split == "group":
+        train, validation, test = _whole_groups(group, rng)
         return Parts(train, rng.permutation(validation), test)
     if split == "random":
         rows = rng.permutation(num_rows)
@@ -121,6 +125,27 @@ def _last_of_groups(rows: NDArray[np.int64], group: NDArray[Any] | None) -> Part
             '`split="leave-one-out"` would leave a part empty: no group has three rows.'
         )
     return parts
+
+
+def _whole_groups(group: NDArray[Any] | None, rng: np.random.Generator) -> Parts:
+    if group is None:
+        raise ValueError(
+            '`split="group"` takes whole groups such as users, and these data have none.'
+        )
+    codes, found = pd.factorize(group)
+    if len(found) < 3:
+        raise ValueError(
+            '`split="group"` must have at least three groups for its three parts, got '
+            f"{len(found)}."
+        )
+    drawn = rng.permutation(len(found))
+    before = np.cumsum(np.bincount(codes)[drawn]) / len(codes)
+    # Groups are taken whole, and each part has at least one.
+    first = min(max(int(np.searchsorted(before, 0.8)), 1), len(found) - 2)
+    second = min(max(int(np.searchsorted(before, 0.9)), first + 1), len(found) - 1)
+    part = np.empty(len(found), dtype=np.int64)
+    part[drawn] = np.repeat([0, 1, 2], [first, second - first, len(found) - second])
+    return Parts(*(np.flatnonzero(part[codes] == index) for index in range(3)))
 
 
 def _as_given(part: NDArray[Any] | None) -> Parts:

@@ -1,4 +1,4 @@
-"""A table of one's own, in a CSV or Parquet file."""
+"""A table of one's own, in files."""
 
 from __future__ import annotations
 
@@ -12,29 +12,40 @@ from numpy.typing import NDArray
 import pandas as pd
 
 from optuna_nis.data import cells
+from optuna_nis.data.bags import check_bags
 from optuna_nis.data.base import EmbeddingDataModule
-from optuna_nis.data.features import Task
-from optuna_nis.data.reading import file_type, read_table
-from optuna_nis.data.source import Source
+from optuna_nis.data.coded import CodedColumn, plain_values
+from optuna_nis.data.features import Task, check_names
+from optuna_nis.data.files import TableFiles
+from optuna_nis.data.labels import Label
+from optuna_nis.data.meaning import Meaning
+from optuna_nis.data.numeric import Floats
+from optuna_nis.data.patterns import has_patterns, select_columns
+from optuna_nis.data.reading import file_type
+from optuna_nis.data.source import CodedSource
 from optuna_nis.data.splits import Split, parts_of
+from optuna_nis.data.store import ColumnStore
 from optuna_nis.data.times import order_of
-from optuna_nis.data.vocabulary import Vocabulary
 
-_NO_AND_YES = {"0": 0, "false": 0, "f": 0, "no": 0, "n": 0}
-_NO_AND_YES |= {"1": 1, "true": 1, "t": 1, "yes": 1, "y": 1}
+#: A file, several, a folder of parts, or a pattern such as ``"logs/day_*.parquet"``.
+Paths = str | Path | Sequence[str | Path]
 
 
 class TableDataModule(EmbeddingDataModule):
-    """The rows of a CSV or Parquet file.
+    """The rows of a table: one file or many, CSV, TSV, Parquet and more.
 
     Ids may be of any type: text, numbers, booleans, dates, also mixed. Missing values and values
     unseen in training are out of vocabulary.
 
     Args:
-        path: File named ``.csv``, ``.tsv``, either of them with ``.gz``, or ``.parquet``.
-        label: Column of the label. For ranking it holds 0 and 1, false and true, or no and yes;
-            for retrieval the value to find. Rows without label are dropped with a warning.
-        features: Columns of the categorical features.
+        path: File named ``.csv``, ``.tsv``, either of them with ``.gz``, or ``.parquet``; several;
+            a folder of such parts, or a pattern such as ``"logs/day_*.parquet"``. See
+            :class:`~optuna_nis.data.files.TableFiles` for all forms.
+        label: Column of the label. For ranking it holds 0 and 1, -1 and 1, false and true, or no
+            and yes, or is compared, as in ``"rating>=4"``; for retrieval the value to find. Rows
+            without label are dropped with a warning.
+        features: Columns of the categorical features; patterns such as ``"C*"`` and ``"!C7"``, all
+            but that one, are those that fit, besides columns that are something else.
         bags: Columns of which a cell holds several values, each with the text between two of
             them, or with :obj:`None` if its cells are lists (Parquet). They are features too,
             whether ``features`` names them or not.
@@ -44,20 +55,34 @@ class TableDataModule(EmbeddingDataModule):
         na_values: Texts, such as ``NA``, and numbers written as text that stand for a missing
             value, in features, label and time. Without, only the empty cell is missing.
         task: ``"ranking"`` or ``"retrieval"``.
-        split: ``"random"``, ``"chronological"`` or ``"given"``. By default given if there is a
-            ``split_column``, chronological if there is a ``time``; chronological without ``time``
-            is in the order of the file.
+        split: ``"random"``, ``"chronological"``, ``"leave-one-out"``, ``"group"`` or ``"given"``.
+            By default given if there is a ``split_column`` or other files for the parts,
+            chronological if there is a ``time``; chronological without ``time`` is in the order
+            of the files.
         split_column: Column that says which part a row belongs to, for a split of one's own: 0,
             1 and 2, or ``train``, ``validation`` and ``test``. Rows without are dropped with a
             warning.
-        **options: Further arguments of :class:`EmbeddingDataModule`, such as ``seed`` and
-            ``withhold_test``.
+        valid_path: Files of the validation part. Without, if there is a ``test_path``, a ninth of
+            the training rows is for validation: the latest if there is a ``time``.
+        test_path: Files of the test part, needed if there is a ``valid_path``.
+        weight: Column of the weights of the rows, at least 0.
+        group: Column of the group of a row, such as its user or query: metrics are told as means
+            over groups too, and rows can be split by it (``"leave-one-out"``, ``"group"``).
+        numeric: Columns of numbers that are no ids, or patterns of such.
+        columns: Names of the columns of text files without a header.
+        separator: What stands between the cells of text files, if not what their names say.
+        cache_dir: Folder where columns are kept as they are read, so that neither a search that
+            goes on nor the next one reads them again, and more rows than memory can be used. What
+            is kept is named by the content of the files. By default they are held in memory.
+        **options: Further arguments of :class:`EmbeddingDataModule`, such as ``seed``,
+            ``min_count`` and ``withhold_test``.
 
     Raises:
-        ValueError: If an argument is out of range. The file is read when it is first needed.
+        ValueError: If an argument is out of range. The files are read when first needed.
 
     Example:
         >>> import tempfile
+        >>> import pandas as pd
         >>> clicks = pd.DataFrame({"user": ["ann", "bob"] * 50, "item": range(100)})
         >>> clicks = clicks.assign(genres="Drama|War", clicked=clicks["item"] % 3 == 0)
         >>> clicks.loc[7, "genres"] = "War"
@@ -76,7 +101,7 @@ class TableDataModule(EmbeddingDataModule):
 
     def __init__(
         self,
-        path: str | Path,
+        path: Paths,
         *,
         label: str,
         features: Sequence[str] = (),
@@ -87,13 +112,22 @@ class TableDataModule(EmbeddingDataModule):
         task: Task = "ranking",
         split: Split | None = None,
         split_column: str | None = None,
+        valid_path: Paths | None = None,
+        test_path: Paths | None = None,
+        weight: str | None = None,
+        group: str | None = None,
+        numeric: Sequence[str] = (),
+        columns: Sequence[str] | None = None,
+        separator: str | None = None,
+        cache_dir: str | Path | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(features, str):
-            raise ValueError(f"`features` must be a list of columns, got the text {features!r}.")
+        for name, value in (("features", features), ("numeric", numeric)):
+            if isinstance(value, str):
+                raise ValueError(f"`{name}` must be a list of columns, got the text {value!r}.")
         bags = dict(bags or {})
-        columns = (*features, *(name for name in bags if name not in features))
-        if label in columns:
+        wanted = (*features, *(name for name in bags if name not in features))
+        if label in wanted:
             raise ValueError(f"`label` must not be a feature too, got {label!r} in `features`.")
         if time is not None and time == label:
             raise ValueError(f"`time` must not be the label too, got {time!r}.")
@@ -103,78 +137,210 @@ class TableDataModule(EmbeddingDataModule):
             raise ValueError(
                 f"`time_format` says how `time` is written, got {time_format!r} without `time`."
             )
+        if valid_path is not None and test_path is None:
+            raise ValueError(
+                f"`test_path` must be given with `valid_path`, got None with {valid_path!r}."
+            )
+        if test_path is not None and (split_column is not None or split not in (None, "given")):
+            raise ValueError(
+                "`test_path` says which rows are for the test, got also "
+                f"split={split!r}, split_column={split_column!r}."
+            )
+        if split in ("group", "leave-one-out") and group is None:
+            raise ValueError(f'`group` must name a column for `split="{split}"`, got None.')
         if split_column is not None:
-            _check_split_column(split_column, split, time, (*columns, label))
+            _check_split_column(split_column, split, time, (*wanted, label))
             split = "given"
         if split is None:
             split = "random" if time is None else "chronological"
         super().__init__(
             task,
-            features=columns,
             separators=bags,
-            split=split,
+            split="given" if test_path is not None else split,
+            numeric=numeric,
             **options,
         )
-        self.path = Path(path)
+        self.path = path
         self.label = label
         self.time = time
         self.time_format = time_format
         self.split_column = split_column
+        self.valid_path = valid_path
+        self.test_path = test_path
+        self.weight = weight
+        self.group = group
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._na_values = cells.check_na_values(na_values)
-        self._columns = columns
-        file_type(self.path)
+        self._wanted, self._wanted_numeric = wanted, self._numeric
+        self._reading = {"columns": columns, "separator": separator}
+        if not has_patterns(wanted):
+            check_names(wanted, self._numeric)
+            check_bags(bags, self.max_bag_length, self.bag_keep, wanted)
+        if _is_one(path):
+            file_type(Path(str(path)))
 
-    def load(self) -> Source:
-        """Read the file.
+    def _files(self) -> list[TableFiles]:
+        """Those of each part, or of all rows."""
+        paths = (self.path, self.valid_path, self.test_path)
+        found = [TableFiles(path, **self._reading) for path in paths if path is not None]
+        for files in found[1:]:
+            if files.kind != found[0].kind:
+                raise ValueError(
+                    f"The files of all parts must be of one kind, got {found[0].files[0].name!r} "
+                    f"and {files.files[0].name!r}."
+                )
+        return found
+
+    def _source(self) -> CodedSource:
+        """Read the files.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be read, a column is not there, or the label, time or split
-                column holds something else than it should.
+            ValueError: If it cannot be read, a column is not there, or the label, time, weight or
+                split column holds something else than it should.
         """
-        others = (self.label, self.time, self.split_column)
-        needed = [*self._columns, *(name for name in others if name is not None)]
-        bags = [name for name, separator in self._separators.items() if separator is not None]
-        text = [*bags, *([] if self.time_format is None else [str(self.time)])]
-        frame = read_table(
-            self.path,
-            list(dict.fromkeys(needed)),
-            text=text,
-            na_values=self._na_values,
-            like=self._fitted,
+        files = self._files()
+        label = Label.parse(self.label, files[0].names)
+        others = (label.column, self.time, self.weight, self.group, self.split_column)
+        used = [name for name in others if name is not None]
+        self._numeric = select_columns(self._wanted_numeric, files[0].names, exclude=used)
+        columns = select_columns(
+            self._wanted, files[0].names, exclude=[*used, *self._numeric, *self._separators]
         )
-        if self._fitted is not None and self._fitted.targets is not None:
-            # Targets that were text stay text where those that are left all look like numbers.
-            frame[self.label] = cells.like(frame[self.label], self._fitted.targets.types)
-        order = part = None
-        if self.time is not None:
-            order = order_of(frame[self.time], self.time, self.time_format)
-        if self.split_column is not None:
-            part = parts_of(frame[self.split_column], self.split_column)
-        kept = frame[self.label].notna().to_numpy()
-        self._warn_dropped(kept, self.label)
-        for name, places in ((self.time, order), (self.split_column, part)):
-            if places is not None:
-                self._warn_dropped((places >= 0) | ~kept, str(name))
-                kept = kept & (places >= 0)
+        self._check_columns(columns)
+        needed = [*columns, *self._numeric, *used]
+        for each in files:
+            check_there(each, needed)
+        store = ColumnStore(files, self.cache_dir, needed)
+        meaning = self._meaning(files[0], label)
+        labels = meaning.of(store.column(label.column))
+        target = label.of(labels) if self.task == "ranking" else labels
+        present = labels.codes >= 0
+        kept = self._warn_dropped(present, np.ones(len(present), bool), label.column)
+        order, part = self._order(store, meaning), self._part(store, meaning)
+        weight = groups = None
+        if self.weight is not None:
+            weight = store.numbers(self.weight, self._na_values)
+            _check_weights(weight, self.weight)
+        if self.group is not None:
+            groups = store.column(self.group).codes.astype(np.int64)
+        for name, values in (
+            (self.time, order),
+            (self.split_column, part),
+            (self.weight, None if weight is None else np.where(np.isnan(weight), -1, 0)),
+        ):
+            if values is not None and name is not None:
+                kept = self._warn_dropped(values >= 0, kept, name)
         if not kept.any():
-            raise ValueError(f"The file {self.path.name!r} has no row left to use.")
-        frame = frame[kept]
-        for name in bags:
-            _check_separator(frame[name], str(self._separators[name]), name)
-        target = frame[self.label]
-        if self.task == "ranking":
-            target = _binary(target, self.label)
-        order, part = (None if each is None else each[kept] for each in (order, part))
-        return Source(frame, target, order, part=part)
+            raise ValueError(f"The table {self.name!r} has no row left to use.")
+        rows = None if kept.all() else np.flatnonzero(kept)
+        if self.test_path is not None:
+            part = self._part_of_files(store.sizes, order, kept)
+        return CodedSource(
+            {name: self._feature(store, meaning, name) for name in columns},
+            target,
+            {name: store.numbers(name, self._na_values) for name in self._numeric},
+            weight,
+            groups,
+            order,
+            groups,
+            part,
+            rows,
+            store.content,
+        )
 
-    def _warn_dropped(self, kept: NDArray[np.bool_], name: str) -> None:
-        if missing := int((~kept).sum()):
+    def _meaning(self, files: TableFiles, label: Label) -> Meaning:
+        types: dict[str, frozenset[type]] = {}
+        if self._fitted is not None:
+            types = {name: each.types for name, each in self._fitted.vocabularies.items()}
+            if self._fitted.targets is not None:
+                # Targets that were text stay text where those that are left all look like numbers.
+                types[label.column] = self._fitted.targets.types
+        return Meaning(self.name, files.kind == "text", self._na_values, types)
+
+    def _order(self, store: ColumnStore, meaning: Meaning) -> NDArray[np.int64] | None:
+        if self.time is None:
+            return None
+        times = store.column(self.time)
+        values, times = meaning.times(times, as_text=self.time_format is not None)
+        return _of_values(times, order_of(values, self.time, self.time_format))
+
+    def _part(self, store: ColumnStore, meaning: Meaning) -> NDArray[np.int64] | None:
+        if self.split_column is None:
+            return None
+        column = meaning.of(store.column(self.split_column))
+        values = pd.Series(plain_values(column.values))
+        return _of_values(column, parts_of(values, self.split_column))
+
+    def _part_of_files(
+        self, sizes: Sequence[int], order: NDArray[np.int64] | None, kept: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """The part of every row by the files that it is in."""
+        if len(sizes) == 3:
+            return np.repeat(np.arange(3), sizes)
+        part = np.repeat([0, 2], sizes)
+        rows = np.flatnonzero(kept & (part == 0))
+        if order is None:
+            rows = np.random.default_rng(self.seed).permutation(rows)
+        else:
+            rows = rows[np.argsort(order[rows], kind="stable")]
+        part[rows[len(rows) - len(rows) // 9 :]] = 1
+        return part
+
+    @property
+    def name(self) -> str:
+        """The table, for people."""
+        return Path(str(self.path)).name if _is_one(self.path) else "the table"
+
+    def _feature(self, store: ColumnStore, meaning: Meaning, name: str) -> CodedColumn:
+        if name not in self._separators:
+            return meaning.of(store.column(name))
+        return meaning.of_items(store.bag(name, self._separators[name])).limited(
+            self.max_bag_length, self.bag_keep
+        )
+
+    def _warn_dropped(
+        self, present: NDArray[np.bool_], kept: NDArray[np.bool_], name: str
+    ) -> NDArray[np.bool_]:
+        """The rows of those kept so far that have a value in a column."""
+        if missing := int((kept & ~present).sum()):
             warnings.warn(
-                f"{self.path.name}: dropped {missing:,} of {len(kept):,} rows, which have no "
+                f"{self.name}: dropped {missing:,} of {len(kept):,} rows, which have no "
                 f"value in the column {name!r}.",
                 stacklevel=5,
             )
+        return kept & present
+
+
+def check_there(files: TableFiles, columns: Sequence[str]) -> None:
+    """Check that files have columns.
+
+    Raises:
+        ValueError: If one is not there.
+    """
+    if absent := [name for name in columns if name not in files.names]:
+        raise ValueError(
+            f"The file {files.files[0].name!r} has no column {', '.join(map(repr, absent))}; it "
+            f"has {', '.join(map(repr, files.names))}.{files.without_header()}"
+        )
+
+
+def _of_values(column: CodedColumn, found: NDArray[Any]) -> NDArray[Any]:
+    """For every row what was found for its value, -1 where it is missing."""
+    return np.append(found, -1)[column.codes]
+
+
+def _check_weights(weight: Floats, name: str) -> None:
+    if (weight < 0).any():
+        raise ValueError(
+            f"The column {name!r} must hold weights of at least 0, got {np.nanmin(weight):g}."
+        )
+    if not (weight > 0).any():
+        raise ValueError(f"The column {name!r} must hold a weight above 0, got only 0.")
+
+
+def _is_one(path: Paths) -> bool:
+    return isinstance(path, (str, Path))
 
 
 def _check_split_column(
@@ -188,51 +354,3 @@ def _check_split_column(
         )
     if split not in (None, "given"):
         raise ValueError(f'`split_column` is for `split="given"`, got {name!r} with {split!r}.')
-
-
-def _binary(column: pd.Series[Any], name: str) -> pd.Series[Any]:
-    """Labels as 0 and 1."""
-    distinct = Vocabulary.from_values(column, name=name)
-    labels = [_no_or_yes(value) for value in distinct.values]
-    shown = ", ".join(repr(value) for value in distinct.values[:5])
-    if None in labels:
-        raise ValueError(
-            f"The label {name!r} must hold 0 and 1 only (or false and true, no and yes), got "
-            f"{shown}{', ...' * (len(distinct) > 5)}.{_marked(distinct)}"
-        )
-    if len(set(labels)) < 2:
-        raise ValueError(f"The label {name!r} must hold two classes, got only {shown}.")
-    return pd.Series(np.array(labels, dtype=np.float32)[distinct.encode(column)])
-
-
-def _marked(labels: Vocabulary) -> str:
-    """How to go on where a label stands for none."""
-    markers = [value for value in labels.values if value in cells.USUAL_MARKERS]
-    if not markers:
-        return ""
-    return (
-        f" If {' or '.join(map(repr, markers))} stands for a missing label, say so: `na_values`, "
-        f"on the command line `--na-values {','.join(map(str, markers))}`."
-    )
-
-
-def _no_or_yes(value: Any) -> int | None:
-    if isinstance(value, str):
-        return _NO_AND_YES.get(value.strip().lower())
-    return int(value) if value in (0, 1) else None
-
-
-def _check_separator(column: pd.Series[Any], separator: str, name: str) -> None:
-    cell = next(iter(column.dropna()), None)
-    if isinstance(cell, (list, np.ndarray)):
-        raise ValueError(
-            f"`bags[{name!r}]` must be None, since the cells of the column are lists, got "
-            f"{separator!r}: `bags={{{name!r}: None}}`, or on the command line `--bags {name}`."
-        )
-    filled = column.dropna().astype(str)
-    if len(filled) and not filled.str.contains(separator, regex=False).any():
-        raise ValueError(
-            f"`bags[{name!r}]` must be the text between two values, got {separator!r}, which no "
-            f"cell contains; one is {filled.iloc[0]!r}. Leave the column out of `bags` if its "
-            "cells hold one value each."
-        )

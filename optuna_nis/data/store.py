@@ -1,0 +1,324 @@
+"""The columns of a table, each coded once: in memory, or in files that are mapped into it.
+
+A column goes through memory alone, some hundred thousand rows at a time, whatever the size of the
+table: pyarrow codes each batch and unifies what it has found. Of polars, duckdb and pyarrow it
+was the one that gives codes and distinct values in order of first occurrence in so little memory,
+and it is there anyway (``benchmarks/click_log.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+import pyarrow
+from pyarrow import compute, parquet
+
+from optuna_nis.data.coded import CodedColumn
+from optuna_nis.data.digests import content_digest
+from optuna_nis.data.files import TableFiles
+from optuna_nis.data.numeric import Floats, numbers_of
+from optuna_nis.data.vocabulary import factorize
+
+_ROWS = 1 << 18
+_ROWS_OF_A_PART = 1 << 22
+
+
+class ColumnStore:
+    """The columns of the files of a table.
+
+    What a folder holds is named by the content of the files and written whole or not at all: who
+    is killed meanwhile goes on with the columns that are not there yet.
+
+    Args:
+        files: The files of the table, or of each of its parts, of one kind.
+        folder: Where coded columns are kept, or :obj:`None` for memory.
+        columns: All columns that will be asked for: text is read once for all of them.
+    """
+
+    def __init__(
+        self, files: Sequence[TableFiles], folder: Path | None, columns: Sequence[str]
+    ) -> None:
+        self.files = list(files)
+        self._columns = sorted(set(columns))
+        self._is_text = self.files[0].kind == "text"
+        #: A text that is another one as soon as the files are; empty without a folder.
+        self.content = ""
+        self._folder: Path | None = None
+        if folder is not None:
+            self.content = content_digest([each.files for each in files], folder)
+            self._folder = folder / self.content
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._tables: list[list[pyarrow.RecordBatch]] = []
+        self._sizes: list[int] = []
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of rows of each of the parts that ``files`` are."""
+        if not self._sizes:
+            path = None if self._folder is None else self._folder / "rows.json"
+            if path is not None and path.is_file():
+                self._sizes = json.loads(path.read_text())
+            else:
+                name = self._columns[0]
+                self._sizes = [
+                    sum(map(len, self._cells_of(index, name))) for index in range(len(self.files))
+                ]
+                if path is not None:
+                    new = path.with_name(f"new.{os.getpid()}.rows.json")
+                    new.write_text(json.dumps(self._sizes))
+                    new.replace(path)
+        return self._sizes
+
+    def column(self, name: str) -> CodedColumn:
+        """The cells of a column, as they are written.
+
+        Raises:
+            TypeError: If they are lists or other things that cannot be ids.
+        """
+        return self._coded(name, "cells", lambda cells: (_flat(cells, name), None))
+
+    def bag(self, name: str, separator: str | None) -> CodedColumn:
+        """The items of the cells of a column.
+
+        Args:
+            name: Name of the column.
+            separator: The text between two items, or None if cells are lists.
+
+        Raises:
+            ValueError: If the cells are not lists, or are lists and should not, or no cell
+                contains the separator.
+        """
+        column = self._coded(name, f"items {separator}", lambda c: _items(c, separator, name))
+        assert column.offsets is not None
+        if separator is not None and column.lengths().max(initial=0) == 1:
+            raise ValueError(
+                f"`bags[{name!r}]` must be the text between two values, got {separator!r}, which "
+                f"no cell contains; one is {column.values[0].as_py()!r}. Leave the column out of "
+                "`bags` if its cells hold one value each."
+            )
+        return column
+
+    def numbers(self, name: str, na_values: Sequence[str] = ()) -> Floats:
+        """The numbers of a column, NaN where one is missing.
+
+        Raises:
+            ValueError: If a cell holds something else.
+        """
+        path = self._path(name, f"numbers {sorted(na_values)}", "numbers")
+        if path is not None and path.is_file():
+            return np.memmap(path, np.float32, "r")
+        parts: list[Floats] = []
+        row = 0
+        for cells in self._cells(name):
+            parts.append(_numbers(cells, name, na_values, row))
+            row += len(cells)
+        found = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        return found if path is None else _kept(path, found)
+
+    def _coded(self, name: str, form: str, split: Any) -> CodedColumn:
+        codes_path, offsets_path, values_path = (
+            self._path(name, form, kind) for kind in ("codes", "offsets", "arrow")
+        )
+        if values_path is not None and values_path.is_file():
+            assert codes_path is not None
+            assert offsets_path is not None
+            with pyarrow.memory_map(str(values_path)) as source:
+                values = pyarrow.ipc.open_file(source).read_all().column(0).combine_chunks()
+            offsets = None
+            if offsets_path.is_file():
+                offsets = _mapped(offsets_path, np.int64)
+            return CodedColumn(name, values, _mapped(codes_path, np.int32), offsets)
+        coded, lengths = [], []
+        for cells in self._cells(name):
+            items, sizes = split(cells)
+            coded.append(items if _is_coded(items) else items.dictionary_encode())
+            if sizes is not None:
+                lengths.append(sizes)
+        if not coded:
+            names = ", ".join(repr(each.files[0].name) for each in self.files)
+            raise ValueError(f"The file {names} is empty: it has no row.")
+        values, codes = _unified(coded)
+        offsets = None
+        if lengths:
+            offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        if values_path is not None:
+            assert codes_path is not None
+            assert offsets_path is not None
+            codes = _kept(codes_path, codes)
+            if offsets is not None:
+                offsets = _kept(offsets_path, offsets)
+            _write_values(values_path, values)
+        return CodedColumn(name, values, codes, offsets)
+
+    def _path(self, name: str, form: str, kind: str) -> Path | None:
+        if self._folder is None:
+            return None
+        key = blake2b(f"{name}\n{form}".encode(), digest_size=12).hexdigest()
+        return self._folder / f"{key}.{kind}"
+
+    def _cells(self, name: str) -> Iterator[pyarrow.Array]:
+        """The cells of a column, some at a time."""
+        for index in range(len(self.files)):
+            yield from self._cells_of(index, name)
+
+    def _cells_of(self, index: int, name: str) -> Iterator[pyarrow.Array]:
+        files = self.files[index]
+        if not self._is_text:
+            for batch in files.batches([name], rows=_ROWS):
+                yield batch.column(0)
+        elif self._folder is not None:
+            for part in self._parts(index, self._folder):
+                for batch in parquet.ParquetFile(part).iter_batches(_ROWS, columns=[name]):
+                    yield batch.column(0)
+        else:
+            if not self._tables:
+                self._tables = [
+                    list(each.batches(self._columns, rows=_ROWS)) for each in self.files
+                ]
+            for batch in self._tables[index]:
+                yield batch.column(name)
+
+    def _parts(self, index: int, folder: Path) -> list[Path]:
+        """The columns of text files in a form of which one column can be read."""
+        key = blake2b("\n".join(self._columns).encode(), digest_size=12).hexdigest()
+        parts = folder / f"{key}.{index}.text"
+        if not parts.is_dir():
+            new = folder / f"new.{os.getpid()}.{key}.{index}.text"
+            new.mkdir(exist_ok=True)
+            writer, rows, number = None, 0, 0
+            for batch in self.files[index].batches(self._columns, rows=_ROWS):
+                if writer is None:
+                    number += 1
+                    path = new / f"{number:05}.parquet"
+                    writer = parquet.ParquetWriter(path, batch.schema, compression="lz4")
+                writer.write_batch(batch)
+                rows += len(batch)
+                if rows >= _ROWS_OF_A_PART:
+                    writer.close()
+                    writer, rows = None, 0
+            if writer is not None:
+                writer.close()
+            with suppress(OSError):
+                # Whoever else was at it has written the same.
+                new.rename(parts)
+        return sorted(parts.glob("*.parquet"))
+
+
+def _flat(cells: pyarrow.Array, name: str) -> pyarrow.Array:
+    """Cells that are no lists."""
+    if pyarrow.types.is_nested(cells.type):
+        # It says what is wrong with the first one, if there is one.
+        factorize(cells.drop_null().slice(0, 1).to_pandas(), name)
+        return pyarrow.nulls(len(cells), pyarrow.string())
+    return cells
+
+
+def _is_coded(cells: pyarrow.Array) -> bool:
+    return pyarrow.types.is_dictionary(cells.type)
+
+
+def _unified(chunks: list[pyarrow.Array]) -> tuple[pyarrow.Array, NDArray[np.int32]]:
+    """Distinct values and the codes of all cells, from those of chunks."""
+    column = pyarrow.chunked_array(chunks).unify_dictionaries()
+    codes = np.empty(len(column), dtype=np.int32)
+    start = 0
+    for chunk in column.chunks:
+        indices = chunk.indices.fill_null(-1)
+        codes[start : start + len(chunk)] = indices.to_numpy(zero_copy_only=False)
+        start += len(chunk)
+    return column.chunk(0).dictionary, codes
+
+
+def _items(
+    cells: pyarrow.Array, separator: str | None, name: str
+) -> tuple[pyarrow.Array, NDArray[np.int64]]:
+    """The items of bags one after the other, and how many each bag has."""
+    types = pyarrow.types
+    is_list = types.is_list(cells.type) or types.is_large_list(cells.type)
+    if types.is_fixed_size_list(cells.type) or "list_view" in str(cells.type):
+        cells, is_list = cells.cast(pyarrow.large_list(cells.type.value_type)), True
+    empty = types.is_null(cells.type) or cells.null_count == len(cells)
+    if separator is None and not is_list and not empty:
+        shown = cells.drop_null()[0].as_py()
+        raise ValueError(
+            f"`bags[{name!r}]` must be the text between two values, since not all cells are "
+            f"lists; got None for {shown!r}. On the command line: `--bags {name}:'|'`, if it is |."
+        )
+    if separator is not None and is_list:
+        raise ValueError(
+            f"`bags[{name!r}]` must be None, since the cells of the column are lists, got "
+            f"{separator!r}: `bags={{{name!r}: None}}`, or on the command line `--bags {name}`."
+        )
+    if not is_list:
+        cells = compute.split_pattern(_as_text(cells), separator or "\0")
+    lengths = compute.list_value_length(cells).fill_null(0).to_numpy(zero_copy_only=False)
+    items = compute.list_flatten(cells)
+    if separator is not None:
+        items = compute.utf8_trim_whitespace(items)
+        filled = compute.not_equal(items, "").to_numpy(zero_copy_only=False)
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        items = items.filter(pyarrow.array(filled))
+        lengths = np.bincount(rows[filled], minlength=len(lengths))
+    return items, lengths.astype(np.int64)
+
+
+def _as_text(cells: pyarrow.Array) -> pyarrow.Array:
+    """Cells as text; a column of which every bag holds one number has been read as numbers."""
+    if pyarrow.types.is_floating(cells.type):
+        with suppress(pyarrow.ArrowInvalid):
+            cells = cells.cast(pyarrow.int64())
+    return cells if pyarrow.types.is_large_string(cells.type) else cells.cast(pyarrow.string())
+
+
+def _numbers(cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int) -> Floats:
+    types = pyarrow.types
+    if types.is_string(cells.type) or types.is_large_string(cells.type):
+        if na_values:
+            missing = compute.is_in(cells, value_set=pyarrow.array(na_values, cells.type))
+            cells = compute.if_else(missing, pyarrow.scalar(None, cells.type), cells)
+        with suppress(pyarrow.ArrowInvalid):
+            return _checked(cells.cast(pyarrow.float64()), name, row)
+    elif (types.is_integer(cells.type) or types.is_floating(cells.type)) and not na_values:
+        return _checked(cells.cast(pyarrow.float64(), safe=False), name, row)
+    column = cells.to_pandas()
+    column.index += row
+    if na_values and column.dtype.kind in "iuf":
+        markers = pd.to_numeric(pd.Series(list(na_values)), errors="coerce").dropna()
+        column = column.astype(float).mask(column.isin(markers))
+    return numbers_of(column, name)
+
+
+def _checked(cells: pyarrow.Array, name: str, row: int) -> Floats:
+    column = pd.Series(cells.to_numpy(zero_copy_only=False))
+    column.index += row
+    return numbers_of(column, name)
+
+
+def _mapped(path: Path, dtype: Any) -> Any:
+    """An array in a file, which may be empty, as no mapping may."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def _kept(path: Path, values: NDArray[Any]) -> Any:
+    """Write an array, whole or not at all, and read it from there."""
+    new = path.with_name(f"new.{os.getpid()}.{path.name}")
+    values.tofile(new)
+    new.replace(path)
+    return _mapped(path, values.dtype)
+
+
+def _write_values(path: Path, values: pyarrow.Array) -> None:
+    new = path.with_name(f"new.{os.getpid()}.{path.name}")
+    table = pyarrow.table({"values": values})
+    with pyarrow.OSFile(str(new), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    new.replace(path)

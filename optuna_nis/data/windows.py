@@ -1,0 +1,159 @@
+"""Batches of rows that stay on disk, shuffled by reading far-apart blocks together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset
+
+from optuna_nis.data.batches import Batch
+from optuna_nis.data.encoding import Encoder
+from optuna_nis.data.features import LABEL
+from optuna_nis.data.source import CodedSource
+
+_BLOCK = 2048
+_WINDOW = 1 << 18
+
+
+class WindowLoader:
+    """Batches of rows of which only some are in memory at a time.
+
+    Rows are read in blocks of 2,048 neighbours. Each epoch draws an order of all blocks; about
+    128 of them, from anywhere in the data, make a window of 262,144 rows, whose rows are shuffled
+    and cut into batches. So a batch of 4,096 rows has some from nearly all of 128 places; rows
+    that are neighbours come within one window, in different batches, and windows come in another
+    composition in each epoch. Without a seed rows come in their order.
+
+    The order depends on the seed and the epoch alone. A training that is resumed in the middle of
+    an epoch goes on with the batches left; where several processes train together, each takes
+    every so many-th window.
+
+    Args:
+        source: All rows.
+        rows: Positions of those to use, rising.
+        encoder: Makes their tensors.
+        batch_size: Rows in a batch.
+        seed: Seed of the order, or :obj:`None` for that of the rows.
+        num_workers: Processes that read ahead.
+    """
+
+    def __init__(
+        self,
+        source: CodedSource,
+        rows: NDArray[np.int64],
+        encoder: Encoder,
+        batch_size: int,
+        seed: int | None,
+        num_workers: int = 0,
+    ) -> None:
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._windows = _Windows(source, rows, encoder, batch_size, seed)
+        self._epoch = 0
+        # The epoch at work and its batches so far; those of a checkpoint.
+        self._begun, self._given = 0, 0
+        self._resumed = (-1, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on with another epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        _, world = _rank_and_world()
+        return self._windows.num_batches(world)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch at work and how many of its batches have been given."""
+        return {"epoch": self._begun, "batches": self._given}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what :meth:`state_dict` said."""
+        self._resumed = (state_dict["epoch"], state_dict["batches"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        rank, world = _rank_and_world()
+        epoch = self._begun = self._epoch
+        self._epoch += 1
+        self._given = self._resumed[1] if self._resumed[0] == epoch else 0
+        self._resumed = (-1, 0)
+        length = self._windows.num_batches(world)
+        each = self._windows.batches_of_a_window
+        begun, left_out = divmod(self._given, each)
+        wanted = [(epoch, index * world + rank) for index in range(begun, -(-length // each))]
+        loader: DataLoader[Batch] = DataLoader(
+            self._windows, batch_size=None, sampler=wanted, num_workers=self.num_workers
+        )
+        for window in loader:
+            for start in range(left_out, -(-len(window[LABEL]) // self.batch_size)):
+                if self._given == length:
+                    return
+                rows = slice(start * self.batch_size, (start + 1) * self.batch_size)
+                self._given += 1
+                yield {name: tensor[rows] for name, tensor in window.items()}
+            left_out = 0
+
+
+class _Windows(Dataset[Batch]):
+    """Rows of a window, shuffled."""
+
+    def __init__(
+        self,
+        source: CodedSource,
+        rows: NDArray[np.int64],
+        encoder: Encoder,
+        batch_size: int,
+        seed: int | None,
+    ) -> None:
+        self._source, self._rows, self._encoder = source, rows, encoder
+        self._batch_size, self._seed = batch_size, seed
+        self.batches_of_a_window = max(1, _WINDOW // batch_size)
+        self._size = self.batches_of_a_window * batch_size
+
+    def num_batches(self, world: int) -> int:
+        """Number of batches that each of so many processes gets."""
+        rows = len(self._rows)
+        if self._seed is None and world == 1:
+            return -(-rows // self._batch_size)
+        if world == 1:
+            return max(1, rows // self._batch_size)
+        # Each gets as many as the one with the fewest.
+        windows, rest = divmod(rows // self._batch_size, self.batches_of_a_window)
+        full, more = divmod(windows, world)
+        return full * self.batches_of_a_window + (rest if more == world - 1 else 0)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Batch:
+        epoch, index = epoch_and_index
+        start, stop = index * self._size, min((index + 1) * self._size, len(self._rows))
+        if self._seed is None:
+            return self._encoder.batch(self._source.take(self._rows[start:stop]))
+        places = _places(len(self._rows), start, stop, [self._seed, epoch])
+        window = self._encoder.batch(self._source.take(self._rows[places]))
+        shuffled = np.random.default_rng([self._seed, epoch, index]).permutation(len(places))
+        order = torch.from_numpy(shuffled)
+        return {name: tensor[order] for name, tensor in window.items()}
+
+
+def _places(num_rows: int, start: int, stop: int, seed: list[int]) -> NDArray[np.int64]:
+    """Those from ``start`` to ``stop`` of all rows in an order of their blocks."""
+    blocks = np.random.default_rng(seed).permutation(-(-num_rows // _BLOCK))
+    # The last block may be shorter than the others, and be anywhere.
+    ends = np.cumsum(np.minimum(num_rows - blocks * _BLOCK, _BLOCK))
+    first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+    parts = []
+    for place in range(first, last + 1):
+        block, end = int(blocks[place]) * _BLOCK, int(ends[place])
+        begin = end - min(num_rows - block, _BLOCK)
+        parts.append(np.arange(block + max(start - begin, 0), block + min(stop, end) - begin))
+    return np.concatenate(parts)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    """Which of how many processes that train together this is."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
