@@ -40,13 +40,42 @@ class DataOptions:
     data_dir: Path | None = typer.Option(
         None, help="Folder of the files of a data set that does not come with a package."
     )
-    table: Path | None = typer.Option(None, help="Your own table: a CSV, TSV or Parquet file.")
+    table: list[str] | None = typer.Option(
+        None,
+        help="Your own table: a CSV, TSV, Parquet, .inter or .libsvm file, a folder of parts, or "
+        "a pattern in quotes such as 'logs/day_*.parquet'. Can be given more than once.",
+    )
+    valid: list[str] | None = typer.Option(
+        None, help="Files of the validation part, if the table has parts of its own."
+    )
+    test: list[str] | None = typer.Option(None, help="Files of the test part.")
     task: str = typer.Option(
         "ranking", help="ranking (a yes-or-no label) or retrieval (one of many items)."
     )
-    label: str | None = typer.Option(None, help="Label column of the table.")
+    label: str | None = typer.Option(
+        None, help="Label column of the table, or a rule in quotes such as 'rating>=4'."
+    )
     features: str = typer.Option(
-        "", help="Feature columns of the table, separated by commas; of a data set by default all."
+        "",
+        help="Feature columns of the table, separated by commas; 'C*' are all that fit, '!C7' is "
+        "left out. Of a data set by default all.",
+    )
+    numeric: str = typer.Option(
+        "", help="Columns of numbers that are no ids, separated by commas, or patterns."
+    )
+    weight: str | None = typer.Option(None, help="Column of the weights of the rows.")
+    group: str | None = typer.Option(
+        None,
+        help="Column of the user or query of a row: metrics are told as means over groups too.",
+    )
+    columns: str = typer.Option(
+        "", help="Names of the columns of files without a header, separated by commas."
+    )
+    separator: str | None = typer.Option(
+        None, help="What stands between cells, such as ';'.", show_default="what the name says"
+    )
+    min_count: int = typer.Option(
+        1, min=1, help="Ids with fewer training rows are out of vocabulary."
     )
     bags: list[str] | None = typer.Option(
         None,
@@ -77,8 +106,12 @@ class DataOptions:
     )
     split: str | None = typer.Option(
         None,
-        help="random, chronological or, for sequences of users, leave-one-out.",
+        help="random, chronological, leave-one-out (the last rows of each --group) or group "
+        "(whole groups).",
         show_default="what suits the data",
+    )
+    split_column: str | None = typer.Option(
+        None, help="Column that says train, validation or test, or 0, 1 or 2."
     )
     max_rows: int | None = typer.Option(None, min=10, help="Use only about so many rows.")
     batch_size: int | None = typer.Option(
@@ -88,20 +121,31 @@ class DataOptions:
     @property
     def name(self) -> str:
         """The data, for people."""
-        return str(self.dataset or self.table or "data")
+        return str(self.dataset or (self.table or ["data"])[0])
 
     def config(self) -> DataConfig:
         """The same in Python; paths hold wherever a later command is started."""
         from optuna_nis.data.config import DataConfig
 
         given = vars(self) | {
-            name: None if path is None else str(path.resolve())
-            for name, path in (("data_dir", self.data_dir), ("table", self.table))
+            "data_dir": None if self.data_dir is None else str(self.data_dir.resolve()),
+            "table": _paths(self.table),
+            "valid": _paths(self.valid),
+            "test": _paths(self.test),
         }
-        given["features"] = _names(self.features)
-        given["na_values"] = _names(self.na_values)
-        given["bags"] = _bags(self.bags or (), self.table)
+        for name in ("features", "na_values", "numeric", "columns"):
+            given[name] = _names(given[name])
+        given["bags"] = _bags(self.bags or (), self._table_columns())
         return DataConfig(**given)
+
+    def _table_columns(self) -> Sequence[str]:
+        """Names of the columns of the table, for bags whose names have colons."""
+        if not self.bags or not self.table:
+            return ()
+        from optuna_nis.data.files import TableFiles
+
+        columns = _names(self.columns) or None
+        return TableFiles(self.table, columns=columns, separator=self.separator).names
 
 
 @dataclass(frozen=True)
@@ -236,6 +280,11 @@ class StudyOptions:
         """Beside the file of the study, if it is in one."""
         return Path(f"{self._file() or 'optuna-nis'}.checkpoints")
 
+    @property
+    def cache_dir(self) -> Path:
+        """Where the columns of large tables are kept, beside the file of the study too."""
+        return Path(f"{self._file() or 'optuna-nis'}.cache")
+
     def __str__(self) -> str:
         """The options as one types them, without a password."""
         text = ""
@@ -342,13 +391,14 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _bags(texts: Sequence[str], table: Path | None) -> dict[str, str | None]:
-    """For every bag its separator, or None if its cells are lists."""
-    if not texts:
-        return {}
-    from optuna_nis.data import column_names
+def _paths(texts: Sequence[str] | None) -> str | tuple[str, ...] | None:
+    """Paths that hold wherever a later command is started, one or several."""
+    found = tuple(str(Path(text).absolute()) for text in texts or ())
+    return found[0] if len(found) == 1 else found or None
 
-    columns = [] if table is None else column_names(table)
+
+def _bags(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str | None]:
+    """For every bag its separator, or None if its cells are lists."""
     return dict(_bag(text, columns) for text in texts)
 
 

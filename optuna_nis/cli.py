@@ -136,6 +136,7 @@ def search(
     check_model(data.task, how.model)
     config = data.config()
     options.setdefault("checkpoint_dir", where.checkpoint_dir)
+    options.setdefault("cache_dir", where.cache_dir)
     study = where.create()
     best = run_search(
         study,
@@ -187,6 +188,7 @@ def retrain(
         max_epochs=max_epochs,
         patience=patience,
         checkpoint_dir=where.checkpoint_dir,
+        cache_dir=where.cache_dir,
         callbacks=bars(quiet),
         progress=progress(quiet),
     )

@@ -20,6 +20,7 @@ from optuna_nis.data.numeric import numbers_of
 from optuna_nis.data.parts import DiskPart, MemoryPart, Part
 from optuna_nis.data.source import CodedSource, Source, check_fitted, warn_of_rare_ids
 from optuna_nis.data.splits import MIN_ROWS, Parts, Split, check_split, split_rows, thin
+from optuna_nis.data.summary import summary
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.data.windows import WindowLoader
 from optuna_nis.space.spec import EmbeddingSpec
@@ -358,22 +359,7 @@ class EmbeddingDataModule(LightningDataModule):
             item: 653 ids, 69.0% of validation's unseen in training
             genres: 20 ids in bags
         """
-        unseen, parts = self.unseen_shares(), self.sizes
-        sampled = ""
-        if self._validated < parts["validation"]:
-            sampled = f" ({self._validated:,} of them at random are used)"
-        lines = [
-            f"{sum(parts.values()):,} rows: {parts['train']:,} for training, "
-            f"{parts['validation']:,} for validation{sampled}, {parts['test']:,} for the test"
-        ]
-        sizes = {name: len(each) for name, each in self.features.vocabularies.items()}
-        if self.features.targets is not None:
-            sizes[LABEL] = len(self.features.targets)
-        for name, size in sizes.items():
-            kind = "targets" if name == LABEL else "ids in bags" if name in self.bags else "ids"
-            share = f", {unseen[name]:.1%} of validation's unseen in training"
-            lines.append(f"{name}: {size:,} {kind}{share if unseen[name] else ''}")
-        return "\n".join(lines)
+        return summary(self.features, self.sizes, self.unseen_shares(), self._validated)
 
     @property
     def num_unknown(self) -> dict[str, int]:

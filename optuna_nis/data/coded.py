@@ -14,7 +14,8 @@ import pyarrow
 from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, flatten
 from optuna_nis.data.columns import as_seen, check_continuous, converted
-from optuna_nis.data.vocabulary import Value, Vocabulary, factorize
+from optuna_nis.data.values import Value
+from optuna_nis.data.vocabulary import Vocabulary, factorize
 
 # Rows that are nearer to each other are read with all between them.
 _GAP = 64
@@ -78,7 +79,7 @@ class CodedColumn:
         places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return replace(self, codes=taken(self.codes, places), offsets=offsets)
 
-    def renamed(self, values: Values, places: NDArray[np.int64]) -> CodedColumn:
+    def renamed(self, values: Values, places: NDArray[np.integer[Any]]) -> CodedColumn:
         """With other values: of each value its place among them, -1 for a missing one."""
         table = np.append(places, -1).astype(np.int32)
         return replace(self, values=values, codes=table[self.codes])

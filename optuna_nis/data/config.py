@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 import json
+from pathlib import Path
 from typing import Any
 
 from optuna import Study
@@ -29,6 +30,12 @@ from optuna_nis.study.settings import differences, space_of
 
 _logger = get_logger(__name__)
 
+_LISTS = ("features", "na_values", "numeric", "columns")
+_OF_TABLES = (
+    *("na_values", "split_column", "valid", "test", "numeric", "weight", "group", "columns"),
+    "separator",
+)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -36,15 +43,17 @@ class DataConfig:
 
     Args:
         dataset: Name of a data set, or None for a table.
-        table: Path of a CSV or Parquet file, or None for a data set.
+        table: Path of a table, several of its files, a folder or a pattern, as
+            :class:`TableDataModule` takes it, or None for a data set.
         task: ``"ranking"`` or ``"retrieval"``.
-        label: Column of the label of a table.
-        features: Columns of the features of a table; of a data set by default all.
+        label: Column of the label of a table, or a rule such as ``"rating>=4"``.
+        features: Columns of the features of a table, or patterns of them; of a data set by
+            default all.
         bags: Columns of a table with several values in a cell, and what stands between them.
         time: Column of a table to split chronologically.
-        split: ``"random"``, ``"chronological"``, ``"leave-one-out"`` or ``"given"``; None is what
-            suits the data set, and for a table random, chronological with a time, or given with a
-            ``split_column``.
+        split: ``"random"``, ``"chronological"``, ``"leave-one-out"``, ``"group"`` or ``"given"``;
+            None is what suits the data set, and for a table random, chronological with a time, or
+            given with a ``split_column`` or ``test``.
         seed: Seed of the split.
         max_rows: Use only about so many rows.
         data_dir: Folder of the files of a data set that does not come with a package.
@@ -56,10 +65,19 @@ class DataConfig:
             suits the data set, and for a table the last.
         split_column: Column of a table that says which part a row belongs to: 0, 1 and 2, or
             ``train``, ``validation`` and ``test``.
+        valid: Files of the validation part of a table.
+        test: Files of the test part of a table.
+        numeric: Numeric columns of a table, or patterns of them.
+        weight: Column of a table with the weights of its rows.
+        group: Column of a table with the groups, such as users, that rows belong to.
+        columns: Names of the columns of text files without a header.
+        separator: What stands between the cells of text files, if not what their names say.
+        min_count: Values of a feature with fewer occurrences in training are out of vocabulary.
 
     Raises:
         ValueError: Unless there is either a data set or a table, and with a table a label and no
-            ``data_dir``, or if the batch size is not at least 1.
+            ``data_dir``, if something that is for a table is given for a data set, or if the batch
+            size is not at least 1.
 
     Example:
         >>> DataConfig(dataset="flights", task="retrieval").name
@@ -67,7 +85,7 @@ class DataConfig:
     """
 
     dataset: str | None = None
-    table: str | None = None
+    table: str | tuple[str, ...] | None = None
     task: Task = "ranking"
     label: str | None = None
     features: tuple[str, ...] = ()
@@ -83,6 +101,14 @@ class DataConfig:
     max_bag_length: int | None = None
     bag_keep: BagKeep | None = None
     split_column: str | None = None
+    valid: str | tuple[str, ...] | None = None
+    test: str | tuple[str, ...] | None = None
+    numeric: tuple[str, ...] = ()
+    weight: str | None = None
+    group: str | None = None
+    columns: tuple[str, ...] = ()
+    separator: str | None = None
+    min_count: int = 1
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.table is None):
@@ -100,22 +126,23 @@ class DataConfig:
                 f"`data_dir` is for a data set by name, got {self.data_dir!r} with the table "
                 f"{self.table!r}. On the command line, `--data-dir` goes with `--dataset`."
             )
-        if self.table is None and self.na_values:
-            raise ValueError(
-                f"`na_values` is for a table, got {list(self.na_values)!r} with the data set "
-                f"{self.dataset!r}. On the command line, `--na-values` goes with `--table`."
-            )
-        if self.table is None and self.split_column is not None:
-            raise ValueError(
-                f"`split_column` is for a table, got {self.split_column!r} with the data set "
-                f"{self.dataset!r}."
-            )
+        for name in _OF_TABLES if self.table is None else ():
+            if value := getattr(self, name):
+                value = list(value) if isinstance(value, tuple) else value
+                raise ValueError(
+                    f"`{name}` is for a table, got {value!r} with the data set "
+                    f"{self.dataset!r}. On the command line, `--{name.replace('_', '-')}` goes "
+                    "with `--table`."
+                )
+        check_integer("min_count", self.min_count, 1)
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, 1)
 
     @property
     def name(self) -> str:
         """The data set or table, for people."""
+        if isinstance(self.table, tuple):
+            return f"{self.table[0]} and {len(self.table) - 1} more"
         return self.dataset or str(self.table)
 
     def datamodule(
@@ -124,6 +151,7 @@ class DataConfig:
         withhold_test: bool,
         shuffle_seed: int | None = None,
         fitted: Features | None = None,
+        cache_dir: str | Path | None = None,
     ) -> EmbeddingDataModule:
         """The data, ready to train on.
 
@@ -132,6 +160,8 @@ class DataConfig:
             shuffle_seed: Seed of the order of the training rows, by default that of the split.
             fitted: Features to encode with in place of those of the training part, such as
                 :func:`searched_features` gives.
+            cache_dir: Folder for the columns of a large table, as :class:`TableDataModule` takes
+                it.
 
         Raises:
             ValueError: If the data cannot be used.
@@ -169,6 +199,15 @@ class DataConfig:
                 time_format=self.time_format,
                 na_values=self.na_values,
                 split_column=self.split_column,
+                valid_path=self.valid,
+                test_path=self.test,
+                numeric=self.numeric,
+                weight=self.weight,
+                group=self.group,
+                columns=self.columns or None,
+                separator=self.separator,
+                cache_dir=cache_dir,
+                min_count=self.min_count,
                 task=self.task,
                 **options,
             )
@@ -191,8 +230,13 @@ class DataConfig:
             if "bag_keep" not in data and data["table"] is not None and data["bags"]:
                 # Written when the first values were kept.
                 data["bag_keep"] = "first"
-            lists = {name: tuple(data.get(name, ())) for name in ("features", "na_values")}
-            return cls(**(data | lists))
+            lists = {name: tuple(data.get(name, ())) for name in _LISTS}
+            paths = {
+                name: tuple(data[name])
+                for name in ("table", "valid", "test")
+                if isinstance(data.get(name), list)
+            }
+            return cls(**(data | lists | paths))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"This data configuration is malformed: {error!r}.") from error
 
@@ -231,7 +275,12 @@ def searched_features(study: Study) -> Features | None:
 
 
 def read_data(
-    study: Study, data: DataConfig, *, withhold_test: bool, progress: Callable[[str], None]
+    study: Study,
+    data: DataConfig,
+    *,
+    withhold_test: bool,
+    progress: Callable[[str], None],
+    cache_dir: str | Path | None = None,
 ) -> EmbeddingDataModule:
     """Read the data of a study, with the vocabularies that it was searched with.
 
@@ -240,6 +289,7 @@ def read_data(
         data: Its data.
         withhold_test: As in :meth:`DataConfig.datamodule`.
         progress: Called with a line of text for what is read.
+        cache_dir: As in :meth:`DataConfig.datamodule`.
 
     Raises:
         ValueError: If the data cannot be used, or have other ids than those that were searched and
@@ -247,7 +297,7 @@ def read_data(
     """
     progress(f"Reading {data.name}.")
     fitted = searched_features(study) if DATA_ATTR in study.user_attrs else None
-    datamodule = data.datamodule(withhold_test=withhold_test, fitted=fitted)
+    datamodule = data.datamodule(withhold_test=withhold_test, fitted=fitted, cache_dir=cache_dir)
     progress(datamodule.summary())
     if SPACE_ATTR in study.user_attrs:
         _check_ids(study, data, datamodule)

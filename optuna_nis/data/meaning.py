@@ -73,9 +73,9 @@ class Meaning:
 
     def series(self, column: CodedColumn) -> pd.Series[Any]:
         """The distinct values of a column as it is written."""
-        found: pd.Series[Any] = column.values.to_pandas()
+        found: pd.Series[Any] = _arrow(column).to_pandas()
         if not self.is_text:
-            warn_of_few_digits(found, str(column.values.type), self.table, column.name)
+            warn_of_few_digits(found, str(_arrow(column).type), self.table, column.name)
         return found
 
     def _is_plain_text(
@@ -85,16 +85,22 @@ class Meaning:
             return False
         if types is not None or as_text or not self.is_text:
             return True
-        head = column.values.slice(0, _HEAD).drop_null().to_pylist()
+        head = _arrow(column).slice(0, _HEAD).drop_null().to_pylist()
         return any(map(cells.is_text, head)) and not _may_be_marked(column.values)
 
     def _without_markers(self, column: CodedColumn) -> CodedColumn:
-        marked = compute.is_in(
-            column.values, value_set=pyarrow.array(self.na_values, column.values.type)
-        ).to_numpy(zero_copy_only=False)
+        values = _arrow(column)
+        markers = pyarrow.array(self.na_values, values.type)
+        marked = compute.is_in(values, value_set=markers).to_numpy(zero_copy_only=False)
         if not marked.any():
             return column
         return column.renamed(column.values, np.where(marked, -1, np.arange(len(marked))))
+
+
+def _arrow(column: CodedColumn) -> pyarrow.Array:
+    """The values of a column as it is written."""
+    assert isinstance(column.values, pyarrow.Array)
+    return column.values
 
 
 def _may_be_marked(values: pyarrow.Array) -> bool:

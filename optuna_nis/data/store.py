@@ -102,7 +102,7 @@ class ColumnStore:
         if separator is not None and column.lengths().max(initial=0) == 1:
             raise ValueError(
                 f"`bags[{name!r}]` must be the text between two values, got {separator!r}, which "
-                f"no cell contains; one is {column.values[0].as_py()!r}. Leave the column out of "
+                f"no cell contains; one is {column.first()!r}. Leave the column out of "
                 "`bags` if its cells hold one value each."
             )
         return column
@@ -223,7 +223,7 @@ def _flat(cells: pyarrow.Array, name: str) -> pyarrow.Array:
 
 
 def _is_coded(cells: pyarrow.Array) -> bool:
-    return pyarrow.types.is_dictionary(cells.type)
+    return bool(pyarrow.types.is_dictionary(cells.type))
 
 
 def _unified(chunks: list[pyarrow.Array]) -> tuple[pyarrow.Array, NDArray[np.int32]]:

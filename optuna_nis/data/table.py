@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 import warnings
 
 import numpy as np
@@ -27,8 +27,11 @@ from optuna_nis.data.splits import Split, parts_of
 from optuna_nis.data.store import ColumnStore
 from optuna_nis.data.times import order_of
 
+# Tables of so many bytes are read in seconds.
+_CACHED = 64 << 20
+
 #: A file, several, a folder of parts, or a pattern such as ``"logs/day_*.parquet"``.
-Paths = str | Path | Sequence[str | Path]
+Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 
 class TableDataModule(EmbeddingDataModule):
@@ -71,9 +74,10 @@ class TableDataModule(EmbeddingDataModule):
         numeric: Columns of numbers that are no ids, or patterns of such.
         columns: Names of the columns of text files without a header.
         separator: What stands between the cells of text files, if not what their names say.
-        cache_dir: Folder where columns are kept as they are read, so that neither a search that
-            goes on nor the next one reads them again, and more rows than memory can be used. What
-            is kept is named by the content of the files. By default they are held in memory.
+        cache_dir: Folder where the columns of tables of 64 MB or more are kept as they are read,
+            so that neither a search that goes on nor the next one reads them again, and more rows
+            than memory can be used. What is kept is named by the content of the files. By default
+            they are held in memory.
         **options: Further arguments of :class:`EmbeddingDataModule`, such as ``seed``,
             ``min_count`` and ``withhold_test``.
 
@@ -176,7 +180,7 @@ class TableDataModule(EmbeddingDataModule):
         if not has_patterns(wanted):
             check_names(wanted, self._numeric)
             check_bags(bags, self.max_bag_length, self.bag_keep, wanted)
-        if _is_one(path):
+        if _is_one(path) and not Path(str(path)).is_dir():
             file_type(Path(str(path)))
 
     def _files(self) -> list[TableFiles]:
@@ -211,7 +215,7 @@ class TableDataModule(EmbeddingDataModule):
         needed = [*columns, *self._numeric, *used]
         for each in files:
             check_there(each, needed)
-        store = ColumnStore(files, self.cache_dir, needed)
+        store = ColumnStore(files, self._cache(files), needed)
         meaning = self._meaning(files[0], label)
         labels = meaning.of(store.column(label.column))
         target = label.of(labels) if self.task == "ranking" else labels
@@ -232,7 +236,7 @@ class TableDataModule(EmbeddingDataModule):
             if values is not None and name is not None:
                 kept = self._warn_dropped(values >= 0, kept, name)
         if not kept.any():
-            raise ValueError(f"The table {self.name!r} has no row left to use.")
+            raise ValueError(f"The table {self.table_name!r} has no row left to use.")
         rows = None if kept.all() else np.flatnonzero(kept)
         if self.test_path is not None:
             part = self._part_of_files(store.sizes, order, kept)
@@ -249,6 +253,11 @@ class TableDataModule(EmbeddingDataModule):
             store.content,
         )
 
+    def _cache(self, files: Sequence[TableFiles]) -> Path | None:
+        """Where columns are kept, if reading them again would take a while."""
+        size = sum(path.stat().st_size for each in files for path in each.files)
+        return self.cache_dir if size >= _CACHED else None
+
     def _meaning(self, files: TableFiles, label: Label) -> Meaning:
         types: dict[str, frozenset[type]] = {}
         if self._fitted is not None:
@@ -256,7 +265,7 @@ class TableDataModule(EmbeddingDataModule):
             if self._fitted.targets is not None:
                 # Targets that were text stay text where those that are left all look like numbers.
                 types[label.column] = self._fitted.targets.types
-        return Meaning(self.name, files.kind == "text", self._na_values, types)
+        return Meaning(self.table_name, files.kind == "text", self._na_values, types)
 
     def _order(self, store: ColumnStore, meaning: Meaning) -> NDArray[np.int64] | None:
         if self.time is None:
@@ -288,7 +297,7 @@ class TableDataModule(EmbeddingDataModule):
         return part
 
     @property
-    def name(self) -> str:
+    def table_name(self) -> str:
         """The table, for people."""
         return Path(str(self.path)).name if _is_one(self.path) else "the table"
 
@@ -305,7 +314,7 @@ class TableDataModule(EmbeddingDataModule):
         """The rows of those kept so far that have a value in a column."""
         if missing := int((kept & ~present).sum()):
             warnings.warn(
-                f"{self.name}: dropped {missing:,} of {len(kept):,} rows, which have no "
+                f"{self.table_name}: dropped {missing:,} of {len(kept):,} rows, which have no "
                 f"value in the column {name!r}.",
                 stacklevel=5,
             )

@@ -49,6 +49,7 @@ def search(
     progress: Callable[[str], None] = lambda text: None,
     checkpoint_dir: str | Path | None = None,
     shard: tuple[int, int] = (0, 1),
+    cache_dir: str | Path | None = None,
     **model_options: Any,
 ) -> Allocation:
     """Search the embedding sizes of the reference model on a data set, into a study.
@@ -75,6 +76,8 @@ def search(
         checkpoint_dir: As in :func:`search_sizes`.
         shard: Train on a part of the training rows only, ``(index, count)`` with the index from 0;
             ids and validation are those of all rows.
+        cache_dir: Folder for the columns of a large table, so that they are read once, whatever
+            becomes of the search; as :class:`~optuna_nis.data.TableDataModule` takes it.
         **model_options: Arguments of the reference model; the study keeps them. Where rows are
             split in time, ``model="sasrec"`` is trained on every position of the sequences.
 
@@ -97,7 +100,7 @@ def search(
     check_data(study, data)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
-    datamodule = read_data(study, data, withhold_test=True, progress=progress)
+    datamodule = read_data(study, data, withhold_test=True, progress=progress, cache_dir=cache_dir)
     datamodule.shard = shard
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)

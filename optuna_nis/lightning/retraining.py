@@ -40,6 +40,7 @@ def retrain(
     checkpoint_dir: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     progress: Callable[[str], None] = lambda text: None,
+    cache_dir: str | Path | None = None,
     **model_options: Any,
 ) -> Results:
     """Train the best allocation of a study from scratch, and what else one would try.
@@ -63,6 +64,7 @@ def retrain(
             interrupted has them. By default those that wait are trained again.
         callbacks: Further callbacks of the trainers, such as a progress bar.
         progress: Called with a line of text before and after each training.
+        cache_dir: As in :func:`search`.
         **model_options: Arguments of the reference model in place of those of the search.
 
     Returns:
@@ -89,7 +91,9 @@ def retrain(
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
     data = data_of(study)
-    datamodule = read_data(study, data, withhold_test=False, progress=progress)
+    datamodule = read_data(
+        study, data, withhold_test=False, progress=progress, cache_dir=cache_dir
+    )
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
     build = reference_model(datamodule.features, **options)
     best = best_allocation(study)
