@@ -114,7 +114,7 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
             f"{column.dropna().iloc[0]!s}."
         )
     if column.dtype.kind not in "iufb":
-        column = column.mask(column == "") if column.dtype == object else column
+        column = column.mask(column.astype(object) == "")
         found = pd.to_numeric(column, errors="coerce")
         if (odd := column[found.isna() & column.notna()]).size:
             raise ValueError(

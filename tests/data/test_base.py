@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from optuna_nis.data import (
     UNSEEN_TARGET,
     EmbeddingDataModule,
-    Features,
     Source,
     split_rows,
 )

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pandas as pd
+import pytest
+
+from optuna_nis.data import EmbeddingDataModule, Features, Source
+from optuna_nis.data.numeric import Scaling, numbers_of, scaled
+
+
+def _floats(*values: float | None) -> Any:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float32)
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=40))
+def test_training_rows_have_mean_zero_and_deviation_one(numbers: list[float]) -> None:
+    values = _floats(*numbers, numbers[0] + 1e3)
+    inputs = Scaling.fit(values, "x").apply(values)
+
+    assert inputs.shape == (len(values), 1)
+    assert inputs.mean() == pytest.approx(0, abs=1e-3)
+    assert inputs.std() == pytest.approx(1, abs=1e-3)
+
+
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=2, max_size=20, unique=True))
+def test_larger_numbers_have_larger_inputs_whatever_their_sign(numbers: list[float]) -> None:
+    values = np.sort(_floats(*numbers))
+    inputs = Scaling.fit(_floats(-10, 0, 1000), "x").apply(values)[:, 0]
+
+    assert (np.diff(inputs) >= 0).all()
+
+
+def test_a_missing_number_is_the_mean_and_is_told() -> None:
+    scaling = Scaling.fit(_floats(1, None, 3), "x")
+
+    assert scaling.width == 2
+    assert scaling.apply(_floats(None, 1)).tolist()[0] == [0, 1]
+    without = Scaling.fit(_floats(1, 2, 3), "x")
+    assert without.apply(_floats(None)).tolist() == [[0]]
+
+
+def test_only_gaps_may_tell_something() -> None:
+    assert Scaling.fit(_floats(7, None, 7), "x").apply(_floats(7, None)).tolist() == [
+        [0, 0],
+        [0, 1],
+    ]
+
+
+def test_chunks_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    whole = Scaling.fit(values, "x")
+    monkeypatch.setattr("optuna_nis.data.numeric._CHUNK", 7)
+
+    parts = Scaling.fit(values, "x")
+
+    assert (parts.mean, parts.std) == pytest.approx((whole.mean, whole.std))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((5, 5, 5), "'x' is constant: all its numbers in the training part are 5"),
+        ((None, None), "'x' is empty: all its numbers are missing"),
+        ((1, np.inf), "'x' must hold finite numbers, got inf"),
+    ],
+)
+def test_useless_columns_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Scaling.fit(_floats(*values), "x")
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        ([1, -2, 3], [1, -2, 3]),
+        ([True, False], [1, 0]),
+        ([" 1.5", "-2e3", "", None], [1.5, -2000, np.nan, np.nan]),
+        ([1.5, None], [1.5, np.nan]),
+    ],
+)
+def test_numbers_of_cells(cells: list[Any], numbers: list[float]) -> None:
+    np.testing.assert_equal(numbers_of(pd.Series(cells), "x"), np.array(numbers, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["1", "NA", "NA"], "got 'NA' in 2 of 3 rows, first in row 1. .* `na_values`"),
+        (["1,5"], "'x' must hold numbers to be numeric, got '1,5'"),
+        ([pd.Timestamp("2024-01-31")], "got times such as 2024-01-31"),
+        ([1.0, 1e39], "must hold finite numbers, got inf .or one too large for 32 bits"),
+    ],
+)
+def test_other_cells_are_refused(cells: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message), np.errstate(over="ignore"):
+        numbers_of(pd.Series(cells), "x")
+
+
+def _frame() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    price = rng.normal(10, 5, 60).astype(np.float32)
+    price[::7] = np.nan
+    return pd.DataFrame({"user": rng.integers(0, 4, 60), "price": price, "age": range(60)})
+
+
+class _Visits(EmbeddingDataModule):
+    def load(self) -> Source:
+        return Source(_frame(), pd.Series(np.arange(60) % 2))
+
+
+def test_a_batch_has_the_numbers_of_all_columns_side_by_side() -> None:
+    data = _Visits("ranking", numeric=["price", "age"], seed=1)
+    data.setup("test")
+
+    assert list(data.vocabularies) == ["user"]
+    assert data.features.num_numeric == 3
+    batch = next(iter(data.test_dataloader()))
+    assert batch["numeric"].shape == (6, 3)
+    assert "numbers: price, age; price with missing ones" in data.summary()
+    encoded = data.encode(_frame())["numeric"].numpy()
+    numbers = {name: _frame()[name].to_numpy(np.float32) for name in ("price", "age")}
+    np.testing.assert_array_equal(encoded, scaled(data.features.numeric, numbers))
+
+
+def test_features_with_numbers_are_written_and_read() -> None:
+    features = Features.fit(_frame(), task="ranking", numeric=["price"])
+
+    assert Features.from_json(features.to_json()) == features
+    assert features.to_dict()["version"] == 3
+    assert features.columns == ("user", "age", "price")
+    plain = Features.fit(_frame()[["user"]], task="ranking")
+    assert plain.to_dict()["version"] == 2
+    assert "numeric" not in plain.to_dict()
+
+
+def test_scalings_are_those_of_training_alone() -> None:
+    data = _Visits("ranking", numeric=["age"], split="chronological")
+
+    assert data.features.numeric["age"] == Scaling.fit(np.arange(48, dtype=np.float32), "age")
+
+
+def test_a_numeric_column_is_no_feature() -> None:
+    with pytest.raises(ValueError, match="`numeric` must not name a feature too, got 'age'"):
+        _Visits("ranking", features=["user", "age"], numeric=["age"])
+    with pytest.raises(ValueError, match="must not name a feature 'numeric', the key of the num"):
+        Features.fit(_frame().rename(columns={"user": "numeric"}), task="ranking", numeric=["age"])
+    with pytest.raises(ValueError, match="`numeric` must be a list of columns, got the text"):
+        _Visits("ranking", numeric="age")
+    features = Features.fit(_frame(), task="ranking", numeric=["price"])
+    with pytest.raises(ValueError, match="`frame` has no column 'price'"):
+        features.encode(_frame().drop(columns="price"))

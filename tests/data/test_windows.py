@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optuna_nis.data import TableDataModule, base, store, table, windows
+from optuna_nis.data.windows import WindowLoader
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks, windows and what is kept, in the size of the test's tables."""
+    monkeypatch.setattr(windows, "_BLOCK", 16)
+    monkeypatch.setattr(windows, "_WINDOW", 128)
+    monkeypatch.setattr(table, "_CACHED", 0)
+    monkeypatch.setattr(base, "_VALIDATED", 30)
+    monkeypatch.setattr(store, "_ROWS", 100)
+
+
+ROWS = 1000
+
+
+def _frame() -> pd.DataFrame:
+    row = np.arange(ROWS)
+    return pd.DataFrame(
+        {
+            "row": row,
+            "city": np.array(list("abcde"))[row % 5],
+            "tags": [list(range(number % 4)) for number in row],
+            "price": row * 0.5,
+            "clicked": row % 2,
+        }
+    )
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Callable[..., TableDataModule]:
+    path = tmp_path / "log.parquet"
+    _frame().to_parquet(path)
+
+    def make(**options: Any) -> TableDataModule:
+        given: dict[str, Any] = {
+            "label": "clicked",
+            "features": ["row", "city"],
+            "bags": {"tags": None},
+            "numeric": ["price"],
+            "cache_dir": tmp_path / "cache",
+            "max_bytes": 0,
+            "num_workers": 0,
+            "batch_size": 32,
+            "eval_batch_size": 64,
+        }
+        return TableDataModule(path, **{**given, **options})
+
+    return make
+
+
+def _rows(batches: Any, key: str = "row") -> list[int]:
+    return [number for batch in batches for number in batch[key].tolist()]
+
+
+def test_rows_on_disk_are_those_in_memory(log: Callable[..., TableDataModule]) -> None:
+    on_disk, in_memory = log(split="chronological"), log(split="chronological", max_bytes=1 << 30)
+    for data in (on_disk, in_memory):
+        data.setup("test")
+
+    assert isinstance(on_disk.train_dataloader(), WindowLoader)
+    assert not isinstance(in_memory.train_dataloader(), WindowLoader)
+    assert on_disk.features == in_memory.features
+    for one, other in zip(on_disk.test_dataloader(), in_memory.test_dataloader(), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    found, wanted = (
+        {row: batch for batch in data.train_dataloader() for row in _by_row(batch)}
+        for data in (on_disk, in_memory)
+    )
+    assert len(found) == len(wanted) == 800
+
+
+def _by_row(batch: Any) -> list[Any]:
+    return [
+        tuple(tuple(value.reshape(-1).tolist()) for _, value in sorted(row.items()))
+        for row in (
+            {name: tensor[place] for name, tensor in batch.items()}
+            for place in range(len(batch["label"]))
+        )
+    ]
+
+
+def test_every_row_comes_once_in_an_epoch_and_in_another_order(
+    log: Callable[..., TableDataModule],
+) -> None:
+    data = log(split="random", seed=3)
+    loader = data.train_dataloader()
+
+    first, second = _rows(loader), _rows(loader)
+
+    assert len(loader) == 25
+    assert len(set(first)) == len(first) == 800
+    assert set(first) == set(second)
+    assert first != second
+    again = log(split="random", seed=3).train_dataloader()
+    assert _rows(again) == first
+    other = log(split="random", seed=3, shuffle_seed=1).train_dataloader()
+    assert _rows(other) != first
+
+
+def test_the_last_rows_that_fill_no_batch_are_left_out(
+    log: Callable[..., TableDataModule],
+) -> None:
+    loader = log(batch_size=48).train_dataloader()
+
+    sizes = [len(batch["label"]) for batch in loader]
+
+    assert sizes == [48] * (800 // 48)
+
+
+def test_a_batch_has_rows_from_many_places(log: Callable[..., TableDataModule]) -> None:
+    data = log(split="chronological")
+
+    places = [
+        len({data.vocabularies["row"].values[row] // 16 for row in batch["row"].tolist()})
+        for batch in data.train_dataloader()
+    ]
+
+    # A window has 8 blocks of 16 rows, a batch 32 rows of it.
+    assert np.mean(places) > 6
+
+
+def test_epochs_go_on_where_they_were_interrupted(log: Callable[..., TableDataModule]) -> None:
+    loader = log().train_dataloader()
+    list(loader)
+    whole = _rows(loader)
+    for number in (0, 1, 4, 7, 24):
+        interrupted, resumed = log().train_dataloader(), log().train_dataloader()
+        list(interrupted)
+        batches = iter(interrupted)
+        begun = _rows(next(batches) for _ in range(number))
+        state = interrupted.state_dict() if number else {"epoch": 1, "batches": 0}
+        resumed.set_epoch(1)
+        resumed.load_state_dict(state)
+
+        assert begun + _rows(resumed) == whole
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_rows(
+    world: int, log: Callable[..., TableDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr(windows, "_rank_and_world", lambda rank=rank: (rank, world))
+        loader = log().train_dataloader()
+        share = _rows(loader)
+        assert len(share) == 32 * len(loader)
+        shares.append(share)
+
+    assert len({len(share) for share in shares}) == 1
+    assert len(set().union(*shares)) == sum(map(len, shares)) > 500
+
+
+def test_workers_read_the_same_rows(log: Callable[..., TableDataModule]) -> None:
+    alone, with_worker = log().train_dataloader(), log(num_workers=1).train_dataloader()
+
+    assert _rows(with_worker) == _rows(alone)
+
+
+def test_validation_is_a_sample_that_is_told(log: Callable[..., TableDataModule]) -> None:
+    data = log()
+
+    assert len(_rows(data.val_dataloader())) == 30
+    assert data.sizes["validation"] == 100
+    assert "100 for validation (30 of them, drawn at random, are used)" in data.summary()
+
+
+def test_shards_are_parts_of_the_rows(log: Callable[..., TableDataModule]) -> None:
+    halves = []
+    for index in range(2):
+        data = log()
+        data.shard = (index, 2)
+        halves.append(set(_rows(data.train_dataloader())))
+
+    assert not halves[0] & halves[1]
+    assert len(halves[0] | halves[1]) > 750
+
+
+def test_fingerprints_tell_data_apart(log: Callable[..., TableDataModule]) -> None:
+    assert log().fingerprint("train") == log().fingerprint("train")
+    others = [log(seed=1), log(max_rows=500), log(min_count=2)]
+    assert len({data.fingerprint("train") for data in (log(), *others)}) == 4
+
+
+class _Sum(LightningModule):
+    """A model that knows which rows it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen: list[int] = []
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        self.seen += batch["row"].tolist()
+        loss: Tensor = self.layer(batch["numeric"]).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def _trainer(folder: Path, **options: Any) -> Trainer:
+    return Trainer(
+        default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, **{"enable_checkpointing": False, **options},
+    )  # fmt: skip
+
+
+def test_a_trainer_resumes_in_the_middle_of_an_epoch(
+    log: Callable[..., TableDataModule], tmp_path: Path
+) -> None:
+    whole = _Sum()
+    _trainer(tmp_path, max_epochs=2).fit(whole, log())
+    begun, resumed = _Sum(), _Sum()
+    keep = ModelCheckpoint(tmp_path, "middle", every_n_train_steps=31, save_top_k=-1)
+    _trainer(tmp_path, max_steps=33, enable_checkpointing=True, callbacks=[keep]).fit(begun, log())
+
+    _trainer(tmp_path, max_epochs=2).fit(resumed, log(), ckpt_path=tmp_path / "middle.ckpt")
+
+    assert begun.seen[: 31 * 32] + resumed.seen == whole.seen
