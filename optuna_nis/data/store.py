@@ -14,6 +14,8 @@ from hashlib import blake2b
 import json
 import os
 from pathlib import Path
+import shutil
+import time
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,8 @@ from optuna_nis.data.vocabulary import factorize
 
 _ROWS = 1 << 18
 _ROWS_OF_A_PART = 1 << 22
+# Seconds after which nobody is still writing a file, which takes minutes.
+_ABANDONED = 24 * 3600
 
 
 class ColumnStore:
@@ -57,6 +61,7 @@ class ColumnStore:
             self.content = content_digest([each.files for each in files], folder)
             self._folder = folder / self.content
             self._folder.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(self._folder)
         self._tables: list[list[pyarrow.RecordBatch]] = []
         self._sizes: list[int] = []
 
@@ -211,6 +216,14 @@ class ColumnStore:
                 # Whoever else was at it has written the same.
                 new.rename(parts)
         return sorted(parts.glob("*.parquet"))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what somebody who was killed long ago has begun to write."""
+    for path in folder.glob("new.*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _flat(cells: pyarrow.Array, name: str) -> pyarrow.Array:

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv, parquet
+import pytest
+
+from optuna_nis.data import store as store_module
+from optuna_nis.data.coded import CodedColumn
+from optuna_nis.data.digests import content_digest
+from optuna_nis.data.files import TableFiles
+from optuna_nis.data.store import ColumnStore
+
+
+@pytest.fixture(autouse=True)
+def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_ROWS", 3)
+    monkeypatch.setattr(store_module, "_ROWS_OF_A_PART", 5)
+
+
+COLUMNS: dict[str, list[Any]] = {
+    "user": ["b", "a", None, "b", "c", "a", "d"],
+    "tags": ["x|y", "x", None, " z | |x ", "y", "", "z"],
+    "price": ["1.5", None, "-2", "1e3", "0", "7", "8"],
+}
+
+
+def _write(folder: Path, name: str, **columns: Any) -> TableFiles:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    table = pa.table(columns or COLUMNS)
+    if name.endswith("csv"):
+        csv.write_csv(table, path)
+    else:
+        parquet.write_table(table, path)
+    return TableFiles(path)
+
+
+def _values(column: CodedColumn) -> list[Any]:
+    values = [*pa.array(column.values).to_pylist(), None]
+    return [values[code] for code in column.codes]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_columns(name: str, kept: bool, tmp_path: Path) -> None:
+    files = _write(tmp_path, name)
+    folder = tmp_path / "cache" if kept else None
+    for _ in range(2):
+        store = ColumnStore([files], folder, list(COLUMNS))
+
+        user, tags = store.column("user"), store.bag("tags", "|")
+
+        assert _values(user) == COLUMNS["user"]
+        assert pa.array(user.values).to_pylist() == ["b", "a", "c", "d"]
+        assert _values(tags) == ["x", "y", "x", "z", "x", "y", "z"]
+        assert tags.offsets is not None
+        assert tags.offsets.tolist() == [0, 2, 3, 3, 5, 6, 6, 7]
+        np.testing.assert_array_equal(
+            store.numbers("price"), np.array([1.5, np.nan, -2, 1e3, 0, 7, 8], np.float32)
+        )
+        assert store.sizes == [7]
+        assert isinstance(user.codes, np.memmap) == kept
+
+
+def test_lists(tmp_path: Path) -> None:
+    files = _write(tmp_path, "t.parquet", h=pa.array([[1, 2], None, [], [2, None, 3], [4]]))
+
+    column = ColumnStore([files], None, ["h"]).bag("h", None)
+
+    assert _values(column) == [1, 2, 2, None, 3, 4]
+    assert column.lengths().tolist() == [2, 0, 0, 3, 1]
+
+
+def test_what_is_kept_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = _write(tmp_path, "t.csv")
+    ColumnStore([files], tmp_path / "cache", list(COLUMNS)).column("user")
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        TableFiles, "batches", lambda self, columns, **_: asked.append(columns) or iter(())
+    )
+
+    store = ColumnStore([files], tmp_path / "cache", list(COLUMNS))
+
+    assert _values(store.column("user")) == COLUMNS["user"]
+    # Text was read once for all columns.
+    assert _values(store.bag("tags", "|"))[0] == "x"
+    assert asked == []
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_whoever_is_killed_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = _write(tmp_path, name)
+    whole = ColumnStore([files], None, list(COLUMNS))
+    replace = Path.replace
+    for number in range(6):
+        left = [number]
+
+        def killed(path: Path, target: Any, left: list[int] = left) -> Path:
+            if not left[0]:
+                raise _Killed
+            left[0] -= 1
+            return replace(path, target)
+
+        store = ColumnStore([files], tmp_path / "cache", list(COLUMNS))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            try:
+                store.bag("tags", "|")
+                store.column("user")
+                store.numbers("price")
+            except _Killed:
+                pass
+
+    for column in ("user",):
+        found, wanted = store.column(column), whole.column(column)
+        assert _values(found) == _values(wanted)
+    assert _values(store.bag("tags", "|")) == _values(whole.bag("tags", "|"))
+    np.testing.assert_array_equal(store.numbers("price"), whole.numbers("price"))
+
+
+def test_parts_of_a_table_share_their_values(tmp_path: Path) -> None:
+    first = _write(tmp_path, "a.csv", user=["b", "a", "b", "c"])
+    second = _write(tmp_path, "b.csv", user=["c", "d"])
+
+    for folder in (None, tmp_path / "cache"):
+        store = ColumnStore([first, second], folder, ["user"])
+        assert store.column("user").codes.tolist() == [0, 1, 0, 2, 2, 3]
+        assert store.sizes == [4, 2]
+
+
+def test_names_go_by_content(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    first = _write(tmp_path / "one", "t.csv").files
+    name = content_digest([first], folder)
+
+    first[0].touch()
+    assert content_digest([first], folder) == name
+    assert content_digest([first, first], folder) != name
+    assert content_digest([_write(tmp_path / "one", "u.csv").files], folder) != name
+    other = _write(tmp_path / "one", "t.csv", user=["x"]).files
+    assert content_digest([other], folder) != name
+    (folder / "digests.json").write_text("{")
+    assert content_digest([_write(tmp_path / "one", "t.csv").files], folder) == name
+    assert len(json.loads((folder / "digests.json").read_text())) == 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator", "message"),
+    [
+        (["a", "b"], "|", "got '|', which no cell contains; one is 'a'"),
+        (["a|b"], None, "since not all cells are lists; got None for 'a|b'"),
+        (pa.array([["a"]]), "|", "must be None, since the cells of the column are lists"),
+    ],
+)
+def test_bags_that_are_none(
+    cells: Any, separator: str | None, message: str, tmp_path: Path
+) -> None:
+    store = ColumnStore([_write(tmp_path, "t.parquet", h=cells)], None, ["h"])
+
+    with pytest.raises(ValueError, match=r"`bags\['h'\]` must be") as error:
+        store.bag("h", separator)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cells", "na_values", "numbers"),
+    [
+        (["1", "NA", "-1"], ["NA", "-1"], [1, np.nan, np.nan]),
+        ([1, -1, 2], ["-1"], [1, np.nan, 2]),
+        ([1.5, -1.0, None], ["-1", "x"], [1.5, np.nan, np.nan]),
+        ([True, False], [], [1, 0]),
+    ],
+)
+def test_markers_among_numbers(
+    cells: Any, na_values: list[str], numbers: list[float], tmp_path: Path
+) -> None:
+    store = ColumnStore([_write(tmp_path, "t.parquet", x=cells)], None, ["x"])
+
+    np.testing.assert_array_equal(store.numbers("x", na_values), np.array(numbers, np.float32))
+
+
+def test_the_row_of_what_is_no_number_is_told(tmp_path: Path) -> None:
+    files = _write(tmp_path, "t.csv", x=["1", "2", "3", "4", "two"])
+
+    with pytest.raises(ValueError, match=r"got .two. in 1 of .* rows, first in row 4"):
+        ColumnStore([files], None, ["x"]).numbers("x")
+
+
+def test_what_was_left_long_ago_is_removed(tmp_path: Path) -> None:
+    files = _write(tmp_path, "t.csv")
+    ColumnStore([files], tmp_path / "cache", ["user"])
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    for name in ("new.1.old.codes", "new.2.young.codes"):
+        (folder / name).write_text("half")
+    (folder / "new.3.old.text").mkdir()
+    for name in ("new.1.old.codes", "new.3.old.text"):
+        os.utime(folder / name, (0, 0))
+
+    ColumnStore([files], tmp_path / "cache", ["user"])
+
+    assert [path.name for path in folder.glob("new.*")] == ["new.2.young.codes"]

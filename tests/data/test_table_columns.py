@@ -1,0 +1,181 @@
+"""Tables with numbers, weights, groups, rules for the label, and parts in files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from optuna_nis.data import TableDataModule, table
+
+
+def _clicks(rows: int = 200) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "C1": rng.integers(0, 9, rows),
+            "C2": rng.choice(list("abc"), rows),
+            "I1": rng.normal(size=rows).round(3),
+            "I2": rng.integers(-5, 99, rows),
+            "rating": rng.integers(1, 6, rows),
+            "user": rng.choice(["ann", "bob", "cid", "dan", "eve", "flo", "gus", "hal"], rows),
+            "trust": rng.choice([0.5, 1.0, 2.0], rows),
+            "row": np.arange(rows),
+        }
+    )
+
+
+def _write(frame: pd.DataFrame, path: Path) -> Path:
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path)
+    return path
+
+
+def _data(path: Any, **options: Any) -> TableDataModule:
+    given = {"label": "rating>=4", "features": ["C1", "C2"]}
+    return TableDataModule(path, **{**given, **options})
+
+
+@pytest.fixture(params=["t.csv", "t.parquet"])
+def path(request: Any, tmp_path: Path) -> Path:
+    return _write(_clicks(), tmp_path / request.param)
+
+
+def test_all_kinds_of_columns(path: Path) -> None:
+    data = _data(path, numeric=["I1", "I2"], weight="trust", group="user", features=["row"])
+    data.setup("test")
+
+    for batch in data.test_dataloader():
+        ids = batch["row"].tolist()
+        assert set(batch) == {"row", "numeric", "weight", "group", "label"}
+        assert batch["numeric"].shape == (20, 2)
+        assert ids == [data.vocabularies["row"].num_embeddings] * 20
+    batch = next(iter(data.train_dataloader()))
+    rows = _clicks().iloc[[data.vocabularies["row"].values[i] for i in batch["row"].tolist()]]
+    assert batch["label"].tolist() == (rows["rating"] >= 4).astype(float).tolist()
+    assert batch["weight"].tolist() == rows["trust"].tolist()
+    pairs = set(zip(batch["group"].tolist(), rows["user"]))
+    assert len(pairs) == rows["user"].nunique() == len(set(batch["group"].tolist()))
+    encoded = data.encode(rows)
+    assert torch.equal(encoded["numeric"], batch["numeric"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_parts_in_files_of_their_own(kind: str, tmp_path: Path) -> None:
+    frame = _clicks()
+    paths = [
+        _write(frame.iloc[rows], tmp_path / f"{name}.{kind}")
+        for name, rows in (
+            ("train", slice(0, 120)),
+            ("valid", slice(120, 150)),
+            ("test", slice(150, 200)),
+        )
+    ]
+    data = _data(paths[0], valid_path=paths[1], test_path=paths[2], features=["row", "C1"])
+
+    assert data.sizes == {"train": 120, "validation": 30, "test": 50}
+    assert set(data.vocabularies["row"].values) == set(range(120))
+    data = _data(paths[0], test_path=paths[2], features=["row", "C1"], seed=1)
+    assert data.sizes == {"train": 107, "validation": 13, "test": 50}
+    assert set(data.vocabularies["row"].values) < set(range(120))
+    data = _data(paths[0], test_path=paths[2], features=["row", "C1"], time="row")
+    assert set(data.vocabularies["row"].values) == set(range(107))
+
+
+def test_a_ninth_is_of_the_rows_that_are_used(tmp_path: Path) -> None:
+    frame = _clicks()
+    frame["rating"] = frame["rating"].astype(float).mask(frame["row"] < 110)
+    train = _write(frame.iloc[:150], tmp_path / "train.csv")
+    test = _write(frame.iloc[150:], tmp_path / "test.csv")
+
+    data = _data(train, test_path=test, features=["row", "C1"])
+    with pytest.warns(UserWarning, match="dropped 110 of 200 rows, which have no value in the"):
+        data.setup("fit")
+    assert data.sizes == {"train": 36, "validation": 4, "test": 50}
+
+
+@pytest.mark.parametrize("split", ["group", "leave-one-out"])
+def test_splits_by_user(split: Any, path: Path) -> None:
+    data = _data(path, split=split, group="user", features=["user", "row"])
+    data.setup("test")
+    unknown = data.vocabularies["user"].num_embeddings
+    parts = [
+        [user for batch in loader for user in batch["user"].tolist()]
+        for loader in (data.val_dataloader(), data.test_dataloader())
+    ]
+
+    if split == "group":
+        assert all(set(users) == {unknown} for users in parts)
+        assert min(map(len, parts)) > 9
+    else:
+        assert [len(set(users)) for users in parts] == [8, 8]
+
+
+def test_rare_ids_are_out_of_vocabulary(path: Path) -> None:
+    few = _data(path, min_count=17).vocabularies["C1"]
+
+    assert 1 < len(few) < len(_data(path).vocabularies["C1"])
+    assert few.counts.min() >= 17
+
+
+def test_a_second_reading_is_from_the_cache(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "_CACHED", 0)
+    options: dict[str, Any] = {"numeric": ["I1"], "cache_dir": tmp_path / "cache"}
+    plain = _data(path, numeric=["I1"]).fingerprint()
+
+    assert _data(path, **options).fingerprint() == plain
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.codes")}
+    assert len(kept) == 3
+    assert _data(path, **options).fingerprint() == plain
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+def test_small_tables_are_held_in_memory(path: Path, tmp_path: Path) -> None:
+    _data(path, cache_dir=tmp_path / "cache").setup("fit")
+
+    assert not (tmp_path / "cache").exists()
+
+
+def _refused(message: str, path: Path, columns: Sequence[Any] = (), **options: Any) -> None:
+    frame = _clicks()
+    for name, values in columns:
+        frame[name] = values
+    with pytest.raises(ValueError, match=message):
+        _data(_write(frame, path), **options).setup("fit")
+
+
+def test_bad_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    _refused("'trust' must hold weights of at least 0, got -1", path, [("trust", -1)],
+             weight="trust")  # fmt: skip
+    _refused("'trust' must hold a weight above 0, got only 0", path, [("trust", 0)],
+             weight="trust")  # fmt: skip
+    _refused("'C2' must hold numbers to be numeric, got 'a'|'b'|'c'", path, weight="C2")
+    frame = _clicks()
+    frame.loc[3, "trust"] = np.nan
+    data = _data(_write(frame, path), weight="trust")
+    with pytest.warns(UserWarning, match="dropped 1 of 200 rows, which have no value in the colu"):
+        data.setup("fit")
+
+
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    _refused('`group` must name a column for `split="group"`, got None', path, split="group")
+    _refused("`test_path` must be given with `valid_path`", path, valid_path="v.csv")
+    _refused("`test_path` says which rows are for the test", path, test_path="x.csv",
+             split="random")  # fmt: skip
+    _refused("`numeric` must not name a feature too, got 'C1'", path, numeric=["C1"])
+    _refused("has no column 'price'", path, numeric=["price"])
+    _refused("has no column 'stars'; it has", path, label="stars>3")
+    _refused("at least three groups for its three parts, got 1", path, [("user", "ann")],
+             split="group", group="user")  # fmt: skip
+    _refused("`min_count` must be", path, min_count=0)
