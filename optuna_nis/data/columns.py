@@ -71,7 +71,7 @@ def check_continuous(vocabulary: Vocabulary, name: str) -> None:
     raise ValueError(
         f"The column {name!r} is continuous: its {rows:,} values in the training part are "
         f"{values:,} different numbers, most with a fraction, such as "
-        f"{vocabulary.values[0]!r}, and a categorical feature has a row for each. Leave it out of "
-        f"the features, or bin it, as in `pandas.qcut(frame[{name!r}], 20, labels=False, "
-        'duplicates="drop")`.'
+        f"{vocabulary.values[0]!r}, and a categorical feature has a row for each. Name it as "
+        f"numeric in place of a feature, `numeric=[{name!r}]`, on the command line `--numeric "
+        f"{name}`, or leave it out."
     )

@@ -131,8 +131,8 @@ def warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:
     warnings.warn(
         f"The column {name!r} {found}; {unseen:.0%} of validation's are unseen in training. An "
         "embedding says little about an id that hardly comes again: leave the column out of the "
-        f"features, or, if it holds numbers, bin them, as in `pandas.qcut(frame[{name!r}], 20, "
-        'labels=False, duplicates="drop")`.',
+        f"features, or, if it holds numbers, name it as numeric: `numeric=[{name!r}]`, on the "
+        f"command line `--numeric {name}`.",
         stacklevel=4,
     )
 
