@@ -145,7 +145,7 @@ class DataOptions:
         from optuna_nis.data.files import TableFiles
 
         columns = _names(self.columns) or None
-        return TableFiles(self.table, columns=columns, separator=self.separator).names
+        return TableFiles(self.table, names=columns, separator=self.separator).names
 
 
 @dataclass(frozen=True)

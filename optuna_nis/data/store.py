@@ -25,7 +25,7 @@ import pyarrow
 from pyarrow import compute, parquet
 
 from optuna_nis.data.coded import CodedColumn
-from optuna_nis.data.digests import content_digest
+from optuna_nis.data.digests import Digests
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.numeric import Floats, numbers_of
 from optuna_nis.data.vocabulary import factorize
@@ -58,7 +58,11 @@ class ColumnStore:
         self.content = ""
         self._folder: Path | None = None
         if folder is not None:
-            self.content = content_digest([each.files for each in files], folder)
+            digests = Digests(folder)
+            whole = blake2b(digest_size=12)
+            for each in files:
+                whole.update(each.digest(digests.of).encode())
+            self.content = whole.hexdigest()
             self._folder = folder / self.content
             self._folder.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(self._folder)

@@ -176,7 +176,7 @@ class TableDataModule(EmbeddingDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._na_values = cells.check_na_values(na_values)
         self._wanted, self._wanted_numeric = wanted, self._numeric
-        self._reading = {"columns": columns, "separator": separator}
+        self._reading: dict[str, Any] = {"names": columns, "separator": separator}
         if not has_patterns(wanted):
             check_names(wanted, self._numeric)
             check_bags(bags, self.max_bag_length, self.bag_keep, wanted)
@@ -265,7 +265,7 @@ class TableDataModule(EmbeddingDataModule):
             if self._fitted.targets is not None:
                 # Targets that were text stay text where those that are left all look like numbers.
                 types[label.column] = self._fitted.targets.types
-        return Meaning(self.table_name, files.kind == "text", self._na_values, types)
+        return Meaning(self.table_name, files.text_columns, self._na_values, types)
 
     def _order(self, store: ColumnStore, meaning: Meaning) -> NDArray[np.int64] | None:
         if self.time is None:
