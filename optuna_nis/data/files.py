@@ -1,0 +1,355 @@
+"""The files of a table, whatever their format, as one stream of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pandas as pd
+import pyarrow
+
+from optuna_nis.data import cells
+from optuna_nis.data.arrow_types import cast, common_type, is_decimal, plain_type
+from optuna_nis.data.libsvm_file import FEATURES_COLUMN, LibsvmReader
+from optuna_nis.data.parquet_file import ParquetReader
+from optuna_nis.data.paths import Paths, TableFile, find_files
+from optuna_nis.data.text_file import (
+    UNREADABLE,
+    TextReader,
+    first_row,
+    header_of,
+    looks_like_values,
+)
+
+Reader = TextReader | LibsvmReader | ParquetReader
+
+_ATOMIC_TYPES: Final = ("token", "token_seq", "float", "float_seq")
+_CHUNK: Final = 1 << 22
+
+
+class TableFiles:
+    r"""The files of a table, whatever their format, as one stream of batches.
+
+    Formats are CSV and TSV, plain or compressed (``.gz``, ``.bz2``, ``.zst``, ``.xz``), Parquet,
+    RecBole's atomic files (``.inter``, ``.user``, ``.item``) and libsvm (``.libsvm``, ``.libfm``,
+    ``.svm``). That all files have the same columns, in any order, is checked at once, and for
+    Parquet that these are of the same kind. No more than some batches are in memory.
+
+    Args:
+        path: A file, several, a folder of files as Spark writes it, or a pattern such as
+            ``"logs/day_*.parquet"``. Folders named such as ``day=3`` are a column, if files have
+            none of that name.
+        names: Names of the columns of text files without a header.
+        separator: What stands between two cells of text files, by default what their names say.
+
+    Attributes:
+        name: What messages call the table: the name of its file, or of its folder.
+        files: The files, in a fixed order: that of a list, else that of people, 2 before 10.
+        names: Names of the columns, those of folders last.
+        kind: ``"text"`` if files are text, ``"typed"`` if they know numbers from text.
+        separators: Columns that are bags, as far as the format says so: the text between two
+            values, or None for lists.
+        numeric: Columns that are numbers and no ids, as far as the format says so.
+        aliases: Further names of columns, for these those in ``names``: ``user_id:token`` of
+            atomic files is ``user_id``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If one cannot be read, or they are not of one table.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for day in (9, 10):
+        ...         file = Path(folder, f"day={day}", "part-0.csv")
+        ...         file.parent.mkdir()
+        ...         _ = file.write_text(f"user,item\nann,{day}\nbob,\n")
+        ...     table = TableFiles(folder)
+        ...     rows = [batch.to_pylist() for batch in table.batches(["item", "day"])]
+        >>> table.names
+        ['user', 'item', 'day']
+        >>> rows[0]
+        [{'item': '9', 'day': '9'}, {'item': None, 'day': '9'}]
+    """
+
+    def __init__(
+        self,
+        path: Paths,
+        *,
+        names: Sequence[str] | None = None,
+        separator: str | None = None,
+    ) -> None:
+        self._files = find_files(path, separator)
+        self._names = _check_names(names, self._files[0])
+        one = isinstance(path, (str, Path))
+        self.name = Path(str(path)).name if one else self._files[0].path.name
+        self.files = [file.path for file in self._files]
+        first = self._files[0]
+        self.kind: Literal["text", "typed"] = "typed" if first.format == "parquet" else "text"
+        self.aliases: dict[str, str] = {}
+        self.separators: dict[str, str | None] = {}
+        self.numeric: list[str] = []
+        self._readers: list[Reader] = []
+        # For each file the name that a column has in it.
+        self._columns: list[dict[str, str]] = []
+        for file in self._files:
+            with readable(file.path):
+                reader = self._reader(file)
+            self._readers.append(reader)
+            self._columns.append(self._named(file, reader.names))
+        own = self._columns[0]
+        self._partitions = [
+            {name: value for name, value in file.partition.items() if name not in own}
+            for file in self._files
+        ]
+        self.names = [*own, *self._partitions[0]]
+        self._check_same_names()
+        self._types = {name: pyarrow.string() for name in self.names}
+        self._text = frozenset(self.names)
+        if first.format == "libsvm":
+            self.separators = {FEATURES_COLUMN: None}
+            self._types[FEATURES_COLUMN] = pyarrow.list_(pyarrow.int64())
+            self._text -= {FEATURES_COLUMN}
+        self._constants = [
+            {name: pyarrow.scalar(value, pyarrow.string()) for name, value in each.items()}
+            for each in self._partitions
+        ]
+        # Columns of bytes that are not text, and those that were looked at.
+        self._as_bytes: list[str] = []
+        self._checked: set[str] = set()
+        if self.kind == "typed":
+            self._set_types()
+
+    def batches(
+        self, columns: Sequence[str], *, rows: int = 1 << 18
+    ) -> Iterator[pyarrow.RecordBatch]:
+        """The rows of all files, in order.
+
+        Args:
+            columns: Columns to read, by their names in ``names`` or ``aliases``.
+            rows: The most rows of a batch; it may have fewer.
+
+        Returns:
+            Batches of these columns, named as they are asked for, in the types of :meth:`schema`.
+            The empty text is null.
+
+        Raises:
+            KeyError: If there is no such column.
+            ValueError: If a file cannot be read: the message names it and the row.
+        """
+        schema = self.schema(columns)
+        wanted = [self.aliases.get(name, name) for name in columns]
+        for file, reader, own, constants in zip(
+            self._files, self._readers, self._columns, self._constants
+        ):
+            inside = [name for name in wanted if name in own] or list(own)[:1]
+            with readable(file.path):
+                for batch in self._read(reader, [own[name] for name in inside], rows):
+                    found = dict(zip(inside, batch.columns))
+                    arrays = [
+                        cast(found[name], self._types[name])
+                        if name in own
+                        else pyarrow.repeat(constants[name], len(batch))
+                        for name in wanted
+                    ]
+                    whole = pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
+                    for start in range(0, len(whole), rows):
+                        yield whole.slice(start, rows)
+
+    def schema(self, columns: Sequence[str]) -> pyarrow.Schema:
+        """The types of columns as :meth:`batches` gives them.
+
+        Raises:
+            KeyError: If there is no such column.
+        """
+        wanted = [self.aliases.get(name, name) for name in columns]
+        if self.kind == "typed":
+            self._check_bytes(wanted)
+        return pyarrow.schema([(each, self._types[name]) for each, name in zip(columns, wanted)])
+
+    @property
+    def described(self) -> str:
+        """The table in messages: ``file 'clicks.csv'``."""
+        return f"{'file' if len(self.files) == 1 else 'table'} {self.name!r}"
+
+    def is_text(self, name: str) -> bool:
+        """Whether cells are text that may mean something else, such as a number.
+
+        They are in all columns of text files, and of decimals.
+        """
+        return self.aliases.get(name, name) in self._text
+
+    def without_header(self) -> str:
+        """What to do if the first row looks like values and not like names, or nothing."""
+        if self._files[0].format != "delimited" or self._names is not None:
+            return ""
+        return looks_like_values(self._files[0])
+
+    def digest(self, of_file: Callable[[Path], str] | None = None) -> str:
+        """A text that names the content: another one where a row, or its place, is another one.
+
+        Args:
+            of_file: Gives the digest of a file, by default :func:`file_digest`.
+        """
+        of_file = of_file or file_digest
+        known = [[of_file(path) for path in self.files], self._partitions, self._names]
+        text = json.dumps([*known, [file.separator for file in self._files], self.names])
+        return blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def _reader(self, file: TableFile) -> Reader:
+        if file.format == "parquet":
+            return ParquetReader(file.path)
+        if file.format == "libsvm":
+            return LibsvmReader(file)
+        if self._names is None:
+            return TextReader(file, header_of(file))
+        cells_of_first = first_row(file)
+        if len(cells_of_first) != len(self._names):
+            raise ValueError(
+                f"`names` must name each of its {len(cells_of_first)} columns, got "
+                f"{len(self._names)}: {', '.join(map(repr, self._names))}."
+            )
+        if cells_of_first == self._names:
+            raise ValueError("its first row has the `names` already: leave them out.")
+        return TextReader(file, self._names, header=False)
+
+    def _named(self, file: TableFile, names: Sequence[str]) -> dict[str, str]:
+        """The columns of a file by the names that they have here; what RecBole says of them."""
+        if file.format != "atomic":
+            short = list(names)
+        else:
+            short = []
+            for name in names:
+                column, colon, kind = name.rpartition(":")
+                if not colon or kind not in _ATOMIC_TYPES:
+                    column, kind = name, ""
+                else:
+                    self.aliases[name] = column
+                short.append(column)
+                if kind.endswith("_seq"):
+                    self.separators[column] = " "
+                if kind == "float" and column not in self.numeric:
+                    self.numeric.append(column)
+        if len(set(short)) < len(short):
+            twice = next(name for name in short if short.count(name) > 1)
+            raise ValueError(f"The file {str(file.path)!r} has the column {twice!r} twice.")
+        return dict(zip(short, names))
+
+    def _check_same_names(self) -> None:
+        first = self._files[0].path
+        for file, own, partition in zip(self._files, self._columns, self._partitions):
+            has = {*own, *partition}
+            absent = [name for name in self.names if name not in has]
+            new = [name for name in (*own, *partition) if name not in self.names]
+            if absent or new:
+                lacks = f"has no column {', '.join(map(repr, absent))}" if absent else ""
+                more = f"has the column {', '.join(map(repr, new))} too" if new else ""
+                advice = ""
+                if self.kind == "text" and self._names is None:
+                    advice = looks_like_values(file) if file.format == "delimited" else ""
+                raise ValueError(
+                    f"The files of a table must have the same columns: {str(file.path)!r} "
+                    f"{' and '.join(filter(None, (lacks, more)))}, unlike {str(first)!r}.{advice}"
+                )
+
+    def _set_types(self) -> None:
+        """Find types that hold the cells of all files."""
+        for name in self._columns[0]:
+            self._types[name] = self._common_type(name, as_bytes=False)
+        for name, values in _typed_partitions(self._partitions).items():
+            self._types[name] = values.type
+            for constants, value in zip(self._constants, values):
+                constants[name] = value
+        kinds = self._parquet[0].types
+        own = self._columns[0]
+        self._text = frozenset(name for name in own if is_decimal(kinds[own[name]]))
+
+    def _common_type(self, name: str, *, as_bytes: bool) -> Any:
+        kinds = []
+        for reader, own in zip(self._parquet, self._columns):
+            kind = reader.types[own[name]]
+            kinds.append(kind if is_decimal(kind) else plain_type(kind, as_bytes))
+        found = common_type(kinds)
+        if found is not None:
+            return found
+        place = next(
+            place for place in range(len(kinds)) if common_type(kinds[: place + 1]) is None
+        )
+        before = next(at for at in range(place) if not pyarrow.types.is_null(kinds[at]))
+        raise ValueError(
+            f"The column {name!r} must be of one kind in all files, got {kinds[before]} in "
+            f"{str(self.files[before])!r} and {kinds[place]} in {str(self.files[place])!r}."
+        )
+
+    def _check_bytes(self, columns: Sequence[str]) -> None:
+        """See whether bytes are text, in all files, before the first of them is read."""
+        for name in columns:
+            if name in self._columns[0] and name not in self._checked:
+                for file, reader in zip(self._files, self._parquet):
+                    with readable(file.path):
+                        is_text = reader.holds_text(name)
+                    if not is_text:
+                        self._as_bytes.append(name)
+                        self._types[name] = self._common_type(name, as_bytes=True)
+                        break
+                self._checked.add(name)
+
+    def _read(
+        self, reader: Reader, columns: list[str], rows: int
+    ) -> Iterator[pyarrow.RecordBatch]:
+        if isinstance(reader, ParquetReader):
+            return reader.batches(columns, rows, self._as_bytes)
+        return reader.batches(columns)
+
+    @property
+    def _parquet(self) -> list[ParquetReader]:
+        return [reader for reader in self._readers if isinstance(reader, ParquetReader)]
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Name the file in errors of reading it."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise ValueError(f"The file {str(path)!r} cannot be read: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """A text that names the content of a file."""
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_names(names: Sequence[str] | None, first: TableFile) -> list[str] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"`names` must be a list of names of columns, got {names!r}.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise ValueError(f"`names` must name each column once, got {twice!r} twice.")
+    if first.format != "delimited":
+        raise ValueError(
+            f"`names` is for text files without a header, got {first.path.name!r}, which names "
+            "its columns itself."
+        )
+    return list(names)
+
+
+def _typed_partitions(partitions: Sequence[dict[str, str | None]]) -> dict[str, Any]:
+    """The columns that folders are, one cell for each file, as numbers or times if all are."""
+    return {
+        name: pyarrow.array(
+            cells.infer(pd.Series([each[name] for each in partitions], dtype=object)),
+            from_pandas=True,
+        )
+        for name in partitions[0]
+    }
