@@ -1,4 +1,4 @@
-"""The values of a vocabulary: an Arrow array if they are of one type, else Python objects."""
+"""The values of a vocabulary: Python objects, or an Arrow array if they are many of one type."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ Value = str | int | float | bool | bytes | Decimal | date | pd.Timestamp
 IntArray = NDArray[np.int64]
 
 VALUE_TYPES: Final = frozenset(get_args(Value))
+# So few are found faster in a dictionary, above all for a few rows.
+_FEW: Final = 5000
 _LEAST: Final = -(2**63)
 _MOST: Final = 2**63 - 1
 _MOST_BYTES: Final = 2**31 - 1
@@ -42,14 +44,14 @@ _ARROW_TYPES: Final = {
 _PYTHON_TYPES: Final = {kind: each for each, kind in _ARROW_TYPES.items()}
 
 
-class TypedValues:
+class ArrowValues:
     """Different values of one type: text, bytes, 64-bit integers or floats.
 
     Args:
-        array: Them, as :func:`values_of` or :func:`values_of_arrow` keeps them.
+        array: The values.
 
     Example:
-        >>> values = TypedValues(pyarrow.array([30, 10, 20]))
+        >>> values = ArrowValues(pyarrow.array([30, 10, 20]))
         >>> values.find([20, 20.5, True, 3e1]).tolist()
         [2, -1, -1, 0]
     """
@@ -72,10 +74,9 @@ class TypedValues:
         numbers = self.array.to_numpy()
         return int(np.count_nonzero((numbers != np.floor(numbers)) | np.isinf(numbers)))
 
-    def head(self, size: int) -> TypedValues:
+    def head(self, size: int) -> ArrowValues | ObjectValues:
         """The first values alone, without the memory of the others."""
-        kept = self.array.take(pyarrow.array(np.arange(min(size, len(self)))))
-        return TypedValues(_narrowed(kept))
+        return _kept(self.array.take(pyarrow.array(np.arange(min(size, len(self))))))
 
     def at(self, positions: Iterable[int]) -> list[Value | None]:
         """The values at positions, None at the one behind the last."""
@@ -122,7 +123,7 @@ class TypedValues:
         return value in frozenset(self.objects)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TypedValues) or self.array.type != other.array.type:
+        if not isinstance(other, ArrowValues) or self.array.type != other.array.type:
             return False
         if self._type is float:
             # To the bit, as they are written: -0.0 is not 0.0.
@@ -134,14 +135,14 @@ class TypedValues:
     __hash__ = None  # type: ignore[assignment]
 
 
-class MixedValues:
+class ObjectValues:
     """Different values of any types.
 
     Args:
         objects: The values.
 
     Example:
-        >>> MixedValues((3, "3")).find(["3", 3.0, 4]).tolist()
+        >>> ObjectValues((3, "3")).find(["3", 3.0, 4]).tolist()
         [1, 0, -1]
     """
 
@@ -158,7 +159,7 @@ class MixedValues:
             for value in self.objects
         )
 
-    def head(self, size: int) -> TypedValues | MixedValues:
+    def head(self, size: int) -> ArrowValues | ObjectValues:
         """The first values alone."""
         return values_of(self.objects[:size])
 
@@ -171,9 +172,6 @@ class MixedValues:
         """The positions of values, -1 where one is none of these."""
         return np.array([self._positions.get(value, -1) for value in values], dtype=np.int64)
 
-    def find_arrow(self, values: pyarrow.Array) -> None:
-        """None: the values of an Arrow array must be looked at one by one."""
-
     def __iter__(self) -> Iterator[Value]:
         return iter(self.objects)
 
@@ -184,33 +182,25 @@ class MixedValues:
         return value in self._positions
 
 
-def values_of(objects: tuple[Value, ...]) -> TypedValues | MixedValues:
-    """Keep values in as few bytes as their types allow.
+def values_of(objects: tuple[Value, ...]) -> ArrowValues | ObjectValues:
+    """Keep values in as few bytes as their number and types allow.
 
     Raises:
         ValueError: If a value comes twice.
     """
     if len(set(objects)) < len(objects):
         raise ValueError(TWICE)
-    arrow_types = {_ARROW_TYPES.get(kind) for kind in set(map(type, objects))}
-    arrow_type = arrow_types.pop() if len(arrow_types) == 1 else None
-    if arrow_type is None or any(value != value for value in objects):
-        return MixedValues(objects)
-    try:
-        array = pyarrow.array(objects, _WIDE.get(arrow_type, arrow_type))
-    except (OverflowError, UnicodeEncodeError, pyarrow.ArrowInvalid):
-        # Integers of more than 64 bits, and text that is no Unicode.
-        return MixedValues(objects)
-    return TypedValues(_narrowed(array))
+    array = _array_of_objects(objects) if len(objects) > _FEW else None
+    return ObjectValues(objects) if array is None else ArrowValues(array)
 
 
-def values_of_arrow(values: pyarrow.Array | pyarrow.ChunkedArray) -> TypedValues | MixedValues:
-    """The same for an Arrow array, without a Python object for each value where that can be.
+def values_of_arrow(values: pyarrow.Array | pyarrow.ChunkedArray) -> ArrowValues | ObjectValues:
+    """The same for an Arrow array, without a Python object for each of many values.
 
     Raises:
         TypeError: If a value is of a type that cannot be written down as an id.
-        ValueError: If a value is missing, or one comes twice; of text, bytes and numbers, the
-            latter is seen when the first value is looked up.
+        ValueError: If a value is missing, or one comes twice; of many texts, bytes or numbers,
+            the latter is seen when the first value is looked up.
     """
     if pyarrow.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -221,11 +211,29 @@ def values_of_arrow(values: pyarrow.Array | pyarrow.ChunkedArray) -> TypedValues
         raise ValueError("`values` must not hold missing values.")
     stored = _stored(values)
     if stored is not None:
-        return TypedValues(_narrowed(stored))
+        return _kept(stored)
     _, found = distinct(series_of(values))
     if len(found) < len(values):
         raise ValueError(TWICE)
     return values_of(tuple(map(plain, found)))
+
+
+def _kept(stored: pyarrow.Array) -> ArrowValues | ObjectValues:
+    if len(stored) <= _FEW:
+        return values_of(tuple(stored.to_pylist()))
+    return ArrowValues(_narrowed(stored))
+
+
+def _array_of_objects(objects: tuple[Value, ...]) -> pyarrow.Array | None:
+    arrow_types = {_ARROW_TYPES.get(kind) for kind in set(map(type, objects))}
+    arrow_type = arrow_types.pop() if len(arrow_types) == 1 else None
+    if arrow_type is None or any(value != value for value in objects):
+        return None
+    try:
+        return _narrowed(pyarrow.array(objects, _WIDE.get(arrow_type, arrow_type)))
+    except (OverflowError, UnicodeEncodeError, pyarrow.ArrowInvalid):
+        # Integers of more than 64 bits, and text that is no Unicode.
+        return None
 
 
 def series_of(values: pyarrow.Array) -> pd.Series[Any]:

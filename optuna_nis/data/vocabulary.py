@@ -17,9 +17,9 @@ import pyarrow
 from optuna_nis._checks import check_integer
 from optuna_nis.data.cells import distinct
 from optuna_nis.data.values import (
+    ArrowValues,
     IntArray,
-    MixedValues,
-    TypedValues,
+    ObjectValues,
     Value,
     array_of,
     plain,
@@ -84,7 +84,7 @@ class Vocabulary:
     def __init__(self, values: Iterable[Value], counts: Iterable[int]) -> None:
         self._set(values_of(tuple(map(plain, values))), counts)
 
-    def _set(self, values: TypedValues | MixedValues, counts: Iterable[int]) -> None:
+    def _set(self, values: ArrowValues | ObjectValues, counts: Iterable[int]) -> None:
         counts = counts if isinstance(counts, np.ndarray) else list(counts)
         self._values = values
         self.counts: IntArray = np.array(counts, dtype=np.int64)
@@ -99,7 +99,7 @@ class Vocabulary:
             raise ValueError("`counts` must be positive and fall with the rank.")
 
     @classmethod
-    def _of(cls, values: TypedValues | MixedValues, counts: Iterable[int]) -> Vocabulary:
+    def _of(cls, values: ArrowValues | ObjectValues, counts: Iterable[int]) -> Vocabulary:
         vocabulary = cls.__new__(cls)
         vocabulary._set(values, counts)
         return vocabulary
@@ -225,8 +225,9 @@ class Vocabulary:
         Raises:
             TypeError: If a value is of a type that no vocabulary can hold.
         """
-        if isinstance(values, pd.Series) and (array := array_of(values)) is not None:
-            found = self._values.find_arrow(array)
+        if isinstance(self._values, ArrowValues) and isinstance(values, pd.Series):
+            array = array_of(values)
+            found = None if array is None else self._values.find_arrow(array)
             if found is not None:
                 return self._as_ids(found)
         codes, distinct_values = _factorize(values, "values")
@@ -255,8 +256,11 @@ class Vocabulary:
         if isinstance(values, pyarrow.ChunkedArray):
             parts = [np.empty(0, dtype=np.int64), *map(self.encode_arrow, values.chunks)]
             return np.concatenate(parts)
-        found = self._values.find_arrow(values)
-        return self.encode(series_of(values)) if found is None else self._as_ids(found)
+        if isinstance(self._values, ArrowValues):
+            found = self._values.find_arrow(values)
+            if found is not None:
+                return self._as_ids(found)
+        return self.encode(series_of(values))
 
     def _as_ids(self, found: IntArray) -> IntArray:
         found[found < 0] = self.num_embeddings
@@ -279,7 +283,7 @@ class Vocabulary:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Vocabulary) or not np.array_equal(self.counts, other.counts):
             return False
-        if isinstance(self._values, TypedValues) or isinstance(other._values, TypedValues):
+        if isinstance(self._values, ArrowValues) or isinstance(other._values, ArrowValues):
             return self._values == other._values
         return self.to_dict() == other.to_dict()
 

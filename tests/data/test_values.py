@@ -4,6 +4,7 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,8 +14,8 @@ import pyarrow
 import pytest
 
 from optuna_nis.data.values import (
-    MixedValues,
-    TypedValues,
+    ArrowValues,
+    ObjectValues,
     array_of,
     series_of,
     values_of,
@@ -45,11 +46,17 @@ TYPES = {
 }
 
 
-def _both(name: str, data: st.DataObject) -> tuple[TypedValues, MixedValues]:
+def _both(name: str, data: st.DataObject) -> tuple[ArrowValues, ObjectValues]:
     objects = tuple(data.draw(st.lists(TYPES[name], unique=True, min_size=1, max_size=20)))
-    typed = values_of(objects)
-    assert isinstance(typed, TypedValues)
-    return typed, MixedValues(objects)
+    typed = _many(objects)
+    assert isinstance(typed, ArrowValues)
+    return typed, ObjectValues(objects)
+
+
+def _many(objects: tuple[Any, ...]) -> ArrowValues | ObjectValues:
+    """Values kept as if they were many."""
+    with patch("optuna_nis.data.values._FEW", 0):
+        return values_of(objects)
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -86,12 +93,12 @@ def test_places_are_those_of_a_list(name: str, data: st.DataObject) -> None:
 def test_equal_is_what_is_written_alike(first: list[Any], data: st.DataObject | None) -> None:
     second = [-0.0] if data is None else data.draw(st.permutations(first))
     written = [[(type(value), repr(value)) for value in each] for each in (first, second)]
-    kept = [values_of(tuple(each)) for each in (first, second)]
+    kept = [_many(tuple(each)) for each in (first, second)]
 
-    if isinstance(kept[0], TypedValues):
+    if isinstance(kept[0], ArrowValues):
         assert (kept[0] == kept[1]) == (written[0] == written[1])
     else:
-        assert isinstance(kept[1], MixedValues)
+        assert isinstance(kept[1], ObjectValues)
 
 
 @pytest.mark.parametrize(
@@ -111,16 +118,31 @@ def test_equal_is_what_is_written_alike(first: list[Any], data: st.DataObject | 
     ids=repr,
 )
 def test_what_has_no_type_of_its_own_is_kept_as_it_is(objects: tuple[Any, ...]) -> None:
-    kept = values_of(objects)
+    kept = _many(objects)
 
-    assert isinstance(kept, MixedValues)
+    assert isinstance(kept, ObjectValues)
     assert kept.objects == objects
 
 
 def test_a_mixture_cut_to_one_type_is_typed() -> None:
-    assert values_of((3, 4, "x")).head(2) == values_of((3, 4))
+    with patch("optuna_nis.data.values._FEW", 1):
+        mixed = values_of((3, 4, "x"))
+
+        assert mixed.head(2) == values_of((3, 4))
+        assert isinstance(mixed.head(2), ArrowValues)
+        assert isinstance(mixed.head(1), ObjectValues)
 
 
+def test_few_values_stay_objects() -> None:
+    few, many = values_of(tuple(range(5000))), values_of(tuple(range(5001)))
+
+    assert isinstance(few, ObjectValues)
+    assert isinstance(many, ArrowValues)
+    assert isinstance(many.head(5000), ObjectValues)
+    assert isinstance(values_of_arrow(pyarrow.array(range(5001))), ArrowValues)
+
+
+@pytest.mark.parametrize("few", [0, 5000])
 @pytest.mark.parametrize(
     ("array", "objects"),
     [
@@ -141,12 +163,15 @@ def test_a_mixture_cut_to_one_type_is_typed() -> None:
     ],
     ids=lambda each: str(each.type) if hasattr(each, "type") else "",
 )
-def test_arrow_arrays_are_kept_as_their_objects(array: Any, objects: tuple[Any, ...]) -> None:
-    kept = values_of_arrow(array)
+def test_arrow_arrays_are_kept_as_their_objects(
+    array: Any, objects: tuple[Any, ...], few: int
+) -> None:
+    with patch("optuna_nis.data.values._FEW", few):
+        kept, same = values_of_arrow(array), values_of(objects)
 
     assert list(map(repr, kept)) == list(map(repr, objects))
-    assert type(kept) is type(values_of(objects))
-    assert kept.types == values_of(objects).types
+    assert type(kept) is type(same)
+    assert kept.types == same.types
 
 
 @pytest.mark.parametrize(
@@ -175,7 +200,7 @@ def test_lists_are_no_values() -> None:
 
 
 def test_other_things_that_equal_a_value_are_found() -> None:
-    values = values_of((3, 4))
+    values = _many((3, 4))
 
     assert Fraction(3) in values
     assert np.int8(4) in values

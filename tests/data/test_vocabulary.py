@@ -7,6 +7,7 @@ import pickle
 import time
 import tracemalloc
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,13 +258,23 @@ def test_arrow_arrays_are_encoded_as_columns_are(
     alike = [value for value in known if _holds(kind, value)]
     cells = st.one_of(st.none(), ARROW_TYPES[name], st.sampled_from(alike or [None]))
     array = pyarrow.array(data.draw(st.lists(cells, max_size=20)), kind)
-    vocabulary = Vocabulary(known, [1] * len(known))
-    expected = vocabulary.encode(_objects(array)).tolist()
+    few = Vocabulary(known, [1] * len(known))
+    expected = few.encode(_objects(array)).tolist()
+    with patch("optuna_nis.data.values._FEW", 0):
+        many = Vocabulary(known, [1] * len(known))
+        assert many.to_json() == few.to_json()
+        assert repr(many) == repr(few)
+        for vocabulary in (few, many):
+            _check_encodes(vocabulary, array, expected)
 
+
+def _check_encodes(vocabulary: Vocabulary, array: pyarrow.Array, expected: list[int]) -> None:
+    kind = array.type
+    assert vocabulary.encode(_objects(array)).tolist() == expected
     assert vocabulary.encode_arrow(array).tolist() == expected
     parts = pyarrow.chunked_array([array.slice(0, 3), array.slice(3)], kind)
     assert vocabulary.encode_arrow(parts).tolist() == expected
-    if name != "null":
+    if kind != pyarrow.null():
         assert vocabulary.encode_arrow(array.dictionary_encode()).tolist() == expected
         column = pd.Series(array, dtype=pd.ArrowDtype(kind))
         assert vocabulary.encode(column).tolist() == expected
@@ -283,7 +294,9 @@ def _objects(array: pyarrow.Array) -> list[Any]:
     return array.to_pylist()
 
 
-def test_from_arrow_is_the_same_as_from_objects() -> None:
+@pytest.mark.parametrize("few", [0, 5000])
+def test_from_arrow_is_the_same_as_from_objects(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optuna_nis.data.values._FEW", few)
     made = Vocabulary.from_arrow(pyarrow.array(["b", "", "a"]), np.array([3, 2, 2]))
 
     assert made == Vocabulary(["b", "", "a"], [3, 2, 2])
@@ -291,6 +304,7 @@ def test_from_arrow_is_the_same_as_from_objects() -> None:
     assert hash(made) == hash(Vocabulary(["b", "", "a"], [3, 2, 2]))
     assert made != Vocabulary(["b", "", "a"], [3, 3, 2])
     assert made != Vocabulary(["b", "", 3], [3, 2, 2])
+    assert Vocabulary(["b", "", 3], [3, 2, 2]) != made
     assert pickle.loads(pickle.dumps(made)) == made
 
 
@@ -332,7 +346,10 @@ def test_looking_values_up_makes_no_object_of_each() -> None:
 
 
 @pytest.mark.parametrize("values", [["a", "b", "c", "d"], ["a", 1, "c", 2.5]])
-def test_at_least_keeps_what_occurs_so_often(values: list[Any]) -> None:
+def test_at_least_keeps_what_occurs_so_often(
+    values: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optuna_nis.data.values._FEW", 2)
     vocabulary = Vocabulary(values, [5, 3, 3, 1])
 
     kept = {least: vocabulary.at_least(least) for least in (1, 2, 3, 4, 6)}
