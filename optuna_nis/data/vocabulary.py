@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 import json
 import reprlib
@@ -12,13 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
+import pyarrow
 
-from optuna_nis.data.cells import as_written, distinct
-
-Value = str | int | float | bool | bytes | Decimal | date | pd.Timestamp
-IntArray = NDArray[np.int64]
+from optuna_nis._checks import check_integer
+from optuna_nis.data.cells import distinct
+from optuna_nis.data.values import (
+    ArrowValues,
+    IntArray,
+    ObjectValues,
+    Value,
+    array_of,
+    plain,
+    series_of,
+    values_of,
+    values_of_arrow,
+)
 
 _JSON_VERSION = 1
+# Equal vocabularies have these in common.
+_HASHED = 100
 _WRITE: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bool: ("bool", bool),
     int: ("int", int),
@@ -70,21 +82,48 @@ class Vocabulary:
     """
 
     def __init__(self, values: Iterable[Value], counts: Iterable[int]) -> None:
-        self.values: tuple[Value, ...] = tuple(_plain(value) for value in values)
-        self.counts: IntArray = np.array(list(counts), dtype=np.int64)
-        self._ids = {value: index for index, value in enumerate(self.values)}
-        if not self.values:
+        self._set(values_of(tuple(map(plain, values))), counts)
+
+    def _set(self, values: ArrowValues | ObjectValues, counts: Iterable[int]) -> None:
+        counts = counts if isinstance(counts, np.ndarray) else list(counts)
+        self._values = values
+        self.counts: IntArray = np.array(counts, dtype=np.int64)
+        if not len(values):
             raise ValueError("`values` must hold at least one value, got none.")
-        if len(self._ids) != len(self.values):
-            raise ValueError("`values` must hold each value once.")
-        if self.counts.shape != (len(self.values),):
+        if self.counts.shape != (len(values),):
             raise ValueError(
-                f"`counts` must hold {len(self.values)} numbers, one for each value, got "
+                f"`counts` must hold {len(values)} numbers, one for each value, got "
                 f"{self.counts.size}."
             )
         if self.counts[-1] < 1 or (np.diff(self.counts) > 0).any():
             raise ValueError("`counts` must be positive and fall with the rank.")
-        self.types = frozenset(type(value) for value in self.values)
+
+    @classmethod
+    def _of(cls, values: ArrowValues | ObjectValues, counts: Iterable[int]) -> Vocabulary:
+        vocabulary = cls.__new__(cls)
+        vocabulary._set(values, counts)
+        return vocabulary
+
+    @classmethod
+    def from_arrow(
+        cls, values: pyarrow.Array | pyarrow.ChunkedArray, counts: NDArray[np.int64]
+    ) -> Vocabulary:
+        """Take millions of values without a Python object for each.
+
+        Args:
+            values: The values, each once, most frequent first.
+            counts: Occurrences of each in the training data.
+
+        Raises:
+            TypeError: If a value is of a type that cannot be written down as an id.
+            ValueError: If there is no value, one is missing, or the counts do not fit. Of a text,
+                number or bytes that comes twice, :meth:`encode` says so.
+
+        Example:
+            >>> Vocabulary.from_arrow(pyarrow.array(["Rome", "Oslo"]), np.array([2, 1]))
+            Vocabulary(2 values: 'Rome', 'Oslo')
+        """
+        return cls._of(values_of_arrow(values), counts)
 
     @classmethod
     def from_values(
@@ -130,21 +169,49 @@ class Vocabulary:
         Args:
             size: Number of values to keep. One is kept in any case.
         """
-        kept = slice(max(size, 1))
-        return Vocabulary(self.values[kept], self.counts[kept])
+        size = max(size, 1)
+        return self._of(self._values.head(size), self.counts[:size])
+
+    def at_least(self, min_count: int) -> Vocabulary:
+        """The values that occur so often; the others become unknown.
+
+        Args:
+            min_count: The fewest occurrences of a value to keep. The most frequent one is kept in
+                any case.
+
+        Raises:
+            ValueError: If ``min_count`` is no integer of at least 1.
+
+        Example:
+            >>> Vocabulary(["Rome", "Oslo", "Lima"], [7, 2, 1]).at_least(2).values
+            ('Rome', 'Oslo')
+        """
+        check_integer("min_count", min_count, 1)
+        return self.cut(int(np.count_nonzero(self.counts >= min_count)))
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The values as Python objects, most frequent first.
+
+        Of millions, these take a hundred bytes each from the first use on; :meth:`decode` gives
+        some of them.
+        """
+        return self._values.objects
+
+    @property
+    def types(self) -> frozenset[type]:
+        """The Python types of the values."""
+        return self._values.types
 
     @property
     def num_embeddings(self) -> int:
         """Number of known values, and the id of all others."""
-        return len(self.values)
+        return len(self._values)
 
     @property
     def num_fractions(self) -> int:
         """Number of values that are numbers with a fraction."""
-        return sum(
-            isinstance(value, (float, Decimal)) and not float(value).is_integer()
-            for value in self.values
-        )
+        return self._values.num_fractions
 
     def encode(self, values: pd.Series[Any] | Iterable[Any]) -> IntArray:
         """Look up the ids of values.
@@ -158,11 +225,46 @@ class Vocabulary:
         Raises:
             TypeError: If a value is of a type that no vocabulary can hold.
         """
-        codes, found = factorize(values, "values")
-        unknown = self.num_embeddings
-        ids = [self._ids.get(value, unknown) for value in found]
+        if isinstance(self._values, ArrowValues) and isinstance(values, pd.Series):
+            array = array_of(values)
+            found = None if array is None else self._values.find_arrow(array)
+            if found is not None:
+                return self._as_ids(found)
+        codes, distinct_values = factorize(values, "values")
         # The code of a missing value is -1, which reads the last entry.
-        return np.array([*ids, unknown], dtype=np.int64)[codes]
+        return self._as_ids(np.append(self._values.find(distinct_values), -1)[codes])
+
+    def encode_arrow(self, values: pyarrow.Array | pyarrow.ChunkedArray) -> IntArray:
+        """Look up the ids of values in an Arrow array, as :meth:`encode` does.
+
+        Text, bytes and numbers take no Python objects where the vocabulary is of one type.
+
+        Args:
+            values: The values, with missing and unknown ones or without; NaN counts as missing.
+
+        Returns:
+            Ids from 0 to ``num_embeddings``, of the same length.
+
+        Raises:
+            TypeError: If a value is of a type that no vocabulary can hold.
+
+        Example:
+            >>> cities = Vocabulary(["Rome", "Oslo"], [2, 1])
+            >>> cities.encode_arrow(pyarrow.array(["Oslo", "Lima", None])).tolist()
+            [1, 2, 2]
+        """
+        if isinstance(values, pyarrow.ChunkedArray):
+            parts = [np.empty(0, dtype=np.int64), *map(self.encode_arrow, values.chunks)]
+            return np.concatenate(parts)
+        if isinstance(self._values, ArrowValues):
+            found = self._values.find_arrow(values)
+            if found is not None:
+                return self._as_ids(found)
+        return self.encode(series_of(values))
+
+    def _as_ids(self, found: IntArray) -> IntArray:
+        found[found < 0] = self.num_embeddings
+        return found
 
     def decode(self, ids: Iterable[int]) -> list[Value | None]:
         """Look up the values of ids.
@@ -170,33 +272,37 @@ class Vocabulary:
         Returns:
             The values; None for the id ``num_embeddings``.
         """
-        values = [*self.values, None]
-        return [values[index] for index in ids]
+        return self._values.at(ids)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self._values)
 
     def __contains__(self, value: object) -> bool:
-        return value in self._ids
+        return value in self._values
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
+        if not isinstance(other, Vocabulary) or not np.array_equal(self.counts, other.counts):
+            return False
+        if isinstance(self._values, ArrowValues) or isinstance(other._values, ArrowValues):
+            return self._values == other._values
+        return self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash(self.values)
+        return hash(tuple(self._values.head(_HASHED)))
 
     def __repr__(self) -> str:
-        shown = ", ".join(repr(value) for value in self.values[:3])
+        shown = ", ".join(map(repr, self._values.head(3)))
         return f"Vocabulary({self.num_embeddings} values: {shown}{', ...' * (len(self) > 3)})"
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary in types that JSON knows, to be read back by :meth:`from_dict`."""
-        written = [_WRITE[type(value)] for value in self.values]
+        values = list(self._values)
+        written = [_WRITE[type(value)] for value in values]
         names = [name for name, _ in written]
         return {
             "version": _JSON_VERSION,
             "types": names[0] if len(set(names)) == 1 else names,
-            "values": [write(value) for (_, write), value in zip(written, self.values)],
+            "values": [write(value) for (_, write), value in zip(written, values)],
             "counts": self.counts.tolist(),
         }
 
@@ -251,23 +357,9 @@ def factorize(
             f"if they are lists, name it as a bag: `bags={{{name!r}: None}}`, or on the command "
             f"line `--bags {name}`."
         ) from error
-    return codes, [_plain(value, name) for value in found]
+    return codes, [plain(value, name) for value in found]
 
 
 def _unhashable(series: pd.Series[Any]) -> str:
     cells = (each for each in series if not isinstance(each, Hashable))
     return reprlib.repr(next(cells, "a list"))
-
-
-def _plain(value: Any, name: str = "values") -> Value:
-    if type(value) in _WRITE:
-        return value  # type: ignore[no-any-return]
-    if isinstance(value, (np.datetime64, datetime)):
-        return pd.Timestamp(value)
-    if isinstance(value, np.generic):
-        plain = as_written(value)
-        return _plain(value.item() if plain is value else plain, name)
-    raise TypeError(
-        f"The column {name!r} must hold text, numbers, booleans, dates or bytes, got "
-        f"{value!r} of type {type(value).__name__}."
-    )

@@ -3,13 +3,17 @@ from __future__ import annotations
 from datetime import date, datetime, timezone
 from decimal import Decimal
 import json
+import pickle
 import time
+import tracemalloc
 from typing import Any
+from unittest.mock import patch
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 
 from optuna_nis.data import Vocabulary
@@ -214,3 +218,150 @@ def test_floats_of_less_precision_are_the_numbers_that_they_are_written_as(dtype
 
     assert Vocabulary.from_values(column).values == (0.1, 2.5, 3.0)
     assert Vocabulary([0.1, 2.5], [1, 1]).encode(column).tolist() == [0, 1, 0, 2]
+
+
+ARROW_TYPES = {
+    "int8": st.integers(-3, 3),
+    "uint8": st.integers(0, 3),
+    "int64": st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3),
+    "uint64": st.integers(0, 2**64 - 1) | st.integers(0, 3),
+    "float32": st.floats(width=32) | st.integers(-3, 3).map(float),
+    "float64": st.floats() | st.integers(-3, 3).map(float) | st.just(2.0**63),
+    "bool": st.booleans(),
+    "string": TEXT,
+    "large_string": TEXT,
+    "binary": st.binary(max_size=3),
+    "date32": st.dates(),
+    "null": st.none(),
+}
+
+
+KNOWN = st.one_of(
+    st.lists(each, unique=True, min_size=1, max_size=20)
+    for each in (
+        TEXT,
+        st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 3),
+        st.floats(allow_nan=False) | st.integers(-3, 3).map(float),
+        st.binary(max_size=3),
+        VALUES,
+    )
+)
+
+
+@pytest.mark.parametrize("name", ARROW_TYPES)
+@settings(max_examples=40)
+@given(data=st.data(), known=KNOWN)
+def test_arrow_arrays_are_encoded_as_columns_are(
+    name: str, data: st.DataObject, known: list[Any]
+) -> None:
+    kind = pyarrow.type_for_alias(name)
+    alike = [value for value in known if _holds(kind, value)]
+    cells = st.one_of(st.none(), ARROW_TYPES[name], st.sampled_from(alike or [None]))
+    array = pyarrow.array(data.draw(st.lists(cells, max_size=20)), kind)
+    few = Vocabulary(known, [1] * len(known))
+    expected = few.encode(_objects(array)).tolist()
+    with patch("optuna_nis.data.values._FEW", 0):
+        many = Vocabulary(known, [1] * len(known))
+        assert many.to_json() == few.to_json()
+        assert repr(many) == repr(few)
+        for vocabulary in (few, many):
+            _check_encodes(vocabulary, array, expected)
+
+
+def _check_encodes(vocabulary: Vocabulary, array: pyarrow.Array, expected: list[int]) -> None:
+    kind = array.type
+    assert vocabulary.encode(_objects(array)).tolist() == expected
+    assert vocabulary.encode_arrow(array).tolist() == expected
+    parts = pyarrow.chunked_array([array.slice(0, 3), array.slice(3)], kind)
+    assert vocabulary.encode_arrow(parts).tolist() == expected
+    if kind != pyarrow.null():
+        assert vocabulary.encode_arrow(array.dictionary_encode()).tolist() == expected
+        column = pd.Series(array, dtype=pd.ArrowDtype(kind))
+        assert vocabulary.encode(column).tolist() == expected
+
+
+def _holds(kind: pyarrow.DataType, value: Any) -> bool:
+    try:
+        return bool(pyarrow.array([value], kind).to_pylist() == [value])
+    except (pyarrow.ArrowException, OverflowError, TypeError, ValueError):
+        return False
+
+
+def _objects(array: pyarrow.Array) -> list[Any]:
+    """The cells as Python objects, floats of 32 bits as NumPy's, which say that they are."""
+    if array.type == pyarrow.float32():
+        return list(array.to_numpy(zero_copy_only=False))
+    return array.to_pylist()
+
+
+@pytest.mark.parametrize("few", [0, 5000])
+def test_from_arrow_is_the_same_as_from_objects(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optuna_nis.data.values._FEW", few)
+    made = Vocabulary.from_arrow(pyarrow.array(["b", "", "a"]), np.array([3, 2, 2]))
+
+    assert made == Vocabulary(["b", "", "a"], [3, 2, 2])
+    assert made.to_json() == Vocabulary(["b", "", "a"], [3, 2, 2]).to_json()
+    assert hash(made) == hash(Vocabulary(["b", "", "a"], [3, 2, 2]))
+    assert made != Vocabulary(["b", "", "a"], [3, 3, 2])
+    assert made != Vocabulary(["b", "", 3], [3, 2, 2])
+    assert Vocabulary(["b", "", 3], [3, 2, 2]) != made
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("values", "counts", "message"),
+    [
+        ([], [], "at least one value"),
+        (["a", "b"], [1], "2 numbers"),
+        (["a", "b"], [1, 2], "fall with the rank"),
+        (["a", "b"], [1, 0], "must be positive"),
+        (["a", None], [1, 1], "missing"),
+    ],
+)
+def test_from_arrow_checks(values: list[Any], counts: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.from_arrow(pyarrow.array(values, pyarrow.string()), np.array(counts))
+
+
+def test_looking_values_up_makes_no_object_of_each() -> None:
+    size = 100_000
+    vocabulary = Vocabulary.from_arrow(
+        pyarrow.array(np.arange(size).astype(str)), np.ones(size, dtype=np.int64)
+    )
+    batch = pd.Series(["17", None, "x"], dtype="string[pyarrow]")
+
+    tracemalloc.start()
+    ids = vocabulary.encode(batch).tolist()
+    found = (vocabulary.types, vocabulary.num_fractions, "3" in vocabulary, hash(vocabulary))
+    shown, decoded, cut = repr(vocabulary), vocabulary.decode([17, size]), vocabulary.cut(10)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert ids == [17, size, size]
+    assert found[:3] == ({str}, 0, True)
+    assert shown == "Vocabulary(100000 values: '0', '1', '2', ...)"
+    assert decoded == ["17", None]
+    assert cut.values == tuple(map(str, range(10)))
+    assert held < 12 * size
+
+
+@pytest.mark.parametrize("values", [["a", "b", "c", "d"], ["a", 1, "c", 2.5]])
+def test_at_least_keeps_what_occurs_so_often(
+    values: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optuna_nis.data.values._FEW", 2)
+    vocabulary = Vocabulary(values, [5, 3, 3, 1])
+
+    kept = {least: vocabulary.at_least(least) for least in (1, 2, 3, 4, 6)}
+
+    assert {least: len(each) for least, each in kept.items()} == {1: 4, 2: 3, 3: 3, 4: 1, 6: 1}
+    assert kept[1] == vocabulary
+    assert kept[3].values == tuple(values[:3])
+    assert kept[3].counts.tolist() == [5, 3, 3]
+    assert kept[3].encode(values).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("min_count", [0, -1, True, 1.5])
+def test_min_count_must_be_positive(min_count: Any) -> None:
+    with pytest.raises(ValueError, match="`min_count` must be an integer of at least 1"):
+        Vocabulary(["a"], [1]).at_least(min_count)
