@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 import warnings
@@ -27,13 +27,13 @@ class Meaning:
 
     Attributes:
         table: Name of the table in warnings.
-        text_columns: Columns of cells that are text but may mean something else.
+        is_text: Whether the cells of a column are text that may mean something else.
         na_values: Texts, and numbers written as text, that stand for a missing value.
         types: For columns that were seen before the types that their values had.
     """
 
     table: str
-    text_columns: frozenset[str]
+    is_text: Callable[[str], bool]
     na_values: Sequence[str] = ()
     types: dict[str, frozenset[type]] = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ class Meaning:
         found = cells.without(found, self.na_values)
         if types is not None:
             found = cells.like(found, types)
-        elif column.name in self.text_columns and not as_text:
+        elif self.is_text(column.name) and not as_text:
             found = inferred(found, f"{self.table}: the column {column.name!r}")
         # A marker such as -1 is a number by now.
         return _coded_again(column, cells.without(found, self.na_values))
@@ -66,7 +66,7 @@ class Meaning:
 
     def times(self, column: CodedColumn, *, as_text: bool) -> tuple[pd.Series[Any], CodedColumn]:
         """The distinct values of a column of times, and the column that has them."""
-        if column.name not in self.text_columns and not self.na_values:
+        if not self.is_text(column.name) and not self.na_values:
             return self.series(column), column
         column = self.of(column, as_text=as_text)
         return pd.Series(plain_values(column.values)), column
@@ -74,7 +74,7 @@ class Meaning:
     def series(self, column: CodedColumn) -> pd.Series[Any]:
         """The distinct values of a column as it is written."""
         found: pd.Series[Any] = _arrow(column).to_pandas()
-        if column.name not in self.text_columns:
+        if not self.is_text(column.name):
             warn_of_few_digits(found, str(_arrow(column).type), self.table, column.name)
         return found
 
@@ -83,7 +83,7 @@ class Meaning:
     ) -> bool:
         if arrow_type(column.values) is not str or types not in (None, {str}):
             return False
-        if types is not None or as_text or column.name not in self.text_columns:
+        if types is not None or as_text or not self.is_text(column.name):
             return True
         head = _arrow(column).slice(0, _HEAD).drop_null().to_pylist()
         return any(map(cells.is_text, head)) and not _may_be_marked(column.values)

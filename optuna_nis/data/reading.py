@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 import warnings
 
-import numpy as np
 import pandas as pd
 import pyarrow
 
 from optuna_nis.data import cells
 from optuna_nis.data.features import Features
 from optuna_nis.data.files import TableFiles
+from optuna_nis.data.meaning import inferred, warn_of_few_digits
 from optuna_nis.data.paths import Paths, check_path
-
-# Up to two to the power of so much, floats can hold every whole number.
-_DIGITS = {"halffloat": 11, "float": 24, "double": 53}
 
 
 def read_table(
@@ -69,7 +65,7 @@ def read_table(
         known_types = {name: each.types for name, each in like.vocabularies.items()}
         na_values = (*na_values, *like.na_values)
         text = (*text, *(name for name in like.names if like.separators.get(name) is not None))
-        columns = like.names if columns is None else columns
+        columns = like.columns if columns is None else columns
     columns = files.names if columns is None else list(columns)
     if absent := [name for name in columns if name not in {*files.names, *files.aliases}]:
         raise ValueError(
@@ -84,7 +80,7 @@ def read_table(
         if name not in text and name in known_types:
             column = cells.like(column, known_types[name])
         elif name not in text and files.kind == "text" and files.is_text(name):
-            column = _inferred(column, f"{files.name}: the column {name!r}")
+            column = inferred(column, f"{files.name}: the column {name!r}")
         # A marker such as -1 is a number by now.
         frame[name] = cells.without(column, na_values)
     if advice := files.without_header():
@@ -123,31 +119,5 @@ def _read(files: TableFiles, columns: list[str]) -> pd.DataFrame:
     for name, kind in zip(columns, schema.types):
         if files.is_text(name):
             frame[name] = cells.infer(frame[name])
-        digits = _DIGITS.get(str(kind))
-        if digits is not None and _beyond_floats(frame[name], 2.0**digits):
-            warnings.warn(
-                f"{files.name}: the column {name!r} holds whole numbers above 2**{digits} as "
-                "floats, in which ids next to each other have become one. Write them as integers "
-                "or text (DuckDB writes its HUGEINT as floats: CAST it AS VARCHAR).",
-                stacklevel=3,
-            )
+        warn_of_few_digits(frame[name], str(kind), files.name, name)
     return frame
-
-
-def _inferred(column: pd.Series[Any], name: str) -> pd.Series[Any]:
-    typed = cells.infer(column)
-    if typed is column and (markers := cells.numbers_but_for(column)):
-        warnings.warn(
-            f"{name} would be numbers but for {', '.join(map(repr, markers))}, an id like any "
-            "other. If it stands for a missing value, say so: `na_values`, or on the command "
-            f"line `--na-values {','.join(markers)}`.",
-            stacklevel=3,
-        )
-    return typed
-
-
-def _beyond_floats(column: pd.Series[Any], most: float) -> bool:
-    numbers = column.to_numpy(np.float64)
-    with np.errstate(invalid="ignore"):
-        whole = np.isnan(numbers) | (np.isfinite(numbers) & (numbers == np.floor(numbers)))
-    return bool(np.nanmax(np.abs(numbers), initial=0) >= most and whole.all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 import warnings
 
 import numpy as np
@@ -20,8 +20,8 @@ from optuna_nis.data.files import TableFiles
 from optuna_nis.data.labels import Label
 from optuna_nis.data.meaning import Meaning
 from optuna_nis.data.numeric import Floats
+from optuna_nis.data.paths import Paths, check_path
 from optuna_nis.data.patterns import has_patterns, select_columns
-from optuna_nis.data.reading import file_type
 from optuna_nis.data.source import CodedSource
 from optuna_nis.data.splits import Split, parts_of
 from optuna_nis.data.store import ColumnStore
@@ -29,9 +29,6 @@ from optuna_nis.data.times import order_of
 
 # Tables of so many bytes are read in seconds.
 _CACHED = 64 << 20
-
-#: A file, several, a folder of parts, or a pattern such as ``"logs/day_*.parquet"``.
-Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 
 class TableDataModule(EmbeddingDataModule):
@@ -175,13 +172,14 @@ class TableDataModule(EmbeddingDataModule):
         self.group = group
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._na_values = cells.check_na_values(na_values)
-        self._wanted, self._wanted_numeric = wanted, self._numeric
+        self._wanted, self._wanted_numeric, self._bags = wanted, self._numeric, bags
         self._reading: dict[str, Any] = {"names": columns, "separator": separator}
         if not has_patterns(wanted):
             check_names(wanted, self._numeric)
             check_bags(bags, self.max_bag_length, self.bag_keep, wanted)
-        if _is_one(path) and not Path(str(path)).is_dir():
-            file_type(Path(str(path)))
+        for each in (path, valid_path, test_path):
+            if each is not None:
+                check_path(each, separator)
 
     def _files(self) -> list[TableFiles]:
         """Those of each part, or of all rows."""
@@ -207,11 +205,16 @@ class TableDataModule(EmbeddingDataModule):
         label = Label.parse(self.label, files[0].names)
         others = (label.column, self.time, self.weight, self.group, self.split_column)
         used = [name for name in others if name is not None]
-        self._numeric = select_columns(self._wanted_numeric, files[0].names, exclude=used)
+        self._numeric = select_columns(
+            self._wanted_numeric, files[0].names, exclude=used, argument="numeric"
+        )
         columns = select_columns(
             self._wanted, files[0].names, exclude=[*used, *self._numeric, *self._separators]
         )
-        self._check_columns(columns)
+        # What a format says of its bags.
+        hints = files[0].separators
+        self._separators |= {n: hints[n] for n in columns if n in hints and n not in self._bags}
+        self._check_columns(list(columns))
         needed = [*columns, *self._numeric, *used]
         for each in files:
             check_there(each, needed)
@@ -265,7 +268,7 @@ class TableDataModule(EmbeddingDataModule):
             if self._fitted.targets is not None:
                 # Targets that were text stay text where those that are left all look like numbers.
                 types[label.column] = self._fitted.targets.types
-        return Meaning(self.table_name, files.text_columns, self._na_values, types)
+        return Meaning(files.name, files.is_text, self._na_values, types)
 
     def _order(self, store: ColumnStore, meaning: Meaning) -> NDArray[np.int64] | None:
         if self.time is None:
@@ -327,10 +330,10 @@ def check_there(files: TableFiles, columns: Sequence[str]) -> None:
     Raises:
         ValueError: If one is not there.
     """
-    if absent := [name for name in columns if name not in files.names]:
+    if absent := [name for name in columns if name not in {*files.names, *files.aliases}]:
         raise ValueError(
-            f"The file {files.files[0].name!r} has no column {', '.join(map(repr, absent))}; it "
-            f"has {', '.join(map(repr, files.names))}.{files.without_header()}"
+            f"The {files.described} has no column {', '.join(map(repr, absent))}; it has "
+            f"{', '.join(map(repr, files.names))}.{files.without_header()}"
         )
 
 

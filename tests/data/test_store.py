@@ -12,7 +12,7 @@ import pytest
 
 from optuna_nis.data import store as store_module
 from optuna_nis.data.coded import CodedColumn
-from optuna_nis.data.digests import content_digest
+from optuna_nis.data.digests import Digests
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.store import ColumnStore
 
@@ -141,19 +141,31 @@ def test_parts_of_a_table_share_their_values(tmp_path: Path) -> None:
 
 
 def test_names_go_by_content(tmp_path: Path) -> None:
-    folder = tmp_path / "cache"
-    first = _write(tmp_path / "one", "t.csv").files
-    name = content_digest([first], folder)
+    def content(*files: TableFiles) -> str:
+        return ColumnStore(files, tmp_path / "cache", ["user"]).content
 
-    first[0].touch()
-    assert content_digest([first], folder) == name
-    assert content_digest([first, first], folder) != name
-    assert content_digest([_write(tmp_path / "one", "u.csv").files], folder) != name
-    other = _write(tmp_path / "one", "t.csv", user=["x"]).files
-    assert content_digest([other], folder) != name
-    (folder / "digests.json").write_text("{")
-    assert content_digest([_write(tmp_path / "one", "t.csv").files], folder) == name
-    assert len(json.loads((folder / "digests.json").read_text())) == 1
+    first = _write(tmp_path / "one", "t.csv")
+    name = content(first)
+
+    first.files[0].touch()
+    assert content(first) == name
+    assert content(_write(tmp_path / "two", "u.csv")) == name
+    assert content(first, first) != name
+    assert content(_write(tmp_path / "one", "t.csv", user=["x"])) != name
+
+
+def test_a_file_is_read_once_for_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = _write(tmp_path, "t.csv").files
+    digest = Digests(tmp_path).of(path)
+    monkeypatch.setattr("optuna_nis.data.digests.file_digest", None)
+
+    assert Digests(tmp_path).of(path) == digest
+    monkeypatch.undo()
+    (tmp_path / "digests.json").write_text("{")
+    assert Digests(tmp_path).of(path) == digest
+    assert len(json.loads((tmp_path / "digests.json").read_text())) == 1
 
 
 @pytest.mark.parametrize(
