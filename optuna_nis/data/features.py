@@ -24,6 +24,9 @@ Task = Literal["ranking", "retrieval"]
 LABEL: Final = "label"
 """Key of the labels in a batch."""
 
+NUMERIC: Final = "numeric"
+"""Key of the numbers in a batch, standardised, ``(batch, num_numeric)``."""
+
 UNSEEN_TARGET: Final = -100
 """Label of a retrieval target that training has never seen.
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_integer, check_number
+from optuna_nis.data.features import NUMERIC
 from optuna_nis.models.embeddings import Batch, FeatureEmbeddings
+from optuna_nis.models.numeric import NumericField, numbers_of
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -43,9 +45,11 @@ class EmbeddingModule(LightningModule):
         learning_rate: float,
         l2: float,
         init_std: float,
+        num_numeric: int = 0,
         output_features: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        check_integer("num_numeric", num_numeric, 0)
         check_number("learning_rate", learning_rate, 0, or_least=False)
         check_number("l2", l2, 0)
         check_number("init_std", init_std, 0)
@@ -55,6 +59,15 @@ class EmbeddingModule(LightningModule):
         self.embeddings = FeatureEmbeddings(
             tables, bags=bags, leave_out=self.output_features, init_std=init_std
         )
+        self.num_numeric = num_numeric
+        self.numeric: NumericField | None = None
+        if num_numeric:
+            if NUMERIC in self.embeddings.names:
+                raise ValueError(
+                    f"`tables` must not have a feature {NUMERIC!r} beside `num_numeric="
+                    f"{num_numeric}`: the numbers of a batch have that name."
+                )
+            self.numeric = NumericField(num_numeric, self.embeddings.embedding_dim)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on all parameters."""
@@ -69,6 +82,31 @@ class EmbeddingModule(LightningModule):
         tables = [self.embeddings, *(m for m in self.modules() if isinstance(m, TableLayer))]
         inside = {id(parameter) for table in tables for parameter in table.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in inside)
+
+    @property
+    def _num_inputs(self) -> int:
+        """How many numbers an example is: those of all fields, and its own."""
+        fields = len(self.embeddings.names) + (self.num_numeric > 0)
+        return fields * self.embeddings.embedding_dim + self.num_numeric
+
+    def _inputs(self, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The fields that are crossed, and all inputs in a row.
+
+        With numbers these make one more field, and are given as they are too, as DeepFM's linear
+        term and DCN-V2 have them.
+
+        Args:
+            rows: The rows that were looked up.
+            batch: The batch.
+
+        Returns:
+            Shapes ``(batch, fields, embedding_dim)`` and ``(batch, inputs)``.
+        """
+        if self.numeric is None:
+            return rows, rows.flatten(1)
+        numbers = numbers_of(batch, self.num_numeric)
+        fields = torch.cat([rows, self.numeric(numbers).unsqueeze(1)], 1)
+        return fields, torch.cat([fields.flatten(1), numbers], 1)
 
     def _penalty(self, rows: Tensor) -> Tensor:
         return self.l2 * rows.square().sum((1, 2)).mean()

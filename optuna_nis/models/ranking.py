@@ -20,12 +20,15 @@ class RankingModule(EmbeddingModule):
     """A DeepFM-style model of a yes-or-no label, measured by ROC-AUC.
 
     The logit is a factorisation-machine term (the pairwise products of the embeddings) plus an
-    MLP and a linear term over all of them (Guo et al., 2017).
+    MLP and a linear term over all of them (Guo et al., 2017). Numbers, if there are any, are one
+    more field, made by a small network (DLRM, Naumov et al., 2019), and inputs of MLP and linear
+    term as they are.
 
     Args:
         tables: A :class:`~optuna_nis.SearchSpace` makes a supernet to be searched, an
             :class:`~optuna_nis.Allocation` a model of these sizes.
         bags: Names of the features whose ids come as bags.
+        num_numeric: Number of the numbers of each example, besides the features.
         hidden: Widths of the layers of the MLP.
         learning_rate: Of Adam.
         l2: Weight of the mean squared norm of the embeddings looked up.
@@ -37,7 +40,8 @@ class RankingModule(EmbeddingModule):
 
     Shapes:
         - batch: for every feature ids ``(batch,)``, or ``(batch, length)`` for bags, and
-          ``"label"`` of 0 and 1, ``(batch,)``
+          ``"label"`` of 0 and 1, ``(batch,)``; with numbers ``"numeric"``, standardised,
+          ``(batch, num_numeric)``
         - output: logits ``(batch,)``
 
     Example:
@@ -56,27 +60,34 @@ class RankingModule(EmbeddingModule):
         tables: SearchSpace | Allocation,
         *,
         bags: Collection[str] = (),
+        num_numeric: int = 0,
         hidden: Sequence[int] = (128, 64),
         learning_rate: float = 5e-3,
         l2: float = 1e-3,
         dropout: float = 0.0,
         init_std: float = 0.03,
     ) -> None:
-        super().__init__(tables, bags=bags, learning_rate=learning_rate, l2=l2, init_std=init_std)
-        inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
-        self.mlp = mlp(inputs, hidden, dropout)
+        super().__init__(
+            tables,
+            bags=bags,
+            num_numeric=num_numeric,
+            learning_rate=learning_rate,
+            l2=l2,
+            init_std=init_std,
+        )
+        self.mlp = mlp(self._num_inputs, hidden, dropout)
         self.head = nn.Linear(hidden[-1], 1)
-        self.wide = nn.Linear(inputs, 1, bias=False)
+        self.wide = nn.Linear(self._num_inputs, 1, bias=False)
         self.val_auroc = BinaryAUROC()
         self.test_auroc = BinaryAUROC()
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the label."""
-        return self._logits(self.embeddings(batch))
+        return self._logits(self.embeddings(batch), batch)
 
-    def _logits(self, rows: Tensor) -> Tensor:
-        interaction = 0.5 * (rows.sum(1).square() - rows.square().sum(1)).sum(1)
-        flat = rows.flatten(1)
+    def _logits(self, rows: Tensor, batch: Batch) -> Tensor:
+        fields, flat = self._inputs(rows, batch)
+        interaction = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1)
         deep: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
         return interaction + deep.squeeze(1)
 
@@ -90,7 +101,8 @@ class RankingModule(EmbeddingModule):
         return self._loss(self.embeddings(batch), batch)
 
     def _loss(self, rows: Tensor, batch: Batch) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(self._logits(rows), batch["label"])
+        logits = self._logits(rows, batch)
+        return functional.binary_cross_entropy_with_logits(logits, batch["label"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """ROC-AUC over the whole part."""
@@ -104,7 +116,7 @@ class RankingModule(EmbeddingModule):
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Probabilities of the label."""
-        return self._logits(self.embeddings(batch)).sigmoid()
+        return self._logits(self.embeddings(batch), batch).sigmoid()
 
     def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
         """ROC-AUC of several choices on the same examples; NaN if these are all of one class."""

@@ -72,6 +72,8 @@ class ReferenceModel:
         while self._items in features.names:
             self._items = f"output {self._items}"
         own: dict[str, Any] = {"bags": features.bags}
+        if num_numeric := getattr(features, "num_numeric", 0):
+            own["num_numeric"] = num_numeric
         if features.task == "retrieval":
             own |= {"num_classes": features.num_classes, "items": self._items}
         if self._is_sequence:

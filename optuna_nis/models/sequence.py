@@ -41,6 +41,7 @@ class SequenceModule(ItemsModule):
         latest_first: Whether a sequence begins with the latest item, as the histories of the data
             sets do, or ends with it.
         bags: As in :class:`RankingModule`, the sequence apart.
+        num_numeric: There must be no numbers: an item of a sequence has none.
         num_blocks: Number of blocks.
         max_length: Items of a longer sequence that are looked at, the latest ones.
         every_position: Whether training is on every item of a sequence, from those before it,
@@ -85,6 +86,7 @@ class SequenceModule(ItemsModule):
         classes: Sequence[int] | None = None,
         latest_first: bool = False,
         bags: Collection[str] = (),
+        num_numeric: int = 0,
         num_blocks: int = 2,
         max_length: int = 50,
         every_position: bool = False,
@@ -97,6 +99,12 @@ class SequenceModule(ItemsModule):
         items: str = ITEMS,
         num_sampled: int = 1024,
     ) -> None:
+        if num_numeric:
+            raise ValueError(
+                '`num_numeric` must be 0 for a SequenceModule, the model "sasrec", which takes no '
+                f"numbers, got {num_numeric!r}. Leave the numeric columns out, or take the model "
+                '"mlp".'
+            )
         super().__init__(
             tables=tables,
             num_classes=num_classes,
