@@ -106,12 +106,13 @@ class RankingModule(EmbeddingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """ROC-AUC over the whole part."""
-        self.val_auroc.update(self(batch), batch["label"].int())
+        # Of logits the metric would judge batch by batch whether they are probabilities.
+        self.val_auroc.update(self(batch).sigmoid(), batch["label"].int())
         self.log("val_metric", self.val_auroc, prog_bar=True, batch_size=len(batch["label"]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """ROC-AUC over the whole part."""
-        self.test_auroc.update(self(batch), batch["label"].int())
+        self.test_auroc.update(self(batch).sigmoid(), batch["label"].int())
         self.log("test_metric", self.test_auroc, batch_size=len(batch["label"]))
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
