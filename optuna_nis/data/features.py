@@ -27,6 +27,9 @@ LABEL: Final = "label"
 NUMERIC: Final = "numeric"
 """Key of the numbers in a batch, standardised, ``(batch, num_numeric)``."""
 
+WEIGHT: Final = "weight"
+"""Key of the sample weights in a batch, at least 0, ``(batch,)``."""
+
 UNSEEN_TARGET: Final = -100
 """Label of a retrieval target that training has never seen.
 

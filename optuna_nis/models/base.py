@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_integer, check_number
-from optuna_nis.data.features import NUMERIC
+from optuna_nis.data.features import NUMERIC, WEIGHT
 from optuna_nis.models.embeddings import Batch, FeatureEmbeddings
 from optuna_nis.models.numeric import NumericField, numbers_of
+from optuna_nis.models.weights import mean, weights_of
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -75,7 +76,10 @@ class EmbeddingModule(LightningModule):
 
     @abstractmethod
     def choice_loss(self, batch: Batch) -> Tensor:
-        """The loss of a choice on some examples, without the penalty of the embeddings."""
+        """The loss of a choice on some examples, without the penalty of the embeddings.
+
+        The mean, by their weights where they have some.
+        """
 
     def num_dense_parameters(self) -> int:
         """Number of parameters outside the tables: those of embeddings and of sized outputs."""
@@ -108,8 +112,23 @@ class EmbeddingModule(LightningModule):
         fields = torch.cat([rows, self.numeric(numbers).unsqueeze(1)], 1)
         return fields, torch.cat([fields.flatten(1), numbers], 1)
 
-    def _penalty(self, rows: Tensor) -> Tensor:
-        return self.l2 * rows.square().sum((1, 2)).mean()
+    @property
+    def _looked_up(self) -> Collection[str]:
+        """Names of the features whose ids are looked up."""
+        return self.embeddings.names
+
+    def weights_of(self, batch: Batch) -> Tensor | None:
+        """The sample weights of a batch, None if it has none.
+
+        Raises:
+            TypeError: If they are integers.
+            ValueError: If there are not as many as labels, or one is negative or not finite.
+        """
+        # A feature may have that name, where data have no weights.
+        return None if WEIGHT not in batch or WEIGHT in self._looked_up else weights_of(batch)
+
+    def _penalty(self, rows: Tensor, batch: Batch) -> Tensor:
+        return self.l2 * mean(rows.square().sum((1, 2)), self.weights_of(batch))
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:

@@ -43,12 +43,14 @@ class Examples(NamedTuple):
         labels: The item that comes next of each.
         rows: The rows that were looked up, to be penalised.
         certain: As in :func:`sampled_softmax_loss`.
+        weights: As in :func:`sampled_softmax_loss`.
     """
 
     vectors: Tensor
     labels: Tensor
     rows: Tensor
     certain: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class ItemsModule(EmbeddingModule):
@@ -111,17 +113,25 @@ class ItemsModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over the items and the penalty of the embeddings."""
         found = self.training_examples(batch)
-        loss = self._loss(found.vectors, found.labels, found.certain)
-        return loss + self._penalty(found.rows)
+        loss = self._loss(found.vectors, found.labels, found.weights, found.certain)
+        return loss + self._penalty(found.rows, batch)
 
     def choice_loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over the items."""
-        return self._loss(self.vectors(batch), batch["label"])
+        return self._loss(self.vectors(batch), batch["label"], self.weights_of(batch))
 
-    def _loss(self, vectors: Tensor, labels: Tensor, certain: Tensor | None = None) -> Tensor:
+    def _loss(
+        self,
+        vectors: Tensor,
+        labels: Tensor,
+        weights: Tensor | None,
+        certain: Tensor | None = None,
+    ) -> Tensor:
         if self.num_sampled < self.num_classes:
-            return sampled_softmax_loss(vectors, self.items, labels, self.num_sampled, certain)
-        return softmax_loss(vectors, self.items, labels)
+            return sampled_softmax_loss(
+                vectors, self.items, labels, self.num_sampled, certain, weights
+            )
+        return softmax_loss(vectors, self.items, labels, weights)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Recall@k, NDCG@10 and mean reciprocal rank over the whole part."""
@@ -132,7 +142,8 @@ class ItemsModule(EmbeddingModule):
         self._log_scores("test", self.test_scores, batch)
 
     def _log_scores(self, part: str, metrics: nn.ModuleDict, batch: Batch) -> None:
-        ranks = self._ranks(batch)
+        ranks, own = self._ranks(batch), self.weights_of(batch)
+        weights = () if own is None else (own,)
         gains = 1.0 / (2.0 + ranks).log2()
         # An item unknown in training ranks after all of them, be these ever so few.
         found = (ranks < min(_NDCG_K, self.num_classes)).float()
@@ -140,7 +151,7 @@ class ItemsModule(EmbeddingModule):
         scores += [gains * found, _reciprocal(ranks, batch["label"])]
         for (name, metric), score in zip(metrics.items(), scores):
             assert isinstance(metric, MeanMetric)
-            metric.update(score)
+            metric.update(score, *weights)
             shown = part == "val" and name.startswith(("metric", "recall"))
             self.log(f"{part}_{name}", metric, prog_bar=shown, batch_size=len(ranks))
 
@@ -165,7 +176,11 @@ class ItemsModule(EmbeddingModule):
         else:
             vectors, left_out = self.vectors(batch), self.left_out(batch)
             ranks = estimated_ranks(vectors, self.items, batch["label"], _NUM_RANKED, left_out)
-        return _reciprocal(ranks, batch["label"]).view(num_choices, -1).mean(1)
+        found = _reciprocal(ranks, batch["label"]).view(num_choices, -1)
+        if (weights := self.weights_of(batch)) is None:
+            return found.mean(1)
+        weights = weights.view(num_choices, -1)
+        return (found * weights).sum(1) / weights.sum(1)
 
 
 def items_of(

@@ -7,11 +7,12 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics.classification import BinaryAUROC
 from torchmetrics.functional.classification import binary_auroc
 
 from optuna_nis.models.base import EmbeddingModule, mlp
 from optuna_nis.models.embeddings import Batch
+from optuna_nis.models.metrics import AUROC, weighted_auc
+from optuna_nis.models.weights import weight_sum
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
@@ -41,7 +42,8 @@ class RankingModule(EmbeddingModule):
     Shapes:
         - batch: for every feature ids ``(batch,)``, or ``(batch, length)`` for bags, and
           ``"label"`` of 0 and 1, ``(batch,)``; with numbers ``"numeric"``, standardised,
-          ``(batch, num_numeric)``
+          ``(batch, num_numeric)``; with sample weights ``"weight"``, ``(batch,)``, by which loss,
+          penalty and metrics are means
         - output: logits ``(batch,)``
 
     Example:
@@ -78,8 +80,8 @@ class RankingModule(EmbeddingModule):
         self.mlp = mlp(self._num_inputs, hidden, dropout)
         self.head = nn.Linear(hidden[-1], 1)
         self.wide = nn.Linear(self._num_inputs, 1, bias=False)
-        self.val_auroc = BinaryAUROC()
-        self.test_auroc = BinaryAUROC()
+        self.val_auroc = AUROC()
+        self.test_auroc = AUROC()
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the label."""
@@ -94,7 +96,7 @@ class RankingModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Binary cross-entropy and the penalty of the embeddings."""
         rows = self.embeddings(batch)
-        return self._loss(rows, batch) + self._penalty(rows)
+        return self._loss(rows, batch) + self._penalty(rows, batch)
 
     def choice_loss(self, batch: Batch) -> Tensor:
         """Binary cross-entropy."""
@@ -102,18 +104,27 @@ class RankingModule(EmbeddingModule):
 
     def _loss(self, rows: Tensor, batch: Batch) -> Tensor:
         logits = self._logits(rows, batch)
-        return functional.binary_cross_entropy_with_logits(logits, batch["label"])
+        if (weights := self.weights_of(batch)) is None:
+            return functional.binary_cross_entropy_with_logits(logits, batch["label"])
+        loss = functional.binary_cross_entropy_with_logits(
+            logits, batch["label"], weights, reduction="sum"
+        )
+        return loss / weight_sum(weights)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """ROC-AUC over the whole part."""
-        # Of logits the metric would judge batch by batch whether they are probabilities.
-        self.val_auroc.update(self(batch).sigmoid(), batch["label"].int())
+        self._update(self.val_auroc, batch)
         self.log("val_metric", self.val_auroc, prog_bar=True, batch_size=len(batch["label"]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """ROC-AUC over the whole part."""
-        self.test_auroc.update(self(batch).sigmoid(), batch["label"].int())
+        self._update(self.test_auroc, batch)
         self.log("test_metric", self.test_auroc, batch_size=len(batch["label"]))
+
+    def _update(self, metric: AUROC, batch: Batch) -> None:
+        # Of logits the metric would judge batch by batch whether they are probabilities.
+        scores = self(batch).sigmoid()
+        metric.update(scores, batch["label"].int(), self.weights_of(batch))
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Probabilities of the label."""
@@ -122,7 +133,11 @@ class RankingModule(EmbeddingModule):
     def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
         """ROC-AUC of several choices on the same examples; NaN if these are all of one class."""
         target = batch["label"].view(num_choices, -1)[0].int()
+        weights = self.weights_of(batch)
         if target.min() == target.max():
             return torch.full((num_choices,), torch.nan)
         logits = self(batch).view(num_choices, -1)
-        return torch.stack([binary_auroc(choice, target) for choice in logits])
+        if weights is None:
+            return torch.stack([binary_auroc(choice, target) for choice in logits])
+        weights = weights.view(num_choices, -1)[0]
+        return torch.stack([weighted_auc(choice, target, weights) for choice in logits]).float()

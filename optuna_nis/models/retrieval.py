@@ -116,7 +116,8 @@ class RetrievalModule(ItemsModule):
     def training_examples(self, batch: Batch) -> Examples:
         """The output of the last layer, the labels and the rows."""
         rows = self.embeddings(batch)
-        return Examples(self._of_rows(rows, batch), batch["label"], rows)
+        weights = self.weights_of(batch)
+        return Examples(self._of_rows(rows, batch), batch["label"], rows, weights=weights)
 
     def _of_rows(self, rows: Tensor, batch: Batch) -> Tensor:
         vectors: Tensor = self.mlp(self._inputs(rows, batch)[1])

@@ -152,6 +152,10 @@ class SequenceModule(ItemsModule):
         others = len(self.embeddings.names) * self.embeddings.embedding_dim
         self.others = nn.Linear(others, width, bias=False) if others else None
 
+    @property
+    def _looked_up(self) -> Collection[str]:
+        return [*super()._looked_up, self.sequence]
+
     def vectors(self, batch: Batch) -> Tensor:
         """What comes out at the latest item of each sequence."""
         return self._latest(batch, self._encoded(self._items_of(batch))[0])
@@ -162,20 +166,22 @@ class SequenceModule(ItemsModule):
 
     def training_examples(self, batch: Batch) -> Examples:
         """What comes out at the items, what comes after each of them, and the rows."""
-        ids, labels = self._items_of(batch), batch["label"]
+        ids, labels, weights = self._items_of(batch), batch["label"], self.weights_of(batch)
         encoded, rows = self._encoded(ids)
         latest = self._latest(batch, encoded)
         # An item looks like the next one itself: the tables are tied, and the blocks add to it.
         seen = ids.masked_fill(ids == self.num_classes, UNSEEN_TARGET)
         if not self.every_position:
-            return Examples(latest, labels, rows, seen[:, 0])
+            return Examples(latest, labels, rows, seen[:, 0], weights)
         vectors = torch.cat([latest.unsqueeze(1), encoded[:, 1:]], 1)
         # The latest comes first: what comes after an item is to its left.
         after = seen[:, :-1].masked_fill(seen[:, 1:] < 0, UNSEEN_TARGET)
         labels = torch.cat([labels.unsqueeze(1), after], 1)
         kept = self._labelled(labels)
         vectors, labels, seen = (each.flatten(0, 1)[kept] for each in (vectors, labels, seen))
-        return Examples(vectors, labels, rows, seen)
+        if weights is not None:
+            weights = weights.repeat_interleave(ids.shape[1])[kept]
+        return Examples(vectors, labels, rows, seen, weights)
 
     def _labelled(self, labels: Tensor) -> Tensor:
         """Which examples have a label, as many in each run of a batch that choices share."""
