@@ -30,6 +30,9 @@ NUMERIC: Final = "numeric"
 WEIGHT: Final = "weight"
 """Key of the sample weights in a batch, at least 0, ``(batch,)``."""
 
+GROUP: Final = "group"
+"""Key of the ids of the groups in a batch, users or queries, int64 ``(batch,)``, for metrics."""
+
 UNSEEN_TARGET: Final = -100
 """Label of a retrieval target that training has never seen.
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_integer, check_number
-from optuna_nis.data.features import NUMERIC, WEIGHT
+from optuna_nis.data.features import GROUP, NUMERIC, WEIGHT
 from optuna_nis.models.embeddings import Batch, FeatureEmbeddings
+from optuna_nis.models.metrics import groups_of
 from optuna_nis.models.numeric import NumericField, numbers_of
 from optuna_nis.models.weights import mean, weights_of
 from optuna_nis.nn.table import TableLayer
@@ -113,6 +114,14 @@ class EmbeddingModule(LightningModule):
         return fields, torch.cat([fields.flatten(1), numbers], 1)
 
     @property
+    def more_metrics(self) -> dict[str, str]:
+        """Names for people of other metrics, and under which a test logs each.
+
+        Some only where examples are in groups.
+        """
+        return {}
+
+    @property
     def _looked_up(self) -> Collection[str]:
         """Names of the features whose ids are looked up."""
         return self.embeddings.names
@@ -126,6 +135,15 @@ class EmbeddingModule(LightningModule):
         """
         # A feature may have that name, where data have no weights.
         return None if WEIGHT not in batch or WEIGHT in self._looked_up else weights_of(batch)
+
+    def groups_of(self, batch: Batch) -> Tensor | None:
+        """The groups of the examples of a batch, users or queries, None if it has none.
+
+        Raises:
+            TypeError: If they are no integers.
+            ValueError: If there are not as many as labels.
+        """
+        return None if GROUP not in batch or GROUP in self._looked_up else groups_of(batch)
 
     def _penalty(self, rows: Tensor, batch: Batch) -> Tensor:
         return self.l2 * mean(rows.square().sum((1, 2)), self.weights_of(batch))

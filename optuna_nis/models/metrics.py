@@ -6,8 +6,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.utilities import dim_zero_cat
+
+from optuna_nis.data.features import GROUP, LABEL
+from optuna_nis.models.embeddings import Batch
+
+
+def groups_of(batch: Batch) -> Tensor:
+    """The groups of the examples of a batch that has some.
+
+    Raises:
+        TypeError: If they are no integers.
+        ValueError: If there are not as many as labels.
+    """
+    groups = batch[GROUP]
+    if groups.shape != batch[LABEL].shape:
+        raise ValueError(
+            f"`batch[{GROUP!r}]` must have the shape of the labels, "
+            f"{tuple(batch[LABEL].shape)}, got {tuple(groups.shape)}."
+        )
+    if groups.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"`batch[{GROUP!r}]` must be int64 or int32, got {groups.dtype}.")
+    return groups
 
 
 def auc_of_groups(
@@ -86,6 +108,88 @@ class AUROC(BinaryAUROC):
             return area
         states = (dim_zero_cat(each) for each in (self.preds, self.target, self.weights))
         return weighted_auc(*states).float()
+
+
+class GroupAUC(Metric):
+    """GAUC: the mean of the areas under the ROC curves of the groups that have both classes.
+
+    By the number of examples of each, or their weights (Zhou et al., 2018, "Deep Interest Network
+    for Click-Through Rate Prediction").
+
+    Example:
+        >>> metric = GroupAUC()
+        >>> scores, target = torch.tensor([0.1, 0.5, 0.7, 0.9, 0.8]), torch.tensor([0, 1, 1, 0, 0])
+        >>> metric.update(scores, target, torch.tensor([1, 1, 2, 2, 2]))
+        >>> metric.compute()  # That of the first is 1, of the second 0.
+        tensor(0.4000)
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    scores: Any
+    target: Any
+    groups: Any
+    weights: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("scores", "target", "groups", "weights"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self, scores: Tensor, target: Tensor, groups: Tensor, weights: Tensor | None = None
+    ) -> None:
+        """Take some examples."""
+        self.scores.append(scores)
+        self.target.append(target)
+        self.groups.append(groups)
+        self.weights.append(torch.ones_like(scores) if weights is None else weights)
+
+    def compute(self) -> Tensor:
+        """The mean; NaN if no group has both classes."""
+        states = (self.scores, self.target, self.groups, self.weights)
+        scores, target, groups, weights = map(dim_zero_cat, states)
+        areas, sums = auc_of_groups(scores, target, weights, groups)
+        known = ~areas.isnan()
+        return ((areas * sums)[known].sum() / sums[known].sum()).float()
+
+
+class GroupMean(Metric):
+    """The mean over groups of the mean over the examples of each, by weight, as of HR@k for users.
+
+    Example:
+        >>> metric = GroupMean()
+        >>> metric.update(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([7, 8, 7]))
+        >>> metric.compute()
+        tensor(0.2500)
+    """
+
+    full_state_update = False
+
+    values: Any
+    groups: Any
+    weights: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("values", "groups", "weights"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, values: Tensor, groups: Tensor, weights: Tensor | None = None) -> None:
+        """Take some examples."""
+        self.values.append(values)
+        self.groups.append(groups)
+        self.weights.append(torch.ones_like(values) if weights is None else weights)
+
+    def compute(self) -> Tensor:
+        """The mean; NaN if no example has a weight."""
+        values, groups, weights = map(dim_zero_cat, (self.values, self.groups, self.weights))
+        names, index = torch.unique(groups, return_inverse=True)
+        sums = _sums(weights.double(), index, len(names))
+        means = _sums((values * weights).double(), index, len(names)) / sums
+        return means[sums > 0].mean().float()
 
 
 def _sums(values: Tensor, index: Tensor, number: int) -> Tensor:

@@ -7,11 +7,12 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.classification import binary_auroc
 
 from optuna_nis.models.base import EmbeddingModule, mlp
 from optuna_nis.models.embeddings import Batch
-from optuna_nis.models.metrics import AUROC, weighted_auc
+from optuna_nis.models.metrics import AUROC, GroupAUC, weighted_auc
 from optuna_nis.models.weights import weight_sum
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -43,7 +44,8 @@ class RankingModule(EmbeddingModule):
         - batch: for every feature ids ``(batch,)``, or ``(batch, length)`` for bags, and
           ``"label"`` of 0 and 1, ``(batch,)``; with numbers ``"numeric"``, standardised,
           ``(batch, num_numeric)``; with sample weights ``"weight"``, ``(batch,)``, by which loss,
-          penalty and metrics are means
+          penalty and metrics are means; with groups, such as users, ``"group"``, integers,
+          ``(batch,)``, for GAUC in a test
         - output: logits ``(batch,)``
 
     Example:
@@ -82,6 +84,7 @@ class RankingModule(EmbeddingModule):
         self.wide = nn.Linear(self._num_inputs, 1, bias=False)
         self.val_auroc = AUROC()
         self.test_auroc = AUROC()
+        self.test_logloss, self.test_gauc = MeanMetric(), GroupAUC()
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the label."""
@@ -113,18 +116,33 @@ class RankingModule(EmbeddingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """ROC-AUC over the whole part."""
-        self._update(self.val_auroc, batch)
+        self._update(self.val_auroc, self(batch), batch)
         self.log("val_metric", self.val_auroc, prog_bar=True, batch_size=len(batch["label"]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """ROC-AUC over the whole part."""
-        self._update(self.test_auroc, batch)
-        self.log("test_metric", self.test_auroc, batch_size=len(batch["label"]))
+        """ROC-AUC and log loss over the whole part, and GAUC, see :class:`GroupAUC`, of groups."""
+        logits, label, weights = self(batch), batch["label"], self.weights_of(batch)
+        self._update(self.test_auroc, logits, batch)
+        losses = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
+        self.test_logloss.update(losses, *(() if weights is None else (weights,)))
+        logged: dict[str, Metric] = {
+            "test_metric": self.test_auroc,
+            "test_logloss": self.test_logloss,
+        }
+        if (groups := self.groups_of(batch)) is not None:
+            self.test_gauc.update(logits.sigmoid(), label, groups, weights)
+            logged["test_gauc"] = self.test_gauc
+        for name, metric in logged.items():
+            self.log(name, metric, batch_size=len(label))
 
-    def _update(self, metric: AUROC, batch: Batch) -> None:
+    @property
+    def more_metrics(self) -> dict[str, str]:
+        """Log loss and, of groups, GAUC."""
+        return {"LogLoss": "test_logloss", "GAUC": "test_gauc"}
+
+    def _update(self, metric: AUROC, logits: Tensor, batch: Batch) -> None:
         # Of logits the metric would judge batch by batch whether they are probabilities.
-        scores = self(batch).sigmoid()
-        metric.update(scores, batch["label"].int(), self.weights_of(batch))
+        metric.update(logits.sigmoid(), batch["label"].int(), self.weights_of(batch))
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Probabilities of the label."""

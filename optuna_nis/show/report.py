@@ -18,7 +18,7 @@ from optuna_nis import __version__
 from optuna_nis._checks import check_file
 from optuna_nis._format import memory, percent, size
 from optuna_nis.show.results_table import format_table as format_table  # It was here.
-from optuna_nis.show.results_table import result_rows
+from optuna_nis.show.results_table import metric_rows, result_rows
 from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -181,8 +181,18 @@ def _results_section(study: Study, found: results.Results) -> str:
         "training nor search has seen, once it was decided what to take; mean ± standard "
         f"deviation over the seeds. {text}</p>"
         + _table(*result_rows(found), numbers_from=1)
+        + _more_metrics(found)
         + f"<p>Memory is that of the embeddings as they are stored: rows, their steps and "
         f"projections, not the order of the ids. {_rest(found)}</p>" + _endings(found)
+    )
+
+
+def _more_metrics(found: Sequence[RetrainResult]) -> str:
+    header, rows = metric_rows(found)
+    if not rows:
+        return ""
+    return "<p>Other metrics in the same tests, by which nothing was decided:</p>" + _table(
+        header, rows, numbers_from=1
     )
 
 

@@ -27,8 +27,8 @@ def effective_rows(weights: NDArray[np.floating[Any]]) -> float:
         At least 1, or 0 if no row has a weight.
 
     Example:
-        >>> effective_rows(np.array([2.0, 2.0, 2.0])), effective_rows(np.array([1.0, 3.0]))
-        (3.0, 1.6)
+        >>> effective_rows(np.array([2.0, 2.0, 2.0, 0.0]))
+        3.0
     """
     largest = weights.max(initial=0.0)
     if not largest:

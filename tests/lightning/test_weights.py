@@ -1,7 +1,8 @@
-"""Searches and trainings of reference models whose examples have weights."""
+"""Searches and trainings of reference models whose examples have weights, numbers, groups."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,13 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from optuna_nis import EmbeddingSpec, SearchSpace
-from optuna_nis.data import TableDataModule
+from optuna_nis.data import Features, Source, TableDataModule
+from optuna_nis.lightning import search_sizes
 from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.prices import _of_part
 from optuna_nis.lightning.rewards import Rewards
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.models import RankingModule, RetrievalModule, reference_model
 from optuna_nis.strategy.block_values import Gradients, random_path
+from optuna_nis.study.results import summary_of
 from optuna_nis.study.uncertainty import auc_standard_error, effective_rows
 
 SPACE = SearchSpace([EmbeddingSpec("user", 40, 8), EmbeddingSpec("city", 9, 8)], budget="50%")
@@ -98,3 +101,38 @@ def test_the_standard_error_is_of_rows_of_equal_weight(datamodule: TableDataModu
     rows = [effective_rows(part["weight"][part["label"] == each].numpy()) for each in (1, 0)]
     assert unequal(0.7) == pytest.approx(auc_standard_error(0.7, *rows))
     assert unequal(0.7) > 1.3 * plain(0.7)
+
+
+class _Whole(TableDataModule):
+    """Clicks with numbers, of which one decides, weights and groups."""
+
+    def _encode(self, features: Features, source: Source) -> dict[str, Tensor]:
+        batch = super()._encode(features, source)
+        label, ids = batch["label"], batch["user"]
+        numbers = torch.randn(len(label), 2)
+        numbers[:, 0] += 2 * label
+        return batch | {
+            "numeric": numbers,
+            "weight": torch.rand(len(label)) + 0.5,
+            "group": ids % 20,
+        }
+
+
+@pytest.mark.parametrize("model", ["deepfm", "dcn"])
+def test_a_search_and_a_retraining(model: str, clicks: Path) -> None:
+    data = _Whole(
+        clicks, label="clicked", features=["user", "city"], bags={"genres": "|"}, batch_size=512
+    )
+    data.setup("test")
+    build = reference_model(data.features, model=model, num_numeric=2, hidden=(8,))
+    space = SearchSpace(build.specs(4), budget="50%")
+    found = search_sizes(build, data, space=space, epochs=1, num_updates=2, group_size=2)
+    results = found.retrain(seeds=[0], max_epochs=3)
+    for result in results:
+        # What the ids say alone is much less.
+        assert result.mean > 0.9
+        assert result.metrics.keys() == {"LogLoss", "GAUC"}
+        assert 0.85 < result.metrics["GAUC"][0] < 1
+        assert 0 < result.metrics["LogLoss"][0] < 0.6
+    summary = summary_of(found.study)
+    assert summary["nis"]["metrics"] == {n: list(v) for n, v in results[0].metrics.items()}

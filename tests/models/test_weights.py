@@ -43,7 +43,7 @@ def _model(name: str) -> EmbeddingModule:
 
 def _batch(name: str, size: int = 12) -> dict[str, Tensor]:
     torch.manual_seed(1)
-    batch = batch_of(size)
+    batch = batch_of(size) | {"group": torch.arange(size) // 4}
     if name not in ("deepfm", "dcn"):
         batch["label"] = torch.arange(size) % 10
         batch["label"][batch["label"] == 9] = -100
@@ -116,6 +116,7 @@ def test_metrics_are_those_of_so_many_examples(name: str, monkeypatch: pytest.Mo
         for metric in logged.values():
             metric.reset()
     assert found[0] == pytest.approx(found[1])
+    assert set(model.more_metrics.values()) < found[0].keys()
     if name in ("deepfm", "dcn"):
         assert 0 < found[0]["val_metric"] < 1
 

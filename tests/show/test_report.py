@@ -257,3 +257,13 @@ def test_the_verdict_and_how_trainings_ended(page, make_study):
 
 def test_results_of_earlier_versions_have_no_endings(page, make_study):
     assert "Ended by itself" not in page(make_study(supernet=2, results=True)).words
+
+
+def test_other_metrics(page, make_study):
+    study = make_study(supernet=2, results=True)
+    assert "Other metrics" not in page(study).words
+    more = {"LogLoss": (0.31, 0.33), "<GAUC>": (0.7, 0.72)}
+    nis = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.6, 0.7), (0, 1), 10, metrics=more)
+    stored.save_results(study, [nis])
+    words = page(study).words.replace(" ", "")
+    assert "nothingwasdecided:MetricNISLogLoss0.3200±0.0141<GAUC>0.7100" in words
