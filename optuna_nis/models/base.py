@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +38,9 @@ class EmbeddingModule(LightningModule):
     options: dict[str, Any]
     #: Names of the features whose tables are output layers: no ids of theirs are looked up.
     output_features: tuple[str, ...] = ()
+    #: Number of the numbers of each example, besides the features.
+    num_numeric: int = 0
+    numeric: NumericField
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class EmbeddingModule(LightningModule):
         l2: float,
         init_std: float,
         num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         output_features: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -59,10 +63,13 @@ class EmbeddingModule(LightningModule):
         self.l2 = l2
         self.output_features = tuple(output_features)
         self.embeddings = FeatureEmbeddings(
-            tables, bags=bags, leave_out=self.output_features, init_std=init_std
+            tables,
+            bags=bags,
+            leave_out=self.output_features,
+            share=share,
+            init_std=init_std,
         )
         self.num_numeric = num_numeric
-        self.numeric: NumericField | None = None
         if num_numeric:
             if NUMERIC in self.embeddings.names:
                 raise ValueError(
@@ -107,7 +114,7 @@ class EmbeddingModule(LightningModule):
         Returns:
             Shapes ``(batch, fields, embedding_dim)`` and ``(batch, inputs)``.
         """
-        if self.numeric is None:
+        if not self.num_numeric:
             return rows, rows.flatten(1)
         numbers = numbers_of(batch, self.num_numeric)
         fields = torch.cat([rows, self.numeric(numbers).unsqueeze(1)], 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ class CrossRankingModule(RankingModule):
         tables: As in :class:`RankingModule`.
         bags: As in :class:`RankingModule`.
         num_numeric: As in :class:`RankingModule`; the numbers are crossed too.
+        share: As in :class:`RankingModule`.
         num_crosses: Number of cross layers.
         rank: Rank of the matrices of the cross layers, None for full ones.
         stacked: Whether the MLP comes after the cross layers rather than beside them.
@@ -56,6 +57,7 @@ class CrossRankingModule(RankingModule):
         *,
         bags: Collection[str] = (),
         num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         num_crosses: int = 2,
         rank: int | None = None,
         stacked: bool = False,
@@ -69,6 +71,7 @@ class CrossRankingModule(RankingModule):
             tables,
             bags=bags,
             num_numeric=num_numeric,
+            share=share,
             hidden=hidden,
             learning_rate=learning_rate,
             l2=l2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class RankingModule(EmbeddingModule):
             :class:`~optuna_nis.Allocation` a model of these sizes.
         bags: Names of the features whose ids come as bags.
         num_numeric: Number of the numbers of each example, besides the features.
+        share: For features without a table of their own, the feature in whose table their ids
+            are looked up too, such as ``{"history": "item"}``; the ids of both are the same.
         hidden: Widths of the layers of the MLP.
         learning_rate: Of Adam.
         l2: Weight of the mean squared norm of the embeddings looked up.
@@ -65,6 +67,7 @@ class RankingModule(EmbeddingModule):
         *,
         bags: Collection[str] = (),
         num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         hidden: Sequence[int] = (128, 64),
         learning_rate: float = 5e-3,
         l2: float = 1e-3,
@@ -75,6 +78,7 @@ class RankingModule(EmbeddingModule):
             tables,
             bags=bags,
             num_numeric=num_numeric,
+            share=share,
             learning_rate=learning_rate,
             l2=l2,
             init_std=init_std,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class RetrievalModule(ItemsModule):
         num_classes: Number of items, sorted by falling frequency.
         bags: As in :class:`RankingModule`.
         num_numeric: As in :class:`RankingModule`.
+        share: As in :class:`RankingModule`.
         hidden: Widths of the layers of the MLP; the last one is the width of the items' vectors,
             and that of their table takes its place where it is smaller.
         learning_rate: Of Adam.
@@ -77,6 +78,7 @@ class RetrievalModule(ItemsModule):
         num_classes: int,
         bags: Collection[str] = (),
         num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         hidden: Sequence[int] = HIDDEN,
         learning_rate: float = 6e-3,
         l2: float = 1e-4,
@@ -94,6 +96,7 @@ class RetrievalModule(ItemsModule):
             num_sampled=num_sampled,
             bags=bags,
             num_numeric=num_numeric,
+            share=share,
             learning_rate=learning_rate,
             l2=l2,
             init_std=init_std,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class SequenceModule(ItemsModule):
             sets do, or ends with it.
         bags: As in :class:`RankingModule`, the sequence apart.
         num_numeric: There must be no numbers: an item of a sequence has none.
+        share: As in :class:`RankingModule`.
         num_blocks: Number of blocks.
         max_length: Items of a longer sequence that are looked at, the latest ones.
         every_position: Whether training is on every item of a sequence, from those before it,
@@ -87,6 +88,7 @@ class SequenceModule(ItemsModule):
         latest_first: bool = False,
         bags: Collection[str] = (),
         num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         num_blocks: int = 2,
         max_length: int = 50,
         every_position: bool = False,
@@ -105,12 +107,18 @@ class SequenceModule(ItemsModule):
                 f"numbers, got {num_numeric!r}. Leave the numeric columns out, or take the model "
                 '"mlp".'
             )
+        if sequence in (share or {}):
+            raise ValueError(
+                f"`share` must leave the sequence out, {sequence!r}: its items are looked up in "
+                f"the table of the items already, got {share!r}."
+            )
         super().__init__(
             tables=tables,
             num_classes=num_classes,
             top_k=top_k,
             num_sampled=num_sampled,
             bags=set(bags) - {sequence},
+            share=share,
             learning_rate=learning_rate,
             l2=l2,
             init_std=init_std,

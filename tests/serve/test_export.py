@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,32 @@ def _model(
     torch.manual_seed(0)
     model = reference_model(features, hidden=[8], init_std=0.5, **options)(sizes)
     predictor = Predictor(model, sizes, features)
+    predictor.save(folder)
+    return predictor
+
+
+HISTORIES = pd.DataFrame(
+    {
+        "item": [i % 30 for i in range(120)],
+        "history": [[i % 30, (i + 7) % 30] for i in range(120)],
+        "user": [i % 11 for i in range(120)],
+    }
+)
+
+
+def _shared(folder: Path) -> Predictor:
+    features = Features.fit(HISTORIES, task="ranking", separators={"history": None})
+    same = {"item": features.vocabularies["item"], "history": features.vocabularies["item"]}
+    features = replace(features, vocabularies=features.vocabularies | same)
+    sizes = Allocation(
+        [
+            TableAllocation("item", 30, 8, (Tier(5, 8), Tier(20, 2))),
+            TableAllocation("user", 11, 8, (Tier(11, 4),)),
+        ]
+    )
+    torch.manual_seed(0)
+    build = reference_model(features, hidden=[8], init_std=0.5, share={"history": "item"})
+    predictor = Predictor(build(sizes), sizes, features)
     predictor.save(folder)
     return predictor
 
@@ -185,6 +212,37 @@ def test_torchrec(num_numeric: int, tmp_path: Path) -> None:
     )
     expected = predictor.model.embeddings(batch)
     torch.testing.assert_close(tables(bags).values().view(200, 3, 16), expected)
+
+
+@pytest.mark.parametrize("form", ["packed", "dense", "int8", "fp16"])
+def test_features_that_share_a_table(form: str, tmp_path: Path) -> None:
+    predictor = _shared(tmp_path / "model")
+    export_model(tmp_path / "model", form, tmp_path / "served")
+    served = Predictor.load(tmp_path / "served")
+    assert len(served.model.embeddings.layers) == 2
+    exact = {"fp16": 2e-3, "int8": 2e-2}.get(form, 1e-5)
+    np.testing.assert_allclose(served.predict(HISTORIES), predictor.predict(HISTORIES), atol=exact)
+
+
+def test_features_that_share_a_table_in_programs(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    predictor = _shared(tmp_path / "model")
+    for form in ("onnx", "torch-export"):
+        export_model(tmp_path / "model", form, tmp_path)
+    batch = predictor.features.encode(HISTORIES)
+    expected = torch.from_numpy(predictor.predict(HISTORIES))
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(program(batch).detach(), expected)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {name: ids.numpy() for name, ids in batch.items()})
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+def test_features_that_share_a_table_do_not_go_to_torchrec(tmp_path: Path) -> None:
+    pytest.importorskip("torchrec")
+    _shared(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"it has features that share one: {'history': 'item'}"):
+        export_model(tmp_path / "model", "torchrec", tmp_path / "served")
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
