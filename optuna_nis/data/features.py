@@ -27,13 +27,13 @@ LABEL: Final = "label"
 """Key of the labels in a batch."""
 
 NUMERIC: Final = "numeric"
-"""Key of the numeric inputs in a batch, if there are any."""
+"""Key of the numbers in a batch, standardised, ``(batch, num_numeric)``."""
 
 WEIGHT: Final = "weight"
-"""Key of the weights of the rows in a batch, if they differ."""
+"""Key of the sample weights in a batch, at least 0, ``(batch,)``."""
 
 GROUP: Final = "group"
-"""Key of the groups that rows belong to in a batch, if there are any."""
+"""Key of the ids of the groups in a batch, users or queries, int64 ``(batch,)``, for metrics."""
 
 UNSEEN_TARGET: Final = -100
 """Label of a retrieval target that training has never seen.

@@ -21,6 +21,7 @@ from torchmetrics import Metric
 from optuna_nis._steps import step_arguments, takes_iterator
 from optuna_nis.lightning._batch import batch_length, copied
 from optuna_nis.lightning._package import is_overridden
+from optuna_nis.models import EmbeddingModule
 
 _OPENING = ("on_validation_model_eval", "on_validation_start", "on_validation_epoch_start")
 _CLOSING = ("on_validation_epoch_end", "on_validation_end", "on_validation_model_train")
@@ -253,6 +254,12 @@ def num_examples(batch: Any) -> int:
         return extract_batch_size(batch)
     except (MisconfigurationException, RecursionError):
         return 1
+
+
+def batch_weight(pl_module: LightningModule, batch: Any) -> float:
+    """What a mean over a batch counts among those over others: its examples, or their weights."""
+    weights = pl_module.weights_of(batch) if isinstance(pl_module, EmbeddingModule) else None
+    return num_examples(batch) if weights is None else float(weights.double().sum())
 
 
 def compute(metric: Metric) -> float:

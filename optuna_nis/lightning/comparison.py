@@ -246,4 +246,9 @@ def _result(name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run])
         steps=tuple(run.steps for run in runs),
         decays=tuple(run.decays for run in runs),
         learning_rate=runs[0].learning_rate,
+        metrics={
+            name: tuple(run.metrics[name] for run in runs)
+            for name in runs[0].metrics
+            if all(name in run.metrics for run in runs)
+        },
     )

@@ -14,7 +14,7 @@ import torch
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
-from optuna_nis.lightning.parts import labels_of
+from optuna_nis.lightning.parts import labels_of, num_rows
 from optuna_nis.lightning.rewards import Monitored, logged
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.items import ItemsModule
@@ -288,11 +288,11 @@ def error_on_validation(
         return None
     if monitor not in (None, "val_metric", model.monitor):
         return None
-    labels = labels_of(data.val_dataloader())
+    labels, weights = labels_of(data.val_dataloader(), model)
     if isinstance(model, ItemsModule):
-        return _within(lambda value: share_standard_error(value, len(labels)))
-    positives = int((labels > 0.5).sum())
-    negatives = len(labels) - positives
+        rows = num_rows(torch.ones_like(labels, dtype=torch.bool), weights)
+        return _within(lambda value: share_standard_error(value, rows))
+    positives, negatives = (num_rows(each, weights) for each in (labels > 0.5, labels <= 0.5))
     return _within(lambda value: auc_standard_error(value, positives, negatives))
 
 

@@ -16,7 +16,7 @@ from optuna_nis._logging import get_logger
 from optuna_nis._steps import step_arguments, takes_iterator
 from optuna_nis.lightning._batch import copied, examples_length, take
 from optuna_nis.lightning._evaluation import Evaluation
-from optuna_nis.lightning._validation import num_examples, on_device
+from optuna_nis.lightning._validation import batch_weight, on_device
 from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import mask_gradients
 from optuna_nis.space.allocation import Allocation
@@ -99,9 +99,10 @@ def _of_part(
     paths: Sequence[Path],
     part: Sequence[tuple[Any, int | None]],
 ) -> list[Gradients]:
-    """The mean of the gradients on some batches, by their examples."""
-    lengths = [num_examples(batch) for batch, _ in part]
-    weights = [length / sum(lengths) for length in lengths]
+    """The mean of the gradients on some batches, by their examples or the weights of these."""
+    sums = [batch_weight(pl_module, batch) for batch, _ in part]
+    # Of examples without weight the gradients are 0.
+    weights = [each / (sum(sums) or 1.0) for each in sums]
     found = [_of_batch(trainer, pl_module, paths, batch, index) for batch, index in part]
     return [
         {

@@ -19,6 +19,7 @@ from optuna_nis.lightning._evaluation import Evaluation
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning._validation import (
     Validation,
+    batch_weight,
     compute,
     num_examples,
     on_device,
@@ -280,8 +281,9 @@ class Rewards:
             self._evaluation.check(pl_module, quality.tolist())
             # Some choices without a quality are an error, told when they become rewards.
             if not quality.isnan().all():
-                totals += quality * length
-                weights += length
+                weight = batch_weight(pl_module, batch)
+                totals += quality * weight
+                weights += weight
         return totals, weights
 
     def _one_by_one(

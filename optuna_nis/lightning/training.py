@@ -248,17 +248,31 @@ def evaluate(
     Raises:
         ValueError: If it logs none of that name, or there are no test data.
     """
+    return evaluated(model, datamodule, monitor=monitor, callbacks=callbacks, **trainer_options)[
+        monitor
+    ]
+
+
+def evaluated(
+    model: LightningModule,
+    datamodule: Data,
+    *,
+    monitor: str,
+    callbacks: Sequence[Callback] | Callback | None = None,
+    **trainer_options: Any,
+) -> dict[str, float]:
+    """All values that are logged in a test, the metric among them: see :func:`evaluate`."""
     with quiet_lightning():
         trainer = quiet_trainer(model, callbacks=listed(callbacks), **trainer_options)
         found = trainer.test(model, **data_of_test(datamodule), verbose=False)
     # Of several dataloaders each has its own; names tell which.
-    metrics = {name: value for each in found for name, value in each.items()}
+    metrics = {name: float(value) for each in found for name, value in each.items()}
     if monitor not in metrics:
         raise ValueError(
             f"`monitor` must be a value that `test_step` logs, one of {sorted(metrics)}, "
             f"got {monitor!r}."
         )
-    return float(metrics[monitor])
+    return metrics
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:

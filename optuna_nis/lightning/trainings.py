@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 import hashlib
 import json
 import math
@@ -27,7 +27,7 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.rewards import Monitored
-from optuna_nis.lightning.training import Data, evaluate, train
+from optuna_nis.lightning.training import Data, evaluated, train
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.serve.predictor import Predictor
@@ -76,8 +76,8 @@ class Comparison:
         """1 if larger values of validation are better, -1 if smaller are."""
         return 1.0 if self.monitored.mode == "max" else -1.0
 
-    def tested(self, model: LightningModule, **trainer_options: Any) -> float:
-        """The test metric of a model.
+    def tested(self, model: LightningModule, **trainer_options: Any) -> dict[str, float]:
+        """What a model logs in a test, the test metric among it.
 
         Args:
             model: The model.
@@ -90,7 +90,7 @@ class Comparison:
             raise ValueError(
                 f"{type(model).__name__} must define `test_step`, which logs its test metric."
             )
-        return evaluate(
+        return evaluated(
             model,
             self.data,
             monitor=self.test_monitor,
@@ -117,6 +117,7 @@ class Run:
         stopped: Whether it ended by itself.
         seconds: Time it took.
         num_dense_parameters: Parameters of the model outside its embeddings.
+        metrics: Other metrics on the test data by their names, none before the test.
     """
 
     metric: str
@@ -132,6 +133,7 @@ class Run:
     stopped: bool
     seconds: float
     num_dense_parameters: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
@@ -195,7 +197,15 @@ class Trainings:
         key = self._key(allocation, seed)
         if self._runs[key].value is None:
             model = self._trained(label, allocation, seed)
-            self._record(key, replace(self._runs[key], value=self._how.tested(model)))
+            found = self._how.tested(model)
+            known = model.more_metrics if isinstance(model, EmbeddingModule) else {}
+            more = {name: found[logged] for name, logged in known.items() if logged in found}
+            run = replace(
+                self._runs[key],
+                value=found[self._how.test_monitor],
+                metrics={name: value for name, value in more.items() if math.isfinite(value)},
+            )
+            self._record(key, run)
         return self._runs[key]
 
     def save(self, label: str, allocation: Allocation, seeds: Sequence[int]) -> None:
@@ -257,6 +267,7 @@ class Trainings:
         run = Run(
             metric=getattr(model, "metric_name", how.monitored.label),
             value=None if before is None else before.value,
+            metrics={} if before is None else before.metrics,
             monitor=getattr(model, "monitor_name", how.monitored.label),
             val_metric=training.val_metric,
             val_error=training.val_error if math.isfinite(training.val_error) else None,
@@ -320,10 +331,11 @@ def _read(key: str, value: Any) -> Run:
         run = Run(**value)
         numbers = [run.val_metric, run.best_epoch, run.epochs, run.steps, run.seconds]
         numbers += [number for number in (run.value, run.val_error) if number is not None]
+        numbers += run.metrics.values()
         if not all(math.isfinite(number) for number in numbers):
             raise ValueError("a number is not finite")
         return run
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"The system attribute {key!r} must hold what a training came to, got "
             f"{str(value)[:80]!r}: {error}."

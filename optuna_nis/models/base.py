@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_integer, check_number
+from optuna_nis.data.features import GROUP, NUMERIC, WEIGHT
 from optuna_nis.models.embeddings import Batch, FeatureEmbeddings
+from optuna_nis.models.metrics import groups_of
+from optuna_nis.models.numeric import NumericField, numbers_of
+from optuna_nis.models.weights import mean, weights_of
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -34,6 +38,9 @@ class EmbeddingModule(LightningModule):
     options: dict[str, Any]
     #: Names of the features whose tables are output layers: no ids of theirs are looked up.
     output_features: tuple[str, ...] = ()
+    #: Number of the numbers of each example, besides the features.
+    num_numeric: int = 0
+    numeric: NumericField
 
     def __init__(
         self,
@@ -43,9 +50,12 @@ class EmbeddingModule(LightningModule):
         learning_rate: float,
         l2: float,
         init_std: float,
+        num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         output_features: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        check_integer("num_numeric", num_numeric, 0)
         check_number("learning_rate", learning_rate, 0, or_least=False)
         check_number("l2", l2, 0)
         check_number("init_std", init_std, 0)
@@ -53,8 +63,20 @@ class EmbeddingModule(LightningModule):
         self.l2 = l2
         self.output_features = tuple(output_features)
         self.embeddings = FeatureEmbeddings(
-            tables, bags=bags, leave_out=self.output_features, init_std=init_std
+            tables,
+            bags=bags,
+            leave_out=self.output_features,
+            share=share,
+            init_std=init_std,
         )
+        self.num_numeric = num_numeric
+        if num_numeric:
+            if NUMERIC in self.embeddings.names:
+                raise ValueError(
+                    f"`tables` must not have a feature {NUMERIC!r} beside `num_numeric="
+                    f"{num_numeric}`: the numbers of a batch have that name."
+                )
+            self.numeric = NumericField(num_numeric, self.embeddings.embedding_dim)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on all parameters."""
@@ -62,7 +84,10 @@ class EmbeddingModule(LightningModule):
 
     @abstractmethod
     def choice_loss(self, batch: Batch) -> Tensor:
-        """The loss of a choice on some examples, without the penalty of the embeddings."""
+        """The loss of a choice on some examples, without the penalty of the embeddings.
+
+        The mean, by their weights where they have some.
+        """
 
     def num_dense_parameters(self) -> int:
         """Number of parameters outside the tables: those of embeddings and of sized outputs."""
@@ -70,8 +95,65 @@ class EmbeddingModule(LightningModule):
         inside = {id(parameter) for table in tables for parameter in table.parameters()}
         return sum(p.numel() for p in self.parameters() if id(p) not in inside)
 
-    def _penalty(self, rows: Tensor) -> Tensor:
-        return self.l2 * rows.square().sum((1, 2)).mean()
+    @property
+    def _num_inputs(self) -> int:
+        """How many numbers an example is: those of all fields, and its own."""
+        fields = len(self.embeddings.names) + (self.num_numeric > 0)
+        return fields * self.embeddings.embedding_dim + self.num_numeric
+
+    def _inputs(self, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The fields that are crossed, and all inputs in a row.
+
+        With numbers these make one more field, and are given as they are too, as DeepFM's linear
+        term and DCN-V2 have them.
+
+        Args:
+            rows: The rows that were looked up.
+            batch: The batch.
+
+        Returns:
+            Shapes ``(batch, fields, embedding_dim)`` and ``(batch, inputs)``.
+        """
+        if not self.num_numeric:
+            return rows, rows.flatten(1)
+        numbers = numbers_of(batch, self.num_numeric)
+        fields = torch.cat([rows, self.numeric(numbers).unsqueeze(1)], 1)
+        return fields, torch.cat([fields.flatten(1), numbers], 1)
+
+    @property
+    def more_metrics(self) -> dict[str, str]:
+        """Names for people of other metrics, and under which a test logs each.
+
+        Some only where examples are in groups.
+        """
+        return {}
+
+    @property
+    def _looked_up(self) -> Collection[str]:
+        """Names of the features whose ids are looked up."""
+        return self.embeddings.names
+
+    def weights_of(self, batch: Batch) -> Tensor | None:
+        """The sample weights of a batch, None if it has none.
+
+        Raises:
+            TypeError: If they are integers.
+            ValueError: If there are not as many as labels, or one is negative or not finite.
+        """
+        # A feature may have that name, where data have no weights.
+        return None if WEIGHT not in batch or WEIGHT in self._looked_up else weights_of(batch)
+
+    def groups_of(self, batch: Batch) -> Tensor | None:
+        """The groups of the examples of a batch, users or queries, None if it has none.
+
+        Raises:
+            TypeError: If they are no integers.
+            ValueError: If there are not as many as labels.
+        """
+        return None if GROUP not in batch or GROUP in self._looked_up else groups_of(batch)
+
+    def _penalty(self, rows: Tensor, batch: Batch) -> Tensor:
+        return self.l2 * mean(rows.square().sum((1, 2)), self.weights_of(batch))
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:

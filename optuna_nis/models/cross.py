@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_integer
+from optuna_nis.models.embeddings import Batch
 from optuna_nis.models.ranking import RankingModule
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -23,6 +24,8 @@ class CrossRankingModule(RankingModule):
     Args:
         tables: As in :class:`RankingModule`.
         bags: As in :class:`RankingModule`.
+        num_numeric: As in :class:`RankingModule`; the numbers are crossed too.
+        share: As in :class:`RankingModule`.
         num_crosses: Number of cross layers.
         rank: Rank of the matrices of the cross layers, None for full ones.
         stacked: Whether the MLP comes after the cross layers rather than beside them.
@@ -53,6 +56,8 @@ class CrossRankingModule(RankingModule):
         tables: SearchSpace | Allocation,
         *,
         bags: Collection[str] = (),
+        num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         num_crosses: int = 2,
         rank: int | None = None,
         stacked: bool = False,
@@ -65,6 +70,8 @@ class CrossRankingModule(RankingModule):
         super().__init__(
             tables,
             bags=bags,
+            num_numeric=num_numeric,
+            share=share,
             hidden=hidden,
             learning_rate=learning_rate,
             l2=l2,
@@ -80,8 +87,9 @@ class CrossRankingModule(RankingModule):
         if stacked:
             del self.wide
 
-    def _logits(self, rows: Tensor) -> Tensor:
-        flat = crossed = rows.flatten(1)
+    def _logits(self, rows: Tensor, batch: Batch) -> Tensor:
+        _, flat = self._inputs(rows, batch)
+        crossed = flat
         for layer in self.crosses:
             crossed = flat * layer(crossed) + crossed
         if self.stacked:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
+from optuna_nis.nn._ids import mean_of
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
@@ -40,17 +42,33 @@ class FeatureEmbeddings(nn.Module):
         tables: A space gives supernet embeddings, an allocation multi-size ones.
         bags: Names of the features whose ids come as bags, pooled by their mean.
         leave_out: Names of features that are looked up nowhere: those of output layers.
+        share: For features without a table of their own, the feature in whose table their ids are
+            looked up too. A bag may share the table of a single id.
         init_std: Standard deviation of the initial rows.
 
     Raises:
         TypeError: If ``tables`` is neither.
-        ValueError: If the widths seen downstream differ between features, or a bag is unknown; in
-            the forward pass if ids have the wrong number of dimensions.
+        ValueError: If the widths seen downstream differ between features, a bag is unknown, or a
+            table cannot be shared; in the forward pass if ids have the wrong number of dimensions.
 
     Shapes:
         - batch: for every feature ``(batch,)``, or ``(batch, length)`` for bags
-        - output: ``(batch, features, embedding_dim)``
+        - output: ``(batch, features, embedding_dim)``, those that share a table last
+
+    Example:
+        >>> space = SearchSpace([EmbeddingSpec("item", 100, 8)])
+        >>> layer = FeatureEmbeddings(
+        ...     space, bags={"history"}, share={"history": "item"}, init_std=0.1
+        ... )
+        >>> ids = {"item": torch.tensor([3]), "history": torch.tensor([[7, 9, 100]])}
+        >>> layer(ids).shape, len(layer.layers)
+        (torch.Size([1, 2, 8]), 1)
     """
+
+    #: As the argument.
+    share: Mapping[str, str] = MappingProxyType({})
+    # Bags that are pooled here, since their layers look up single ids too, and their unknown ids.
+    _pooled: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
@@ -58,23 +76,33 @@ class FeatureEmbeddings(nn.Module):
         *,
         bags: Collection[str] = (),
         leave_out: Collection[str] = (),
+        share: Mapping[str, str] | None = None,
         init_std: float,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         self.names: list[str] = []
         widths: set[int] = set()
-        for name, table in tables_of(tables).items():
-            if name in leave_out:
-                continue
+        looked_up = {n: table for n, table in tables_of(tables).items() if n not in leave_out}
+        self.share = dict(share or {})
+        for name, owner in self.share.items():
+            if name in tables_of(tables) or owner not in looked_up:
+                raise ValueError(
+                    "`share` must be from features without a table to those of tables that are "
+                    f"looked up, {list(looked_up)}, got {name!r}: {owner!r}."
+                )
+        alone = looked_up.keys() - self.share.values()
+        for name, table in looked_up.items():
+            is_bag = name in bags and name in alone
             if isinstance(table, EmbeddingSpec):
-                mode: Any = "mean" if name in bags else None
+                mode: Any = "mean" if is_bag else None
                 self.layers.append(SupernetEmbedding(table, mode=mode, init_std=init_std))
             else:
-                kind = MultiSizeEmbeddingBag if name in bags else MultiSizeEmbedding
+                kind = MultiSizeEmbeddingBag if is_bag else MultiSizeEmbedding
                 self.layers.append(kind(table, init_std=init_std))
             self.names.append(name)
             widths.add(table.embedding_dim)
+        self.names += self.share
         if unknown := set(bags) - set(self.names):
             raise ValueError(f"`bags` names unknown features {sorted(unknown)}.")
         if len(widths) > 1:
@@ -84,6 +112,11 @@ class FeatureEmbeddings(nn.Module):
             )
         self.embedding_dim = widths.pop() if widths else 0
         self._bags = sorted(bags)
+        self._pooled = {
+            name: looked_up[self.share.get(name, name)].num_embeddings
+            for name in self._bags
+            if name not in alone
+        }
         self._shapes = {
             name: ("batch", "length") if name in bags else ("batch",) for name in self.names
         }
@@ -96,4 +129,13 @@ class FeatureEmbeddings(nn.Module):
                     f"The ids of {name!r} must have the shape ({', '.join(shape)}), `bags` being "
                     f"{self._bags}, got {tuple(batch[name].shape)}."
                 )
-        return torch.stack([layer(batch[n]) for n, layer in zip(self.names, self.layers)], dim=1)
+        layers = dict(zip(self.names, self.layers))
+        return torch.stack(
+            [self._rows(n, layers[self.share.get(n, n)], batch[n]) for n in self.names], dim=1
+        )
+
+    def _rows(self, name: str, layer: nn.Module, ids: Tensor) -> Tensor:
+        rows: Tensor = layer(ids)
+        if name not in self._pooled:
+            return rows
+        return mean_of(rows.sum(1), ids, None, self._pooled[name])

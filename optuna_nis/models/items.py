@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from optuna_nis._checks import check_integer
 from optuna_nis.data.features import UNSEEN_TARGET
 from optuna_nis.models.base import EmbeddingModule
 from optuna_nis.models.embeddings import Batch
+from optuna_nis.models.metrics import GroupMean
 from optuna_nis.models.softmax import (
     Items,
     estimated_ranks,
@@ -33,6 +34,8 @@ _NUM_SAMPLED = 8192
 # Items that each target is compared with when choices are scored.
 _NUM_RANKED = 1024
 _NDCG_K = 10
+# Under which names scores are logged.
+_VALIDATION, _TEST, _BY_GROUP = "val_{}", "test_{}", "test_{}_by_group"
 
 
 class Examples(NamedTuple):
@@ -43,12 +46,14 @@ class Examples(NamedTuple):
         labels: The item that comes next of each.
         rows: The rows that were looked up, to be penalised.
         certain: As in :func:`sampled_softmax_loss`.
+        weights: As in :func:`sampled_softmax_loss`.
     """
 
     vectors: Tensor
     labels: Tensor
     rows: Tensor
     certain: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class ItemsModule(EmbeddingModule):
@@ -91,6 +96,7 @@ class ItemsModule(EmbeddingModule):
         names = ["metric", *(f"recall@{k}" for k in self.top_k[1:]), f"ndcg@{_NDCG_K}", "mrr"]
         self.val_scores = nn.ModuleDict({name: MeanMetric() for name in names})
         self.test_scores = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.test_group_scores = nn.ModuleDict({name: GroupMean() for name in names})
 
     def vectors(self, batch: Batch) -> Tensor:
         """What the items are compared with, one vector for each example."""
@@ -111,38 +117,69 @@ class ItemsModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy over the items and the penalty of the embeddings."""
         found = self.training_examples(batch)
-        loss = self._loss(found.vectors, found.labels, found.certain)
-        return loss + self._penalty(found.rows)
+        loss = self._loss(found.vectors, found.labels, found.weights, found.certain)
+        return loss + self._penalty(found.rows, batch)
 
     def choice_loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over the items."""
-        return self._loss(self.vectors(batch), batch["label"])
+        return self._loss(self.vectors(batch), batch["label"], self.weights_of(batch))
 
-    def _loss(self, vectors: Tensor, labels: Tensor, certain: Tensor | None = None) -> Tensor:
+    def _loss(
+        self,
+        vectors: Tensor,
+        labels: Tensor,
+        weights: Tensor | None,
+        certain: Tensor | None = None,
+    ) -> Tensor:
         if self.num_sampled < self.num_classes:
-            return sampled_softmax_loss(vectors, self.items, labels, self.num_sampled, certain)
-        return softmax_loss(vectors, self.items, labels)
+            return sampled_softmax_loss(
+                vectors, self.items, labels, self.num_sampled, certain, weights
+            )
+        return softmax_loss(vectors, self.items, labels, weights)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Recall@k, NDCG@10 and mean reciprocal rank over the whole part."""
-        self._log_scores("val", self.val_scores, batch)
+        weights = self.weights_of(batch)
+        self._log_scores(_VALIDATION, self.val_scores, self._scores(batch), weights)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Recall@k, NDCG@10 and mean reciprocal rank over the whole part."""
-        self._log_scores("test", self.test_scores, batch)
+        """Recall@k, NDCG@10 and mean reciprocal rank over the whole part, and over its groups."""
+        scores, weights = self._scores(batch), self.weights_of(batch)
+        self._log_scores(_TEST, self.test_scores, scores, weights)
+        if (groups := self.groups_of(batch)) is not None:
+            self._log_scores(_BY_GROUP, self.test_group_scores, scores, groups, weights)
 
-    def _log_scores(self, part: str, metrics: nn.ModuleDict, batch: Batch) -> None:
+    @property
+    def more_metrics(self) -> dict[str, str]:
+        """Those beside the first recall and, of groups, the means of all of them over groups."""
+        shown = [*(f"Recall@{k}" for k in self.top_k), f"NDCG@{_NDCG_K}", "MRR"]
+        names = dict(zip(shown, self.test_scores))
+        more = {each: _TEST.format(name) for each, name in names.items() if name != "metric"}
+        return more | {f"{each} by group": _BY_GROUP.format(name) for each, name in names.items()}
+
+    def _scores(self, batch: Batch) -> list[Tensor]:
+        """Recall@k, NDCG@10 and reciprocal rank of each example."""
         ranks = self._ranks(batch)
         gains = 1.0 / (2.0 + ranks).log2()
         # An item unknown in training ranks after all of them, be these ever so few.
         found = (ranks < min(_NDCG_K, self.num_classes)).float()
         scores = [(ranks < k).float() for k in self.top_k]
-        scores += [gains * found, _reciprocal(ranks, batch["label"])]
+        return [*scores, gains * found, _reciprocal(ranks, batch["label"])]
+
+    def _log_scores(
+        self,
+        pattern: str,
+        metrics: nn.ModuleDict,
+        scores: Sequence[Tensor],
+        *of_each: Tensor | None,
+    ) -> None:
+        """Log the means of scores by metrics, which take groups and weights if there are some."""
+        known = [each for each in of_each if each is not None]
         for (name, metric), score in zip(metrics.items(), scores):
-            assert isinstance(metric, MeanMetric)
-            metric.update(score)
-            shown = part == "val" and name.startswith(("metric", "recall"))
-            self.log(f"{part}_{name}", metric, prog_bar=shown, batch_size=len(ranks))
+            assert isinstance(metric, Metric)
+            metric.update(score, *known)
+            shown = pattern is _VALIDATION and name.startswith(("metric", "recall"))
+            self.log(pattern.format(name), metric, prog_bar=shown, batch_size=len(score))
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Indices of the best items, best first, of shape ``(batch, max(top_k))``."""
@@ -165,7 +202,11 @@ class ItemsModule(EmbeddingModule):
         else:
             vectors, left_out = self.vectors(batch), self.left_out(batch)
             ranks = estimated_ranks(vectors, self.items, batch["label"], _NUM_RANKED, left_out)
-        return _reciprocal(ranks, batch["label"]).view(num_choices, -1).mean(1)
+        found = _reciprocal(ranks, batch["label"]).view(num_choices, -1)
+        if (weights := self.weights_of(batch)) is None:
+            return found.mean(1)
+        weights = weights.view(num_choices, -1)
+        return (found * weights).sum(1) / weights.sum(1)
 
 
 def items_of(

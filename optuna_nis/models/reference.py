@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -72,6 +72,12 @@ class ReferenceModel:
         while self._items in features.names:
             self._items = f"output {self._items}"
         own: dict[str, Any] = {"bags": features.bags}
+        if num_numeric := getattr(features, "num_numeric", 0):
+            own["num_numeric"] = num_numeric
+        share = options.get("share") or getattr(features, "share", {})
+        if share:
+            _check_shared(share, features)
+            own["share"] = share
         if features.task == "retrieval":
             own |= {"num_classes": features.num_classes, "items": self._items}
         if self._is_sequence:
@@ -114,7 +120,9 @@ class ReferenceModel:
             ['user', 'item']
         """
         dim = embedding_dim or _EMBEDDING_DIM[self._features.task]
+        shared = self._options.get("share") or {}
         specs = self._features.embedding_specs(dim, precisions)
+        specs = [spec for spec in specs if spec.name not in shared]
         targets = self._features.targets
         if targets is not None and self._search_items is not False:
             if self._is_sequence:
@@ -181,6 +189,24 @@ def check_model(task: str, model: str | None) -> None:
             f"`model` must be {' or '.join(map(repr, known))} for the task {task!r}, got "
             f"{model!r}."
         )
+
+
+def _check_shared(share: Mapping[str, str], features: Features) -> None:
+    """Check that features that share a table have the same ids.
+
+    Raises:
+        ValueError: If they have not, or one is unknown.
+    """
+    known = features.vocabularies
+    for pair in share.items():
+        if unknown := [name for name in pair if name not in known]:
+            raise ValueError(f"`share` must be of the features {list(known)}, got {unknown[0]!r}.")
+        name, owner = pair
+        if known[name].values != known[owner].values:
+            raise ValueError(
+                f"`share` must be of features with the same vocabulary, {name!r} has "
+                f"{len(known[name]):,} values and {owner!r} {len(known[owner]):,}, not the same."
+            )
 
 
 def _sequence(features: Features, name: str | None) -> dict[str, Any]:

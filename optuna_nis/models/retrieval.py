@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class RetrievalModule(ItemsModule):
         tables: As in :class:`RankingModule`, with or without the table of the items.
         num_classes: Number of items, sorted by falling frequency.
         bags: As in :class:`RankingModule`.
+        num_numeric: As in :class:`RankingModule`.
+        share: As in :class:`RankingModule`.
         hidden: Widths of the layers of the MLP; the last one is the width of the items' vectors,
             and that of their table takes its place where it is smaller.
         learning_rate: Of Adam.
@@ -75,6 +77,8 @@ class RetrievalModule(ItemsModule):
         *,
         num_classes: int,
         bags: Collection[str] = (),
+        num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         hidden: Sequence[int] = HIDDEN,
         learning_rate: float = 6e-3,
         l2: float = 1e-4,
@@ -91,6 +95,8 @@ class RetrievalModule(ItemsModule):
             top_k=top_k,
             num_sampled=num_sampled,
             bags=bags,
+            num_numeric=num_numeric,
+            share=share,
             learning_rate=learning_rate,
             l2=l2,
             init_std=init_std,
@@ -101,23 +107,23 @@ class RetrievalModule(ItemsModule):
                 f"`tables` must have a feature besides the table of the items, {items!r}, got no "
                 "other."
             )
-        inputs = len(self.embeddings.names) * self.embeddings.embedding_dim
         if table is not None:
             hidden = _with_table(hidden, table, num_classes)
-        self.mlp = mlp(inputs, hidden, dropout)
+        self.mlp = mlp(self._num_inputs, hidden, dropout)
         self.items = nn.Linear(hidden[-1], num_classes) if table is None else items_of(table)
 
     def vectors(self, batch: Batch) -> Tensor:
         """The output of the last layer."""
-        return self._of_rows(self.embeddings(batch))
+        return self._of_rows(self.embeddings(batch), batch)
 
     def training_examples(self, batch: Batch) -> Examples:
         """The output of the last layer, the labels and the rows."""
         rows = self.embeddings(batch)
-        return Examples(self._of_rows(rows), batch["label"], rows)
+        weights = self.weights_of(batch)
+        return Examples(self._of_rows(rows, batch), batch["label"], rows, weights=weights)
 
-    def _of_rows(self, rows: Tensor) -> Tensor:
-        vectors: Tensor = self.mlp(rows.flatten(1))
+    def _of_rows(self, rows: Tensor, batch: Batch) -> Tensor:
+        vectors: Tensor = self.mlp(self._inputs(rows, batch)[1])
         return vectors
 
 

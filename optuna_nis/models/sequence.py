@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class SequenceModule(ItemsModule):
         latest_first: Whether a sequence begins with the latest item, as the histories of the data
             sets do, or ends with it.
         bags: As in :class:`RankingModule`, the sequence apart.
+        num_numeric: There must be no numbers: an item of a sequence has none.
+        share: As in :class:`RankingModule`.
         num_blocks: Number of blocks.
         max_length: Items of a longer sequence that are looked at, the latest ones.
         every_position: Whether training is on every item of a sequence, from those before it,
@@ -85,6 +87,8 @@ class SequenceModule(ItemsModule):
         classes: Sequence[int] | None = None,
         latest_first: bool = False,
         bags: Collection[str] = (),
+        num_numeric: int = 0,
+        share: Mapping[str, str] | None = None,
         num_blocks: int = 2,
         max_length: int = 50,
         every_position: bool = False,
@@ -97,12 +101,24 @@ class SequenceModule(ItemsModule):
         items: str = ITEMS,
         num_sampled: int = 1024,
     ) -> None:
+        if num_numeric:
+            raise ValueError(
+                '`num_numeric` must be 0 for a SequenceModule, the model "sasrec", which takes no '
+                f"numbers, got {num_numeric!r}. Leave the numeric columns out, or take the model "
+                '"mlp".'
+            )
+        if sequence in (share or {}):
+            raise ValueError(
+                f"`share` must leave the sequence out, {sequence!r}: its items are looked up in "
+                f"the table of the items already, got {share!r}."
+            )
         super().__init__(
             tables=tables,
             num_classes=num_classes,
             top_k=top_k,
             num_sampled=num_sampled,
             bags=set(bags) - {sequence},
+            share=share,
             learning_rate=learning_rate,
             l2=l2,
             init_std=init_std,
@@ -144,6 +160,10 @@ class SequenceModule(ItemsModule):
         others = len(self.embeddings.names) * self.embeddings.embedding_dim
         self.others = nn.Linear(others, width, bias=False) if others else None
 
+    @property
+    def _looked_up(self) -> Collection[str]:
+        return [*super()._looked_up, self.sequence]
+
     def vectors(self, batch: Batch) -> Tensor:
         """What comes out at the latest item of each sequence."""
         return self._latest(batch, self._encoded(self._items_of(batch))[0])
@@ -154,20 +174,22 @@ class SequenceModule(ItemsModule):
 
     def training_examples(self, batch: Batch) -> Examples:
         """What comes out at the items, what comes after each of them, and the rows."""
-        ids, labels = self._items_of(batch), batch["label"]
+        ids, labels, weights = self._items_of(batch), batch["label"], self.weights_of(batch)
         encoded, rows = self._encoded(ids)
         latest = self._latest(batch, encoded)
         # An item looks like the next one itself: the tables are tied, and the blocks add to it.
         seen = ids.masked_fill(ids == self.num_classes, UNSEEN_TARGET)
         if not self.every_position:
-            return Examples(latest, labels, rows, seen[:, 0])
+            return Examples(latest, labels, rows, seen[:, 0], weights)
         vectors = torch.cat([latest.unsqueeze(1), encoded[:, 1:]], 1)
         # The latest comes first: what comes after an item is to its left.
         after = seen[:, :-1].masked_fill(seen[:, 1:] < 0, UNSEEN_TARGET)
         labels = torch.cat([labels.unsqueeze(1), after], 1)
         kept = self._labelled(labels)
         vectors, labels, seen = (each.flatten(0, 1)[kept] for each in (vectors, labels, seen))
-        return Examples(vectors, labels, rows, seen)
+        if weights is not None:
+            weights = weights.repeat_interleave(ids.shape[1])[kept]
+        return Examples(vectors, labels, rows, seen, weights)
 
     def _labelled(self, labels: Tensor) -> Tensor:
         """Which examples have a label, as many in each run of a batch that choices share."""

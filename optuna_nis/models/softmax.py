@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from optuna_nis.models.weights import weight_sum
 from optuna_nis.nn import MultiSizeLinear, SupernetLinear
 from optuna_nis.nn._look_up import full_precision
 
@@ -27,7 +28,9 @@ _CHUNK_LOGITS = 2**21
 _MIN_CHUNK_ROWS = 32
 
 
-def softmax_loss(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
+def softmax_loss(
+    vectors: Tensor, items: Items, labels: Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of a softmax over all items.
 
     The value of ``functional.cross_entropy(items(vectors), labels)`` and its gradients, in the
@@ -39,11 +42,15 @@ def softmax_loss(vectors: Tensor, items: Items, labels: Tensor) -> Tensor:
         items: The layer that gives the logits, with a bias.
         labels: Index of the target of each example, shape ``(batch,)``; examples of which it is
             negative are left out.
+        weights: How much each example counts in the mean, shape ``(batch,)``; None if all count
+            alike.
     """
-    number = (labels >= 0).sum().clamp(min=1)
+    number = _number(labels, weights)
     with full_precision(vectors):
         losses = [
-            _SoftmaxLoss.apply(own, *every, labels[rows], number)  # type: ignore[no-untyped-call]
+            _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
+                own, *every, labels[rows], number, None if weights is None else weights[rows]
+            )
             for rows, own, every in _all(vectors, items)
         ]
     return torch.stack(losses).sum()
@@ -55,6 +62,7 @@ def sampled_softmax_loss(
     labels: Tensor,
     num_sampled: int,
     certain: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Estimate of :func:`softmax_loss` from some of the items.
 
@@ -72,6 +80,7 @@ def sampled_softmax_loss(
         certain: Index of an item that each example is compared with for certain, shape
             ``(batch,)``, negative for none: one that the model is prone to take for the target
             and that is seldom drawn.
+        weights: As in :func:`softmax_loss`.
     """
     span = math.log(items.out_features + 1)
     drawn = torch.rand(num_sampled, device=labels.device).mul_(span).exp_().long() - 1
@@ -92,8 +101,8 @@ def sampled_softmax_loss(
                 left_out = (ids < 0) | (ids == labels[rows].unsqueeze(1))
                 compared.append(_one_each(own, *more).masked_fill(left_out, -math.inf))
             losses.append(torch.cat(compared, 1).logsumexp(1) - target.squeeze(1))
-    known = labels >= 0
-    return torch.cat(losses).where(known, 0.0).sum() / known.sum().clamp(min=1)
+    found = torch.cat(losses).where(labels >= 0, 0.0)
+    return (found if weights is None else found * weights).sum() / _number(labels, weights)
 
 
 def target_ranks(
@@ -242,6 +251,12 @@ def _all(vectors: Tensor, items: Items) -> Iterator[tuple[slice, Tensor, _Rows]]
         yield rows, vectors[rows].to(bias.dtype), _Rows(weight.to(bias.dtype), bias)
 
 
+def _number(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """How many examples there are whose target is known, or what their weights add up to."""
+    known = labels >= 0
+    return known.sum().clamp(min=1) if weights is None else weight_sum(weights * known)
+
+
 def _precise_bias(items: Items) -> Tensor:
     """The biases in 32 bits or more: fewer do for no sum over many items."""
     assert items.bias is not None
@@ -265,7 +280,13 @@ class _SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, vectors: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, number: Tensor
+        ctx: Any,
+        vectors: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        number: Tensor,
+        weights: Tensor | None,
     ) -> Tensor:
         loss = vectors.new_zeros(())
         gradients = torch.empty_like(vectors), torch.zeros_like(weight), torch.zeros_like(bias)
@@ -274,11 +295,16 @@ class _SoftmaxLoss(torch.autograd.Function):
             known, target = label >= 0, label.clamp(min=0)
             logits = torch.addmm(bias, vectors[rows], weight.T)
             total = logits.logsumexp(1, keepdim=True)
-            loss += (total - logits.gather(1, target)).where(known, 0.0).sum()
+            losses = (total - logits.gather(1, target)).where(known, 0.0)
+            if weights is not None:
+                losses *= weights[rows].unsqueeze(1)
+            loss += losses.sum()
             # The gradient of the logits: the probabilities, less one for the target.
             logits.sub_(total).exp_()
             logits.scatter_add_(1, target, -torch.ones_like(target, dtype=logits.dtype))
             logits /= number.to(logits.dtype).where(known, math.inf)
+            if weights is not None:
+                logits *= weights[rows].unsqueeze(1)
             torch.mm(logits, weight, out=gradients[0][rows])
             gradients[1].addmm_(logits.T, vectors[rows])
             gradients[2].add_(logits.sum(0))
@@ -289,7 +315,7 @@ class _SoftmaxLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         vectors, weight, bias = ctx.saved_tensors
-        return outer * vectors, outer * weight, outer * bias, None, None
+        return outer * vectors, outer * weight, outer * bias, None, None, None
 
 
 def _chunks(num_rows: int, num_items: int) -> Iterator[slice]:

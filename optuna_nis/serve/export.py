@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_folder
-from optuna_nis.data import Features
+from optuna_nis.data.features import NUMERIC
 from optuna_nis.models import EmbeddingModule, RankingModule
 from optuna_nis.models.embeddings import Batch
 from optuna_nis.nn import sized_layers
@@ -39,7 +39,8 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
               quantised ones; quantised are only tables that were trained in 32 bits.
             - ``"onnx"``: ``model.onnx``, checked with ONNX Runtime on random ids. Tables of fewer
               than 32 bits are packed in it. An input for
-              each feature, of shape ``(batch,)``, or ``(batch, length)`` for bags; the output
+              each feature, of shape ``(batch,)``, or ``(batch, length)`` for bags, and
+              ``numeric``, ``(batch, num_numeric)``, if the model takes numbers; the output
               ``probability``, ``(batch,)``, or for retrieval ``scores``, ``(batch, targets)``.
             - ``"torch-export"``: ``model.pt2``, the same for :func:`torch.export.load`, called
               with a dictionary.
@@ -95,13 +96,15 @@ def _serving(predictor: Predictor) -> _Serving:
     return _Serving((predictor if bits <= {32} else predictor.with_tables("packed")).model)
 
 
-def _random_batch(features: Features) -> Batch:
-    """Ids of the whole vocabularies, and unknown ones."""
+def _random_batch(predictor: Predictor) -> Batch:
+    """Ids of the whole vocabularies, unknown ones, and numbers."""
     generator = torch.Generator().manual_seed(0)
-    batch = {}
+    batch, features = {}, predictor.features
     for name, vocabulary in features.vocabularies.items():
         shape = (_EXAMPLES, _BAG_LENGTH) if name in features.bags else (_EXAMPLES,)
         batch[name] = torch.randint(0, len(vocabulary) + 1, shape, generator=generator)
+    if width := predictor.model.num_numeric:
+        batch[NUMERIC] = torch.randn(_EXAMPLES, width, generator=generator)
     return batch
 
 
@@ -128,15 +131,15 @@ def _to_fewer_bits(dtype: Dtype, predictor: Predictor, output: Path) -> str:
 
 
 def _to_onnx(predictor: Predictor, output: Path) -> str:
-    features, model = predictor.features, _serving(predictor)
+    bags, model = predictor.features.bags, _serving(predictor)
     path = output / "model.onnx"
-    to_onnx(model, _random_batch(features), path, bags=features.bags, output_names=[model.name])
+    to_onnx(model, _random_batch(predictor), path, bags=bags, output_names=[model.name])
     return f"ONNX: {path}"
 
 
 def _to_torch_export(predictor: Predictor, output: Path) -> str:
-    features, path = predictor.features, output / "model.pt2"
-    program = to_torch_export(_serving(predictor), _random_batch(features), bags=features.bags)
+    bags, path = predictor.features.bags, output / "model.pt2"
+    program = to_torch_export(_serving(predictor), _random_batch(predictor), bags=bags)
     torch.export.save(program, path)
     return f"torch.export: {path}"
 

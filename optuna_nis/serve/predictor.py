@@ -57,7 +57,10 @@ class Predictor:
     ) -> None:
         self.model = model.eval()
         self.allocation = allocation
-        self.features = features.cut({table.name: table.kept for table in allocation.values()})
+        # Features that share a table keep the same ids.
+        shared = set(model.embeddings.share.values())
+        kept = {t.name: t.kept for t in allocation.values() if t.name not in shared}
+        self.features = features.cut(kept)
         self.tables = tables
 
     def with_tables(self, tables: Tables) -> Predictor:

@@ -26,6 +26,7 @@ except ImportError as error:
         name="torchrec",
     ) from error
 
+from optuna_nis.models.embeddings import FeatureEmbeddings
 from optuna_nis.nn import (
     MultiSizeEmbeddingBag,
     SwappedEmbedding,
@@ -186,8 +187,8 @@ def to_torchrec(model: nn.Module) -> TieredEmbeddingBagCollection:
     Raises:
         ValueError: If there is no multi-size layer, two are of tables of the same name, a bag is
             pooled by its maximum, or by its mean over several fields, a row of padding is not
-            zero, a table is that of an output layer too or there are no others, or a layer is
-            still one of a supernet.
+            zero, a table is that of an output layer too or there are no others, features of a
+            reference model share a table, or a layer is still one of a supernet.
 
     Example:
         >>> from optuna_nis import Tier
@@ -198,6 +199,12 @@ def to_torchrec(model: nn.Module) -> TieredEmbeddingBagCollection:
         True
     """
     check_sized(model)
+    for module in model.modules():
+        if isinstance(module, FeatureEmbeddings) and module.share:
+            raise ValueError(
+                "`model` must have a table for each feature to go to TorchRec, it has features "
+                f"that share one: {dict(module.share)}."
+            )
     left = output_features(model)
     layers = [layer for layer in sized_layers(model) if layer.name not in left]
     if not layers:

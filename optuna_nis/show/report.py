@@ -17,6 +17,8 @@ from optuna import Study
 from optuna_nis import __version__
 from optuna_nis._checks import check_file
 from optuna_nis._format import memory, percent, size
+from optuna_nis.show.results_table import format_table as format_table  # It was here.
+from optuna_nis.show.results_table import metric_rows, result_rows
 from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -26,39 +28,6 @@ from optuna_nis.study.results import RetrainResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from rich.table import Table
-
-
-def format_table(results: Sequence[RetrainResult]) -> Table:
-    """The retraining results as a table for the terminal.
-
-    Args:
-        results: What :func:`optuna_nis.study.results.results_of` returns.
-
-    Returns:
-        A table for :func:`rich.print`, one row per result.
-
-    Raises:
-        ValueError: If there is no result.
-        ImportError: If rich is not installed.
-
-    Example:
-        >>> from optuna_nis.study.results import RetrainResult
-        >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77, 0.78), (0, 1), 1000)
-        >>> format_table([nis]).row_count
-        1
-    """
-    from rich.table import Table
-    from rich.text import Text
-
-    header, rows = _result_rows(results)
-    table = Table(title="Trained from scratch, tested once per seed")
-    for index, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if index == 0 else "right", no_wrap=index > 0)
-    for row in rows:
-        # Text and not str: square brackets in a name are no markup.
-        table.add_row(*(Text(cell) for cell in row))
-    return table
 
 
 def write_report(study: Study, path: str | os.PathLike[str]) -> Path:
@@ -142,39 +111,6 @@ def _figures(study: Study) -> list[tuple[str, go.Figure]]:
     return found
 
 
-def _result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[str]]]:
-    if not found:
-        raise ValueError("`results` must hold at least one result, got none; retrain first.")
-    by_name = {result.name: result for result in found}
-    metrics = {result.metric for result in found}
-    metric = metrics.pop() if len(metrics) == 1 else "metric"
-    full, uniform = by_name.get("full"), by_name.get("uniform")
-    rows = [
-        [
-            result.label,
-            f"{result.mean:.4f}" + ("" if result.std is None else f" ± {result.std:.4f}"),
-            str(len(result.seeds)),
-            size(result.nbytes),
-            _share(result.nbytes, full),
-            _gain(result, uniform),
-        ]
-        for result in found
-    ]
-    return ["Sizes", f"Test {metric}", "Seeds", "Memory", "Of full", "Vs uniform"], rows
-
-
-def _share(nbytes: int, full: RetrainResult | None) -> str:
-    if full is None or not full.nbytes:
-        return "-"
-    return percent(nbytes / full.nbytes)
-
-
-def _gain(result: RetrainResult, uniform: RetrainResult | None) -> str:
-    if uniform is None or result is uniform or not uniform.mean:
-        return "-"
-    return f"{100 * (result.mean / uniform.mean - 1):+.2f} %"
-
-
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
@@ -244,9 +180,19 @@ def _results_section(study: Study, found: results.Results) -> str:
         f"{verdict}<p>Each trained from scratch and tested once per seed, on data that neither "
         "training nor search has seen, once it was decided what to take; mean ± standard "
         f"deviation over the seeds. {text}</p>"
-        + _table(*_result_rows(found), numbers_from=1)
+        + _table(*result_rows(found), numbers_from=1)
+        + _more_metrics(found)
         + f"<p>Memory is that of the embeddings as they are stored: rows, their steps and "
         f"projections, not the order of the ids. {_rest(found)}</p>" + _endings(found)
+    )
+
+
+def _more_metrics(found: Sequence[RetrainResult]) -> str:
+    header, rows = metric_rows(found)
+    if not rows:
+        return ""
+    return "<p>Other metrics in the same tests, by which nothing was decided:</p>" + _table(
+        header, rows, numbers_from=1
     )
 
 

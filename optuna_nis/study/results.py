@@ -154,7 +154,8 @@ def summary_of(study: Study) -> dict[str, Any]:
         goes by, ``budget`` (float32 parameters), the same as ``budget_nbytes``, ``full_nbytes`` of
         the full tables in float32, ``precisions``, ``best``, which is what the search recommends,
         for every result its ``mean``, ``std`` (null for a single seed), ``nbytes``,
-        ``num_parameters``, ``seeds`` and how its trainings went under its name, ``relative_gain``
+        ``num_parameters``, ``seeds``, other ``metrics`` on test data, a number for each seed, and
+        how its trainings went under its name, ``relative_gain``
         over uniform sizes, ``search_cost_ratio``, the ``parts`` of the data, the ``verdict`` with
         the name of the result to ``take``, and ``warnings``, what to mind. Before a retraining,
         what is not known yet is null or not there.
@@ -200,6 +201,7 @@ def summary_of(study: Study) -> dict[str, Any]:
             "steps": list(result.steps),
             "decays": list(result.decays),
             "learning_rate": result.learning_rate,
+            "metrics": {name: list(values) for name, values in result.metrics.items()},
         }
     return summary | {
         "relative_gain": relative_gain(results),

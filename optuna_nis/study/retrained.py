@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import json
 import math
 from statistics import fmean, stdev
@@ -44,10 +44,11 @@ class RetrainResult:
         learning_rate: The learning rate that they began with, :obj:`None` if it is not known.
         nbytes: Bytes of the embeddings as they are stored; by default those of the allocation, or
             4 for each parameter.
+        metrics: Other metrics on the test data by their names, one number per seed of each.
 
     Raises:
         ValueError: If there is no value, a value is not finite, there are not as many seeds as
-            values, or a count or time is negative.
+            values, nor numbers of another metric, or a count or time is negative.
 
     Example:
         >>> result = RetrainResult("full", "Full size", "ROC-AUC", (0.74, 0.76), (0, 1), 1000)
@@ -73,6 +74,7 @@ class RetrainResult:
     decays: tuple[int, ...] = ()
     learning_rate: float | None = None
     nbytes: int = None  # type: ignore[assignment]
+    metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.nbytes is None:
@@ -88,26 +90,32 @@ class RetrainResult:
             ("steps", int),
             ("decays", int),
         )
-        for field, kind in kinds:
-            object.__setattr__(self, field, tuple(map(kind, getattr(self, field))))
+        for name, kind in kinds:
+            object.__setattr__(self, name, tuple(map(kind, getattr(self, name))))
         if not self.values or not all(math.isfinite(value) for value in self.values):
             raise ValueError(
                 f"`values` of {self.name!r} must be at least one number, all finite, "
                 f"got {list(self.values)}."
             )
-        for field in [name for name, _ in kinds[1:]]:
-            each = getattr(self, field)
-            if len(each) != len(self.values) and (each or field == "seeds"):
+        for name in [name for name, _ in kinds[1:]]:
+            each = getattr(self, name)
+            if len(each) != len(self.values) and (each or name == "seeds"):
                 raise ValueError(
-                    f"`{field}` of {self.name!r} must be as many as the values, "
+                    f"`{name}` of {self.name!r} must be as many as the values, "
                     f"{len(self.values)}, got {list(each)}."
                 )
-        for field in ("num_parameters", "num_dense_parameters", "seconds", "nbytes"):
-            value = getattr(self, field)
-            if not value >= 0:
+        metrics = {name: tuple(map(float, each)) for name, each in self.metrics.items()}
+        object.__setattr__(self, "metrics", metrics)
+        for name, each in metrics.items():
+            if len(each) != len(self.values) or not all(map(math.isfinite, each)):
                 raise ValueError(
-                    f"`{field}` of {self.name!r} must not be negative, got {value!r}."
+                    f"`metrics` of {self.name!r} must have as many finite numbers of {name!r} as "
+                    f"there are values, {len(self.values)}, got {list(each)}."
                 )
+        for name in ("num_parameters", "num_dense_parameters", "seconds", "nbytes"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"`{name}` of {self.name!r} must not be negative, got {value!r}.")
 
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:.4f}"
@@ -152,6 +160,7 @@ class RetrainResult:
             "steps": list(self.steps),
             "decays": list(self.decays),
             "learning_rate": self.learning_rate,
+            "metrics": {name: list(values) for name, values in self.metrics.items()},
         }
 
     @classmethod
@@ -181,6 +190,7 @@ class RetrainResult:
                 steps=tuple(data.get("steps", ())),
                 decays=tuple(data.get("decays", ())),
                 learning_rate=None if rate is None else float(rate),
+                metrics={str(name): tuple(v) for name, v in data.get("metrics", {}).items()},
                 **known,
             )
         except (AttributeError, KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,13 @@ class Pretended:
                 val_error=error,
             )  # fmt: skip
 
-        def evaluate(model: Any, data: Any, **options: Any) -> float:
+        def evaluated(model: Any, data: Any, **options: Any) -> dict[str, float]:
             self.events.append(("test", "", 0))
-            return 0.25
+            more = {"test_logloss": 0.5, "test_gauc": math.nan, "test_else": 0.75}
+            return {"test_metric": 0.25} | more
 
         monkeypatch.setattr(trainings, "train", train)
-        monkeypatch.setattr(trainings, "evaluate", evaluate)
+        monkeypatch.setattr(trainings, "evaluated", evaluated)
 
     def run(self, seeds: Sequence[int] = (0, 1, 2), **more: Any) -> Results:
         return comparison.compare(
@@ -251,6 +253,18 @@ def test_a_single_seed_ties_within_a_quarter_of_the_error(
         pretended = Pretended(datamodule, monkeypatch, values, error=error)
         verdict = pretended.run(seeds=[0]).verdict
         assert ("as good" in verdict) == tied, verdict
+
+
+def test_other_metrics_that_a_model_names_are_kept(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    for result in (*pretended.run(), *results_of(pretended.study)):
+        # One that is not known, where no group has both classes, is left out.
+        assert result.metrics == {"LogLoss": (0.5, 0.5, 0.5)}
+    pretended.events.clear()
+    assert pretended.run()[0].metrics == {"LogLoss": (0.5, 0.5, 0.5)}
+    assert pretended.events == []
 
 
 def test_how_the_trainings_ended_is_kept(

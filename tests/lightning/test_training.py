@@ -54,7 +54,7 @@ def test_a_training_says_nothing(
 def test_the_metric_of_the_test_by_its_name(data: DataConfig, model: LightningModule) -> None:
     datamodule = data.datamodule(withhold_test=False)
     assert evaluate(model, datamodule) == evaluate(model, datamodule, monitor="test_metric")
-    message = "`monitor` must be a value that `test_step` logs, one of ['test_metric'], got 'auc'"
+    message = "that `test_step` logs, one of ['test_logloss', 'test_metric'], got 'auc'"
     with pytest.raises(ValueError, match=re.escape(message)):
         evaluate(model, datamodule, monitor="auc")
 

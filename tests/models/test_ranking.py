@@ -28,6 +28,22 @@ def test_auc_of_one_class_is_nan() -> None:
     assert model.choice_quality(batch, 1).isnan().all()
 
 
+def test_auc_of_a_part_is_that_of_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = RankingModule(SPACE, bags={"genres"}), batch_of(4)
+    # Those of the first batch might be probabilities, were they not logits as the others are.
+    logits = torch.tensor([0.85, 0.9, -3.0, 1.2])
+    batch |= {"label": torch.tensor([0.0, 1.0, 0.0, 1.0]), "logits": logits}
+    monkeypatch.setattr(model, "forward", lambda batch: batch["logits"])
+    monkeypatch.setattr(model, "log", lambda *args, **options: None)
+    for step, metric in (
+        (model.validation_step, model.val_auroc),
+        (model.test_step, model.test_auroc),
+    ):
+        for rows in (slice(2), slice(2, None)):
+            step({name: values[rows] for name, values in batch.items()}, 0)
+        assert metric.compute() == roc_auc_score(batch["label"], logits) == 1.0
+
+
 def test_counts_dense_parameters() -> None:
     model = RankingModule(SPACE.full(), bags={"genres"}, hidden=(4,))
     assert model.num_dense_parameters() == (16 * 4 + 4) + (4 + 1) + 16

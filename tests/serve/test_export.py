@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ FRAME = pd.DataFrame(
 )
 
 
-def _model(folder: Path, task: Any, bits: tuple[int, int, int] = (32, 32, 32)) -> Predictor:
+def _model(
+    folder: Path, task: Any, bits: tuple[int, int, int] = (32, 32, 32), **options: Any
+) -> Predictor:
     targets = FRAME["city"] if task == "retrieval" else None
     features = Features.fit(FRAME, task=task, separators={"genres": "|"}, targets=targets)
     sizes = Allocation(
@@ -40,8 +43,34 @@ def _model(folder: Path, task: Any, bits: tuple[int, int, int] = (32, 32, 32)) -
         ]
     )
     torch.manual_seed(0)
-    model = reference_model(features, hidden=[8], init_std=0.5)(sizes)
+    model = reference_model(features, hidden=[8], init_std=0.5, **options)(sizes)
     predictor = Predictor(model, sizes, features)
+    predictor.save(folder)
+    return predictor
+
+
+HISTORIES = pd.DataFrame(
+    {
+        "item": [i % 30 for i in range(120)],
+        "history": [[i % 30, (i + 7) % 30] for i in range(120)],
+        "user": [i % 11 for i in range(120)],
+    }
+)
+
+
+def _shared(folder: Path) -> Predictor:
+    features = Features.fit(HISTORIES, task="ranking", separators={"history": None})
+    same = {"item": features.vocabularies["item"], "history": features.vocabularies["item"]}
+    features = replace(features, vocabularies=features.vocabularies | same)
+    sizes = Allocation(
+        [
+            TableAllocation("item", 30, 8, (Tier(5, 8), Tier(20, 2))),
+            TableAllocation("user", 11, 8, (Tier(11, 4),)),
+        ]
+    )
+    torch.manual_seed(0)
+    build = reference_model(features, hidden=[8], init_std=0.5, share={"history": "item"})
+    predictor = Predictor(build(sizes), sizes, features)
     predictor.save(folder)
     return predictor
 
@@ -130,11 +159,46 @@ def test_onnx_and_torch_export(task: str, bits: tuple[int, int, int], tmp_path: 
     torch.testing.assert_close(torch.from_numpy(found), expected)
 
 
-def test_torchrec(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model", ["deepfm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dcn", "mlp"))]
+)
+def test_a_model_that_takes_numbers(model: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    task = "retrieval" if model == "mlp" else "ranking"
+    predictor = _model(tmp_path / "model", task, (16, 8, 4), model=model, num_numeric=3)
+    for form in ("onnx", "torch-export"):
+        export_model(tmp_path / "model", form, tmp_path / form)
+    batch = predictor.features.encode(FRAME) | {"numeric": torch.randn(len(FRAME), 3)}
+    with torch.no_grad():
+        expected = predictor.model(batch)
+        for tables in ("packed", "dense"):
+            served = predictor.with_tables(tables)
+            torch.testing.assert_close(served.model(batch), expected)
+        expected = expected.sigmoid() if task == "ranking" else expected
+        program = torch.export.load(tmp_path / "torch-export" / "model.pt2").module()
+        for number in (1, len(FRAME)):
+            some = {name: values[:number] for name, values in batch.items()}
+            torch.testing.assert_close(program(some), expected[:number])
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    (found,) = session.run(None, {name: values.numpy() for name, values in batch.items()})
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+@pytest.mark.parametrize(("form", "exact"), [("int8", 2e-2), ("float16", 2e-3)])
+def test_a_quantised_model_that_takes_numbers(form: Any, exact: float, tmp_path: Path) -> None:
+    predictor = _model(tmp_path / "model", "ranking", num_numeric=3)
+    batch = predictor.features.encode(FRAME) | {"numeric": torch.randn(len(FRAME), 3)}
+    with torch.no_grad():
+        found = predictor.with_tables(form).model.predict_step(batch)
+        torch.testing.assert_close(found, predictor.model.predict_step(batch), atol=exact, rtol=0)
+
+
+@pytest.mark.parametrize("num_numeric", [0, 3])
+def test_torchrec(num_numeric: int, tmp_path: Path) -> None:
     torchrec = pytest.importorskip("torchrec")
     from optuna_nis.serve.torchrec import TieredEmbeddingBagCollection
 
-    predictor = _model(tmp_path / "model", "ranking")
+    predictor = _model(tmp_path / "model", "ranking", num_numeric=num_numeric)
     export_model(tmp_path / "model", "torchrec", tmp_path / "served")
     tables = load(
         tmp_path / "served" / "tables.pt",
@@ -148,6 +212,37 @@ def test_torchrec(tmp_path: Path) -> None:
     )
     expected = predictor.model.embeddings(batch)
     torch.testing.assert_close(tables(bags).values().view(200, 3, 16), expected)
+
+
+@pytest.mark.parametrize("form", ["packed", "dense", "int8", "fp16"])
+def test_features_that_share_a_table(form: str, tmp_path: Path) -> None:
+    predictor = _shared(tmp_path / "model")
+    export_model(tmp_path / "model", form, tmp_path / "served")
+    served = Predictor.load(tmp_path / "served")
+    assert len(served.model.embeddings.layers) == 2
+    exact = {"fp16": 2e-3, "int8": 2e-2}.get(form, 1e-5)
+    np.testing.assert_allclose(served.predict(HISTORIES), predictor.predict(HISTORIES), atol=exact)
+
+
+def test_features_that_share_a_table_in_programs(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    predictor = _shared(tmp_path / "model")
+    for form in ("onnx", "torch-export"):
+        export_model(tmp_path / "model", form, tmp_path)
+    batch = predictor.features.encode(HISTORIES)
+    expected = torch.from_numpy(predictor.predict(HISTORIES))
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(program(batch).detach(), expected)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {name: ids.numpy() for name, ids in batch.items()})
+    torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+def test_features_that_share_a_table_do_not_go_to_torchrec(tmp_path: Path) -> None:
+    pytest.importorskip("torchrec")
+    _shared(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"it has features that share one: {'history': 'item'}"):
+        export_model(tmp_path / "model", "torchrec", tmp_path / "served")
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

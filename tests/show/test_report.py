@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
-import io
 import json
 import re
 
@@ -9,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 import optuna
 import pytest
-from rich.console import Console
 
 from optuna_nis._format import memory, percent, size
 from optuna_nis.controller.sampler import PolicyHistory
-from optuna_nis.show.report import _script_json, format_table, write_report
+from optuna_nis.show.report import _script_json, write_report
 from optuna_nis.study import results as stored
 from optuna_nis.study.cautions import Part
 
@@ -239,40 +237,6 @@ def test_script_json_is_json_without_markup(data):
     assert not set("<>&") & set(text)
 
 
-def rendered(results):
-    console = Console(file=io.StringIO(), width=100, no_color=True)
-    console.print(format_table(results))
-    return console.file.getvalue()
-
-
-def test_table_in_the_terminal(make_study):
-    text = rendered(stored.results_of(make_study(results=True)))
-    assert "Test ROC-AUC" in text
-    assert "0.7750 ± 0.0071" in text
-    assert "+3.33 %" in text
-    (full,) = (line for line in text.splitlines() if "Full" in line)
-    assert "0.7600 " in full
-    assert "±" not in full
-    assert "100 %" in full
-
-
-def test_table_shows_brackets_and_lacks_what_is_not_there():
-    text = rendered(
-        [
-            stored.RetrainResult("nis", "[red]x[/red]", "AUC", (0.7,), (0,), 10),
-            stored.RetrainResult("tpe", "TPE", "Recall@1", (0.7,), (0,), 10),
-        ]
-    )
-    assert "[red]x[/red]" in text
-    assert "Test metric" in text
-    assert "%" not in text
-
-
-def test_table_of_nothing():
-    with pytest.raises(ValueError, match="retrain first"):
-        format_table([])
-
-
 def test_the_verdict_and_how_trainings_ended(page, make_study):
     study = make_study(supernet=2)
     nis = stored.RetrainResult(
@@ -293,3 +257,13 @@ def test_the_verdict_and_how_trainings_ended(page, make_study):
 
 def test_results_of_earlier_versions_have_no_endings(page, make_study):
     assert "Ended by itself" not in page(make_study(supernet=2, results=True)).words
+
+
+def test_other_metrics(page, make_study):
+    study = make_study(supernet=2, results=True)
+    assert "Other metrics" not in page(study).words
+    more = {"LogLoss": (0.31, 0.33), "<GAUC>": (0.7, 0.72)}
+    nis = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.6, 0.7), (0, 1), 10, metrics=more)
+    stored.save_results(study, [nis])
+    words = page(study).words.replace(" ", "")
+    assert "nothingwasdecided:MetricNISLogLoss0.3200±0.0141<GAUC>0.7100" in words

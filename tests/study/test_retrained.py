@@ -51,6 +51,20 @@ def test_mean_and_sample_deviation():
     assert json.loads(json.dumps(alone.to_dict()))["std"] is None
 
 
+def test_other_metrics_are_read_back():
+    more = replace(RESULT, metrics={"LogLoss": (0.3, 1), "GAUC": [0.6, 0.7]})
+    assert more.metrics == {"LogLoss": (0.3, 1.0), "GAUC": (0.6, 0.7)}
+    assert stored.RetrainResult.from_dict(json.loads(json.dumps(more.to_dict()))) == more != RESULT
+    old = RESULT.to_dict()
+    del old["metrics"]
+    assert stored.RetrainResult.from_dict(old).metrics == {}
+    for wrong in ((0.3,), (0.3, math.nan)):
+        with pytest.raises(ValueError, match=r"`metrics` of 'nis' must .*'GAUC' .*values, 2"):
+            replace(RESULT, metrics={"GAUC": wrong})
+    with pytest.raises(ValueError, match="malformed"):
+        stored.RetrainResult.from_dict(RESULT.to_dict() | {"metrics": [0.3]})
+
+
 def test_how_trainings_went_is_read_back():
     went = replace(
         RESULT,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
+from optuna_nis.study.uncertainty import auc_standard_error, effective_rows, share_standard_error
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,35 @@ def test_standard_error_of_an_auc_is_the_deviation_of_many():
     assert auc_standard_error(0.5, 12, 18) == pytest.approx(auc.std(), rel=0.05)
 
 
+def test_rows_of_equal_weight_that_say_as_much():
+    assert effective_rows(np.full(7, 0.1)) == pytest.approx(7)
+    assert effective_rows(np.array([3.0, 3.0, 0.0])) == pytest.approx(2)
+    assert effective_rows(np.array([1e-300, 0.0])) == 1
+    assert effective_rows(np.zeros(3)) == effective_rows(np.empty(0)) == 0
+
+
+def test_standard_errors_under_weights_are_the_deviations_of_many():
+    rng = np.random.default_rng(0)
+    weights = rng.exponential(size=60) + 0.1
+    positive, negative = weights[:25], weights[25:]
+    # Of exponential scores the areas are those that Hanley and McNeil assume.
+    scores = rng.exponential(size=(3_000, 60))
+    scores[:, :25] *= 3.0
+    wins = scores[:, :25, None] > scores[:, None, 25:]
+    areas = np.einsum("nij,i,j->n", wins, positive, negative) / positive.sum() / negative.sum()
+    found = auc_standard_error(0.75, effective_rows(positive), effective_rows(negative))
+    assert areas.mean() == pytest.approx(0.75, abs=0.005)
+    assert found == pytest.approx(areas.std(), rel=0.05)
+    # Were they taken for rows that count alike, it would be too small.
+    assert auc_standard_error(0.75, 25, 35) < 0.9 * areas.std()
+
+    hits = rng.random((3_000, 60)) < 0.4
+    shares = hits @ weights / weights.sum()
+    assert share_standard_error(0.4, effective_rows(weights)) == pytest.approx(
+        shares.std(), rel=0.08
+    )
+
+
 def test_standard_error_of_a_share():
     assert share_standard_error(0.2, 10_000) == pytest.approx(0.004, rel=0.01)
     # None of five is no certainty.
@@ -45,10 +74,19 @@ def test_standard_error_of_a_share():
     ("call", "message"),
     [
         (lambda: auc_standard_error(1.1, 1, 1), "`auc` must be a number"),
-        (lambda: auc_standard_error(0.5, 0, 1), "`num_positive` must be an integer of at least 1"),
-        (lambda: auc_standard_error(0.5, 1, 0), "`num_negative` must be an integer of at least 1"),
+        (
+            lambda: auc_standard_error(0.5, 0, 1),
+            r"`num_positive` must be a number in \[1, inf\), got 0",
+        ),
+        (
+            lambda: auc_standard_error(0.5, 1, 0),
+            r"`num_negative` must be a number in \[1, inf\), got 0",
+        ),
         (lambda: share_standard_error(-0.1, 1), "`share` must be a number"),
-        (lambda: share_standard_error(0.1, 0), "`num_rows` must be an integer of at least 1"),
+        (
+            lambda: share_standard_error(0.1, 0),
+            r"`num_rows` must be a number in \[1, inf\), got 0",
+        ),
     ],
 )
 def test_bad_arguments(call, message):

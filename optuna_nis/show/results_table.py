@@ -1,0 +1,130 @@
+"""What was trained from scratch, in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Literal
+
+from optuna_nis._format import percent, size
+from optuna_nis.study.results import RetrainResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def format_table(results: Sequence[RetrainResult]) -> Table:
+    """The retraining results as a table for the terminal.
+
+    Args:
+        results: What :func:`optuna_nis.study.results.results_of` returns.
+
+    Returns:
+        A table for :func:`rich.print`, one row per result.
+
+    Raises:
+        ValueError: If there is no result.
+        ImportError: If rich is not installed.
+
+    Example:
+        >>> from optuna_nis.study.results import RetrainResult
+        >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77, 0.78), (0, 1), 1000)
+        >>> format_table([nis]).row_count
+        1
+    """
+    header, rows = result_rows(results)
+    return _rich_table("Trained from scratch, tested once per seed", header, rows, no_wrap=True)
+
+
+def format_metrics(results: Sequence[RetrainResult]) -> Table | None:
+    """The other metrics of the results as a table for the terminal, a row for each.
+
+    Args:
+        results: As in :func:`format_table`.
+
+    Returns:
+        A table for :func:`rich.print`; None if there are no other metrics.
+
+    Raises:
+        ImportError: If rich is not installed.
+
+    Example:
+        >>> from optuna_nis.study.results import RetrainResult
+        >>> more = {"LogLoss": (0.31,), "GAUC": (0.7,)}
+        >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000, metrics=more)
+        >>> format_metrics([nis]).row_count
+        2
+    """
+    header, rows = metric_rows(results)
+    if not rows:
+        return None
+    return _rich_table("Other metrics on the test data", header, rows, no_wrap=False)
+
+
+def metric_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the table of other metrics, no row if there are none."""
+    names = dict.fromkeys(name for result in found for name in result.metrics)
+    rows = [[name, *(_mean(result.metrics.get(name, ())) for result in found)] for name in names]
+    return ["Metric", *(result.label for result in found)], rows
+
+
+def result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the table of the results.
+
+    Raises:
+        ValueError: If there is no result.
+    """
+    if not found:
+        raise ValueError("`results` must hold at least one result, got none; retrain first.")
+    by_name = {result.name: result for result in found}
+    metrics = {result.metric for result in found}
+    metric = metrics.pop() if len(metrics) == 1 else "metric"
+    full, uniform = by_name.get("full"), by_name.get("uniform")
+    rows = [
+        [
+            result.label,
+            _mean(result.values),
+            str(len(result.seeds)),
+            size(result.nbytes),
+            _share(result.nbytes, full),
+            _gain(result, uniform),
+        ]
+        for result in found
+    ]
+    return ["Sizes", f"Test {metric}", "Seeds", "Memory", "Of full", "Vs uniform"], rows
+
+
+def _rich_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, no_wrap: bool
+) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title)
+    for index, name in enumerate(header):
+        first = index == 0
+        justify: Literal["left", "right"] = "left" if first else "right"
+        table.add_column(Text(name), justify=justify, no_wrap=no_wrap and not first)
+    for row in rows:
+        # Text and not str: square brackets in a name are no markup.
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _mean(values: Sequence[float]) -> str:
+    """The mean of the values of several seeds, and their standard deviation if it is known."""
+    if not values:
+        return "-"
+    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def _share(nbytes: int, full: RetrainResult | None) -> str:
+    if full is None or not full.nbytes:
+        return "-"
+    return percent(nbytes / full.nbytes)
+
+
+def _gain(result: RetrainResult, uniform: RetrainResult | None) -> str:
+    if uniform is None or result is uniform or not uniform.mean:
+        return "-"
+    return f"{100 * (result.mean / uniform.mean - 1):+.2f} %"
