@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
 
 Batch = dict[str, Tensor]
+
+#: Tables of more rows have sparse gradients.
+SPARSE_ABOVE: Final = 100_000
 
 
 def tables_of(
@@ -67,12 +70,16 @@ class FeatureEmbeddings(nn.Module):
         for name, table in tables_of(tables).items():
             if name in leave_out:
                 continue
+            options: dict[str, Any] = {
+                "init_std": init_std,
+                "sparse": table.num_embeddings > SPARSE_ABOVE,
+            }
             if isinstance(table, EmbeddingSpec):
                 mode: Any = "mean" if name in bags else None
-                self.layers.append(SupernetEmbedding(table, mode=mode, init_std=init_std))
+                self.layers.append(SupernetEmbedding(table, mode=mode, **options))
             else:
                 kind = MultiSizeEmbeddingBag if name in bags else MultiSizeEmbedding
-                self.layers.append(kind(table, init_std=init_std))
+                self.layers.append(kind(table, **options))
             self.names.append(name)
             widths.add(table.embedding_dim)
         if unknown := set(bags) - set(self.names):
