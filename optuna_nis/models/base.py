@@ -18,8 +18,8 @@ from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
-# XXX
-_TABLES_RATE = 10.0
+# Of row-wise Adagrad, in learning rates of Adam. XXX
+_TABLES_RATE = 3.0
 
 
 class EmbeddingModule(LightningModule):

@@ -15,7 +15,7 @@ from optuna_nis.space.spec import EmbeddingSpec
 
 Batch = dict[str, Tensor]
 
-#: Tables of more rows have sparse gradients.
+#: Tables of features with more values have sparse gradients, see :class:`FeatureEmbeddings`.
 SPARSE_ABOVE: Final = 100_000
 
 
@@ -38,6 +38,24 @@ def tables_of(
 
 class FeatureEmbeddings(nn.Module):
     """The embeddings of all features of a batch, stacked.
+
+    Tables of features with more than 100,000 values have sparse gradients, however few rows a
+    choice keeps: sizes are compared, not ways to train them. Milliseconds of a training step that
+    go to one table of width 32, with a batch of 4,096 Zipf ids on one core, dense with Adam and
+    sparse with row-wise Adagrad:
+
+    =========  ===============  ================  ===========  ============
+    rows       supernet, dense  supernet, sparse  full, dense  full, sparse
+    =========  ===============  ================  ===========  ============
+    10,000     3                2                 2            1
+    100,000    15               2                 22           1
+    1,000,000  284              3                 289          1
+    5,000,000  2,252            3                 1,595        2
+    =========  ===============  ================  ===========  ============
+
+    All else in a step of 26 features takes about 90. So up to 100,000 rows, 24 times as many as
+    such a batch has ids, what a dense table costs is no reason to leave Adam; beyond, it soon
+    takes most of the time.
 
     Args:
         tables: A space gives supernet embeddings, an allocation multi-size ones.

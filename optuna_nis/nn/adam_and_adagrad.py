@@ -65,7 +65,7 @@ class AdamAndRowwiseAdagrad(RowwiseAdagrad):
         Returns:
             The loss, if there is a closure.
         """
-        loss: float | None = super().step(closure)  # type: ignore[arg-type]
+        loss: float | None = super().step(closure)
         self._adam.step()
         return loss
 
