@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.batches import Batch
@@ -72,7 +71,7 @@ def retrieval_part(
     return Part(len(labels), None, metric, chance, error)
 
 
-def labels_of(loader: DataLoader[Batch], model: EmbeddingModule) -> tuple[Tensor, Tensor | None]:
+def labels_of(loader: Iterable[Batch], model: EmbeddingModule) -> tuple[Tensor, Tensor | None]:
     """The labels of all rows that a dataloader gives, and their weights, if they have some."""
     labels, weights = [], []
     for batch in loader:

@@ -17,9 +17,13 @@ from optuna_nis.models.embeddings import Batch, FeatureEmbeddings
 from optuna_nis.models.metrics import groups_of
 from optuna_nis.models.numeric import NumericField, numbers_of
 from optuna_nis.models.weights import mean, weights_of
+from optuna_nis.nn import AdamAndRowwiseAdagrad
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
+
+# Of row-wise Adagrad, in learning rates of Adam. XXX
+_TABLES_RATE = 3.0
 
 
 class EmbeddingModule(LightningModule):
@@ -79,8 +83,15 @@ class EmbeddingModule(LightningModule):
             self.numeric = NumericField(num_numeric, self.embeddings.embedding_dim)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam on all parameters."""
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        """Adam on all parameters; row-wise Adagrad on those of tables with sparse gradients."""
+        tables = [m.weight for m in self.modules() if isinstance(m, nn.Embedding) and m.sparse]
+        if not tables:
+            return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        of_tables = {id(weight) for weight in tables}
+        dense = [p for p in self.parameters() if id(p) not in of_tables]
+        return AdamAndRowwiseAdagrad(
+            dense, tables, self.learning_rate, _TABLES_RATE * self.learning_rate
+        )
 
     @abstractmethod
     def choice_loss(self, batch: Batch) -> Tensor:

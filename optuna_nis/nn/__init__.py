@@ -1,6 +1,7 @@
 """Embedding and output layers: the supernet of a search, the multi-size layers of its result."""
 
 from optuna_nis.nn._warm_start import warm_start
+from optuna_nis.nn.adam_and_adagrad import AdamAndRowwiseAdagrad
 from optuna_nis.nn.counts import count_ids
 from optuna_nis.nn.mask_gradients import mask_gradients
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, MultiSizeEmbeddingBag, sized_layers
@@ -17,6 +18,7 @@ from optuna_nis.nn.swapped import (
 )
 
 __all__ = [
+    "AdamAndRowwiseAdagrad",
     "MultiSizeEmbedding",
     "MultiSizeEmbeddingBag",
     "MultiSizeLinear",

@@ -74,7 +74,7 @@ class RowwiseAdagrad(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for group in self._rowwise():
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._move(parameter, group)
@@ -86,9 +86,13 @@ class RowwiseAdagrad(Optimizer):
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for key, parameter in zip(keys, parameters):
-            if key in state_dict["state"]:
-                total = state_dict["state"][key]["sum"]
+            total = state_dict["state"].get(key, {}).get("sum")
+            if total is not None:
                 self.state[parameter]["sum"] = total.to(parameter.device, copy=True)
+
+    def _rowwise(self) -> list[dict[str, Any]]:
+        """The groups whose parameters have an accumulator for each row."""
+        return self.param_groups
 
     def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from optuna_nis.nn import (
     SupernetEmbedding,
     SupernetLinear,
+    _supernet_rounding,
     make_searchable,
     mask_gradients,
     set_choices,
@@ -136,6 +138,21 @@ def test_the_spread_is_measured_now_and_then_and_before_an_evaluation() -> None:
     for _ in range(20):
         last = layer(ids)
     torch.testing.assert_close(last, 6 * before)
+
+
+@pytest.mark.parametrize("measured", [36, 35, 12, 5])
+def test_of_many_rows_some_are_measured(monkeypatch: pytest.MonkeyPatch, measured: int) -> None:
+    monkeypatch.setattr(_supernet_rounding, "_MEASURED", measured)
+    layer = _layer()
+    distance = math.ceil(36 / measured)
+    with torch.no_grad():
+        # The head is measured as a whole.
+        layer.weight[:4], layer.weight[4:] = 2.0, 100.0
+        layer.weight[4:40:distance] = 3.0
+    layer.train().eval()
+    assert layer._spread is not None
+    expected = torch.tensor([2.0, 3.0]).unsqueeze(1).expand(2, 4)
+    torch.testing.assert_close(layer._spread.spread[:2], expected)
 
 
 def test_the_step_is_that_of_the_columns_that_are_kept() -> None:
