@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from optuna_nis import Allocation, SearchPlan, SearchSpace, SizeSearch
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.data.features import LABEL
+from optuna_nis.data.keys import LABEL
 from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.models import EmbeddingModule, RankingModule, reference_model
 from optuna_nis.nn import set_choices, warm_start

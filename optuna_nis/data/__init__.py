@@ -17,8 +17,9 @@ except ModuleNotFoundError as error:
 
 from optuna_nis.data.amazon import AmazonVideoGamesRetrieval
 from optuna_nis.data.base import EmbeddingDataModule
-from optuna_nis.data.features import UNSEEN_TARGET, Features, Task
+from optuna_nis.data.features import Features
 from optuna_nis.data.flights import FlightsRanking, FlightsRetrieval
+from optuna_nis.data.keys import UNSEEN_TARGET, Task
 from optuna_nis.data.movielens import (
     MovieLens1MRanking,
     MovieLensSmallRanking,

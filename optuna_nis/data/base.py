@@ -14,7 +14,8 @@ from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.batches import Batch, default_batch_size
 from optuna_nis.data.coded import CodedColumn, code_columns, coded
 from optuna_nis.data.encoding import Encoder
-from optuna_nis.data.features import LABEL, Features, Task, check_names, check_task
+from optuna_nis.data.features import Features
+from optuna_nis.data.keys import LABEL, Task, check_names, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
 from optuna_nis.data.numeric import numbers_of
 from optuna_nis.data.parts import DiskPart, MemoryPart, Part

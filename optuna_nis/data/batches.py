@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from optuna_nis.data.features import LABEL
+from optuna_nis.data.keys import LABEL
 
 Batch = dict[str, Tensor]
 

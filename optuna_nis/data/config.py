@@ -14,7 +14,7 @@ from optuna_nis._checks import check_integer
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.data.bags import BagKeep
-from optuna_nis.data.features import LABEL
+from optuna_nis.data.keys import LABEL
 from optuna_nis.data.splits import Split
 from optuna_nis.study.attributes import read_text, save_text
 from optuna_nis.study.keys import (

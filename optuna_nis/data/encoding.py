@@ -11,7 +11,8 @@ import torch
 
 from optuna_nis.data.batches import Batch
 from optuna_nis.data.coded import CodedColumn
-from optuna_nis.data.features import GROUP, LABEL, NUMERIC, UNSEEN_TARGET, WEIGHT, Features
+from optuna_nis.data.features import Features
+from optuna_nis.data.keys import GROUP, LABEL, NUMERIC, UNSEEN_TARGET, WEIGHT
 from optuna_nis.data.numeric import scaled
 from optuna_nis.data.source import CodedSource
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 import json
-from typing import Any, Final, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,30 +17,10 @@ from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, check_bags, flatten
 from optuna_nis.data.coded import CodedColumn, code_columns, coded, feature_vocabulary
 from optuna_nis.data.columns import as_seen, converted
+from optuna_nis.data.keys import NUMERIC, UNSEEN_TARGET, Task, check_names, check_task
 from optuna_nis.data.numeric import Floats, Scaling, numbers_of, scaled
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
-
-Task = Literal["ranking", "retrieval"]
-
-LABEL: Final = "label"
-"""Key of the labels in a batch."""
-
-NUMERIC: Final = "numeric"
-"""Key of the numbers in a batch, standardised, ``(batch, num_numeric)``."""
-
-WEIGHT: Final = "weight"
-"""Key of the sample weights in a batch, at least 0, ``(batch,)``."""
-
-GROUP: Final = "group"
-"""Key of the ids of the groups in a batch, users or queries, int64 ``(batch,)``, for metrics."""
-
-UNSEEN_TARGET: Final = -100
-"""Label of a retrieval target that training has never seen.
-
-It equals no class, so that every prediction for it is a miss, and it is the ``ignore_index`` of
-:func:`torch.nn.functional.cross_entropy`.
-"""
 
 # The oldest version that reads what is written: version 3 has numeric columns.
 _JSON_VERSION, _WITH_NUMBERS = 2, 3
@@ -413,36 +393,3 @@ class Features:
             ValueError: If the text is not such features.
         """
         return cls.from_dict(json.loads(text))
-
-
-def check_task(task: str) -> None:
-    """Check the name of a task.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    if task not in ("ranking", "retrieval"):
-        raise ValueError(f'`task` must be "ranking" or "retrieval", got {task!r}.')
-
-
-def check_names(names: Sequence[str], numeric: Sequence[str] = ()) -> None:
-    """Check the names of features and of numeric columns.
-
-    Raises:
-        ValueError: If there is no feature, a name comes twice, or is a key of a batch.
-    """
-    if not names:
-        raise ValueError("`features` must name at least one column, got none.")
-    for name in names:
-        if name == LABEL or (name == NUMERIC and numeric):
-            raise ValueError(
-                f"`features` must not name a feature {name!r}, the key of the "
-                f"{'labels' if name == LABEL else 'numeric inputs'} in a batch; rename the column."
-            )
-        if names.count(name) > 1:
-            raise ValueError(f"`features` names {name!r} twice.")
-    for name in numeric:
-        if name in names:
-            raise ValueError(f"`numeric` must not name a feature too, got {name!r} in both.")
-        if list(numeric).count(name) > 1:
-            raise ValueError(f"`numeric` names {name!r} twice.")

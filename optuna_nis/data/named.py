@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from optuna_nis.data.base import EmbeddingDataModule
-from optuna_nis.data.features import Task
+from optuna_nis.data.keys import Task
 from optuna_nis.data.reading import read_table
 from optuna_nis.data.splits import Split
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 import pandas as pd
 
 from optuna_nis.data.coded import CodedColumn, taken
-from optuna_nis.data.features import Features, Task
+from optuna_nis.data.features import Features
+from optuna_nis.data.keys import Task
 from optuna_nis.data.numeric import Floats
 from optuna_nis.data.vocabulary import Vocabulary
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from optuna_nis.data.features import LABEL, Features
+from optuna_nis.data.features import Features
+from optuna_nis.data.keys import LABEL
 
 
 def summary(

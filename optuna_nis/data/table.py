@@ -15,8 +15,8 @@ from optuna_nis.data import cells
 from optuna_nis.data.bags import check_bags
 from optuna_nis.data.base import EmbeddingDataModule
 from optuna_nis.data.coded import CodedColumn, plain_values
-from optuna_nis.data.features import Task, check_names
 from optuna_nis.data.files import TableFiles
+from optuna_nis.data.keys import Task, check_names
 from optuna_nis.data.labels import Label
 from optuna_nis.data.meaning import Meaning
 from optuna_nis.data.numeric import Floats

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from optuna_nis.data.batches import Batch
 from optuna_nis.data.encoding import Encoder
-from optuna_nis.data.features import LABEL
+from optuna_nis.data.keys import LABEL
 from optuna_nis.data.source import CodedSource
 
 _BLOCK = 2048

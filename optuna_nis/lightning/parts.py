@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.batches import Batch
-from optuna_nis.data.features import LABEL
+from optuna_nis.data.keys import LABEL
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.items import ItemsModule
 from optuna_nis.models.weights import mean

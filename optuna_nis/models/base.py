@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_integer, check_number
-from optuna_nis.data.features import GROUP, NUMERIC, WEIGHT
+from optuna_nis.data.keys import GROUP, NUMERIC, WEIGHT
 from optuna_nis.models.embeddings import Batch, FeatureEmbeddings
 from optuna_nis.models.metrics import groups_of
 from optuna_nis.models.numeric import NumericField, numbers_of

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from optuna_nis._checks import check_integer
-from optuna_nis.data.features import UNSEEN_TARGET
+from optuna_nis.data.keys import UNSEEN_TARGET
 from optuna_nis.models.base import EmbeddingModule
 from optuna_nis.models.embeddings import Batch
 from optuna_nis.models.metrics import GroupMean

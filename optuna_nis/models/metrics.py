@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.utilities import dim_zero_cat
 
-from optuna_nis.data.features import GROUP, LABEL
+from optuna_nis.data.keys import GROUP, LABEL
 from optuna_nis.models.embeddings import Batch
 
 

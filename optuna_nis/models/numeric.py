@@ -6,7 +6,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from optuna_nis.data.features import NUMERIC
+from optuna_nis.data.keys import NUMERIC
 from optuna_nis.models.embeddings import Batch
 
 #: Width of the hidden layer.

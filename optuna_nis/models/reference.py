@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from optuna_nis.data.columns import converted
-from optuna_nis.data.features import Features, check_task
+from optuna_nis.data.features import Features
+from optuna_nis.data.keys import check_task
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.models.base import EmbeddingModule, check_hidden
 from optuna_nis.models.cross import CrossRankingModule

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis._checks import check_integer, check_number
-from optuna_nis.data.features import UNSEEN_TARGET
+from optuna_nis.data.keys import UNSEEN_TARGET
 from optuna_nis.models.embeddings import Batch, tables_of
 from optuna_nis.models.items import ITEMS, Examples, ItemsModule, items_of
 from optuna_nis.nn._ids import check_ids

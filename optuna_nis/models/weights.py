@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from optuna_nis.data.features import LABEL, WEIGHT
+from optuna_nis.data.keys import LABEL, WEIGHT
 from optuna_nis.models.embeddings import Batch
 
 

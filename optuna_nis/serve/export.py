@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_folder
-from optuna_nis.data.features import NUMERIC
+from optuna_nis.data.keys import NUMERIC
 from optuna_nis.models import EmbeddingModule, RankingModule
 from optuna_nis.models.embeddings import Batch
 from optuna_nis.nn import sized_layers

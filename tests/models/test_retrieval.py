@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from users_and_genres import SPACE, SPECS, batch_of
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
-from optuna_nis.data.features import UNSEEN_TARGET
+from optuna_nis.data.keys import UNSEEN_TARGET
 from optuna_nis.lightning import warm_start
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.models import RetrievalModule

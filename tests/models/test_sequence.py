@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from optuna_nis import EmbeddingSpec, SearchSpace
-from optuna_nis.data.features import UNSEEN_TARGET
+from optuna_nis.data.keys import UNSEEN_TARGET
 from optuna_nis.models import SequenceModule
 from optuna_nis.nn import (
     MultiSizeLinear,

@@ -1,0 +1,60 @@
+"""What the tensors of a batch are called, and columns must not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+Task = Literal["ranking", "retrieval"]
+
+LABEL: Final = "label"
+"""Key of the labels in a batch."""
+
+NUMERIC: Final = "numeric"
+"""Key of the numbers in a batch, standardised, ``(batch, num_numeric)``."""
+
+WEIGHT: Final = "weight"
+"""Key of the sample weights in a batch, at least 0, ``(batch,)``."""
+
+GROUP: Final = "group"
+"""Key of the ids of the groups in a batch, users or queries, int64 ``(batch,)``, for metrics."""
+
+UNSEEN_TARGET: Final = -100
+"""Label of a retrieval target that training has never seen.
+
+It equals no class, so that every prediction for it is a miss, and it is the ``ignore_index`` of
+:func:`torch.nn.functional.cross_entropy`.
+"""
+
+
+def check_task(task: str) -> None:
+    """Check the name of a task.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if task not in ("ranking", "retrieval"):
+        raise ValueError(f'`task` must be "ranking" or "retrieval", got {task!r}.')
+
+
+def check_names(names: Sequence[str], numeric: Sequence[str] = ()) -> None:
+    """Check the names of features and of numeric columns.
+
+    Raises:
+        ValueError: If there is no feature, a name comes twice, or is a key of a batch.
+    """
+    if not names:
+        raise ValueError("`features` must name at least one column, got none.")
+    for name in names:
+        if name == LABEL or (name == NUMERIC and numeric):
+            raise ValueError(
+                f"`features` must not name a feature {name!r}, the key of the "
+                f"{'labels' if name == LABEL else 'numeric inputs'} in a batch; rename the column."
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"`features` names {name!r} twice.")
+    for name in numeric:
+        if name in names:
+            raise ValueError(f"`numeric` must not name a feature too, got {name!r} in both.")
+        if list(numeric).count(name) > 1:
+            raise ValueError(f"`numeric` names {name!r} twice.")
