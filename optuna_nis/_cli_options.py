@@ -74,6 +74,11 @@ class DataOptions:
     separator: str | None = typer.Option(
         None, help="What stands between cells, such as ';'.", show_default="what the name says"
     )
+    share: list[str] | None = typer.Option(
+        None,
+        help="A feature and others with the same kind of ids, which look into its table, such as "
+        "item=history. Can be given more than once.",
+    )
     min_count: int = typer.Option(
         1, min=1, help="Ids with fewer training rows are out of vocabulary."
     )
@@ -135,6 +140,7 @@ class DataOptions:
         }
         for name in ("features", "na_values", "numeric", "columns"):
             given[name] = _names(given[name])
+        given["share"] = dict(pair for text in self.share or () for pair in _shared(text))
         given["bags"] = _bags(self.bags or (), self._table_columns())
         return DataConfig(**given)
 
@@ -389,6 +395,18 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _shared(text: str) -> list[tuple[str, str]]:
+    """For each feature that shares a table, whose."""
+    owner, sign, others = text.partition("=")
+    names = _names(others)
+    if not (owner.strip() and sign and names):
+        raise ValueError(
+            f"`share` must be FEATURE=OTHER such as item=history, or several others between "
+            f"commas, got {text!r}."
+        )
+    return [(name, owner.strip()) for name in names]
 
 
 def _paths(texts: Sequence[str] | None) -> str | tuple[str, ...] | None:

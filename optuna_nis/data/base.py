@@ -15,11 +15,17 @@ from optuna_nis.data.batches import Batch, default_batch_size
 from optuna_nis.data.coded import CodedColumn, code_columns, coded
 from optuna_nis.data.encoding import Encoder
 from optuna_nis.data.features import Features
-from optuna_nis.data.keys import LABEL, Task, check_names, check_task
+from optuna_nis.data.keys import LABEL, Task, check_names, check_share, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
 from optuna_nis.data.numeric import numbers_of
 from optuna_nis.data.parts import DiskPart, MemoryPart, Part
-from optuna_nis.data.source import CodedSource, Source, check_fitted, warn_of_rare_ids
+from optuna_nis.data.source import (
+    CodedSource,
+    Source,
+    check_fitted,
+    known_targets,
+    warn_of_rare_ids,
+)
 from optuna_nis.data.splits import MIN_ROWS, Parts, Split, check_split, split_rows, thin
 from optuna_nis.data.summary import summary
 from optuna_nis.data.vocabulary import Vocabulary
@@ -73,6 +79,8 @@ class EmbeddingDataModule(LightningDataModule):
         numeric: Names of the numeric columns: inputs of the model as they are, scaled as
             :class:`~optuna_nis.data.numeric.Scaling` says.
         min_count: Values of a feature with fewer occurrences in training are out of vocabulary.
+        share: For features with the same kind of values as another one, such as a history of items
+            beside an item, that one: both have one vocabulary and one table, its own.
         max_bytes: Tensors of all rows are held in memory up to so many bytes. Beyond, rows that
             are on disk, as those of a table with a ``cache_dir``, stay there: training reads them
             in windows, see :class:`~optuna_nis.data.windows.WindowLoader`, and validation takes
@@ -102,6 +110,7 @@ class EmbeddingDataModule(LightningDataModule):
         fitted: Features | None = None,
         numeric: Sequence[str] = (),
         min_count: int = 1,
+        share: Mapping[str, str] | None = None,
         max_bytes: int = 2 << 30,
         num_workers: int = 1,
     ) -> None:
@@ -136,6 +145,7 @@ class EmbeddingDataModule(LightningDataModule):
         self.max_rows = max_rows
         self.max_vocabulary = max_vocabulary
         self.min_count = min_count
+        self.share = dict(share or {})
         self.max_bytes = max_bytes
         self.num_workers = num_workers
         self.max_bag_length = max_bag_length
@@ -162,8 +172,7 @@ class EmbeddingDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Make the training and validation part and, for the stage ``"test"``, the test part.
 
-        Costs nothing the second time. Called without, the other methods and attributes make what
-        they need themselves, but never the test part.
+        Costs nothing the second time.
 
         Args:
             stage: ``"fit"``, ``"validate"`` or ``"test"``; :obj:`None` is ``"fit"``.
@@ -212,30 +221,28 @@ class EmbeddingDataModule(LightningDataModule):
         """Check the names of the features, and that they are those of ``fitted``."""
         check_names(tuple(map(str, names)), self._numeric)
         check_bags(self._separators, self.max_bag_length, self.bag_keep, tuple(map(str, names)))
-        if self._fitted is not None:
-            check_fitted(self._fitted, self.task, names, self._separators, self._numeric)
+        check_share(self.share, tuple(names))
+        if (fitted := self._fitted) is not None:
+            check_fitted(fitted, self.task, names, self._separators, self._numeric, self.share)
 
     def _setup_fit(self) -> None:
         source = self._source()
-        parts = split_rows(
-            len(source),
-            split=self.split,
-            seed=self.seed,
-            order=source.split_by("order"),
-            group=source.split_by("group"),
-            part=source.split_by("part"),
-        )
+        by = {name: source.split_by(name) for name in ("order", "group", "part")}
+        parts = split_rows(len(source), split=self.split, seed=self.seed, **by)
         if self.max_rows is not None and self.max_rows < len(source):
             parts = thin(parts, self.max_rows / len(source), self.seed)
         if source.rows is not None:
             parts = Parts(*(source.rows[part] for part in parts))
-        streamed = source.is_on_disk and source.nbytes > self.max_bytes
+        share = sum(map(len, parts)) / len(source)
+        streamed = source.is_on_disk and share * source.nbytes > self.max_bytes
         if streamed:
             # Neighbours are read together.
             parts = parts._replace(train=np.sort(parts.train), test=np.sort(parts.test))
         train = source.take(parts.train)
-        if self._fitted is not None:
-            train, parts = self._known_targets(self._fitted, train, parts)
+        if self._fitted is not None and isinstance(train.target, CodedColumn):
+            kept = known_targets(self._fitted, train.target)
+            self._num_unknown[LABEL] = len(train) - len(kept)
+            train, parts = train.take(kept), parts._replace(train=parts.train[kept])
         features = self._fitted or Features.fit(
             train.columns,
             task=self.task,
@@ -247,6 +254,7 @@ class EmbeddingDataModule(LightningDataModule):
             bag_keep=self.bag_keep,
             na_values=self._na_values,
             numeric=train.numbers,
+            share=self.share,
         )
         encoder = Encoder(features, source)
         validation, test = (
@@ -274,23 +282,6 @@ class EmbeddingDataModule(LightningDataModule):
         self._features = features
         for name, vocabulary in features.vocabularies.items():
             warn_of_rare_ids(vocabulary, name, self._unseen[name])
-
-    def _known_targets(
-        self, fitted: Features, train: CodedSource, parts: Parts
-    ) -> tuple[CodedSource, Parts]:
-        """The training rows whose target the features know: of the others there is no class."""
-        if not isinstance(train.target, CodedColumn):
-            return train, parts
-        assert fitted.targets is not None
-        kept = np.flatnonzero(train.target.known(train.target.ids_of_values(fitted.targets)))
-        self._num_unknown[LABEL] = len(train) - len(kept)
-        if not len(kept):
-            raise ValueError(
-                "The label must have values known from before (`fitted`), got only others in the "
-                f"training part, such as {train.target.first()!r}. This is another table, or its "
-                "targets were renamed."
-            )
-        return train.take(kept), parts._replace(train=parts.train[kept])
 
     @property
     def withhold_test(self) -> bool:
@@ -340,10 +331,9 @@ class EmbeddingDataModule(LightningDataModule):
         self._batch_size = batch_size
 
     def unseen_shares(self) -> dict[str, float]:
-        """For every feature the share of validation's ids that training has never seen.
+        """For every feature the share of validation's values that training has never seen.
 
-        Of bags, padding does not count, nor do missing values anywhere. For retrieval, ``"label"``
-        is the share of validation's targets that are unseen.
+        Missing ones do not count. For retrieval, ``"label"`` is the share of unseen targets.
         """
         self.setup("fit")
         return dict(self._unseen)

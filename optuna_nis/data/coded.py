@@ -246,6 +246,28 @@ def feature_vocabulary(
     return vocabulary if max_vocabulary is None else vocabulary.cut(max_vocabulary)
 
 
+def joined(columns: Sequence[CodedColumn]) -> CodedColumn:
+    """The cells of several columns one after the other, as one column without bags."""
+    if all(isinstance(each.values, pyarrow.Array) for each in columns):
+        chunks = [
+            pyarrow.DictionaryArray.from_arrays(
+                pyarrow.array(each.codes, mask=each.codes < 0), each.values
+            )
+            for each in columns
+        ]
+        if len({chunk.type for chunk in chunks}) == 1:
+            whole = pyarrow.chunked_array(chunks).unify_dictionaries()
+            codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in whole.chunks]
+            values = whole.chunk(0).dictionary
+            return CodedColumn(columns[0].name, values, np.concatenate(codes).astype(np.int32))
+    found: list[Value] = []
+    places = []
+    for each in columns:
+        places.append(np.where(each.codes < 0, -1, each.codes + len(found)))
+        found += plain_values(each.values)
+    return CodedColumn(columns[0].name, *merged(found, np.concatenate(places)))
+
+
 def merged(values: Sequence[Value], codes: NDArray[Any]) -> tuple[list[Value], NDArray[np.int32]]:
     """Distinct values of which those that compare equal, such as 1 and 1.0, have become one."""
     ids: dict[Value, int] = {}

@@ -73,6 +73,7 @@ class DataConfig:
         columns: Names of the columns of text files without a header.
         separator: What stands between the cells of text files, if not what their names say.
         min_count: Values of a feature with fewer occurrences in training are out of vocabulary.
+        share: For features that share the table of another one, that one.
 
     Raises:
         ValueError: Unless there is either a data set or a table, and with a table a label and no
@@ -109,6 +110,7 @@ class DataConfig:
     columns: tuple[str, ...] = ()
     separator: str | None = None
     min_count: int = 1
+    share: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.table is None):
@@ -174,6 +176,8 @@ class DataConfig:
             "split": self.split,
             "batch_size": self.batch_size,
             "fitted": fitted,
+            "min_count": self.min_count,
+            "share": self.share,
         }
         for name in ("max_bag_length", "bag_keep"):
             if (value := getattr(self, name)) is not None:
@@ -207,7 +211,6 @@ class DataConfig:
                 columns=self.columns or None,
                 separator=self.separator,
                 cache_dir=cache_dir,
-                min_count=self.min_count,
                 task=self.task,
                 **options,
             )

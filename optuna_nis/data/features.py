@@ -15,14 +15,14 @@ from torch import Tensor
 
 from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, check_bags, flatten
-from optuna_nis.data.coded import CodedColumn, code_columns, coded, feature_vocabulary
+from optuna_nis.data.coded import CodedColumn, code_columns, coded, feature_vocabulary, joined
 from optuna_nis.data.columns import as_seen, converted
-from optuna_nis.data.keys import NUMERIC, UNSEEN_TARGET, Task, check_names, check_task
+from optuna_nis.data.keys import NUMERIC, UNSEEN_TARGET, Task, check_names, check_share, check_task
 from optuna_nis.data.numeric import Floats, Scaling, numbers_of, scaled
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
 
-# The oldest version that reads what is written: version 3 has numeric columns.
+# The oldest version that reads what is written: version 3 has numeric columns and shared tables.
 _JSON_VERSION, _WITH_NUMBERS = 2, 3
 
 
@@ -42,11 +42,13 @@ class Features:
         na_values: Texts, and numbers written as text, that stand for a missing value, besides the
             empty cell; what :func:`read_table` reads new rows with.
         numeric: For every numeric column, how its numbers become inputs of a model.
+        share: For features without a table of their own, the feature whose vocabulary and table
+            they share.
 
     Raises:
         ValueError: If there is no feature, one is named "label", a column is both a feature and
             numeric, a bag is not a feature, a separator is empty, ``max_bag_length`` is not
-            positive, or the targets do not go with the task.
+            positive, what shares a table is no feature, or the targets do not go with the task.
 
     Example:
         >>> frame = pd.DataFrame({"user": [7, 7, 8], "genres": ["Drama|War", None, "War"]})
@@ -66,10 +68,12 @@ class Features:
     bag_keep: BagKeep = "last"
     na_values: tuple[str, ...] = ()
     numeric: Mapping[str, Scaling] = field(default_factory=dict)
+    share: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_task(self.task)
         check_names(self.names, tuple(self.numeric))
+        check_share(self.share, self.names)
         check_bags(self.separators, self.max_bag_length, self.bag_keep, self.names)
         cells.check_na_values(self.na_values)
         if (self.targets is not None) != (self.task == "retrieval"):
@@ -92,6 +96,7 @@ class Features:
         bag_keep: BagKeep = "last",
         na_values: Sequence[str] = (),
         numeric: Mapping[str, Floats] | Sequence[str] = (),
+        share: Mapping[str, str] | None = None,
     ) -> Features:
         """Build the vocabularies from the training rows, and measure the numeric columns.
 
@@ -107,6 +112,7 @@ class Features:
             na_values: As the attribute. Cells are expected to be missing already, as
                 :func:`read_table` gives them; here the values of bags become unknown.
             numeric: Names of the numeric columns, none of them a feature.
+            share: As the attribute. The values of all features of a table are counted together.
 
         Raises:
             ValueError: If a column is empty, constant or continuous, or an argument is out of
@@ -127,18 +133,26 @@ class Features:
             columns, numbers = frame, numeric
         if isinstance(targets, pd.Series):
             targets = coded(targets, "targets")
+        share = dict(share or {})
+        check_share(share, tuple(columns))
+        known: dict[str, Vocabulary] = {}
+        for name in columns:
+            if name not in share:
+                column = columns[name]
+                others = [columns[other] for other, owner in share.items() if owner == name]
+                if others:
+                    column = joined([column, *others])
+                known[name] = feature_vocabulary(column, name, max_vocabulary, min_count)
         return cls(
             task,
-            {
-                name: feature_vocabulary(column, name, max_vocabulary, min_count)
-                for name, column in columns.items()
-            },
+            {name: known[share.get(name, name)] for name in columns},
             separators,
             max_bag_length,
             None if targets is None else targets.vocabulary("targets"),
             bag_keep,
             na_values,
             {name: Scaling.fit(values, name) for name, values in numbers.items()},
+            share,
         )
 
     @property
@@ -201,6 +215,8 @@ class Features:
     ) -> list[EmbeddingSpec]:
         """The largest table of every feature, cut where the frequency of its ids changes.
 
+        Features that share a table have one.
+
         Args:
             embedding_dim: Largest width considered.
             precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`.
@@ -208,6 +224,7 @@ class Features:
         return [
             EmbeddingSpec.from_counts(name, known.counts, embedding_dim, precisions=precisions)
             for name, known in self.vocabularies.items()
+            if name not in self.share
         ]
 
     def encode(self, frame: pd.DataFrame) -> dict[str, Tensor]:
@@ -329,26 +346,35 @@ class Features:
             >>> features.cut({"user": 2}).vocabularies["user"].values
             (7, 8)
         """
-        cut = {
-            name: each.cut(sizes[name]) if name in sizes and name not in self.bags else each
-            for name, each in self.vocabularies.items()
-        }
+        # A table that a bag looks into, too.
+        whole = {*self.bags, *(self.share.get(name, name) for name in self.bags)}
+        cut = {}
+        for name, each in self.vocabularies.items():
+            owner = self.share.get(name, name)
+            kept = owner in sizes and name not in whole and owner not in whole
+            cut[name] = each.cut(sizes[owner]) if kept else each
         return replace(self, vocabularies=cut)
 
     def to_dict(self) -> dict[str, Any]:
         """The features in types that JSON knows, to be read back by :meth:`from_dict`."""
         written: dict[str, Any] = {
-            "version": _WITH_NUMBERS if self.numeric else _JSON_VERSION,
+            "version": _WITH_NUMBERS if self.numeric or self.share else _JSON_VERSION,
             "task": self.task,
             "separators": dict(self.separators),
             "max_bag_length": self.max_bag_length,
-            "vocabularies": {name: each.to_dict() for name, each in self.vocabularies.items()},
+            "vocabularies": {
+                # Of a table that is shared, once.
+                name: None if name in self.share else each.to_dict()
+                for name, each in self.vocabularies.items()
+            },
             "targets": None if self.targets is None else self.targets.to_dict(),
             "bag_keep": self.bag_keep,
             "na_values": list(self.na_values),
         }
         if self.numeric:
             written["numeric"] = {name: each.to_dict() for name, each in self.numeric.items()}
+        if self.share:
+            written["share"] = dict(self.share)
         return written
 
     @classmethod
@@ -368,15 +394,18 @@ class Features:
             bag_keep: BagKeep = "first" if version == 1 else data["bag_keep"]
             na_values = () if version == 1 else tuple(data["na_values"])
             vocabularies, targets = data["vocabularies"], data["targets"]
+            share = dict(data.get("share", {}))
+            known = {n: Vocabulary.from_dict(v) for n, v in vocabularies.items() if v is not None}
             return cls(
                 data["task"],
-                {name: Vocabulary.from_dict(each) for name, each in vocabularies.items()},
+                {name: known[share.get(name, name)] for name in vocabularies},
                 dict(data["separators"]),
                 data["max_bag_length"],
                 None if targets is None else Vocabulary.from_dict(targets),
                 bag_keep,
                 na_values,
                 {name: Scaling(**each) for name, each in data.get("numeric", {}).items()},
+                share,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"These features are malformed: {error!r}.") from error

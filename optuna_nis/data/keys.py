@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 Task = Literal["ranking", "retrieval"]
@@ -58,3 +58,22 @@ def check_names(names: Sequence[str], numeric: Sequence[str] = ()) -> None:
             raise ValueError(f"`numeric` must not name a feature too, got {name!r} in both.")
         if list(numeric).count(name) > 1:
             raise ValueError(f"`numeric` names {name!r} twice.")
+
+
+def check_share(share: Mapping[str, str], names: Sequence[str]) -> None:
+    """Check which features look into the tables of others.
+
+    Raises:
+        ValueError: If one is no feature, looks into its own, or into one that has none.
+    """
+    for name, owner in share.items():
+        if unknown := [each for each in (name, owner) if each not in names]:
+            raise ValueError(
+                f"`share` names {unknown[0]!r}, which is not a feature; there are "
+                f"{', '.join(map(repr, names))}."
+            )
+        if owner in share:
+            raise ValueError(
+                "`share` must be from features without a table to features that have one, got "
+                f"{name!r}: {owner!r} and {owner!r}: {share[owner]!r}."
+            )

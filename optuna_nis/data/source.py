@@ -144,6 +144,7 @@ def check_fitted(
     names: list[str],
     separators: Mapping[str, str | None],
     numeric: tuple[str, ...],
+    share: Mapping[str, str],
 ) -> None:
     """Check that features from before are those of the data.
 
@@ -155,6 +156,24 @@ def check_fitted(
         ("features", names, list(fitted.names)),
         ("separators", dict(separators), dict(fitted.separators)),
         ("numeric columns", list(numeric), list(fitted.numeric)),
+        ("shared tables", dict(share), dict(fitted.share)),
     ):
         if asked != found:
             raise ValueError(f"`fitted` must be of the {what} {asked!r}, got {found!r}.")
+
+
+def known_targets(fitted: Features, targets: CodedColumn) -> NDArray[np.int64]:
+    """The training rows whose target the features know: of the others there is no class.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    assert fitted.targets is not None
+    kept = np.flatnonzero(targets.known(targets.ids_of_values(fitted.targets)))
+    if not len(kept):
+        raise ValueError(
+            "The label must have values known from before (`fitted`), got only others in the "
+            f"training part, such as {targets.first()!r}. This is another table, or its targets "
+            "were renamed."
+        )
+    return kept

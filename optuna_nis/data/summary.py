@@ -27,13 +27,15 @@ def summary(
         f"{sum(sizes.values()):,} rows: {sizes['train']:,} for training, "
         f"{sizes['validation']:,} for validation{sampled}, {sizes['test']:,} for the test"
     ]
+    share = features.share
     ids = {name: len(each) for name, each in features.vocabularies.items()}
     if features.targets is not None:
         ids[LABEL] = len(features.targets)
     for name, number in ids.items():
         kind = "targets" if name == LABEL else "ids in bags" if name in features.bags else "ids"
-        share = f", {unseen[name]:.1%} of validation's unseen in training"
-        lines.append(f"{name}: {number:,} {kind}{share if unseen[name] else ''}")
+        shared = f", with {share[name]} in one table" if name in share else ""
+        new = f", {unseen[name]:.1%} of validation's unseen in training" if unseen[name] else ""
+        lines.append(f"{name}: {number:,} {kind}{shared}{new}")
     if features.numeric:
         gaps = [name for name, each in features.numeric.items() if each.has_missing]
         missing = f"; {', '.join(gaps)} with missing ones" if gaps else ""

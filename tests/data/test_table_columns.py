@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pandas as pd
 import pytest
 import torch
 
-from optuna_nis.data import TableDataModule, table
+from optuna_nis import SearchSpace
+from optuna_nis.data import Features, TableDataModule, split_rows, table
+from optuna_nis.models import reference_model
 
 
 def _clicks(rows: int = 200) -> pd.DataFrame:
@@ -116,6 +119,60 @@ def test_splits_by_user(split: Any, path: Path) -> None:
         assert min(map(len, parts)) > 9
     else:
         assert [len(set(users)) for users in parts] == [8, 8]
+
+
+def _baskets() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    items = rng.choice(list("abcdefgh"), 200)
+    return pd.DataFrame(
+        {
+            "item": items,
+            "history": ["|".join(rng.choice(list("fghij"), row % 4 + 1)) for row in range(200)],
+            "bought": rng.integers(0, 2, 200),
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_features_share_a_table(kind: str, tmp_path: Path) -> None:
+    frame = _baskets()
+    path = _write(frame, tmp_path / f"t.{kind}")
+    options: dict[str, Any] = {"label": "bought", "bags": {"history": "|"}}
+    data = _data(path, features=["item", "history"], share={"history": "item"}, **options)
+
+    shared = data.vocabularies["item"]
+    assert data.vocabularies["history"] == shared
+    assert set(shared.values) == set("abcdefghij")
+    train = frame.iloc[split_rows(200, split="random", seed=0).train]
+    cells = [*train["item"], *"|".join(train["history"]).split("|")]
+    assert shared.counts.tolist() == sorted(Counter(cells).values(), reverse=True)
+    assert [spec.name for spec in data.embedding_specs(4)] == ["item"]
+    assert "history: 10 ids in bags, with item in one table" in data.summary()
+    features = Features.from_json(data.features.to_json())
+    assert features == data.features
+    assert features.share == {"history": "item"}
+    build = reference_model(data.features)
+    model = build(SearchSpace(build.specs(4)).full())
+    assert len(model.embeddings.layers) == 1
+    batch = next(iter(data.train_dataloader()))
+    assert model(batch).shape == batch["label"].shape
+    again = _data(path, features=["item", "history"], share={"history": "item"},
+                  fitted=data.features, **options)  # fmt: skip
+    assert again.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        ({"history": "user"}, "`share` names 'user', which is not a feature"),
+        ({"history": "item", "item": "history"}, "`share` must be from features without a table"),
+    ],
+)
+def test_tables_that_cannot_be_shared(share: Any, message: str, tmp_path: Path) -> None:
+    path = _write(_baskets(), tmp_path / "t.csv")
+    data = _data(path, label="bought", features=["item"], bags={"history": "|"}, share=share)
+    with pytest.raises(ValueError, match=message):
+        data.setup("fit")
 
 
 def test_rare_ids_are_out_of_vocabulary(path: Path) -> None:
