@@ -151,7 +151,7 @@ class TableFiles:
                 for batch in self._read(reader, [own[name] for name in inside], rows):
                     found = dict(zip(inside, batch.columns))
                     arrays = [
-                        cast(found[name], self._types[name])
+                        self._cast(found[name], name)
                         if name in own
                         else pyarrow.repeat(constants[name], len(batch))
                         for name in wanted
@@ -304,6 +304,14 @@ class TableFiles:
         if isinstance(reader, ParquetReader):
             return reader.batches(columns, rows, self._as_bytes)
         return reader.batches(columns)
+
+    def _cast(self, column: Any, name: str) -> Any:
+        try:
+            return cast(column, self._types[name])
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(
+                f"the column {name!r} must be {self._types[name]}, as that of other files: {error}"
+            ) from error
 
     @property
     def _parquet(self) -> list[ParquetReader]:

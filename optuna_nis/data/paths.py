@@ -24,7 +24,7 @@ _TEXT: Final[dict[str, tuple[Format, str]]] = {
     **dict.fromkeys((".libsvm", ".libfm", ".svm"), ("libsvm", "\x01")),
 }
 _PARQUET: Final = (".parquet", ".pq")
-_NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
+_NO_VALUE: Final = ("__HIVE_DEFAULT_PARTITION__", "")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TableFile:
             name, equals, value = part.partition("=")
             if not equals or not name:
                 break
-            found[unquote(name)] = None if value == _NO_VALUE else unquote(value)
+            found[unquote(name)] = None if value in _NO_VALUE else unquote(value)
         return dict(reversed(found.items()))
 
 

@@ -118,7 +118,8 @@ class TextReader:
                 if len(batch) and batch.column(0)[-1].as_py() == _END:
                     batch, ended = batch.slice(0, len(batch) - 1), True
                 rows += len(batch)
-                yield batch
+                if len(batch):
+                    yield batch
         except pyarrow.ArrowInvalid as error:
             raise ValueError(self._what_is_wrong() or str(error)) from error
         if not ended:
@@ -181,8 +182,8 @@ class TextReader:
                 return f"a quote in row {wrong[0].number} has no end."
             if wrong:
                 return (
-                    f"row {wrong[0].number} has {wrong[0].actual_columns} cells instead of "
-                    f"{wrong[0].expected_columns}: {wrong[0].text[:80]!r}."
+                    f"row {wrong[0].number} has {wrong[0].actual_columns} instead of "
+                    f"{wrong[0].expected_columns} cells: {wrong[0].text[:80]!r}."
                 )
             if "straddling" in str(error):
                 return (
