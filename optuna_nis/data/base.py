@@ -15,6 +15,7 @@ from optuna_nis.data.batches import Batch, default_batch_size
 from optuna_nis.data.coded import CodedColumn, code_columns, coded
 from optuna_nis.data.encoding import Encoder
 from optuna_nis.data.features import Features
+from optuna_nis.data.keeping import fingerprint
 from optuna_nis.data.keys import LABEL, Task, check_names, check_share, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
 from optuna_nis.data.numeric import numbers_of
@@ -373,7 +374,7 @@ class EmbeddingDataModule(LightningDataModule):
             RuntimeError: If the test part is among them and withheld.
         """
         self.setup("fit" if parts and "test" not in parts else "test")
-        features = b"" if parts else self.features.to_json().encode()
+        features = b"" if parts else fingerprint(self.features)
         digest = hashlib.blake2b(features, digest_size=16)
         for part in sorted(parts or self._parts):
             self._parts[part].update(digest, part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 import json
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from optuna_nis._checks import check_integer
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.data.bags import BagKeep
+from optuna_nis.data.keeping import fingerprint, pack_features, unpack_features
 from optuna_nis.data.keys import LABEL
 from optuna_nis.data.splits import Split
 from optuna_nis.study.attributes import read_text, save_text
 from optuna_nis.study.keys import (
     DATA_ATTR,
     DATASET_ATTR,
+    FEATURES_ATTR,
     NUM_ROWS_ATTR,
     SEEN_ROWS_ATTR,
     SPACE_ATTR,
@@ -258,15 +261,18 @@ def data_of(study: Study) -> DataConfig:
     return DataConfig.from_json(text)
 
 
-def searched_features(study: Study) -> Features | None:
+def searched_features(study: Study, folder: str | Path | None = None) -> Features | None:
     """The features with the vocabularies that a study was searched with.
 
     None if it was not searched, or by a version that did not keep them.
 
     Args:
         study: A study of a search.
+        folder: Where vocabularies of more than 100,000 values are, the ``cache_dir`` of the
+            search.
 
     Raises:
+        FileNotFoundError: If they are not there.
         ValueError: If the study holds something else in their place.
 
     Example:
@@ -274,7 +280,7 @@ def searched_features(study: Study) -> Features | None:
         True
     """
     text = read_text(study, VOCABULARY_ATTR)
-    return Features.from_json(text) if text else None
+    return unpack_features(text, folder or ".") if text else None
 
 
 def read_data(
@@ -322,9 +328,29 @@ def check_data(study: Study, data: DataConfig) -> None:
         )
 
 
-def save_data(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) -> None:
-    """Keep what a retraining needs, before there is anything to retrain; the data's name last."""
-    save_text(study, VOCABULARY_ATTR, datamodule.features.to_json())
+def save_data(
+    study: Study,
+    data: DataConfig,
+    datamodule: EmbeddingDataModule,
+    cache_dir: str | Path | None = None,
+) -> None:
+    """Keep what a retraining needs, before there is anything to retrain; the data's name last.
+
+    Args:
+        study: The study.
+        data: The data.
+        datamodule: The same, as they were read.
+        cache_dir: Folder for vocabularies of more than 100,000 values, too many for a database;
+            without, they go there nevertheless.
+    """
+    features = datamodule.features
+    if cache_dir is None:
+        text = features.to_json()
+    else:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        text = pack_features(features, cache_dir)
+    save_text(study, VOCABULARY_ATTR, text)
+    study.set_user_attr(FEATURES_ATTR, _digest(features))
     study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))
     study.set_user_attr(SEEN_ROWS_ATTR, _seen_rows(datamodule))
     study.set_user_attr(DATASET_ATTR, data.name)
@@ -388,6 +414,10 @@ def _warn_changed(
             "that the search has trained or validated on. Search again under another study name "
             "for a test of rows that it has not seen."
         )
+
+
+def _digest(features: Features) -> str:
+    return blake2b(fingerprint(features), digest_size=16).hexdigest()
 
 
 def _seen_rows(datamodule: EmbeddingDataModule) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from datetime import date
-from decimal import Decimal
+from collections.abc import Hashable, Iterable, Mapping
+import io
 import json
 import reprlib
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow
 
 from optuna_nis._checks import check_integer
 from optuna_nis.data.cells import distinct
+from optuna_nis.data.packed import COUNT, JSON, read_packed, write_packed
 from optuna_nis.data.values import (
     ArrowValues,
     IntArray,
@@ -27,31 +27,11 @@ from optuna_nis.data.values import (
     values_of,
     values_of_arrow,
 )
+from optuna_nis.data.written import read, written
 
 _JSON_VERSION = 1
 # Equal vocabularies have these in common.
 _HASHED = 100
-_WRITE: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    bool: ("bool", bool),
-    int: ("int", int),
-    # JSON has no infinity, and a round trip through text is exact.
-    float: ("float", repr),
-    str: ("str", str),
-    bytes: ("bytes", bytes.hex),
-    Decimal: ("decimal", str),
-    date: ("date", date.isoformat),
-    pd.Timestamp: ("datetime", pd.Timestamp.isoformat),
-}
-_READ: dict[str, Callable[[Any], Value]] = {
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "str": str,
-    "bytes": bytes.fromhex,
-    "decimal": Decimal,
-    "date": date.fromisoformat,
-    "datetime": pd.Timestamp,
-}
 
 
 class Vocabulary:
@@ -296,13 +276,11 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary in types that JSON knows, to be read back by :meth:`from_dict`."""
-        values = list(self._values)
-        written = [_WRITE[type(value)] for value in values]
-        names = [name for name, _ in written]
+        types, values = zip(*written(self._values))
         return {
             "version": _JSON_VERSION,
-            "types": names[0] if len(set(names)) == 1 else names,
-            "values": [write(value) for (_, write), value in zip(written, values)],
+            "types": types[0] if len(set(types)) == 1 else list(types),
+            "values": list(values),
             "counts": self.counts.tolist(),
         }
 
@@ -326,9 +304,65 @@ class Vocabulary:
                     f"A vocabulary of {len(values)} values must have as many types, got "
                     f"{len(types)}."
                 )
-            return cls((_READ[kind](value) for kind, value in zip(types, values)), data["counts"])
+            return cls(read(zip(types, values)), data["counts"])
         except (KeyError, TypeError, ArithmeticError) as error:
             raise ValueError(f"This vocabulary is malformed: {error!r}.") from error
+
+    def to_table(self) -> pyarrow.Table:
+        """The vocabulary as an Arrow table, to be read back by :meth:`from_table`.
+
+        Returns:
+            A column of the counts beside one of the values, ``json`` for few or a mixture, or
+            named after their type.
+
+        Example:
+            >>> Vocabulary(["Rome", 7], [2, 1]).to_table().to_pydict()
+            {'json': ['["str", "Rome"]', '["int", 7]'], 'count': [2, 1]}
+        """
+        if isinstance(self._values, ArrowValues):
+            (kind,) = self.types
+            return pyarrow.table({kind.__name__: self._values.array, COUNT: self.counts})
+        pairs = list(map(json.dumps, written(self._values)))
+        return pyarrow.table({JSON: pairs, COUNT: self.counts})
+
+    @classmethod
+    def from_table(cls, table: pyarrow.Table) -> Vocabulary:
+        """Read what :meth:`to_table` returned.
+
+        Raises:
+            ValueError: If it is not such a vocabulary.
+        """
+        try:
+            name, counts = table.column_names[0], table[COUNT].fill_null(0).to_numpy()
+            if name != JSON:
+                return cls.from_arrow(table[name], counts)
+            return cls(read(map(json.loads, table[name].to_pylist())), counts)
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise ValueError(f"This vocabulary is malformed: {error!r}.") from error
+
+    def to_bytes(self) -> bytes:
+        """Write as a Parquet file, a few bytes a value, to be read back by :meth:`from_bytes`.
+
+        Example:
+            >>> cities = Vocabulary(["Rome", "Oslo"], [2, 1])
+            >>> Vocabulary.from_bytes(cities.to_bytes()) == cities
+            True
+        """
+        file = io.BytesIO()
+        write_packed({"": self.to_table()}, file)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Vocabulary:
+        """Read what :meth:`to_bytes` wrote. Nothing in it is executed.
+
+        Raises:
+            ValueError: If the bytes are not such a vocabulary.
+        """
+        tables = read_packed(io.BytesIO(data))
+        if len(tables) != 1:
+            raise ValueError(f"The bytes must hold one vocabulary, got {len(tables)}.")
+        return cls.from_table(*tables.values())
 
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""

@@ -111,7 +111,7 @@ def search(
     options = json.loads(json.dumps(model_options, default=float))
     save_once(study, MODEL_OPTIONS_ATTR, options, "other model options")
     if DATA_ATTR not in study.user_attrs:
-        save_data(study, data, datamodule)
+        save_data(study, data, datamodule, cache_dir)
     fields: dict[str, Any] = {"epochs": epochs, "num_updates": num_updates}
     found = search_sizes(
         build,

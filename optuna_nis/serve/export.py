@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis._checks import check_folder
+from optuna_nis.data.keeping import save_features
 from optuna_nis.data.keys import NUMERIC
 from optuna_nis.models import EmbeddingModule, RankingModule
 from optuna_nis.models.embeddings import Batch
 from optuna_nis.nn import sized_layers
 from optuna_nis.serve import quantization_report, save, to_onnx, to_torch_export
-from optuna_nis.serve.predictor import FEATURES_FILE, Predictor
+from optuna_nis.serve.predictor import Predictor
 from optuna_nis.serve.quantize import Dtype
 
 _EXAMPLES = 64
@@ -26,7 +27,7 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
     """Write a model for serving.
 
     Beside it goes ``features.json``, in which the place of a value in the vocabulary of its
-    feature is its id.
+    feature is its id; of more than 100,000 values it names a Parquet file that holds them.
 
     Args:
         folder: The model, written by ``optuna-nis retrain --output``.
@@ -73,7 +74,7 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     text = _WRITERS[form](predictor, output)
-    (output / FEATURES_FILE).write_text(predictor.features.to_json())
+    save_features(predictor.features, output)
     return text
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import copy
 import json
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,13 @@ import torch
 
 from optuna_nis._checks import check_folder
 from optuna_nis.data import Features
+from optuna_nis.data.keeping import FEATURES_FILE, drop_unused, pack_features, unpack_features
 from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.models.items import ItemsModule
 from optuna_nis.serve import freeze, load, quantize, save, to_dense
 from optuna_nis.space.allocation import Allocation
 
 _VERSION = 1
-FEATURES_FILE: Final = "features.json"
 _ALLOCATION, _MODEL = "allocation.json", "model.json"
 _WEIGHTS, _PACKED_WEIGHTS = "weights.pt", "weights.safetensors"
 
@@ -120,7 +120,7 @@ class Predictor:
         meta = {"version": _VERSION, "options": self.model.options, "tables": self.tables}
         texts = {
             _ALLOCATION: self.allocation.to_json(),
-            FEATURES_FILE: self.features.to_json(),
+            FEATURES_FILE: pack_features(self.features, folder),
             _MODEL: json.dumps(meta | ({} if training is None else {"training": training})),
         }
         for name, text in texts.items():
@@ -135,6 +135,7 @@ class Predictor:
             _new(folder / name).replace(folder / name)
         for name in {_WEIGHTS, _PACKED_WEIGHTS} - {weights}:
             (folder / name).unlink(missing_ok=True)
+        drop_unused(folder)
 
     @staticmethod
     def training_of(folder: str | Path) -> str | None:
@@ -164,7 +165,7 @@ class Predictor:
         for name in (_ALLOCATION, FEATURES_FILE, _MODEL):
             _check_there(folder / name)
         allocation = Allocation.from_json((folder / _ALLOCATION).read_text())
-        features = Features.from_json((folder / FEATURES_FILE).read_text())
+        features = unpack_features((folder / FEATURES_FILE).read_text(), folder)
         meta = json.loads((folder / _MODEL).read_text())
         if not isinstance(meta, dict) or meta.get("version") != _VERSION:
             raise ValueError(f"`folder` {str(folder)!r} must hold a model of version {_VERSION}.")
