@@ -344,11 +344,7 @@ def save_data(
             without, they go there nevertheless.
     """
     features = datamodule.features
-    if cache_dir is None:
-        text = features.to_json()
-    else:
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        text = pack_features(features, cache_dir)
+    text = features.to_json() if cache_dir is None else pack_features(features, cache_dir)
     save_text(study, VOCABULARY_ATTR, text)
     study.set_user_attr(FEATURES_ATTR, _digest(features))
     study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))

@@ -80,7 +80,7 @@ def pack_features(features: Features, folder: str | Path) -> str:
 
     Args:
         features: The features.
-        folder: Where the file of vocabularies goes, named by what is in it.
+        folder: Where the file of vocabularies goes, named by what is in it; made if need be.
 
     Returns:
         JSON for :func:`unpack_features`. Without such vocabularies, nothing is written and it is
@@ -205,6 +205,7 @@ def _to_json(features: Features, entries: Mapping[str, Any]) -> str:
 
 
 def _write(vocabularies: Mapping[str, Vocabulary], folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
     new = folder / f"new.{uuid.uuid4().hex}.parquet"
     try:
         write_packed({key: each.to_table() for key, each in vocabularies.items()}, new)
