@@ -68,6 +68,17 @@ class _Bytes(io.RawIOBase):
         super().close()
 
 
+def is_blank(file: TableFile) -> bool:
+    """Whether a compressed file has nothing in it."""
+    if file.compression is None:
+        return False
+    try:
+        with closing(_Bytes(file)) as source:
+            return not source.read(1)
+    except UNREADABLE:
+        return False
+
+
 def header_of(file: TableFile) -> list[str]:
     """The names of the columns as the first row has them; those that come twice get a number."""
     return list(_head(file, nrows=0).columns)
