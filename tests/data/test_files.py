@@ -355,6 +355,15 @@ def test_what_is_wrong_is_told_with_its_row(
         rows_of(TableFiles(path), columns)
 
 
+def test_a_header_in_another_encoding_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes("größe,b\n1,2\n".encode("latin-1"))
+
+    for names in (None, ["a", "b"]):
+        with pytest.raises(ValueError, match=r"rows.csv' cannot be read: row 1 has what is no te"):
+            TableFiles(path, names=names)
+
+
 def test_the_broken_part_is_named(tmp_path: Path) -> None:
     write(tmp_path / "part-0.csv")
     (tmp_path / "part-1.csv").write_text("user,item,when\n1,2\n")
