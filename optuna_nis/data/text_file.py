@@ -1,7 +1,8 @@
 """Text files as a stream of batches, in which every cell is text.
 
-pyarrow reads them: of a table of 1 million rows and 40 columns it gives half a million rows a
-second in 0.3 GiB, polars 0.35 million in 0.6 GiB, duckdb and pandas 0.25 and 0.18 million.
+pyarrow reads them, in blocks. Of a table of 1 million rows and 40 columns, 250 MB, pyarrow 26 made
+half a million rows a second with 0.3 GiB in use, polars 2.1 0.35 million with 0.6 GiB, duckdb 2.0
+0.25 million with 0.9 GiB, and pandas 3.1 0.18 million with 0.25 GiB, on two processors.
 """
 
 from __future__ import annotations
