@@ -22,6 +22,7 @@ from optuna_nis.data.text_file import (
     TextReader,
     first_row,
     header_of,
+    is_blank,
     looks_like_values,
 )
 
@@ -83,7 +84,9 @@ class TableFiles:
         names: Sequence[str] | None = None,
         separator: str | None = None,
     ) -> None:
-        self._files = find_files(path, separator)
+        found = find_files(path, separator)
+        # Spark compresses parts without a row, too.
+        self._files = [file for file in found if not is_blank(file)] or found[:1]
         self._names = _check_names(names, self._files[0])
         one = isinstance(path, (str, Path))
         self.name = Path(str(path)).name if one else self._files[0].path.name
@@ -121,8 +124,43 @@ class TableFiles:
         # Columns of bytes that are not text, and those that were looked at.
         self._as_bytes: list[str] = []
         self._checked: set[str] = set()
+        # The tables of which columns have the same types.
+        self._group = [self]
         if self.kind == "typed":
             self._set_types()
+
+    @classmethod
+    def of_parts(
+        cls,
+        paths: Sequence[Paths],
+        *,
+        names: Sequence[str] | None = None,
+        separator: str | None = None,
+    ) -> list[TableFiles]:
+        """Tables with the same types of columns, such as the rows for training and for the test.
+
+        One may have columns that another has not.
+
+        Args:
+            paths: The files of each.
+            names: As above.
+            separator: As above.
+
+        Raises:
+            ValueError: As above, also if they are not of one kind, text or Parquet.
+        """
+        tables = [cls(path, names=names, separator=separator) for path in paths]
+        for table in tables:
+            if table.kind != tables[0].kind:
+                raise ValueError(
+                    "The files of all parts must be text, or all be Parquet, got "
+                    f"{str(tables[0].files[0])!r} and {str(table.files[0])!r}."
+                )
+            table._group = tables
+        for table in tables:
+            if table.kind == "typed":
+                table._set_types()
+        return tables
 
     def batches(
         self, columns: Sequence[str], *, rows: int = 1 << 18
@@ -259,20 +297,32 @@ class TableFiles:
     def _set_types(self) -> None:
         """Find types that hold the cells of all files."""
         for name in self._columns[0]:
-            self._types[name] = self._common_type(name, as_bytes=False)
-        for name, values in _typed_partitions(self._partitions).items():
+            self._types[name] = self._common_type(name)
+        for name in self._partitions[0]:
+            folders = [each for table in self._group for each in table._partitions]
+            texts = [each[name] for each in folders if name in each]
+            values = _typed(texts)
+            typed = dict(zip(texts, values))
             self._types[name] = values.type
-            for constants, value in zip(self._constants, values):
-                constants[name] = value
-        kinds = self._parquet[0].types
-        own = self._columns[0]
-        self._text = frozenset(name for name in own if is_decimal(kinds[own[name]]))
+            for constants, partition in zip(self._constants, self._partitions):
+                constants[name] = typed[partition[name]]
+        self._text = frozenset(
+            name for name in self._columns[0] if any(is_decimal(k) for _, k in self._kinds(name))
+        )
 
-    def _common_type(self, name: str, *, as_bytes: bool) -> Any:
-        kinds = []
-        for reader, own in zip(self._parquet, self._columns):
-            kind = reader.types[own[name]]
-            kinds.append(kind if is_decimal(kind) else plain_type(kind, as_bytes))
+    def _kinds(self, name: str) -> list[tuple[str, Any]]:
+        """Every file of the group that has a column, with its type: plain, but for decimals."""
+        found = []
+        for table in self._group:
+            for path, reader, own in zip(table.files, table._parquet, table._columns):
+                if name in own:
+                    kind = reader.types[own[name]]
+                    plain = kind if is_decimal(kind) else plain_type(kind, name in table._as_bytes)
+                    found.append((str(path), plain))
+        return found
+
+    def _common_type(self, name: str) -> Any:
+        paths, kinds = zip(*self._kinds(name))
         found = common_type(kinds)
         if found is not None:
             return found
@@ -282,21 +332,28 @@ class TableFiles:
         before = next(at for at in range(place) if not pyarrow.types.is_null(kinds[at]))
         raise ValueError(
             f"The column {name!r} must be of one kind in all files, got {kinds[before]} in "
-            f"{str(self.files[before])!r} and {kinds[place]} in {str(self.files[place])!r}."
+            f"{paths[before]!r} and {kinds[place]} in {paths[place]!r}."
         )
 
     def _check_bytes(self, columns: Sequence[str]) -> None:
         """See whether bytes are text, in all files, before the first of them is read."""
         for name in columns:
-            if name in self._columns[0] and name not in self._checked:
-                for file, reader in zip(self._files, self._parquet):
-                    with readable(file.path):
-                        is_text = reader.holds_text(name)
-                    if not is_text:
-                        self._as_bytes.append(name)
-                        self._types[name] = self._common_type(name, as_bytes=True)
-                        break
-                self._checked.add(name)
+            tables = [table for table in self._group if name in table._columns[0]]
+            if name in self._checked or self not in tables:
+                continue
+            is_text = all(table._holds_text(name) for table in tables)
+            for table in tables:
+                table._checked.add(name)
+                table._as_bytes += [] if is_text else [name]
+            for table in tables:
+                table._types[name] = self._common_type(name)
+
+    def _holds_text(self, name: str) -> bool:
+        for path, reader in zip(self.files, self._parquet):
+            with readable(path):
+                if not reader.holds_text(name):
+                    return False
+        return True
 
     def _read(
         self, reader: Reader, columns: list[str], rows: int
@@ -352,12 +409,9 @@ def _check_names(names: Sequence[str] | None, first: TableFile) -> list[str] | N
     return list(names)
 
 
-def _typed_partitions(partitions: Sequence[dict[str, str | None]]) -> dict[str, Any]:
-    """The columns that folders are, one cell for each file, as numbers or times if all are."""
-    return {
-        name: pyarrow.array(
-            cells.infer(pd.Series([each[name] for each in partitions], dtype=object)),
-            from_pandas=True,
-        )
-        for name in partitions[0]
-    }
+def _typed(texts: Sequence[str | None]) -> Any:
+    """Texts as numbers or times if all of them are."""
+    found = cells.infer(pd.Series(texts, dtype=object))
+    if found.dtype == object:
+        return pyarrow.array(texts, pyarrow.string())
+    return pyarrow.array(found, from_pandas=True)

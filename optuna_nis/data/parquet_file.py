@@ -13,7 +13,7 @@ from optuna_nis.data.arrow_types import has_bytes, plain_column, plain_type
 
 # Columns are read piece by piece, so that the size of a row group does not matter.
 _BUFFER: Final = 1 << 20
-_CELLS: Final = 1 << 22
+_CELLS: Final = 1 << 21
 
 
 class ParquetReader:

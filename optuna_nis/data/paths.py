@@ -171,7 +171,7 @@ def _expanded(path: str | Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, followlinks=True):
         if "_delta_log" in folders:
             raise ValueError(
                 f"{where!r} is a Delta table, whose files hold removed rows too; write its rows "

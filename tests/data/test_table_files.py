@@ -173,6 +173,23 @@ def test_parts_of_text_have_a_header_each(tmp_path: Path) -> None:
     assert rows_of(TableFiles(tmp_path)) == plain(ROWS[:2])
 
 
+def test_compressed_parts_without_anything_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "part-0.csv.gz").write_bytes(gzip.compress(b""))
+    write(tmp_path / "part-1.csv.gz")
+
+    assert rows_of(TableFiles(tmp_path)) == plain(ROWS)
+    with pytest.raises(ValueError, match=r"part-0.csv.gz' cannot be read: No columns"):
+        TableFiles(tmp_path / "part-0.csv.gz")
+
+
+def test_folders_that_are_links(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "part-0.csv")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "day=3").symlink_to(tmp_path / "elsewhere")
+
+    assert rows_of(TableFiles(tmp_path / "logs"), ["day"]) == [("3",)] * len(ROWS)
+
+
 def test_files_of_a_list_stay_in_its_order(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{name}.csv", [(name, "1", "x")]) for name in "bca"]
 
@@ -204,6 +221,8 @@ def test_hive_folders_are_columns(tmp_path: Path) -> None:
         (["2024-01-31", "2024-02-01"], [datetime(2024, 1, 31), datetime(2024, 2, 1)]),
         (["true", "false"], [False, True]),
         (["", "7"], [None, 7]),
+        ([""], [None]),
+        (["1", str(2**64)], ["1", str(2**64)]),
     ],
     ids=str,
 )
@@ -336,6 +355,15 @@ def test_what_is_wrong_is_told_with_its_row(
         rows_of(TableFiles(path), columns)
 
 
+def test_a_header_in_another_encoding_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes("größe,b\n1,2\n".encode("latin-1"))
+
+    for names in (None, ["a", "b"]):
+        with pytest.raises(ValueError, match=r"rows.csv' cannot be read: row 1 has what is no te"):
+            TableFiles(path, names=names)
+
+
 def test_the_broken_part_is_named(tmp_path: Path) -> None:
     write(tmp_path / "part-0.csv")
     (tmp_path / "part-1.csv").write_text("user,item,when\n1,2\n")
@@ -379,7 +407,7 @@ ONE, TWO = datetime(2024, 1, 31), datetime(2024, 2, 1, 12)
         (pa.array([1], pa.uint8()), pa.array([2], pa.uint64()), pa.uint64(), [1, 2]),
         (pa.array([1]), pa.array([None, 2.5]), pa.float64(), [1.0, None, 2.5]),
         (pa.array([0.1], pa.float32()), pa.array([0.1]), pa.float64(), [0.1, 0.1]),
-        (pa.nulls(2), pa.array([1]), pa.int64(), [None, None, 1]),
+        (pa.nulls(1), pa.array([1]), pa.int64(), [None, 1]),
         (pa.array(["a"]), pa.array(["b", ""], pa.large_string()), None, ["a", "b", None]),
         (pa.array([b"a"]), pa.array(["b"]).dictionary_encode(), None, ["a", "b"]),
         (
@@ -412,6 +440,7 @@ def test_types_of_one_kind_go_together(
     assert {batch.schema == table.schema(["x"]) for batch in table.batches(["x"])} == {True}
     other = TableFiles([tmp_path / "b.parquet", tmp_path / "a.parquet"])
     assert other.schema(["x"]) == table.schema(["x"])
+    assert table.is_text("x") == pa.types.is_decimal(first.type)
 
 
 @pytest.mark.parametrize(
@@ -454,6 +483,32 @@ def test_bytes_are_text_if_all_of_them_are(tmp_path: Path) -> None:
     assert rows_of(table, ["x"]) == [("a",), (None,), ("b",), (None,)]
     assert rows_of(table, ["y", "x"])[2] == (b"\xff", "b")
     assert rows_of(table, ["y"]) == [(b"a",), (b"",), (b"\xff",), (None,)]
+
+
+def test_parts_have_the_same_types(tmp_path: Path) -> None:
+    folders = [tmp_path / "train" / "day=01", tmp_path / "test" / "day=10"]
+    write_columns(
+        folders[0] / "a.parquet",
+        x=pa.array([1], pa.int32()),
+        y=pa.array([b"a"]),
+        z=pa.array([1.5]),
+    )
+    write_columns(folders[1] / "a.parquet", y=pa.array([b"\xff"]), x=pa.array([2**40]))
+
+    train, test = TableFiles.of_parts([tmp_path / "train", tmp_path / "test"])
+
+    columns = ["x", "y", "day"]
+    assert train.schema(columns) == test.schema(columns)
+    assert rows_of(train, columns) == [(1, b"a", "01")]
+    assert rows_of(test, columns) == [(2**40, b"\xff", "10")]
+    assert rows_of(train, ["z"]) == [(1.5,)]
+    write_columns(folders[1] / "a.parquet", x=pa.array(["a"]))
+    with pytest.raises(ValueError, match=r"'x' .* got int32 in .*train.* and string in .*test"):
+        TableFiles.of_parts([tmp_path / "train", tmp_path / "test"])
+    text = write(tmp_path / "text.csv")
+    with pytest.raises(ValueError, match=r"must be text, or all be Parquet, got .*train.*text.c"):
+        TableFiles.of_parts([tmp_path / "train", text])
+    assert [each.kind for each in TableFiles.of_parts([text, text])] == ["text", "text"]
 
 
 def test_batches_of_parquet_are_pieces_of_row_groups(tmp_path: Path) -> None:
