@@ -238,8 +238,8 @@ def _array_of_objects(objects: tuple[Value, ...]) -> pyarrow.Array | None:
 
 def series_of(values: pyarrow.Array) -> pd.Series[Any]:
     """An Arrow array as a pandas column, whole numbers staying whole beside missing ones."""
-    if pyarrow.types.is_nested(values.type):
-        # Of lists, those of pandas give the errors that people know.
+    if pyarrow.types.is_nested(values.type) or pyarrow.types.is_null(values.type):
+        # Lists give the errors that people know, and pandas 2.2 has no type of missing values.
         return pd.Series(values.to_pandas(), dtype=object)
     if pyarrow.types.is_dictionary(values.type):
         values = values.dictionary_decode()

@@ -73,9 +73,8 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
         )
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    text = _WRITERS[form](predictor, output)
     save_features(predictor.features, output)
-    return text
+    return _WRITERS[form](predictor, output)
 
 
 class _Serving(nn.Module):

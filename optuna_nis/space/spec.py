@@ -127,7 +127,9 @@ class EmbeddingSpec:
             >>> EmbeddingSpec.from_counts("city", zipf, 32).row_blocks
             (50, 100, 200, 300, 350)
         """
-        ordered = np.sort(np.asarray(list(counts), dtype=np.int64))[::-1]
+        if not isinstance(counts, np.ndarray):
+            counts = list(counts)
+        ordered = np.sort(np.asarray(counts, dtype=np.int64))[::-1]
         if ordered.size == 0 or ordered[-1] < 0:
             raise ValueError(
                 f"`counts` of {name!r} must be at least one number, none negative, "

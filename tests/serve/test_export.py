@@ -11,6 +11,7 @@ import torch
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.data import Features
+from optuna_nis.data.keeping import load_features
 from optuna_nis.models import reference_model
 from optuna_nis.serve import load
 from optuna_nis.serve.export import export_model
@@ -147,7 +148,7 @@ def test_onnx_and_torch_export(task: str, bits: tuple[int, int, int], tmp_path: 
         export_model(tmp_path / "model", form, output)
     names = {"features.json", "model.onnx", "model.pt2"}
     assert {file.name for file in output.iterdir()} == names
-    batch = Features.from_json((output / "features.json").read_text()).encode(FRAME)
+    batch = load_features(output).encode(FRAME)
     with torch.no_grad():
         expected = predictor.model(batch)
         expected = expected.sigmoid() if task == "ranking" else expected
@@ -157,6 +158,18 @@ def test_onnx_and_torch_export(task: str, bits: tuple[int, int, int], tmp_path: 
     name = "probability" if task == "ranking" else "scores"
     (found,) = session.run([name], {name: ids.numpy() for name, ids in batch.items()})
     torch.testing.assert_close(torch.from_numpy(found), expected)
+
+
+def test_large_vocabularies_go_into_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optuna_nis.data.keeping._LARGE", 2)
+    predictor = _model(tmp_path / "model", "ranking")
+
+    export_model(tmp_path / "model", "torch-export", tmp_path / "served")
+
+    assert len(list((tmp_path / "served").glob("vocabularies-*.parquet"))) == 1
+    assert load_features(tmp_path / "served") == predictor.features
 
 
 @pytest.mark.parametrize(
