@@ -47,8 +47,8 @@ def auc_of_groups(
         groups: Of each an integer that names its group; None if all are in one.
 
     Returns:
-        The areas, NaN where one class has no weight, and the weights of the groups, as 64-bit
-        floats in the order of their names.
+        The areas, NaN where one class has no weight, and the weights of the groups, both in the
+        order of their names.
 
     Example:
         >>> scores, target = torch.tensor([0.1, 0.5, 0.5, 0.9]), torch.tensor([0, 1, 0, 1])
@@ -66,8 +66,7 @@ def auc_of_groups(
     starts[1:] |= scores[order].diff() != 0
     tied = starts.cumsum(0) - 1
 
-    weight = torch.ones_like(scores, dtype=torch.float64) if weights is None else weights.double()
-    weight = weight[order]
+    weight = _wide(torch.ones_like(scores) if weights is None else weights)[order]
     positive = weight * (target[order] > 0)
     number, ties = (int(each[-1]) + 1 if len(each) else 0 for each in (group, tied))
     positives, negatives = (_sums(each, group, number) for each in (positive, weight - positive))
@@ -187,9 +186,14 @@ class GroupMean(Metric):
         """The mean; NaN if no example has a weight."""
         values, groups, weights = map(dim_zero_cat, (self.values, self.groups, self.weights))
         names, index = torch.unique(groups, return_inverse=True)
-        sums = _sums(weights.double(), index, len(names))
-        means = _sums((values * weights).double(), index, len(names)) / sums
+        sums = _sums(_wide(weights), index, len(names))
+        means = _sums(_wide(values * weights), index, len(names)) / sums
         return means[sums > 0].mean().float()
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Values in 64 bits, in which sums over many are exact enough, where the device knows them."""
+    return values.float() if values.device.type == "mps" else values.double()
 
 
 def _sums(values: Tensor, index: Tensor, number: int) -> Tensor:
