@@ -18,7 +18,8 @@ from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
-# Of row-wise Adagrad, in learning rates of Adam. XXX
+# The learning rate of row-wise Adagrad, in those of Adam. On logs of 1 and 10 million rows with 26
+# features it is better than 1, 10 and 30; on MovieLens as good as Adam for all tables.
 _TABLES_RATE = 3.0
 
 
