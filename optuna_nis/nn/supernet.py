@@ -77,7 +77,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     """
 
     # No state: what is set is not averaged, cast or broadcast by those who do that to a model.
-    _row_block: Tensor
+    _row_cuts: Tensor
     _mask: Tensor
     _rounding: Rounding | None
 
@@ -104,8 +104,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         self._dense = _Projection(dim)
         nn.init.normal_(self.weight, std=init_std)
         self._spread = None if spec.precisions == (32,) else Spread(spec)
-        blocks = np.repeat(np.arange(len(spec.row_blocks) + 1), [*spec.row_blocks, 1])
-        self._row_block = torch.from_numpy(blocks)
+        self._row_cuts = torch.from_numpy(np.array(spec.row_cuts))
         self._set_ranks(ranks, spec.num_embeddings, spec.name)
         self.set_widths([[dim] * len(spec.row_blocks)])
         self._measure()
@@ -235,7 +234,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     def _masked(self, choices: slice) -> Tensor:
         """What some choices keep of every row, by id and not projected."""
         weight = self._by_id(self.weight[:-1], 0)
-        blocks = self._by_id(constant(self, "_row_block", weight.device)[:-1], 0)
+        blocks = self._by_id(self._blocks_of_all(weight)[:-1], 0)
         mask = constant(self, "_mask", weight.device, weight.dtype)
         rows = self._rounded(weight.unsqueeze(0), blocks, choices)
         return rows * mask[choices].index_select(1, blocks)
@@ -248,24 +247,32 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
 
     def _rows_or_sums(self, ranks: Tensor) -> Tensor:
         mask = constant(self, "_mask", self.weight.device, self.weight.dtype)
-        row_block = constant(self, "_row_block", self.weight.device)
         choices, blocks, width = mask.shape
         size = len(self.weight)
         if not self.sparse and choices * size <= ranks.numel():
             # Cheaper than masking and projecting every row that is looked up.
-            masks = mask.index_select(1, row_block)
-            rows = self._rounded(self.weight.unsqueeze(0), row_block, slice(None))
+            every = self._blocks_of_all(self.weight)
+            masks = mask.index_select(1, every)
+            rows = self._rounded(self.weight.unsqueeze(0), every, slice(None))
             tables = ((rows * masks) @ self.projection).view(-1, width)
             where = self._of_choices(ranks, size)
             if self.mode is None:
                 return functional.embedding(where, tables)
             return functional.embedding_bag(where, tables, mode="sum")
-        where = self._of_choices(row_block[ranks], blocks)
+        where = self._of_choices(self._blocks_of(ranks), blocks)
         rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
         if self._rounding is not None and self._spread is not None:
             rows = self._rounding.some(rows, self._spread.of(self), where)
         rows = rows * functional.embedding(where, mask.view(-1, width))
         return (rows if self.mode is None else rows.sum(1)) @ self.projection
+
+    def _blocks_of(self, ranks: Tensor) -> Tensor:
+        """The row block of each rank; ids out of vocabulary have one of their own."""
+        cuts = constant(self, "_row_cuts", ranks.device, ranks.dtype)
+        return torch.bucketize(ranks.contiguous(), cuts, right=True)
+
+    def _blocks_of_all(self, weight: Tensor) -> Tensor:
+        return self._blocks_of(torch.arange(self.spec.num_embeddings + 1, device=weight.device))
 
     def _of_choices(self, indices: Tensor, size: int) -> Tensor:
         """Indices into one table of some size for each choice, as those into one of them all."""
