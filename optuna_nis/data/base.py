@@ -18,8 +18,8 @@ from optuna_nis.data.features import Features
 from optuna_nis.data.keeping import fingerprint
 from optuna_nis.data.keys import LABEL, Task, check_names, check_share, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
-from optuna_nis.data.numeric import numbers_of
 from optuna_nis.data.parts import DiskPart, MemoryPart, Part
+from optuna_nis.data.scaling import numbers_of
 from optuna_nis.data.source import (
     CodedSource,
     Source,
@@ -78,7 +78,7 @@ class EmbeddingDataModule(LightningDataModule):
             as were searched on an earlier state of the data. Training rows whose target is not
             among theirs are left out. :attr:`num_unknown` says how much is new.
         numeric: Names of the numeric columns: inputs of the model as they are, scaled as
-            :class:`~optuna_nis.data.numeric.Scaling` says.
+            :class:`~optuna_nis.data.scaling.Scaling` says.
         min_count: Values of a feature with fewer occurrences in training are out of vocabulary.
         share: For features with the same kind of values as another one, such as a history of items
             beside an item, that one: both have one vocabulary and one table, its own.

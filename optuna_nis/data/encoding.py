@@ -13,7 +13,7 @@ from optuna_nis.data.batches import Batch
 from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.features import Features
 from optuna_nis.data.keys import GROUP, LABEL, NUMERIC, UNSEEN_TARGET, WEIGHT
-from optuna_nis.data.numeric import scaled
+from optuna_nis.data.scaling import scaled
 from optuna_nis.data.source import CodedSource
 
 

@@ -18,7 +18,7 @@ from optuna_nis.data.bags import BagKeep, check_bags, flatten
 from optuna_nis.data.coded import CodedColumn, code_columns, coded, feature_vocabulary, joined
 from optuna_nis.data.columns import as_seen, converted
 from optuna_nis.data.keys import NUMERIC, UNSEEN_TARGET, Task, check_names, check_share, check_task
-from optuna_nis.data.numeric import Floats, Scaling, numbers_of, scaled
+from optuna_nis.data.scaling import Floats, Scaling, numbers_of, scaled
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
 

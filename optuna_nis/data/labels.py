@@ -12,7 +12,7 @@ import numpy as np
 
 from optuna_nis.data import cells
 from optuna_nis.data.coded import CodedColumn, plain_values
-from optuna_nis.data.numeric import Floats
+from optuna_nis.data.scaling import Floats
 
 _NO_AND_YES = {"0": 0, "false": 0, "f": 0, "no": 0, "n": 0}
 _NO_AND_YES |= {"1": 1, "true": 1, "t": 1, "yes": 1, "y": 1}

@@ -14,7 +14,7 @@ import pandas as pd
 from optuna_nis.data.coded import CodedColumn, taken
 from optuna_nis.data.features import Features
 from optuna_nis.data.keys import Task
-from optuna_nis.data.numeric import Floats
+from optuna_nis.data.scaling import Floats
 from optuna_nis.data.vocabulary import Vocabulary
 
 # A column with nearly as many values as rows is a key or a measurement.

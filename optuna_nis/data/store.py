@@ -27,7 +27,7 @@ from pyarrow import compute, parquet
 from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.digests import Digests
 from optuna_nis.data.files import TableFiles
-from optuna_nis.data.numeric import Floats, numbers_of
+from optuna_nis.data.scaling import Floats, numbers_of
 from optuna_nis.data.vocabulary import factorize
 
 _ROWS = 1 << 18

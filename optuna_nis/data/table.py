@@ -19,9 +19,9 @@ from optuna_nis.data.files import TableFiles
 from optuna_nis.data.keys import Task, check_names
 from optuna_nis.data.labels import Label
 from optuna_nis.data.meaning import Meaning
-from optuna_nis.data.numeric import Floats
 from optuna_nis.data.paths import Paths, check_path
 from optuna_nis.data.patterns import has_patterns, select_columns
+from optuna_nis.data.scaling import Floats
 from optuna_nis.data.source import CodedSource
 from optuna_nis.data.splits import Split, parts_of
 from optuna_nis.data.store import ColumnStore

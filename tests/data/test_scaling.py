@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from optuna_nis.data import EmbeddingDataModule, Features, Source
-from optuna_nis.data.numeric import Scaling, numbers_of, scaled
+from optuna_nis.data.scaling import Scaling, numbers_of, scaled
 
 
 def _floats(*values: float | None) -> Any:
@@ -53,7 +53,7 @@ def test_only_gaps_may_tell_something() -> None:
 def test_chunks_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=100).astype(np.float32)
     whole = Scaling.fit(values, "x")
-    monkeypatch.setattr("optuna_nis.data.numeric._CHUNK", 7)
+    monkeypatch.setattr("optuna_nis.data.scaling._CHUNK", 7)
 
     parts = Scaling.fit(values, "x")
 
