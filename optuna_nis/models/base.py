@@ -113,24 +113,27 @@ class EmbeddingModule(LightningModule):
         fields = len(self.embeddings.names) + (self.num_numeric > 0)
         return fields * self.embeddings.embedding_dim + self.num_numeric
 
-    def _inputs(self, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The fields that are crossed, and all inputs in a row.
-
-        With numbers these make one more field, and are given as they are too, as DeepFM's linear
-        term and DCN-V2 have them.
-
-        Args:
-            rows: The rows that were looked up.
-            batch: The batch.
+    def _fields(self, rows: Tensor, batch: Batch) -> Tensor:
+        """The fields that are crossed: the rows that were looked up, and one of the numbers.
 
         Returns:
-            Shapes ``(batch, fields, embedding_dim)`` and ``(batch, inputs)``.
+            Shape ``(batch, fields, embedding_dim)``.
         """
         if not self.num_numeric:
-            return rows, rows.flatten(1)
-        numbers = numbers_of(batch, self.num_numeric)
-        fields = torch.cat([rows, self.numeric(numbers).unsqueeze(1)], 1)
-        return fields, torch.cat([fields.flatten(1), numbers], 1)
+            return rows
+        field = self.numeric(numbers_of(batch, self.num_numeric))
+        return torch.cat([rows, field.unsqueeze(1)], 1)
+
+    def _flat(self, fields: Tensor, batch: Batch) -> Tensor:
+        """All inputs in a row: the fields, and the numbers as they are.
+
+        So have it the linear term of DeepFM (Guo et al., 2017) and DCN-V2 (Wang et al., 2021).
+
+        Returns:
+            Shape ``(batch, inputs)``.
+        """
+        flat = fields.flatten(1)
+        return torch.cat([flat, batch[NUMERIC]], 1) if self.num_numeric else flat
 
     @property
     def more_metrics(self) -> dict[str, str]:

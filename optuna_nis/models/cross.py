@@ -88,8 +88,7 @@ class CrossRankingModule(RankingModule):
             del self.wide
 
     def _logits(self, rows: Tensor, batch: Batch) -> Tensor:
-        _, flat = self._inputs(rows, batch)
-        crossed = flat
+        flat = crossed = self._flat(self._fields(rows, batch), batch)
         for layer in self.crosses:
             crossed = flat * layer(crossed) + crossed
         if self.stacked:

@@ -95,8 +95,10 @@ class RankingModule(EmbeddingModule):
         return self._logits(self.embeddings(batch), batch)
 
     def _logits(self, rows: Tensor, batch: Batch) -> Tensor:
-        fields, flat = self._inputs(rows, batch)
+        fields = self._fields(rows, batch)
+        # In another order the parts of a gradient would be added in another, with other last bits.
         interaction = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1)
+        flat = self._flat(fields, batch)
         deep: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
         return interaction + deep.squeeze(1)
 
