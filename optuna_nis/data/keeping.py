@@ -14,8 +14,8 @@ import uuid
 from optuna_nis._checks import check_folder
 from optuna_nis.data.features import Features
 from optuna_nis.data.lookup import hashes_of
-from optuna_nis.data.packed import read_packed, write_packed
 from optuna_nis.data.vocabulary import Vocabulary
+from optuna_nis.data.vocabulary_file import read_packed, write_packed
 
 FEATURES_FILE: Final = "features.json"
 """The file in a folder that :func:`save_features` writes and others may read."""

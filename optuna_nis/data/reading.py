@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 import warnings
 
 import pandas as pd
@@ -13,7 +12,7 @@ from optuna_nis.data import cells
 from optuna_nis.data.features import Features
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.meaning import inferred, warn_of_few_digits
-from optuna_nis.data.paths import Paths, check_path
+from optuna_nis.data.paths import Paths
 
 
 def read_table(
@@ -103,11 +102,6 @@ def column_names(
         ValueError: If it cannot be read.
     """
     return TableFiles(path, names=names, separator=separator).names
-
-
-def file_type(path: Path) -> None:
-    """Check that a path may be that of a table."""
-    check_path(path)
 
 
 def _read(files: TableFiles, columns: list[str]) -> pd.DataFrame:

@@ -183,15 +183,8 @@ class TableDataModule(EmbeddingDataModule):
 
     def _files(self) -> list[TableFiles]:
         """Those of each part, or of all rows."""
-        paths = (self.path, self.valid_path, self.test_path)
-        found = [TableFiles(path, **self._reading) for path in paths if path is not None]
-        for files in found[1:]:
-            if files.kind != found[0].kind:
-                raise ValueError(
-                    f"The files of all parts must be of one kind, got {found[0].files[0].name!r} "
-                    f"and {files.files[0].name!r}."
-                )
-        return found
+        paths = [path for path in (self.path, self.valid_path, self.test_path) if path is not None]
+        return TableFiles.of_parts(paths, **self._reading)
 
     def _source(self) -> CodedSource:
         """Read the files.

@@ -15,7 +15,6 @@ import pyarrow
 
 from optuna_nis._checks import check_integer
 from optuna_nis.data.cells import distinct
-from optuna_nis.data.packed import COUNT, JSON, read_packed, write_packed
 from optuna_nis.data.values import (
     ArrowValues,
     IntArray,
@@ -27,6 +26,7 @@ from optuna_nis.data.values import (
     values_of,
     values_of_arrow,
 )
+from optuna_nis.data.vocabulary_file import COUNT, JSON, read_packed, write_packed
 from optuna_nis.data.written import read, written
 
 _JSON_VERSION = 1

@@ -73,9 +73,9 @@ class ReferenceModel:
         while self._items in features.names:
             self._items = f"output {self._items}"
         own: dict[str, Any] = {"bags": features.bags}
-        if num_numeric := getattr(features, "num_numeric", 0):
+        if num_numeric := features.num_numeric:
             own["num_numeric"] = num_numeric
-        share = options.get("share") or getattr(features, "share", {})
+        share = options.get("share") or features.share
         if share:
             _check_shared(share, features)
             own["share"] = share

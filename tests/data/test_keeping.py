@@ -20,7 +20,7 @@ from optuna_nis.data.keeping import (
     save_features,
     unpack_features,
 )
-from optuna_nis.data.packed import write_packed
+from optuna_nis.data.vocabulary_file import write_packed
 
 
 @pytest.fixture(autouse=True)

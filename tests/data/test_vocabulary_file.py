@@ -7,8 +7,7 @@ import pyarrow
 from pyarrow import parquet
 import pytest
 
-from optuna_nis.data import packed
-from optuna_nis.data.packed import read_packed, write_packed
+from optuna_nis.data.vocabulary_file import read_packed, write_packed
 
 TABLES = {
     "user": pyarrow.table({"str": ["a", "", "ü"], "count": [3, 2, 1]}),
@@ -27,7 +26,7 @@ def _packed(tables: dict[str, pyarrow.Table]) -> io.BytesIO:
 
 @pytest.mark.parametrize("rows", [1, 2, 1 << 20])
 def test_tables_come_back(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(vocabulary_file, "_ROWS_AT_ONCE", rows)
 
     found = read_packed(_packed(TABLES))
 
