@@ -7,6 +7,7 @@ import pyarrow
 from pyarrow import parquet
 import pytest
 
+from optuna_nis.data import vocabulary_file
 from optuna_nis.data.vocabulary_file import read_packed, write_packed
 
 TABLES = {
