@@ -18,7 +18,8 @@ from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
-# Of row-wise Adagrad, in learning rates of Adam. XXX
+# The learning rate of row-wise Adagrad, in those of Adam. With 26 features it does better than 1,
+# 10 and 30 on a log of a million rows, and than 1 on ten million; on MovieLens as well as Adam.
 _TABLES_RATE = 3.0
 
 
