@@ -147,7 +147,6 @@ def prepare(log: Path) -> None:
         split="chronological",
         cache_dir=_cache(log),
     )
-    data.prepare_data()
     data.setup("fit")
     next(iter(data.train_dataloader()))
 
@@ -164,8 +163,9 @@ def search_and_retrain(log: Path, storage: str) -> None:
         split="chronological",
     )
     checkpoints = log.with_name("checkpoints")
-    search(study, data, budget=BUDGET, checkpoint_dir=checkpoints, progress=_told)
-    retrain(study, seeds=[0], checkpoint_dir=checkpoints, progress=_told)
+    where: dict[str, Any] = {"checkpoint_dir": checkpoints, "cache_dir": _cache(log)}
+    search(study, data, budget=BUDGET, progress=_told, **where)
+    retrain(study, seeds=[0], progress=_told, **where)
 
 
 def measured(work: Callable[..., None], log: Path, *arguments: Any) -> Cost:
