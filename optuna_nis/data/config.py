@@ -305,8 +305,18 @@ def read_data(
             the study keeps no vocabulary.
     """
     progress(f"Reading {data.name}.")
-    fitted = searched_features(study) if DATA_ATTR in study.user_attrs else None
+    fitted = lost = None
+    if DATA_ATTR in study.user_attrs:
+        try:
+            fitted = searched_features(study, cache_dir)
+        except FileNotFoundError as error:
+            lost = error
     datamodule = data.datamodule(withhold_test=withhold_test, fitted=fitted, cache_dir=cache_dir)
+    if lost is not None and study.user_attrs[FEATURES_ATTR] != _digest(datamodule.features):
+        raise ValueError(
+            f"The ids that `study` {study.study_name!r} was searched with are gone, and those of "
+            f"the data have changed since: {lost} Search again under another study name."
+        )
     progress(datamodule.summary())
     if SPACE_ATTR in study.user_attrs:
         _check_ids(study, data, datamodule)

@@ -54,11 +54,15 @@ class Encoder:
         targets = self.features.targets
         if targets is None:
             for name, part in parts.items():
-                labels = self.labels(part)
-                if (labels == labels[0]).all():
+                labels, rows = self.labels(part), "rows"
+                if part.weight is not None:
+                    labels, rows = labels[part.weight > 0], "rows with a weight"
+                found = np.unique(labels)
+                if len(found) < 2:
+                    only = f"only {found[0]:g} in the {len(labels)}" if len(found) else "no"
                     raise ValueError(
-                        f"The label must be 0 and 1 in every part, got only {labels[0]:g} in "
-                        f"the {len(labels)} rows of the {name} part."
+                        f"The label must be 0 and 1 in every part, got {only} {rows} of the "
+                        f"{name} part."
                     )
             return
         if len(targets) < 2:

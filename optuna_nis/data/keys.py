@@ -27,6 +27,14 @@ It equals no class, so that every prediction for it is a miss, and it is the ``i
 """
 
 
+_KEYS: Final = {
+    LABEL: "the labels",
+    NUMERIC: "the numbers",
+    WEIGHT: "the weights",
+    GROUP: "the groups",
+}
+
+
 def check_task(task: str) -> None:
     """Check the name of a task.
 
@@ -37,19 +45,27 @@ def check_task(task: str) -> None:
         raise ValueError(f'`task` must be "ranking" or "retrieval", got {task!r}.')
 
 
-def check_names(names: Sequence[str], numeric: Sequence[str] = ()) -> None:
+def check_names(
+    names: Sequence[str], numeric: Sequence[str] = (), keys: Sequence[str] = ()
+) -> None:
     """Check the names of features and of numeric columns.
+
+    Args:
+        names: The features.
+        numeric: The numeric columns.
+        keys: Further keys of a batch of these data, such as ``WEIGHT``.
 
     Raises:
         ValueError: If there is no feature, a name comes twice, or is a key of a batch.
     """
     if not names:
         raise ValueError("`features` must name at least one column, got none.")
+    taken = {LABEL, *keys, *([NUMERIC] if numeric else [])}
     for name in names:
-        if name == LABEL or (name == NUMERIC and numeric):
+        if name in taken:
             raise ValueError(
-                f"`features` must not name a feature {name!r}, the key of the "
-                f"{'labels' if name == LABEL else 'numeric inputs'} in a batch; rename the column."
+                f"`features` must not name a feature {name!r}, the key of {_KEYS[name]} in a "
+                "batch; rename the column."
             )
         if names.count(name) > 1:
             raise ValueError(f"`features` names {name!r} twice.")

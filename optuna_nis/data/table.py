@@ -16,7 +16,7 @@ from optuna_nis.data.bags import check_bags
 from optuna_nis.data.base import EmbeddingDataModule
 from optuna_nis.data.coded import CodedColumn, plain_values
 from optuna_nis.data.files import TableFiles
-from optuna_nis.data.keys import Task, check_names
+from optuna_nis.data.keys import GROUP, WEIGHT, Task, check_names
 from optuna_nis.data.labels import Label
 from optuna_nis.data.meaning import Meaning
 from optuna_nis.data.paths import Paths, check_path
@@ -208,6 +208,8 @@ class TableDataModule(EmbeddingDataModule):
         hints = files[0].separators
         self._separators |= {n: hints[n] for n in columns if n in hints and n not in self._bags}
         self._check_columns(list(columns))
+        keys = {WEIGHT: self.weight, GROUP: self.group}
+        check_names(columns, self._numeric, [key for key, name in keys.items() if name])
         needed = [*columns, *self._numeric, *used]
         for each in files:
             check_there(each, needed)

@@ -97,8 +97,9 @@ class Predictor:
         found = np.concatenate(parts)
         if self.features.targets is None:
             return found
-        values = np.array(self.features.targets.values, dtype=object)
-        return np.asarray(values[found])
+        ids, places = np.unique(found, return_inverse=True)
+        values = np.array(self.features.targets.decode(ids), dtype=object)
+        return np.asarray(values[places.reshape(found.shape)])
 
     def save(self, folder: str | Path, *, training: str | None = None) -> None:
         """Write the model, its sizes and its vocabularies into a folder.

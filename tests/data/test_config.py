@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 import torch
 
 from optuna_nis.data import load_dataset
-from optuna_nis.data.config import DataConfig, read_data
+from optuna_nis.data.config import DataConfig, read_data, save_data, searched_features
+from optuna_nis.study.attributes import read_text
+from optuna_nis.study.keys import VOCABULARY_ATTR
 
 
 def test_data_config() -> None:
@@ -96,6 +100,66 @@ def test_a_data_set_by_name_has_the_batches_of_the_command(task: Any) -> None:
         for batch, other in zip(batches, others):
             assert batch.keys() == other.keys()
             assert all(torch.equal(ids, other[name]) for name, ids in batch.items())
+
+
+def test_all_that_is_of_tables_is_kept() -> None:
+    config = DataConfig(
+        table=("a.csv", "b.csv"), valid="v.csv", test=("t.csv", "u.csv"), label="stars>=4",
+        features=("C*",), numeric=("I*",), weight="w", group="user", columns=("stars", "C1"),
+        separator=";", min_count=3, share={"history": "item"},
+    )  # fmt: skip
+    assert DataConfig.from_json(config.to_json()) == config
+    assert config.name == "a.csv and 1 more"
+    for name, value in (("numeric", ("I1",)), ("weight", "w"), ("columns", ("a",)), ("test", "t")):
+        option = name.replace("_", "-")
+        with pytest.raises(ValueError, match=f"`{name}` is for a table, got .*`--{option}` goes"):
+            DataConfig(dataset="flights", **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[optuna.Study, DataConfig, Path]:
+    """A study on a table with more values than a database should hold."""
+    monkeypatch.setattr("optuna_nis.data.keeping._LARGE", 5)
+    frame = pd.DataFrame({"user": [f"u{row % 19}" for row in range(100)], "y": [0, 1] * 50})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    config = DataConfig(table=str(tmp_path / "t.csv"), label="y", features=("user",))
+    study = optuna.create_study(direction="maximize")
+    data = config.datamodule(withhold_test=True)
+    save_data(study, config, data, tmp_path / "cache")
+    return study, config, tmp_path / "cache"
+
+
+def _read(study: optuna.Study, config: DataConfig, cache: Path) -> Any:
+    return read_data(study, config, withhold_test=True, progress=lambda _: None, cache_dir=cache)
+
+
+def test_many_values_are_kept_beside_the_study(
+    searched: tuple[optuna.Study, DataConfig, Path],
+) -> None:
+    study, config, cache = searched
+    features = config.datamodule(withhold_test=True).features
+
+    assert searched_features(study, cache) == features
+    assert "u7" not in read_text(study, VOCABULARY_ATTR)
+    (file,) = cache.glob("vocabularies-*.parquet")
+    file.unlink()
+    # The same data have the same values.
+    assert _read(study, config, cache).features == features
+
+
+def test_values_that_are_lost_and_others_are_told(
+    searched: tuple[optuna.Study, DataConfig, Path],
+) -> None:
+    study, config, cache = searched
+    for file in cache.iterdir():
+        file.unlink()
+    path = Path(str(config.table))
+    path.write_text(path.read_text().replace("u3", "v3"))
+
+    with pytest.raises(ValueError, match="was searched with are gone, and those of the data"):
+        _read(study, config, cache)
 
 
 def test_data_config_of_a_named_data_set() -> None:

@@ -224,6 +224,24 @@ def test_bad_weights_are_refused(tmp_path: Path) -> None:
         data.setup("fit")
 
 
+def test_each_part_has_both_labels_with_a_weight(tmp_path: Path) -> None:
+    frame = _clicks()
+    trust = (frame["row"] < 160) | (frame["rating"] < 4)
+    _refused("0 and 1 in every part, got only 0 in the .* rows with a weight of the validation",
+             tmp_path / "t.csv", [("trust", trust * 1.0)], weight="trust",
+             split="chronological")  # fmt: skip
+
+
+def test_features_have_no_name_of_a_key_of_a_batch(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for name in ("weight", "group"):
+        column = {"weight": "trust", "group": "user"}[name]
+        _refused(f"`features` must not name a feature '{name}', the key of the {name}s", path,
+                 [(name, [0, 1] * 100)], features=["C1", name], **{name: column})  # fmt: skip
+        frame = _clicks().assign(**{name: [0, 1] * 100})
+        assert name in _data(_write(frame, path), features=["C1", name]).vocabularies
+
+
 def test_arguments_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     _refused('`group` must name a column for `split="group"`, got None', path, split="group")
