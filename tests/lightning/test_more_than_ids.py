@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from optuna_nis import EmbeddingSpec, SearchSpace
-from optuna_nis.data import Features, Source, TableDataModule
+from optuna_nis.data import TableDataModule, read_table
+from optuna_nis.data.parts import MemoryPart
 from optuna_nis.lightning import search_sizes
 from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.prices import _of_part
@@ -88,7 +89,8 @@ def test_means_over_batches_are_by_their_weights(retrieval: bool) -> None:
 def test_the_standard_error_is_of_rows_of_equal_weight(datamodule: TableDataModule) -> None:
     space = SearchSpace(datamodule.embedding_specs(8))
     model = reference_model(datamodule.features)(space.full())
-    part = datamodule._tensors["validation"]
+    part = next(iter(datamodule.val_dataloader()))
+    datamodule._parts["validation"] = MemoryPart(part)
     plain = error_on_validation(model, datamodule)
     part["weight"] = torch.full_like(part["label"], 3.0)
     equal = error_on_validation(model, datamodule)
@@ -103,28 +105,22 @@ def test_the_standard_error_is_of_rows_of_equal_weight(datamodule: TableDataModu
     assert unequal(0.7) > 1.3 * plain(0.7)
 
 
-class _Whole(TableDataModule):
-    """Clicks with numbers, of which one decides, weights and groups."""
-
-    def _encode(self, features: Features, source: Source) -> dict[str, Tensor]:
-        batch = super()._encode(features, source)
-        label, ids = batch["label"], batch["user"]
-        numbers = torch.randn(len(label), 2)
-        numbers[:, 0] += 2 * label
-        return batch | {
-            "numeric": numbers,
-            "weight": torch.rand(len(label)) + 0.5,
-            "group": ids % 20,
-        }
-
-
 @pytest.mark.parametrize("model", ["deepfm", "dcn"])
-def test_a_search_and_a_retraining(model: str, clicks: Path) -> None:
-    data = _Whole(
-        clicks, label="clicked", features=["user", "city"], bags={"genres": "|"}, batch_size=512
-    )
+def test_a_search_and_a_retraining(model: str, clicks: Path, tmp_path: Path) -> None:
+    rows = read_table(clicks)
+    rng = np.random.default_rng(0)
+    # One of the numbers decides.
+    rows["price"] = rng.normal(size=len(rows)) + 2 * rows["clicked"].astype(float)
+    rows["age"] = rng.normal(size=len(rows))
+    rows["trust"] = rng.random(len(rows)) + 0.5
+    rows["day"] = np.arange(len(rows)) % 20
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    data = TableDataModule(
+        tmp_path / "rows.csv", label="clicked", features=["user", "city"], bags={"genres": "|"},
+        numeric=["price", "age"], weight="trust", group="day", batch_size=512,
+    )  # fmt: skip
     data.setup("test")
-    build = reference_model(data.features, model=model, num_numeric=2, hidden=(8,))
+    build = reference_model(data.features, model=model, hidden=(8,))
     space = SearchSpace(build.specs(4), budget="50%")
     found = search_sizes(build, data, space=space, epochs=1, num_updates=2, group_size=2)
     results = found.retrain(seeds=[0], max_epochs=3)
