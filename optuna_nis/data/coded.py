@@ -14,11 +14,9 @@ import pyarrow
 from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, flatten
 from optuna_nis.data.columns import as_seen, check_continuous, converted
+from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.values import Value
 from optuna_nis.data.vocabulary import Vocabulary, factorize
-
-# Rows that are nearer to each other are read with all between them.
-_GAP = 64
 
 #: Distinct values: of one type in few bytes, or of any.
 Values: TypeAlias = Sequence[Value] | pyarrow.Array
@@ -35,53 +33,64 @@ class CodedColumn:
             or the cells of all bags one after the other.
         offsets: Of bags, where each row's cells begin and, last, where they end: shape
             ``(rows + 1,)``.
+        limit: Of longer bags, how many cells are taken, and which.
     """
 
     name: str
     values: Values
-    codes: NDArray[np.int32]
-    offsets: NDArray[np.int64] | None = None
+    codes: NDArray[np.int32] | FileArray
+    offsets: NDArray[np.int64] | FileArray | None = None
+    limit: tuple[int, BagKeep] | None = None
 
     def __len__(self) -> int:
-        return len(self.codes if self.offsets is None else self.offsets[1:])
+        return len(self.codes) if self.offsets is None else len(self.offsets) - 1
 
     def first(self) -> Any:
         """The first value that is there."""
-        places = self.codes[self.codes >= 0][:1].tolist()
+        codes = self.cells
+        places = codes[codes >= 0][:1].tolist()
         return plain_values(self.values)[places[0]] if places else None
+
+    @property
+    def cells(self) -> NDArray[np.int32]:
+        """The codes, in memory."""
+        return np.asarray(self.codes)
 
     def lengths(self) -> NDArray[np.int64]:
         """How many cells every row has: shape ``(rows,)``."""
         if self.offsets is None:
             return np.ones(len(self.codes), dtype=np.int64)
-        return np.diff(self.offsets)
+        lengths = np.diff(np.asarray(self.offsets))
+        return lengths if self.limit is None else np.minimum(lengths, self.limit[0])
 
     def take(self, rows: NDArray[np.int64] | slice) -> CodedColumn:
         """The column of some rows, in memory."""
         if self.offsets is None:
-            return replace(self, codes=taken(self.codes, rows))
+            return replace(self, codes=np.asarray(self.codes[rows]))
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
-        starts = taken(self.offsets, rows)
-        return self._of(starts, taken(self.offsets, rows + 1) - starts)
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        if self.limit is not None:
+            most, keep = self.limit
+            kept = np.minimum(lengths, most)
+            starts, lengths = starts + (lengths - kept if keep == "last" else 0), kept
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return replace(self, codes=np.asarray(self.codes[places]), offsets=offsets, limit=None)
 
     def limited(self, length: int, keep: BagKeep) -> CodedColumn:
         """With bags of so many cells at most, the last or the first ones."""
-        if self.offsets is None or (lengths := self.lengths()).max(initial=0) <= length:
+        if self.offsets is None:
             return self
-        kept = np.minimum(lengths, length)
-        starts = self.offsets[:-1] + (lengths - kept if keep == "last" else 0)
-        return self._of(starts, kept)
-
-    def _of(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> CodedColumn:
-        """Bags of the cells from each start on."""
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return replace(self, codes=taken(self.codes, places), offsets=offsets)
+        later = replace(self, limit=(length, keep))
+        return later if isinstance(self.codes, FileArray) else later.take(slice(None))
 
     def renamed(self, values: Values, places: NDArray[np.integer[Any]]) -> CodedColumn:
         """With other values: of each value its place among them, -1 for a missing one."""
         table = np.append(places, -1).astype(np.int32)
+        if isinstance(self.codes, FileArray):
+            return replace(self, values=values, codes=self.codes.mapped(table))
         return replace(self, values=values, codes=table[self.codes])
 
     def vocabulary(self, name: str | None = None) -> Vocabulary:
@@ -94,13 +103,13 @@ class CodedColumn:
             ValueError: If there is no row, or no value.
         """
         name = name or self.name
-        if not len(self.codes):
+        codes = self.cells
+        if not len(codes):
             raise ValueError(f"The column {name!r} is empty: it has no row.")
-        present = self.codes[self.codes >= 0]
+        present = codes[codes >= 0]
         if not present.size:
             raise ValueError(
-                f"The column {name!r} is empty: all {self.codes.size} values are missing. Leave "
-                "it out."
+                f"The column {name!r} is empty: all {codes.size} values are missing. Leave it out."
             )
         found = pd.unique(present)
         counts = np.bincount(present, minlength=1)[found]
@@ -133,55 +142,26 @@ class CodedColumn:
             Shape ``(rows,)``, or ``(rows, longest bag)``, padded with the id of a missing value.
         """
         if self.offsets is None:
-            return ids[self.codes]
+            return ids[self.cells]
         lengths = self.lengths()
         width = max(1, int(lengths.max(initial=0)))
         padded = np.full((len(lengths), width), ids[-1], dtype=np.int64)
-        padded[np.arange(width) < lengths[:, None]] = ids[self.codes]
+        padded[np.arange(width) < lengths[:, None]] = ids[self.cells]
         return padded
 
     def present(self) -> NDArray[np.int64]:
         """How many cells of every row hold a value."""
-        return self._per_row(self.codes >= 0)
+        return self._per_row(self.cells >= 0)
 
     def known(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many cells of every row hold a value that a vocabulary knows."""
-        return self._per_row((ids < ids[-1])[self.codes])
+        return self._per_row((ids < ids[-1])[self.cells])
 
     def _per_row(self, cells: NDArray[np.bool_]) -> NDArray[np.int64]:
         if self.offsets is None:
             return cells.astype(np.int64)
         rows = np.repeat(np.arange(len(self)), self.lengths())
         return np.bincount(rows[cells], minlength=len(self))
-
-
-def taken(values: NDArray[Any], rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-    """Some elements of an array, in memory.
-
-    Of one that is a whole file, they are read and not mapped: pages that are mapped would count
-    as memory of the process.
-    """
-    if not isinstance(values, np.memmap):
-        return np.asarray(values[rows])
-    if isinstance(rows, slice):
-        start, stop, step = rows.indices(len(values))
-        return _read(values, start, stop)[::step]
-    steps = np.diff(rows)
-    begins = np.flatnonzero((steps < 0) | (steps > _GAP)) + 1
-    if len(begins) * _GAP > len(rows) + _GAP:
-        return np.asarray(values[rows])
-    parts = [
-        _read(values, int(run[0]), int(run[-1]) + 1)[run - run[0]]
-        for run in np.split(rows, begins)
-        if len(run)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, values.dtype)
-
-
-def _read(values: np.memmap[Any, Any], start: int, stop: int) -> NDArray[Any]:
-    return np.fromfile(
-        str(values.filename), values.dtype, max(stop - start, 0), offset=start * values.itemsize
-    )
 
 
 def coded(column: pd.Series[Any], name: str) -> CodedColumn:
@@ -234,7 +214,7 @@ def feature_vocabulary(
             f"The column {name!r} is empty: all {len(column)} bags are empty. Leave it out."
         )
     vocabulary = column.vocabulary(name)
-    missing = (column.codes < 0).any() or not column.lengths().all()
+    missing = (column.cells < 0).any() or not column.lengths().all()
     if len(vocabulary) == 1 and not missing:
         raise ValueError(
             f"The column {name!r} is constant: all its values in the training part are "
@@ -251,7 +231,7 @@ def joined(columns: Sequence[CodedColumn]) -> CodedColumn:
     if all(isinstance(each.values, pyarrow.Array) for each in columns):
         chunks = [
             pyarrow.DictionaryArray.from_arrays(
-                pyarrow.array(each.codes, mask=each.codes < 0), each.values
+                pyarrow.array(each.cells, mask=each.cells < 0), each.values
             )
             for each in columns
         ]
@@ -263,7 +243,7 @@ def joined(columns: Sequence[CodedColumn]) -> CodedColumn:
     found: list[Value] = []
     places = []
     for each in columns:
-        places.append(np.where(each.codes < 0, -1, each.codes + len(found)))
+        places.append(np.where(each.cells < 0, -1, each.cells + len(found)))
         found += plain_values(each.values)
     return CodedColumn(columns[0].name, *merged(found, np.concatenate(places)))
 

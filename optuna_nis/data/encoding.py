@@ -95,7 +95,7 @@ class Encoder:
         """The labels of rows: 0 and 1, or classes, ``UNSEEN_TARGET`` for those never seen."""
         if isinstance(rows.target, CodedColumn):
             assert self._classes is not None
-            return self._classes[rows.target.codes]
+            return self._classes[rows.target.cells]
         return rows.target
 
     def unseen_shares(self, rows: CodedSource) -> dict[str, float]:

@@ -17,6 +17,7 @@ from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, check_bags, flatten
 from optuna_nis.data.coded import CodedColumn, code_columns, coded, feature_vocabulary, joined
 from optuna_nis.data.columns import as_seen, converted
+from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.keys import NUMERIC, UNSEEN_TARGET, Task, check_names, check_share, check_task
 from optuna_nis.data.scaling import Floats, Scaling, numbers_of, scaled
 from optuna_nis.data.vocabulary import Vocabulary
@@ -95,7 +96,7 @@ class Features:
         targets: pd.Series[Any] | CodedColumn | None = None,
         bag_keep: BagKeep = "last",
         na_values: Sequence[str] = (),
-        numeric: Mapping[str, Floats] | Sequence[str] = (),
+        numeric: Mapping[str, Floats | FileArray] | Sequence[str] = (),
         share: Mapping[str, str] | None = None,
     ) -> Features:
         """Build the vocabularies from the training rows, and measure the numeric columns.
@@ -127,7 +128,9 @@ class Features:
             columns: Mapping[str, CodedColumn] = code_columns(
                 frame[list(names)], separators, max_bag_length, bag_keep, na_values
             )
-            numbers: Mapping[str, Floats] = {n: numbers_of(frame[n], n) for n in numeric}
+            numbers: Mapping[str, Floats | FileArray] = {
+                n: numbers_of(frame[n], n) for n in numeric
+            }
         else:
             assert isinstance(numeric, Mapping)
             columns, numbers = frame, numeric

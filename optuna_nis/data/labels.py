@@ -79,11 +79,12 @@ class Label:
         Raises:
             ValueError: If a cell is neither yes nor no, cannot be compared, or all are the same.
         """
-        used = np.bincount(column.codes[column.codes >= 0], minlength=len(column.values)) > 0
+        codes = column.cells
+        used = np.bincount(codes[codes >= 0], minlength=len(column.values)) > 0
         values = plain_values(column.values)
         labels = self._by_rule(values, used) if self.operator else self._as_written(values, used)
         table = np.array([*labels, np.nan], dtype=np.float32)
-        found = table[column.codes]
+        found = table[codes]
         seen = np.unique(found[~np.isnan(found)])
         if len(seen) == 1:
             shown = ", ".join(repr(v) for v, there in zip(values, used) if there)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
+from optuna_nis.data.file_array import FileArray
+
 Floats = NDArray[np.float32]
 _CHUNK = 1 << 20
 
@@ -41,7 +43,7 @@ class Scaling:
     has_missing: bool
 
     @classmethod
-    def fit(cls, values: Floats, name: str) -> Scaling:
+    def fit(cls, values: Floats | FileArray, name: str) -> Scaling:
         """Measure the training rows of a column.
 
         Args:
@@ -64,7 +66,7 @@ class Scaling:
             if not has_missing:
                 raise ValueError(
                     f"The column {name!r} is constant: all its numbers in the training part are "
-                    f"{values[0]:g}. Leave it out."
+                    f"{values[:1][0]:g}. Leave it out."
                 )
             std = 1.0
         return cls(mean, std, has_missing)
@@ -93,9 +95,11 @@ class Scaling:
         return asdict(self)
 
 
-def scaled(scalings: Mapping[str, Scaling], numbers: Mapping[str, Floats]) -> Floats:
+def scaled(scalings: Mapping[str, Scaling], numbers: Mapping[str, Floats | FileArray]) -> Floats:
     """The inputs of a model of all numeric columns side by side: shape ``(rows, inputs)``."""
-    return np.concatenate([each.apply(numbers[name]) for name, each in scalings.items()], axis=1)
+    return np.concatenate(
+        [each.apply(np.asarray(numbers[name])) for name, each in scalings.items()], axis=1
+    )
 
 
 def numbers_of(column: pd.Series[Any], name: str) -> Floats:
@@ -137,7 +141,7 @@ def _check_finite(numbers: NDArray[Any], name: str) -> None:
         )
 
 
-def _logs(values: Floats, name: str) -> Iterator[NDArray[np.float64]]:
+def _logs(values: Floats | FileArray, name: str) -> Iterator[NDArray[np.float64]]:
     """Signed logarithms of the numbers that there are, some at a time."""
     for start in range(0, len(values), _CHUNK):
         chunk = np.asarray(values[start : start + _CHUNK])

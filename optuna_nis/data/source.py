@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
-from optuna_nis.data.coded import CodedColumn, taken
+from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.features import Features
+from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.keys import Task
 from optuna_nis.data.scaling import Floats
 from optuna_nis.data.vocabulary import Vocabulary
@@ -80,7 +81,7 @@ class CodedSource:
 
     columns: Mapping[str, CodedColumn]
     target: Floats | CodedColumn
-    numbers: Mapping[str, Floats] = field(default_factory=dict)
+    numbers: Mapping[str, Floats | FileArray] = field(default_factory=dict)
     weight: Floats | None = None
     groups: NDArray[np.int64] | None = None
     order: NDArray[Any] | None = None
@@ -98,9 +99,9 @@ class CodedSource:
         return CodedSource(
             _Taken(self.columns, lambda column: column.take(rows)),
             target.take(rows) if isinstance(target, CodedColumn) else np.asarray(target[rows]),
-            _Taken(self.numbers, lambda values: taken(values, rows)),
-            None if self.weight is None else taken(self.weight, rows),
-            None if self.groups is None else taken(self.groups, rows),
+            _Taken(self.numbers, lambda values: np.asarray(values[rows])),
+            None if self.weight is None else np.asarray(self.weight[rows]),
+            None if self.groups is None else np.asarray(self.groups[rows]),
         )
 
     @property
@@ -111,8 +112,8 @@ class CodedSource:
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether columns are mapped from files."""
-        return any(isinstance(each.codes, np.memmap) for each in self.columns.values())
+        """Whether columns are in files."""
+        return any(isinstance(each.codes, FileArray) for each in self.columns.values())
 
     def split_by(self, name: str) -> NDArray[Any] | None:
         """``"order"``, ``"group"`` or ``"part"`` of the rows that are used."""

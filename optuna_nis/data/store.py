@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
 import json
 import os
@@ -26,6 +27,7 @@ from pyarrow import compute, parquet
 
 from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.digests import Digests
+from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.scaling import Floats, numbers_of
 from optuna_nis.data.vocabulary import factorize
@@ -116,7 +118,7 @@ class ColumnStore:
             )
         return column
 
-    def numbers(self, name: str, na_values: Sequence[str] = ()) -> Floats:
+    def numbers(self, name: str, na_values: Sequence[str] = ()) -> Floats | FileArray:
         """The numbers of a column, NaN where one is missing.
 
         Raises:
@@ -124,7 +126,7 @@ class ColumnStore:
         """
         path = self._path(name, f"numbers {sorted(na_values)}", "numbers")
         if path is not None and path.is_file():
-            return np.memmap(path, np.float32, "r")
+            return FileArray(path, np.dtype(np.float32))
         parts: list[Floats] = []
         row = 0
         for cells in self._cells(name):
@@ -144,8 +146,8 @@ class ColumnStore:
                 values = pyarrow.ipc.open_file(source).read_all().column(0).combine_chunks()
             offsets = None
             if offsets_path.is_file():
-                offsets = _mapped(offsets_path, np.int64)
-            return CodedColumn(name, values, _mapped(codes_path, np.int32), offsets)
+                offsets = FileArray(offsets_path, np.dtype(np.int64))
+            return CodedColumn(name, values, FileArray(codes_path, np.dtype(np.int32)), offsets)
         coded, lengths = [], []
         for cells in self._cells(name):
             items, sizes = split(cells)
@@ -156,17 +158,19 @@ class ColumnStore:
             names = ", ".join(repr(each.files[0].name) for each in self.files)
             raise ValueError(f"The file {names} is empty: it has no row.")
         values, codes = _unified(coded)
-        offsets = None
+        column = CodedColumn(name, values, codes)
         if lengths:
-            offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
-        if values_path is not None:
-            assert codes_path is not None
-            assert offsets_path is not None
-            codes = _kept(codes_path, codes)
-            if offsets is not None:
-                offsets = _kept(offsets_path, offsets)
-            _write_values(values_path, values)
-        return CodedColumn(name, values, codes, offsets)
+            ends = np.cumsum(np.concatenate(lengths))
+            column = replace(column, offsets=np.concatenate([[0], ends]).astype(np.int64))
+        if values_path is None:
+            return column
+        assert codes_path is not None
+        assert offsets_path is not None
+        if column.offsets is not None:
+            column = replace(column, offsets=_kept(offsets_path, np.asarray(column.offsets)))
+        column = replace(column, codes=_kept(codes_path, codes))
+        _write_values(values_path, values)
+        return column
 
     def _path(self, name: str, form: str, kind: str) -> Path | None:
         if self._folder is None:
@@ -320,17 +324,12 @@ def _checked(cells: pyarrow.Array, name: str, row: int) -> Floats:
     return numbers_of(column, name)
 
 
-def _mapped(path: Path, dtype: Any) -> Any:
-    """An array in a file, which may be empty, as no mapping may."""
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
-
-
-def _kept(path: Path, values: NDArray[Any]) -> Any:
-    """Write an array, whole or not at all, and read it from there."""
+def _kept(path: Path, values: NDArray[Any]) -> FileArray:
+    """Write an array, whole or not at all, to be read from there."""
     new = path.with_name(f"new.{os.getpid()}.{path.name}")
     values.tofile(new)
     new.replace(path)
-    return _mapped(path, values.dtype)
+    return FileArray(path, values.dtype)
 
 
 def _write_values(path: Path, values: pyarrow.Array) -> None:

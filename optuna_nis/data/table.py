@@ -217,15 +217,15 @@ class TableDataModule(EmbeddingDataModule):
         meaning = self._meaning(files[0], label)
         labels = meaning.of(store.column(label.column))
         target = label.of(labels) if self.task == "ranking" else labels
-        present = labels.codes >= 0
+        present = labels.cells >= 0
         kept = self._warn_dropped(present, np.ones(len(present), bool), label.column)
         order, part = self._order(store, meaning), self._part(store, meaning)
         weight = groups = None
         if self.weight is not None:
-            weight = store.numbers(self.weight, self._na_values)
+            weight = np.asarray(store.numbers(self.weight, self._na_values))
             _check_weights(weight, self.weight)
         if self.group is not None:
-            groups = store.column(self.group).codes.astype(np.int64)
+            groups = store.column(self.group).cells.astype(np.int64)
         for name, values in (
             (self.time, order),
             (self.split_column, part),
@@ -334,7 +334,7 @@ def check_there(files: TableFiles, columns: Sequence[str]) -> None:
 
 def _of_values(column: CodedColumn, found: NDArray[Any]) -> NDArray[Any]:
     """For every row what was found for its value, -1 where it is missing."""
-    return np.append(found, -1)[column.codes]
+    return np.append(found, -1)[column.cells]
 
 
 def _check_weights(weight: Floats, name: str) -> None:

@@ -116,6 +116,7 @@ class _Windows(Dataset[Batch]):
     ) -> None:
         self._source, self._rows, self._encoder = source, rows, encoder
         self._batch_size, self._seed = batch_size, seed
+        self._block = _BLOCK
         self.batches_of_a_window = max(1, _WINDOW // batch_size)
         self._size = self.batches_of_a_window * batch_size
 
@@ -136,23 +137,23 @@ class _Windows(Dataset[Batch]):
         start, stop = index * self._size, min((index + 1) * self._size, len(self._rows))
         if self._seed is None:
             return self._encoder.batch(self._source.take(self._rows[start:stop]))
-        places = _places(len(self._rows), start, stop, [self._seed, epoch])
+        places = _places(len(self._rows), self._block, start, stop, [self._seed, epoch])
         window = self._encoder.batch(self._source.take(self._rows[places]))
         shuffled = np.random.default_rng([self._seed, epoch, index]).permutation(len(places))
         order = torch.from_numpy(shuffled)
         return {name: tensor[order] for name, tensor in window.items()}
 
 
-def _places(num_rows: int, start: int, stop: int, seed: list[int]) -> NDArray[np.int64]:
-    """Those from ``start`` to ``stop`` of all rows in an order of their blocks."""
-    blocks = np.random.default_rng(seed).permutation(-(-num_rows // _BLOCK))
+def _places(num_rows: int, size: int, start: int, stop: int, seed: list[int]) -> NDArray[np.int64]:
+    """Those from ``start`` to ``stop`` of all rows in an order of their blocks of a size."""
+    blocks = np.random.default_rng(seed).permutation(-(-num_rows // size))
     # The last block may be shorter than the others, and be anywhere.
-    ends = np.cumsum(np.minimum(num_rows - blocks * _BLOCK, _BLOCK))
+    ends = np.cumsum(np.minimum(num_rows - blocks * size, size))
     first, last = np.searchsorted(ends, [start, stop - 1], side="right")
     parts = []
     for place in range(first, last + 1):
-        block, end = int(blocks[place]) * _BLOCK, int(ends[place])
-        begin = end - min(num_rows - block, _BLOCK)
+        block, end = int(blocks[place]) * size, int(ends[place])
+        begin = end - min(num_rows - block, size)
         parts.append(np.arange(block + max(start - begin, 0), block + min(stop, end) - begin))
     return np.concatenate(parts)
 

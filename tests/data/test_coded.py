@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from hypothesis import given
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from optuna_nis.data.coded import CodedColumn, coded, coded_bags, taken
+from optuna_nis.data.coded import CodedColumn, coded, coded_bags
 from optuna_nis.data.vocabulary import Vocabulary
 
 CELLS = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=30)
@@ -43,7 +42,7 @@ def _bags(bags: list[list[str]]) -> CodedColumn:
 
 def _decoded(column: CodedColumn) -> list[list[str]]:
     assert column.offsets is not None
-    values = [column.values[code] for code in column.codes]
+    values = [column.values[code] for code in column.cells]
     return [values[a:b] for a, b in zip(column.offsets[:-1], column.offsets[1:])]
 
 
@@ -81,23 +80,3 @@ def test_values_that_are_equal_are_one() -> None:
     column = coded(pd.Series([1, 1.0, "1", None], dtype=object), "x")
 
     assert (list(column.values), column.codes.tolist()) == ([1, "1"], [0, 0, 1, -1])
-
-
-ROWS = st.lists(st.integers(0, 399), max_size=60)
-
-
-@given(
-    st.one_of(
-        ROWS.map(lambda rows: np.array(rows, np.int64)),
-        ROWS.map(lambda rows: np.unique(np.array(rows, np.int64))),
-        st.builds(slice, st.integers(0, 400), st.integers(0, 400), st.integers(1, 3)),
-    )
-)
-def test_elements_of_a_file_are_those_of_the_array(rows: Any) -> None:
-    values = np.arange(400, dtype=np.int64) * 3
-    with tempfile.TemporaryDirectory() as folder:
-        values.tofile(f"{folder}/values")
-        found = taken(np.memmap(f"{folder}/values", np.int64, "r"), rows)
-
-    assert found.tolist() == values[rows].tolist()
-    assert not isinstance(found, np.memmap)

@@ -13,6 +13,7 @@ import pytest
 from optuna_nis.data import store as store_module
 from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.digests import Digests
+from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.store import ColumnStore
 
@@ -43,7 +44,7 @@ def _write(folder: Path, name: str, **columns: Any) -> TableFiles:
 
 def _values(column: CodedColumn) -> list[Any]:
     values = [*pa.array(column.values).to_pylist(), None]
-    return [values[code] for code in column.codes]
+    return [values[code] for code in column.cells]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
@@ -60,12 +61,12 @@ def test_columns(name: str, kept: bool, tmp_path: Path) -> None:
         assert pa.array(user.values).to_pylist() == ["b", "a", "c", "d"]
         assert _values(tags) == ["x", "y", "x", "z", "x", "y", "z"]
         assert tags.offsets is not None
-        assert tags.offsets.tolist() == [0, 2, 3, 3, 5, 6, 6, 7]
+        assert np.asarray(tags.offsets).tolist() == [0, 2, 3, 3, 5, 6, 6, 7]
         np.testing.assert_array_equal(
             store.numbers("price"), np.array([1.5, np.nan, -2, 1e3, 0, 7, 8], np.float32)
         )
         assert store.sizes == [7]
-        assert isinstance(user.codes, np.memmap) == kept
+        assert isinstance(user.codes, FileArray) == kept
 
 
 def test_lists(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_parts_of_a_table_share_their_values(tmp_path: Path) -> None:
 
     for folder in (None, tmp_path / "cache"):
         store = ColumnStore([first, second], folder, ["user"])
-        assert store.column("user").codes.tolist() == [0, 1, 0, 2, 2, 3]
+        assert store.column("user").cells.tolist() == [0, 1, 0, 2, 2, 3]
         assert store.sizes == [4, 2]
 
 

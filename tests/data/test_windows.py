@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 import numpy as np
 import pandas as pd
+from programs import run_program
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from optuna_nis.data import TableDataModule, base, store, table, windows
 from optuna_nis.data.windows import WindowLoader
@@ -168,10 +172,19 @@ def test_processes_share_the_rows(
     assert len(set().union(*shares)) == sum(map(len, shares)) > 500
 
 
-def test_workers_read_the_same_rows(log: Callable[..., TableDataModule]) -> None:
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_the_same_rows(
+    method: str, log: Callable[..., TableDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone, with_worker = log().train_dataloader(), log(num_workers=1).train_dataloader()
+    first = _rows(alone)[:64]
+    context = torch.multiprocessing.get_context(method)
+    monkeypatch.setattr(
+        windows, "DataLoader", partial(DataLoader, multiprocessing_context=context)
+    )
 
-    assert _rows(with_worker) == _rows(alone)
+    batches = iter(with_worker)
+    assert _rows([next(batches), next(batches)]) == first
 
 
 def test_validation_is_a_sample_that_is_told(log: Callable[..., TableDataModule]) -> None:
@@ -235,3 +248,29 @@ def test_a_trainer_resumes_in_the_middle_of_an_epoch(
     _trainer(tmp_path, max_epochs=2).fit(resumed, log(), ckpt_path=tmp_path / "middle.ckpt")
 
     assert begun.seen[: 31 * 32] + resumed.seen == whole.seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", ["dense", "sparse"])
+@pytest.mark.parametrize("max_bytes", [0, 1 << 30])
+def test_two_processes_train_on_rows_of_their_own(
+    max_bytes: int, tables: str, tmp_path: Path
+) -> None:
+    _frame().to_parquet(tmp_path / "log.parquet")
+    script = Path(__file__).parent / "table_in_two_processes.py"
+
+    log = tmp_path / "log.parquet"
+    run_program("-W", "ignore", script, log, str(max_bytes), tables, timeout=120)
+
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["weights"] == second["weights"]
+    assert first["loss"] == second["loss"]
+    assert first["steps"] == second["steps"] == len(first["rows"]) // 32
+    half = len(first["rows"]) // 2
+    for epoch in (slice(half), slice(half, None)):
+        ours, others = first["rows"][epoch], second["rows"][epoch]
+        assert len(ours) == len(others) >= 300
+        # Where a batch is missing to have as many each, Lightning repeats one that is in memory.
+        repeated = 0 if max_bytes == 0 else 32
+        assert len(ours) + len(others) - len(set(ours) | set(others)) <= repeated
+    assert set(first["rows"][:half]) != set(first["rows"][half:])
