@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 
 # Arguments in Python that are called otherwise than their options.
 _ALIASES = {"num_updates": "updates", "name": "dataset", "path": "table", "folder": "model"}
+_ALIASES |= {"names": "columns", "valid_path": "valid", "test_path": "test"}
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
+Model = Annotated[
+    Path, typer.Option("--model", help="Folder written by retrain --output, or export.")
+]
+_COLUMNS = typer.Option(
+    "", help="Names of the columns of files without a header, separated by commas."
+)
+_SEPARATOR = typer.Option(
+    None, help="What stands between cells, such as ';'.", show_default="what the name says"
+)
 
 _STORAGE, _STUDY_NAME = "sqlite:///optuna-nis.db", "optuna-nis"
 
@@ -68,12 +78,8 @@ class DataOptions:
         None,
         help="Column of the user or query of a row: metrics are told as means over groups too.",
     )
-    columns: str = typer.Option(
-        "", help="Names of the columns of files without a header, separated by commas."
-    )
-    separator: str | None = typer.Option(
-        None, help="What stands between cells, such as ';'.", show_default="what the name says"
-    )
+    columns: str = _COLUMNS
+    separator: str | None = _SEPARATOR
     share: list[str] | None = typer.Option(
         None,
         help="A feature and others with the same kind of ids, which look into its table, such as "
@@ -139,7 +145,7 @@ class DataOptions:
             "test": _paths(self.test),
         }
         for name in ("features", "na_values", "numeric", "columns"):
-            given[name] = _names(given[name])
+            given[name] = listed(given[name])
         given["share"] = dict(pair for text in self.share or () for pair in _shared(text))
         given["bags"] = _bags(self.bags or (), self._table_columns())
         return DataConfig(**given)
@@ -150,8 +156,29 @@ class DataOptions:
             return ()
         from optuna_nis.data.files import TableFiles
 
-        columns = _names(self.columns) or None
+        columns = listed(self.columns) or None
         return TableFiles(self.table, names=columns, separator=self.separator).names
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """A table of new rows for a model."""
+
+    table: list[str] = typer.Option(
+        ..., help="New rows: a file, a folder or a pattern as in search, also more than once."
+    )
+    columns: str = _COLUMNS
+    separator: str | None = _SEPARATOR
+
+    @property
+    def name(self) -> str:
+        """The table, for people."""
+        return " and ".join(self.table)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :func:`predict_table` and :func:`evaluate_table`."""
+        names = list(listed(self.columns)) or None
+        return {"path": _paths(self.table), "names": names, "separator": self.separator}
 
 
 @dataclass(frozen=True)
@@ -393,14 +420,15 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
+    """Names between commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _shared(text: str) -> list[tuple[str, str]]:
     """For each feature that shares a table, whose."""
     owner, sign, others = text.partition("=")
-    names = _names(others)
+    names = listed(others)
     if not (owner.strip() and sign and names):
         raise ValueError(
             f"`share` must be FEATURE=OTHER such as item=history, or several others between "

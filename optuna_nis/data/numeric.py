@@ -129,6 +129,20 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
     return numbers
 
 
+def check_weights(weight: Floats, name: str) -> None:
+    """Check the weights of rows, NaN where one is missing.
+
+    Raises:
+        ValueError: If one is negative, or none is above 0.
+    """
+    if (weight < 0).any():
+        raise ValueError(
+            f"The column {name!r} must hold weights of at least 0, got {np.nanmin(weight):g}."
+        )
+    if not (weight > 0).any():
+        raise ValueError(f"The column {name!r} must hold a weight above 0, got only 0.")
+
+
 def _check_finite(numbers: NDArray[Any], name: str) -> None:
     if np.isinf(numbers).any():
         raise ValueError(

@@ -8,7 +8,7 @@ and it is there anyway (``benchmarks/click_log.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 import json
@@ -28,6 +28,7 @@ from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.digests import Digests
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.numeric import Floats, numbers_of
+from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.vocabulary import factorize
 
 _ROWS = 1 << 18
@@ -46,12 +47,20 @@ class ColumnStore:
         files: The files of the table, or of each of its parts, of one kind.
         folder: Where coded columns are kept, or :obj:`None` for memory.
         columns: All columns that will be asked for: text is read once for all of them.
+        progress: Called with a line of text every few seconds while files are read.
     """
 
     def __init__(
-        self, files: Sequence[TableFiles], folder: Path | None, columns: Sequence[str]
+        self,
+        files: Sequence[TableFiles],
+        folder: Path | None,
+        columns: Sequence[str],
+        *,
+        progress: Progress = no_progress,
     ) -> None:
         self.files = list(files)
+        self._progress = progress
+        self._begun: list[str] = []
         self._columns = sorted(set(columns))
         self._is_text = self.files[0].kind == "text"
         #: A text that is another one as soon as the files are; empty without a folder.
@@ -176,8 +185,13 @@ class ColumnStore:
 
     def _cells(self, name: str) -> Iterator[pyarrow.Array]:
         """The cells of a column, some at a time."""
+        self._begun += [] if name in self._begun else [name]
+        place = f"column {self._begun.index(name) + 1} of {len(self._columns)}"
+        pace = Pace(f"Reading {place}, {name}", self._progress)
         for index in range(len(self.files)):
-            yield from self._cells_of(index, name)
+            for cells in self._cells_of(index, name):
+                yield cells
+                pace.add(len(cells))
 
     def _cells_of(self, index: int, name: str) -> Iterator[pyarrow.Array]:
         files = self.files[index]
@@ -190,11 +204,21 @@ class ColumnStore:
                     yield batch.column(0)
         else:
             if not self._tables:
-                self._tables = [
-                    list(each.batches(self._columns, rows=_ROWS)) for each in self.files
-                ]
+                paced = self._paced()
+                self._tables = [list(paced(each)) for each in self.files]
             for batch in self._tables[index]:
                 yield batch.column(name)
+
+    def _paced(self) -> Callable[[TableFiles], Iterator[pyarrow.RecordBatch]]:
+        """Reads all columns of text, and says how far it is."""
+        pace = Pace(f"Reading the text of {len(self._columns)} columns", self._progress)
+
+        def read(files: TableFiles) -> Iterator[pyarrow.RecordBatch]:
+            for batch in files.batches(self._columns, rows=_ROWS):
+                yield batch
+                pace.add(len(batch))
+
+        return read
 
     def _parts(self, index: int, folder: Path) -> list[Path]:
         """The columns of text files in a form of which one column can be read."""
@@ -204,7 +228,7 @@ class ColumnStore:
             new = folder / f"new.{os.getpid()}.{key}.{index}.text"
             new.mkdir(exist_ok=True)
             writer, rows, number = None, 0, 0
-            for batch in self.files[index].batches(self._columns, rows=_ROWS):
+            for batch in self._paced()(self.files[index]):
                 if writer is None:
                     number += 1
                     path = new / f"{number:05}.parquet"

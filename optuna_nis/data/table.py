@@ -19,7 +19,8 @@ from optuna_nis.data.files import TableFiles
 from optuna_nis.data.keys import Task, check_names
 from optuna_nis.data.labels import Label
 from optuna_nis.data.meaning import Meaning
-from optuna_nis.data.numeric import Floats
+from optuna_nis.data.numeric import check_weights
+from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.paths import Paths, check_path
 from optuna_nis.data.patterns import has_patterns, select_columns
 from optuna_nis.data.source import CodedSource
@@ -75,6 +76,7 @@ class TableDataModule(EmbeddingDataModule):
             so that neither a search that goes on nor the next one reads them again, and more rows
             than memory can be used. What is kept is named by the content of the files. By default
             they are held in memory.
+        progress: Called with a line of text every few seconds while files are read.
         **options: Further arguments of :class:`EmbeddingDataModule`, such as ``seed``,
             ``min_count`` and ``withhold_test``.
 
@@ -121,6 +123,7 @@ class TableDataModule(EmbeddingDataModule):
         columns: Sequence[str] | None = None,
         separator: str | None = None,
         cache_dir: str | Path | None = None,
+        progress: Progress = no_progress,
         **options: Any,
     ) -> None:
         for name, value in (("features", features), ("numeric", numeric)):
@@ -171,6 +174,7 @@ class TableDataModule(EmbeddingDataModule):
         self.weight = weight
         self.group = group
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._progress = progress
         self._na_values = cells.check_na_values(na_values)
         self._wanted, self._wanted_numeric, self._bags = wanted, self._numeric, bags
         self._reading: dict[str, Any] = {"names": columns, "separator": separator}
@@ -217,8 +221,8 @@ class TableDataModule(EmbeddingDataModule):
         self._check_columns(list(columns))
         needed = [*columns, *self._numeric, *used]
         for each in files:
-            check_there(each, needed)
-        store = ColumnStore(files, self._cache(files), needed)
+            each.check_there(needed)
+        store = ColumnStore(files, self._cache(files), needed, progress=self._progress)
         meaning = self._meaning(files[0], label)
         labels = meaning.of(store.column(label.column))
         target = label.of(labels) if self.task == "ranking" else labels
@@ -228,7 +232,7 @@ class TableDataModule(EmbeddingDataModule):
         weight = groups = None
         if self.weight is not None:
             weight = store.numbers(self.weight, self._na_values)
-            _check_weights(weight, self.weight)
+            check_weights(weight, self.weight)
         if self.group is not None:
             groups = store.column(self.group).codes.astype(np.int64)
         for name, values in (
@@ -324,31 +328,9 @@ class TableDataModule(EmbeddingDataModule):
         return kept & present
 
 
-def check_there(files: TableFiles, columns: Sequence[str]) -> None:
-    """Check that files have columns.
-
-    Raises:
-        ValueError: If one is not there.
-    """
-    if absent := [name for name in columns if name not in {*files.names, *files.aliases}]:
-        raise ValueError(
-            f"The {files.described} has no column {', '.join(map(repr, absent))}; it has "
-            f"{', '.join(map(repr, files.names))}.{files.without_header()}"
-        )
-
-
 def _of_values(column: CodedColumn, found: NDArray[Any]) -> NDArray[Any]:
     """For every row what was found for its value, -1 where it is missing."""
     return np.append(found, -1)[column.codes]
-
-
-def _check_weights(weight: Floats, name: str) -> None:
-    if (weight < 0).any():
-        raise ValueError(
-            f"The column {name!r} must hold weights of at least 0, got {np.nanmin(weight):g}."
-        )
-    if not (weight > 0).any():
-        raise ValueError(f"The column {name!r} must hold a weight above 0, got only 0.")
 
 
 def _is_one(path: Paths) -> bool:

@@ -159,18 +159,9 @@ def test_one_strange_id_does_not_depend_on_its_batch() -> None:
     np.testing.assert_allclose(found[:2], known, rtol=1e-6)
 
 
-class _WithNumbers(Features):
-    num_numeric = 2
-
-    def _encode(self, columns: Any) -> dict[str, torch.Tensor]:
-        batch = super()._encode(columns)
-        numbers = torch.linspace(-1, 1, 2 * len(batch["user"]))
-        return batch | {"numeric": numbers.view(-1, 2)}
-
-
 def test_a_model_that_takes_numbers_predicts() -> None:
-    frame = FRAME[["user", "city"]][:20]
-    features = _WithNumbers("ranking", Features.fit(frame, task="ranking").vocabularies)
+    frame = FRAME[["user", "city"]][:20].assign(price=np.linspace(-1, 9, 20))
+    features = Features.fit(frame, task="ranking", numeric=["price"])
     sizes = SearchSpace(features.embedding_specs(4)).full()
     predictor = Predictor(reference_model(features)(sizes), sizes, features)
     batch = features.encode(frame)
