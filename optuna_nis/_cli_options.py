@@ -379,7 +379,8 @@ def in_options(text: str, context: typer.Context) -> str:
     def option(name: re.Match[str]) -> str:
         return options.get(_ALIASES.get(name[0], name[0]), name[0])
 
-    return re.sub(r"(?<=`)\w+", option, text)
+    # Not arguments with values of Python, such as `numeric=['x']`.
+    return re.sub(r"(?<=`)\w+\b(?!=[\[{`])", option, text)
 
 
 def numbers(name: str, text: str, example: str = "0,1,2") -> list[int]:

@@ -270,7 +270,7 @@ class EmbeddingDataModule(LightningDataModule):
         else:
             self._parts["train"] = MemoryPart(encoder.batch(train))
         if self._fitted is not None:
-            self._num_unknown |= encoder.num_unknown(train)
+            self._num_unknown |= encoder.num_unknown(train, self.min_count)
         if not self._withhold_test:
             self._make_test = lambda: (
                 DiskPart(source, parts.test, encoder, self.num_workers)

@@ -23,6 +23,7 @@ from optuna_nis.data.text_file import (
     first_row,
     header_of,
     looks_like_values,
+    other_separator,
 )
 
 Reader = TextReader | LibsvmReader | ParquetReader
@@ -200,7 +201,7 @@ class TableFiles:
         """What to do if the first row looks like values and not like names, or nothing."""
         if self._files[0].format != "delimited" or self._names is not None:
             return ""
-        return looks_like_values(self._files[0])
+        return looks_like_values(self._files[0]) + other_separator(self._files[0])
 
     def digest(self, of_file: Callable[[Path], str] | None = None) -> str:
         """A text that names the content: another one where a row, or its place, is another one.

@@ -116,7 +116,9 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
     if column.dtype.kind not in "iufb":
         column = column.mask(column.astype(object) == "")
         found = pd.to_numeric(column, errors="coerce")
-        if (odd := column[found.isna() & column.notna()]).size:
+        odd = column[found.isna() & column.notna()]
+        # As Arrow reads text that is a number: NaN is one, if missing.
+        if (odd := odd[odd.astype(str).str.strip(" +-").str.lower() != "nan"]).size:
             raise ValueError(
                 f"The column {name!r} must hold numbers to be numeric, got {odd.iloc[0]!r} in "
                 f"{len(odd):,} of {len(column):,} rows, first in row {odd.index[0]}. If it stands "

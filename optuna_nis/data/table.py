@@ -133,6 +133,11 @@ class TableDataModule(EmbeddingDataModule):
         wanted = (*features, *(name for name in bags if name not in features))
         if label in wanted:
             raise ValueError(f"`label` must not be a feature too, got {label!r} in `features`.")
+        if label in (options.get("share") or {}).values():
+            raise ValueError(
+                f"`share` must be between features, got the label {label!r}; a sequence, as "
+                "`model='sasrec'` takes one, has the table of the label anyway."
+            )
         if time is not None and time == label:
             raise ValueError(f"`time` must not be the label too, got {time!r}.")
         if time is not None and split == "random":
