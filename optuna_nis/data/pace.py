@@ -20,36 +20,39 @@ class Pace:
     """Says every few seconds how many rows are done; nothing of work that is done sooner.
 
     Args:
-        what: What is done to them, the beginning of each line.
         progress: Called with each line.
         clock: Gives the time in seconds.
 
+    Attributes:
+        rows: Rows of the work at hand that are done.
+
     Example:
-        >>> seconds = iter([0, 2, 6, 7])
-        >>> pace = Pace("Predicting", print, clock=lambda: next(seconds))
-        >>> for rows in (1_000, 2_000, 500):
-        ...     pace.add(rows)
-        Predicting: 3,000 rows, 500 rows a second
+        >>> seconds = iter([0, 2, 6, 7, 12])
+        >>> pace = Pace(print, clock=lambda: next(seconds))
+        >>> for column, rows in ((1, 1_000), (1, 2_000), (2, 500), (2, 500)):
+        ...     pace.add(rows, f"Reading column {column}")
+        Reading column 1: 3,000 rows, 500 rows a second
+        Reading column 2: 1,000 rows, 167 rows a second
     """
 
-    def __init__(
-        self,
-        what: str,
-        progress: Progress,
-        *,
-        clock: Callable[[], float] = monotonic,
-    ) -> None:
-        self.what = what
+    def __init__(self, progress: Progress, *, clock: Callable[[], float] = monotonic) -> None:
         self._progress, self._clock = progress, clock
-        self._start = self._told = clock()
-        #: Rows so far.
+        self._begun = self._told = self._last = clock()
+        self._what = ""
         self.rows = 0
 
-    def add(self, rows: int) -> None:
-        """Some more rows are done."""
+    def add(self, rows: int, what: str) -> None:
+        """Some more rows are done.
+
+        Args:
+            rows: How many.
+            what: What is done to them; another text than before begins another work.
+        """
+        if what != self._what:
+            self._what, self._begun, self.rows = what, self._last, 0
         self.rows += rows
-        now = self._clock()
+        self._last = now = self._clock()
         if now - self._told >= EVERY:
             self._told = now
-            speed = self.rows / (now - self._start)
-            self._progress(f"{self.what}: {self.rows:,} rows, {speed:,.0f} rows a second")
+            speed = self.rows / max(now - self._begun, 1e-9)
+            self._progress(f"{what}: {self.rows:,} rows, {speed:,.0f} rows a second")

@@ -8,7 +8,7 @@ and it is there anyway (``benchmarks/click_log.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 import json
@@ -59,7 +59,7 @@ class ColumnStore:
         progress: Progress = no_progress,
     ) -> None:
         self.files = list(files)
-        self._progress = progress
+        self._pace = Pace(progress)
         self._begun: list[str] = []
         self._columns = sorted(set(columns))
         self._is_text = self.files[0].kind == "text"
@@ -186,12 +186,11 @@ class ColumnStore:
     def _cells(self, name: str) -> Iterator[pyarrow.Array]:
         """The cells of a column, some at a time."""
         self._begun += [] if name in self._begun else [name]
-        place = f"column {self._begun.index(name) + 1} of {len(self._columns)}"
-        pace = Pace(f"Reading {place}, {name}", self._progress)
+        place = f"{self._begun.index(name) + 1} of {len(self._columns)}"
         for index in range(len(self.files)):
             for cells in self._cells_of(index, name):
                 yield cells
-                pace.add(len(cells))
+                self._pace.add(len(cells), f"Reading column {place}, {name}")
 
     def _cells_of(self, index: int, name: str) -> Iterator[pyarrow.Array]:
         files = self.files[index]
@@ -204,21 +203,15 @@ class ColumnStore:
                     yield batch.column(0)
         else:
             if not self._tables:
-                paced = self._paced()
-                self._tables = [list(paced(each)) for each in self.files]
+                self._tables = [list(self._text(each)) for each in self.files]
             for batch in self._tables[index]:
                 yield batch.column(name)
 
-    def _paced(self) -> Callable[[TableFiles], Iterator[pyarrow.RecordBatch]]:
-        """Reads all columns of text, and says how far it is."""
-        pace = Pace(f"Reading the text of {len(self._columns)} columns", self._progress)
-
-        def read(files: TableFiles) -> Iterator[pyarrow.RecordBatch]:
-            for batch in files.batches(self._columns, rows=_ROWS):
-                yield batch
-                pace.add(len(batch))
-
-        return read
+    def _text(self, files: TableFiles) -> Iterator[pyarrow.RecordBatch]:
+        """All columns of text."""
+        for batch in files.batches(self._columns, rows=_ROWS):
+            yield batch
+            self._pace.add(len(batch), f"Reading the text of {len(self._columns)} columns")
 
     def _parts(self, index: int, folder: Path) -> list[Path]:
         """The columns of text files in a form of which one column can be read."""
@@ -228,7 +221,7 @@ class ColumnStore:
             new = folder / f"new.{os.getpid()}.{key}.{index}.text"
             new.mkdir(exist_ok=True)
             writer, rows, number = None, 0, 0
-            for batch in self._paced()(self.files[index]):
+            for batch in self._text(self.files[index]):
                 if writer is None:
                     number += 1
                     path = new / f"{number:05}.parquet"

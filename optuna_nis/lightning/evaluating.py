@@ -148,7 +148,7 @@ def evaluate_table(
     columns = [name for name in (rule.column, weight, group) if name is not None]
     files.check_there([*predictor.features.columns, *columns])
     labels = _labels(predictor, files, rule, weight, group, progress)
-    pace = Pace("Evaluating", progress)
+    pace = Pace(progress)
     loader = _batches(predictor, files, labels, pace)
     model = predictor.model
     found = evaluated(model, ((), (), loader), monitor="test_metric", accelerator="cpu")
@@ -222,7 +222,7 @@ def _batches(
 ) -> Iterator[Batch]:
     for frame, _ in read_batches(files, predictor.features, rows=1 << 14):
         kept, batch = labels.of(slice(pace.rows, pace.rows + len(frame)))
-        pace.add(len(frame))
+        pace.add(len(frame), "Evaluating")
         if kept.any():
             rows = frame[kept]
             for inputs in predictor.features.encode_batches(rows, len(rows), check=False):

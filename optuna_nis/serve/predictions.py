@@ -82,7 +82,7 @@ def predict_table(
                     f"`output` must end in .parquet to keep the lists of {field.name!r}, got "
                     f"{str(output)!r}."
                 )
-    pace, kind = Pace("Predicting", progress), predictor.column_type
+    pace, kind = Pace(progress), predictor.column_type
     with writing(output) as write:
         for frame, others in read_batches(files, predictor.features, more=kept):
             found = predictor.predict(frame, check=False)
@@ -92,5 +92,5 @@ def predict_table(
                 is_text = pyarrow.types.is_string(kind)
                 columns[name] = pyarrow.array(map(str, values) if is_text else values, kind)
             write(pyarrow.table(columns))
-            pace.add(len(frame))
+            pace.add(len(frame), "Predicting")
     return pace.rows
