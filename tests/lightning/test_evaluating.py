@@ -41,7 +41,9 @@ def _predictor(targets: Any = None, tables: Any = "multi-size") -> Predictor:
 
 def _auc(scores: Any, label: Any, weights: Any = None, groups: Any = None) -> Any:
     given = (scores, label, weights, groups)
-    return auc_of_groups(*(None if each is None else torch.as_tensor(each) for each in given))
+    return auc_of_groups(
+        *(None if each is None else torch.as_tensor(np.array(each)) for each in given)
+    )
 
 
 @pytest.mark.parametrize("tables", ["multi-size", "dense", "packed"])
