@@ -181,7 +181,7 @@ class TableDataModule(EmbeddingDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self._progress = progress
         self._na_values = cells.check_na_values(na_values)
-        self._wanted, self._wanted_numeric, self._bags = wanted, self._numeric, bags
+        self._wanted, self._wanted_numeric, self._bags = tuple(features), self._numeric, bags
         self._reading: dict[str, Any] = {"names": columns, "separator": separator}
         if not has_patterns(wanted):
             check_names(wanted, self._numeric)
@@ -218,8 +218,9 @@ class TableDataModule(EmbeddingDataModule):
             self._wanted_numeric, files[0].names, exclude=used, argument="numeric"
         )
         columns = select_columns(
-            self._wanted, files[0].names, exclude=[*used, *self._numeric, *self._separators]
+            self._wanted, files[0].names, exclude=[*used, *self._numeric, *self._bags]
         )
+        columns = tuple(dict.fromkeys((*columns, *self._bags)))
         # What a format says of its bags.
         hints = files[0].separators
         self._separators |= {n: hints[n] for n in columns if n in hints and n not in self._bags}

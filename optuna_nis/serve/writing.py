@@ -66,6 +66,7 @@ def _csv(path: Path) -> Iterator[Write]:
 
 def _as_text(table: pyarrow.Table) -> pd.DataFrame:
     """A table as pandas writes it: times the same in all batches, whole numbers whole."""
+    table = table.cast(pyarrow.schema([(f.name, _date(f.type)) for f in table.schema]))
     for place, field in enumerate(table.schema):
         if pyarrow.types.is_temporal(field.type):
             text = compute.cast(table.column(place), pyarrow.string())
@@ -73,3 +74,8 @@ def _as_text(table: pyarrow.Table) -> pd.DataFrame:
             table = table.set_column(place, field.name, text)
     frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)
     return frame
+
+
+def _date(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """Dates for the days that are read as times of whole seconds, as no other times are."""
+    return pyarrow.date32() if kind == pyarrow.timestamp("s") else kind

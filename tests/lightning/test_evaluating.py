@@ -41,15 +41,14 @@ def _predictor(targets: Any = None, tables: Any = "multi-size") -> Predictor:
 
 def _auc(scores: Any, label: Any, weights: Any = None, groups: Any = None) -> Any:
     given = (scores, label, weights, groups)
-    return auc_of_groups(
-        *(None if each is None else torch.as_tensor(np.array(each)) for each in given)
-    )
+    tensors = (None if each is None else torch.as_tensor(np.array(each)) for each in given)
+    return auc_of_groups(*tensors)
 
 
 @pytest.mark.parametrize("tables", ["multi-size", "dense", "packed"])
 def test_ranking(tables: Any, tmp_path: Path) -> None:
     predictor = _predictor(tables=tables)
-    scores = predictor.predict(ROWS).copy()
+    scores = predictor.predict(ROWS)
     label = (ROWS["rating"] >= 4).to_numpy().astype(int)
     weights, users = ROWS["trust"].to_numpy().astype(float), ROWS["user"].to_numpy()
     ROWS.to_csv(tmp_path / "rows.csv", index=False)

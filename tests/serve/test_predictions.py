@@ -78,6 +78,14 @@ def test_predictions_in_batches_are_those_at_once(
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted([name, output])
 
 
+def test_dates_and_times_are_written_as_they_are(tmp_path: Path) -> None:
+    rows = ROWS.assign(day=ROWS["time"].dt.date, at=ROWS["time"].dt.tz_localize("UTC"))
+    path = _write(rows, tmp_path / "new.parquet")
+    predict_table(_predictor(), path, tmp_path / "found.csv", keep=["day", "time", "at"])
+    first = (tmp_path / "found.csv").read_text().splitlines()[2].rpartition(",")[0]
+    assert first == "2024-02-28,2024-02-28 12:00:00,2024-02-28 12:00:00Z"
+
+
 @pytest.mark.parametrize("output", ["found.csv", "found.parquet"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_targets_are_columns(mixed: bool, output: str, tmp_path: Path) -> None:
