@@ -74,8 +74,9 @@ def read_table(
     if frame.empty:
         raise ValueError(f"The {files.described} is empty: it has no row.")
     for name in columns:
-        as_text = name in text or name in known_types or files.kind != "text"
-        described = "" if as_text else f"{files.name}: the column {name!r}"
+        known = name in text or name in known_types
+        may_be_numbers = not known and files.kind == "text" and files.is_text(name)
+        described = f"{files.name}: the column {name!r}" if may_be_numbers else ""
         types = None if name in text else known_types.get(name)
         frame[name] = _meant(frame[name], types, na_values, described)
     _warn_without_header(files)

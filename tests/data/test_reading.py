@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow
 from pyarrow import parquet
 import pytest
+import torch
 
 from optuna_nis.data import Features, read_table
 from optuna_nis.data.files import TableFiles
@@ -127,3 +128,18 @@ def test_another_separator_is_guessed_in_the_error(separator: str, tmp_path: Pat
         read_table(path, ["user"])
     assert f"If {separator!r} stands between" in str(error.value)
     assert read_table(path, ["user"], separator=separator)["user"].tolist() == [11, 12, 13, 11]
+
+
+def test_libsvm(tmp_path: Path) -> None:
+    (tmp_path / "rows.libsvm").write_text("1 3:1 5:1\n-1 5:1\n")
+    found = read_table(tmp_path / "rows.libsvm")
+    assert found["label"].tolist() == [1, -1]
+    assert [list(each) for each in found["features"]] == [[3, 5], [5]]
+    features = Features.fit(found[["features"]], task="ranking", separators={"features": None})
+    ((frame, others),) = read_batches(
+        TableFiles(tmp_path / "rows.libsvm"), features, more=["label"]
+    )
+    assert torch.equal(
+        features.encode(frame)["features"], features.encode(found[["features"]])["features"]
+    )
+    assert others.to_pydict() == {"label": ["1", "-1"]}
