@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 import copy
-from functools import cached_property
 import json
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -117,12 +116,11 @@ class Predictor:
             width = (max(self.model.top_k),) if isinstance(self.model, ItemsModule) else ()
             return np.empty((0, *width))
         found = np.concatenate(parts)
-        return found if self.features.targets is None else np.asarray(self._targets[found])
-
-    @cached_property
-    def _targets(self) -> NDArray[Any]:
-        assert self.features.targets is not None
-        return np.array(self.features.targets.values, dtype=object)
+        if self.features.targets is None:
+            return found
+        ids, places = np.unique(found, return_inverse=True)
+        values = np.array(self.features.targets.decode(ids), dtype=object)
+        return np.asarray(values[places.reshape(found.shape)])
 
     def save(self, folder: str | Path, *, training: str | None = None) -> None:
         """Write the model, its sizes and its vocabularies into a folder.

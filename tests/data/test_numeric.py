@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -10,9 +9,7 @@ import pandas as pd
 import pytest
 
 from optuna_nis.data import EmbeddingDataModule, Features, Source
-from optuna_nis.data.files import TableFiles
 from optuna_nis.data.numeric import Scaling, numbers_of, scaled
-from optuna_nis.data.store import ColumnStore
 
 
 def _floats(*values: float | None) -> Any:
@@ -156,14 +153,3 @@ def test_a_numeric_column_is_no_feature() -> None:
     features = Features.fit(_frame(), task="ranking", numeric=["price"])
     with pytest.raises(ValueError, match="`frame` has no column 'price'"):
         features.encode(_frame().drop(columns="price"))
-
-
-@pytest.mark.parametrize("cell", ["nan", "NaN", "-nan"])
-def test_nan_as_text_is_a_missing_number_wherever_it_is_read(cell: str, tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text(f"x\n1.5\n{cell}\n2\n")
-    expected = [1.5, np.nan, 2]
-    for na_values in ([], ["?"]):
-        store = ColumnStore([TableFiles(path)], None, ["x"])
-        np.testing.assert_array_equal(store.numbers("x", na_values), expected)
-    np.testing.assert_array_equal(numbers_of(pd.Series(["1.5", cell, "2"]), "x"), expected)

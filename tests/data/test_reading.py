@@ -13,6 +13,7 @@ import torch
 from optuna_nis.data import Features, read_table
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.reading import read_batches
+from optuna_nis.data.store import ColumnStore
 
 TRAIN = pd.DataFrame(
     {
@@ -128,6 +129,18 @@ def test_another_separator_is_guessed_in_the_error(separator: str, tmp_path: Pat
         read_table(path, ["user"])
     assert f"If {separator!r} stands between" in str(error.value)
     assert read_table(path, ["user"], separator=separator)["user"].tolist() == [11, 12, 13, 11]
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "-nan"])
+def test_nan_as_text_is_a_missing_number_wherever_it_is_read(cell: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"price\n1.5\n{cell}\n2\n")
+    for na_values in ([], ["?"]):
+        store = ColumnStore([TableFiles(path)], None, ["price"])
+        np.testing.assert_array_equal(store.numbers("price", na_values), [1.5, np.nan, 2])
+    frame = TRAIN[:3].assign(price=["1.5", cell, "2"])
+    numbers = FEATURES.encode(frame)["numeric"]
+    assert torch.equal(numbers, FEATURES.encode(frame.assign(price=[1.5, None, 2]))["numeric"])
 
 
 def test_libsvm(tmp_path: Path) -> None:

@@ -159,13 +159,15 @@ def test_one_strange_id_does_not_depend_on_its_batch() -> None:
     np.testing.assert_allclose(found[:2], known, rtol=1e-6)
 
 
-def test_a_model_that_takes_numbers_predicts() -> None:
-    frame = FRAME[["user", "city"]][:20].assign(price=np.linspace(-1, 9, 20))
+def test_a_model_that_takes_numbers_predicts(tmp_path: Path) -> None:
+    frame = FRAME[["user", "city"]][:20].assign(price=np.linspace(-3, 30, 20))
     features = Features.fit(frame, task="ranking", numeric=["price"])
     sizes = SearchSpace(features.embedding_specs(4)).full()
     predictor = Predictor(reference_model(features)(sizes), sizes, features)
     batch = features.encode(frame)
     expected = predictor.model(batch).sigmoid().detach().numpy()
     np.testing.assert_array_equal(predictor.predict(frame), expected)
+    predictor.save(tmp_path)
+    np.testing.assert_array_equal(Predictor.load(tmp_path).predict(frame), expected)
     one = features.encode(frame[:1])
     assert predictor.predict(frame, batch_size=1)[0] == predictor.model(one).sigmoid().item()
