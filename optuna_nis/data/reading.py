@@ -123,12 +123,15 @@ def read_batches(
 def _batches(
     files: TableFiles, like: Features, more: list[str], rows: int
 ) -> Iterator[tuple[pd.DataFrame, pyarrow.RecordBatch]]:
-    empty = True
+    start = 0
     columns = list(dict.fromkeys([*like.columns, *more]))
     for batch in files.batches(columns, rows=rows):
-        empty = False
-        yield _frame(batch, like, files.name), batch.select(more)
-    if empty:
+        frame = _frame(batch, like, files.name)
+        # Errors tell the row.
+        frame.index += start
+        start += len(batch)
+        yield frame, batch.select(more)
+    if not start:
         raise ValueError(f"The {files.described} is empty: it has no row.")
 
 

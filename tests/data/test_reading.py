@@ -143,6 +143,13 @@ def test_nan_as_text_is_a_missing_number_wherever_it_is_read(cell: str, tmp_path
     assert torch.equal(numbers, FEATURES.encode(frame.assign(price=[1.5, None, 2]))["numeric"])
 
 
+def test_the_row_of_what_is_no_number_is_that_of_the_table(tmp_path: Path) -> None:
+    files = _write(TRAIN.assign(price=["1", "2", "3", "dear"]), tmp_path, "new.csv")
+    with pytest.raises(ValueError, match=r"'price' must hold numbers.*'dear' in .* in row 3\."):
+        for frame, _ in read_batches(files, FEATURES, rows=2):
+            FEATURES.encode(frame)
+
+
 def test_libsvm(tmp_path: Path) -> None:
     (tmp_path / "rows.libsvm").write_text("1 3:1 5:1\n-1 5:1\n")
     found = read_table(tmp_path / "rows.libsvm")
