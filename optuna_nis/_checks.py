@@ -59,6 +59,21 @@ def check_file(name: str, path: str | os.PathLike[str]) -> None:
     _check_parent(name, path)
 
 
+def check_table_file(name: str, path: str | os.PathLike[str]) -> None:
+    """Check that a table can be written into a file.
+
+    Raises:
+        ValueError: If its name ends in something else than it may, or as in :func:`check_file`.
+    """
+    suffixes = (".csv", ".csv.gz", ".parquet")
+    if not Path(path).name.endswith(suffixes):
+        raise ValueError(
+            f"`{name}` must be a file that ends in one of {', '.join(suffixes)}, got "
+            f"{str(path)!r}."
+        )
+    check_file(name, path)
+
+
 def check_folder(name: str, path: str | os.PathLike[str]) -> None:
     """Check that files can be written into a folder; nothing is left behind.
 

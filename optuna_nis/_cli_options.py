@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
@@ -12,6 +11,16 @@ import shlex
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
+
+from optuna_nis._cli_values import (
+    bags_of,
+    budget_of,
+    listed,
+    numbers,
+    paths_of,
+    shard_of,
+    shared_of,
+)
 
 # Whoever asks for help does not wait for Optuna.
 if TYPE_CHECKING:
@@ -22,8 +31,18 @@ if TYPE_CHECKING:
 
 # Arguments in Python that are called otherwise than their options.
 _ALIASES = {"num_updates": "updates", "name": "dataset", "path": "table", "folder": "model"}
+_ALIASES |= {"names": "columns", "valid_path": "valid", "test_path": "test"}
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
+Model = Annotated[
+    Path, typer.Option("--model", help="Folder written by retrain --output, or export.")
+]
+_COLUMNS = typer.Option(
+    "", help="Names of the columns of files without a header, separated by commas."
+)
+_SEPARATOR = typer.Option(
+    None, help="What stands between cells, such as ';'.", show_default="what the name says"
+)
 
 _STORAGE, _STUDY_NAME = "sqlite:///optuna-nis.db", "optuna-nis"
 
@@ -68,12 +87,8 @@ class DataOptions:
         None,
         help="Column of the user or query of a row: metrics are told as means over groups too.",
     )
-    columns: str = typer.Option(
-        "", help="Names of the columns of files without a header, separated by commas."
-    )
-    separator: str | None = typer.Option(
-        None, help="What stands between cells, such as ';'.", show_default="what the name says"
-    )
+    columns: str = _COLUMNS
+    separator: str | None = _SEPARATOR
     share: list[str] | None = typer.Option(
         None,
         help="A feature and others with the same kind of ids, which look into its table, such as "
@@ -134,14 +149,14 @@ class DataOptions:
 
         given = vars(self) | {
             "data_dir": None if self.data_dir is None else str(self.data_dir.resolve()),
-            "table": _paths(self.table),
-            "valid": _paths(self.valid),
-            "test": _paths(self.test),
+            "table": paths_of(self.table),
+            "valid": paths_of(self.valid),
+            "test": paths_of(self.test),
         }
         for name in ("features", "na_values", "numeric", "columns"):
-            given[name] = _names(given[name])
-        given["share"] = dict(pair for text in self.share or () for pair in _shared(text))
-        given["bags"] = _bags(self.bags or (), self._table_columns())
+            given[name] = listed(given[name])
+        given["share"] = dict(pair for text in self.share or () for pair in shared_of(text))
+        given["bags"] = bags_of(self.bags or (), self._table_columns())
         return DataConfig(**given)
 
     def _table_columns(self) -> Sequence[str]:
@@ -150,8 +165,29 @@ class DataOptions:
             return ()
         from optuna_nis.data.files import TableFiles
 
-        columns = _names(self.columns) or None
+        columns = listed(self.columns) or None
         return TableFiles(self.table, names=columns, separator=self.separator).names
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """A table of new rows for a model."""
+
+    table: list[str] = typer.Option(
+        ..., help="New rows: a file, a folder or a pattern as in search, also more than once."
+    )
+    columns: str = _COLUMNS
+    separator: str | None = _SEPARATOR
+
+    @property
+    def name(self) -> str:
+        """The table, for people."""
+        return " and ".join(self.table)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :func:`predict_table` and :func:`evaluate_table`."""
+        names = list(listed(self.columns)) or None
+        return {"path": paths_of(self.table), "names": names, "separator": self.separator}
 
 
 @dataclass(frozen=True)
@@ -226,9 +262,9 @@ class SearchOptions:
             numbers("precisions", self.precisions, "32,8"), "all features"
         )
         found = vars(self) | {
-            "budget": _budget(self.budget),
+            "budget": budget_of(self.budget),
             "precisions": precisions,
-            "shard": _shard(self.shard),
+            "shard": shard_of(self.shard),
         }
         found["num_updates"] = found.pop("updates")
         if self.mode not in get_args(Mode):
@@ -352,87 +388,5 @@ def in_options(text: str, context: typer.Context) -> str:
     def option(name: re.Match[str]) -> str:
         return options.get(_ALIASES.get(name[0], name[0]), name[0])
 
-    return re.sub(r"(?<=`)\w+", option, text)
-
-
-def numbers(name: str, text: str, example: str = "0,1,2") -> list[int]:
-    """Integers between commas."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"`{name}` must be numbers such as {example}, got {text!r}.") from None
-
-
-def _budget(text: str) -> int | float | str:
-    """A plain number is one of float32 parameters, or a fraction if it has a decimal point."""
-    from optuna_nis.space.budget import parse_budget
-
-    budget: int | float | str = text
-    for number in (float, int):
-        with suppress(ValueError):
-            budget = number(text)
-    try:
-        # Whether it is too much, only the tables can tell.
-        parse_budget(budget, full=2**62)
-    except ValueError as error:
-        raise ValueError(
-            "`budget` must be at least one float32 parameter, 4 bytes, and at most the full "
-            "tables: a share of them such as 25%, bytes such as 64MB, or a number of float32 "
-            f"parameters such as 50000; got {text!r}."
-        ) from error
-    return budget
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError(
-            "`shard` must be INDEX/COUNT such as 0/2, with an index below the count, got "
-            f"{text!r}."
-        )
-    return int(index), int(count)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _shared(text: str) -> list[tuple[str, str]]:
-    """For each feature that shares a table, whose."""
-    owner, sign, others = text.partition("=")
-    names = _names(others)
-    if not (owner.strip() and sign and names):
-        raise ValueError(
-            f"`share` must be FEATURE=OTHER such as item=history, or several others between "
-            f"commas, got {text!r}."
-        )
-    return [(name, owner.strip()) for name in names]
-
-
-def _paths(texts: Sequence[str] | None) -> str | tuple[str, ...] | None:
-    """Paths that hold wherever a later command is started, one or several."""
-    found = tuple(str(Path(text).absolute()) for text in texts or ())
-    return found[0] if len(found) == 1 else found or None
-
-
-def _bags(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str | None]:
-    """For every bag its separator, or None if its cells are lists."""
-    return dict(_bag(text, columns) for text in texts)
-
-
-def _bag(text: str, columns: Sequence[str]) -> tuple[str, str | None]:
-    if text in columns or (text and ":" not in text):
-        return text, None
-    splits = [
-        (text[:place], text[place + 1 :])
-        for place, letter in enumerate(text)
-        if letter == ":" and 0 < place < len(text) - 1
-    ]
-    if not splits:
-        raise ValueError(
-            f"`bags` must be COLUMN:SEPARATOR such as genres:'|', or COLUMN for lists, got "
-            f"{text!r}."
-        )
-    # The separator may be a colon itself, and names of columns may have some.
-    known = [split for split in splits if split[0] in columns]
-    return (known or splits)[-1]
+    # Not arguments with values of Python, such as `numeric=['x']`.
+    return re.sub(r"(?<=`)\w+\b(?!=[\[{`])", option, text)

@@ -1,4 +1,4 @@
-"""The command ``optuna-nis``: search, retrain, report, status, predict, export."""
+"""The command ``optuna-nis``: search, retrain, report, predict, evaluate and others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inspect import Parameter, Signature, signature
 import json
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 try:
     from rich.console import Console
@@ -21,23 +21,20 @@ except ModuleNotFoundError as error:
     ) from error
 
 from optuna_nis import __version__
-from optuna_nis._checks import check_file, check_folder
+from optuna_nis._checks import check_file, check_folder, check_table_file
 from optuna_nis._cli_console import bars, errors, progress, result, silence_lightning, tell, warn
 from optuna_nis._cli_options import (
     DataOptions,
+    Model,
+    NewRows,
     Quiet,
     SearchOptions,
     StudyOptions,
     flat,
     grouped,
     in_options,
-    numbers,
 )
-
-# Whoever asks for help does not wait for Optuna, and whoever searches is told what is loaded.
-if TYPE_CHECKING:
-    pass
-
+from optuna_nis._cli_values import listed, numbers
 
 app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
@@ -256,30 +253,70 @@ def status(
             sleep(interval)
 
 
-@_command("Predicting for {table}: loading torch and Lightning.")
+@_command("Predicting for {rows.name}: loading torch and Lightning.")
 def predict(
     *,
-    model: Path = typer.Option(..., help="Folder written by retrain --output, or export."),
-    table: Path = typer.Option(..., help="New rows: a CSV, TSV or Parquet file."),
-    output: Path = typer.Option(..., help="The CSV file to write."),
+    model: Model,
+    rows: NewRows,
+    output: Path = typer.Option(
+        ..., help="The file to write, which ends in .csv, .csv.gz or .parquet."
+    ),
+    keep: str = typer.Option(
+        "",
+        help="Columns of the table to write before the predictions, separated by commas; "
+        "patterns such as '*' in quotes.",
+    ),
     quiet: Quiet = False,
 ) -> None:
-    """Predict for new rows with a retrained model: unknown ids are fine."""
-    check_file("output", output)
-    silence_lightning()
-    import pandas as pd
+    """Predict for new rows with a retrained model: unknown ids are fine.
 
-    from optuna_nis.data import read_table
+    Rows are read and written some at a time, so that tables may be of any size.
+    """
+    check_table_file("output", output)
+    silence_lightning()
+    from optuna_nis.serve.predictions import predict_table
     from optuna_nis.serve.predictor import Predictor
 
     predictor = Predictor.load(model)
-    found = predictor.predict(read_table(table, like=predictor.features))
-    columns = ["prediction"]
-    if found.ndim == 2:
-        columns = [f"top_{place}" for place in range(1, found.shape[1] + 1)]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(found, columns=columns).to_csv(output, index=False)
-    print(f"{len(found):,} predictions: {output}")
+    found = predict_table(
+        predictor,
+        output=output,
+        keep=listed(keep),
+        progress=progress(quiet),
+        **rows.arguments(),
+    )
+    print(f"{found:,} predictions: {output}")
+
+
+@_command("Evaluating on {rows.name}: loading torch and Lightning.")
+def evaluate(
+    *,
+    model: Model,
+    rows: NewRows,
+    label: str = typer.Option(
+        ..., help="Label column of the table, or a rule in quotes such as 'rating>=4'."
+    ),
+    weight: str | None = typer.Option(None, help="Column of the weights of the rows."),
+    group: str | None = typer.Option(
+        None, help="Column of the user or query of a row, to average metrics over."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead."),
+    quiet: Quiet = False,
+) -> None:
+    """Measure a retrained model on labelled rows: the metrics that retrain tells of its test."""
+    silence_lightning()
+    from optuna_nis.lightning.evaluating import evaluate_table
+    from optuna_nis.serve.predictor import Predictor
+
+    found = evaluate_table(
+        Predictor.load(model),
+        label=label,
+        weight=weight,
+        group=group,
+        progress=progress(quiet),
+        **rows.arguments(),
+    )
+    print(json.dumps(found.to_dict())) if as_json else result(str(found))
 
 
 @_command("Exporting {model}: loading torch and Lightning.")

@@ -121,9 +121,26 @@ def test_search_retrain_report_predict(table: Path) -> None:
     assert any("ended at the most epochs allowed, 1" in line for line in summary["warnings"])
     assert "plotly" in page.read_text()
     found = table.parent / "missing" / "found.csv"
-    code, output = _run("predict", "--model", folder, "--table", table, "--output", found)
+    of_table = ("--model", folder, "--table", table)
+    code, output = _run("predict", *of_table, "--output", found)
     assert code == 0, output
     assert len(pd.read_csv(found)) == 1200
+    kept = table.parent / "kept.parquet"
+    code, output = _run("predict", *of_table, "--output", kept, "--keep", "c*,user")
+    assert code == 0, output
+    with_keys, rows = pd.read_parquet(kept), pd.read_csv(table, dtype=str)
+    assert list(with_keys) == ["city", "clicked", "user", "prediction"]
+    assert with_keys["user"].tolist() == rows["user"].tolist()
+    np.testing.assert_allclose(with_keys["prediction"], pd.read_csv(found)["prediction"], 1e-6)
+    labelled = (*of_table, "--label", "clicked", "--group", "user")
+    code, output = _run("evaluate", *labelled, "--json", "--quiet")
+    assert code == 0, output
+    told = json.loads(output)
+    assert told["rows"] == 1200
+    assert set(told["metrics"]) == {"ROC-AUC", "LogLoss", "GAUC"}
+    code, output = _run("evaluate", *labelled)
+    assert code == 0, output
+    assert f"ROC-AUC {told['metrics']['ROC-AUC']:.4f}, standard error" in output
     served = table.parent / "served"
     code, output = _run("export", "--model", folder, "--format", "int8", "--output", served)
     assert code == 0, output
@@ -205,6 +222,14 @@ def test_a_bad_option_is_told_before_the_table_is_read(
 def test_budgets(text: str, budget: object) -> None:
     found = _cli_options._budget(text)
     assert (found, type(found)) == (budget, type(budget))
+
+
+def test_arguments_of_python_stay_arguments_of_python(table: Path) -> None:
+    rows = pd.read_csv(table)
+    rows.assign(x=rows.index / 7).to_csv(table, index=False)
+    code, output = _search(table, "--features", "user,x")
+    assert code == 1
+    assert "`numeric=['x']`, on the command line `--numeric x`" in " ".join(output.split())
 
 
 def test_a_file_that_is_not_there_is_one_of_the_options(tmp_path: Path) -> None:
@@ -432,6 +457,10 @@ def test_help_waits_for_no_imports(args: list[str]) -> None:
             "Predicting for a.csv: loading torch",
         ),
         (
+            ("evaluate", "--model", "m", "--table", "a", "--table", "b", "--label", "y"),
+            "Evaluating on a and b: loading torch",
+        ),
+        (
             ("export", "--model", "m", "--format", "onnx", "--output", "b"),
             "Exporting m: loading torch",
         ),
@@ -536,7 +565,7 @@ def test_other_data_under_the_same_name_are_named_in_a_line(table: Path) -> None
         (("report", "--output"), "`--output` must be somewhere that can be written"),
         (
             ("predict", "--model", "m", "--table", "t.csv", "--output"),
-            "`--output` must be somewhere that can be written",
+            "`--output` must be a file that ends in one of .csv, .csv.gz, .parquet",
         ),
         (
             ("export", "--model", "m", "--format", "dense", "--output"),
@@ -573,7 +602,7 @@ def test_warnings_are_lines_for_people(table: Path, capfd: pytest.CaptureFixture
 def test_help_teaches() -> None:
     code, output = _run("--help")
     assert code == 0
-    for command in ("search", "retrain", "report", "predict", "export"):
+    for command in ("search", "retrain", "report", "predict", "evaluate", "export"):
         assert command in output
         assert _run(command, "--help")[0] == 0
 

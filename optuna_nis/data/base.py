@@ -26,6 +26,7 @@ from optuna_nis.data.source import (
     check_fitted,
     known_targets,
     warn_of_rare_ids,
+    warn_of_strangers,
 )
 from optuna_nis.data.splits import MIN_ROWS, Parts, Split, check_split, split_rows, thin
 from optuna_nis.data.summary import summary
@@ -270,7 +271,7 @@ class EmbeddingDataModule(LightningDataModule):
         else:
             self._parts["train"] = MemoryPart(encoder.batch(train))
         if self._fitted is not None:
-            self._num_unknown |= encoder.num_unknown(train)
+            self._num_unknown |= encoder.num_unknown(train, self.min_count)
         if not self._withhold_test:
             self._make_test = lambda: (
                 DiskPart(source, parts.test, encoder, self.num_workers)
@@ -281,6 +282,8 @@ class EmbeddingDataModule(LightningDataModule):
         self._unseen = encoder.unseen_shares(validation)
         # Last: a module whose data cannot be used says so again when it is asked again.
         self._features = features
+        if self.split == "given":
+            warn_of_strangers(validation=self._unseen, test=encoder.unseen_shares(test))
         for name, vocabulary in features.vocabularies.items():
             warn_of_rare_ids(vocabulary, name, self._unseen[name])
 

@@ -47,7 +47,7 @@ def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Ser
     raise ValueError(
         f"The column {name!r} must be of the type seen in training, {wanted} such as "
         f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
-        "`read_table(path, like=features)` reads a file as the training rows were read."
+        "In Python, `read_table(path, like=features)` reads a file as training rows were read."
     )
 
 

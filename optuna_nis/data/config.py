@@ -17,6 +17,7 @@ from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task
 from optuna_nis.data.bags import BagKeep
 from optuna_nis.data.keeping import fingerprint, pack_features, unpack_features
 from optuna_nis.data.keys import LABEL
+from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.splits import Split
 from optuna_nis.study.attributes import read_text, save_text
 from optuna_nis.study.keys import (
@@ -157,6 +158,7 @@ class DataConfig:
         shuffle_seed: int | None = None,
         fitted: Features | None = None,
         cache_dir: str | Path | None = None,
+        progress: Progress = no_progress,
     ) -> EmbeddingDataModule:
         """The data, ready to train on.
 
@@ -167,6 +169,7 @@ class DataConfig:
                 :func:`searched_features` gives.
             cache_dir: Folder for the columns of a large table, as :class:`TableDataModule` takes
                 it.
+            progress: As in :class:`TableDataModule`.
 
         Raises:
             ValueError: If the data cannot be used.
@@ -214,6 +217,7 @@ class DataConfig:
                 columns=self.columns or None,
                 separator=self.separator,
                 cache_dir=cache_dir,
+                progress=progress,
                 task=self.task,
                 **options,
             )
@@ -297,7 +301,7 @@ def read_data(
         study: The study.
         data: Its data.
         withhold_test: As in :meth:`DataConfig.datamodule`.
-        progress: Called with a line of text for what is read.
+        progress: Called with a line of text for what is read, and every few seconds meanwhile.
         cache_dir: As in :meth:`DataConfig.datamodule`.
 
     Raises:
@@ -311,7 +315,9 @@ def read_data(
             fitted = searched_features(study, cache_dir)
         except FileNotFoundError as error:
             lost = error
-    datamodule = data.datamodule(withhold_test=withhold_test, fitted=fitted, cache_dir=cache_dir)
+    datamodule = data.datamodule(
+        withhold_test=withhold_test, fitted=fitted, cache_dir=cache_dir, progress=progress
+    )
     if lost is not None and study.user_attrs[FEATURES_ATTR] != _digest(datamodule.features):
         raise ValueError(
             f"The ids that `study` {study.study_name!r} was searched with are gone, and those of "

@@ -112,8 +112,12 @@ class Encoder:
             shares[LABEL] = float((self.labels(rows) == UNSEEN_TARGET).mean())
         return shares
 
-    def num_unknown(self, rows: CodedSource) -> dict[str, int]:
+    def num_unknown(self, rows: CodedSource, min_count: int = 1) -> dict[str, int]:
         """For every feature how many rows hold a value that its vocabulary does not.
+
+        Args:
+            rows: The rows.
+            min_count: Values with fewer occurrences in these do not count.
 
         Raises:
             ValueError: If a feature has no value that its vocabulary knows.
@@ -122,8 +126,11 @@ class Encoder:
         for name, ids in self._ids.items():
             column = rows.columns[name]
             present, known = column.present(), column.known(ids)
-            numbers[name] = int((known < present).sum())
-            if column.offsets is None and 0 < numbers[name] == int(present.sum()):
+            codes = column.cells
+            rare = np.bincount(codes[codes >= 0], minlength=len(ids) - 1) < min_count
+            known_or_rare = column.known(np.where(np.append(rare, False), 0, ids))
+            numbers[name] = int((known_or_rare < present).sum())
+            if column.offsets is None and present.sum() > 0 and not known.any():
                 raise ValueError(
                     f"The column {name!r} must have values known from before (`fitted`), such as "
                     f"{self.features.vocabularies[name].values[0]!r}, got only others in the "

@@ -248,18 +248,22 @@ class Features:
         """
         return self._encode(self._as_seen(frame), self._numbers(frame))
 
-    def encode_batches(self, frame: pd.DataFrame, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    def encode_batches(
+        self, frame: pd.DataFrame, batch_size: int, *, check: bool = True
+    ) -> Iterator[dict[str, Tensor]]:
         """Turn rows into batches as :meth:`encode` does, having checked all of them before.
 
         Args:
             frame: As in :meth:`encode`.
             batch_size: Rows at a time.
+            check: Whether a column that is all of another kind than in training is refused. If
+                not, it is unknown, as in some rows of many.
 
         Raises:
             TypeError: As :meth:`encode`.
             ValueError: As :meth:`encode`.
         """
-        seen, numbers = self._as_seen(frame), self._numbers(frame)
+        seen, numbers = self._as_seen(frame, check), self._numbers(frame)
         for start in range(0, len(frame), batch_size):
             rows = slice(start, start + batch_size)
             yield self._encode(
@@ -267,7 +271,20 @@ class Features:
                 {name: values[rows] for name, values in numbers.items()},
             )
 
-    def _as_seen(self, frame: pd.DataFrame) -> dict[str, pd.Series[Any]]:
+    def as_seen(self, column: pd.Series[Any], name: str) -> pd.Series[Any]:
+        """The column of a feature with cells of the types seen in training, as far as they can be.
+
+        Raises:
+            TypeError: If a cell cannot be an id.
+            ValueError: If all are of another kind than in training.
+        """
+        if name not in self.separators:
+            return as_seen(column, self.vocabularies[name], name)
+        if self.separators[name] is None:
+            as_seen(self._items(column, name)[0], self.vocabularies[name], name)
+        return column
+
+    def _as_seen(self, frame: pd.DataFrame, check: bool = True) -> dict[str, pd.Series[Any]]:
         """The columns with cells of the types seen in training, as far as they can be."""
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"`frame` must be a pandas DataFrame, got {type(frame).__name__}.")
@@ -276,14 +293,12 @@ class Features:
                 f"`frame` has no column {', '.join(map(repr, absent))}; it has "
                 f"{', '.join(map(repr, frame.columns))}."
             )
-        columns = {}
-        for name, vocabulary in self.vocabularies.items():
-            column = columns[name] = frame[name]
-            if name not in self.separators:
-                columns[name] = as_seen(column, vocabulary, name)
-            elif self.separators[name] is None:
-                as_seen(self._items(column, name)[0], vocabulary, name)
-        return columns
+        if check:
+            return {name: self.as_seen(frame[name], name) for name in self.names}
+        return {
+            name: frame[name] if name in self.separators else converted(frame[name], known)
+            for name, known in self.vocabularies.items()
+        }
 
     def _numbers(self, frame: pd.DataFrame) -> dict[str, Floats]:
         return {name: numbers_of(frame[name], name) for name in self.numeric}

@@ -24,6 +24,7 @@ from optuna_nis.data.text_file import (
     header_of,
     is_blank,
     looks_like_values,
+    other_separator,
 )
 
 Reader = TextReader | LibsvmReader | ParquetReader
@@ -221,11 +222,24 @@ class TableFiles:
         """
         return self.aliases.get(name, name) in self._text
 
+    def check_there(self, columns: Sequence[str]) -> None:
+        """Check that there are columns of some names.
+
+        Raises:
+            ValueError: If one is not there.
+        """
+        known = {*self.names, *self.aliases}
+        if absent := [name for name in dict.fromkeys(columns) if name not in known]:
+            raise ValueError(
+                f"The {self.described} has no column {', '.join(map(repr, absent))}; it has "
+                f"{', '.join(map(repr, self.names))}.{self.without_header()}"
+            )
+
     def without_header(self) -> str:
         """What to do if the first row looks like values and not like names, or nothing."""
         if self._files[0].format != "delimited" or self._names is not None:
             return ""
-        return looks_like_values(self._files[0])
+        return looks_like_values(self._files[0]) + other_separator(self._files[0])
 
     def digest(self, of_file: Callable[[Path], str] | None = None) -> str:
         """A text that names the content: another one where a row, or its place, is another one.

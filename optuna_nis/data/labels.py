@@ -57,12 +57,20 @@ class Label:
             columns: Names of the columns, if they are known: one of them is no rule.
 
         Raises:
-            ValueError: If what a rule compares with is no number where it must be one.
+            ValueError: If it is neither, or what a rule compares with is no number where it must
+                be one.
         """
         rule = _RULE.fullmatch(text)
-        if rule is None or (columns is not None and text in columns):
+        if columns is not None and text in columns:
             return cls(text)
-        column, sign, value = rule.groups()
+        column, sign, value = (text, "", "") if rule is None else rule.groups()
+        if columns is not None and column not in columns and any(c in column for c in "<=>"):
+            raise ValueError(
+                f"`label` must be a column or a rule with one of {', '.join(_OPERATORS)}, such as "
+                f"rating>=4, got {text!r}."
+            )
+        if rule is None:
+            return cls(text)
         if sign not in ("==", "!="):
             try:
                 float(value)

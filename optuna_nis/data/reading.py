@@ -1,8 +1,9 @@
-"""A table in memory, without loss: the same rows give the same ids from each format."""
+"""A table without loss, whole or in batches: the same rows give the same ids in each format."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 import warnings
 
 import pandas as pd
@@ -13,6 +14,8 @@ from optuna_nis.data.features import Features
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.meaning import inferred, warn_of_few_digits
 from optuna_nis.data.paths import Paths
+
+_ROWS = 1 << 16
 
 
 def read_table(
@@ -61,30 +64,148 @@ def read_table(
     files = TableFiles(path, names=names, separator=separator)
     known_types: dict[str, frozenset[type]] = {}
     if like is not None:
-        known_types = {name: each.types for name, each in like.vocabularies.items()}
-        na_values = (*na_values, *like.na_values)
-        text = (*text, *(name for name in like.names if like.separators.get(name) is not None))
+        known_types, more_text = _known(like)
+        na_values, text = (*na_values, *like.na_values), (*text, *more_text)
         columns = like.columns if columns is None else columns
     columns = files.names if columns is None else list(columns)
-    if absent := [name for name in columns if name not in {*files.names, *files.aliases}]:
-        raise ValueError(
-            f"The {files.described} has no column {', '.join(map(repr, absent))}; it has "
-            f"{', '.join(map(repr, files.names))}.{files.without_header()}"
-        )
+    files.check_there(columns)
     frame = _read(files, list(dict.fromkeys(columns)))
     if frame.empty:
         raise ValueError(f"The {files.described} is empty: it has no row.")
     for name in columns:
-        column = cells.without(frame[name], na_values)
-        if name not in text and name in known_types:
-            column = cells.like(column, known_types[name])
-        elif name not in text and files.kind == "text" and files.is_text(name):
-            column = inferred(column, f"{files.name}: the column {name!r}")
-        # A marker such as -1 is a number by now.
-        frame[name] = cells.without(column, na_values)
-    if advice := files.without_header():
-        warnings.warn(f"{files.name}:{advice}", stacklevel=2)
+        known = name in text or name in known_types
+        may_be_numbers = not known and files.kind == "text" and files.is_text(name)
+        described = f"{files.name}: the column {name!r}" if may_be_numbers else ""
+        types = None if name in text else known_types.get(name)
+        frame[name] = _meant(frame[name], types, na_values, described)
+    _warn_without_header(files)
     return frame[columns]
+
+
+def read_batches(
+    files: TableFiles, like: Features, *, more: Sequence[str] = (), rows: int = _ROWS
+) -> Iterator[tuple[pd.DataFrame, pyarrow.RecordBatch]]:
+    r"""Read new rows for a model batch by batch, as :func:`read_table` reads them at once.
+
+    That the columns are there, and that features hold ids of the kind that training has seen, is
+    checked first.
+
+    Args:
+        files: The files of the table.
+        like: The features of the model.
+        more: Further columns, as they are written.
+        rows: The most rows of a batch.
+
+    Returns:
+        For each batch the columns of ``like`` and those of ``more``.
+
+    Raises:
+        ValueError: If a file cannot be read, there is no row, or a column is missing or of another
+            type than in training.
+
+    Example:
+        >>> import tempfile
+        >>> features = Features.fit(pd.DataFrame({"user": [7, 7, 8]}), task="ranking")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "new.csv").write_text("day,user\n03,8\n04,9\n")
+        ...     files = TableFiles(f"{folder}/new.csv")
+        ...     ((frame, others),) = read_batches(files, features, more=["day"])
+        >>> frame["user"].tolist(), others.to_pylist()
+        ([8, 9], [{'day': '03'}, {'day': '04'}])
+    """
+    files.check_there([*like.columns, *more])
+    _warn_without_header(files)
+    _check_kinds(files, like, rows)
+    return _batches(files, like, list(more), rows)
+
+
+def _batches(
+    files: TableFiles, like: Features, more: list[str], rows: int
+) -> Iterator[tuple[pd.DataFrame, pyarrow.RecordBatch]]:
+    start = 0
+    columns = list(dict.fromkeys([*like.columns, *more]))
+    for batch in files.batches(columns, rows=rows):
+        frame = _frame(batch, like, files.name)
+        # Errors tell the row.
+        frame.index += start
+        start += len(batch)
+        yield frame, batch.select(more)
+    if not start:
+        raise ValueError(f"The {files.described} is empty: it has no row.")
+
+
+def _frame(batch: pyarrow.RecordBatch, like: Features, table: str) -> pd.DataFrame:
+    """The columns of a model, cell by cell as the training rows were read."""
+    types, text = _known(like)
+    columns = [name for name in like.columns if name in batch.schema.names]
+    frame: pd.DataFrame = batch.select(columns).to_pandas(
+        ignore_metadata=True, integer_object_nulls=True
+    )
+    for name in columns:
+        warn_of_few_digits(frame[name], str(batch.schema.field(name).type), table, name)
+        known = None if name in text else types.get(name)
+        frame[name] = _meant(frame[name], known, like.na_values)
+    return frame
+
+
+def _meant(
+    column: pd.Series[Any],
+    types: frozenset[type] | None,
+    na_values: Sequence[str],
+    described: str = "",
+) -> pd.Series[Any]:
+    """What the cells of a column mean.
+
+    Args:
+        column: The column as it is written.
+        types: Types of its values, if they are known.
+        na_values: What stands for a missing value.
+        described: The column in warnings, if its text may be all numbers or the like.
+    """
+    column = cells.without(column, na_values)
+    if types is not None:
+        column = cells.like(column, types)
+    elif described:
+        column = inferred(column, described)
+    # A marker such as -1 may be a number by now.
+    return cells.without(column, na_values)
+
+
+def _check_kinds(files: TableFiles, like: Features, rows: int) -> None:
+    """Refuse columns of another kind than in training, which a few rows of them tell.
+
+    Where the first rows have none that fits, those behind them may.
+    """
+    left = list(like.names)
+    while left:
+        error, fitting = None, set[str]()
+        for batch in files.batches(left, rows=rows):
+            frame = _frame(batch, like, files.name)
+            for name in left:
+                try:
+                    like.as_seen(frame[name], name)
+                except ValueError as found:
+                    error = error or found
+                else:
+                    fitting |= {name} if frame[name].notna().any() else set()
+            if fitting:
+                break
+        left = [name for name in left if name not in fitting]
+        if not fitting:
+            if error is not None:
+                raise error
+            return
+
+
+def _known(like: Features) -> tuple[dict[str, frozenset[type]], list[str]]:
+    """The types of columns that have some, and the columns that are text."""
+    types = {name: each.types for name, each in like.vocabularies.items()}
+    return types, [name for name in like.names if like.separators.get(name) is not None]
+
+
+def _warn_without_header(files: TableFiles) -> None:
+    if advice := files.without_header():
+        warnings.warn(f"{files.name}:{advice}", stacklevel=3)
 
 
 def column_names(

@@ -120,7 +120,9 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
     if column.dtype.kind not in "iufb":
         column = column.mask(column.astype(object) == "")
         found = pd.to_numeric(column, errors="coerce")
-        if (odd := column[found.isna() & column.notna()]).size:
+        odd = column[found.isna() & column.notna()]
+        # As Arrow reads text that is a number: NaN is one, if missing.
+        if (odd := odd[odd.astype(str).str.strip(" +-").str.lower() != "nan"]).size:
             raise ValueError(
                 f"The column {name!r} must hold numbers to be numeric, got {odd.iloc[0]!r} in "
                 f"{len(odd):,} of {len(column):,} rows, first in row {odd.index[0]}. If it stands "
@@ -131,6 +133,20 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
     numbers = column.to_numpy(np.float32, na_value=np.nan)
     _check_finite(numbers, name)
     return numbers
+
+
+def check_weights(weight: Floats, name: str) -> None:
+    """Check the weights of rows, NaN where one is missing.
+
+    Raises:
+        ValueError: If one is negative, or none is above 0.
+    """
+    if (weight < 0).any():
+        raise ValueError(
+            f"The column {name!r} must hold weights of at least 0, got {np.nanmin(weight):g}."
+        )
+    if not (weight > 0).any():
+        raise ValueError(f"The column {name!r} must hold a weight above 0, got only 0.")
 
 
 def _check_finite(numbers: NDArray[Any], name: str) -> None:

@@ -139,6 +139,21 @@ def warn_of_rare_ids(vocabulary: Vocabulary, name: str, unseen: float) -> None:
     )
 
 
+def warn_of_strangers(**unseen: Mapping[str, float]) -> None:
+    """Warn of columns that share no value with training, as where files write ids otherwise.
+
+    Args:
+        **unseen: For each part the shares of the values of columns that are unseen in training.
+    """
+    for part, shares in unseen.items():
+        for name in [name for name, share in shares.items() if share == 1]:
+            warnings.warn(
+                f"The column {name!r} has no value in the {part} part that training has seen. Are "
+                "the files of one kind, and are their ids written in the same way?",
+                stacklevel=4,
+            )
+
+
 def check_fitted(
     fitted: Features,
     task: Task,

@@ -29,6 +29,7 @@ from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.digests import Digests
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.files import TableFiles
+from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.scaling import Floats, numbers_of
 from optuna_nis.data.vocabulary import factorize
 
@@ -48,12 +49,20 @@ class ColumnStore:
         files: The files of the table, or of each of its parts, of one kind.
         folder: Where coded columns are kept, or :obj:`None` for memory.
         columns: All columns that will be asked for: text is read once for all of them.
+        progress: Called with a line of text every few seconds while files are read.
     """
 
     def __init__(
-        self, files: Sequence[TableFiles], folder: Path | None, columns: Sequence[str]
+        self,
+        files: Sequence[TableFiles],
+        folder: Path | None,
+        columns: Sequence[str],
+        *,
+        progress: Progress = no_progress,
     ) -> None:
         self.files = list(files)
+        self._pace = Pace(progress)
+        self._begun: list[str] = []
         self._columns = sorted(set(columns))
         self._is_text = self.files[0].kind == "text"
         #: A text that is another one as soon as the files are; empty without a folder.
@@ -180,8 +189,12 @@ class ColumnStore:
 
     def _cells(self, name: str) -> Iterator[pyarrow.Array]:
         """The cells of a column, some at a time."""
+        self._begun += [] if name in self._begun else [name]
+        place = f"{self._begun.index(name) + 1} of {len(self._columns)}"
         for index in range(len(self.files)):
-            yield from self._cells_of(index, name)
+            for cells in self._cells_of(index, name):
+                yield cells
+                self._pace.add(len(cells), f"Reading column {place}, {name}")
 
     def _cells_of(self, index: int, name: str) -> Iterator[pyarrow.Array]:
         files = self.files[index]
@@ -194,11 +207,15 @@ class ColumnStore:
                     yield batch.column(0)
         else:
             if not self._tables:
-                self._tables = [
-                    list(each.batches(self._columns, rows=_ROWS)) for each in self.files
-                ]
+                self._tables = [list(self._text(each)) for each in self.files]
             for batch in self._tables[index]:
                 yield batch.column(name)
+
+    def _text(self, files: TableFiles) -> Iterator[pyarrow.RecordBatch]:
+        """All columns of text."""
+        for batch in files.batches(self._columns, rows=_ROWS):
+            yield batch
+            self._pace.add(len(batch), f"Reading the text of {len(self._columns)} columns")
 
     def _parts(self, index: int, folder: Path) -> list[Path]:
         """The columns of text files in a form of which one column can be read."""
@@ -208,7 +225,7 @@ class ColumnStore:
             new = folder / f"new.{os.getpid()}.{key}.{index}.text"
             new.mkdir(exist_ok=True)
             writer, rows, number = None, 0, 0
-            for batch in self.files[index].batches(self._columns, rows=_ROWS):
+            for batch in self._text(self.files[index]):
                 if writer is None:
                     number += 1
                     path = new / f"{number:05}.parquet"

@@ -19,9 +19,10 @@ from optuna_nis.data.files import TableFiles
 from optuna_nis.data.keys import GROUP, WEIGHT, Task, check_names
 from optuna_nis.data.labels import Label
 from optuna_nis.data.meaning import Meaning
+from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.paths import Paths, check_path
 from optuna_nis.data.patterns import has_patterns, select_columns
-from optuna_nis.data.scaling import Floats
+from optuna_nis.data.scaling import check_weights
 from optuna_nis.data.source import CodedSource
 from optuna_nis.data.splits import Split, parts_of
 from optuna_nis.data.store import ColumnStore
@@ -75,6 +76,7 @@ class TableDataModule(EmbeddingDataModule):
             so that neither a search that goes on nor the next one reads them again, and more rows
             than memory can be used. What is kept is named by the content of the files. By default
             they are held in memory.
+        progress: Called with a line of text every few seconds while files are read.
         **options: Further arguments of :class:`EmbeddingDataModule`, such as ``seed``,
             ``min_count`` and ``withhold_test``.
 
@@ -121,6 +123,7 @@ class TableDataModule(EmbeddingDataModule):
         columns: Sequence[str] | None = None,
         separator: str | None = None,
         cache_dir: str | Path | None = None,
+        progress: Progress = no_progress,
         **options: Any,
     ) -> None:
         for name, value in (("features", features), ("numeric", numeric)):
@@ -130,6 +133,11 @@ class TableDataModule(EmbeddingDataModule):
         wanted = (*features, *(name for name in bags if name not in features))
         if label in wanted:
             raise ValueError(f"`label` must not be a feature too, got {label!r} in `features`.")
+        if label in (options.get("share") or {}).values():
+            raise ValueError(
+                f"`share` must be between features, got the label {label!r}; a sequence, as "
+                "`model='sasrec'` takes one, has the table of the label anyway."
+            )
         if time is not None and time == label:
             raise ValueError(f"`time` must not be the label too, got {time!r}.")
         if time is not None and split == "random":
@@ -171,8 +179,9 @@ class TableDataModule(EmbeddingDataModule):
         self.weight = weight
         self.group = group
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._progress = progress
         self._na_values = cells.check_na_values(na_values)
-        self._wanted, self._wanted_numeric, self._bags = wanted, self._numeric, bags
+        self._wanted, self._wanted_numeric, self._bags = tuple(features), self._numeric, bags
         self._reading: dict[str, Any] = {"names": columns, "separator": separator}
         if not has_patterns(wanted):
             check_names(wanted, self._numeric)
@@ -202,8 +211,9 @@ class TableDataModule(EmbeddingDataModule):
             self._wanted_numeric, files[0].names, exclude=used, argument="numeric"
         )
         columns = select_columns(
-            self._wanted, files[0].names, exclude=[*used, *self._numeric, *self._separators]
+            self._wanted, files[0].names, exclude=[*used, *self._numeric, *self._bags]
         )
+        columns = tuple(dict.fromkeys((*columns, *self._bags)))
         # What a format says of its bags.
         hints = files[0].separators
         self._separators |= {n: hints[n] for n in columns if n in hints and n not in self._bags}
@@ -212,8 +222,8 @@ class TableDataModule(EmbeddingDataModule):
         check_names(columns, self._numeric, [key for key, name in keys.items() if name])
         needed = [*columns, *self._numeric, *used]
         for each in files:
-            check_there(each, needed)
-        store = ColumnStore(files, self._cache(files), needed)
+            each.check_there(needed)
+        store = ColumnStore(files, self._cache(files), needed, progress=self._progress)
         meaning = self._meaning(files[0], label)
         labels = meaning.of(store.column(label.column))
         target = label.of(labels) if self.task == "ranking" else labels
@@ -223,7 +233,7 @@ class TableDataModule(EmbeddingDataModule):
         weight = groups = None
         if self.weight is not None:
             weight = np.asarray(store.numbers(self.weight, self._na_values))
-            _check_weights(weight, self.weight)
+            check_weights(weight, self.weight)
         if self.group is not None:
             groups = store.column(self.group).cells.astype(np.int64)
         for name, values in (
@@ -319,31 +329,9 @@ class TableDataModule(EmbeddingDataModule):
         return kept & present
 
 
-def check_there(files: TableFiles, columns: Sequence[str]) -> None:
-    """Check that files have columns.
-
-    Raises:
-        ValueError: If one is not there.
-    """
-    if absent := [name for name in columns if name not in {*files.names, *files.aliases}]:
-        raise ValueError(
-            f"The {files.described} has no column {', '.join(map(repr, absent))}; it has "
-            f"{', '.join(map(repr, files.names))}.{files.without_header()}"
-        )
-
-
 def _of_values(column: CodedColumn, found: NDArray[Any]) -> NDArray[Any]:
     """For every row what was found for its value, -1 where it is missing."""
     return np.append(found, -1)[column.cells]
-
-
-def _check_weights(weight: Floats, name: str) -> None:
-    if (weight < 0).any():
-        raise ValueError(
-            f"The column {name!r} must hold weights of at least 0, got {np.nanmin(weight):g}."
-        )
-    if not (weight > 0).any():
-        raise ValueError(f"The column {name!r} must hold a weight above 0, got only 0.")
 
 
 def _is_one(path: Paths) -> bool:

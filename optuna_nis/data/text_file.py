@@ -233,6 +233,15 @@ def _first_not_utf8(column: Any) -> int | None:
     return None
 
 
+def other_separator(file: TableFile) -> str:
+    """What to do if the header of a file is one cell with another separator in it, or nothing."""
+    names = header_of(file)
+    found = [each for each in (";", "\t", "|", ",") if each in names[0]]
+    if len(names) > 1 or not found:
+        return ""
+    return f" If {found[0]!r} stands between its cells, say so: `separator`."
+
+
 def looks_like_values(file: TableFile) -> str:
     """What to do if the first row of a file looks like values and not like names, or nothing."""
     try:

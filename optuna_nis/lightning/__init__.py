@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
 from optuna_nis.data.config import DataConfig
 from optuna_nis.lightning.any_model import FoundSizes, search_sizes
 from optuna_nis.lightning.callback import NISCallback
+from optuna_nis.lightning.evaluating import TableMetrics, evaluate_table
 from optuna_nis.lightning.halving import train_shortlist
 from optuna_nis.lightning.job import search
 from optuna_nis.lightning.objective import objective
@@ -30,6 +31,7 @@ from optuna_nis.models import (
 )
 from optuna_nis.nn import warm_start
 from optuna_nis.serve.export import export_model
+from optuna_nis.serve.predictions import predict_table
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
@@ -47,10 +49,13 @@ __all__ = [
     "SearchPlan",
     "Searchable",
     "SequenceModule",
+    "TableMetrics",
     "Training",
     "evaluate",
+    "evaluate_table",
     "export_model",
     "objective",
+    "predict_table",
     "reference_model",
     "retrain",
     "search",

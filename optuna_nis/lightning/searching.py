@@ -146,7 +146,9 @@ def run_search(
             save_parts(study, parts_of_data(data, supernet, ["validation"]))
         searched = folder.load_searched()
         if searched is None:
-            long = "until it no longer learns" if plan.epochs is None else f"{plan.epochs} epochs"
+            long = "until it no longer learns"
+            if plan.epochs is not None:
+                long = f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}"
             progress(f"Searching {subject.space!r}; the supernet is trained {long}.")
             every_callback: list[Callback] = [
                 search,
@@ -182,7 +184,7 @@ def run_search(
             subject.sized,
             data,
             monitored=monitored,
-            label=getattr(supernet, "metric_name", None),
+            label=label,
             progress=progress,
             folder=folder.trainings if keep else None,
             trainer_options=trainer_options,

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
+import pyarrow
 import torch
 
 from optuna_nis._checks import check_folder
@@ -72,13 +73,33 @@ class Predictor:
         model = _converted(copy.deepcopy(self.model), tables)
         return Predictor(model, self.allocation, self.features, tables)
 
-    def predict(self, frame: pd.DataFrame, *, batch_size: int = 16384) -> NDArray[Any]:
+    @property
+    def columns(self) -> list[str]:
+        """Names of what is predicted, where it is written as columns."""
+        if not isinstance(self.model, ItemsModule):
+            return ["prediction"]
+        return [f"top_{place}" for place in range(1, max(self.model.top_k) + 1)]
+
+    @property
+    def column_type(self) -> pyarrow.DataType:
+        """The type of these columns."""
+        targets = self.features.targets
+        if targets is None:
+            return pyarrow.float32()
+        return (
+            pyarrow.string() if len(targets.types) > 1 else pyarrow.array(targets.decode([0])).type
+        )
+
+    def predict(
+        self, frame: pd.DataFrame, *, batch_size: int = 16384, check: bool = True
+    ) -> NDArray[Any]:
         """Predict for new rows.
 
         Args:
             frame: A column for each feature, with the same names and types as in training;
                 unknown and missing ids are fine, other columns are ignored.
             batch_size: Rows at a time.
+            check: As in :meth:`Features.encode_batches`.
 
         Returns:
             For ranking the probability of a positive label, shape ``(rows,)``; for retrieval the
@@ -89,7 +110,7 @@ class Predictor:
         """
         parts = []
         with torch.inference_mode():
-            for batch in self.features.encode_batches(frame, batch_size):
+            for batch in self.features.encode_batches(frame, batch_size, check=check):
                 parts.append(self.model.predict_step(batch).cpu().numpy())
         if not parts:
             width = (max(self.model.top_k),) if isinstance(self.model, ItemsModule) else ()

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
+from optuna_nis import SearchSpace
 from optuna_nis.data import load_dataset
 from optuna_nis.data.config import DataConfig, read_data, save_data, searched_features
 from optuna_nis.study.attributes import read_text
 from optuna_nis.study.keys import VOCABULARY_ATTR
+from optuna_nis.study.settings import save_space
 
 
 def test_data_config() -> None:
@@ -62,6 +64,27 @@ def test_how_a_table_is_read_is_kept() -> None:
     assert DataConfig.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match=r"`na_values` is for a table, got \['NA'\].*--na-values"):
         DataConfig(dataset="flights", na_values=("NA",))
+
+
+def test_rare_ids_were_there_at_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = pd.DataFrame({"user": [*range(40), *[7] * 80, *[8] * 80], "label": [0, 1] * 100})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    table = str(tmp_path / "rows.csv")
+    data = DataConfig(table=table, label="label", features=("user",), min_count=3)
+    study = optuna.create_study(direction="maximize")
+    found = data.datamodule(withhold_test=False)
+    save_data(study, data, found)
+    save_space(study, SearchSpace(found.embedding_specs(4)))
+    read: Any = {"withhold_test": False, "progress": lambda text: None}
+    read_data(study, data, **read)
+    assert "not there at the search" not in caplog.text
+    rows.replace({"user": {7: 99}}).to_csv(table, index=False)
+    read_data(study, data, **read)
+    known = found.vocabularies["user"]
+    new = dict(zip(known.values, known.counts))[7]
+    assert f"not there at the search. They count as unknown: 'user' in {new}" in caplog.text
 
 
 def test_bags_of_an_earlier_study_keep_the_first_values() -> None:

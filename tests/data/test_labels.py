@@ -15,6 +15,13 @@ def _labels(text: str, cells: list[Any]) -> list[float]:
     return [None if np.isnan(label) else label for label in found]  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("text", ["rating=>4", "rating=4", "rating=<4"])
+def test_a_rule_that_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="`label` must be a column or a rule with one of >=, <="):
+        Label.parse(text, ["rating"])
+    assert Label.parse(text, ["rating", text]).column == text
+
+
 @pytest.mark.parametrize(
     ("rule", "cells", "labels"),
     [

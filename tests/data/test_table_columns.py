@@ -254,3 +254,39 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     _refused("at least three groups for its three parts, got 1", path, [("user", "ann")],
              split="group", group="user")  # fmt: skip
     _refused("`min_count` must be", path, min_count=0)
+
+
+def test_parts_that_write_ids_otherwise_are_warned_of(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"user": [n % 5 for n in range(100)], "city": [n % 3 for n in range(100)]})
+    rows["label"] = [n % 2 for n in range(100)]
+    for name in ("train", "valid", "test"):
+        written = rows if name != "test" else rows.assign(user="u" + rows["user"].astype(str))
+        written.to_csv(tmp_path / f"{name}.csv", index=False)
+    files: Any = {"valid_path": tmp_path / "valid.csv", "test_path": tmp_path / "test.csv"}
+    data = TableDataModule(
+        tmp_path / "train.csv", label="label", features=["user", "city"], **files
+    )
+    with pytest.warns(UserWarning, match="'user' has no value in the test part that") as found:
+        data.setup("fit")
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (["!label", "!time"], ["user", "city", "tags"]),
+        (["!tags", "!time"], ["user", "city", "tags"]),
+        (["tags", "*", "!time"], ["tags", "user", "city"]),
+        (["!city", "!time"], ["user", "tags"]),
+        ([], ["tags"]),
+    ],
+)
+def test_bags_beside_patterns(features: list[str], expected: list[str], tmp_path: Path) -> None:
+    rows = pd.DataFrame({name: [n % 5 for n in range(100)] for name in ("user", "city", "time")})
+    rows["tags"] = ["a|b" if n % 3 else "b" for n in range(100)]
+    rows["label"] = [n % 2 for n in range(100)]
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    data = TableDataModule(
+        tmp_path / "rows.csv", label="label", features=features, bags={"tags": "|"}
+    )
+    assert list(data.vocabularies) == expected

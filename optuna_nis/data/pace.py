@@ -1,0 +1,58 @@
+"""Lines that say how many rows of a long work are done, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+
+#: Seconds between two lines.
+EVERY = 5.0
+
+#: What is called with a line of text.
+Progress = Callable[[str], None]
+
+
+def no_progress(text: str) -> None:
+    """Say nothing."""
+
+
+class Pace:
+    """Says every few seconds how many rows are done; nothing of work that is done sooner.
+
+    Args:
+        progress: Called with each line.
+        clock: Gives the time in seconds.
+
+    Attributes:
+        rows: Rows of the work at hand that are done.
+
+    Example:
+        >>> seconds = iter([0, 2, 6, 7, 12])
+        >>> pace = Pace(print, clock=lambda: next(seconds))
+        >>> for column, rows in ((1, 1_000), (1, 2_000), (2, 500), (2, 500)):
+        ...     pace.add(rows, f"Reading column {column}")
+        Reading column 1: 3,000 rows, 500 rows a second
+        Reading column 2: 1,000 rows, 167 rows a second
+    """
+
+    def __init__(self, progress: Progress, *, clock: Callable[[], float] = monotonic) -> None:
+        self._progress, self._clock = progress, clock
+        self._begun = self._told = self._last = clock()
+        self._what = ""
+        self.rows = 0
+
+    def add(self, rows: int, what: str) -> None:
+        """Some more rows are done.
+
+        Args:
+            rows: How many.
+            what: What is done to them; another text than before begins another work.
+        """
+        if what != self._what:
+            self._what, self._begun, self.rows = what, self._last, 0
+        self.rows += rows
+        self._last = now = self._clock()
+        if now - self._told >= EVERY:
+            self._told = now
+            speed = self.rows / max(now - self._begun, 1e-9)
+            self._progress(f"{what}: {self.rows:,} rows, {speed:,.0f} rows a second")

@@ -1,0 +1,246 @@
+"""The metrics of a retrained model on the labelled rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+import math
+from typing import Any
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+
+from optuna_nis.data.batches import Batch
+from optuna_nis.data.files import TableFiles
+from optuna_nis.data.keys import GROUP, LABEL, UNSEEN_TARGET, WEIGHT
+from optuna_nis.data.labels import Label
+from optuna_nis.data.meaning import Meaning
+from optuna_nis.data.pace import Pace, Progress, no_progress
+from optuna_nis.data.paths import Paths
+from optuna_nis.data.reading import read_batches
+from optuna_nis.data.scaling import Floats, check_weights
+from optuna_nis.data.store import ColumnStore
+from optuna_nis.lightning.parts import num_rows
+from optuna_nis.lightning.training import evaluated
+from optuna_nis.models.items import ItemsModule
+from optuna_nis.serve.predictor import Predictor
+from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
+
+
+@dataclass(frozen=True)
+class TableMetrics:
+    """How good a model is on the rows of a table.
+
+    Attributes:
+        metrics: The metrics by their names for people, the first what the model is trained for.
+        errors: Standard errors of some of them.
+        rows: Number of rows with a label.
+        positives: Those with a positive label, for ranking.
+        unseen: Those with a target that training has never seen, for retrieval.
+        groups: Number of groups, if there are some.
+    """
+
+    metrics: dict[str, float]
+    errors: dict[str, float]
+    rows: int
+    positives: int | None = None
+    unseen: int | None = None
+    groups: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In types that JSON knows: a metric that cannot be computed is None."""
+        found = {n: None if math.isnan(each) else each for n, each in self.metrics.items()}
+        return asdict(self) | {"metrics": found}
+
+    def __str__(self) -> str:
+        lines = []
+        for name, value in self.metrics.items():
+            error = f", standard error {self.errors[name]:.2g}" if name in self.errors else ""
+            shown = "unknown: no group has both classes" if math.isnan(value) else f"{value:.4f}"
+            lines.append(f"{name} {shown}{error}")
+        more = [f"{self.rows:,} rows"]
+        for number, what in (
+            (self.positives, "positive"),
+            (self.unseen, "with targets unseen in training"),
+        ):
+            more += [] if number is None else [f"{number:,} of them {what}"]
+        more += [] if self.groups is None else [f"{self.groups:,} groups"]
+        return "\n".join([*lines, ", ".join(more)])
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What a table says of each row besides the features.
+
+    Attributes:
+        label: 0 and 1, or the class of the target.
+        kept: The rows that have what they need.
+        weight: Weights of the rows, or None.
+        group: Groups of the rows, or None.
+    """
+
+    label: NDArray[Any]
+    kept: NDArray[np.bool_]
+    weight: Floats | None
+    group: NDArray[np.int64] | None
+
+    def of(self, rows: slice) -> tuple[NDArray[np.bool_], Batch]:
+        """Which of some rows are kept, and these as tensors of a batch."""
+        kept = self.kept[rows]
+        columns = {LABEL: self.label, WEIGHT: self.weight, GROUP: self.group}
+        return kept, {
+            name: torch.from_numpy(np.ascontiguousarray(values[rows][kept]))
+            for name, values in columns.items()
+            if values is not None
+        }
+
+
+def evaluate_table(
+    predictor: Predictor,
+    path: Paths,
+    *,
+    label: str,
+    weight: str | None = None,
+    group: str | None = None,
+    names: list[str] | None = None,
+    separator: str | None = None,
+    progress: Progress = no_progress,
+) -> TableMetrics:
+    r"""Measure a model on the labelled rows of a table, which are read some at a time.
+
+    Labels, weights and groups mean what they mean in :class:`~optuna_nis.data.TableDataModule`;
+    rows without label or weight are left out with a warning. Metrics are those of the test in
+    :func:`retrain`.
+
+    Args:
+        predictor: The model.
+        path: A file, several, a folder or a pattern, as in :func:`~optuna_nis.data.read_table`.
+        label: Column of the label, or a rule such as ``"rating>=4"``.
+        weight: Column of the weights of the rows.
+        group: Column of the groups, users or queries, over which metrics are averaged too.
+        names: Names of the columns of text files without a header.
+        separator: What stands between the cells of text files, by default what their names say.
+        progress: Called with a line of text every few seconds.
+
+    Raises:
+        FileNotFoundError: If there is no such table.
+        ValueError: If the table cannot be read, a column is missing or holds something else than
+            it should, or nothing can be measured on its labels.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from optuna_nis import SearchSpace
+        >>> from optuna_nis.models import reference_model
+        >>> full = SearchSpace(data.embedding_specs(8)).full()
+        >>> predictor = Predictor(reference_model(data.features)(full), full, data.features)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "new.csv")
+        ...     _ = path.write_text("user,item,rating\n3,7,5\n4,123,1\n4,7,3\n")
+        ...     found = evaluate_table(predictor, path, label="rating>=4")
+        >>> found.rows, found.positives, list(found.metrics)
+        (3, 1, ['ROC-AUC', 'LogLoss'])
+    """
+    files = TableFiles(path, names=names, separator=separator)
+    rule = Label.parse(label, files.names)
+    columns = [name for name in (rule.column, weight, group) if name is not None]
+    files.check_there([*predictor.features.columns, *columns])
+    labels = _labels(predictor, files, rule, weight, group, progress)
+    pace = Pace(progress)
+    loader = _batches(predictor, files, labels, pace)
+    model = predictor.model
+    found = evaluated(model, ((), (), loader), monitor="test_metric", accelerator="cpu")
+    logged = {model.metric_name: "test_metric"} | model.more_metrics
+    metrics = {name: found[key] for name, key in logged.items() if key in found}
+    kept = labels.label[labels.kept]
+    groups = None if labels.group is None else len(np.unique(labels.group[labels.kept]))
+    errors = _errors(predictor, metrics, labels)
+    if isinstance(model, ItemsModule):
+        unseen = int((kept == UNSEEN_TARGET).sum())
+        return TableMetrics(metrics, errors, len(kept), None, unseen, groups)
+    return TableMetrics(metrics, errors, len(kept), int(kept.sum()), None, groups)
+
+
+def _labels(
+    predictor: Predictor,
+    files: TableFiles,
+    rule: Label,
+    weight: str | None,
+    group: str | None,
+    progress: Progress,
+) -> _Labels:
+    """Read the columns that are no features, whole: they say what is wrong with them first."""
+    features = predictor.features
+    columns = [name for name in (rule.column, weight, group) if name is not None]
+    store = ColumnStore([files], None, columns, progress=progress)
+    types = {} if features.targets is None else {rule.column: features.targets.types}
+    meaning = Meaning(files.name, files.is_text, features.na_values, types)
+    column = meaning.of(store.column(rule.column))
+    kept = column.cells >= 0
+    if not kept.any():
+        raise ValueError(f"The {files.described} has no label: {rule.column!r} is empty.")
+    if features.targets is None:
+        label = rule.of(column)
+    else:
+        ids = column.ids_of_values(features.targets)
+        label = np.where(ids == len(features.targets), UNSEEN_TARGET, ids)[column.cells]
+    _warn_left_out(files, rule.column, kept, kept)
+    weights = groups = None
+    if weight is not None:
+        weights = np.asarray(store.numbers(weight, features.na_values))
+        check_weights(weights, weight)
+        _warn_left_out(files, weight, ~np.isnan(weights), kept)
+        kept = kept & ~np.isnan(weights)
+    if group is not None:
+        groups = store.column(group).cells.astype(np.int64)
+    counted = label[kept] if weights is None else label[kept & (weights > 0)]
+    if features.targets is None and len(np.unique(counted)) < 2:
+        raise ValueError(
+            f"The label {rule} must have both classes among the rows that count, got only "
+            f"{counted[0]:g}."
+            if len(counted)
+            else f"The {files.described} has no row that counts."
+        )
+    return _Labels(label, kept, weights, groups)
+
+
+def _warn_left_out(
+    files: TableFiles, name: str, there: NDArray[np.bool_], kept: NDArray[np.bool_]
+) -> None:
+    if missing := int((~there).sum()):
+        warnings.warn(
+            f"{files.name}: left out {missing:,} of {len(kept):,} rows, which have no value in "
+            f"the column {name!r}.",
+            stacklevel=4,
+        )
+
+
+def _batches(
+    predictor: Predictor, files: TableFiles, labels: _Labels, pace: Pace
+) -> Iterator[Batch]:
+    for frame, _ in read_batches(files, predictor.features, rows=1 << 14):
+        kept, batch = labels.of(slice(pace.rows, pace.rows + len(frame)))
+        pace.add(len(frame), "Evaluating")
+        if kept.any():
+            rows = frame[kept]
+            for inputs in predictor.features.encode_batches(rows, len(rows), check=False):
+                yield inputs | batch
+
+
+def _errors(predictor: Predictor, metrics: dict[str, float], labels: _Labels) -> dict[str, float]:
+    """Standard errors of the metrics that are areas under the ROC curve or means of shares."""
+    label = torch.from_numpy(labels.label[labels.kept])
+    weights = None if labels.weight is None else torch.from_numpy(labels.weight[labels.kept])
+    name = predictor.model.metric_name
+    if not isinstance(predictor.model, ItemsModule):
+        positive = label > 0.5
+        numbers = (num_rows(which, weights) for which in (positive, ~positive))
+        return {name: auc_standard_error(metrics[name], *numbers)}
+    rows = num_rows(torch.ones_like(label, dtype=torch.bool), weights)
+    return {
+        name: share_standard_error(value, rows)
+        for name, value in metrics.items()
+        if not name.endswith("by group")
+    }

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+from pyarrow import parquet
+import pytest
+import torch
+
+from optuna_nis.data import Features, read_table
+from optuna_nis.data.files import TableFiles
+from optuna_nis.data.reading import read_batches
+from optuna_nis.data.store import ColumnStore
+
+TRAIN = pd.DataFrame(
+    {
+        "user": [11, 12, 13, 11],
+        "zip": ["007", "10115", "02134", "007"],
+        "tags": ["a|b", "a", "b", None],
+        "price": [1.5, -2.0, np.nan, 3.0],
+    }
+)
+FEATURES = Features.fit(
+    TRAIN, task="ranking", separators={"tags": "|"}, numeric=["price"], na_values=["-1", "?"]
+)
+
+
+def _write(frame: pd.DataFrame, folder: Path, name: str) -> TableFiles:
+    path = folder / name
+    frame.to_parquet(path) if name.endswith("parquet") else frame.to_csv(path, index=False)
+    return TableFiles(path)
+
+
+@pytest.mark.parametrize("name", ["new.csv", "new.csv.gz", "new.parquet"])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_batches_are_encoded_as_the_whole_table(name: str, rows: int, tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "user": ["11", "12", "guest", None, "-1", "13"],
+            "zip": ["007", "7", None, "02134", "?", "10115"],
+            "tags": ["b", None, "a|c", "a", "?", "b|a"],
+            "price": ["2", None, "-1", "0.5", "-1", "1e3"],
+        }
+    )
+    files = _write(frame, tmp_path, name)
+    whole = FEATURES.encode(read_table(files.files[0], like=FEATURES))
+    parts = [
+        batch
+        for found, _ in read_batches(files, FEATURES, rows=rows)
+        for batch in FEATURES.encode_batches(found, rows, check=False)
+    ]
+    for column in ("user", "zip", "numeric"):
+        np.testing.assert_array_equal(np.concatenate([b[column] for b in parts]), whole[column])
+    assert max(len(batch["user"]) for batch in parts) <= rows
+    assert whole["user"].tolist() == [0, 1, 3, 3, 3, 2]
+
+
+def test_further_columns_are_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    rows = TRAIN.assign(day="03", note=["1.0", None, "NA", " x"])
+    rows.to_csv(path, index=False)
+    ((_, others),) = read_batches(TableFiles(path), FEATURES, more=["note", "day", "user"])
+    assert others.schema.names == ["note", "day", "user"]
+    assert others.to_pydict() == {
+        "note": ["1.0", None, "NA", " x"],
+        "day": ["03"] * 4,
+        "user": ["11", "12", "13", "11"],
+    }
+
+
+def test_a_column_of_another_kind_is_refused_before_the_first_batch(tmp_path: Path) -> None:
+    files = _write(TRAIN.assign(user=["u1", "u2", "u3", "u4"]), tmp_path, "new.csv")
+    with pytest.raises(ValueError, match=r"'user' must be of the type seen in training.*'u1'"):
+        read_batches(files, FEATURES, rows=1)
+
+
+@pytest.mark.parametrize("users", [["guest", "anon", "x", "11"], [None, None, "11", "guest"]])
+def test_rows_that_fit_may_come_late(users: list[Any], tmp_path: Path) -> None:
+    files = _write(TRAIN.assign(user=users), tmp_path, "new.csv")
+    found = [frame["user"].iloc[0] for frame, _ in read_batches(files, FEATURES, rows=1)]
+    assert [each for each in found if each == 11] == [11]
+
+
+def test_a_column_that_is_all_missing_is_fine(tmp_path: Path) -> None:
+    files = _write(TRAIN.assign(user=None), tmp_path, "new.csv")
+    assert sum(len(frame) for frame, _ in read_batches(files, FEATURES, rows=2)) == 4
+
+
+@pytest.mark.parametrize(
+    ("frame", "more", "message"),
+    [
+        (TRAIN.drop(columns="zip"), (), "no column 'zip'; it has 'user', 'tags', 'price'"),
+        (TRAIN, ("day",), "no column 'day'"),
+    ],
+)
+def test_a_column_that_is_missing_is_told_first(
+    frame: pd.DataFrame, more: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_batches(_write(frame, tmp_path, "new.parquet"), FEATURES, more=more)
+
+
+@pytest.mark.parametrize("name", ["new.csv", "new.parquet"])
+def test_no_row(name: str, tmp_path: Path) -> None:
+    batches = read_batches(_write(TRAIN[:0], tmp_path, name), FEATURES)
+    with pytest.raises(ValueError, match=rf"'{name}' is empty: it has no row"):
+        list(batches)
+
+
+def test_lists_of_another_kind_are_refused(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"hist": [[1, 2], [3], [2]]})
+    features = Features.fit(frame, task="ranking", separators={"hist": None})
+    path = tmp_path / "new.parquet"
+    parquet.write_table(pyarrow.table({"hist": [["a"], ["b"]]}), path)
+    with pytest.raises(ValueError, match="'hist' must be of the type seen in training"):
+        read_batches(TableFiles(path), features)
+    parquet.write_table(pyarrow.table({"hist": [["a"], ["3", "b"]]}), path)
+    assert len(list(read_batches(TableFiles(path), features, rows=1))) == 2
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_another_separator_is_guessed_in_the_error(separator: str, tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    TRAIN.drop(columns="tags").to_csv(path, index=False, sep=separator)
+    with pytest.raises(ValueError, match=r"has no column.*stands between its cells") as error:
+        read_table(path, ["user"])
+    assert f"If {separator!r} stands between" in str(error.value)
+    assert read_table(path, ["user"], separator=separator)["user"].tolist() == [11, 12, 13, 11]
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "-nan"])
+def test_nan_as_text_is_a_missing_number_wherever_it_is_read(cell: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"price\n1.5\n{cell}\n2\n")
+    for na_values in ([], ["?"]):
+        store = ColumnStore([TableFiles(path)], None, ["price"])
+        np.testing.assert_array_equal(store.numbers("price", na_values), [1.5, np.nan, 2])
+    frame = TRAIN[:3].assign(price=["1.5", cell, "2"])
+    numbers = FEATURES.encode(frame)["numeric"]
+    assert torch.equal(numbers, FEATURES.encode(frame.assign(price=[1.5, None, 2]))["numeric"])
+
+
+def test_the_row_of_what_is_no_number_is_that_of_the_table(tmp_path: Path) -> None:
+    files = _write(TRAIN.assign(price=["1", "2", "3", "dear"]), tmp_path, "new.csv")
+    with pytest.raises(ValueError, match=r"'price' must hold numbers.*'dear' in .* in row 3\."):
+        [FEATURES.encode(frame) for frame, _ in read_batches(files, FEATURES, rows=2)]
+
+
+def test_libsvm(tmp_path: Path) -> None:
+    (tmp_path / "rows.libsvm").write_text("1 3:1 5:1\n-1 5:1\n")
+    found = read_table(tmp_path / "rows.libsvm")
+    assert found["label"].tolist() == [1, -1]
+    assert [list(each) for each in found["features"]] == [[3, 5], [5]]
+    features = Features.fit(found[["features"]], task="ranking", separators={"features": None})
+    ((frame, others),) = read_batches(
+        TableFiles(tmp_path / "rows.libsvm"), features, more=["label"]
+    )
+    assert torch.equal(
+        features.encode(frame)["features"], features.encode(found[["features"]])["features"]
+    )
+    assert others.to_pydict() == {"label": ["1", "-1"]}

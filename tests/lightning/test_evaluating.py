@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from optuna_nis import SearchSpace
+from optuna_nis.data import Features
+from optuna_nis.lightning.evaluating import evaluate_table
+from optuna_nis.models import reference_model
+from optuna_nis.models.metrics import auc_of_groups
+from optuna_nis.serve.predictor import Predictor
+from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
+
+_RNG = np.random.default_rng(0)
+ROWS = pd.DataFrame(
+    {
+        "user": _RNG.integers(0, 9, 300),
+        "item": _RNG.integers(0, 7, 300),
+        "trust": _RNG.integers(0, 4, 300),
+        "rating": _RNG.integers(1, 6, 300),
+        "next": [f"t{n % 5}" for n in range(300)],
+    }
+)
+
+
+def _predictor(targets: Any = None, tables: Any = "multi-size") -> Predictor:
+    torch.manual_seed(0)
+    task: Any = "ranking" if targets is None else "retrieval"
+    features = Features.fit(ROWS[["user", "item"]], task=task, targets=targets)
+    full = SearchSpace(features.embedding_specs(4)).full()
+    build = reference_model(features, hidden=[8], init_std=1.0)
+    return Predictor(build(full), full, features).with_tables(tables)
+
+
+def _auc(scores: Any, label: Any, weights: Any = None, groups: Any = None) -> Any:
+    given = (scores, label, weights, groups)
+    tensors = (None if each is None else torch.as_tensor(np.array(each)) for each in given)
+    return auc_of_groups(*tensors)
+
+
+@pytest.mark.parametrize("tables", ["multi-size", "dense", "packed"])
+def test_ranking(tables: Any, tmp_path: Path) -> None:
+    predictor = _predictor(tables=tables)
+    scores = predictor.predict(ROWS)
+    label = (ROWS["rating"] >= 4).to_numpy().astype(int)
+    weights, users = ROWS["trust"].to_numpy().astype(float), ROWS["user"].to_numpy()
+    ROWS.to_csv(tmp_path / "rows.csv", index=False)
+
+    found = evaluate_table(predictor, tmp_path / "rows.csv", label="rating>=4", group="user")
+
+    losses = -np.log(np.where(label, scores, 1 - scores))
+    areas, sizes = _auc(scores, label, None, users)
+    auc = _auc(scores, label)[0].item()
+    assert found.metrics == pytest.approx(
+        {"ROC-AUC": auc, "LogLoss": losses.mean(), "GAUC": (areas * sizes).sum().item() / 300},
+        rel=1e-5,
+    )
+    error = auc_standard_error(auc, label.sum(), 300 - label.sum())
+    assert found.errors == {"ROC-AUC": pytest.approx(error)}
+    assert (found.rows, found.positives, found.groups, found.unseen) == (300, label.sum(), 9, None)
+    assert json.loads(json.dumps(found.to_dict()))["metrics"] == found.metrics
+    assert str(found).splitlines()[0] == f"ROC-AUC {auc:.4f}, standard error {error:.2g}"
+
+    weighted = evaluate_table(predictor, tmp_path / "rows.csv", label="rating>=4", weight="trust")
+    assert weighted.metrics == pytest.approx(
+        {
+            "ROC-AUC": _auc(scores, label, weights)[0].item(),
+            "LogLoss": np.average(losses, weights=weights),
+        },
+        rel=1e-5,
+    )
+    assert weighted.errors["ROC-AUC"] > found.errors["ROC-AUC"]
+
+
+def test_retrieval(tmp_path: Path) -> None:
+    predictor = _predictor(ROWS["next"])
+    new = ROWS.assign(next=[*ROWS["next"][:-1], "unseen"])
+    new.to_parquet(tmp_path / "rows.parquet")
+    best = predictor.predict(new)
+    hits = best[:, 0] == new["next"]
+    found = evaluate_table(predictor, tmp_path / "rows.parquet", label="next", group="user")
+    assert found.metrics["Recall@1"] == pytest.approx(hits.mean())
+    by_user = hits.groupby(new["user"]).mean().mean()
+    assert found.metrics["Recall@1 by group"] == pytest.approx(by_user)
+    ranks = [list(b).index(t) if t in b else math.inf for b, t in zip(best, new["next"])]
+    assert found.metrics["MRR"] == pytest.approx(np.mean([1 / (1 + rank) for rank in ranks]))
+    assert found.errors["MRR"] == pytest.approx(share_standard_error(found.metrics["MRR"], 300))
+    assert not any(name.endswith("by group") for name in found.errors)
+    assert (found.rows, found.unseen, found.positives) == (300, 1, None)
+
+
+def test_rows_without_label_or_weight_are_left_out(tmp_path: Path) -> None:
+    path, whole = tmp_path / "rows.csv", tmp_path / "whole.csv"
+    rows = ROWS.astype({"rating": object, "trust": object})
+    rows.loc[:29, "rating"] = None
+    rows.loc[20:49, "trust"] = None
+    rows.to_csv(path, index=False)
+    ROWS[50:].to_csv(whole, index=False)
+    options: Any = {"label": "rating>3", "weight": "trust", "group": "item"}
+    with pytest.warns(UserWarning, match=r"rows\.csv: left out 30 of 300 rows.*'(rating|trust)'"):
+        found = evaluate_table(_predictor(), path, **options)
+    assert found.rows == 250
+    assert found == evaluate_table(_predictor(), whole, **options)
+
+
+def test_no_group_has_both_classes(tmp_path: Path) -> None:
+    ROWS.to_csv(tmp_path / "rows.csv", index=False)
+    found = evaluate_table(_predictor(), tmp_path / "rows.csv", label="rating>=4", group="rating")
+    assert math.isnan(found.metrics["GAUC"])
+    assert found.to_dict()["metrics"]["GAUC"] is None
+    assert "GAUC unknown: no group has both classes" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({}, {"label": "clicked"}, "has no column 'clicked'"),
+        ({}, {"label": "rating"}, r"The label 'rating' must hold 0 and 1 only.*`rating>=3`"),
+        ({}, {"label": "rating>9"}, "must give two classes, got 0 in every row"),
+        ({"rating": None}, {"label": "rating>3"}, "has no label: 'rating' is empty"),
+        ({"trust": -1}, {"label": "rating>3", "weight": "trust"}, "weights of at least 0"),
+        (
+            {"trust": (ROWS["rating"] > 3).astype(int)},
+            {"label": "rating>3", "weight": "trust"},
+            "must have both classes among the rows that count, got only 1",
+        ),
+    ],
+)
+def test_labels_of_which_nothing_can_be_measured_are_told_before_anything_is_predicted(
+    columns: Any,
+    options: Any,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ROWS.assign(**columns).to_csv(tmp_path / "rows.csv", index=False)
+    predictor = _predictor()
+    monkeypatch.setattr(predictor, "model", None)
+    with pytest.raises(ValueError, match=message):
+        evaluate_table(predictor, tmp_path / "rows.csv", **options)

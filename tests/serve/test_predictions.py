@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from optuna_nis import SearchSpace
+from optuna_nis.data import Features, read_table
+from optuna_nis.data.reading import read_batches
+from optuna_nis.models import reference_model
+from optuna_nis.serve import predictions
+from optuna_nis.serve.predictions import predict_table
+from optuna_nis.serve.predictor import Predictor
+
+ROWS = pd.DataFrame(
+    {
+        "user": [f"{i % 9:02}" for i in range(50)],
+        "item": [i % 7 for i in range(50)],
+        "price": [i / 7 if i % 5 else None for i in range(50)],
+        "time": pd.date_range("2024-02-28", periods=50, freq="12h"),
+    }
+)
+
+
+def _predictor(targets: Any = None) -> Predictor:
+    torch.manual_seed(0)
+    features = Features.fit(
+        ROWS[["user", "item", "price"]],
+        task="ranking" if targets is None else "retrieval",
+        numeric=["price"],
+        targets=targets,
+    )
+    full = SearchSpace(features.embedding_specs(4)).full()
+    return Predictor(reference_model(features, hidden=[8], init_std=1.0)(full), full, features)
+
+
+def _write(rows: pd.DataFrame, path: Path) -> Path:
+    rows.to_parquet(path) if path.suffix == ".parquet" else rows.to_csv(path, index=False)
+    return path
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    return pd.read_csv(path, dtype={"user": str})
+
+
+@pytest.mark.parametrize("output", ["found.csv", "found.csv.gz", "found.parquet"])
+@pytest.mark.parametrize("name", ["new.csv", "new.parquet"])
+def test_predictions_in_batches_are_those_at_once(
+    name: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    predictor, predict = _predictor(), Predictor.predict
+
+    def counted(self: Predictor, frame: pd.DataFrame, **options: Any) -> Any:
+        rows.append(len(frame))
+        return predict(self, frame, **options)
+
+    path = _write(ROWS, tmp_path / name)
+    expected = predictor.predict(read_table(path, like=predictor.features))
+    monkeypatch.setattr(predictions, "read_batches", partial(read_batches, rows=7))
+    monkeypatch.setattr(Predictor, "predict", counted)
+
+    assert predict_table(predictor, path, tmp_path / output, keep=["user", "ti*"]) == 50
+
+    assert rows == [7] * 7 + [1]
+    found = _read(tmp_path / output)
+    assert list(found) == ["user", "time", "prediction"]
+    assert found["user"].tolist() == ROWS["user"].tolist()
+    np.testing.assert_allclose(found["prediction"], expected, rtol=1e-6)
+    assert pd.to_datetime(found["time"]).tolist() == ROWS["time"].tolist()
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([name, output])
+
+
+def test_dates_and_times_are_written_as_they_are(tmp_path: Path) -> None:
+    rows = ROWS.assign(day=ROWS["time"].dt.date, at=ROWS["time"].dt.tz_localize("UTC"))
+    path = _write(rows, tmp_path / "new.parquet")
+    predict_table(_predictor(), path, tmp_path / "found.csv", keep=["day", "time", "at"])
+    first = (tmp_path / "found.csv").read_text().splitlines()[2].rpartition(",")[0]
+    assert first == "2024-02-28,2024-02-28 12:00:00,2024-02-28 12:00:00Z"
+
+
+@pytest.mark.parametrize("output", ["found.csv", "found.parquet"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_targets_are_columns(mixed: bool, output: str, tmp_path: Path) -> None:
+    targets = pd.Series([f"t{i % 5}" if mixed and i % 5 < 2 else i % 5 for i in range(50)])
+    predictor = _predictor(targets)
+    expected = predictor.predict(ROWS)
+    path = _write(ROWS, tmp_path / "new.parquet")
+    assert predict_table(predictor, path, tmp_path / output) == 50
+    found = _read(tmp_path / output)
+    assert list(found) == [f"top_{place}" for place in range(1, 6)]
+    assert found.astype(str).to_numpy().tolist() == expected.astype(str).tolist()
+    if not mixed:
+        assert (found.dtypes == np.int64).all()
+
+
+@pytest.mark.parametrize(
+    ("output", "keep", "message"),
+    [
+        ("found.txt", [], r"`output` must be a file that ends in one of .csv, .csv.gz, .parquet"),
+        ("new.parquet", [], "`output` must not be a file of the table"),
+        ("new.parquet/found.csv", [], "`output` must be somewhere that can be written"),
+        ("found.csv", ["hist"], "`output` must end in .parquet to keep the lists of 'hist'"),
+        ("found.csv", ["nothing"], "has no column 'nothing'"),
+        ("found.csv", ["z*"], "`keep` must fit the columns"),
+        ("found.csv", ["prediction"], "`keep` must not have the column 'prediction'"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_anything_is_predicted(
+    output: str,
+    keep: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = _write(ROWS.assign(hist=[[1]] * 50, prediction=1), tmp_path / "new.parquet")
+    monkeypatch.setattr(predictions, "read_batches", None)
+    with pytest.raises(ValueError, match=message):
+        predict_table(_predictor(), path, tmp_path / output, keep=keep)
+    assert [each.name for each in tmp_path.iterdir()] == ["new.parquet"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_what_fails_on_its_way_leaves_the_earlier_file(suffix: str, tmp_path: Path) -> None:
+    path = _write(ROWS, tmp_path / "new.csv")
+    with path.open("a") as file:
+        file.write("01,2\n")
+    output = tmp_path / f"found{suffix}"
+    output.write_text("earlier")
+    with pytest.raises(ValueError, match="row 52 has 2 instead of 4 cells"):
+        predict_table(_predictor(), path, output)
+    assert output.read_text() == "earlier"
+    assert len(list(tmp_path.iterdir())) == 2
