@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import typer
 from typer.testing import CliRunner
 
-from optuna_nis import _cli_console, _cli_options, _format, cli
+from optuna_nis import _cli_console, _cli_values, _format, cli
 from optuna_nis._cli_options import StudyOptions
 from optuna_nis._logging import get_logger
 from optuna_nis.cli import app
@@ -220,7 +220,7 @@ def test_a_bad_option_is_told_before_the_table_is_read(
     [("50000", 50_000), ("0.5", 0.5), ("1.0", 1.0), ("1", 1), ("25%", "25%"), ("64MB", "64MB")],
 )
 def test_budgets(text: str, budget: object) -> None:
-    found = _cli_options._budget(text)
+    found = _cli_values.budget_of(text)
     assert (found, type(found)) == (budget, type(budget))
 
 
@@ -261,7 +261,7 @@ def test_a_file_that_is_not_there_is_one_of_the_options(tmp_path: Path) -> None:
 def test_bags_are_columns_with_or_without_a_separator(
     text: str, bag: tuple[str, str | None]
 ) -> None:
-    assert _cli_options._bag(text, ["hist", "a:token_seq", "a"]) == bag
+    assert _cli_values._bag(text, ["hist", "a:token_seq", "a"]) == bag
 
 
 def test_lists_and_markers_from_the_search_to_the_prediction(tmp_path: Path) -> None:
