@@ -200,7 +200,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
             if not table.is_projected:
                 with full_precision(rows):
                     rows = rows @ self.projection
-            tier.weight.copy_(rows)
+            tier.weight[: len(rows)].copy_(rows)
             tier.fit_step()
             start = end
         if layer.projection is not None:

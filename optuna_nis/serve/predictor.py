@@ -57,7 +57,9 @@ class Predictor:
     ) -> None:
         self.model = model.eval()
         self.allocation = allocation
-        self.features = features.cut({table.name: table.kept for table in allocation.values()})
+        # Ids that share rows are told apart by their ranks.
+        kept = {name: table.kept for name, table in allocation.items() if not table.num_shared}
+        self.features = features.cut(kept)
         self.tables = tables
 
     def with_tables(self, tables: Tables) -> Predictor:

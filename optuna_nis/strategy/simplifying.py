@@ -44,7 +44,8 @@ def simpler(choice: Allocation) -> dict[Part, Allocation]:
     found = {}
     for name, table in choice.items():
         for tiers in _fewer(table):
-            tables = {**choice, name: replace(table, tiers=tiers)}
+            shared = table.num_shared if tiers else 0
+            tables = {**choice, name: replace(table, tiers=tiers, num_shared=shared)}
             found[name, len(tiers)] = Allocation(tables.values())
     return {part: each for part, each in found.items() if each.num_parameters}
 

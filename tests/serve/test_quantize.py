@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import copy
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -65,7 +66,7 @@ def test_bytes_and_errors_are_those_reported(swapped: nn.Module) -> None:
         assert (user.name, user.nbytes_ranks) == ("user", 61 * 4)
         if dtype == "int8":
             # Codes, scale and offset; the tier of width 2 and the projection in float16.
-            rows = 5 * (8 + 4) + 20 * (6 + 4) + 10 * 2 * 2
+            rows = 5 * (8 + 4) + 20 * (6 + 4) + (10 + 3) * 2 * 2
             assert user.nbytes == rows + 2 * 8 * 8
         difference = (dense.user.weight - model.user.weight).detach()
         assert user.max_error == pytest.approx(float(difference.abs().max()), rel=1e-3)
@@ -93,8 +94,10 @@ def test_a_swapped_model_predicts_nearly_the_same(
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
-def test_bags(mode: Any) -> None:
-    layer = MultiSizeEmbeddingBag(TABLE, mode=mode, ranks=torch.randperm(60))
+@pytest.mark.parametrize("shared", [0, 4])
+def test_bags(mode: Any, shared: int) -> None:
+    table = replace(TABLE, num_shared=shared)
+    layer = MultiSizeEmbeddingBag(table, mode=mode, ranks=torch.randperm(60))
     small = quantize(layer)
     assert type(small) is QuantizedEmbeddingBag
     assert type(layer) is MultiSizeEmbeddingBag
