@@ -214,9 +214,9 @@ class MultiSizeEmbedding(MultiSize):
     they will be stored: they are rounded when they are looked up, with gradients as if they were
     not.
 
-    Ids beyond the tiers give zeros (Joglekar et al., 2020, section 3.2), or share rows if the table
-    has :attr:`~optuna_nis.TableAllocation.num_shared`. The id ``num_embeddings``, which stands for
-    unknown, missing and padding, always gives zeros: a layer cannot tell these apart.
+    Ids beyond the tiers give zeros (Joglekar et al., 2020, section 3.2), or share rows if the
+    table has some to share. The id ``num_embeddings``, which stands for unknown, missing and
+    padding, always gives zeros: a layer cannot tell these apart.
 
     Args:
         table: The tiers.

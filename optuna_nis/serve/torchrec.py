@@ -85,10 +85,10 @@ def embedding_bag_configs(allocation: Allocation) -> list[EmbeddingBagConfig]:
 class TieredEmbeddingBagCollection(nn.Module):
     """Features in tiers, looked up by an ``EmbeddingBagCollection``.
 
-    Ids are mapped to their ranks by frequency, or to the rows that they share, and sent to the keys
+    Ids are mapped to their ranks by frequency, or the rows that they share, and sent to the keys
     of their tiers; what the collection pools is projected by a ``Linear`` without bias that a
-    table's tiers share, and added. Ids without a row are sent nowhere. A mean is divided afterwards
-    by the number of known ids.
+    table's tiers share, and added. Ids without a row are sent nowhere. A mean is divided
+    afterwards by the number of known ids.
 
     The ``EmbeddingBagCollection`` is the attribute ``collection``, to be sharded; the rest is
     small.

@@ -53,9 +53,9 @@ class TableAllocation:
 
     Ids are ranks: 0 is the most frequent. The first ``tiers[0].num_embeddings`` ids have rows of
     ``tiers[0].embedding_dim`` numbers, the next ``tiers[1].num_embeddings`` those of the second
-    tier, and so on; ids beyond the last tier are out of vocabulary, or share ``num_shared`` rows of
-    the last tier's size, over which their ranks are hashed. All tiers share a projection
-    of shape ``(tiers[0].embedding_dim, embedding_dim)``, of which a narrower tier uses the first
+    tier, and so on; ids beyond the last tier are out of vocabulary, or share ``num_shared`` rows
+    of the last tier's size, over which their ranks are hashed. All tiers share a projection of
+    shape ``(tiers[0].embedding_dim, embedding_dim)``, of which a narrower tier uses the first
     rows. A table whose rows are all as wide as ``embedding_dim`` needs none. It is stored as
     float32 if the first tier that is narrower is, else as float16.
 
@@ -136,8 +136,8 @@ class TableAllocation:
         shared, most = self.num_shared, self.num_embeddings - self.kept if tiers else 0
         if isinstance(shared, bool) or not isinstance(shared, int) or not 0 <= shared <= most:
             raise ValueError(
-                f"`num_shared` of {self.name!r} must be an integer from 0 to {most}, the number of "
-                f"ids beyond its tiers, got {shared!r}."
+                f"`num_shared` of {self.name!r} must be an integer from 0 to {most}, the number "
+                f"of ids beyond its tiers, got {shared!r}."
             )
 
     @property

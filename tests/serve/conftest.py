@@ -13,8 +13,8 @@ from optuna_nis.nn import apply_allocation
 
 SIZES = Allocation(
     [
-        TableAllocation("user", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2)), num_shared=3),
-        TableAllocation("fused.a", 20, 8, (Tier(10, 4),)),
+        TableAllocation("user", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2))),
+        TableAllocation("fused.a", 20, 8, (Tier(10, 4),), num_shared=3),
         TableAllocation("fused.b", 30, 8, (Tier(4, 8), Tier(20, 1))),
         TableAllocation("last", 40, 8, ()),
         TableAllocation("bags.0", 50, 8, (Tier(10, 8), Tier(15, 3))),

@@ -66,7 +66,7 @@ def test_bytes_and_errors_are_those_reported(swapped: nn.Module) -> None:
         assert (user.name, user.nbytes_ranks) == ("user", 61 * 4)
         if dtype == "int8":
             # Codes, scale and offset; the tier of width 2 and the projection in float16.
-            rows = 5 * (8 + 4) + 20 * (6 + 4) + (10 + 3) * 2 * 2
+            rows = 5 * (8 + 4) + 20 * (6 + 4) + 10 * 2 * 2
             assert user.nbytes == rows + 2 * 8 * 8
         difference = (dense.user.weight - model.user.weight).detach()
         assert user.max_error == pytest.approx(float(difference.abs().max()), rel=1e-3)
