@@ -49,7 +49,7 @@ def places(ranks: Tensor, table: TableAllocation) -> Tensor:
         >>> from optuna_nis.space.allocation import Tier
         >>> table = TableAllocation("user", 10, 4, (Tier(2, 4),), num_shared=3)
         >>> places(torch.tensor([0, 1, 2, 9, 10]), table).tolist()
-        [0, 1, 3, 2, 10]
+        [0, 1, 2, 3, 10]
     """
     if not table.num_shared:
         return ranks
