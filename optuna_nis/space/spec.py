@@ -319,6 +319,15 @@ def check_oov(oov: object, name: str) -> Oov:
 
 def replace_precisions(spec: EmbeddingSpec, precisions: Iterable[int]) -> EmbeddingSpec:
     """The same table with other precisions."""
+    return _replaced(spec, precisions, spec.oov)
+
+
+def replace_oov(spec: EmbeddingSpec, oov: Oov) -> EmbeddingSpec:
+    """The same table with something else for ids without a row."""
+    return _replaced(spec, spec.precisions, oov)
+
+
+def _replaced(spec: EmbeddingSpec, precisions: Iterable[int], oov: Oov) -> EmbeddingSpec:
     return EmbeddingSpec(
         spec.name,
         spec.num_embeddings,
@@ -327,7 +336,7 @@ def replace_precisions(spec: EmbeddingSpec, precisions: Iterable[int]) -> Embedd
         col_blocks=spec.col_blocks,
         precisions=precisions,
         mean_counts=spec.mean_counts,
-        oov=spec.oov,
+        oov=oov,
     )
 
 
