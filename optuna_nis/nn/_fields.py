@@ -139,6 +139,7 @@ def supernet_field(plan: Plan, index: int) -> SupernetEmbedding:
     layer.weight[:-1].copy_(rows) if ranks is None else layer.weight.index_copy_(
         0, ranks.to(rows.device), rows
     )
+    layer.fit_shared()
     if len(plan.parts) == 1:
         # The same object as before: optimisers and regularisers that hold it stay right.
         weight = plan.table.weight

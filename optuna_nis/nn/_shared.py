@@ -74,5 +74,6 @@ def shared_means(rows: Tensor, table: TableAllocation) -> Tensor:
     # In half precision sums of many lose what each has.
     exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
     sums = exact.new_zeros(table.num_shared, rows.shape[1]).index_add_(0, where, exact)
-    counts = torch.bincount(where, minlength=table.num_shared).clamp(min=1)
-    return (sums / counts.unsqueeze(1)).to(rows.dtype)
+    ones = torch.ones_like(exact[:, :1])
+    counts = exact.new_zeros(table.num_shared, 1).index_add_(0, where, ones).clamp_(min=1)
+    return (sums / counts).to(rows.dtype)

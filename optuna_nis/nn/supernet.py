@@ -221,6 +221,13 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         if layer.projection is not None:
             layer.projection.copy_(self.projection[: len(layer.projection)])
 
+    @torch.no_grad()
+    def fit_shared(self) -> None:
+        """Start the rows that ids may share from the means of the rows that these ids have."""
+        if self._shared is not None:
+            table = self.spec.table([self.width], num_shared=self.spec.shares[-1])
+            self._shared.weight.copy_(shared_means(self.weight[table.kept : -1], table))
+
     def _shared_rows(self, table: TableAllocation) -> Tensor:
         if self._shared is None:
             return shared_means(self.weight[table.kept : -1], table)

@@ -108,6 +108,10 @@ def test_state_and_who_has_no_shared_rows() -> None:
     torch.testing.assert_close(sized(torch.tensor([30])), plain.weight[5:60].mean(0, keepdim=True))
 
 
+def _place(rank: int) -> int:
+    return rank * 2_654_435_761 % (2**31 - 1) % 16
+
+
 class _Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +126,16 @@ def test_layers_of_others() -> None:
     torch.manual_seed(0)
     model = _Model().eval()
     rows = model.row.weight.detach().clone()
+    optimizer = torch.optim.Adam(model.parameters())
     space = make_searchable(model, oov="hash")
+    held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    assert held == {id(parameter) for parameter in model.parameters()}
+    # Rows to share start from those that are there.
+    one_row = Allocation(spec.table([4], num_shared=16) for spec in space.specs)
+    set_choices(model, space, [one_row])
+    shared, kept = model.row(torch.tensor([59])), one_row["row"].kept
+    like = [r for r in range(kept, 60) if _place(r) == _place(59)]
+    torch.testing.assert_close(shared, rows[like].mean(0, keepdim=True))
     assert [spec.oov for spec in space.specs] == ["hash", "hash"]
     choice = Allocation(spec.table([4], num_shared=16) for spec in space.specs)
     set_choices(model, space, [choice])
