@@ -21,6 +21,7 @@ from optuna_nis.lightning.any_model import search_sizes
 from optuna_nis.models import reference_model
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
+from optuna_nis.space.spec import Oov
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.study.keys import DATA_ATTR, MODEL_OPTIONS_ATTR
 from optuna_nis.study.settings import save_once
@@ -39,6 +40,7 @@ def search(
     budget: int | float | str,
     mode: Mode = "multi",
     precisions: Sequence[int] = (32,),
+    oov: Oov = "zero",
     embedding_dim: int | None = None,
     epochs: int | None = None,
     num_updates: int | None = None,
@@ -64,6 +66,8 @@ def search(
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`.
         precisions: Bits that a number may have, as in :func:`search_sizes`.
+        oov: What ids without a row give, as in :class:`~optuna_nis.EmbeddingSpec`: zeros, or rows
+            that they share, as many as the search finds worth their bytes.
         embedding_dim: Largest width considered of a feature; by default that of the reference
             model.
         epochs: Epochs of the supernet; by default those of the plan.
@@ -105,7 +109,7 @@ def search(
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)
     build = reference_model(datamodule.features, **model_options)
-    space = SearchSpace(build.specs(embedding_dim, precisions), budget=budget, mode=mode)
+    space = SearchSpace(build.specs(embedding_dim, precisions, oov), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
     build(space)
     options = json.loads(json.dumps(model_options, default=float))

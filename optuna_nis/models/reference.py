@@ -20,7 +20,7 @@ from optuna_nis.models.retrieval import HIDDEN, RetrievalModule
 from optuna_nis.models.sequence import SequenceModule
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
-from optuna_nis.space.spec import EmbeddingSpec
+from optuna_nis.space.spec import EmbeddingSpec, Oov, replace_oov
 
 _EMBEDDING_DIM = {"ranking": 32, "retrieval": 64}
 # Retrieval takes longer to learn.
@@ -104,7 +104,10 @@ class ReferenceModel:
         return round(_EPOCHS[self._features.task] * slower)
 
     def specs(
-        self, embedding_dim: int | None = None, precisions: Sequence[int] = (32,)
+        self,
+        embedding_dim: int | None = None,
+        precisions: Sequence[int] = (32,),
+        oov: Oov = "zero",
     ) -> list[EmbeddingSpec]:
         """The largest table of every feature, and of the items if they are searched.
 
@@ -112,9 +115,10 @@ class ReferenceModel:
             embedding_dim: Largest width considered of a feature, by default 32 for ranking and 64
                 for retrieval; the items' is that of the last layer, or of ``"sasrec"`` the same.
             precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`.
+            oov: What ids without a row give, as in :class:`~optuna_nis.EmbeddingSpec`.
 
         Raises:
-            ValueError: If a precision is unknown.
+            ValueError: If a precision or ``oov`` is unknown.
 
         Example:
             >>> [spec.name for spec in reference_model(data.features).specs(8)]
@@ -134,7 +138,7 @@ class ReferenceModel:
                 dim = hidden[-1]
             items, counts = self._items, targets.counts
             specs.append(EmbeddingSpec.from_counts(items, counts, dim, precisions=precisions))
-        return specs
+        return [replace_oov(spec, oov) for spec in specs]
 
 
 def reference_model(
@@ -159,7 +163,7 @@ def reference_model(
 
     Returns:
         A function that makes a supernet from a search space and a model from an allocation. Its
-        ``specs(embedding_dim, precisions)`` are those of the search space.
+        ``specs(embedding_dim, precisions, oov)`` are those of the search space.
 
     Raises:
         ValueError: If there is no such model for the task, ``search_items`` is given and the task

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from optuna_nis.nn._directions import principal_directions
 from optuna_nis.nn._graphs import refill
+from optuna_nis.nn._shared import shared_means
 from optuna_nis.nn._tables import Table
 from optuna_nis.nn.multi_size import BagMode, MultiSize, MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding
@@ -138,6 +139,7 @@ def supernet_field(plan: Plan, index: int) -> SupernetEmbedding:
     layer.weight[:-1].copy_(rows) if ranks is None else layer.weight.index_copy_(
         0, ranks.to(rows.device), rows
     )
+    layer.fit_shared()
     if len(plan.parts) == 1:
         # The same object as before: optimisers and regularisers that hold it stay right.
         weight = plan.table.weight
@@ -173,7 +175,10 @@ def multi_size_field(plan: Plan, index: int) -> MultiSize:
         # A row of random numbers says nothing in fewer of them.
         if directions is not None or size.embedding_dim == table.embedding_dim or not plan.trained:
             kept = ids[start:end].to(rows.device)
-            tier.weight.copy_(rows[kept, : size.embedding_dim])
+            tier.weight[: len(kept)].copy_(rows[kept, : size.embedding_dim])
+            if table.num_shared and end == table.kept:
+                left = rows[ids[end:].to(rows.device), : size.embedding_dim]
+                tier.weight[len(kept) :].copy_(shared_means(left, table))
         start = end
     layer.fit_steps()
     for parameter in layer.parameters():

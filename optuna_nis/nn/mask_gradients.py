@@ -31,8 +31,9 @@ def mask_gradients(
     With several paths, each of as many equal runs of the batch sees one of them, as runs see
     choices: the model must treat examples apart, and the loss be a mean over them.
 
-    The model is in evaluation mode while the loss is computed, no number is rounded, and its
-    weights get no gradients. Masks, modes and whatever gradients there were are left as they were.
+    The model is in evaluation mode while the loss is computed, no number is rounded, ids without a
+    row share none, and its weights get no gradients. Masks, modes and whatever gradients there
+    were are left as they were.
 
     Args:
         model: A model with a :class:`SupernetEmbedding` for every feature of the path.
@@ -67,15 +68,15 @@ def mask_gradients(
                 f"and {sorted(path.high)}."
             )
     masks = {name: _soft_mask(layer, paths) for name, layer in layers.items()}
-    before = {name: (layer._mask, layer._rounding) for name, layer in layers.items()}
+    before = {n: (each._mask, each._rounding, each._sharing) for n, each in layers.items()}
     with _frozen(model), torch.enable_grad():
         try:
             for name, layer in layers.items():
-                layer._mask, layer._rounding = masks[name], None
+                layer._mask, layer._rounding, layer._sharing = masks[name], None, None
             value = loss()
         finally:
             for name, layer in layers.items():
-                layer._mask, layer._rounding = before[name]
+                layer._mask, layer._rounding, layer._sharing = before[name]
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise ValueError(
                 "`loss` must compute a single number, as a tensor that depends on the tables of "

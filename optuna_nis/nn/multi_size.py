@@ -13,6 +13,7 @@ from torch.nn import functional
 from optuna_nis.nn._ids import check_bags, flat_bags, mean_of, no_offsets
 from optuna_nis.nn._look_up import full_precision, look_up, split
 from optuna_nis.nn._rounding import rounded
+from optuna_nis.nn._shared import places as stored_places
 from optuna_nis.nn._tier import Tier as Tier
 from optuna_nis.nn._tier import places, rows_of_all
 from optuna_nis.nn.table import TableLayer
@@ -57,7 +58,7 @@ class MultiSize(TableLayer):
                 init_std=init_std,
                 sparse=sparse,
             )
-            for tier in table.tiers
+            for tier in table.stored_tiers
         )
         projection = None
         if table.is_projected:
@@ -100,12 +101,12 @@ class MultiSize(TableLayer):
         """The table as the model sees it: every kept id's projected row.
 
         Returns:
-            Shape ``(num_embeddings, embedding_dim)``; ids out of vocabulary have zeros.
+            Shape ``(num_embeddings, embedding_dim)``; ids without a row have zeros.
         """
-        kept, device = self.table.kept, self.like().device
-        missing = self._zeros(self.num_embeddings - kept, self.embedding_dim, device=device)
+        device = self.like().device
+        missing = self._zeros(self._num_left_out, self.embedding_dim, device=device)
         with full_precision(missing):
-            return torch.cat([*self._projected(), missing])
+            return self._by_rank(torch.cat([*self._projected(), missing]), 0)
 
     def rows(self, choice: int = 0) -> Tensor:
         """All rows as the model sees them, by id; there is one choice."""
@@ -121,11 +122,27 @@ class MultiSize(TableLayer):
         for tier in self.tier_modules():
             rows = tier.table()
             logits.append(functional.linear(queries[..., : rows.shape[1]], rows))
-        if missing := self.num_embeddings - self.table.kept:
+        if missing := self._num_left_out:
             # Zeros of the type that products have here, also under autocast.
             zero = functional.linear(vectors, self._zeros(1, self.width, device=vectors.device))
             logits.append(zero.expand(*vectors.shape[:-1], missing))
-        return self._by_id(torch.cat(logits, -1), -1)
+        return self._by_id(self._by_rank(torch.cat(logits, -1), -1), -1)
+
+    @property
+    def _num_left_out(self) -> int:
+        """Number of ids that have no row, not even one that they share."""
+        return 0 if self.table.num_shared else self.num_embeddings - self.table.kept
+
+    def _by_rank(self, rows: Tensor, dim: int) -> Tensor:
+        """What is in the order in which rows are stored, such as they, in the order of ranks."""
+        if not self.table.num_shared:
+            return rows
+        ranks = torch.arange(self.num_embeddings, device=rows.device)
+        return rows.index_select(dim, stored_places(ranks, self.table))
+
+    def _ranks_of(self, ids: Tensor) -> Tensor:
+        """Check ids and map them to where their rows are stored; the unknown id stays itself."""
+        return stored_places(super()._ranks_of(ids), self.table)
 
     def mapping(self) -> Tensor | None:
         """The projection as the model sees it."""
@@ -172,10 +189,14 @@ class MultiSize(TableLayer):
 
     def _small(self, num_ids: int) -> bool:
         """Whether projecting the whole table costs less than projecting every looked-up row."""
-        return not self.sparse and self.table.kept <= 2 * num_ids
+        return not self.sparse and self._num_stored <= 2 * num_ids
+
+    @property
+    def _num_stored(self) -> int:
+        return self.table.kept + self.table.num_shared
 
     def _with_zero_row(self, device: torch.device) -> Tensor:
-        """The projected kept rows, then one of zeros for all ids out of vocabulary."""
+        """The projected stored rows, then one of zeros for all ids that have none."""
         zero = self._zeros(1, self.embedding_dim, device=device)
         return torch.cat([*self._projected(), zero])
 
@@ -193,8 +214,9 @@ class MultiSizeEmbedding(MultiSize):
     they will be stored: they are rounded when they are looked up, with gradients as if they were
     not.
 
-    Ids out of vocabulary, among them the id ``num_embeddings`` which stands for unknown and
-    padding, give zeros (Joglekar et al., 2020, section 3.2).
+    Ids beyond the tiers give zeros (Joglekar et al., 2020, section 3.2), or share rows if the
+    table has some to share. The id ``num_embeddings``, which stands for unknown, missing and
+    padding, always gives zeros: a layer cannot tell these apart.
 
     Args:
         table: The tiers.
@@ -231,7 +253,7 @@ class MultiSizeEmbedding(MultiSize):
     def _rows(self, ranks: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and self._small(ranks.numel()):
             table = self._with_zero_row(ranks.device)
-            return functional.embedding(ranks.clamp(max=self.table.kept), table)
+            return functional.embedding(ranks.clamp(max=self._num_stored), table)
         tiers = self.tier_modules()
         if not tiers or self._for_all(ranks):
             return self._sum(rows_of_all(ranks, tiers), *ranks.shape, device=ranks.device)
@@ -308,7 +330,7 @@ class MultiSizeEmbeddingBag(MultiSize):
         if self._small(ranks.numel()):
             check_bags(ranks, offsets, self.table.name)
             return functional.embedding_bag(
-                ranks.clamp(max=self.table.kept),
+                ranks.clamp(max=self._num_stored),
                 self._with_zero_row(ranks.device),
                 None if offsets is None else offsets.to(ranks.dtype),
                 mode="sum",

@@ -14,14 +14,16 @@ from torch.nn import functional
 from optuna_nis.nn._ids import mean_of
 from optuna_nis.nn._look_up import full_precision
 from optuna_nis.nn._ranked import constant
+from optuna_nis.nn._shared import shared_means
 from optuna_nis.nn._supernet_rounding import Rounding, Spread
+from optuna_nis.nn._supernet_shared import Sharing
 from optuna_nis.nn.multi_size import (
     BagMode,
     MultiSize,
     check_bag_mode,
 )
 from optuna_nis.nn.table import TableLayer
-from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
 
@@ -47,7 +49,8 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     The rows of all choices are the same weights, masked: a row of width ``d`` is the first ``d``
     numbers of the full row, times the projection, as in
     :class:`~optuna_nis.nn.MultiSizeEmbedding`. Where a choice has fewer bits than 16, they are
-    rounded as there.
+    rounded as there. Where ids without a row may share some (``oov`` of the spec), there are as
+    many rows more as a choice may have at most, and each has the first of them.
 
     Several choices are served in one forward pass: with ``k`` choices set, the batch is cut into
     ``k`` equal runs and each run sees one of them.
@@ -80,6 +83,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     _row_cuts: Tensor
     _mask: Tensor
     _rounding: Rounding | None
+    _sharing: Sharing | None
 
     def __init__(
         self,
@@ -103,6 +107,11 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         self.init_std = init_std
         self._dense = _Projection(dim)
         nn.init.normal_(self.weight, std=init_std)
+        self._shared: nn.Embedding | None = None
+        if len(spec.shares) > 1:
+            own = torch.empty(spec.shares[-1], dim)
+            self._shared = nn.Embedding(len(own), dim, sparse=sparse, _weight=own)
+            nn.init.normal_(self._shared.weight, std=init_std)
         self._spread = None if spec.precisions == (32,) else Spread(spec)
         self._row_cuts = torch.from_numpy(np.array(spec.row_cuts))
         self._set_ranks(ranks, spec.num_embeddings, spec.name)
@@ -112,6 +121,8 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     def reset_parameters(self) -> None:
         """Draw rows of standard deviation ``init_std``; the projection changes nothing."""
         nn.init.normal_(self.weight, std=self.init_std)
+        if self._shared is not None:
+            nn.init.normal_(self._shared.weight, std=self.init_std)
         nn.init.eye_(self.projection)
         self._measure()
 
@@ -126,7 +137,9 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         return self._mask.shape[0]
 
     def set_widths(self, widths: Sequence[Sequence[int]]) -> None:
-        """Set the choices that the next batches are shared among; no number is rounded.
+        """Set the choices that the next batches are shared among.
+
+        No number is rounded, and ids without a row share none.
 
         Args:
             widths: For every choice, the width of each row block.
@@ -134,7 +147,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         Raises:
             ValueError: If there is no choice, or a number of blocks or a width does not fit.
         """
-        _set_sizes([(self, widths, None)])
+        _set_sizes([(self, widths, None, None)])
 
     def _checked(self, widths: Sequence[Sequence[int]]) -> NDArray[np.int64]:
         """The width of every choice and row block; that of ids out of vocabulary is 0."""
@@ -196,6 +209,8 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         for size, tier in zip(table.tiers, layer.tier_modules()):
             end = start + size.num_embeddings
             rows = self.weight[start:end, : size.embedding_dim]
+            if table.num_shared and end == table.kept:
+                rows = torch.cat([rows, self._shared_rows(table)[:, : size.embedding_dim]])
             if not table.is_projected:
                 with full_precision(rows):
                     rows = rows @ self.projection
@@ -204,6 +219,18 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
             start = end
         if layer.projection is not None:
             layer.projection.copy_(self.projection[: len(layer.projection)])
+
+    @torch.no_grad()
+    def fit_shared(self) -> None:
+        """Start the rows that ids may share from the means of the rows that these ids have."""
+        if self._shared is not None:
+            table = self.spec.table([self.width], num_shared=self.spec.shares[-1])
+            self._shared.weight.copy_(shared_means(self.weight[table.kept : -1], table))
+
+    def _shared_rows(self, table: TableAllocation) -> Tensor:
+        if self._shared is None:
+            return shared_means(self.weight[table.kept : -1], table)
+        return self._shared.weight[: table.num_shared]
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ids, each under the choice of its run of the batch."""
@@ -235,9 +262,26 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         """What some choices keep of every row, by id and not projected."""
         weight = self._by_id(self.weight[:-1], 0)
         blocks = self._by_id(self._blocks_of_all(weight)[:-1], 0)
+        return self._every(weight, blocks, choices)
+
+    def _every(self, weight: Tensor, blocks: Tensor, choices: slice) -> Tensor:
+        """What some choices keep of all rows of known blocks, side by side."""
         mask = constant(self, "_mask", weight.device, weight.dtype)
-        rows = self._rounded(weight.unsqueeze(0), blocks, choices)
-        return rows * mask[choices].index_select(1, blocks)
+        if self._sharing is None or self._shared is None:
+            rows = self._rounded(weight.unsqueeze(0), blocks, choices)
+            return rows * mask[choices].index_select(1, blocks)
+        ranks = torch.arange(len(weight), device=weight.device)
+        if len(weight) == self.num_ids:  # Without that of ids unknown they are by id.
+            ranks = self._by_id(ranks, 0)
+        found = self._sharing.places(ranks.unsqueeze(0), blocks.unsqueeze(0), choices)
+        is_shared, shared, blocks = found
+        rows = torch.where(is_shared.unsqueeze(-1), self._shared(shared), weight)
+        number, size, width = mask.shape
+        starts = torch.arange(0, number * size, size, device=blocks.device)
+        where = blocks + starts[choices].unsqueeze(1)
+        if self._rounding is not None and self._spread is not None:
+            rows = self._rounding.some(rows, self._spread.of(self), where)
+        return rows * functional.embedding(where, mask.view(-1, width))
 
     def _rounded(self, rows: Tensor, blocks: Tensor, choices: slice) -> Tensor:
         """Rows of known blocks as some choices have them, side by side in a first dimension."""
@@ -251,16 +295,20 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         size = len(self.weight)
         if not self.sparse and choices * size <= ranks.numel():
             # Cheaper than masking and projecting every row that is looked up.
-            every = self._blocks_of_all(self.weight)
-            masks = mask.index_select(1, every)
-            rows = self._rounded(self.weight.unsqueeze(0), every, slice(None))
-            tables = ((rows * masks) @ self.projection).view(-1, width)
+            rows = self._every(self.weight, self._blocks_of_all(self.weight), slice(None))
+            tables = (rows @ self.projection).view(-1, width)
             where = self._of_choices(ranks, size)
             if self.mode is None:
                 return functional.embedding(where, tables)
             return functional.embedding_bag(where, tables, mode="sum")
-        where = self._of_choices(self._blocks_of(ranks), blocks)
         rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
+        own = self._blocks_of(ranks)
+        if self._sharing is not None and self._shared is not None:
+            runs = ranks.reshape(choices, -1), own.reshape(choices, -1)
+            found = self._sharing.places(*runs, slice(None))
+            is_shared, shared, own = (each.view(ranks.shape) for each in found)
+            rows = torch.where(is_shared.unsqueeze(-1), self._shared(shared), rows)
+        where = self._of_choices(own, blocks)
         if self._rounding is not None and self._spread is not None:
             rows = self._rounding.some(rows, self._spread.of(self), where)
         rows = rows * functional.embedding(where, mask.view(-1, width))
@@ -332,16 +380,23 @@ def set_choices(module: nn.Module, space: SearchSpace, allocations: Sequence[All
     given = []
     for name, layer in supernet_layers(module).items():
         own = np.array([choice[name] for choice in sizes], dtype=np.int64)
-        given.append((layer, own[:, :, 0], own[:, :, 1]))
+        shared = [allocation[name].num_shared for allocation in allocations]
+        given.append((layer, own[:, :, 0], own[:, :, 1], shared))
     _set_sizes(given)
 
 
 def _set_sizes(
-    given: Sequence[tuple[SupernetEmbedding, Any, NDArray[np.int64] | None]],
+    given: Sequence[tuple[SupernetEmbedding, Any, NDArray[np.int64] | None, Sequence[int] | None]],
 ) -> None:
-    """Set the width of every choice and row block of some layers, and the bits of its numbers."""
-    tables = [layer._checked(widths) for layer, widths, _ in given]
-    for layer, widths, bits in given:
+    """Set the choices of some layers.
+
+    Args:
+        given: For each layer the width of every choice and row block, the bits of its numbers, and
+            how many rows ids without one share under each choice.
+    """
+    tables = [layer._checked(widths) for layer, widths, *_ in given]
+    for layer, widths, bits, shared in given:
+        layer._sharing = Sharing.of(layer.spec, np.asarray(widths), shared)
         rounding = Rounding.of(widths, bits)
         if rounding is not None and layer._spread is None:
             raise ValueError(
@@ -349,7 +404,7 @@ def _set_sizes(
                 "with the `precisions` of the space."
             )
         layer._rounding = rounding
-    devices = {layer.weight.device for layer, _, _ in given}
+    devices = {layer.weight.device for layer, *_ in given}
     together = None
     if len(devices) == 1 and not devices & {torch.device("cpu"), torch.device("meta")}:
         # One way to the device, which is not waited for, is as good as one for each layer.
@@ -357,7 +412,7 @@ def _set_sizes(
         numbers = torch.from_numpy(np.concatenate([table.ravel() for table in tables]))
         together = numbers.to(device, non_blocking=True)
     start = 0
-    for (layer, _, _), table in zip(given, tables):
+    for (layer, *_), table in zip(given, tables):
         dim, weight = layer.spec.embedding_dim, layer.weight
         if together is None:
             mask = torch.from_numpy(np.arange(dim) < table[:, :, None]).to(weight.dtype)

@@ -40,7 +40,7 @@ from optuna_nis.nn.swapped import become, swapped_layers
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
-from optuna_nis.space.spec import replace_precisions
+from optuna_nis.space.spec import Oov, replace_oov, replace_precisions
 
 #: Occurrences of every id of some tables, by the names of their layers.
 Counts: TypeAlias = Mapping[str, "Tensor | Sequence[int] | NDArray[np.int64]"]
@@ -60,6 +60,7 @@ def make_searchable(
     fields: FieldSizes | None = None,
     mode: Mode = "multi",
     precisions: Sequence[int] = (32,),
+    oov: Oov = "zero",
     dtype: str = "float32",
 ) -> SearchSpace:
     """Turn the embedding layers of a model, and its output layers, into supernet layers, in place.
@@ -105,6 +106,7 @@ def make_searchable(
         mode: As in :class:`~optuna_nis.SearchSpace`.
         precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`, of every
             table.
+        oov: What ids without a row give, as in :class:`~optuna_nis.EmbeddingSpec`, in every table.
         dtype: As in :class:`~optuna_nis.SearchSpace`.
 
     Returns:
@@ -147,7 +149,7 @@ def make_searchable(
         for name, start, size in field_sizes(table, (fields or {}).get(table.name)):
             part = None if plan.counts is None else plan.counts[start : start + size]
             spec = spec_of(name, size, table.embedding_dim, part)
-            plan.specs.append(replace_precisions(spec, precisions))
+            plan.specs.append(replace_oov(replace_precisions(spec, precisions), oov))
             plan.parts.append((start, size))
         plans.append(plan)
     space = SearchSpace(

@@ -58,9 +58,14 @@ class Predictor:
     ) -> None:
         self.model = model.eval()
         self.allocation = allocation
-        # Features that share a table keep the same ids.
+        # Features that share a table keep the same ids, and ids that share rows are told apart by
+        # their ranks.
         shared = set(model.embeddings.share.values())
-        kept = {t.name: t.kept for t in allocation.values() if t.name not in shared}
+        kept = {
+            name: table.kept
+            for name, table in allocation.items()
+            if name not in shared and not table.num_shared
+        }
         self.features = features.cut(kept)
         self.tables = tables
 

@@ -37,6 +37,7 @@ from optuna_nis.nn import (
 )
 from optuna_nis.nn._layers import check_sized
 from optuna_nis.nn._ranked import Ranked
+from optuna_nis.nn._shared import places
 from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.nn.swapped import SwappedLayer
 from optuna_nis.space.allocation import Allocation, TableAllocation
@@ -66,7 +67,7 @@ def embedding_bag_configs(allocation: Allocation) -> list[EmbeddingBagConfig]:
     """
     configs: list[EmbeddingBagConfig] = []
     for table in allocation.values():
-        for index, tier in enumerate(table.tiers):
+        for index, tier in enumerate(table.stored_tiers):
             name = _key(table.name, index)
             if any(config.name == name for config in configs):
                 raise ValueError(f"`allocation` gives two tables the name {name!r}.")
@@ -85,10 +86,10 @@ def embedding_bag_configs(allocation: Allocation) -> list[EmbeddingBagConfig]:
 class TieredEmbeddingBagCollection(nn.Module):
     """Features in tiers, looked up by an ``EmbeddingBagCollection``.
 
-    Ids are mapped to their ranks by frequency and sent to the keys of their tiers; what the
-    collection pools is projected by a ``Linear`` without bias that a table's tiers share, and
-    added. Ids out of vocabulary are sent nowhere. A mean is divided afterwards by the number of
-    known ids.
+    Ids are mapped to their ranks by frequency, or the rows that they share, and sent to the keys
+    of their tiers; what the collection pools is projected by a ``Linear`` without bias that a
+    table's tiers share, and added. Ids without a row are sent nowhere. A mean is divided
+    afterwards by the number of known ids.
 
     The ``EmbeddingBagCollection`` is the attribute ``collection``, to be sharded; the rest is
     small.
@@ -246,13 +247,13 @@ class _Feature(Ranked):
             self.projection = nn.Linear(widest, table.embedding_dim, bias=False)
 
     def to_ranks(self, ids: Tensor) -> Tensor:
-        """Ids by frequency, as int64."""
-        return self._ranks_of(ids).long()
+        """Where the rows of ids are stored, as int64."""
+        return places(self._ranks_of(ids), self.table).long()
 
     def route(self, ranks: Tensor, lengths: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """For every tier its key, its rows of the ids, and how many there are in each bag."""
         start = 0
-        for index, tier in enumerate(self.table.tiers):
+        for index, tier in enumerate(self.table.stored_tiers):
             end = start + tier.num_embeddings
             inside = (ranks >= start) & (ranks < end)
             yield _key(self.table.name, index), ranks[inside] - start, _count(inside, lengths)
@@ -261,7 +262,7 @@ class _Feature(Ranked):
     def join(self, pooled: Mapping[str, Tensor], ranks: Tensor, lengths: Tensor) -> Tensor:
         """What the bags of all tiers add up to, of shape ``(batch, embedding_dim)``."""
         output = torch.zeros(len(lengths), self.table.embedding_dim, device=ranks.device)
-        for index, tier in enumerate(self.table.tiers):
+        for index, tier in enumerate(self.table.stored_tiers):
             # Without the columns that the width is rounded up by.
             rows = pooled[_key(self.table.name, index)][:, : tier.embedding_dim]
             if self.projection is not None:

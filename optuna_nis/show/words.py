@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from optuna import Study
 from optuna.trial import FrozenTrial
 
 from optuna_nis._format import percent, size
-from optuna_nis.space.allocation import Allocation, Tier
+from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.keys import DROPPED, SHARED_WEIGHTS, SUPERNET, TRAINED, VALIDATED
 from optuna_nis.study.searches import searches_of
@@ -58,12 +60,18 @@ def allocation_rows(allocation: Allocation) -> list[list[str]]:
         [
             table.name,
             f"{table.num_embeddings:,} x {table.embedding_dim}",
-            " + ".join(map(rows_of, table.tiers)) or "removed",
+            " + ".join([*map(rows_of, table.tiers), *_shared(table)]) or "removed",
             size(table.nbytes()),
             percent(table.nbytes() / total if total else 0.0),
         ]
         for table in tables
     ]
+
+
+def _shared(table: TableAllocation) -> Iterator[str]:
+    """The rows that ids without one of their own share, if there are any."""
+    if table.num_shared:
+        yield f"{table.num_shared:,} shared"
 
 
 def rows_of(tier: Tier) -> str:

@@ -12,8 +12,9 @@ import warnings
 from optuna_nis.space.budget import bytes_per_element
 from optuna_nis.space.precision import PRECISIONS, projection_nbytes, row_nbytes, step_nbytes
 
-# Without precisions in version 1.
-_JSON_VERSIONS = (1, 2)
+# Without precisions in version 1, without shared rows in version 2, which is written where there
+# are none.
+_JSON_VERSIONS = (1, 2, 3)
 
 
 class Tier(NamedTuple):
@@ -52,8 +53,9 @@ class TableAllocation:
 
     Ids are ranks: 0 is the most frequent. The first ``tiers[0].num_embeddings`` ids have rows of
     ``tiers[0].embedding_dim`` numbers, the next ``tiers[1].num_embeddings`` those of the second
-    tier, and so on; ids beyond the last tier are out of vocabulary. All tiers share a projection
-    of shape ``(tiers[0].embedding_dim, embedding_dim)``, of which a narrower tier uses the first
+    tier, and so on; ids beyond the last tier are out of vocabulary, or share ``num_shared`` rows
+    of the last tier's size, over which their ranks are hashed. All tiers share a projection of
+    shape ``(tiers[0].embedding_dim, embedding_dim)``, of which a narrower tier uses the first
     rows. A table whose rows are all as wide as ``embedding_dim`` needs none. It is stored as
     float32 if the first tier that is narrower is, else as float16.
 
@@ -63,9 +65,11 @@ class TableAllocation:
         embedding_dim: Width that the model downstream sees.
         tiers: Tiers of which each is narrower or less precise than the one before it, and neither
             wider nor more precise; none means that the feature is removed.
+        num_shared: Number of rows that the ids beyond the last tier share.
 
     Raises:
-        ValueError: If the tiers do not fit the vocabulary or are not in order.
+        ValueError: If the tiers do not fit the vocabulary or are not in order, or there are more
+            shared rows than ids to share them, or no tier to take their size from.
 
     Example:
         >>> table = TableAllocation("tailnum", 4043, 32, (Tier(400, 32), Tier(1200, 8)))
@@ -75,12 +79,16 @@ class TableAllocation:
         (22400, 1024)
         >>> table.nbytes()
         93696
+        >>> hashed = TableAllocation("tailnum", 4043, 32, (Tier(400, 32),), num_shared=16)
+        >>> print(hashed, hashed.nbytes() - 400 * 32 * 4)
+        tailnum: 400x32 + 16 shared (of 4043x32) 2048
     """
 
     name: str
     num_embeddings: int
     embedding_dim: int
     tiers: tuple[Tier, ...]
+    num_shared: int = 0
 
     def __post_init__(self) -> None:
         for field in ("num_embeddings", "embedding_dim"):
@@ -125,11 +133,25 @@ class TableAllocation:
                 f"`tiers` of {self.name!r} must hold at most {self.num_embeddings} ids, "
                 f"got {self.kept}."
             )
+        shared, most = self.num_shared, self.num_embeddings - self.kept if tiers else 0
+        if isinstance(shared, bool) or not isinstance(shared, int) or not 0 <= shared <= most:
+            raise ValueError(
+                f"`num_shared` of {self.name!r} must be an integer from 0 to {most}, the number "
+                f"of ids beyond its tiers, got {shared!r}."
+            )
 
     @property
     def kept(self) -> int:
-        """Number of ids that keep an embedding."""
+        """Number of ids that keep an embedding of their own."""
         return sum(tier.num_embeddings for tier in self.tiers)
+
+    @property
+    def stored_tiers(self) -> tuple[Tier, ...]:
+        """The tiers as they are stored: the shared rows are the last ones of the last tier."""
+        if not self.num_shared:
+            return self.tiers
+        *others, last = self.tiers
+        return (*others, last._replace(num_embeddings=last.num_embeddings + self.num_shared))
 
     @property
     def is_projected(self) -> bool:
@@ -139,7 +161,7 @@ class TableAllocation:
     @property
     def num_embedding_parameters(self) -> int:
         """Numbers in the rows of all tiers."""
-        return sum(tier.num_embeddings * tier.embedding_dim for tier in self.tiers)
+        return sum(tier.num_embeddings * tier.embedding_dim for tier in self.stored_tiers)
 
     @property
     def num_projection_parameters(self) -> int:
@@ -159,14 +181,15 @@ class TableAllocation:
 
     def nbytes(self) -> int:
         """Bytes of rows, steps and projection as they are stored."""
-        rows = sum(tier.nbytes for tier in self.tiers)
+        rows = sum(tier.nbytes for tier in self.stored_tiers)
         if not self.is_projected:
             return rows
         widest = self.tiers[0].embedding_dim
         return rows + projection_nbytes(widest, self.embedding_dim, self.projection_bits)
 
     def __str__(self) -> str:
-        kept = " + ".join(map(str, self.tiers))
+        shared = [f"{self.num_shared} shared"] if self.num_shared else []
+        kept = " + ".join([*map(str, self.tiers), *shared])
         full = f"(of {self.num_embeddings}x{self.embedding_dim})"
         return f"{self.name}: {kept or 'removed'} {full}"
 
@@ -267,7 +290,11 @@ class Allocation(Mapping[str, TableAllocation]):
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""
         tables = [asdict(table) for table in self._tables.values()]
-        return json.dumps({"version": _JSON_VERSIONS[-1], "tables": tables})
+        sharing = any(table.num_shared for table in self._tables.values())
+        if not sharing:
+            for table in tables:
+                del table["num_shared"]
+        return json.dumps({"version": 3 if sharing else 2, "tables": tables})
 
     @classmethod
     def from_json(cls, text: str) -> Allocation:
@@ -283,8 +310,8 @@ class Allocation(Mapping[str, TableAllocation]):
         version = data.get("version") if isinstance(data, dict) else None
         if version not in _JSON_VERSIONS:
             raise ValueError(
-                f"An allocation must be of version {' or '.join(map(str, _JSON_VERSIONS))}, got "
-                f"version {version!r}."
+                f"An allocation must be of a version from {_JSON_VERSIONS[0]} to "
+                f"{_JSON_VERSIONS[-1]}, got {version!r}."
             )
         try:
             return cls(

@@ -26,6 +26,7 @@ class Blocks:
     def __init__(self, tables: Sequence[Table]) -> None:
         self._tables = tables
         blocks = [len(table.rows) for table in tables]
+        self._cuts = np.cumsum(blocks)[:-1]
         sizes = [table.sizes for table in tables]
         widths = [len(own.octaves) for own in sizes]
         octaves = np.full((len(tables), max(widths)), np.inf)
@@ -59,6 +60,16 @@ class Blocks:
         rows = self._rows @ self._row_nbytes[self._starts + options]
         return int(rows + np.where(self._is_first, first, late).sum())
 
+    def _shared_nbytes(self, options: IntArray, shares: Sequence[int]) -> int:
+        """Bytes of the rows that ids without one share, by how many there are at most."""
+        total = 0
+        for table, number, own in zip(self._tables, shares, np.split(options, self._cuts)):
+            kept = int(np.count_nonzero(own))
+            if number and kept:
+                left = table.spec.num_embeddings - table.spec.row_cuts[kept - 1]
+                total += min(number, left) * int(table.sizes.row_nbytes[own[kept - 1]])
+        return total
+
     def sample(self, rng: np.random.Generator, nbytes: float, removal: float) -> Allocation:
         """As :meth:`SearchSpace.sample <optuna_nis.SearchSpace.sample>`, its cost in bytes."""
         bases, precisions = [], []
@@ -67,16 +78,19 @@ class Blocks:
             precisions.append(table.random_bits(rng))
             bases.append(np.full_like(base, -np.inf) if rng.random() < removal else base)
         shape, bits = np.concatenate(bases), np.concatenate(precisions)
+        shares = [table.random_share(rng) for table in self._tables]
         low, high = -_LARGEST_SHIFT, _LARGEST_SHIFT
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            if self.nbytes(shape + middle, bits) <= nbytes:
+            own = self._shared_nbytes(self.options(shape + middle, bits), shares)
+            if self.nbytes(shape + middle, bits) + own <= nbytes:
                 low = middle
             else:
                 high = middle
         options = self.options(shape + low, bits)
-        starts = np.cumsum([len(base) for base in bases])[:-1]
         return Allocation(
-            table.spec.table(*zip(*(table.sizes.pairs[option] for option in own)))
-            for table, own in zip(self._tables, np.split(options, starts))
+            table.spec.table(
+                table.sizes.widths[own].tolist(), table.sizes.bits[own].tolist(), number
+            )
+            for table, own, number in zip(self._tables, np.split(options, self._cuts), shares)
         )

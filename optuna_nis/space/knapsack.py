@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optuna_nis.space.constraint import FloatArray, IntArray
+from optuna_nis.space.sharing import SharingTable
 from optuna_nis.space.tables import Table
 
 # Prices that are tried at once, and how often the range between two of them is cut anew.
@@ -42,7 +43,7 @@ def best_options(
         For every table the index of the option of each of its parameters. What is worth nothing is
         left out.
     """
-    problems = [_Problem(table, own) for table, own in zip(tables, gains)]
+    problems = [_problem(table, own) for table, own in zip(tables, gains)]
     # No option is worth a higher price: nothing is left.
     high = max(problem.highest_price() for problem in problems)
     found = [problem.solve(np.zeros(1))[0] for problem in problems]
@@ -62,13 +63,26 @@ def best_options(
 
 
 class _Problem:
-    """One table: its options, what they are worth and what they cost."""
+    """One table: its options, what they are worth and what they cost.
 
-    def __init__(self, table: Table, gains: Sequence[FloatArray]) -> None:
+    Args:
+        table: The table.
+        gains: What each option of each of its parameters is worth.
+        share: Of a table with shared rows, the number of them that is taken, as its index; the
+            parameters are the others then.
+    """
+
+    def __init__(
+        self, table: Table, gains: Sequence[FloatArray], share: int | None = None
+    ) -> None:
         self._table, self._gains = table, gains
         # What each option costs, by the smallest one before it; the last one stands for none.
         every = np.arange(len(table.options))
-        prices = [table.price(index, every) for index in range(len(gains))]
+        first = 0
+        if share is not None:
+            assert isinstance(table, SharingTable)
+            every, first = table.states(share, every), 1
+        prices = [table.price(first + index, every) for index in range(len(gains))]
         shape = (len(every), len(every))
         self._costs = [np.broadcast_to(cost, shape) for cost, _ in prices]
         self._allowed = [np.broadcast_to(allowed, shape) for _, allowed in prices]
@@ -127,12 +141,64 @@ class _Problem:
         return changed.reshape(-1, number)
 
 
-def _cost(problems: Sequence[_Problem], options: Sequence[IntArray]) -> int:
+class _SharingProblem:
+    """A table whose ids without a row may share some: a problem for each number of those rows."""
+
+    def __init__(self, table: SharingTable, gains: Sequence[FloatArray]) -> None:
+        of_shares, *others = gains
+        shares = [table.sharing(index) for index in range(len(others))]
+        self._each = [
+            _Problem(table, [own + worth * share for own, share in zip(others, shares)], number)
+            for number, worth in enumerate(of_shares)
+        ]
+
+    def highest_price(self) -> float:
+        """A price on memory at which nothing is worth taking."""
+        return max(problem.highest_price() for problem in self._each)
+
+    def solve(self, prices: FloatArray) -> IntArray:
+        """The best options at each of some prices, shape ``(prices, parameters)``."""
+        found = [
+            np.pad(problem.solve(prices), ((0, 0), (1, 0)), constant_values=share)
+            for share, problem in enumerate(self._each)
+        ]
+        worth = [self.values(own) - prices * self.costs(own) for own in found]
+        best = np.argmax(worth, axis=0)
+        return np.asarray(np.stack(found)[best, np.arange(len(prices))])
+
+    def costs(self, options: IntArray) -> NDArray[np.int64]:
+        """What some choices cost, given in shape ``(n, parameters)``; too much if not allowed."""
+        every = np.stack([problem.costs(options[:, 1:]) for problem in self._each])
+        return np.asarray(every[options[:, 0], np.arange(len(options))])
+
+    def values(self, options: IntArray) -> FloatArray:
+        """What some choices are worth."""
+        every = np.stack([problem.values(options[:, 1:]) for problem in self._each])
+        return np.asarray(every[options[:, 0], np.arange(len(options))])
+
+    def changes(self, options: IntArray) -> IntArray:
+        """Choices in which one parameter has another option."""
+        share, others = options[0], options[1:]
+        own = np.pad(self._each[share].changes(others), ((0, 0), (1, 0)), constant_values=share)
+        shares = np.arange(len(self._each))[:, None]
+        return np.concatenate([np.insert(shares, [1], others, axis=1), own])
+
+
+_AnyProblem = _Problem | _SharingProblem
+
+
+def _problem(table: Table, gains: Sequence[FloatArray]) -> _AnyProblem:
+    if isinstance(table, SharingTable):
+        return _SharingProblem(table, gains)
+    return _Problem(table, gains)
+
+
+def _cost(problems: Sequence[_AnyProblem], options: Sequence[IntArray]) -> int:
     return sum(int(p.costs(own[None])[0]) for p, own in zip(problems, options))
 
 
 def _filled(
-    problems: Sequence[_Problem], options: Sequence[IntArray], nbytes: int
+    problems: Sequence[_AnyProblem], options: Sequence[IntArray], nbytes: int
 ) -> list[IntArray]:
     """Spend what is left of a budget on the changes that are worth most for their cost."""
     found = list(options)
@@ -151,7 +217,7 @@ def _filled(
 class _Changes:
     """The changes of a table that are worth more than what it has."""
 
-    def __init__(self, problem: _Problem, options: IntArray) -> None:
+    def __init__(self, problem: _AnyProblem, options: IntArray) -> None:
         changed = problem.changes(options)
         both = np.concatenate([options[None], changed])
         costs, values = problem.costs(both), problem.values(both)

@@ -18,6 +18,7 @@ class Sizes:
         pairs: The width of each and its bits.
         names: What each is called as a choice: its width if there is only float32.
         widths: Their widths.
+        bits: Their bits.
         octaves: Of the widths, where they lie among the powers of two: 1 for 1, 2 for 2, 3 for 4.
         kept: The part of what rows are worth that is left when they are rounded so.
         log_weights: Weight of each that grows with the width, e-fold per octave.
@@ -45,7 +46,7 @@ class Sizes:
         self.octaves: FloatArray = np.log2(np.maximum(2.0 * np.array(spec.widths), 1.0))
         levels = np.append(0, np.repeat(np.arange(1, len(spec.widths)), len(rising)))
         self.widths = np.array(spec.widths)[levels]
-        bits = np.array([bits for _, bits in self.pairs])
+        self.bits = bits = np.array([bits for _, bits in self.pairs])
         self.kept = np.array([kept_share(int(own)) for own in bits])
         self.log_weights = self.octaves[levels] + np.log(self.kept)
         self.row_nbytes = np.array([row_nbytes(*pair) for pair in self.pairs])

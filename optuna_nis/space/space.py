@@ -26,6 +26,7 @@ from optuna_nis.space.budget import parse_budget
 from optuna_nis.space.constraint import Choice, FloatArray, Walk, tilt_to_budget
 from optuna_nis.space.knapsack import best_options
 from optuna_nis.space.precision import check_precisions
+from optuna_nis.space.sharing import table_of
 from optuna_nis.space.spec import EmbeddingSpec, replace_precisions
 from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, SpaceWalk, Table
 
@@ -37,8 +38,8 @@ _LARGEST_DIM = 2**20
 # Of the full tables, and of budgets.
 _PARAMETER_NBYTES = 4
 _TABLES: Mapping[str, type[Table]] = {"multi": MultiSizeTable, "single": SingleSizeTable}
-# Without mean counts in version 1, without precisions in version 2.
-_JSON_VERSIONS = (1, 2, 3)
+# Without mean counts in version 1, precisions in version 2, `oov` in version 3.
+_JSON_VERSIONS = (1, 2, 3, 4)
 
 
 class SearchSpace:
@@ -52,7 +53,9 @@ class SearchSpace:
     ``"606x8"``; ``"0x0"`` removes the feature.
 
     Features with other precisions than 32 bits have choices such as ``"8x4bit"`` (and ``"0"``) or
-    ``"606x8x4bit"``; a precision never exceeds that of the block before it either.
+    ``"606x8x4bit"``; a precision never exceeds that of the block before it either. Features with
+    another ``oov`` than ``"zero"`` have one more, such as ``tailnum[shared]``: the number of rows,
+    as large as the last ones, that ids without one share.
 
     The space is also the hard budget for :class:`~optuna_nis.NISSampler`: pass it as
     ``NISSampler(budget=space)`` and no choice above the budget is ever proposed.
@@ -100,9 +103,8 @@ class SearchSpace:
         if not self.specs:
             raise ValueError("`specs` must hold at least one `EmbeddingSpec`, got none.")
         names = [spec.name for spec in self.specs]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"`specs` names the feature {name!r} twice.")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"`specs` names the feature {twice[0]!r} twice.")
         if mode not in _TABLES:
             raise ValueError(f'`mode` must be "multi" or "single", got {mode!r}.')
         self.mode: Mode = mode
@@ -116,7 +118,7 @@ class SearchSpace:
         wanted = 1.0 if budget is None else budget
         stored = dtype if self.precisions == (32,) else "float32"
         self.budget = parse_budget(wanted, self.full_parameters, stored)
-        self._tables: list[Table] = [_TABLES[mode](spec) for spec in self.specs]
+        self._tables = [table_of(_TABLES[mode](spec)) for spec in self.specs]
         self._blocks = Blocks(self._tables)
         if self.budget_nbytes < self.min_nbytes:
             raise ValueError(
@@ -129,10 +131,10 @@ class SearchSpace:
         order = sorted(self._tables, key=lambda table: table.spec.num_parameters)
         self._choices: dict[str, tuple[Choice, ...]] = {}
         for table in order:
-            for name in table.names:
+            for index, name in enumerate(table.names):
                 if name in self._choices:
                     raise ValueError(f"`specs` gives two parameters the name {name!r}.")
-                self._choices[name] = table.options
+                self._choices[name] = table.choices(index)
 
     @property
     def budget_nbytes(self) -> int:
@@ -199,10 +201,7 @@ class SearchSpace:
             ``NISSampler(budget=space)`` keeps it within the budget.
         """
         return self.allocation(
-            {
-                name: trial.suggest_categorical(name, choices)
-                for name, choices in self._choices.items()
-            }
+            {name: trial.suggest_categorical(name, own) for name, own in self._choices.items()}
         )
 
     def allocation(self, params: Mapping[str, Any]) -> Allocation:
@@ -217,9 +216,9 @@ class SearchSpace:
         for name, choices in self._choices.items():
             if name not in params:
                 raise ValueError(f"`params` must hold a choice for {name!r}.")
-            if params[name] not in choices:
+            if (value := params[name]) not in choices:
                 raise ValueError(
-                    f"`params[{name!r}]` must be one of {list(choices)}, got {params[name]!r}."
+                    f"`params[{name!r}]` must be one of {list(choices)}, got {value!r}."
                 )
         return Allocation(table.allocation(params) for table in self._tables)
 
@@ -232,7 +231,8 @@ class SearchSpace:
         sizes = self.sizes(allocation)
         params: dict[str, Choice] = {}
         for table in self._tables:
-            params.update(table.params(sizes[table.spec.name]))
+            name = table.spec.name
+            params |= table.params(sizes[name]) | table.shared_params(allocation[name])
         return {name: params[name] for name in self._choices}
 
     def widths(self, allocation: Allocation) -> dict[str, tuple[int, ...]]:
@@ -346,9 +346,12 @@ class SearchSpace:
             [[gains[name] - gains[name][0] for name in table.names] for table in self._tables],
             self.budget_nbytes,
         )
-        return Allocation(
-            table.allocation({n: table.options[o] for n, o in zip(table.names, own.tolist())})
-            for table, own in zip(self._tables, options)
+        return self.allocation(
+            {
+                name: self._choices[name][option]
+                for table, own in zip(self._tables, options)
+                for name, option in zip(table.names, own.tolist())
+            }
         )
 
     @property
@@ -368,16 +371,12 @@ class SearchSpace:
         to the budget (:meth:`tilt`).
         """
         return self.tilt(
-            {name: table.log_weights for table in self._tables for name in table.names}
+            {n: table.weights(i) for table in self._tables for i, n in enumerate(table.names)}
         )
 
     def tilt(self, log_weights: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
         """The distribution nearest to a given one whose expected cost is within the budget."""
-        costs = {
-            name: table.costs(index)
-            for table in self._tables
-            for index, name in enumerate(table.names)
-        }
+        costs = {n: table.costs(i) for table in self._tables for i, n in enumerate(table.names)}
         tilted = tilt_to_budget(costs, self.budget_nbytes, log_weights)
         return {name: tilted[name] for name in self._choices}
 
@@ -413,14 +412,12 @@ class SearchSpace:
 
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""
-        return json.dumps(
-            {
-                "version": _JSON_VERSIONS[-1],
-                "mode": self.mode,
-                "budget": self.budget,
-                "specs": [asdict(spec) for spec in self.specs],
-            }
-        )
+        specs = [asdict(spec) for spec in self.specs]
+        version = 3 if {spec.oov for spec in self.specs} == {"zero"} else 4
+        for spec in specs if version == 3 else ():
+            del spec["oov"]
+        data = {"version": version, "mode": self.mode, "budget": self.budget}
+        return json.dumps(data | {"specs": specs})
 
     @classmethod
     def from_json(cls, text: str) -> SearchSpace:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise, repeat
 import sys
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -16,6 +17,15 @@ _ROW_SHARES = (0.05, 0.10, 0.20, 0.30, 0.35)
 _SMALL_VOCABULARY = 50
 # Neighbouring blocks whose ids are about equally frequent are exchangeable: one block will do.
 _FREQUENCY_STEP = 1.5
+
+Oov = Literal["zero", "shared", "hash"]
+# Numbers of rows that ids without one may share. Of powers of two, ids that share a row of many
+# also share one of few.
+_SHARES: Mapping[str, tuple[int, ...]] = {
+    "zero": (0,),
+    "shared": (0, 1),
+    "hash": (0, 1, 16, 256, 4096),
+}
 
 
 @dataclass(frozen=True, init=False)
@@ -38,10 +48,14 @@ class EmbeddingSpec:
             with less frequent ids never has more.
         mean_counts: How often an id of each row block occurs in the training data on average, if
             that is known. Tables that differ in nothing else are equal.
+        oov: What ids without a row give: ``"zero"``, zeros; ``"shared"``, these or one row that
+            all of them share; ``"hash"``, these or one of 1, 16, 256 or 4096 rows, by a hash of
+            their rank. How many rows is a choice of the search, and they count in the budget.
 
     Raises:
         ValueError: If a size is not a positive integer, the blocks do not sum to the table, a
-            precision is unknown, or there is not one finite count of 0 or more for each row block.
+            precision or ``oov`` is unknown, or there is not one finite count of 0 or more for each
+            row block.
 
     Example:
         >>> spec = EmbeddingSpec("tailnum", num_embeddings=4043, embedding_dim=32)
@@ -57,6 +71,7 @@ class EmbeddingSpec:
     row_blocks: tuple[int, ...]
     col_blocks: tuple[int, ...]
     precisions: tuple[int, ...]
+    oov: Oov
     mean_counts: tuple[float, ...] | None = field(compare=False, repr=False)
 
     def __init__(
@@ -69,6 +84,7 @@ class EmbeddingSpec:
         col_blocks: int | Sequence[int] | None = None,
         precisions: Iterable[int] = (32,),
         mean_counts: Sequence[float] | None = None,
+        oov: Oov = "zero",
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"`name` must be a non-empty string, got {name!r}.")
@@ -89,6 +105,7 @@ class EmbeddingSpec:
             ("row_blocks", rows),
             ("col_blocks", columns),
             ("precisions", check_precisions(precisions, name)),
+            ("oov", check_oov(oov, name)),
             ("mean_counts", _mean_counts(mean_counts, len(rows), name)),
         ):
             object.__setattr__(self, attribute, value)
@@ -102,6 +119,7 @@ class EmbeddingSpec:
         *,
         col_blocks: int | Sequence[int] | None = None,
         precisions: Iterable[int] = (32,),
+        oov: Oov = "zero",
     ) -> EmbeddingSpec:
         """Cut a table where the frequency of its ids changes.
 
@@ -115,6 +133,7 @@ class EmbeddingSpec:
             embedding_dim: Largest width considered.
             col_blocks: As in the constructor.
             precisions: As in the constructor.
+            oov: As in the constructor.
 
         Raises:
             ValueError: If a count is negative or there is none.
@@ -154,7 +173,19 @@ class EmbeddingSpec:
             col_blocks=col_blocks,
             precisions=precisions,
             mean_counts=means,
+            oov=oov,
         )
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Possible numbers of rows that ids without one share, 0 first.
+
+        Example:
+            >>> EmbeddingSpec("user", 1000, 8, row_blocks=[50, 950], oov="hash").shares
+            (0, 1, 16, 256)
+        """
+        left = self.num_embeddings - self.row_blocks[0]
+        return (0, *(number for number in _SHARES[self.oov][1:] if number < left))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -172,7 +203,10 @@ class EmbeddingSpec:
         return self.num_embeddings * self.embedding_dim
 
     def table(
-        self, widths: Iterable[int], bits: int | Iterable[int] | None = None
+        self,
+        widths: Iterable[int],
+        bits: int | Iterable[int] | None = None,
+        num_shared: int = 0,
     ) -> TableAllocation:
         """The table whose row blocks have these widths and precisions.
 
@@ -181,6 +215,8 @@ class EmbeddingSpec:
                 block counts as no wider than those of more frequent ids.
             bits: The same of bits of a number, or one for all; by default the most that the
                 feature may have.
+            num_shared: Number of rows that ids without one share, if there are as many such ids
+                and any row at all.
 
         Example:
             >>> spec = EmbeddingSpec("user", 10, 4, row_blocks=[2, 3, 5])
@@ -199,7 +235,9 @@ class EmbeddingSpec:
             if tiers and tiers[-1][1:] == (width, own):
                 rows += tiers.pop().num_embeddings
             tiers.append(Tier(rows, width, own))
-        return TableAllocation(self.name, self.num_embeddings, self.embedding_dim, tuple(tiers))
+        left = self.num_embeddings - sum(tier.num_embeddings for tier in tiers) if tiers else 0
+        size = (self.name, self.num_embeddings, self.embedding_dim)
+        return TableAllocation(*size, tuple(tiers), min(num_shared, left))
 
     def widths_of(self, table: TableAllocation) -> tuple[int, ...]:
         """The width of every row block in a table.
@@ -227,6 +265,7 @@ class EmbeddingSpec:
             >>> spec.sizes_of(spec.table([4, 1]))
             ((4, 8), (1, 8), (0, 2))
         """
+        self.share_of(table)
         starts = [0, *self.row_cuts]
         ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
         if (
@@ -250,9 +289,47 @@ class EmbeddingSpec:
                 sizes[block] = (tier.embedding_dim, tier.bits)
         return tuple(sizes)
 
+    def share_of(self, table: TableAllocation) -> int:
+        """The possible number of shared rows that a table has: the least that comes to the same.
+
+        Raises:
+            ValueError: If no possible number does.
+        """
+        left = table.num_embeddings - table.kept if table.tiers else 0
+        for number in self.shares:
+            if min(number, left) == table.num_shared:
+                return number
+        raise ValueError(
+            f"`allocation` must have a number of shared rows of the space, {self.shares}, got "
+            f"{table}."
+        )
+
+
+def check_oov(oov: object, name: str) -> Oov:
+    """What ids without a row may give.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    for known in get_args(Oov):
+        if oov == known:
+            found: Oov = known
+            return found
+    known = ", ".join(f'"{each}"' for each in get_args(Oov))
+    raise ValueError(f"`oov` of {name!r} must be one of {known}, got {oov!r}.")
+
 
 def replace_precisions(spec: EmbeddingSpec, precisions: Iterable[int]) -> EmbeddingSpec:
     """The same table with other precisions."""
+    return _replaced(spec, precisions, spec.oov)
+
+
+def replace_oov(spec: EmbeddingSpec, oov: Oov) -> EmbeddingSpec:
+    """The same table with something else for ids without a row."""
+    return _replaced(spec, spec.precisions, oov)
+
+
+def _replaced(spec: EmbeddingSpec, precisions: Iterable[int], oov: Oov) -> EmbeddingSpec:
     return EmbeddingSpec(
         spec.name,
         spec.num_embeddings,
@@ -261,6 +338,7 @@ def replace_precisions(spec: EmbeddingSpec, precisions: Iterable[int]) -> Embedd
         col_blocks=spec.col_blocks,
         precisions=precisions,
         mean_counts=spec.mean_counts,
+        oov=oov,
     )
 
 

@@ -46,13 +46,35 @@ class Table(ABC):
     @property
     def min_nbytes(self) -> int:
         """Bytes of the smallest choice that keeps any embedding."""
-        costs, _ = self.price(0, np.array([len(self.options) - 1]))
+        costs, _ = self.price(0, np.array([self.start]))
         return int(costs[0, 1:].min())
+
+    @property
+    def start(self) -> int:
+        """The state before anything was taken: what :meth:`price` depends on, as a number."""
+        return len(self.options) - 1
+
+    def after(self, index: int, state: IntArray, options: IntArray) -> IntArray:
+        """The states after options of a parameter were taken, shape ``(n,)`` as both."""
+        return self.meet(state, options)
+
+    def choices(self, index: int) -> tuple[Choice, ...]:
+        """The choices of a parameter."""
+        return self.options
+
+    def weights(self, index: int) -> FloatArray:
+        """The logarithms of the weights of its choices."""
+        return self.log_weights
 
     def allocation(self, params: Mapping[str, Any]) -> TableAllocation:
         """What a choice for each parameter stands for."""
         sizes = self.block_sizes(params)
-        return self.spec.table([width for width, _ in sizes], [bits for _, bits in sizes])
+        widths, bits = [width for width, _ in sizes], [bits for _, bits in sizes]
+        return self.spec.table(widths, bits, self.num_shared(params))
+
+    def num_shared(self, params: Mapping[str, Any]) -> int:
+        """How many rows ids without one share at most."""
+        return 0
 
     def meet(self, one: IntArray, other: IntArray) -> IntArray:
         """The largest option that is nowhere larger than either of two."""
@@ -80,12 +102,36 @@ class Table(ABC):
         """
 
     @abstractmethod
+    def sharing(self, index: int) -> IntArray:
+        """What each option of a parameter adds to whether any shared row is in use, 0 or 1.
+
+        None is where every id has a row, nor where none has.
+        """
+
+    @abstractmethod
+    def shared_costs(self, index: int, shared: IntArray, previous: IntArray) -> IntArray:
+        """What each option changes in the bytes of rows that the ids without one share.
+
+        Args:
+            index: As in :meth:`price`.
+            shared: Number of those rows in each of ``n`` draws, if there are as many ids.
+            previous: As in :meth:`price`.
+
+        Returns:
+            Shape ``(n, options)``.
+        """
+
+    @abstractmethod
     def block_sizes(self, params: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
         """The width of each row block and its bits, each at most that of the one before it."""
 
     @abstractmethod
     def params(self, sizes: Sequence[tuple[int, int]]) -> dict[str, Choice]:
         """The inverse of :meth:`block_sizes`."""
+
+    def shared_params(self, table: TableAllocation) -> dict[str, Choice]:
+        """The parameter for the number of shared rows, if there is one."""
+        return {}
 
     @abstractmethod
     def gains(self, values: FloatArray) -> list[FloatArray]:
@@ -106,6 +152,10 @@ class Table(ABC):
         level = rng.normal(0.0, _WIDTH_SPREAD)
         return np.asarray(level - self._random_falls(rng), dtype=np.float64)
 
+    def random_share(self, rng: np.random.Generator) -> int:
+        """A random number of rows that ids without one share."""
+        return 0
+
     @abstractmethod
     def _random_falls(self, rng: np.random.Generator) -> FloatArray:
         """By how many octaves each row block is narrower than the first."""
@@ -120,6 +170,7 @@ class MultiSizeTable(Table):
 
     def __init__(self, spec: EmbeddingSpec) -> None:
         super().__init__(spec)
+        self._ends = np.append(0, spec.row_cuts)
         cuts = pairwise([0, *spec.row_cuts])
         self.names = [f"{spec.name}[{start}:{end}]" for start, end in cuts]
         if len(self.names) == 1:
@@ -139,6 +190,19 @@ class MultiSizeTable(Table):
             return (rows + sizes.projection + sizes.steps)[None, :], sizes.fits[previous]
         # Those before have paid for the projection and, if they are of the same size, the step.
         return rows + sizes.late_costs[previous], sizes.fits[previous]
+
+    def sharing(self, index: int) -> IntArray:
+        """From the first row block on, up to the last one."""
+        is_kept = (np.arange(len(self.options)) > 0).astype(np.int64)
+        return np.asarray(is_kept * ((index == 0) - (index == len(self.rows) - 1)))
+
+    def shared_costs(self, index: int, shared: IntArray, previous: IntArray) -> IntArray:
+        """As large as the rows of the last block that has any."""
+        row_nbytes, left = self.sizes.row_nbytes, self.spec.num_embeddings - self._ends
+        costs: IntArray = np.minimum(shared, left[index + 1])[:, None] * row_nbytes
+        if index:
+            costs[:, 1:] -= (np.minimum(shared, left[index]) * row_nbytes[previous])[:, None]
+        return costs
 
     def meet(self, one: IntArray, other: IntArray) -> IntArray:
         """The option of the smaller width and the smaller precision."""
@@ -203,6 +267,16 @@ class SingleSizeTable(Table):
         """Every option may be taken."""
         return self.costs(index)[None, :], np.ones((1, len(self.options)), dtype=np.bool_)
 
+    def sharing(self, index: int) -> IntArray:
+        """With all numbers of rows but none and all."""
+        left = (self._kept > 0) & (self._kept < self.spec.num_embeddings)
+        return np.asarray(left, dtype=np.int64)
+
+    def shared_costs(self, index: int, shared: IntArray, previous: IntArray) -> IntArray:
+        """As large as the other rows."""
+        left = self.spec.num_embeddings - self._kept
+        return np.asarray(np.minimum(shared[:, None], left) * self.sizes.row_nbytes[self._chosen])
+
     def block_sizes(self, params: Mapping[str, Any]) -> Sequence[tuple[int, int]]:
         """The same for every row block that is kept."""
         option = self.options.index(params[self.spec.name])
@@ -249,7 +323,7 @@ class SpaceWalk:
         self._where = {
             name: (table, index) for table in tables for index, name in enumerate(table.names)
         }
-        self._previous = {table.spec.name: np.full(n, len(table.options) - 1) for table in tables}
+        self._previous = {table.spec.name: np.full(n, table.start) for table in tables}
 
     def _price(self, name: str) -> tuple[NDArray[Any], BoolArray]:
         table, index = self._where[name]
@@ -266,6 +340,6 @@ class SpaceWalk:
         n = len(self._left)
         paid = np.broadcast_to(cost, (n, cost.shape[1]))[np.arange(n), options]
         self._left -= paid.astype(np.int64)
-        table, _ = self._where[name]
+        table, index = self._where[name]
         feature = table.spec.name
-        self._previous[feature] = table.meet(self._previous[feature], options)
+        self._previous[feature] = table.after(index, self._previous[feature], options)

@@ -10,6 +10,7 @@ import numpy as np
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.constraint import FloatArray
 from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.spec import EmbeddingSpec
 from optuna_nis.strategy.block_values import (
     BlockValues,
     Gradients,
@@ -67,7 +68,8 @@ class Pricer:
 
     At first blocks are priced on paths between random choices near each budget, then on paths
     around what was found for it. Each time there are three proposals: what is worth its memory
-    for sure, what may be worth it, and what is so on average.
+    for sure, what may be worth it, and what is so on average. Where ids without a row may share
+    some, there is one more for each number of those: what else is worth most then on average.
 
     Args:
         rng: Source of randomness, the same in all processes.
@@ -114,15 +116,10 @@ class Pricer:
             for number, (space, worth) in enumerate(zip(spaces, known)):
                 worth.learn(_values(space, rows[number * each : (number + 1) * each]))
             self.values = [worth.with_optimism(0.0) for worth in known]
-            made = share(
-                [
-                    space.most_valuable(worth.with_optimism(optimism))
-                    for space, worth in zip(spaces, known)
-                    for optimism in _OPTIMISM
-                ]
-            )
+            made = share([each for own in zip(spaces, known) for each in _proposals(*own)])
+            size = len(made) // len(spaces)
             for number, own in enumerate(found):
-                own += made[number * len(_OPTIMISM) : (number + 1) * len(_OPTIMISM)]
+                own += made[number * size : (number + 1) * size]
         return [[c for c in dict.fromkeys(own) if c.num_parameters] for own in found]
 
     def _paths(self, space: SearchSpace, center: Allocation | None, count: int) -> list[Path]:
@@ -143,6 +140,27 @@ def _values(space: SearchSpace, rows: Sequence[tuple[Path, Gradients]]) -> Block
     for path, gradients in rows:
         values.add(path, gradients)
     return values
+
+
+def _proposals(space: SearchSpace, worth: _Worth) -> Iterator[Allocation]:
+    """As many for every budget, that by the means last."""
+    gains = space.gains(worth.with_optimism(0.0))
+    # Of more worth than all else.
+    most = 1.0 + sum(float(np.abs(own).max()) for own in gains.values())
+    for number in sorted({number for spec in space.specs for number in spec.shares[1:]}):
+        sharing = {
+            f"{spec.name}[shared]": most * (np.array(spec.shares) == _nearest(spec, number))
+            for spec in space.specs
+            if len(spec.shares) > 1
+        }
+        yield space.best({name: sharing.get(name, own) for name, own in gains.items()})
+    for optimism in _OPTIMISM:
+        yield space.most_valuable(worth.with_optimism(optimism))
+
+
+def _nearest(spec: EmbeddingSpec, number: int) -> int:
+    """The largest number of shared rows of a feature that is not larger than some number."""
+    return max(own for own in spec.shares if own <= number)
 
 
 class _Worth:

@@ -23,7 +23,8 @@ Part = tuple[str, int]
 def simpler(choice: Allocation) -> dict[Part, Allocation]:
     """A choice without each of its features, and without the last tier of each.
 
-    What would keep nothing at all is not among them.
+    Rows that ids without one share go first: they would cost more in a wider tier. What would keep
+    nothing at all is not among them.
 
     Args:
         choice: The choice.
@@ -44,13 +45,15 @@ def simpler(choice: Allocation) -> dict[Part, Allocation]:
     found = {}
     for name, table in choice.items():
         for tiers in _fewer(table):
-            tables = {**choice, name: replace(table, tiers=tiers)}
+            tables = {**choice, name: replace(table, tiers=tiers, num_shared=0)}
             found[name, len(tiers)] = Allocation(tables.values())
     return {part: each for part, each in found.items() if each.num_parameters}
 
 
 def _fewer(table: TableAllocation) -> Iterator[tuple[Tier, ...]]:
-    if len(table.tiers) > 1:
+    if table.num_shared:
+        yield table.tiers
+    elif len(table.tiers) > 1:
         yield table.tiers[:-1]
     if table.tiers:
         yield ()

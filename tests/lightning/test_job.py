@@ -62,6 +62,20 @@ def test_search_retrain_predict(
         Predictor.load(again)
 
 
+def test_ids_without_a_row_may_share_some(data: DataConfig, study: optuna.Study) -> None:
+    options: dict[str, Any] = {**FAST, "budget": 0.3}
+    best = search(study, data, **options, oov="hash")
+    space = space_of(study)
+    assert {spec.oov for spec in space.specs} == {"hash"}
+    tried = [space.allocation(trial.params) for trial in study.trials]
+    assert all(map(space.fits, tried))
+    numbers = {table.num_shared for each in tried for table in each.values()}
+    assert numbers >= {0, 1}
+    assert space.fits(best)
+    with pytest.raises(ValueError, match="another"):
+        search(study, data, **options)
+
+
 def test_a_finished_search_is_not_repeated(data: DataConfig, study: optuna.Study) -> None:
     best = search(study, data, **FAST)  # type: ignore[arg-type]
     trials = len(study.trials)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optuna_nis import EmbeddingSpec, SearchSpace, TableAllocation, Tier
+from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
@@ -17,14 +19,25 @@ from optuna_nis.nn import (
     set_choices,
     supernet_layers,
 )
+from optuna_nis.nn._shared import hashed
 
 
 @st.composite
 def spaces(draw: st.DrawFn) -> SearchSpace:
     rows = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
     columns = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
-    spec = EmbeddingSpec("f", sum(rows), sum(columns), row_blocks=rows, col_blocks=columns)
+    spec = EmbeddingSpec(
+        "f",
+        sum(rows),
+        sum(columns),
+        row_blocks=rows,
+        col_blocks=columns,
+        oov=draw(st.sampled_from(["zero", "shared", "hash"])),
+    )
     return SearchSpace([spec], mode=draw(st.sampled_from(["multi", "single"])))
+
+
+SHARES = st.sampled_from([0.2, 0.5, 1.0])
 
 
 def _supernet(spec: EmbeddingSpec, **options: object) -> SupernetEmbedding:
@@ -36,31 +49,48 @@ def _supernet(spec: EmbeddingSpec, **options: object) -> SupernetEmbedding:
 def _check_gradients(supernet: SupernetEmbedding, layer: nn.Module) -> None:
     """The gradients of the tiers are those of the supernet's blocks, nothing is left over."""
     weight = torch.zeros_like(supernet.weight)
+    table = layer.table
+    if table.num_shared:
+        shared = supernet._shared.weight
+        own = layer.tier_modules()[-1].weight.grad[-table.num_shared :]
+        expected = torch.zeros_like(shared)
+        expected[: len(own), : own.shape[1]] = own
+        if layer.projection is None:
+            expected = expected @ supernet.projection.T
+        torch.testing.assert_close(shared.grad, expected, rtol=1e-4, atol=1e-5)
     projection = torch.zeros_like(supernet.projection)
     start = 0
     for tier in layer.tier_modules():
-        end = start + tier.weight.shape[0]
-        weight[start:end, : tier.weight.shape[1]] = tier.weight.grad
+        end = min(start + tier.weight.shape[0], table.kept)
+        weight[start:end, : tier.weight.shape[1]] = tier.weight.grad[: end - start]
         start = end
     if layer.projection is not None:
         projection[: layer.projection.shape[0]] = layer.projection.grad
     elif start:
         # A layer of full width holds the projected rows.
         projection = supernet.weight[:start].T @ weight[:start]
+        if table.num_shared:
+            projection += shared[: len(own)].T @ own
         weight = weight @ supernet.projection.T
     torch.testing.assert_close(supernet.weight.grad, weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(supernet.projection.grad, projection, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
-@given(space=spaces(), seed=st.integers(0, 99), permute=st.booleans(), many=st.booleans())
+@given(
+    space=spaces(),
+    share=SHARES,
+    seed=st.integers(0, 99),
+    permute=st.booleans(),
+    many=st.booleans(),
+)
 def test_supernet_equals_multi_size(
-    space: SearchSpace, seed: int, permute: bool, many: bool
+    space: SearchSpace, share: float, seed: int, permute: bool, many: bool
 ) -> None:
     torch.manual_seed(seed)
     (spec,) = space.specs
     ranks = torch.randperm(spec.num_embeddings) if permute else None
-    allocation = space.sample(np.random.default_rng(seed), space.full_parameters)
+    allocation = space.sample(np.random.default_rng(seed), share * space.full_parameters)
     supernet = _supernet(spec, ranks=ranks)
     set_choices(supernet, space, [allocation])
     layer = MultiSizeEmbedding(allocation["f"], ranks=ranks)
@@ -78,16 +108,17 @@ def test_supernet_equals_multi_size(
 @settings(max_examples=40, deadline=None)
 @given(
     space=spaces(),
+    share=SHARES,
     seed=st.integers(0, 99),
     mode=st.sampled_from(["sum", "mean"]),
     many=st.booleans(),
 )
 def test_supernet_bag_equals_multi_size_bag(
-    space: SearchSpace, seed: int, mode: str, many: bool
+    space: SearchSpace, share: float, seed: int, mode: str, many: bool
 ) -> None:
     torch.manual_seed(seed)
     (spec,) = space.specs
-    allocation = space.sample(np.random.default_rng(seed), space.full_parameters)
+    allocation = space.sample(np.random.default_rng(seed), share * space.full_parameters)
     supernet = _supernet(spec, mode=mode)
     set_choices(supernet, space, [allocation])
     layer = MultiSizeEmbeddingBag(allocation["f"], mode=mode)  # type: ignore[arg-type]
@@ -103,10 +134,10 @@ def test_supernet_bag_equals_multi_size_bag(
 
 @pytest.mark.parametrize(("mode", "times"), [(None, 1), (None, 40), ("mean", 1), ("mean", 40)])
 def test_each_run_of_the_batch_sees_its_choice(mode: str | None, times: int) -> None:
-    space = SearchSpace([EmbeddingSpec("f", 60, 8)])
+    space = SearchSpace([EmbeddingSpec("f", 60, 8, oov="hash")])
     (spec,) = space.specs
-    rng = np.random.default_rng(0)
-    choices = [space.sample(rng, cost) for cost in (480, 200, 60)]
+    tables = [spec.table([8, 8]), spec.table([8, 3], num_shared=16), spec.table([4], num_shared=1)]
+    choices = [Allocation([table]) for table in tables]
     supernet = _supernet(spec, mode=mode)
     ids = torch.randint(0, 61, (10 * times,) if mode is None else (10 * times, 2))
     alone = []
@@ -138,6 +169,32 @@ def test_full_width_is_a_plain_embedding() -> None:
 @pytest.mark.parametrize("ids", [torch.tensor([10, 19, 20]), torch.arange(10, 21).repeat(9)])
 def test_out_of_vocabulary_is_zero(ids: Tensor) -> None:
     assert torch.equal(MultiSizeEmbedding(TABLE)(ids), torch.zeros(len(ids), 8))
+
+
+@pytest.mark.parametrize("permute", [False, True])
+def test_ids_without_a_row_share_some(permute: bool) -> None:
+    ranks = torch.randperm(20) if permute else None
+    layer = MultiSizeEmbedding(replace(TABLE, num_shared=1), ranks=ranks)
+    ids = torch.arange(20) if ranks is None else ranks.argsort()
+    rows = layer(ids[10:])
+    assert torch.equal(rows, rows[:1].expand(10, -1))
+    assert bool((rows[0] != 0).any())
+    # All of what is unknown, missing and padding.
+    assert torch.equal(layer(torch.tensor([20])), torch.zeros(1, 8))
+    bag = MultiSizeEmbeddingBag(replace(TABLE, num_shared=1), mode="mean", ranks=ranks)
+    assert torch.equal(bag(torch.tensor([[20, 20]])), torch.zeros(1, 8))
+    torch.testing.assert_close(bag(ids[None, 12:14]), bag(ids[None, 12:13]))
+    assert sum(p.numel() for p in layer.parameters()) == layer.table.num_parameters
+
+
+def test_hashed_rows_are_shared_evenly_and_by_one_rule() -> None:
+    ranks = torch.arange(3_000_000, 3_000_000 + 256 * 40)
+    for number in (16, 256):
+        counts = torch.bincount(hashed(ranks, number), minlength=number).float()
+        assert counts.std() < 0.1 * counts.mean()
+    # Who shares one of many rows also shares one of few.
+    assert torch.equal(hashed(ranks, 256) % 16, hashed(ranks, 16))
+    assert torch.equal(hashed(ranks.int(), 256), hashed(ranks, 256))
 
 
 def test_removed_feature_is_zero() -> None:

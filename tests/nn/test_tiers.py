@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import copy
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -32,6 +33,8 @@ from optuna_nis.nn.multi_size import MultiSize
 
 _ROWS = 20
 TABLE = TableAllocation("f", _ROWS, 8, (Tier(2, 8, 16), Tier(5, 8, 4), Tier(9, 3, 2)))
+#: Ids without a row of their own share two.
+SHARED = replace(TABLE, num_shared=2)
 _FEW, _MANY = torch.tensor([[19, 0], [5, 20], [9, 5]]), torch.arange(21).repeat(3, 2).view(-1, 2)
 
 
@@ -43,7 +46,9 @@ def tables(draw: st.DrawFn) -> TableAllocation:
     falling = zip(sorted(widths, reverse=True), sorted(bits, reverse=True))
     pairs = list(dict.fromkeys(falling))
     rows = draw(st.lists(st.integers(1, 5), min_size=len(pairs), max_size=len(pairs)))
-    return TableAllocation("f", _ROWS, 8, tuple(Tier(n, *pair) for n, pair in zip(rows, pairs)))
+    shared = draw(st.integers(0, _ROWS - sum(rows)))
+    tiers = tuple(Tier(n, *pair) for n, pair in zip(rows, pairs))
+    return TableAllocation("f", _ROWS, 8, tiers, draw(st.sampled_from([0, shared])))
 
 
 def _train(layer: nn.Module) -> None:
@@ -68,8 +73,13 @@ def _stored(layer: MultiSize) -> Tensor:
         elif size.bits == 16:
             found = found.half().to(found.dtype)  # type: ignore[assignment]
         rows.append(found if projection is None else found @ projection[: size.embedding_dim])
-    rows.append(torch.zeros(_ROWS + 1 - layer.table.kept, 8))
-    return torch.cat(rows).detach()
+    kept, shared = layer.table.kept, layer.table.num_shared
+    if not shared:
+        return torch.cat([*rows, torch.zeros(_ROWS + 1 - kept, 8)]).detach()
+    # By a hash of the rank; the id unknown shares nothing.
+    where = [kept + r * 2_654_435_761 % (2**31 - 1) % shared for r in range(kept, _ROWS)]
+    stored = torch.cat(rows)
+    return torch.cat([stored[:kept], stored[where], torch.zeros(1, 8)]).detach()
 
 
 class _ByAll:
@@ -194,9 +204,10 @@ def test_gradients_are_those_of_the_rounded_rows(table: TableAllocation, seed: i
 
 
 @pytest.mark.parametrize("permute", [False, True])
-def test_output_layers(permute: bool) -> None:
+@pytest.mark.parametrize("sizes", [TABLE, SHARED])
+def test_output_layers(permute: bool, sizes: TableAllocation) -> None:
     ranks = torch.randperm(_ROWS) if permute else None
-    layer = MultiSizeLinear(TABLE, ranks=ranks)
+    layer = MultiSizeLinear(sizes, ranks=ranks)
     (table,) = sized_layers(layer)
     _train(table)
     vectors = torch.randn(4, 2, 8)
@@ -332,7 +343,7 @@ def test_other_types(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bags", [False, True])
 def test_compiled_layers(bags: bool) -> None:
     kind = MultiSizeEmbeddingBag if bags else MultiSizeEmbedding
-    layer = kind(TABLE)
+    layer = kind(SHARED)
     _train(layer)
     for training in (False, True):
         layer.train(training).zero_grad()
@@ -350,8 +361,9 @@ def test_compiled_layers(bags: bool) -> None:
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("kind", [MultiSizeEmbedding, MultiSizeEmbeddingBag])
-def test_exported_layers(kind: type[MultiSize], grad: bool) -> None:
-    layer = kind(TABLE).eval()
+@pytest.mark.parametrize("sizes", [TABLE, SHARED])
+def test_exported_layers(kind: type[MultiSize], grad: bool, sizes: TableAllocation) -> None:
+    layer = kind(sizes).eval()
     _train(layer)
     shapes = ({0: torch.export.Dim("batch", min=2)},)
     with torch.set_grad_enabled(grad):

@@ -14,11 +14,11 @@ from optuna_nis.nn import apply_allocation
 SIZES = Allocation(
     [
         TableAllocation("user", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2))),
-        TableAllocation("fused.a", 20, 8, (Tier(10, 4),)),
+        TableAllocation("fused.a", 20, 8, (Tier(10, 4),), num_shared=3),
         TableAllocation("fused.b", 30, 8, (Tier(4, 8), Tier(20, 1))),
         TableAllocation("last", 40, 8, ()),
         TableAllocation("bags.0", 50, 8, (Tier(10, 8), Tier(15, 3))),
-        TableAllocation("bags.1", 50, 8, (Tier(30, 5),)),
+        TableAllocation("bags.1", 50, 8, (Tier(30, 5),), num_shared=1),
         TableAllocation("bags.2", 50, 8, (Tier(5, 7), Tier(5, 6), Tier(5, 5))),
         TableAllocation("bags.3.a", 20, 8, (Tier(10, 8), Tier(10, 2))),
         TableAllocation("bags.3.b", 30, 8, (Tier(9, 4),)),
@@ -31,6 +31,7 @@ NARROW = Allocation(
         table.num_embeddings,
         table.embedding_dim,
         tuple(Tier(*tier[:2], bits) for tier, bits in zip(table.tiers, (16, 4, 2))),
+        table.num_shared,
     )
     for table in SIZES.values()
 )

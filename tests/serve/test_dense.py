@@ -25,7 +25,9 @@ def tables(draw: st.DrawFn) -> TableAllocation:
     widths = sorted(draw(st.sets(st.integers(1, width), max_size=4)), reverse=True)
     tiers = tuple(Tier(draw(st.integers(1, 12)), w) for w in widths)
     kept = sum(tier.num_embeddings for tier in tiers)
-    return TableAllocation("f", kept + draw(st.integers(0 if kept else 1, 9)), width, tiers)
+    left = draw(st.integers(0 if kept else 1, 9))
+    shared = draw(st.integers(0, left)) if tiers else 0
+    return TableAllocation("f", kept + left, width, tiers, shared)
 
 
 def _ids(table: TableAllocation, shape: tuple[int, ...]) -> Tensor:

@@ -38,6 +38,7 @@ def _model(
                 40,
                 16,
                 (Tier(5, 16, bits[0]), Tier(20, 8, bits[1]), Tier(10, 2, bits[2])),
+                num_shared=2,
             ),
             TableAllocation("genres", 3, 16, (Tier(2, 6, bits[1]),)),
             TableAllocation("city", 7, 16, ()),

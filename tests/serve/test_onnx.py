@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 import sys
 from typing import Any
@@ -18,6 +19,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 TABLE = TableAllocation("f", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2)))
+SHARED = replace(TABLE, num_shared=4)
 
 
 def _run(path: Path, inputs: dict[str, Tensor]) -> Tensor:
@@ -43,9 +45,11 @@ class Layers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         rows = MultiSizeEmbedding(TABLE, ranks=torch.randperm(60))
-        mean, total = (MultiSizeEmbeddingBag(TABLE, mode=mode) for mode in ("mean", "sum"))
+        mean = MultiSizeEmbeddingBag(TABLE, mode="mean")
+        total = MultiSizeEmbeddingBag(SHARED, mode="sum")
+        shared = MultiSizeEmbedding(SHARED, ranks=torch.randperm(60))
         self.rows = nn.ModuleList(
-            [rows, to_dense(rows), quantize(rows), quantize(rows, "float16")]
+            [rows, to_dense(rows), quantize(rows), quantize(rows, "float16"), shared]
         )
         self.bags = nn.ModuleList([mean, total, to_dense(mean), quantize(mean), quantize(total)])
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,24 @@ def test_a_model_forgets_ids_that_have_no_row(task: Any, tmp_path: Path) -> None
     if task == "ranking":
         np.testing.assert_allclose(dense, expected, atol=1e-6)
     assert len((tmp_path / "features.json").read_text()) < len(features.to_json()) / 4
+
+
+def test_a_model_keeps_ids_that_share_rows(tmp_path: Path) -> None:
+    features = Features.fit(FRAME, task="ranking", separators={"tags": None})
+    shared = {"user": 9, "city": 0, "tags": 4}
+    sizes = Allocation(replace(table, num_shared=shared[name]) for name, table in SIZES.items())
+    torch.manual_seed(0)
+    model = reference_model(features, hidden=[8], init_std=0.5)(sizes).eval()
+    with torch.no_grad():
+        expected = model.predict_step(features.encode(FRAME)).numpy()
+    Predictor(model, sizes, features).save(tmp_path)
+    again = Predictor.load(tmp_path)
+    known = {name: len(values) for name, values in again.features.vocabularies.items()}
+    assert known == {"user": 1000, "city": 1, "tags": 50}
+    np.testing.assert_array_equal(again.predict(FRAME), expected)
+    for tables in ("dense", "packed"):
+        found = again.with_tables(tables).predict(FRAME)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_one_strange_id_does_not_depend_on_its_batch() -> None:

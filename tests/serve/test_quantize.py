@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import copy
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -93,8 +94,10 @@ def test_a_swapped_model_predicts_nearly_the_same(
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])
-def test_bags(mode: Any) -> None:
-    layer = MultiSizeEmbeddingBag(TABLE, mode=mode, ranks=torch.randperm(60))
+@pytest.mark.parametrize("shared", [0, 4])
+def test_bags(mode: Any, shared: int) -> None:
+    table = replace(TABLE, num_shared=shared)
+    layer = MultiSizeEmbeddingBag(table, mode=mode, ranks=torch.randperm(60))
     small = quantize(layer)
     assert type(small) is QuantizedEmbeddingBag
     assert type(layer) is MultiSizeEmbeddingBag

@@ -25,7 +25,7 @@ from optuna_nis.serve.torchrec import (  # noqa: E402
 )
 
 USER = TableAllocation("user", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2)))
-GENRES = TableAllocation("genres", 30, 8, (Tier(9, 8), Tier(9, 1)))
+GENRES = TableAllocation("genres", 30, 8, (Tier(9, 8), Tier(9, 1)), num_shared=3)
 CITY = TableAllocation("city", 9, 8, ())
 
 

@@ -14,6 +14,8 @@ def test_rows_of_an_allocation():
         ["city", "50 x 8", "removed", "0 bytes", "0 %"],
     ]
     assert allocation_rows(Allocation([gone]))[0][-1] == "0 %"
+    hashed = TableAllocation("user", 20000, 16, (Tier(100, 16),), num_shared=4096)
+    assert allocation_rows(Allocation([hashed]))[0][2] == "100 x 16 + 4,096 shared"
     user = TableAllocation("user", 2000, 16, (Tier(100, 16), Tier(300, 4, 2)))
     city = TableAllocation("city", 50, 8, (Tier(50, 8, 32),))
     assert allocation_rows(Allocation([city, user])) == [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 import json
 import math
 from typing import Any
@@ -27,9 +28,11 @@ def test_sizes_are_sums(allocation: Allocation) -> None:
     rows = projections = 0
     for table in allocation.values():
         rows += sum(v * d for v, d, _ in table.tiers)
+        if table.num_shared:
+            rows += table.num_shared * table.tiers[-1].embedding_dim
         if any(d < table.embedding_dim for _, d, _ in table.tiers):
             projections += max(d for _, d, _ in table.tiers) * table.embedding_dim
-        assert 0 <= table.kept <= table.num_embeddings
+        assert 0 <= table.kept <= table.kept + table.num_shared <= table.num_embeddings
     assert allocation.num_embedding_parameters == rows
     assert allocation.num_projection_parameters == projections
     assert allocation.num_parameters == rows + projections
@@ -46,6 +49,9 @@ def test_bytes_are_those_of_rows_steps_and_projections(allocation: Allocation) -
             total += rows * math.ceil(dim * bits / 8) + (2 if bits < 16 else 0)
             if first is None and dim < table.embedding_dim:
                 first = bits
+        if table.num_shared:
+            _, dim, bits = table.tiers[-1]
+            total += table.num_shared * math.ceil(dim * bits / 8)
         if first is not None:
             numbers = table.tiers[0].embedding_dim * table.embedding_dim
             total += numbers * (4 if first == 32 else 2)
@@ -73,6 +79,27 @@ def test_a_file_without_precisions_is_of_float32() -> None:
     table = TableAllocation("a", 9, 4, (Tier(2, 4, 8), Tier(3, 4, 2)))
     assert str(table) == "a: 2x4x8bit + 3x4x2bit (of 9x4)"
     assert Allocation.from_json(Allocation([table]).to_json())["a"] == table
+
+
+def test_shared_rows() -> None:
+    shared = TableAllocation("user", 1000, 16, (Tier(100, 16, 8), Tier(500, 4, 2)), num_shared=7)
+    assert str(shared) == "user: 100x16x8bit + 500x4x2bit + 7 shared (of 1000x16)"
+    assert shared.stored_tiers == (Tier(100, 16, 8), Tier(507, 4, 2))
+    assert shared.kept == 600
+    # No step and no projection of their own.
+    without = replace(shared, num_shared=0)
+    assert shared.nbytes() - without.nbytes() == 7
+    assert shared.num_parameters - without.num_parameters == 28
+    assert without.stored_tiers is without.tiers
+
+
+def test_only_shared_rows_need_the_new_file() -> None:
+    shared = replace(USER, num_shared=2)
+    for tables, version in (([USER, CITY], 2), ([shared, CITY], 3)):
+        data = json.loads(Allocation(tables).to_json())
+        assert data["version"] == version
+        assert [("num_shared" in table) for table in data["tables"]] == 2 * [version == 3]
+    assert Allocation.from_json(Allocation([shared, CITY]).to_json())["user"].num_shared == 2
 
 
 def test_mapping() -> None:
@@ -112,6 +139,13 @@ def test_plain_tuples_become_tiers() -> None:
             {"tiers": ((600, 8), (401, 4))},
             "`tiers` of 'user' must hold at most 1000 ids",
         ),
+        (
+            {"tiers": ((600, 8),), "num_shared": 401},
+            "`num_shared` of 'user' must be an integer from 0 to 400, .*, got 401",
+        ),
+        ({"num_shared": 1}, "`num_shared` of 'user' must be an integer from 0 to 0, .*, got 1"),
+        ({"tiers": ((6, 8),), "num_shared": True}, "`num_shared` of 'user' .*, got True"),
+        ({"tiers": ((6, 8),), "num_shared": -1}, "`num_shared` of 'user' .*, got -1"),
     ],
 )
 def test_a_table_refuses(fields: dict[str, Any], message: str) -> None:
@@ -136,8 +170,8 @@ def _table(**fields: Any) -> str:
     ("text", "message"),
     [
         ("{", "An allocation must be JSON"),
-        ("[]", "An allocation must be of version 1 or 2, got version None"),
-        ('{"version": 3, "tables": []}', "An allocation must be of version 1 or 2, got version 3"),
+        ("[]", "An allocation must be of a version from 1 to 3, got None"),
+        ('{"version": 4, "tables": []}', "An allocation must be of a version from 1 to 3, got 4"),
         ('{"version": 1}', "This allocation is malformed: KeyError"),
         ('{"version": 1, "tables": 5}', "This allocation is malformed: TypeError"),
         ('{"version": 1, "tables": []}', "`tables` must hold at least one feature"),

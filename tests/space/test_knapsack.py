@@ -73,6 +73,34 @@ def test_it_keeps_to_the_budget_and_no_choice_is_worth_much_more(
     assert hull - 1e-9 <= worth(space, found, values) <= best + 1e-9
 
 
+@given(mode=MODES, seed=st.integers(0, 10_000), budget=st.integers(20, 268))
+@settings(deadline=None, max_examples=40)
+def test_shared_rows_are_taken_where_they_are_worth_it(
+    mode: Literal["multi", "single"], seed: int, budget: int
+) -> None:
+    spec = EmbeddingSpec("user", 60, 4, row_blocks=[5, 20, 35], col_blocks=[2, 2], oov="hash")
+    city = EmbeddingSpec("city", 7, 4, col_blocks=[2, 2], oov="hash")
+    space = SearchSpace([spec, city], budget=min(budget, 268), mode=mode)
+    assert space.choices["user[shared]"] == (0, 1, 16)
+    assert "city[shared]" not in space.choices
+    values = values_of(seed, space)
+    gains = space.gains(values)
+    gains["user[shared]"] = np.array([0.0, *np.random.default_rng(seed).normal(1.0, 1.0, 2)])
+    of_number = dict(zip((0, 1, 16), gains["user[shared]"]))
+
+    def worth_of(choice: Allocation) -> float:
+        return worth(space, choice, values) + of_number[choice["user"].num_shared]
+
+    found = space.best(gains)
+    assert found.nbytes() <= space.budget_nbytes
+    # A number that is more than there are ids to share it is another choice, not counted here.
+    every = [c for c in every_choice(space) if c["user"].num_shared in of_number]
+    known = [(worth_of(c), c.num_parameters) for c in every]
+    hull = max(_value_of_hull(known, space.budget), 0.0)
+    best = max(value for value, cost in known if cost <= space.budget)
+    assert hull - 1e-9 <= worth_of(found) <= best + 1e-9
+
+
 def _value_of_hull(known: list[tuple[float, int]], budget: int) -> float:
     """The value of the best choice within a budget that is the best at some price."""
     best: dict[int, float] = {}

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
 from optuna_nis.space.blocks import Blocks
+from optuna_nis.space.sharing import table_of
+from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
 from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, SpaceWalk, Table
 
@@ -14,6 +18,7 @@ SPECS = [
     EmbeddingSpec("city", 7, 4, precisions=(16, 4, 2)),
     EmbeddingSpec("day", 30, 16, row_blocks=2, col_blocks=3, precisions=(32, 8)),
 ]
+SHARING = EmbeddingSpec("user", 100, 8, row_blocks=[10, 20, 70], precisions=(32, 4), oov="hash")
 
 
 @given(seed=st.integers(0, 2**32 - 1), shift=st.floats(-6, 6), single=st.booleans())
@@ -55,6 +60,33 @@ def test_codes_cost_whole_bytes_a_row_and_a_step() -> None:
     rows, projections = (0, 1, 1, 1, 1, 1, 2), (0, 1, 1, 2, 2, 0, 0)
     wanted = [(10 * r + 2 + 2 * 3 * p) * (r > 0) for r, p in zip(rows, projections)]
     assert table.costs(0).tolist() == wanted
+
+
+@pytest.mark.parametrize("kind", [MultiSizeTable, SingleSizeTable])
+def test_shared_rows_are_paid_for_option_by_option(kind: type[Table]) -> None:
+    table = table_of(kind(SHARING))
+    assert table.choices(0) == (0, 1, 16)
+    assert table.names[0] == "user[shared]"
+    assert table_of(kind(SPECS[0])).names == kind(SPECS[0]).names
+    choices = [table.choices(index) for index in range(len(table.names))]
+    for options in itertools.product(*(range(len(own)) for own in choices)):
+        state, paid, allowed = np.array([table.start]), 0, True
+        for index, option in enumerate(options):
+            cost, fits = table.price(index, state)
+            paid += int(cost[0, option])
+            allowed = allowed and bool(fits[0, option])
+            state = table.after(index, state, np.array([option]))
+        choice = {n: own[o] for n, own, o in zip(table.names, choices, options)}
+        if allowed:
+            assert paid == table.allocation(choice).nbytes()
+
+
+def test_random_tables_share_any_number_of_rows() -> None:
+    space = SearchSpace([SHARING], budget=0.5)
+    rng = np.random.default_rng(0)
+    found = [space.sample(rng, 60) for _ in range(60)]
+    assert {each["user"].num_shared for each in found} == {0, 1, 16}
+    assert max(each.nbytes() for each in found) <= 4 * 60
 
 
 def test_sizes_fall_in_width_and_in_precision() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import given
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from optuna_nis.space.space import SearchSpace
-from optuna_nis.space.spec import EmbeddingSpec
+from optuna_nis.space.spec import EmbeddingSpec, replace_precisions
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=300))
@@ -110,3 +111,45 @@ def test_a_table_of_row_blocks_never_grows_in_width() -> None:
     assert table.tiers == ((3, 4, 32), (3, 2, 32))
     assert spec.widths_of(table) == (4, 4, 2, 0)
     assert spec.table([0, 8]).tiers == ()
+
+
+def test_numbers_of_shared_rows() -> None:
+    def shares(oov: Any, rows: int) -> tuple[int, ...]:
+        return EmbeddingSpec("t", rows, 8, row_blocks=[10, rows - 10], oov=oov).shares
+
+    assert shares("zero", 10_000) == (0,)
+    assert shares("shared", 10_000) == (0, 1)
+    assert shares("hash", 10_000) == (0, 1, 16, 256, 4096)
+    # Fewer than the ids that share them.
+    assert shares("hash", 26) == (0, 1)
+    assert shares("hash", 27) == (0, 1, 16)
+    assert EmbeddingSpec("t", 10, 8, row_blocks=1, oov="hash").shares == (0,)
+    with pytest.raises(ValueError, match=r"`oov` of 't' must be one of \"zero\", .*, got 'mean'"):
+        shares("mean", 30)
+
+
+def test_shared_rows_of_tables() -> None:
+    spec = EmbeddingSpec("t", 100, 8, row_blocks=[10, 80, 10], oov="hash")
+    some, few = spec.table([8, 4], num_shared=16), spec.table([8], num_shared=16)
+    # Of no more rows than there are ids to share them; of none without any other row.
+    assert (some.num_shared, few.num_shared) == (10, 16)
+    assert (spec.share_of(some), spec.share_of(few)) == (16, 16)
+    assert spec.table([], num_shared=16).num_shared == 0
+    assert spec.table([8, 4, 4], num_shared=16).num_shared == 0
+    assert spec.sizes_of(some) == ((8, 32), (4, 32), (0, 32))
+    assert replace_precisions(spec, (8,)).oov == "hash"
+    assert spec != EmbeddingSpec("t", 100, 8, row_blocks=[10, 80, 10])
+    with pytest.raises(ValueError, match=r"shared rows of the space, \(0,\), got t: 10x"):
+        EmbeddingSpec("t", 100, 8, row_blocks=[10, 80, 10]).sizes_of(few)
+    counted = EmbeddingSpec.from_counts("t", range(1000), 8, oov="shared")
+    assert counted.shares == (0, 1)
+
+
+def test_only_features_that_share_need_the_new_file() -> None:
+    plain, sharing = EmbeddingSpec("a", 100, 8), EmbeddingSpec("b", 100, 8, oov="shared")
+    for specs, version in (([plain], 3), ([plain, sharing], 4)):
+        space = SearchSpace(specs)
+        data = json.loads(space.to_json())
+        assert data["version"] == version
+        assert all(("oov" in spec) == (version == 4) for spec in data["specs"])
+        assert SearchSpace.from_json(space.to_json()) == space

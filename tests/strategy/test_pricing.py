@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 import pytest
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchPlan, SearchSpace, SizeSearch
+from optuna_nis.space.spec import replace_oov
 from optuna_nis.strategy.pricing import Pricer, Pricing
 from optuna_nis.strategy.scoring import Scoring
 
@@ -60,6 +61,21 @@ def test_what_is_worth_most_is_proposed_for_each_budget(side_by_side: bool) -> N
         assert own[0] == space.most_valuable(worth)
         assert own[0].num_parameters <= space.budget
         assert str(own[0]["item"]).startswith("item: removed")
+
+
+def test_shared_rows_are_proposed_in_every_number() -> None:
+    space = space_of(0.1)
+    sharing = SearchSpace([replace_oov(spec, "hash") for spec in space.specs], budget=0.1)
+    worth = worth_of(space)
+    found = []
+    for each in (space, sharing):
+        pricer = Pricer(np.random.default_rng(0), num_examples=64, side_by_side=True)
+        found.append(propose(pricer, [each], worth, [40])[0])
+    numbers = [{table.num_shared for table in each.values()} for each in found[1]]
+    assert numbers[:3] == [{1}, {16}, {0}]
+    assert all(each.nbytes() <= sharing.budget_nbytes for each in found[1])
+    # What is worth most without them is not left out.
+    assert found[0][-1] == found[1][-1] == space.most_valuable(worth)
 
 
 def test_paths_share_a_batch_only_where_choices_may() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import math
 
 from hypothesis import given, settings
@@ -98,6 +98,17 @@ def test_what_can_be_left_out_is_a_feature_or_its_rarest_ids() -> None:
         ("user", 0): {"user": 0, "item": 1, "city": 0},
         ("item", 0): {"user": 2, "item": 0, "city": 0},
     }
+
+
+def test_shared_rows_go_before_the_tier_that_has_them() -> None:
+    shared = TableAllocation("user", 200, 8, (Tier(20, 8), Tier(100, 1)), num_shared=64)
+    city = TableAllocation("city", 3, 4, (Tier(3, 4),))
+    choice = Allocation([shared, city])
+    found = simpler(choice)
+    assert set(found) == {("user", 2), ("user", 0), ("city", 0)}
+    assert found["user", 2]["user"] == replace(shared, num_shared=0)
+    assert set(simpler(found["user", 2])) == {("user", 1), ("user", 0), ("city", 0)}
+    assert all(each.nbytes() < choice.nbytes() for each in found.values())
 
 
 def test_nothing_that_keeps_no_row_is_scored() -> None:

@@ -21,7 +21,8 @@ def tables(draw: st.DrawFn, name: str = "t") -> TableAllocation:
     tiers = tuple(Tier(draw(st.integers(1, 500)), d, bits) for d, bits in falling)
     unused = draw(st.integers(0, 500))
     rows = max(sum(tier.num_embeddings for tier in tiers) + unused, 1)
-    return TableAllocation(name, rows, width, tiers)
+    shared = draw(st.sampled_from([0, 1, 16])) if tiers else 0
+    return TableAllocation(name, rows, width, tiers, min(shared, unused))
 
 
 @st.composite

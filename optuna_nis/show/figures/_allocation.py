@@ -92,10 +92,11 @@ def _feature_info(table: TableAllocation, total: int) -> _FeatureInfo:
     segments = []
     row = 0
     # The widest tier pays for the projection that all share.
-    projection = table.nbytes() - sum(tier.nbytes for tier in table.tiers)
-    for tier in table.tiers:
+    projection = table.nbytes() - sum(tier.nbytes for tier in table.stored_tiers)
+    for tier, stored in zip(table.tiers, table.stored_tiers):
         end = row + tier.num_embeddings
-        paid = tier.nbytes + (projection if row == 0 else 0)
+        # The last one pays for the rows that ids without one share.
+        paid = stored.nbytes + (projection if row == 0 else 0)
         segments.append(_Segment(row, end, tier.embedding_dim, tier.bits, paid))
         row = end
     if row < table.num_embeddings:
