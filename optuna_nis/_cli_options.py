@@ -207,6 +207,11 @@ class SearchOptions:
         help="Bits that a number may have, separated by commas: some of 32, 16 (floats), 8, 4 and "
         "2 (codes). With 32,8,4,2 each block of rows is given its width and its precision.",
     )
+    oov: str = typer.Option(
+        "zero",
+        help="What ids without a row get: zero, shared (one row for all of them) or hash (1, 16, "
+        "256 or 4096 rows, by a hash); the search chooses how many, and pays for them.",
+    )
     embedding_dim: int | None = typer.Option(
         None,
         min=1,
@@ -257,6 +262,7 @@ class SearchOptions:
         from optuna_nis._checks import check_number
         from optuna_nis.space import Mode
         from optuna_nis.space.precision import check_precisions
+        from optuna_nis.space.spec import check_oov
 
         precisions = check_precisions(
             numbers("precisions", self.precisions, "32,8"), "all features"
@@ -269,6 +275,7 @@ class SearchOptions:
         found["num_updates"] = found.pop("updates")
         if self.mode not in get_args(Mode):
             raise ValueError(f'`mode` must be "multi" or "single", got {self.mode!r}.')
+        check_oov(self.oov, "all features")
         if self.learning_rate is not None:
             check_number("learning_rate", self.learning_rate, 0, or_least=False)
         if self.dropout is not None:

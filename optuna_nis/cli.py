@@ -175,7 +175,7 @@ def retrain(
     """
     silence_lightning()
     from optuna_nis.lightning import retrain as run_retrain
-    from optuna_nis.show.report import format_table
+    from optuna_nis.show.results_table import format_metrics, format_table
 
     study = where.load()
     results = run_retrain(
@@ -192,6 +192,8 @@ def retrain(
     if (dashboard := _dashboard()) is not None:
         dashboard.finish(study)
     Console().print(format_table(results))
+    if (more := format_metrics(results)) is not None:
+        Console().print(more)
     result(results.verdict)
     _next(quiet, "report", where)
 
@@ -207,7 +209,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Print the results and write one self-contained HTML page with figures."""
-    from optuna_nis.show.report import format_table, write_report
+    from optuna_nis.show.report import write_report
+    from optuna_nis.show.results_table import format_metrics, format_table
     from optuna_nis.study.results import best_allocation, cautions_of, results_of, summary_of
 
     study = where.load()
@@ -218,6 +221,8 @@ def report(
     results = results_of(study)
     if results:
         Console().print(format_table(results))
+        if (more := format_metrics(results)) is not None:
+            Console().print(more)
         if results.verdict:
             result(results.verdict)
     else:

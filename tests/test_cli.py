@@ -74,6 +74,19 @@ def test_search_with_a_batch_size_and_precisions(table: Path) -> None:
     assert "was searched with another space" in output
 
 
+def test_ids_without_a_row_may_share_some(table: Path) -> None:
+    code, output = _search(table, "--batch-size", 32, "--oov", "shared")
+    assert code == 0, output
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{table.parent}/s.db")
+    assert {spec.oov for spec in space_of(study).specs} == {"shared"}
+    code, output = _search(table, "--oov", "one")
+    assert code == 1
+    assert (
+        '`--oov` of \'all features\' must be one of "zero", "shared", "hash", got \'one\''
+        in output
+    )
+
+
 def test_options_of_the_model_hold_for_search_and_retrain(table: Path) -> None:
     options = ("--model", "dcn", "--learning-rate", 0.01, "--dropout", 0.25)
     code, output = _search(table, *options)
