@@ -100,7 +100,8 @@ def test_a_model_and_its_tables() -> None:
         ("user_t1", 20, 8, ["user_t1"]),
         ("user_t2", 10, 4, ["user_t2"]),
         ("genres_t0", 9, 8, ["genres_t0"]),
-        ("genres_t1", 9, 4, ["genres_t1"]),
+        # With the rows that ids without one share.
+        ("genres_t1", 12, 4, ["genres_t1"]),
     ]
     assert all(config.pooling == torchrec.PoolingType.SUM for config in configs)
     assert allocation_of(tables) == allocation_of(model)
