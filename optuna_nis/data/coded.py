@@ -132,7 +132,7 @@ class CodedColumn:
             ids = vocabulary.encode(column)
         return np.append(ids, vocabulary.num_embeddings)
 
-    def encode(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def encode(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """The ids of the rows.
 
         Args:
@@ -142,7 +142,7 @@ class CodedColumn:
             Shape ``(rows,)``, or ``(rows, longest bag)``, padded with the id of a missing value.
         """
         if self.offsets is None:
-            return ids[self.cells]
+            return ids[self.cells].astype(np.int64)
         lengths = self.lengths()
         width = max(1, int(lengths.max(initial=0)))
         padded = np.full((len(lengths), width), ids[-1], dtype=np.int64)
@@ -153,7 +153,7 @@ class CodedColumn:
         """How many cells of every row hold a value."""
         return self._per_row(self.cells >= 0)
 
-    def known(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def known(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """How many cells of every row hold a value that a vocabulary knows."""
         return self._per_row((ids < ids[-1])[self.cells])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from hashlib import blake2b
 from typing import Any
 
@@ -26,15 +27,22 @@ class Encoder:
     """
 
     def __init__(self, features: Features, source: CodedSource) -> None:
-        self.features = features
+        self.features: Features | None = features
+        self._numeric = features.numeric
         self._ids = {
-            name: source.columns[name].ids_of_values(vocabulary)
+            name: source.columns[name].ids_of_values(vocabulary).astype(np.int32)
             for name, vocabulary in features.vocabularies.items()
         }
         self._classes = None
         if features.targets is not None and isinstance(source.target, CodedColumn):
             classes = source.target.ids_of_values(features.targets)
             self._classes = np.where(classes == len(features.targets), UNSEEN_TARGET, classes)
+
+    def without_vocabularies(self) -> Encoder:
+        """One that makes batches and nothing else, small enough for another process."""
+        other = copy(self)
+        other.features = None
+        return other
 
     @property
     def digest(self) -> str:
@@ -51,6 +59,7 @@ class Encoder:
         Raises:
             ValueError: If there is only one label, or no target comes again.
         """
+        assert self.features is not None
         targets = self.features.targets
         if targets is None:
             for name, part in parts.items():
@@ -82,8 +91,8 @@ class Encoder:
             name: torch.from_numpy(rows.columns[name].encode(ids))
             for name, ids in self._ids.items()
         }
-        if self.features.numeric:
-            batch[NUMERIC] = torch.from_numpy(scaled(self.features.numeric, rows.numbers))
+        if self._numeric:
+            batch[NUMERIC] = torch.from_numpy(scaled(self._numeric, rows.numbers))
         if rows.weight is not None:
             batch[WEIGHT] = torch.from_numpy(rows.weight)
         if rows.groups is not None:
@@ -122,6 +131,7 @@ class Encoder:
         Raises:
             ValueError: If a feature has no value that its vocabulary knows.
         """
+        assert self.features is not None
         numbers = {}
         for name, ids in self._ids.items():
             column = rows.columns[name]

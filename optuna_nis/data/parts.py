@@ -71,7 +71,9 @@ class DiskPart:
     def __init__(
         self, source: CodedSource, rows: NDArray[np.int64], encoder: Encoder, num_workers: int
     ) -> None:
-        self._source, self._rows, self._encoder = source, rows, encoder
+        # What is sent to processes that read ahead.
+        self._source, self._rows = source.without_values(), rows
+        self._encoder = encoder.without_vocabularies()
         self._num_workers = num_workers
 
     def loader(

@@ -107,7 +107,8 @@ def read_batches(
         >>> import tempfile
         >>> features = Features.fit(pd.DataFrame({"user": [7, 7, 8]}), task="ranking")
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "new.csv").write_text("day,user\n03,8\n04,9\n")
+        ...     new = pd.DataFrame({"day": ["03", "04"], "user": [8, 9]})
+        ...     new.to_csv(f"{folder}/new.csv", index=False)
         ...     files = TableFiles(f"{folder}/new.csv")
         ...     ((frame, others),) = read_batches(files, features, more=["day"])
         >>> frame["user"].tolist(), others.to_pylist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 import warnings
 
@@ -102,6 +102,15 @@ class CodedSource:
             _Taken(self.numbers, lambda values: np.asarray(values[rows])),
             None if self.weight is None else np.asarray(self.weight[rows]),
             None if self.groups is None else np.asarray(self.groups[rows]),
+        )
+
+    def without_values(self) -> CodedSource:
+        """The same without the distinct values, which batches do not need."""
+        target = self.target
+        return replace(
+            self,
+            columns={name: replace(each, values=()) for name, each in self.columns.items()},
+            target=replace(target, values=()) if isinstance(target, CodedColumn) else target,
         )
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 import json
 from pathlib import Path
+import pickle
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -38,7 +39,7 @@ def _frame() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "row": row,
-            "city": np.array(list("abcde"))[row % 5],
+            "city": np.where(row == 7, "rare city", np.array(list("abcde"))[row % 5]),
             "tags": [list(range(number % 4)) for number in row],
             "price": row * 0.5,
             "clicked": row % 2,
@@ -185,6 +186,13 @@ def test_workers_read_the_same_rows(
 
     batches = iter(with_worker)
     assert _rows([next(batches), next(batches)]) == first
+
+
+def test_processes_that_read_ahead_get_no_values(log: Callable[..., TableDataModule]) -> None:
+    sent = pickle.dumps(log(features=["row", "city"]).train_dataloader())
+
+    assert b"rare city" not in sent
+    assert len(sent) < 30_000
 
 
 def test_validation_is_a_sample_that_is_told(log: Callable[..., TableDataModule]) -> None:
