@@ -151,6 +151,16 @@ def test_the_results_that_there_are(tmp_path: Path):
     assert "| --- |" in (tmp_path / "quality_summary.md").read_text()
 
 
+def test_a_click_log_has_a_line_for_each_stage(tmp_path: Path):
+    (tmp_path / "click_log.json").write_text(json.dumps({"step_ratio_30m_vs_1m": 1.013}))
+    (line,) = worth_it.costs(tmp_path).split("\n")
+    assert "30 million rows in the tables takes 1.01 times" in line
+    found = {"prepare_peak_gib": 3.21, "prepare_vs_engine": 2.04, "growth_10m_vs_1m": 9.1}
+    (tmp_path / "click_log.json").write_text(json.dumps(found))
+    text = worth_it.costs(tmp_path)
+    assert all(number in text for number in ("3.2 GiB", "2.0 times", "9.1 times"))
+
+
 @pytest.mark.parametrize("std", [0.0, 0.004])
 def test_one_seed_is_said_to_be_one(std):
     assert "of 1 seeds" not in worth_it.table([cell("full", 0.7, seeds=[0], std=std)])
