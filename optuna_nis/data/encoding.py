@@ -17,6 +17,8 @@ from optuna_nis.data.keys import GROUP, LABEL, NUMERIC, UNSEEN_TARGET, WEIGHT
 from optuna_nis.data.scaling import scaled
 from optuna_nis.data.source import CodedSource
 
+_MANY = 100_000
+
 
 class Encoder:
     """Turns rows of coded columns into batches.
@@ -29,10 +31,12 @@ class Encoder:
     def __init__(self, features: Features, source: CodedSource) -> None:
         self.features: Features | None = features
         self._numeric = features.numeric
-        self._ids = {
-            name: source.columns[name].ids_of_values(vocabulary).astype(np.int32)
-            for name, vocabulary in features.vocabularies.items()
-        }
+        self._ids = {}
+        for name, vocabulary in features.vocabularies.items():
+            self._ids[name] = source.columns[name].ids_of_values(vocabulary).astype(np.int32)
+            if len(vocabulary) > _MANY:
+                # Values are looked up again for new rows only.
+                vocabulary.forget_lookup()
         self._classes = None
         if features.targets is not None and isinstance(source.target, CodedColumn):
             classes = source.target.ids_of_values(features.targets)

@@ -109,6 +109,10 @@ class ArrowValues:
     def _lookup(self) -> Lookup:
         return Lookup(self.array)
 
+    def forget_lookup(self) -> None:
+        """Free the table of hashes, which is made anew at the next look-up."""
+        self.__dict__.pop("_lookup", None)
+
     def __iter__(self) -> Iterator[Value]:
         return iter(self.array.to_pylist())
 

@@ -365,3 +365,14 @@ def test_at_least_keeps_what_occurs_so_often(
 def test_min_count_must_be_positive(min_count: Any) -> None:
     with pytest.raises(ValueError, match="`min_count` must be an integer of at least 1"):
         Vocabulary(["a"], [1]).at_least(min_count)
+
+
+def test_a_lookup_that_was_freed_is_made_anew() -> None:
+    texts = [f"v{number}" for number in range(6_000)]
+    many = Vocabulary.from_arrow(pyarrow.array(texts), np.arange(6_000, 0, -1))
+    for _ in range(2):
+        assert many.encode(["v5999", "new", "v0"]).tolist() == [5999, 6000, 0]
+        many.forget_lookup()
+    few = Vocabulary(["a"], [1])
+    few.forget_lookup()
+    assert few.encode(["a"]).tolist() == [0]
