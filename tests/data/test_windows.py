@@ -259,8 +259,7 @@ def test_a_trainer_resumes_in_the_middle_of_an_epoch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tables", ["dense", "sparse"])
-@pytest.mark.parametrize("max_bytes", [0, 1 << 30])
+@pytest.mark.parametrize(("max_bytes", "tables"), [(0, "sparse"), (1 << 30, "dense")])
 def test_two_processes_train_on_rows_of_their_own(
     max_bytes: int, tables: str, tmp_path: Path
 ) -> None:
