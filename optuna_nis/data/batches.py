@@ -66,26 +66,18 @@ class Rows(Dataset[Batch]):
         return {name: tensor[rows] for name, tensor in self._tensors.items()}
 
 
-class Batches(Sampler[Tensor]):
-    """Rows of every batch, shuffled by a seed and the epoch, or in order without a seed."""
+class Epochs:
+    """Which epoch is at work and how many of its batches have been given, for a checkpoint."""
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int | None) -> None:
-        self._num_rows = num_rows
-        self._batch_size = batch_size
-        self._seed = seed
+    def __init__(self) -> None:
         self._epoch = 0
         # The epoch at work and its batches so far; those of a checkpoint.
         self._begun, self._given = 0, 0
         self._resumed = (-1, 0)
-        full = num_rows // batch_size
-        self._length = full if seed is not None and full else -(-num_rows // batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning, so that a resumed training goes on with the right order."""
         self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch at work and how many of its batches have been given."""
@@ -95,16 +87,39 @@ class Batches(Sampler[Tensor]):
         """Go on with what :meth:`state_dict` said."""
         self._resumed = (state_dict["epoch"], state_dict["batches"])
 
+    def _begin(self) -> int:
+        """Begin an epoch, perhaps where it was interrupted.
+
+        Returns:
+            Which one it is.
+        """
+        self._begun = self._epoch
+        self._given = self._resumed[1] if self._resumed[0] == self._epoch else 0
+        self._resumed = (-1, 0)
+        return self._begun
+
+
+class Batches(Epochs, Sampler[Tensor]):
+    """Rows of every batch, shuffled by a seed and the epoch, or in order without a seed."""
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int | None) -> None:
+        super().__init__()
+        self._num_rows = num_rows
+        self._batch_size = batch_size
+        self._seed = seed
+        full = num_rows // batch_size
+        self._length = full if seed is not None and full else -(-num_rows // batch_size)
+
+    def __len__(self) -> int:
+        return self._length
+
     def __iter__(self) -> Iterator[Tensor]:
         rows = np.arange(self._num_rows)
-        epoch = self._epoch
+        epoch = self._begin()
         if self._seed is not None:
             rows = np.random.default_rng([self._seed, epoch]).permutation(rows)
             self._epoch += 1
         batches = torch.split(torch.from_numpy(rows), self._batch_size)[: self._length]
-        self._begun = epoch
-        self._given = self._resumed[1] if self._resumed[0] == epoch else 0
-        self._resumed = (-1, 0)
         for batch in batches[self._given :]:
             self._given += 1
             yield batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from optuna_nis.data.batches import Batch
+from optuna_nis.data.batches import Batch, Epochs
 from optuna_nis.data.encoding import Encoder
 from optuna_nis.data.keys import LABEL
 from optuna_nis.data.source import CodedSource
@@ -20,7 +19,7 @@ _BLOCK = 2048
 _WINDOW = 1 << 18
 
 
-class WindowLoader:
+class WindowLoader(Epochs):
     """Batches of rows of which only some are in memory at a time.
 
     Rows are read in blocks of 2,048 neighbours. Each epoch draws an order of all blocks; about
@@ -51,41 +50,24 @@ class WindowLoader:
         seed: int | None,
         num_workers: int = 0,
     ) -> None:
+        super().__init__()
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._windows = _Windows(source, rows, encoder, batch_size, seed)
-        self._epoch = 0
-        # The epoch at work and its batches so far; those of a checkpoint.
-        self._begun, self._given = 0, 0
-        self._resumed = (-1, 0)
 
     @property
     def sampler(self) -> WindowLoader:
         """Where Lightning looks for what it tells the epoch to."""
         return self
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go on with another epoch."""
-        self._epoch = epoch
-
     def __len__(self) -> int:
         _, world = _rank_and_world()
         return self._windows.num_batches(world)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch at work and how many of its batches have been given."""
-        return {"epoch": self._begun, "batches": self._given}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what :meth:`state_dict` said."""
-        self._resumed = (state_dict["epoch"], state_dict["batches"])
-
     def __iter__(self) -> Iterator[Batch]:
         rank, world = _rank_and_world()
-        epoch = self._begun = self._epoch
+        epoch = self._begin()
         self._epoch += 1
-        self._given = self._resumed[1] if self._resumed[0] == epoch else 0
-        self._resumed = (-1, 0)
         length = self._windows.num_batches(world)
         each = self._windows.batches_of_a_window
         begun, left_out = divmod(self._given, each)
