@@ -1,4 +1,4 @@
-"""The columns of a table, each coded once: in memory, or in files that are mapped into it.
+"""The columns of a table, each coded once: in memory, or in files that are read from there.
 
 A column goes through memory alone, some hundred thousand rows at a time, whatever the size of the
 table: pyarrow codes each batch and unifies what it has found. Of polars, duckdb and pyarrow it
@@ -160,7 +160,7 @@ class ColumnStore:
         coded, lengths = [], []
         for cells in self._cells(name):
             items, sizes = split(cells)
-            coded.append(items if _is_coded(items) else items.dictionary_encode())
+            coded.append(items.dictionary_encode())
             if sizes is not None:
                 lengths.append(sizes)
         if not coded:
@@ -258,10 +258,6 @@ def _flat(cells: pyarrow.Array, name: str) -> pyarrow.Array:
         factorize(cells.drop_null().slice(0, 1).to_pandas(), name)
         return pyarrow.nulls(len(cells), pyarrow.string())
     return cells
-
-
-def _is_coded(cells: pyarrow.Array) -> bool:
-    return bool(pyarrow.types.is_dictionary(cells.type))
 
 
 def _unified(chunks: list[pyarrow.Array]) -> tuple[pyarrow.Array, NDArray[np.int32]]:
