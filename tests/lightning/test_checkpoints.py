@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from killing import KilledAt, KilledError
 from lightning.pytorch import Callback, Trainer
 import numpy as np
 import optuna
@@ -33,19 +34,6 @@ SMALL: dict[str, Any] = {
     "num_updates": 6,
     "plan": SearchPlan(warmup=0.7),
 }
-
-
-class KilledError(Exception):
-    pass
-
-
-class _KilledAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.global_step >= self.step:
-            raise KilledError
 
 
 @pytest.fixture
@@ -90,7 +78,7 @@ def test_a_search_that_is_killed_again_and_again_goes_on(
                 data,
                 **SMALL,
                 checkpoint_dir=folder,
-                callbacks=[Steps(), _KilledAt(step)],
+                callbacks=[Steps(), KilledAt(step)],
             )
     assert len(searches_of(study)) == 1
     assert steps == [0, 5, 37, 85]
@@ -126,7 +114,7 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
     study = optuna.create_study(direction="maximize")
     for step in (20, 90):
         with pytest.raises(KilledError):
-            search(study, data, **SMALL, checkpoint_dir=tmp_path, callbacks=[_KilledAt(step)])
+            search(study, data, **SMALL, checkpoint_dir=tmp_path, callbacks=[KilledAt(step)])
     for line in ("Training", "round 2 of 3: 1"):
         with pytest.raises(KilledError):
             search(study, data, **SMALL, checkpoint_dir=tmp_path, progress=_killed_at_line(line))
@@ -160,7 +148,7 @@ def test_so_does_one_that_ends_when_nothing_more_is_learned(
     assert 37 <= best_step < 90 < last_step
     for step in (37, 90):
         with pytest.raises(KilledError):
-            search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[_KilledAt(step)])
+            search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[KilledAt(step)])
     assert search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[Seen()]) == found
     assert seen[1:] == seen[:1]
     assert [(t.params, t.value) for t in study.trials] == [
@@ -193,7 +181,7 @@ def test_another_search_starts_where_none_is_left_to_go_on_with(
 ) -> None:
     once = {"checkpoint_dir": tmp_path / "checkpoints"}
     with pytest.raises(KilledError):
-        search(study, data, **SMALL, **once, callbacks=[_KilledAt(5)])
+        search(study, data, **SMALL, **once, callbacks=[KilledAt(5)])
     ((first, _),) = searches_of(study).items()
     held = SearchFolder(once["checkpoint_dir"] / first)
     # A process is at work on it.

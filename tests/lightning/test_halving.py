@@ -6,6 +6,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from killing import KilledError
 import numpy as np
 import pytest
 import torch
@@ -293,10 +294,6 @@ def test_rounds_that_are_interrupted_anywhere_go_on_where_they_stopped(
     torch.manual_seed(1)
     assert train_shortlist(*run, **options, folder=tmp_path) == whole
     assert seen == undisturbed
-
-
-class KilledError(Exception):
-    pass
 
 
 @pytest.mark.parametrize("name", ["callbacks", "max_epochs", "check_val_every_n_epoch"])

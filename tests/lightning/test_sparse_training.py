@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from killing import KilledAt, KilledError
 from lightning.pytorch import Callback, Trainer
 import optuna
 import pytest
@@ -22,19 +23,6 @@ from optuna_nis.lightning import (
 )
 from optuna_nis.models import embeddings
 from optuna_nis.nn import AdamAndRowwiseAdagrad
-
-
-class KilledError(Exception):
-    pass
-
-
-class _KilledAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.global_step >= self.step:
-            raise KilledError
 
 
 class _Rates(Callback):
@@ -95,7 +83,7 @@ def test_an_interrupted_search_of_precisions_ends_like_one_that_was_not(
     study = optuna.create_study(direction="maximize")
     for step in (30, 90):
         with pytest.raises(KilledError):
-            search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[_KilledAt(step)])
+            search(study, data, **options, checkpoint_dir=tmp_path, callbacks=[KilledAt(step)])
     assert search(study, data, **options, checkpoint_dir=tmp_path) == found
     assert [(t.params, t.value) for t in study.trials] == [
         (t.params, t.value) for t in whole.trials
