@@ -15,6 +15,7 @@ from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, flatten
 from optuna_nis.data.columns import as_seen, check_continuous, converted
 from optuna_nis.data.file_array import FileArray
+from optuna_nis.data.keys import UNSEEN_TARGET
 from optuna_nis.data.values import Value
 from optuna_nis.data.vocabulary import Vocabulary, factorize
 
@@ -132,6 +133,10 @@ class CodedColumn:
             ids = vocabulary.encode(column)
         return np.append(ids, vocabulary.num_embeddings)
 
+    def classes_of_values(self, targets: Vocabulary) -> NDArray[np.int64]:
+        """The class of every distinct value, and last that of a missing one, for retrieval."""
+        return as_classes(self.ids_of_values(targets), len(targets))
+
     def encode(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """The ids of the rows.
 
@@ -162,6 +167,11 @@ class CodedColumn:
             return cells.astype(np.int64)
         rows = np.repeat(np.arange(len(self)), self.lengths())
         return np.bincount(rows[cells], minlength=len(self))
+
+
+def as_classes(ids: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """Ids of targets as labels: ``UNSEEN_TARGET`` for those that training has never seen."""
+    return np.where(ids == num_classes, UNSEEN_TARGET, ids)
 
 
 def coded(column: pd.Series[Any], name: str) -> CodedColumn:

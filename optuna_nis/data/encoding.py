@@ -39,8 +39,7 @@ class Encoder:
                 vocabulary.forget_lookup()
         self._classes = None
         if features.targets is not None and isinstance(source.target, CodedColumn):
-            classes = source.target.ids_of_values(features.targets)
-            self._classes = np.where(classes == len(features.targets), UNSEEN_TARGET, classes)
+            self._classes = source.target.classes_of_values(features.targets)
 
     def without_vocabularies(self) -> Encoder:
         """One that makes batches and nothing else, small enough for another process."""

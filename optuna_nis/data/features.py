@@ -15,10 +15,17 @@ from torch import Tensor
 
 from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, check_bags, flatten
-from optuna_nis.data.coded import CodedColumn, code_columns, coded, feature_vocabulary, joined
+from optuna_nis.data.coded import (
+    CodedColumn,
+    as_classes,
+    code_columns,
+    coded,
+    feature_vocabulary,
+    joined,
+)
 from optuna_nis.data.columns import as_seen, converted
 from optuna_nis.data.file_array import FileArray
-from optuna_nis.data.keys import NUMERIC, UNSEEN_TARGET, Task, check_names, check_share, check_task
+from optuna_nis.data.keys import NUMERIC, Task, check_names, check_share, check_task
 from optuna_nis.data.scaling import Floats, Scaling, numbers_of, scaled
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec
@@ -345,10 +352,9 @@ class Features:
         Raises:
             ValueError: If the task is not retrieval.
         """
-        unseen = self.num_classes
+        num_classes = self.num_classes
         assert self.targets is not None
-        classes = self.targets.encode(targets)
-        return torch.from_numpy(np.where(classes == unseen, UNSEEN_TARGET, classes))
+        return torch.from_numpy(as_classes(self.targets.encode(targets), num_classes))
 
     def cut(self, sizes: Mapping[str, int]) -> Features:
         """Without the rarest ids of features, to keep with a model that has no rows for them.

@@ -181,11 +181,11 @@ def _labels(
     kept = column.cells >= 0
     if not kept.any():
         raise ValueError(f"The {files.described} has no label: {rule.column!r} is empty.")
+    label: NDArray[Any]
     if features.targets is None:
         label = rule.of(column)
     else:
-        ids = column.ids_of_values(features.targets)
-        label = np.where(ids == len(features.targets), UNSEEN_TARGET, ids)[column.cells]
+        label = column.classes_of_values(features.targets)[column.cells]
     _warn_left_out(files, rule.column, kept, kept)
     weights = groups = None
     if weight is not None:
