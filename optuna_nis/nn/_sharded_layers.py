@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +19,13 @@ from optuna_nis.nn.supernet import SupernetEmbedding
 
 if TYPE_CHECKING:
     from optuna_nis.nn._sharded_table import ShardedTable
+
+# Whether states are to have the rows of this process alone.
+_own: ContextVar[bool] = ContextVar("own rows", default=False)
+#: Beside rows that are not all rows, which is the first of them.
+FIRST_ROW = "first_row"
+# Where the state of an optimiser has that of sharded tables.
+_STATE = "sharded_tables"
 
 
 class ShardedRows(nn.Embedding):
@@ -50,7 +60,10 @@ class ShardedRows(nn.Embedding):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self.shards.state()
+        rows = self.shards.own.clone() if _own.get() else self.shards.state()
+        destination[f"{prefix}weight"] = rows
+        if len(rows) < self.num_embeddings:
+            destination[f"{prefix}{FIRST_ROW}"] = torch.tensor(self.shards.start)
 
     def _load_from_state_dict(
         self,
@@ -63,8 +76,9 @@ class ShardedRows(nn.Embedding):
         error_msgs: list[str],
     ) -> None:
         key = f"{prefix}weight"
+        first_row = int(state_dict.pop(f"{prefix}{FIRST_ROW}", 0))
         if key in state_dict:
-            problem = self.shards.load(state_dict[key])
+            problem = self.shards.load(state_dict[key], first_row)
             if problem:
                 error_msgs.append(f"`{key}`: {problem}.")
             state_dict[key] = self.weight
@@ -77,6 +91,16 @@ class ShardedRows(nn.Embedding):
             unexpected_keys,
             error_msgs,
         )
+
+
+@contextmanager
+def own_rows() -> Iterator[None]:
+    """States have the rows of this process alone, for it to load again; nothing is sent."""
+    token = _own.set(True)
+    try:
+        yield
+    finally:
+        _own.reset(token)
 
 
 class ShardedSupernetEmbedding(ShardedRows, SupernetEmbedding):
@@ -158,7 +182,9 @@ def follow_rates(model: nn.Module, optimizer: Optimizer) -> None:
         return
 
     def save(_: Optimizer, state: dict[str, Any]) -> None:
-        state[_STATE] = {name: each.shards.optimizer_state() for name, each in layers.items()}
+        own = _own.get()
+        sums = {name: each.shards.optimizer_state(own=own) for name, each in layers.items()}
+        state[_STATE] = sums
 
     def load(_: Optimizer, state: dict[str, Any]) -> None:
         for name, sums in state.pop(_STATE, {}).items():
@@ -166,7 +192,3 @@ def follow_rates(model: nn.Module, optimizer: Optimizer) -> None:
 
     optimizer.register_state_dict_post_hook(save)
     optimizer.register_load_state_dict_pre_hook(load)
-
-
-# Where the state of an optimiser has that of sharded tables.
-_STATE = "sharded_tables"

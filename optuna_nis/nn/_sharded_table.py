@@ -7,6 +7,8 @@ import weakref
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 try:
@@ -154,22 +156,40 @@ class ShardedTable:
 
     def state(self) -> Tensor:
         """All rows in the first process, its own rows in every other; all must ask for it."""
-        return self._gathered(self._sharded_rows(), self.own)[:, : self.shape[1]].clone()
+        # Without the columns that the width is rounded up by.
+        return self._gathered(self._sharded_rows(), self._rows)[:, : self.shape[1]].contiguous()
+
+    def distributed_state(self) -> DTensor:
+        """The rows where they are, for :mod:`torch.distributed.checkpoint`."""
+        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+        return DTensor.from_local(
+            self.own,
+            mesh,
+            [Shard(0)],
+            run_check=False,
+            shape=torch.Size(self.shape),
+            stride=(self.shape[1], 1),
+        )
 
     @torch.no_grad()
-    def load(self, rows: Tensor) -> str:
-        """Take over what :meth:`state` gives, in any process.
+    def load(self, rows: Tensor, first_row: int = 0) -> str:
+        """Take over all rows, or those of this process.
+
+        Args:
+            rows: The rows.
+            first_row: Which of all is the first of them.
 
         Returns:
-            What is wrong with it, if anything is.
+            What is wrong with them, if anything is.
         """
         given, own = rows.shape, self.own
-        if given == self.shape:
-            rows = rows[self.start : self.end]
-        if rows.shape != own.shape:
+        if given == self.shape and first_row == 0:
+            rows, first_row = rows[self.start : self.end], self.start
+        if rows.shape != own.shape or first_row != self.start:
             return (
                 f"the table of {self.name!r} must have the shape {self.shape}, or "
-                f"{tuple(own.shape)} with the rows of this process alone, got {tuple(given)}"
+                f"{tuple(own.shape)} with the rows of this process alone, from row {self.start} "
+                f"on, got {tuple(given)} from row {first_row} on"
             )
         own.copy_(rows)
         return ""
@@ -189,10 +209,11 @@ class ShardedTable:
                 return True
         return False
 
-    def optimizer_state(self) -> Tensor:
-        """Adagrad's number of each row, as :meth:`state`."""
+    def optimizer_state(self, *, own: bool) -> Tensor:
+        """Adagrad's number of each row, as :meth:`state`, or of this process's own rows."""
         sums = self._accumulators()
-        return self._gathered(sums, sums.local_shards()[0].tensor)
+        of_rows: Tensor = sums.local_shards()[0].tensor
+        return of_rows.clone() if own else self._gathered(sums, of_rows)
 
     @torch.no_grad()
     def load_optimizer_state(self, sums: Tensor) -> None:

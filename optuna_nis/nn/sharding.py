@@ -16,11 +16,13 @@ from torch.overrides import TorchFunctionMode
 
 from optuna_nis._checks import check_integer, check_number
 from optuna_nis.nn._sharded_layers import (
+    FIRST_ROW,
     ShardedMultiSizeEmbedding,
     ShardedRows,
     ShardedSupernetEmbedding,
     ShardedTier,
     follow_rates,
+    own_rows,
 )
 from optuna_nis.nn._sharded_table import ShardedTable
 from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbedding
@@ -31,7 +33,7 @@ from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
 
-__all__ = ["follow_rates", "shard_tables", "sharded"]
+__all__ = ["follow_rates", "shard_tables", "sharded", "sharded_state_dict"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -100,9 +102,11 @@ def shard_tables(model: Model, *, above: int = ABOVE, learning_rate: float | Non
     itself; tables of output layers stay whole. Ids without a row give zeros, numbers have 32 bits.
     Of a table on the meta device the rows are drawn.
 
-    In the first process ``state_dict()``, which all must call, has the rows of all, as the model
-    has them when it is not sharded; in the others, a table has their own rows. Either can be
-    loaded, into the model of the same process, or the first into any model, sharded or not.
+    ``state_dict()``, which all processes must call, has all rows in the first process, as a model
+    that is not sharded has them, and can be loaded into any, sharded or not. So have checkpoints
+    of Lightning, which the first process writes. In the other processes it has their own rows, to
+    be loaded there again. For tables that no process can hold there is
+    :func:`sharded_state_dict`.
 
     Args:
         model: A supernet, or a model with multi-size layers, before its optimisers are made.
@@ -151,6 +155,43 @@ def shard_tables(model: Model, *, above: int = ABOVE, learning_rate: float | Non
         if any(isinstance(tier, ShardedTier) for tier in tiers):
             object.__setattr__(module, "__class__", ShardedMultiSizeEmbedding)
     return model
+
+
+def sharded_state_dict(model: nn.Module) -> dict[str, Any]:
+    """The state of a model for :mod:`torch.distributed.checkpoint`: no process has all rows.
+
+    Sharded tables are a :class:`torch.distributed.tensor.DTensor` under the name that the table
+    has in the model that is not sharded, and ``torch.distributed.checkpoint.load`` puts rows into
+    the model in place. So a state that is saved from sharded tables can be loaded into whole ones,
+    and into those of another number of processes.
+
+    Args:
+        model: The model.
+
+    Example:
+        >>> from torch.distributed import checkpoint
+        >>> folder = getfixture("tmp_path")
+        >>> torch.distributed.init_process_group(
+        ...     "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+        ... )
+        >>> spec = EmbeddingSpec("user", 1000, 8)
+        >>> build = lambda: nn.Sequential(SupernetEmbedding(spec, sparse=True))
+        >>> model = shard_tables(build(), above=500)
+        >>> _ = checkpoint.save(sharded_state_dict(model), checkpoint_id=folder)
+        >>> whole = build()
+        >>> checkpoint.load(whole.state_dict(), checkpoint_id=folder)
+        >>> torch.equal(whole[0].weight, model.state_dict()["0.weight"])
+        True
+        >>> torch.distributed.destroy_process_group()
+    """
+    with own_rows():
+        state = model.state_dict()
+    for name, layer in model.named_modules():
+        if isinstance(layer, ShardedRows):
+            prefix = f"{name}." if name else ""
+            state.pop(f"{prefix}{FIRST_ROW}", None)
+            state[f"{prefix}weight"] = layer.shards.distributed_state()
+    return state
 
 
 class _LargeOnMeta(TorchFunctionMode):
