@@ -11,8 +11,9 @@ import pytest
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis.study.results import save_space
 
-# Its docstrings are run where torchrec, which is optional, is installed.
-collect_ignore = [] if find_spec("torchrec") else ["optuna_nis/serve/torchrec.py"]
+# Their docstrings are run where torchrec, which is optional, is installed.
+_WITH_TORCHREC = ("serve/torchrec.py", "nn/sharding.py", "nn/_sharded_table.py")
+collect_ignore = [] if find_spec("torchrec") else [f"optuna_nis/{p}" for p in _WITH_TORCHREC]
 
 # Packages whose examples use `data`.
 _WITH_DATA = tuple(f"optuna_nis.{name}." for name in ("data", "lightning", "models", "serve"))

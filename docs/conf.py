@@ -47,8 +47,8 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-# The one package that `make docs` does without where it cannot be had.
-autodoc_mock_imports = [] if find_spec("torchrec") else ["torchrec"]
+# What `make docs` does without where it cannot be had.
+autodoc_mock_imports = [] if find_spec("torchrec") else ["torchrec", "fbgemm_gpu"]
 autodoc_default_options = {"members": True}
 python_display_short_literal_types = True
 napoleon_google_docstring = True

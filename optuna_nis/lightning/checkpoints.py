@@ -194,3 +194,5 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     trainer.save_checkpoint(new)
     if trainer.is_global_zero:
         os.replace(new, path)
+    # All of them read it.
+    trainer.strategy.barrier()

@@ -18,6 +18,7 @@ from optuna_nis.lightning.parts import labels_of, num_rows
 from optuna_nis.lightning.rewards import Monitored, logged
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.items import ItemsModule
+from optuna_nis.nn._sharded_layers import own_rows
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
 #: Standard error of a value of the metric on validation data.
@@ -226,6 +227,7 @@ class Convergence(Callback):
         needed = max(_LEAST_STEPS, _LEAST_SHARE * self.best_step)
         return self.decays > 0 or steps >= needed
 
+    @own_rows()
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weights = {"state_dict": pl_module.state_dict()}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

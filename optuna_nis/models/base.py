@@ -18,6 +18,7 @@ from optuna_nis.models.metrics import groups_of
 from optuna_nis.models.numeric import NumericField, numbers_of
 from optuna_nis.models.weights import mean, weights_of
 from optuna_nis.nn import AdamAndRowwiseAdagrad
+from optuna_nis.nn._sharded_layers import follow_rates
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -90,9 +91,11 @@ class EmbeddingModule(LightningModule):
             return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         of_tables = {id(weight) for weight in tables}
         dense = [p for p in self.parameters() if id(p) not in of_tables]
-        return AdamAndRowwiseAdagrad(
+        optimizer = AdamAndRowwiseAdagrad(
             dense, tables, self.learning_rate, _TABLES_RATE * self.learning_rate
         )
+        follow_rates(self, optimizer)
+        return optimizer
 
     @abstractmethod
     def choice_loss(self, batch: Batch) -> Tensor:

@@ -158,9 +158,10 @@ class RankingModule(EmbeddingModule):
         """ROC-AUC of several choices on the same examples; NaN if these are all of one class."""
         target = batch["label"].view(num_choices, -1)[0].int()
         weights = self.weights_of(batch)
+        # Also where it tells nothing: other processes may need rows that are looked up together.
+        logits = self(batch).view(num_choices, -1)
         if target.min() == target.max():
             return torch.full((num_choices,), torch.nan)
-        logits = self(batch).view(num_choices, -1)
         if weights is None:
             return torch.stack([binary_auroc(choice, target) for choice in logits])
         weights = weights.view(num_choices, -1)[0]

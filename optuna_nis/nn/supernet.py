@@ -20,6 +20,7 @@ from optuna_nis.nn._supernet_shared import Sharing
 from optuna_nis.nn.multi_size import (
     BagMode,
     MultiSize,
+    Tier,
     check_bag_mode,
 )
 from optuna_nis.nn.table import TableLayer
@@ -208,17 +209,22 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         start = 0
         for size, tier in zip(table.tiers, layer.tier_modules()):
             end = start + size.num_embeddings
-            rows = self.weight[start:end, : size.embedding_dim]
+            target, rows = self._rows_for(tier, start, end)
+            rows = rows[:, : size.embedding_dim]
             if table.num_shared and end == table.kept:
                 rows = torch.cat([rows, self._shared_rows(table)[:, : size.embedding_dim]])
             if not table.is_projected:
                 with full_precision(rows):
                     rows = rows @ self.projection
-            tier.weight.copy_(rows)
+            target.copy_(rows)
             tier.fit_step()
             start = end
         if layer.projection is not None:
             layer.projection.copy_(self.projection[: len(layer.projection)])
+
+    def _rows_for(self, tier: Tier, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Where the rows of a tier are, and what they are given."""
+        return tier.weight, self.weight[start:end]
 
     @torch.no_grad()
     def fit_shared(self) -> None:
@@ -301,7 +307,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
             if self.mode is None:
                 return functional.embedding(where, tables)
             return functional.embedding_bag(where, tables, mode="sum")
-        rows = functional.embedding(ranks, self.weight, sparse=self.sparse)
+        rows = self._look_up(ranks)
         own = self._blocks_of(ranks)
         if self._sharing is not None and self._shared is not None:
             runs = ranks.reshape(choices, -1), own.reshape(choices, -1)
@@ -313,6 +319,9 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
             rows = self._rounding.some(rows, self._spread.of(self), where)
         rows = rows * functional.embedding(where, mask.view(-1, width))
         return (rows if self.mode is None else rows.sum(1)) @ self.projection
+
+    def _look_up(self, ranks: Tensor) -> Tensor:
+        return functional.embedding(ranks, self.weight, sparse=self.sparse)
 
     def _blocks_of(self, ranks: Tensor) -> Tensor:
         """The row block of each rank; ids out of vocabulary have one of their own."""

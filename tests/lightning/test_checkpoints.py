@@ -22,7 +22,7 @@ from optuna_nis.lightning import (
     search,
     train_shortlist,
 )
-from optuna_nis.lightning.checkpoints import SearchFolder
+from optuna_nis.lightning.checkpoints import SearchFolder, save_checkpoint
 from optuna_nis.study.keys import PLAN_ATTR
 from optuna_nis.study.results import SEARCH_SECONDS_ATTR, best_allocation
 from optuna_nis.study.searches import join, searches_of
@@ -226,6 +226,15 @@ def test_a_search_that_was_begun_with_a_plan_of_before_keeps_its_rounds(
     assert len(searches_of(study)) == 1
     assert any(line.startswith("round 2 of 2") for line in lines)
     assert not any("from scratch" in line for line in lines)
+
+
+def test_no_process_goes_on_before_a_checkpoint_is_in_its_place(tmp_path: Path) -> None:
+    path, seen = tmp_path / "x.ckpt", []
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.save_checkpoint = lambda file: file.touch()  # type: ignore[method-assign]
+    trainer.strategy.barrier = lambda *args: seen.append(path.exists())
+    save_checkpoint(trainer, path)
+    assert seen == [True]
 
 
 def test_a_folder_is_of_one_process(study: optuna.Study, tmp_path: Path) -> None:
