@@ -9,6 +9,8 @@ TASK ?= ranking
 GALLERY ?= 0
 # Processes that share the tests; neighbours, which share fixtures, stay together.
 WORKERS ?= auto
+# Each of them keeps a processor busy: threads of torch and numpy would only wait for each other.
+export OMP_NUM_THREADS ?= 1
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
 .PHONY: demo test lint types docs unit servers chromium test-oldest screenshots dist release-check format clean
