@@ -59,6 +59,7 @@ def _counts(study: optuna.Study) -> dict[str, int]:
     return dict(Counter(trial.user_attrs["fidelity"] for trial in study.trials))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_all_the_time")
 def test_a_search_that_is_killed_again_and_again_goes_on(
     data: DataConfig, study: optuna.Study, tmp_path: Path
@@ -126,6 +127,7 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_all_the_time")
 def test_so_does_one_that_ends_when_nothing_more_is_learned(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +158,7 @@ def test_so_does_one_that_ends_when_nothing_more_is_learned(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_all_the_time")
 def test_a_shortlist_goes_on_where_it_was_interrupted(data: DataConfig, tmp_path: Path) -> None:
     datamodule = data.datamodule(withhold_test=True)

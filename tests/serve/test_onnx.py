@@ -28,6 +28,7 @@ def _run(path: Path, inputs: dict[str, Tensor]) -> Tensor:
     return torch.from_numpy(output)
 
 
+@pytest.mark.slow
 def test_a_swapped_model(
     swapped: nn.Module, batch_of: Callable[[int], dict[str, Tensor]], tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ class Layers(nn.Module):
         return torch.cat([*rows, *(layer(ids) for layer in self.bags)], 1)
 
 
+@pytest.mark.slow
 def test_layers_of_all_kinds(tmp_path: Path) -> None:
     model = Layers()
     ids = torch.randint(0, 61, (9, 3))
@@ -76,6 +78,7 @@ def test_codes_stay_small_in_the_file(tmp_path: Path) -> None:
     assert 5000 * (32 + 4 + 4) < size < 5000 * (32 + 4 + 4) + 40_000
 
 
+@pytest.mark.slow
 def test_packed_tables(
     narrow: nn.Module, batch_of: Callable[[int], dict[str, Tensor]], tmp_path: Path
 ) -> None:
@@ -86,6 +89,7 @@ def test_packed_tables(
         torch.testing.assert_close(_run(tmp_path / "model.onnx", batch), narrow(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 def test_packed_codes_stay_so_in_the_file(bits: int, tmp_path: Path) -> None:
     table = TableAllocation("f", 5000, 32, (Tier(5000, 31, bits),))
@@ -142,6 +146,7 @@ class Bags(nn.Module):
         return torch.cat(bags, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_bags_of_torch_become_gathers(dtype: torch.dtype, tmp_path: Path) -> None:
     model, path = Bags(), tmp_path / "bags.onnx"
