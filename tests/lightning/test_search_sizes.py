@@ -65,6 +65,7 @@ class Ended(Callback):
         self.best, self.best_epoch = own.best, own.best_epoch
 
 
+@pytest.mark.slow
 def test_or_as_long_as_the_plan_says() -> None:
     data = load_dataset("flights", "retrieval", max_rows=1_000, batch_size=256)
     build = reference_model(data.features, hidden=(8,))
@@ -162,6 +163,7 @@ def test_what_is_not_for_a_function_of_the_sizes(options: dict[str, Any], messag
         search_sizes(lambda sizes: Ordinary(), Data(), space=space, **FAST, **options)
 
 
+@pytest.mark.slow
 def test_a_search_of_precisions_keeps_to_its_bytes() -> None:
     found = search_sizes(Ordinary, Data(), "10%", precisions=(32, 8, 2), **FAST)
     assert found.space.precisions == (32, 8, 2)
@@ -330,6 +332,7 @@ def test_a_supernet_goes_back_to_its_best_by_what_the_search_goes_by(
     assert ended.best == best(values)
 
 
+@pytest.mark.slow
 def test_a_loss_is_to_be_small_for_candidates_too() -> None:
     torch.manual_seed(0)
     model = Ordinary()
@@ -341,6 +344,7 @@ def test_a_loss_is_to_be_small_for_candidates_too() -> None:
     assert search.study.best_value == max(trained) < 0
 
 
+@pytest.mark.slow
 def test_data_of_unknown_length_are_told_before_anything_is_trained() -> None:
     class Rows(IterableDataset[Any]):
         def __iter__(self) -> Any:

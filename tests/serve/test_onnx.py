@@ -70,6 +70,7 @@ def test_layers_of_all_kinds(tmp_path: Path) -> None:
     assert bool((found[0] == 0).all())
 
 
+@pytest.mark.slow
 def test_codes_stay_small_in_the_file(tmp_path: Path) -> None:
     table = TableAllocation("f", 5000, 32, (Tier(5000, 32),))
     layer = quantize(MultiSizeEmbedding(table, ranks=torch.arange(5000)), "int8")
@@ -98,6 +99,7 @@ def test_packed_codes_stay_so_in_the_file(bits: int, tmp_path: Path) -> None:
     assert table.nbytes() < size < table.nbytes() + 40_000
 
 
+@pytest.mark.slow
 def test_a_model_with_several_inputs_and_outputs(tmp_path: Path) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
