@@ -21,8 +21,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps \
 		torchrec fbgemm-gpu-cpu || \
 		{ echo "Not installed: torchrec. Its tests are skipped."; [ "$${CI:-}" != true ]; }
-# By all processors, where pip would take one. Some packages hold templates that are no Python.
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+# By all processors, where pip would take one, and what is imported. Some packages hold templates
+# that are no Python.
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests/|/transformers/models/' $(VENV)/lib || true
 	touch $@
 
 demo: $(BIN)/.installed
@@ -31,9 +32,13 @@ demo: $(BIN)/.installed
 	$(BIN)/optuna-nis retrain $(STUDY) --output $(RUN)/model
 	$(BIN)/optuna-nis report $(STUDY) --output $(RUN)/report.html --json
 
-# What keeps one processor busy goes side by side.
+# What keeps one processor busy goes side by side: types take longer than lint and docs, and go on
+# beside the tests.
 test: $(BIN)/.installed
-	$(MAKE) --jobs=2 lint types docs
+	$(MAKE) --jobs=2 types lint-docs-unit
+
+.PHONY: lint-docs-unit
+lint-docs-unit: lint docs
 	$(MAKE) unit
 
 lint: $(BIN)/.installed
@@ -49,6 +54,9 @@ types: $(BIN)/.installed
 docs: $(BIN)/.installed
 	rm -rf docs/tutorials
 	$(BIN)/sphinx-build -W --keep-going -q -b html -D sphinx_gallery_conf.plot_gallery=$(GALLERY) docs docs/_build/html
+
+# Each worker keeps a processor busy: threads of torch and numpy would only wait for each other.
+unit test-oldest: export OMP_NUM_THREADS ?= 1
 
 unit: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 import gc
 from importlib.util import find_spec
 
@@ -10,6 +11,9 @@ import pytest
 
 from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis.study.results import save_space
+
+# Collecting makes much that stays: what follows freezes it, once.
+gc.disable()
 
 # Their docstrings are run where torchrec, which is optional, is installed.
 _WITH_TORCHREC = ("serve/torchrec.py", "nn/sharding.py", "nn/_sharded_table.py")
@@ -24,6 +28,22 @@ def pytest_collection_finish() -> None:
 
     Full collections go over it otherwise, and so does a swap that looks for optimisers.
     """
+    _keep()
+    gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Nor is what the tests of a file have left: what they imported, and reports of them."""
+    result = yield
+    if nextitem is not None and nextitem.path != item.path:
+        _keep()
+    return result
+
+
+def _keep() -> None:
     gc.collect()
     gc.freeze()
 

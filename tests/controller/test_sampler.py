@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 import copy
 import logging
 import math
-from multiprocessing import get_context
 import pickle
 import subprocess
 import sys
@@ -64,6 +63,19 @@ def storage(request: pytest.FixtureRequest) -> Iterator[BaseStorage]:
 
 
 class OnEveryStorage:
+    """Each test makes studies of its own, which may share a database.
+
+    What runs of ours is the same on each storage; traced, SQLAlchemy takes twice as long.
+    """
+
+    @pytest.fixture(
+        scope="class",
+        params=["inmemory", "journal", pytest.param("sqlite", marks=pytest.mark.no_cover)],
+    )
+    def storage(self, request: pytest.FixtureRequest) -> Iterator[BaseStorage]:
+        with StorageSupplier(request.param) as supplied:
+            yield fast(supplied)
+
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return NISSampler
@@ -576,29 +588,6 @@ def test_threads_share_a_sampler() -> None:
     assert len(study.trials) == 60
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     assert bits(study.sampler.policy(study)) == bits(NISSampler(budget=SPACE).policy(study))
-
-
-def _work(url: str, seed: int) -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.load_study(
-        storage=url, study_name="s", sampler=NISSampler(budget=SPACE, seed=seed)
-    )
-    study.optimize(quality, n_trials=6)
-
-
-def test_processes_share_a_study(tmp_path: Any) -> None:
-    url = f"sqlite:///{tmp_path}/study.db"
-    optuna.create_study(storage=url, study_name="s", direction="maximize")
-    context = get_context("spawn")
-    workers = [context.Process(target=_work, args=(url, seed)) for seed in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    study = optuna.load_study(storage=url, study_name="s")
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
-    assert NISSampler(budget=SPACE).policy(study).entropy() > 0
 
 
 def test_several_objectives_are_refused() -> None:

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     "embedding_dim": 8,
     "epochs": 3,
     "num_updates": 6,
-    "plan": SearchPlan(warmup=0.7),
+    "plan": SearchPlan(warmup=0.7, shortlist_epochs=(1, 2, 2)),
 }
 
 
@@ -59,6 +59,7 @@ def _counts(study: optuna.Study) -> dict[str, int]:
     return dict(Counter(trial.user_attrs["fidelity"] for trial in study.trials))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_all_the_time")
 def test_a_search_that_is_killed_again_and_again_goes_on(
     data: DataConfig, study: optuna.Study, tmp_path: Path
@@ -126,6 +127,7 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_all_the_time")
 def test_so_does_one_that_ends_when_nothing_more_is_learned(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +158,7 @@ def test_so_does_one_that_ends_when_nothing_more_is_learned(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_all_the_time")
 def test_a_shortlist_goes_on_where_it_was_interrupted(data: DataConfig, tmp_path: Path) -> None:
     datamodule = data.datamodule(withhold_test=True)
@@ -166,14 +169,15 @@ def test_a_shortlist_goes_on_where_it_was_interrupted(data: DataConfig, tmp_path
     sizes = [space.with_budget(int(space.budget / share)) for share in (1, 2, 4)]
     shortlist = [each.sample(np.random.default_rng(0), each.budget) for each in sizes]
     run = (shortlist, supernet, build, datamodule)
-    whole = train_shortlist(*run)
+    rounds: dict[str, Any] = {"shortlist_epochs": (1, 2, 2)}
+    whole = train_shortlist(*run, **rounds)
     for line in ("round 1 of 3: 2", "round 1 of 3: 3", "round 2 of 3: 1"):
         with pytest.raises(KilledError):
-            train_shortlist(*run, folder=tmp_path, progress=_killed_at_line(line))
+            train_shortlist(*run, **rounds, folder=tmp_path, progress=_killed_at_line(line))
     begun = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*-1.ckpt")}
     assert len(begun) == 3
-    assert train_shortlist(*run, folder=tmp_path) == whole
-    assert train_shortlist(*run, folder=tmp_path) == whole
+    assert train_shortlist(*run, **rounds, folder=tmp_path) == whole
+    assert train_shortlist(*run, **rounds, folder=tmp_path) == whole
 
 
 def test_another_search_starts_where_none_is_left_to_go_on_with(

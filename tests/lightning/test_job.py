@@ -93,6 +93,7 @@ def test_another_space_or_other_data_are_refused(data: DataConfig, study: optuna
         search(study, dataclasses.replace(data, seed=1), **FAST)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_search_of_precisions(data: DataConfig, study: optuna.Study) -> None:
     few = FAST | {"budget": "3%"}
     best = search(study, data, **few, precisions=(32, 8, 2))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import apply_allocation, make_searchable, output_features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_search_shortlist_and_retrain(tied: bool) -> None:
     torch.manual_seed(0)

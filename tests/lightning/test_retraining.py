@@ -15,6 +15,7 @@ from optuna_nis.data.config import searched_features
 from optuna_nis.lightning import (
     DataConfig,
     Predictor,
+    SearchPlan,
     retrain,
     retraining,
     search,
@@ -34,7 +35,13 @@ from optuna_nis.study.results import (
 )
 from optuna_nis.study.searches import searches_of
 
-FAST: dict[str, Any] = {"budget": 0.5, "embedding_dim": 4, "epochs": 1, "num_updates": 2}
+FAST: dict[str, Any] = {
+    "budget": 0.5,
+    "embedding_dim": 4,
+    "epochs": 1,
+    "num_updates": 2,
+    "plan": SearchPlan(shortlist_epochs=(1,)),
+}
 
 
 def _rows(num_rows: int = 400, seed: int = 0) -> pd.DataFrame:

@@ -30,16 +30,23 @@ from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import make_searchable
 from optuna_nis.study.results import outputs_of
 
-FAST: dict[str, Any] = {"epochs": 1, "num_updates": 2, "group_size": 4}
+FAST: dict[str, Any] = {
+    "epochs": 1,
+    "num_updates": 2,
+    "group_size": 4,
+    "shortlist_epochs": (1,),
+}
 
 
+@pytest.mark.slow
 def test_a_supernet_is_trained_until_it_no_longer_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convergence, "_LEAST_STEPS", 20)
     data = load_dataset("flights", "retrieval", max_rows=1_000, batch_size=256)
     build = reference_model(data.features, hidden=(8,))
     ended = Ended()
     lines: list[str] = []
-    found = search_sizes(build, data, 0.5, num_updates=1, progress=lines.append, callbacks=[ended])
+    plan: dict[str, Any] = {"num_updates": 1, "shortlist_epochs": (1,)}
+    found = search_sizes(build, data, 0.5, progress=lines.append, callbacks=[ended], **plan)
     assert "the supernet is trained until it no longer learns" in lines[0]
     epochs = [line for line in lines if line.startswith("Supernet: epoch")]
     assert epochs[-1].startswith(f"Supernet: epoch {len(epochs)}, ")
@@ -58,11 +65,12 @@ class Ended(Callback):
         self.best, self.best_epoch = own.best, own.best_epoch
 
 
+@pytest.mark.slow
 def test_or_as_long_as_the_plan_says() -> None:
     data = load_dataset("flights", "retrieval", max_rows=1_000, batch_size=256)
     build = reference_model(data.features, hidden=(8,))
     lines: list[str] = []
-    plan = SearchPlan(epochs=2, num_updates=1)
+    plan = SearchPlan(epochs=2, num_updates=1, shortlist_epochs=(1,))
     search_sizes(build, data, 0.5, plan=plan, progress=lines.append)
     assert "the supernet is trained 2 epochs" in lines[0]
     epochs = [line for line in lines if line.startswith("Supernet: epoch")]
@@ -73,7 +81,8 @@ def test_or_as_long_as_the_plan_says() -> None:
 
 def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="optuna")
-    found = search_sizes(Ordinary, Data(), "25%", monitor="val_auroc", **FAST)
+    plan = FAST | {"shortlist_epochs": SearchPlan().shortlist_epochs}
+    found = search_sizes(Ordinary, Data(), "25%", monitor="val_auroc", **plan)
     inside = found.build().user, found.build(found.space.full()).user
     chosen, full = (sum(p.numel() for p in layer.parameters()) for layer in inside)
     assert chosen == found.allocation["user"].num_parameters
@@ -154,6 +163,7 @@ def test_what_is_not_for_a_function_of_the_sizes(options: dict[str, Any], messag
         search_sizes(lambda sizes: Ordinary(), Data(), space=space, **FAST, **options)
 
 
+@pytest.mark.slow
 def test_a_search_of_precisions_keeps_to_its_bytes() -> None:
     found = search_sizes(Ordinary, Data(), "10%", precisions=(32, 8, 2), **FAST)
     assert found.space.precisions == (32, 8, 2)
@@ -285,6 +295,7 @@ def test_what_is_best_is_known_when_a_study_is_opened_again() -> None:
     assert all(candidate.val_metric < 0 for candidate in found.candidates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [{"monitor": "val_rmse"}, {"metric": BinaryAUROC()}, {"metric": MeanSquaredError()}]
 )
@@ -321,6 +332,7 @@ def test_a_supernet_goes_back_to_its_best_by_what_the_search_goes_by(
     assert ended.best == best(values)
 
 
+@pytest.mark.slow
 def test_a_loss_is_to_be_small_for_candidates_too() -> None:
     torch.manual_seed(0)
     model = Ordinary()
@@ -332,6 +344,7 @@ def test_a_loss_is_to_be_small_for_candidates_too() -> None:
     assert search.study.best_value == max(trained) < 0
 
 
+@pytest.mark.slow
 def test_data_of_unknown_length_are_told_before_anything_is_trained() -> None:
     class Rows(IterableDataset[Any]):
         def __iter__(self) -> Any:

@@ -40,16 +40,20 @@ class ByTurns(Callback):
 
     def __init__(self, study: Study) -> None:
         self.study = study
+        self.waited_for = -1
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         (callback,) = (c for c in trainer.callbacks if isinstance(c, NISCallback))
+        if callback.search.updates_done == self.waited_for:
+            return
         end = time.monotonic() + _SECONDS
         while time.monotonic() < end:
             others = set(searches_of(self.study)) - {callback.search.id}
             done = [num_scored(self.study, other, SUPERNET) // GROUP_SIZE for other in others]
             if done and done[0] + 1 >= callback.search.updates_done:
+                self.waited_for = callback.search.updates_done
                 return
-            time.sleep(0.02)
+            time.sleep(0.05)
         raise TimeoutError("The other search does not go on.")
 
 
@@ -86,7 +90,7 @@ def search_half(shard: int, table: str, output: Path, addresses: list[str]) -> N
             embedding_dim=8,
             epochs=2,
             # They take turns while their supernets are trained.
-            plan=SearchPlan(warmup=0.7),
+            plan=SearchPlan(warmup=0.7, shortlist_epochs=(1, 2)),
             num_updates=NUM_UPDATES,
             callbacks=[ByTurns(study)],
             checkpoint_dir=output / f"checkpoints-{len(report)}",

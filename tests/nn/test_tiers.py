@@ -340,6 +340,7 @@ def test_other_types(dtype: torch.dtype) -> None:
         assert 1.0 < tier.spread.item() < 3.0  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bags", [False, True])
 def test_compiled_layers(bags: bool) -> None:
     kind = MultiSizeEmbeddingBag if bags else MultiSizeEmbedding
@@ -359,6 +360,7 @@ def test_compiled_layers(bags: bool) -> None:
             torch.testing.assert_close(_gradients(layer), gradients, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("kind", [MultiSizeEmbedding, MultiSizeEmbeddingBag])
 @pytest.mark.parametrize("sizes", [TABLE, SHARED])

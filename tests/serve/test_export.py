@@ -173,9 +173,8 @@ def test_large_vocabularies_go_into_a_file(
     assert load_features(tmp_path / "served") == predictor.features
 
 
-@pytest.mark.parametrize(
-    "model", ["deepfm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dcn", "mlp"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["deepfm", "dcn", "mlp"])
 def test_a_model_that_takes_numbers(model: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     task = "retrieval" if model == "mlp" else "ranking"
@@ -238,6 +237,7 @@ def test_features_that_share_a_table(form: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(served.predict(HISTORIES), predictor.predict(HISTORIES), atol=exact)
 
 
+@pytest.mark.slow
 def test_features_that_share_a_table_in_programs(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     predictor = _shared(tmp_path / "model")

@@ -28,6 +28,7 @@ def _run(path: Path, inputs: dict[str, Tensor]) -> Tensor:
     return torch.from_numpy(output)
 
 
+@pytest.mark.slow
 def test_a_swapped_model(
     swapped: nn.Module, batch_of: Callable[[int], dict[str, Tensor]], tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ class Layers(nn.Module):
         return torch.cat([*rows, *(layer(ids) for layer in self.bags)], 1)
 
 
+@pytest.mark.slow
 def test_layers_of_all_kinds(tmp_path: Path) -> None:
     model = Layers()
     ids = torch.randint(0, 61, (9, 3))
@@ -68,6 +70,7 @@ def test_layers_of_all_kinds(tmp_path: Path) -> None:
     assert bool((found[0] == 0).all())
 
 
+@pytest.mark.slow
 def test_codes_stay_small_in_the_file(tmp_path: Path) -> None:
     table = TableAllocation("f", 5000, 32, (Tier(5000, 32),))
     layer = quantize(MultiSizeEmbedding(table, ranks=torch.arange(5000)), "int8")
@@ -76,6 +79,7 @@ def test_codes_stay_small_in_the_file(tmp_path: Path) -> None:
     assert 5000 * (32 + 4 + 4) < size < 5000 * (32 + 4 + 4) + 40_000
 
 
+@pytest.mark.slow
 def test_packed_tables(
     narrow: nn.Module, batch_of: Callable[[int], dict[str, Tensor]], tmp_path: Path
 ) -> None:
@@ -86,6 +90,7 @@ def test_packed_tables(
         torch.testing.assert_close(_run(tmp_path / "model.onnx", batch), narrow(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 def test_packed_codes_stay_so_in_the_file(bits: int, tmp_path: Path) -> None:
     table = TableAllocation("f", 5000, 32, (Tier(5000, 31, bits),))
@@ -94,6 +99,7 @@ def test_packed_codes_stay_so_in_the_file(bits: int, tmp_path: Path) -> None:
     assert table.nbytes() < size < table.nbytes() + 40_000
 
 
+@pytest.mark.slow
 def test_a_model_with_several_inputs_and_outputs(tmp_path: Path) -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -142,6 +148,7 @@ class Bags(nn.Module):
         return torch.cat(bags, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_bags_of_torch_become_gathers(dtype: torch.dtype, tmp_path: Path) -> None:
     model, path = Bags(), tmp_path / "bags.onnx"

@@ -114,6 +114,7 @@ def test_torch_export() -> None:
             torch.testing.assert_close(program(*inputs), model(*inputs))
 
 
+@pytest.mark.slow
 def test_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")

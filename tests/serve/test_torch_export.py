@@ -17,6 +17,7 @@ IDS = torch.tensor([1, 2, 3])
 TABLE = TableAllocation("f", 60, 8, (Tier(5, 8), Tier(20, 6), Tier(10, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [None, to_dense])
 def test_a_swapped_model(
     swapped: nn.Module,
@@ -40,6 +41,7 @@ def test_a_swapped_model(
     torch.testing.assert_close(served(batch), swapped(batch))
 
 
+@pytest.mark.slow
 def test_packed_tables(narrow: nn.Module, batch_of: Callable[[int], dict[str, Tensor]]) -> None:
     freeze(narrow)
     program = to_torch_export(narrow, batch_of(5), bags=["bag"]).module()

@@ -155,9 +155,11 @@ def _work(address: str, name: str, n_trials: int) -> None:
 @on_every_storage
 def test_processes_share_a_study(address: str) -> None:
     study = new_study(address)
+    # Processes that hold nothing of this one, as where they are spawned, but import once for all.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["sqlalchemy.orm", "optuna", NISSampler.__module__])
     workers = [
-        get_context("spawn").Process(target=_work, args=(address, study.study_name, 6))
-        for _ in range(3)
+        context.Process(target=_work, args=(address, study.study_name, 6)) for _ in range(3)
     ]
     for worker in workers:
         worker.start()
