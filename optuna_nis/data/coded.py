@@ -16,8 +16,8 @@ from optuna_nis.data.bags import BagKeep, flatten
 from optuna_nis.data.columns import as_seen, check_continuous, converted
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.keys import UNSEEN_TARGET
-from optuna_nis.data.values import Value
-from optuna_nis.data.vocabulary import Vocabulary, factorize
+from optuna_nis.data.values import Value, factorize
+from optuna_nis.data.vocabulary import Vocabulary
 
 #: Distinct values: of one type in few bytes, or of any.
 Values: TypeAlias = Sequence[Value] | pyarrow.Array

@@ -31,7 +31,7 @@ from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.scaling import Floats, numbers_of
-from optuna_nis.data.vocabulary import factorize
+from optuna_nis.data.values import factorize
 
 _ROWS = 1 << 18
 _ROWS_OF_A_PART = 1 << 22

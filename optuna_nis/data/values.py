@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
 import operator
 import re
+import reprlib
 from typing import Any, Final, get_args
 
 import numpy as np
@@ -279,6 +280,27 @@ def plain(value: Any, name: str = "values") -> Value:
         f"The column {name!r} must hold text, numbers, booleans, dates or bytes, got "
         f"{value!r} of type {type(value).__name__}."
     )
+
+
+def factorize(
+    values: pd.Series[Any] | Iterable[Any], name: str
+) -> tuple[NDArray[np.intp], list[Value]]:
+    """The distinct values in order of appearance, and for every row which one it has, or -1."""
+    series = values if isinstance(values, pd.Series) else pd.Series(list(values), dtype=object)
+    try:
+        codes, found = distinct(series)
+    except TypeError as error:
+        raise TypeError(
+            f"The column {name!r} has several values in one row, such as {_unhashable(series)}; "
+            f"if they are lists, name it as a bag: `bags={{{name!r}: None}}`, or on the command "
+            f"line `--bags {name}`."
+        ) from error
+    return codes, [plain(value, name) for value in found]
+
+
+def _unhashable(series: pd.Series[Any]) -> str:
+    cells = (each for each in series if not isinstance(each, Hashable))
+    return reprlib.repr(next(cells, "a list"))
 
 
 def _stored(values: pyarrow.Array) -> pyarrow.Array | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 import io
 import json
-import reprlib
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ import pandas as pd
 import pyarrow
 
 from optuna_nis._checks import check_integer
-from optuna_nis.data.cells import distinct
 from optuna_nis.data.values import (
     ArrowValues,
     IntArray,
     ObjectValues,
     Value,
     array_of,
+    factorize,
     plain,
     series_of,
     values_of,
@@ -384,24 +383,3 @@ class Vocabulary:
             ValueError: If the text is not such a vocabulary.
         """
         return cls.from_dict(json.loads(text))
-
-
-def factorize(
-    values: pd.Series[Any] | Iterable[Any], name: str
-) -> tuple[NDArray[np.intp], list[Value]]:
-    """The distinct values in order of appearance, and for every row which one it has, or -1."""
-    series = values if isinstance(values, pd.Series) else pd.Series(list(values), dtype=object)
-    try:
-        codes, found = distinct(series)
-    except TypeError as error:
-        raise TypeError(
-            f"The column {name!r} has several values in one row, such as {_unhashable(series)}; "
-            f"if they are lists, name it as a bag: `bags={{{name!r}: None}}`, or on the command "
-            f"line `--bags {name}`."
-        ) from error
-    return codes, [plain(value, name) for value in found]
-
-
-def _unhashable(series: pd.Series[Any]) -> str:
-    cells = (each for each in series if not isinstance(each, Hashable))
-    return reprlib.repr(next(cells, "a list"))
