@@ -28,7 +28,7 @@ from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.keys import NUMERIC, Task, check_names, check_share, check_task
 from optuna_nis.data.scaling import Floats, Scaling, numbers_of, scaled
 from optuna_nis.data.vocabulary import Vocabulary
-from optuna_nis.space.spec import EmbeddingSpec
+from optuna_nis.space.spec import EmbeddingSpec, Oov
 
 # The oldest version that reads what is written: version 3 has numeric columns and shared tables.
 _JSON_VERSION, _WITH_NUMBERS = 2, 3
@@ -100,6 +100,7 @@ class Features:
         max_bag_length: int = 50,
         max_vocabulary: int | None = None,
         min_count: int = 1,
+        oov: Oov = "zero",
         targets: pd.Series[Any] | CodedColumn | None = None,
         bag_keep: BagKeep = "last",
         na_values: Sequence[str] = (),
@@ -115,6 +116,9 @@ class Features:
             max_bag_length: As the attribute.
             max_vocabulary: Keep only so many of the most frequent values of every feature.
             min_count: Keep only values with so many occurrences; one is kept in any case.
+            oov: Unless this is ``"zero"``, values that are too rare or new have ids of their own,
+                apart from missing ones, so that they may have rows:
+                :class:`~optuna_nis.data.unknown.UnknownIds`.
             targets: The targets of the training rows, for retrieval.
             bag_keep: As the attribute.
             na_values: As the attribute. Cells are expected to be missing already, as
@@ -152,7 +156,7 @@ class Features:
                 others = [columns[other] for other, owner in share.items() if owner == name]
                 if others:
                     column = joined([column, *others])
-                known[name] = feature_vocabulary(column, name, max_vocabulary, min_count)
+                known[name] = feature_vocabulary(column, name, max_vocabulary, min_count, oov)
         return cls(
             task,
             {name: known[share.get(name, name)] for name in columns},
@@ -232,7 +236,7 @@ class Features:
             precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`.
         """
         return [
-            EmbeddingSpec.from_counts(name, known.counts, embedding_dim, precisions=precisions)
+            EmbeddingSpec.from_counts(name, known.id_counts, embedding_dim, precisions=precisions)
             for name, known in self.vocabularies.items()
             if name not in self.share
         ]
@@ -313,26 +317,25 @@ class Features:
     def _encode(
         self, columns: Mapping[str, pd.Series[Any]], numbers: Mapping[str, Floats]
     ) -> dict[str, Tensor]:
-        batch = {
-            name: torch.from_numpy(
-                self._encode_bags(columns[name], name)
-                if name in self.separators
-                else vocabulary.encode(columns[name])
-            )
-            for name, vocabulary in self.vocabularies.items()
-        }
+        batch = {name: torch.from_numpy(self._ids(columns[name], name)) for name in self.names}
         if self.numeric:
             batch[NUMERIC] = torch.from_numpy(scaled(self.numeric, numbers))
         return batch
 
-    def _encode_bags(self, column: pd.Series[Any], name: str) -> NDArray[np.int64]:
-        vocabulary = self.vocabularies[name]
-        items, lengths = self._items(column, name)
+    def _ids(self, column: pd.Series[Any], name: str) -> NDArray[np.int64]:
+        vocabulary, lengths = self.vocabularies[name], None
+        if name in self.separators:
+            items, lengths = self._items(column, name)
+            column = converted(items, vocabulary)
+        if vocabulary.unknown is not None:
+            # Otherwise what stands for a missing value has the id of one anyway.
+            column = cells.without(column, self.na_values)
+        ids = vocabulary.encode(column)
+        if lengths is None:
+            return ids
         width = max(1, int(lengths.max(initial=0)))
-        padded = np.full((len(column), width), vocabulary.num_embeddings, dtype=np.int64)
-        padded[np.arange(width) < lengths[:, None]] = vocabulary.encode(
-            converted(items, vocabulary)
-        )
+        padded = np.full((len(lengths), width), vocabulary.num_embeddings, dtype=np.int64)
+        padded[np.arange(width) < lengths[:, None]] = ids
         return padded
 
     def _items(
@@ -359,8 +362,8 @@ class Features:
     def cut(self, sizes: Mapping[str, int]) -> Features:
         """Without the rarest ids of features, to keep with a model that has no rows for them.
 
-        Predictions stay the same: an id without a row and an unknown one both give zeros. Bags
-        are left as they are, since their mean counts an id without a row but no unknown one.
+        Predictions stay the same: an id without a row and an unknown one both give zeros. Bags,
+        whose mean counts the former but not the latter, are left as they are.
 
         Args:
             sizes: For features the number of ids to keep, the most frequent ones.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,8 @@ def search(
         mode: As in :class:`~optuna_nis.SearchSpace`.
         precisions: Bits that a number may have, as in :func:`search_sizes`.
         oov: What ids without a row give, as in :class:`~optuna_nis.EmbeddingSpec`: zeros, or rows
-            that they share, as many as the search finds worth their bytes.
+            that they share, new and rare values among them, as many as the search finds worth
+            their bytes.
         embedding_dim: Largest width considered of a feature; by default that of the reference
             model.
         epochs: Epochs of the supernet; by default those of the plan.
@@ -101,6 +103,7 @@ def search(
         >>> best.nbytes() <= space_of(study).budget_nbytes
         True
     """
+    data = replace(data, oov=oov)
     check_data(study, data)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)

@@ -102,7 +102,7 @@ def _random_batch(predictor: Predictor) -> Batch:
     batch, features = {}, predictor.features
     for name, vocabulary in features.vocabularies.items():
         shape = (_EXAMPLES, _BAG_LENGTH) if name in features.bags else (_EXAMPLES,)
-        batch[name] = torch.randint(0, len(vocabulary) + 1, shape, generator=generator)
+        batch[name] = torch.randint(0, vocabulary.num_embeddings + 1, shape, generator=generator)
     if width := predictor.model.num_numeric:
         batch[NUMERIC] = torch.randn(_EXAMPLES, width, generator=generator)
     return batch

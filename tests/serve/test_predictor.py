@@ -164,6 +164,39 @@ def test_a_model_keeps_ids_that_share_rows(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_shared", [0, 1, 3])
+def test_new_and_rare_values_share_rows(num_shared: int, tmp_path: Path) -> None:
+    row = np.arange(600)
+    frame = pd.DataFrame({"user": np.where(row % 2, row % 20, row), "city": row % 4})
+    features = Features.fit(frame, task="ranking", min_count=3, oov="hash")
+    user = features.vocabularies["user"]
+    assert user.unknown is not None
+    assert features.vocabularies["city"].unknown is None
+    assert (user.unknown.first, user.unknown.number) == (len(user), 256) == (10, 256)
+    tables = [
+        TableAllocation("user", user.num_embeddings, 4, (Tier(5, 4),), num_shared=num_shared),
+        TableAllocation("city", 4, 4, (Tier(4, 4),)),
+    ]
+    sizes = Allocation(tables)
+    torch.manual_seed(0)
+    model = reference_model(features, hidden=[8], init_std=0.5)(sizes).eval()
+    new = pd.DataFrame({"user": [-1, -2, -3, -4, -5, 599, None], "city": 1})
+    with torch.no_grad():
+        expected = model.predict_step(features.encode(new)).numpy()
+    Predictor(model, sizes, features).save(tmp_path)
+
+    again = Predictor.load(tmp_path)
+
+    forms = [again, *(again.with_tables(form) for form in ("dense", "packed"))]
+    for each in forms:
+        np.testing.assert_allclose(each.predict(new), expected, atol=1e-6)
+        np.testing.assert_allclose(each.predict(new.iloc[:1]), expected[:1], atol=1e-6)
+    # Rows that were drawn differ; a missing value has none.
+    different = len(np.unique(expected[:-1]))
+    assert different == 1 if num_shared < 2 else 2 <= different <= num_shared
+    assert (expected[0] == expected[-1]) == (num_shared == 0)
+
+
 def test_one_strange_id_does_not_depend_on_its_batch() -> None:
     frame = pd.DataFrame({"user": [11, 12, 13] * 5, "city": [1, 2, 3] * 5})
     features = Features.fit(frame, task="ranking")
