@@ -54,9 +54,9 @@ class Features:
             they share.
 
     Raises:
-        ValueError: If there is no feature, one is named "label", a column is both a feature and
-            numeric, a bag is not a feature, a separator is empty, ``max_bag_length`` is not
-            positive, what shares a table is no feature, or the targets do not go with the task.
+        ValueError: If there is no feature, one is named "label" or is numeric too, a bag or what
+            shares a table is no feature, a separator is empty, ``max_bag_length`` is not
+            positive, or the targets do not go with the task.
 
     Example:
         >>> frame = pd.DataFrame({"user": [7, 7, 8], "genres": ["Drama|War", None, "War"]})
@@ -213,8 +213,7 @@ class Features:
     def target_counts(self) -> NDArray[np.int64] | None:
         """Occurrences of every target class in the training part, falling; None for ranking.
 
-        An output table over the classes is cut by them, as :meth:`embedding_specs` cuts the
-        tables of the features.
+        An output table is cut by them, as :meth:`embedding_specs` cuts those of the features.
 
         Example:
             >>> rows = pd.DataFrame({"user": [7, 7, 8]})

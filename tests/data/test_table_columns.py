@@ -121,6 +121,21 @@ def test_splits_by_user(split: Any, path: Path) -> None:
         assert [len(set(users)) for users in parts] == [8, 8]
 
 
+@pytest.mark.filterwarnings("ignore:.*100 of 200 rows have no value in the column 'user'")
+@pytest.mark.parametrize("split", ["group", "leave-one-out", "random"])
+def test_rows_without_a_group_are_split_one_by_one(split: Any, tmp_path: Path) -> None:
+    frame = _clicks().assign(user=lambda rows: rows["user"].where(rows["row"] % 2 == 0))
+    data = _data(_write(frame, tmp_path / "t.csv"), split=split, group="user", features=["row"])
+    data.setup("test")
+    groups = torch.cat([batch["group"] for batch in data.test_dataloader()])
+    if split == "leave-one-out":
+        # A row that is alone is for training.
+        assert (groups >= 0).all()
+    else:
+        assert 0 < int((groups == -1).sum()) < 50
+        assert (groups >= -1).all()
+
+
 def _baskets() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     items = rng.choice(list("abcdefgh"), 200)
