@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_nis.data import cells
-from optuna_nis.data.bags import BagKeep, check_bags, flatten
+from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.coded import (
     CodedColumn,
     as_classes,
@@ -25,8 +25,10 @@ from optuna_nis.data.coded import (
 )
 from optuna_nis.data.columns import as_seen, converted
 from optuna_nis.data.file_array import FileArray
+from optuna_nis.data.frame_ids import ids_of_cells, items_of
 from optuna_nis.data.keys import NUMERIC, Task, check_names, check_share, check_task
 from optuna_nis.data.scaling import Floats, Scaling, numbers_of, scaled
+from optuna_nis.data.tally import Tally
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.space.spec import EmbeddingSpec, Oov
 
@@ -259,7 +261,12 @@ class Features:
         return self._encode(self._as_seen(frame), self._numbers(frame))
 
     def encode_batches(
-        self, frame: pd.DataFrame, batch_size: int, *, check: bool = True
+        self,
+        frame: pd.DataFrame,
+        batch_size: int,
+        *,
+        check: bool = True,
+        tally: Tally | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """Turn rows into batches as :meth:`encode` does, having checked all of them before.
 
@@ -268,6 +275,7 @@ class Features:
             batch_size: Rows at a time.
             check: Whether a column that is all of another kind than in training is refused. If
                 not, it is unknown, as in some rows of many.
+            tally: Counts what is unknown and what is missing.
 
         Raises:
             TypeError: As :meth:`encode`.
@@ -279,6 +287,7 @@ class Features:
             yield self._encode(
                 {name: column.iloc[rows] for name, column in seen.items()},
                 {name: values[rows] for name, values in numbers.items()},
+                tally,
             )
 
     def as_seen(self, column: pd.Series[Any], name: str) -> pd.Series[Any]:
@@ -291,7 +300,7 @@ class Features:
         if name not in self.separators:
             return as_seen(column, self.vocabularies[name], name)
         if self.separators[name] is None:
-            as_seen(self._items(column, name)[0], self.vocabularies[name], name)
+            as_seen(items_of(self, column, name)[0], self.vocabularies[name], name)
         return column
 
     def _as_seen(self, frame: pd.DataFrame, check: bool = True) -> dict[str, pd.Series[Any]]:
@@ -314,36 +323,16 @@ class Features:
         return {name: numbers_of(frame[name], name) for name in self.numeric}
 
     def _encode(
-        self, columns: Mapping[str, pd.Series[Any]], numbers: Mapping[str, Floats]
+        self,
+        columns: Mapping[str, pd.Series[Any]],
+        numbers: Mapping[str, Floats],
+        tally: Tally | None = None,
     ) -> dict[str, Tensor]:
-        batch = {name: torch.from_numpy(self._ids(columns[name], name)) for name in self.names}
+        ids = ((name, ids_of_cells(self, columns[name], name, tally)) for name in self.names)
+        batch = {name: torch.from_numpy(each) for name, each in ids}
         if self.numeric:
             batch[NUMERIC] = torch.from_numpy(scaled(self.numeric, numbers))
         return batch
-
-    def _ids(self, column: pd.Series[Any], name: str) -> NDArray[np.int64]:
-        vocabulary, lengths = self.vocabularies[name], None
-        if name in self.separators:
-            items, lengths = self._items(column, name)
-            column = converted(items, vocabulary)
-        if vocabulary.unknown is not None:
-            # Otherwise what stands for a missing value has the id of one anyway.
-            column = cells.without(column, self.na_values)
-        ids = vocabulary.encode(column)
-        if lengths is None:
-            return ids
-        width = max(1, int(lengths.max(initial=0)))
-        padded = np.full((len(lengths), width), vocabulary.num_embeddings, dtype=np.int64)
-        padded[np.arange(width) < lengths[:, None]] = ids
-        return padded
-
-    def _items(
-        self, column: pd.Series[Any], name: str
-    ) -> tuple[pd.Series[Any], NDArray[np.int64]]:
-        items, lengths = flatten(
-            column, self.separators[name], self.max_bag_length, self.bag_keep, name
-        )
-        return pd.Series(items, dtype=object), lengths
 
     def encode_targets(self, targets: pd.Series[Any]) -> Tensor:
         """Turn retrieval targets into labels.
