@@ -27,7 +27,9 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
     """Write a model for serving.
 
     Beside it goes ``features.json``, in which the place of a value in the vocabulary of its
-    feature is its id; of more than 100,000 values it names a Parquet file that holds them.
+    feature is its id; of more than 100,000 values it names a Parquet file that holds them. Where
+    unknown values have ids, ``"unknown": [first, number, ...]`` of the vocabulary, that of values
+    from the place ``first`` on is ``number`` more; :meth:`Features.encode` knows all of this.
 
     Args:
         folder: The model, written by ``optuna-nis retrain --output``.
