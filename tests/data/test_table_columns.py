@@ -328,3 +328,13 @@ def test_bags_beside_patterns(features: list[str], expected: list[str], tmp_path
         tmp_path / "rows.csv", label="label", features=features, bags={"tags": "|"}
     )
     assert list(data.vocabularies) == expected
+
+
+def test_a_header_that_looks_like_values_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    frame = _clicks().assign(C1=lambda rows: [f"{value:08x}" for value in rows["C1"]])
+    frame[["rating", "C1", "row"]].to_csv(path, sep="\t", index=False, header=False)
+    label, one, other = path.read_text().splitlines()[0].split("\t")
+    data = _data(path, label=f"{label}>=4", features=[one, other])
+    with pytest.warns(UserWarning, match=r"t\.tsv: The first row, .* looks like values: .*--col"):
+        data.setup("fit")
