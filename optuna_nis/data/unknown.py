@@ -37,8 +37,8 @@ class UnknownIds:
 
     Ids are ranks by frequency, and so are these: together they occur in training as often as the
     values that were too rare for the vocabulary. Padding and missing values have another id, the
-    last. To a search and a model they are ids like any other: the first row block may hold them,
-    or they share rows with other ids that have none.
+    last. To a search and a model they are ids like any other: they have rows of their own, or
+    share some with other ids that have none.
 
     Attributes:
         first: The first id: as many values are more frequent than it.
@@ -129,7 +129,7 @@ def content_hashes(values: pyarrow.Array | Sequence[Value]) -> NDArray[np.uint64
         >>> a, b, c = content_hashes([1, 1.0, "1"]).tolist()
         >>> a == b, a == c
         (True, False)
-        >>> content_hashes(pyarrow.array([1.0]))[0] == a
+        >>> content_hashes(pyarrow.array([1.0])).tolist() == [a]
         True
     """
     if not isinstance(values, pyarrow.Array):
