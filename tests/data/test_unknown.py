@@ -6,7 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 import torch
 
-from optuna_nis.data import Features, TableDataModule, Vocabulary
+from optuna_nis.data import Features, TableDataModule, Vocabulary, keeping
 from optuna_nis.data.keeping import fingerprint, load_features, save_features
 from optuna_nis.data.unknown import UnknownIds, content_hashes
 from optuna_nis.data.values import ArrowValues
@@ -23,6 +23,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 WHOLE = st.integers(-(2**63), 2**63 - 1)
 
 
+@settings(max_examples=25)
 @given(st.lists(TEXT), st.lists(WHOLE), st.lists(st.floats(allow_nan=False)))
 def test_hashes_do_not_depend_on_how_values_are_held(
     texts: list[str], numbers: list[int], floats: list[float]
@@ -116,12 +117,13 @@ def test_a_cut_leaves_predictions_as_they_are() -> None:
     assert Vocabulary("ab", [2, 1], UnknownIds(0, 1, 5)).cut(0).unknown is None
 
 
-def test_unknown_ids_are_kept_in_files(tmp_path: Path) -> None:
+def test_unknown_ids_are_kept_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_LARGE", 50)
     frame = pd.DataFrame({"user": [7, 7, 8], "x": ["a", "b", "b"]})
     plain = Features.fit(frame, task="ranking")
     few = Features.fit(frame, task="ranking", min_count=2, oov="shared")
     assert few.vocabularies["user"].unknown == UnknownIds(1, 1, 1)
-    large = Vocabulary(range(100_001), [1] * 100_001, UnknownIds(5, 16, 32))
+    large = Vocabulary(range(51), [1] * 51, UnknownIds(5, 16, 32))
     many = Features("ranking", {"user": large, "x": few.vocabularies["x"]})
     for features in (few, many):
         assert Features.from_json(features.to_json()) == features
