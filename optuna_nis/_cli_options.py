@@ -210,7 +210,8 @@ class SearchOptions:
     oov: str = typer.Option(
         "zero",
         help="What ids without a row get: zero, shared (one row for all of them) or hash (1, 16, "
-        "256 or 4096 rows, by a hash); the search chooses how many, and pays for them.",
+        "256 or 4096 rows, by a hash); the search chooses how many, and pays for them. With "
+        "shared and hash new ids, and those below --min-count, are among them.",
     )
     embedding_dim: int | None = typer.Option(
         None,

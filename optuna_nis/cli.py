@@ -290,7 +290,9 @@ def predict(
         progress=progress(quiet),
         **rows.arguments(),
     )
-    print(f"{found:,} predictions: {output}")
+    if str(found.tally):
+        print(found.tally)
+    print(f"{found.rows:,} predictions: {output}")
 
 
 @_command("Evaluating on {rows.name}: loading torch and Lightning.")

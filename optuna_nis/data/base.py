@@ -32,7 +32,7 @@ from optuna_nis.data.splits import MIN_ROWS, Parts, Split, check_split, split_ro
 from optuna_nis.data.summary import summary
 from optuna_nis.data.vocabulary import Vocabulary
 from optuna_nis.data.windows import WindowLoader
-from optuna_nis.space.spec import EmbeddingSpec
+from optuna_nis.space.spec import EmbeddingSpec, Oov, check_oov
 
 # Validation of more rows costs time and tells no more: its standard error is below .0005.
 _VALIDATED = 1 << 20
@@ -83,6 +83,8 @@ class EmbeddingDataModule(LightningDataModule):
         min_count: Values of a feature with fewer occurrences in training are out of vocabulary.
         share: For features with the same kind of values as another one, such as a history of items
             beside an item, that one: both have one vocabulary and one table, its own.
+        oov: Unless ``"zero"``, values that are new or too rare have ids of their own, which a
+            space with the same ``oov`` lets share rows: :meth:`Features.fit`.
         max_bytes: Tensors of all rows are held in memory up to so many bytes. Beyond, rows that
             are on disk, as those of a table with a ``cache_dir``, stay there: training reads them
             in windows, see :class:`~optuna_nis.data.windows.WindowLoader`, and validation takes
@@ -113,6 +115,7 @@ class EmbeddingDataModule(LightningDataModule):
         numeric: Sequence[str] = (),
         min_count: int = 1,
         share: Mapping[str, str] | None = None,
+        oov: Oov = "zero",
         max_bytes: int = 2 << 30,
         num_workers: int = 1,
     ) -> None:
@@ -148,6 +151,7 @@ class EmbeddingDataModule(LightningDataModule):
         self.max_vocabulary = max_vocabulary
         self.min_count = min_count
         self.share = dict(share or {})
+        self.oov = check_oov(oov, "all features")
         self.max_bytes = max_bytes
         self.num_workers = num_workers
         self.max_bag_length = max_bag_length
@@ -252,6 +256,7 @@ class EmbeddingDataModule(LightningDataModule):
             max_bag_length=self.max_bag_length,
             max_vocabulary=self.max_vocabulary,
             min_count=self.min_count,
+            oov=self.oov,
             targets=train.target if isinstance(train.target, CodedColumn) else None,
             bag_keep=self.bag_keep,
             na_values=self._na_values,
@@ -386,15 +391,7 @@ class EmbeddingDataModule(LightningDataModule):
     def embedding_specs(
         self, embedding_dim: int, precisions: Sequence[int] = (32,)
     ) -> list[EmbeddingSpec]:
-        """The largest table of every feature, cut where the frequency of its ids changes.
-
-        Args:
-            embedding_dim: Largest width considered.
-            precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`.
-
-        Raises:
-            ValueError: If a precision is unknown.
-        """
+        """The largest table of every feature, as :meth:`Features.embedding_specs` cuts it."""
         return self.features.embedding_specs(embedding_dim, precisions)
 
     @property

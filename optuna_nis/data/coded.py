@@ -16,8 +16,10 @@ from optuna_nis.data.bags import BagKeep, flatten
 from optuna_nis.data.columns import as_seen, check_continuous, converted
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.keys import UNSEEN_TARGET
-from optuna_nis.data.values import Value
-from optuna_nis.data.vocabulary import Vocabulary, factorize
+from optuna_nis.data.unknown import UnknownIds
+from optuna_nis.data.values import Value, factorize
+from optuna_nis.data.vocabulary import Vocabulary
+from optuna_nis.space.spec import Oov
 
 #: Distinct values: of one type in few bytes, or of any.
 Values: TypeAlias = Sequence[Value] | pyarrow.Array
@@ -158,9 +160,13 @@ class CodedColumn:
         """How many cells of every row hold a value."""
         return self._per_row(self.cells >= 0)
 
-    def known(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """How many cells of every row hold a value that a vocabulary knows."""
-        return self._per_row((ids < ids[-1])[self.cells])
+    def known(self, is_known: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many cells of every row hold a known value.
+
+        Args:
+            is_known: Whether each distinct value is one, and last a missing one.
+        """
+        return self._per_row(is_known[self.cells])
 
     def _per_row(self, cells: NDArray[np.bool_]) -> NDArray[np.int64]:
         if self.offsets is None:
@@ -216,9 +222,9 @@ def code_columns(
 
 
 def feature_vocabulary(
-    column: CodedColumn, name: str, max_vocabulary: int | None, min_count: int
+    column: CodedColumn, name: str, max_vocabulary: int | None, min_count: int, oov: Oov
 ) -> Vocabulary:
-    """The vocabulary of a feature that is of use."""
+    """The vocabulary of a feature that is of use, with ids for what it leaves out if need be."""
     if column.offsets is not None and len(column) and not len(column.codes):
         raise ValueError(
             f"The column {name!r} is empty: all {len(column)} bags are empty. Leave it out."
@@ -231,9 +237,11 @@ def feature_vocabulary(
             f"{vocabulary.values[0]!r}. Leave it out."
         )
     check_continuous(vocabulary, name)
-    if min_count > 1:
-        vocabulary = vocabulary.at_least(min_count)
-    return vocabulary if max_vocabulary is None else vocabulary.cut(max_vocabulary)
+    kept = vocabulary.at_least(min_count) if min_count > 1 else vocabulary
+    if max_vocabulary is not None:
+        kept = kept.cut(max_vocabulary)
+    left_out = vocabulary.counts[len(kept) :]
+    return kept.with_unknown(UnknownIds.for_values(kept.counts, left_out, oov))
 
 
 def joined(columns: Sequence[CodedColumn]) -> CodedColumn:

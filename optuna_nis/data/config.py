@@ -19,6 +19,7 @@ from optuna_nis.data.keeping import fingerprint, pack_features, unpack_features
 from optuna_nis.data.keys import LABEL
 from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.splits import Split
+from optuna_nis.space.spec import Oov
 from optuna_nis.study.attributes import read_text, save_text
 from optuna_nis.study.keys import (
     DATA_ATTR,
@@ -78,6 +79,7 @@ class DataConfig:
         separator: What stands between the cells of text files, if not what their names say.
         min_count: Values of a feature with fewer occurrences in training are out of vocabulary.
         share: For features that share the table of another one, that one.
+        oov: Whether new and rare values may share rows, as in :class:`EmbeddingDataModule`.
 
     Raises:
         ValueError: Unless there is either a data set or a table, and with a table a label and no
@@ -115,6 +117,7 @@ class DataConfig:
     separator: str | None = None
     min_count: int = 1
     share: dict[str, str] = field(default_factory=dict)
+    oov: Oov = "zero"
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.table is None):
@@ -184,6 +187,7 @@ class DataConfig:
             "fitted": fitted,
             "min_count": self.min_count,
             "share": self.share,
+            "oov": self.oov,
         }
         for name in ("max_bag_length", "bag_keep"):
             if (value := getattr(self, name)) is not None:
@@ -375,7 +379,7 @@ def _check_ids(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) 
     before = {spec.name: spec.num_embeddings for spec in space_of(study).specs}
     # A feature may have no table of its own: the items of a sequence have that of the targets.
     features = datamodule.features
-    now = {n: len(each) for n, each in features.vocabularies.items() if n in before}
+    now = {n: each.num_embeddings for n, each in features.vocabularies.items() if n in before}
     if features.targets is not None:
         # The table of the items, if it was searched, is of no input.
         now |= dict.fromkeys(before.keys() - now.keys(), len(features.targets))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 import json
-import os
 from pathlib import Path
 
+from optuna_nis._files import replacing
 from optuna_nis.data.files import file_digest
 
 _REMEMBERED = "digests.json"
@@ -32,7 +32,6 @@ class Digests:
         if key not in self._known:
             self._known[key] = file_digest(path)
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            new = self._path.with_name(f"new.{os.getpid()}.{_REMEMBERED}")
-            new.write_text(json.dumps(self._known))
-            new.replace(self._path)
+            with replacing(self._path) as new:
+                new.write_text(json.dumps(self._known))
         return self._known[key]

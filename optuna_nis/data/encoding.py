@@ -116,10 +116,10 @@ class Encoder:
         Missing values do not count. For retrieval, the label has a share too.
         """
         shares = {}
-        for name, ids in self._ids.items():
+        for name in self._ids:
             column = rows.columns[name]
-            values = int(column.present().sum())
-            shares[name] = 1 - int(column.known(ids).sum()) / values if values else 0.0
+            values, known = int(column.present().sum()), int(column.known(self._known(name)).sum())
+            shares[name] = 1 - known / values if values else 0.0
         if self._classes is not None:
             shares[LABEL] = float((self.labels(rows) == UNSEEN_TARGET).mean())
         return shares
@@ -136,12 +136,12 @@ class Encoder:
         """
         assert self.features is not None
         numbers = {}
-        for name, ids in self._ids.items():
-            column = rows.columns[name]
-            present, known = column.present(), column.known(ids)
+        for name in self._ids:
+            column, is_known = rows.columns[name], self._known(name)
+            present, known = column.present(), column.known(is_known)
             codes = column.cells
-            rare = np.bincount(codes[codes >= 0], minlength=len(ids) - 1) < min_count
-            known_or_rare = column.known(np.where(np.append(rare, False), 0, ids))
+            rare = np.bincount(codes[codes >= 0], minlength=len(is_known) - 1) < min_count
+            known_or_rare = column.known(is_known | np.append(rare, False))
             numbers[name] = int((known_or_rare < present).sum())
             if column.offsets is None and present.sum() > 0 and not known.any():
                 raise ValueError(
@@ -151,3 +151,8 @@ class Encoder:
                     "ids were renamed."
                 )
         return numbers
+
+    def _known(self, name: str) -> NDArray[np.bool_]:
+        """Whether each distinct value of a feature is known, and last False for a missing one."""
+        assert self.features is not None
+        return self.features.vocabularies[name].knows(self._ids[name])

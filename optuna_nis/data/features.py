@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_nis.data import cells
-from optuna_nis.data.bags import BagKeep, check_bags, flatten
+from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.coded import (
     CodedColumn,
     as_classes,
@@ -25,10 +25,12 @@ from optuna_nis.data.coded import (
 )
 from optuna_nis.data.columns import as_seen, converted
 from optuna_nis.data.file_array import FileArray
+from optuna_nis.data.frame_ids import ids_of_cells, items_of
 from optuna_nis.data.keys import NUMERIC, Task, check_names, check_share, check_task
 from optuna_nis.data.scaling import Floats, Scaling, numbers_of, scaled
+from optuna_nis.data.tally import Tally
 from optuna_nis.data.vocabulary import Vocabulary
-from optuna_nis.space.spec import EmbeddingSpec
+from optuna_nis.space.spec import EmbeddingSpec, Oov
 
 # The oldest version that reads what is written: version 3 has numeric columns and shared tables.
 _JSON_VERSION, _WITH_NUMBERS = 2, 3
@@ -54,9 +56,9 @@ class Features:
             they share.
 
     Raises:
-        ValueError: If there is no feature, one is named "label", a column is both a feature and
-            numeric, a bag is not a feature, a separator is empty, ``max_bag_length`` is not
-            positive, what shares a table is no feature, or the targets do not go with the task.
+        ValueError: If there is no feature, one is named "label" or is numeric too, a bag or what
+            shares a table is no feature, a separator is empty, ``max_bag_length`` is not
+            positive, or the targets do not go with the task.
 
     Example:
         >>> frame = pd.DataFrame({"user": [7, 7, 8], "genres": ["Drama|War", None, "War"]})
@@ -100,6 +102,7 @@ class Features:
         max_bag_length: int = 50,
         max_vocabulary: int | None = None,
         min_count: int = 1,
+        oov: Oov = "zero",
         targets: pd.Series[Any] | CodedColumn | None = None,
         bag_keep: BagKeep = "last",
         na_values: Sequence[str] = (),
@@ -115,6 +118,9 @@ class Features:
             max_bag_length: As the attribute.
             max_vocabulary: Keep only so many of the most frequent values of every feature.
             min_count: Keep only values with so many occurrences; one is kept in any case.
+            oov: Unless this is ``"zero"``, values that are too rare or new have ids of their own,
+                apart from missing ones, so that they may have rows:
+                :class:`~optuna_nis.data.unknown.UnknownIds`.
             targets: The targets of the training rows, for retrieval.
             bag_keep: As the attribute.
             na_values: As the attribute. Cells are expected to be missing already, as
@@ -152,7 +158,7 @@ class Features:
                 others = [columns[other] for other, owner in share.items() if owner == name]
                 if others:
                     column = joined([column, *others])
-                known[name] = feature_vocabulary(column, name, max_vocabulary, min_count)
+                known[name] = feature_vocabulary(column, name, max_vocabulary, min_count, oov)
         return cls(
             task,
             {name: known[share.get(name, name)] for name in columns},
@@ -209,8 +215,7 @@ class Features:
     def target_counts(self) -> NDArray[np.int64] | None:
         """Occurrences of every target class in the training part, falling; None for ranking.
 
-        An output table over the classes is cut by them, as :meth:`embedding_specs` cuts the
-        tables of the features.
+        An output table is cut by them, as :meth:`embedding_specs` cuts those of the features.
 
         Example:
             >>> rows = pd.DataFrame({"user": [7, 7, 8]})
@@ -232,7 +237,7 @@ class Features:
             precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`.
         """
         return [
-            EmbeddingSpec.from_counts(name, known.counts, embedding_dim, precisions=precisions)
+            EmbeddingSpec.from_counts(name, known.id_counts, embedding_dim, precisions=precisions)
             for name, known in self.vocabularies.items()
             if name not in self.share
         ]
@@ -256,7 +261,12 @@ class Features:
         return self._encode(self._as_seen(frame), self._numbers(frame))
 
     def encode_batches(
-        self, frame: pd.DataFrame, batch_size: int, *, check: bool = True
+        self,
+        frame: pd.DataFrame,
+        batch_size: int,
+        *,
+        check: bool = True,
+        tally: Tally | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """Turn rows into batches as :meth:`encode` does, having checked all of them before.
 
@@ -265,6 +275,7 @@ class Features:
             batch_size: Rows at a time.
             check: Whether a column that is all of another kind than in training is refused. If
                 not, it is unknown, as in some rows of many.
+            tally: Counts what is unknown and what is missing.
 
         Raises:
             TypeError: As :meth:`encode`.
@@ -276,6 +287,7 @@ class Features:
             yield self._encode(
                 {name: column.iloc[rows] for name, column in seen.items()},
                 {name: values[rows] for name, values in numbers.items()},
+                tally,
             )
 
     def as_seen(self, column: pd.Series[Any], name: str) -> pd.Series[Any]:
@@ -288,7 +300,7 @@ class Features:
         if name not in self.separators:
             return as_seen(column, self.vocabularies[name], name)
         if self.separators[name] is None:
-            as_seen(self._items(column, name)[0], self.vocabularies[name], name)
+            as_seen(items_of(self, column, name)[0], self.vocabularies[name], name)
         return column
 
     def _as_seen(self, frame: pd.DataFrame, check: bool = True) -> dict[str, pd.Series[Any]]:
@@ -311,37 +323,16 @@ class Features:
         return {name: numbers_of(frame[name], name) for name in self.numeric}
 
     def _encode(
-        self, columns: Mapping[str, pd.Series[Any]], numbers: Mapping[str, Floats]
+        self,
+        columns: Mapping[str, pd.Series[Any]],
+        numbers: Mapping[str, Floats],
+        tally: Tally | None = None,
     ) -> dict[str, Tensor]:
-        batch = {
-            name: torch.from_numpy(
-                self._encode_bags(columns[name], name)
-                if name in self.separators
-                else vocabulary.encode(columns[name])
-            )
-            for name, vocabulary in self.vocabularies.items()
-        }
+        ids = ((name, ids_of_cells(self, columns[name], name, tally)) for name in self.names)
+        batch = {name: torch.from_numpy(each) for name, each in ids}
         if self.numeric:
             batch[NUMERIC] = torch.from_numpy(scaled(self.numeric, numbers))
         return batch
-
-    def _encode_bags(self, column: pd.Series[Any], name: str) -> NDArray[np.int64]:
-        vocabulary = self.vocabularies[name]
-        items, lengths = self._items(column, name)
-        width = max(1, int(lengths.max(initial=0)))
-        padded = np.full((len(column), width), vocabulary.num_embeddings, dtype=np.int64)
-        padded[np.arange(width) < lengths[:, None]] = vocabulary.encode(
-            converted(items, vocabulary)
-        )
-        return padded
-
-    def _items(
-        self, column: pd.Series[Any], name: str
-    ) -> tuple[pd.Series[Any], NDArray[np.int64]]:
-        items, lengths = flatten(
-            column, self.separators[name], self.max_bag_length, self.bag_keep, name
-        )
-        return pd.Series(items, dtype=object), lengths
 
     def encode_targets(self, targets: pd.Series[Any]) -> Tensor:
         """Turn retrieval targets into labels.
@@ -359,8 +350,8 @@ class Features:
     def cut(self, sizes: Mapping[str, int]) -> Features:
         """Without the rarest ids of features, to keep with a model that has no rows for them.
 
-        Predictions stay the same: an id without a row and an unknown one both give zeros. Bags
-        are left as they are, since their mean counts an id without a row but no unknown one.
+        Predictions stay the same: an id without a row and an unknown one both give zeros. Bags,
+        whose mean counts the former but not the latter, are left as they are.
 
         Args:
             sizes: For features the number of ids to keep, the most frequent ones.

@@ -8,6 +8,7 @@ from hashlib import blake2b
 import json
 from pathlib import Path
 from typing import Any, Final, Literal
+import warnings
 
 import pandas as pd
 import pyarrow
@@ -223,7 +224,7 @@ class TableFiles:
         return self.aliases.get(name, name) in self._text
 
     def check_there(self, columns: Sequence[str]) -> None:
-        """Check that there are columns of some names.
+        """Check that there are columns of some names, and warn if they look like values.
 
         Raises:
             ValueError: If one is not there.
@@ -234,6 +235,8 @@ class TableFiles:
                 f"The {self.described} has no column {', '.join(map(repr, absent))}; it has "
                 f"{', '.join(map(repr, self.names))}.{self.without_header()}"
             )
+        if advice := self.without_header():
+            warnings.warn(f"{self.name}:{advice}", stacklevel=3)
 
     def without_header(self) -> str:
         """What to do if the first row looks like values and not like names, or nothing."""

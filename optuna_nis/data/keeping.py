@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 import re
 from typing import Any, Final
-import uuid
 
 from optuna_nis._checks import check_folder
+from optuna_nis._files import beside, replacing
 from optuna_nis.data.features import Features
 from optuna_nis.data.lookup import hashes_of
 from optuna_nis.data.vocabulary import Vocabulary
@@ -53,9 +53,8 @@ def save_features(features: Features, folder: str | Path) -> None:
     check_folder("folder", folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = pack_features(features, folder)
-    new = folder / f"new.{uuid.uuid4().hex}.{FEATURES_FILE}"
-    new.write_text(text)
-    new.replace(folder / FEATURES_FILE)
+    with replacing(folder / FEATURES_FILE) as new:
+        new.write_text(text)
     drop_unused(folder)
 
 
@@ -206,13 +205,10 @@ def _to_json(features: Features, entries: Mapping[str, Any]) -> str:
 
 def _write(vocabularies: Mapping[str, Vocabulary], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"new.{uuid.uuid4().hex}.parquet"
-    try:
+    with beside(folder / "vocabularies.parquet") as new:
         write_packed({key: each.to_table() for key, each in vocabularies.items()}, new)
         name = f"vocabularies-{_digest(new)}.parquet"
         new.replace(folder / name)
-    finally:
-        new.unlink(missing_ok=True)
     return name
 
 

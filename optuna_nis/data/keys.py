@@ -19,6 +19,9 @@ WEIGHT: Final = "weight"
 GROUP: Final = "group"
 """Key of the ids of the groups in a batch, users or queries, int64 ``(batch,)``, for metrics."""
 
+NO_GROUP: Final = -1
+"""Group of an example that belongs to none, which means over groups leave out."""
+
 UNSEEN_TARGET: Final = -100
 """Label of a retrieval target that training has never seen.
 

@@ -14,7 +14,7 @@ from pyarrow import compute
 
 from optuna_nis.data import cells
 from optuna_nis.data.coded import CodedColumn, arrow_type, merged, plain_values
-from optuna_nis.data.vocabulary import factorize
+from optuna_nis.data.values import factorize
 
 _HEAD = 1000
 # Up to two to the power of so much, floats can hold every whole number.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
-import warnings
 
 import pandas as pd
 import pyarrow
@@ -78,7 +77,6 @@ def read_table(
         described = f"{files.name}: the column {name!r}" if may_be_numbers else ""
         types = None if name in text else known_types.get(name)
         frame[name] = _meant(frame[name], types, na_values, described)
-    _warn_without_header(files)
     return frame[columns]
 
 
@@ -115,7 +113,6 @@ def read_batches(
         ([8, 9], [{'day': '03'}, {'day': '04'}])
     """
     files.check_there([*like.columns, *more])
-    _warn_without_header(files)
     _check_kinds(files, like, rows)
     return _batches(files, like, list(more), rows)
 
@@ -202,11 +199,6 @@ def _known(like: Features) -> tuple[dict[str, frozenset[type]], list[str]]:
     """The types of columns that have some, and the columns that are text."""
     types = {name: each.types for name, each in like.vocabularies.items()}
     return types, [name for name in like.names if like.separators.get(name) is not None]
-
-
-def _warn_without_header(files: TableFiles) -> None:
-    if advice := files.without_header():
-        warnings.warn(f"{files.name}:{advice}", stacklevel=3)
 
 
 def column_names(

@@ -194,7 +194,8 @@ def known_targets(fitted: Features, targets: CodedColumn) -> NDArray[np.int64]:
         ValueError: If there are none.
     """
     assert fitted.targets is not None
-    kept = np.flatnonzero(targets.known(targets.ids_of_values(fitted.targets)))
+    is_known = fitted.targets.knows(targets.ids_of_values(fitted.targets))
+    kept = np.flatnonzero(targets.known(is_known))
     if not len(kept):
         raise ValueError(
             "The label must have values known from before (`fitted`), got only others in the "

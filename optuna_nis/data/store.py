@@ -25,13 +25,14 @@ import pandas as pd
 import pyarrow
 from pyarrow import compute, parquet
 
+from optuna_nis._files import replacing
 from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.digests import Digests
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.scaling import Floats, numbers_of
-from optuna_nis.data.vocabulary import factorize
+from optuna_nis.data.values import factorize
 
 _ROWS = 1 << 18
 _ROWS_OF_A_PART = 1 << 22
@@ -93,9 +94,8 @@ class ColumnStore:
                     sum(map(len, self._cells_of(index, name))) for index in range(len(self.files))
                 ]
                 if path is not None:
-                    new = path.with_name(f"new.{os.getpid()}.rows.json")
-                    new.write_text(json.dumps(self._sizes))
-                    new.replace(path)
+                    with replacing(path) as new:
+                        new.write_text(json.dumps(self._sizes))
         return self._sizes
 
     def column(self, name: str) -> CodedColumn:
@@ -339,15 +339,16 @@ def _checked(cells: pyarrow.Array, name: str, row: int) -> Floats:
 
 def _kept(path: Path, values: NDArray[Any]) -> FileArray:
     """Write an array, whole or not at all, to be read from there."""
-    new = path.with_name(f"new.{os.getpid()}.{path.name}")
-    values.tofile(new)
-    new.replace(path)
+    with replacing(path) as new:
+        values.tofile(new)
     return FileArray(path, values.dtype)
 
 
 def _write_values(path: Path, values: pyarrow.Array) -> None:
-    new = path.with_name(f"new.{os.getpid()}.{path.name}")
     table = pyarrow.table({"values": values})
-    with pyarrow.OSFile(str(new), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as file:
+    with (
+        replacing(path) as new,
+        pyarrow.OSFile(str(new), "wb") as sink,
+        pyarrow.ipc.new_file(sink, table.schema) as file,
+    ):
         file.write_table(table)
-    new.replace(path)

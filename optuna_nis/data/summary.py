@@ -34,8 +34,10 @@ def summary(
     for name, number in ids.items():
         kind = "targets" if name == LABEL else "ids in bags" if name in features.bags else "ids"
         shared = f", with {share[name]} in one table" if name in share else ""
+        unknown = None if name == LABEL else features.vocabularies[name].unknown
+        rest = f" and {unknown.number:,} for all others" if unknown is not None else ""
         new = f", {unseen[name]:.1%} of validation's unseen in training" if unseen[name] else ""
-        lines.append(f"{name}: {number:,} {kind}{shared}{new}")
+        lines.append(f"{name}: {number:,} {kind}{rest}{shared}{new}")
     if features.numeric:
         gaps = [name for name, each in features.numeric.items() if each.has_missing]
         missing = f"; {', '.join(gaps)} with missing ones" if gaps else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from optuna_nis.data.meaning import Meaning
 from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.paths import Paths, check_path
 from optuna_nis.data.patterns import has_patterns, select_columns
-from optuna_nis.data.scaling import check_weights
+from optuna_nis.data.row_columns import left_after, read_row_columns
 from optuna_nis.data.source import CodedSource
 from optuna_nis.data.splits import Split, parts_of
 from optuna_nis.data.store import ColumnStore
@@ -68,7 +67,8 @@ class TableDataModule(EmbeddingDataModule):
         test_path: Files of the test part, needed if there is a ``valid_path``.
         weight: Column of the weights of the rows, at least 0.
         group: Column of the group of a row, such as its user or query: metrics are told as means
-            over groups too, and rows can be split by it (``"leave-one-out"``, ``"group"``).
+            over groups too, and rows can be split by it (``"leave-one-out"``, ``"group"``). Means
+            over groups leave rows without one out, with a warning; they are split one by one.
         numeric: Columns of numbers that are no ids, or patterns of such.
         columns: Names of the columns of text files without a header.
         separator: What stands between the cells of text files, if not what their names say.
@@ -225,37 +225,28 @@ class TableDataModule(EmbeddingDataModule):
             each.check_there(needed)
         store = ColumnStore(files, self._cache(files), needed, progress=self._progress)
         meaning = self._meaning(files[0], label)
-        labels = meaning.of(store.column(label.column))
-        target = label.of(labels) if self.task == "ranking" else labels
-        present = labels.cells >= 0
-        kept = self._warn_dropped(present, np.ones(len(present), bool), label.column)
+        found = read_row_columns(
+            store, meaning, label, self.task, weight=self.weight, group=self.group
+        )
+        kept, groups = found.kept, found.groups
         order, part = self._order(store, meaning), self._part(store, meaning)
-        weight = groups = None
-        if self.weight is not None:
-            weight = np.asarray(store.numbers(self.weight, self._na_values))
-            check_weights(weight, self.weight)
-        if self.group is not None:
-            groups = store.column(self.group).cells.astype(np.int64)
-        for name, values in (
-            (self.time, order),
-            (self.split_column, part),
-            (self.weight, None if weight is None else np.where(np.isnan(weight), -1, 0)),
-        ):
+        for name, values in ((self.time, order), (self.split_column, part)):
             if values is not None and name is not None:
-                kept = self._warn_dropped(values >= 0, kept, name)
+                kept = left_after(values >= 0, kept, meaning.table, name)
         if not kept.any():
-            raise ValueError(f"The table {self.table_name!r} has no row left to use.")
+            raise ValueError(f"The table {files[0].name!r} has no row left to use.")
         rows = None if kept.all() else np.flatnonzero(kept)
         if self.test_path is not None:
             part = self._part_of_files(store.sizes, order, kept)
         return CodedSource(
             {name: self._feature(store, meaning, name) for name in columns},
-            target,
+            found.target,
             {name: store.numbers(name, self._na_values) for name in self._numeric},
-            weight,
+            found.weight,
             groups,
             order,
-            groups,
+            # Rows without a group are split one by one.
+            None if groups is None else np.where(groups < 0, -np.arange(len(groups)) - 1, groups),
             part,
             rows,
             store.content,
@@ -304,11 +295,6 @@ class TableDataModule(EmbeddingDataModule):
         part[rows[len(rows) - len(rows) // 9 :]] = 1
         return part
 
-    @property
-    def table_name(self) -> str:
-        """The table, for people."""
-        return Path(str(self.path)).name if _is_one(self.path) else "the table"
-
     def _feature(self, store: ColumnStore, meaning: Meaning, name: str) -> CodedColumn:
         if name not in self._separators:
             return meaning.of(store.column(name))
@@ -316,26 +302,10 @@ class TableDataModule(EmbeddingDataModule):
             self.max_bag_length, self.bag_keep
         )
 
-    def _warn_dropped(
-        self, present: NDArray[np.bool_], kept: NDArray[np.bool_], name: str
-    ) -> NDArray[np.bool_]:
-        """The rows of those kept so far that have a value in a column."""
-        if missing := int((kept & ~present).sum()):
-            warnings.warn(
-                f"{self.table_name}: dropped {missing:,} of {len(kept):,} rows, which have no "
-                f"value in the column {name!r}.",
-                stacklevel=5,
-            )
-        return kept & present
-
 
 def _of_values(column: CodedColumn, found: NDArray[Any]) -> NDArray[Any]:
     """For every row what was found for its value, -1 where it is missing."""
     return np.append(found, -1)[column.cells]
-
-
-def _is_one(path: Paths) -> bool:
-    return isinstance(path, (str, Path))
 
 
 def _check_split_column(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
 import operator
 import re
+import reprlib
 from typing import Any, Final, get_args
 
 import numpy as np
@@ -35,13 +36,13 @@ _WIDE: Final = {
     pyarrow.binary(): pyarrow.large_binary(),
 }
 _NARROW: Final = {wide: narrow for narrow, wide in _WIDE.items()}
-_ARROW_TYPES: Final = {
+ARROW_TYPES: Final = {
     str: pyarrow.string(),
     bytes: pyarrow.binary(),
     int: pyarrow.int64(),
     float: pyarrow.float64(),
 }
-_PYTHON_TYPES: Final = {kind: each for each, kind in _ARROW_TYPES.items()}
+_PYTHON_TYPES: Final = {kind: each for each, kind in ARROW_TYPES.items()}
 
 
 class ArrowValues:
@@ -102,7 +103,7 @@ class ArrowValues:
             known = self.find_arrow(values.dictionary)
             codes = values.indices.cast(pyarrow.int64()).fill_null(-1).to_numpy()
             return None if known is None else np.append(known, -1).astype(np.int64)[codes]
-        alike = _alike(values, self._type)
+        alike = in_type(values, self._type)
         return None if alike is None else self._lookup.find(alike)
 
     @cached_property
@@ -213,7 +214,7 @@ def values_of_arrow(values: pyarrow.Array | pyarrow.ChunkedArray) -> ArrowValues
     is_float = pyarrow.types.is_floating(values.type)
     if values.null_count or (is_float and compute.any(compute.is_nan(values)).as_py()):
         raise ValueError("`values` must not hold missing values.")
-    stored = _stored(values)
+    stored = as_stored(values)
     if stored is not None:
         return _kept(stored)
     _, found = distinct(series_of(values))
@@ -229,7 +230,7 @@ def _kept(stored: pyarrow.Array) -> ArrowValues | ObjectValues:
 
 
 def _array_of_objects(objects: tuple[Value, ...]) -> pyarrow.Array | None:
-    arrow_types = {_ARROW_TYPES.get(kind) for kind in set(map(type, objects))}
+    arrow_types = {ARROW_TYPES.get(kind) for kind in set(map(type, objects))}
     arrow_type = arrow_types.pop() if len(arrow_types) == 1 else None
     if arrow_type is None or any(value != value for value in objects):
         return None
@@ -281,7 +282,28 @@ def plain(value: Any, name: str = "values") -> Value:
     )
 
 
-def _stored(values: pyarrow.Array) -> pyarrow.Array | None:
+def factorize(
+    values: pd.Series[Any] | Iterable[Any], name: str
+) -> tuple[NDArray[np.intp], list[Value]]:
+    """The distinct values in order of appearance, and for every row which one it has, or -1."""
+    series = values if isinstance(values, pd.Series) else pd.Series(list(values), dtype=object)
+    try:
+        codes, found = distinct(series)
+    except TypeError as error:
+        raise TypeError(
+            f"The column {name!r} has several values in one row, such as {_unhashable(series)}; "
+            f"if they are lists, name it as a bag: `bags={{{name!r}: None}}`, or on the command "
+            f"line `--bags {name}`."
+        ) from error
+    return codes, [plain(value, name) for value in found]
+
+
+def _unhashable(series: pd.Series[Any]) -> str:
+    cells = (each for each in series if not isinstance(each, Hashable))
+    return reprlib.repr(next(cells, "a list"))
+
+
+def as_stored(values: pyarrow.Array) -> pyarrow.Array | None:
     """Values in one of the types that are kept in Arrow, None if theirs is like none."""
     kind, types = values.type, pyarrow.types
     if kind in _PYTHON_TYPES or kind in _NARROW:
@@ -300,13 +322,13 @@ def _narrowed(values: pyarrow.Array) -> pyarrow.Array:
     return values.cast(narrow)
 
 
-def _alike(values: pyarrow.Array, wanted: type) -> pyarrow.Array | None:
+def in_type(values: pyarrow.Array, wanted: type) -> pyarrow.Array | None:
     """The equal values of a type, missing where there is none; None if that takes objects."""
     if pyarrow.types.is_null(values.type):
-        return values.cast(_ARROW_TYPES[wanted])
+        return values.cast(ARROW_TYPES[wanted])
     if pyarrow.types.is_boolean(values.type):
         values = values.cast(pyarrow.int64())
-    stored = _stored(values)
+    stored = as_stored(values)
     if stored is None:
         return None
     kind = _PYTHON_TYPES[_NARROW.get(stored.type, stored.type)]
@@ -322,7 +344,8 @@ def _alike(values: pyarrow.Array, wanted: type) -> pyarrow.Array | None:
     return pyarrow.array(whole if wanted is int else floats, mask=~exact)
 
 
-def _text(value: Value) -> str | None:
+def as_text(value: Value) -> str | None:
+    """A value that is text of Unicode, otherwise None."""
     fits = type(value) is str and (value.isascii() or not _SURROGATE.search(value))
     return value if fits else None  # type: ignore[return-value]
 
@@ -331,7 +354,8 @@ def _bytes(value: Value) -> bytes | None:
     return value if type(value) is bytes else None
 
 
-def _whole(value: Value) -> int | None:
+def as_whole(value: Value) -> int | None:
+    """The integer of 64 bits that equals a value, or None."""
     if not isinstance(value, (bool, int, float, Decimal)):
         return None
     try:
@@ -342,7 +366,8 @@ def _whole(value: Value) -> int | None:
     return number if number == value and _LEAST <= number <= _MOST else None
 
 
-def _real(value: Value) -> float | None:
+def as_real(value: Value) -> float | None:
+    """The float that equals a value, or None."""
     if not isinstance(value, (bool, int, float, Decimal)):
         return None
     try:
@@ -353,8 +378,8 @@ def _real(value: Value) -> float | None:
 
 
 _ALIKE_OBJECT: Final[dict[type, Callable[[Value], Any]]] = {
-    str: _text,
+    str: as_text,
     bytes: _bytes,
-    int: _whole,
-    float: _real,
+    int: as_whole,
+    float: as_real,
 }

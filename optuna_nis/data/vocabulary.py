@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-import io
+from collections.abc import Iterable, Mapping
 import json
-import reprlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 import pyarrow
+from pyarrow import compute
 
 from optuna_nis._checks import check_integer
-from optuna_nis.data.cells import distinct
+from optuna_nis.data.unknown import UnknownIds
 from optuna_nis.data.values import (
     ArrowValues,
     IntArray,
     ObjectValues,
     Value,
     array_of,
+    factorize,
     plain,
     series_of,
     values_of,
     values_of_arrow,
 )
-from optuna_nis.data.vocabulary_file import COUNT, JSON, read_packed, write_packed
+from optuna_nis.data.vocabulary_file import COUNT, JSON
 from optuna_nis.data.written import read, written
 
-_JSON_VERSION = 1
+# The later one where unknown values have ids; in between is that of a file, in `keeping`.
+_JSON_VERSION, _WITH_UNKNOWN = 1, 3
+_UNKNOWN = b"unknown"
 # Equal vocabularies have these in common.
 _HASHED = 100
 
@@ -38,7 +40,8 @@ class Vocabulary:
     """The known values of one categorical feature, most frequent first.
 
     The id of a value is its rank. Missing and unknown values share the id ``num_embeddings``,
-    one past the last, which the embedding layers map to zeros and which also pads bags.
+    one past the last, which the embedding layers map to zeros and which also pads bags. Or unknown
+    values have ids among the others, so that they may have rows.
 
     Values that compare equal, such as ``1`` and ``1.0``, are one value; ``1`` and ``"1"`` are
     two.
@@ -46,10 +49,12 @@ class Vocabulary:
     Args:
         values: The values, each once, most frequent first.
         counts: Occurrences of each in the training data.
+        unknown: The ids of unknown values, if they have some of their own.
 
     Raises:
         TypeError: If a value is of a type that cannot be written down as an id.
-        ValueError: If there is no value, a value comes twice, or the counts do not fit.
+        ValueError: If there is no value, a value comes twice, or the counts or ids of unknown
+            values do not fit.
 
     Example:
         >>> cities = Vocabulary.from_values(["Rome", "Oslo", None, "Rome"])
@@ -59,12 +64,26 @@ class Vocabulary:
         [1, 2, 2]
         >>> Vocabulary.from_json(cities.to_json()) == cities
         True
+        >>> rare = cities.with_unknown(UnknownIds(first=1, number=1, count=1))
+        >>> rare.encode(["Rome", "Oslo", "Lima", None]).tolist(), rare.id_counts.tolist()
+        ([0, 2, 1, 3], [2, 1, 1])
     """
 
-    def __init__(self, values: Iterable[Value], counts: Iterable[int]) -> None:
-        self._set(values_of(tuple(map(plain, values))), counts)
+    def __init__(
+        self,
+        values: Iterable[Value],
+        counts: Iterable[int],
+        unknown: UnknownIds | None = None,
+    ) -> None:
+        self._set(values_of(tuple(map(plain, values))), counts, unknown)
 
-    def _set(self, values: ArrowValues | ObjectValues, counts: Iterable[int]) -> None:
+    def _set(
+        self,
+        values: ArrowValues | ObjectValues,
+        counts: Iterable[int],
+        unknown: UnknownIds | None = None,
+    ) -> None:
+        self.unknown = unknown
         counts = counts if isinstance(counts, np.ndarray) else list(counts)
         self._values = values
         self.counts: IntArray = np.array(counts, dtype=np.int64)
@@ -77,22 +96,39 @@ class Vocabulary:
             )
         if self.counts[-1] < 1 or (np.diff(self.counts) > 0).any():
             raise ValueError("`counts` must be positive and fall with the rank.")
+        if unknown is not None and not (unknown.first <= len(values) and unknown.number >= 1):
+            raise ValueError(
+                f"`unknown` must be ids among those of {len(values)} values, got {unknown!r}."
+            )
 
     @classmethod
-    def _of(cls, values: ArrowValues | ObjectValues, counts: Iterable[int]) -> Vocabulary:
+    def _of(
+        cls,
+        values: ArrowValues | ObjectValues,
+        counts: Iterable[int],
+        unknown: UnknownIds | None = None,
+    ) -> Vocabulary:
         vocabulary = cls.__new__(cls)
-        vocabulary._set(values, counts)
+        vocabulary._set(values, counts, unknown)
         return vocabulary
+
+    def with_unknown(self, unknown: UnknownIds | None) -> Vocabulary:
+        """The same values, with ids for unknown ones or without."""
+        return self._of(self._values, self.counts, unknown)
 
     @classmethod
     def from_arrow(
-        cls, values: pyarrow.Array | pyarrow.ChunkedArray, counts: NDArray[np.int64]
+        cls,
+        values: pyarrow.Array | pyarrow.ChunkedArray,
+        counts: NDArray[np.int64],
+        unknown: UnknownIds | None = None,
     ) -> Vocabulary:
         """Take millions of values without a Python object for each.
 
         Args:
             values: The values, each once, most frequent first.
             counts: Occurrences of each in the training data.
+            unknown: The ids of unknown values, if they have some of their own.
 
         Raises:
             TypeError: If a value is of a type that cannot be written down as an id.
@@ -103,7 +139,7 @@ class Vocabulary:
             >>> Vocabulary.from_arrow(pyarrow.array(["Rome", "Oslo"]), np.array([2, 1]))
             Vocabulary(2 values: 'Rome', 'Oslo')
         """
-        return cls._of(values_of_arrow(values), counts)
+        return cls._of(values_of_arrow(values), counts, unknown)
 
     @classmethod
     def from_values(
@@ -147,8 +183,11 @@ class Vocabulary:
         """The most frequent values only; the others become unknown.
 
         Args:
-            size: Number of values to keep. One is kept in any case.
+            size: Number of values to keep. One is kept in any case; all are where it goes beyond
+                the ids of unknown values, from which the others could not be told any more.
         """
+        if self.unknown is not None and size > self.unknown.first:
+            return self
         size = max(size, 1)
         return self._of(self._values.head(size), self.counts[:size])
 
@@ -185,8 +224,19 @@ class Vocabulary:
 
     @property
     def num_embeddings(self) -> int:
-        """Number of known values, and the id of all others."""
-        return len(self._values)
+        """Number of ids, and the id of missing values, and of unknown ones without an own."""
+        return len(self._values) + (0 if self.unknown is None else self.unknown.number)
+
+    @property
+    def id_counts(self) -> IntArray:
+        """Occurrences of every id in the training data, falling."""
+        return self.counts if self.unknown is None else self.unknown.counts_of_ids(self.counts)
+
+    def knows(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Which ids are those of known values."""
+        if self.unknown is None:
+            return ids < len(self)
+        return self.unknown.positions_of_ids(ids, len(self)) < len(self)
 
     @property
     def num_fractions(self) -> int:
@@ -207,12 +257,17 @@ class Vocabulary:
         """
         if isinstance(self._values, ArrowValues) and isinstance(values, pd.Series):
             array = array_of(values)
-            found = None if array is None else self._values.find_arrow(array)
-            if found is not None:
-                return self._as_ids(found)
-        codes, distinct_values = factorize(values, "values")
+            ids = None if array is None else self._ids_of_array(self._values, array)
+            if ids is not None:
+                return ids
+        codes, found = factorize(values, "values")
+        ids = self._values.find(found)
+        if self.unknown is not None:
+            new = np.flatnonzero(ids < 0)
+            ids = self.unknown.ids_of_positions(ids)
+            ids[new] = self.unknown.ids_of([found[place] for place in new.tolist()])
         # The code of a missing value is -1, which reads the last entry.
-        return self._as_ids(np.append(self._values.find(distinct_values), -1)[codes])
+        return self._without_gaps(np.append(ids, -1)[codes])
 
     def encode_arrow(self, values: pyarrow.Array | pyarrow.ChunkedArray) -> IntArray:
         """Look up the ids of values in an Arrow array, as :meth:`encode` does.
@@ -237,14 +292,28 @@ class Vocabulary:
             parts = [np.empty(0, dtype=np.int64), *map(self.encode_arrow, values.chunks)]
             return np.concatenate(parts)
         if isinstance(self._values, ArrowValues):
-            found = self._values.find_arrow(values)
-            if found is not None:
-                return self._as_ids(found)
+            ids = self._ids_of_array(self._values, values)
+            if ids is not None:
+                return ids
         return self.encode(series_of(values))
 
-    def _as_ids(self, found: IntArray) -> IntArray:
-        found[found < 0] = self.num_embeddings
-        return found
+    def _ids_of_array(self, known: ArrowValues, values: pyarrow.Array) -> IntArray | None:
+        """The ids of an Arrow array, None if its values must be looked at one by one."""
+        ids = known.find_arrow(values)
+        if ids is None or self.unknown is None:
+            return None if ids is None else self._without_gaps(ids)
+        there = ~compute.is_null(values, nan_is_null=True).to_numpy(zero_copy_only=False)
+        new = np.flatnonzero((ids < 0) & there)
+        ids = self.unknown.ids_of_positions(ids)
+        taken = values.take(pyarrow.array(new))
+        if pyarrow.types.is_dictionary(taken.type):
+            taken = taken.dictionary_decode()
+        ids[new] = self.unknown.ids_of(taken)
+        return self._without_gaps(ids)
+
+    def _without_gaps(self, ids: IntArray) -> IntArray:
+        ids[ids < 0] = self.num_embeddings
+        return ids
 
     def forget_lookup(self) -> None:
         """Free the memory by which millions of values are found; the next :meth:`encode` needs it.
@@ -258,8 +327,11 @@ class Vocabulary:
         """Look up the values of ids.
 
         Returns:
-            The values; None for the id ``num_embeddings``.
+            The values; None for the id ``num_embeddings``, and for those of unknown values.
         """
+        if self.unknown is not None:
+            numbers = np.array(list(ids), dtype=np.int64)
+            ids = self.unknown.positions_of_ids(numbers, len(self)).tolist()
         return self._values.at(ids)
 
     def __len__(self) -> int:
@@ -269,7 +341,9 @@ class Vocabulary:
         return value in self._values
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Vocabulary) or not np.array_equal(self.counts, other.counts):
+        if not isinstance(other, Vocabulary) or self.unknown != other.unknown:
+            return False
+        if not np.array_equal(self.counts, other.counts):
             return False
         if isinstance(self._values, ArrowValues) or isinstance(other._values, ArrowValues):
             return self._values == other._values
@@ -280,17 +354,20 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self._values.head(3)))
-        return f"Vocabulary({self.num_embeddings} values: {shown}{', ...' * (len(self) > 3)})"
+        return f"Vocabulary({len(self)} values: {shown}{', ...' * (len(self) > 3)})"
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary in types that JSON knows, to be read back by :meth:`from_dict`."""
         types, values = zip(*written(self._values))
-        return {
+        data = {
             "version": _JSON_VERSION,
             "types": types[0] if len(set(types)) == 1 else list(types),
             "values": list(values),
             "counts": self.counts.tolist(),
         }
+        if self.unknown is not None:
+            data |= {"version": _WITH_UNKNOWN, "unknown": list(self.unknown.numbers())}
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
@@ -300,9 +377,10 @@ class Vocabulary:
             ValueError: If it is not such a vocabulary.
         """
         try:
-            if data["version"] != _JSON_VERSION:
+            if data["version"] not in (_JSON_VERSION, _WITH_UNKNOWN):
                 raise ValueError(
-                    f"A vocabulary must be of version {_JSON_VERSION}, got {data['version']!r}."
+                    f"A vocabulary must be of version {_JSON_VERSION} or {_WITH_UNKNOWN}, got "
+                    f"{data['version']!r}."
                 )
             values, types = data["values"], data["types"]
             if isinstance(types, str):
@@ -312,7 +390,8 @@ class Vocabulary:
                     f"A vocabulary of {len(values)} values must have as many types, got "
                     f"{len(types)}."
                 )
-            return cls(read(zip(types, values)), data["counts"])
+            unknown = UnknownIds.of_numbers(data.get("unknown"))
+            return cls(read(zip(types, values)), data["counts"], unknown)
         except (KeyError, TypeError, ArithmeticError) as error:
             raise ValueError(f"This vocabulary is malformed: {error!r}.") from error
 
@@ -321,7 +400,7 @@ class Vocabulary:
 
         Returns:
             A column of the counts beside one of the values, ``json`` for few or a mixture, or
-            named after their type.
+            named after their type. The ids of unknown values are among the schema's metadata.
 
         Example:
             >>> Vocabulary(["Rome", 7], [2, 1]).to_table().to_pydict()
@@ -329,9 +408,13 @@ class Vocabulary:
         """
         if isinstance(self._values, ArrowValues):
             (kind,) = self.types
-            return pyarrow.table({kind.__name__: self._values.array, COUNT: self.counts})
-        pairs = list(map(json.dumps, written(self._values)))
-        return pyarrow.table({JSON: pairs, COUNT: self.counts})
+            table = pyarrow.table({kind.__name__: self._values.array, COUNT: self.counts})
+        else:
+            pairs = list(map(json.dumps, written(self._values)))
+            table = pyarrow.table({JSON: pairs, COUNT: self.counts})
+        if self.unknown is None:
+            return table
+        return table.replace_schema_metadata({_UNKNOWN: json.dumps(self.unknown.numbers())})
 
     @classmethod
     def from_table(cls, table: pyarrow.Table) -> Vocabulary:
@@ -342,35 +425,13 @@ class Vocabulary:
         """
         try:
             name, counts = table.column_names[0], table[COUNT].fill_null(0).to_numpy()
+            about = (table.schema.metadata or {}).get(_UNKNOWN, b"null")
+            unknown = UnknownIds.of_numbers(json.loads(about))
             if name != JSON:
-                return cls.from_arrow(table[name], counts)
-            return cls(read(map(json.loads, table[name].to_pylist())), counts)
+                return cls.from_arrow(table[name], counts, unknown)
+            return cls(read(map(json.loads, table[name].to_pylist())), counts, unknown)
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"This vocabulary is malformed: {error!r}.") from error
-
-    def to_bytes(self) -> bytes:
-        """Write as a Parquet file, a few bytes a value, to be read back by :meth:`from_bytes`.
-
-        Example:
-            >>> cities = Vocabulary(["Rome", "Oslo"], [2, 1])
-            >>> Vocabulary.from_bytes(cities.to_bytes()) == cities
-            True
-        """
-        file = io.BytesIO()
-        write_packed({"": self.to_table()}, file)
-        return file.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Vocabulary:
-        """Read what :meth:`to_bytes` wrote. Nothing in it is executed.
-
-        Raises:
-            ValueError: If the bytes are not such a vocabulary.
-        """
-        tables = read_packed(io.BytesIO(data))
-        if len(tables) != 1:
-            raise ValueError(f"The bytes must hold one vocabulary, got {len(tables)}.")
-        return cls.from_table(*tables.values())
 
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""
@@ -384,24 +445,3 @@ class Vocabulary:
             ValueError: If the text is not such a vocabulary.
         """
         return cls.from_dict(json.loads(text))
-
-
-def factorize(
-    values: pd.Series[Any] | Iterable[Any], name: str
-) -> tuple[NDArray[np.intp], list[Value]]:
-    """The distinct values in order of appearance, and for every row which one it has, or -1."""
-    series = values if isinstance(values, pd.Series) else pd.Series(list(values), dtype=object)
-    try:
-        codes, found = distinct(series)
-    except TypeError as error:
-        raise TypeError(
-            f"The column {name!r} has several values in one row, such as {_unhashable(series)}; "
-            f"if they are lists, name it as a bag: `bags={{{name!r}: None}}`, or on the command "
-            f"line `--bags {name}`."
-        ) from error
-    return codes, [plain(value, name) for value in found]
-
-
-def _unhashable(series: pd.Series[Any]) -> str:
-    cells = (each for each in series if not isinstance(each, Hashable))
-    return reprlib.repr(next(cells, "a list"))

@@ -53,7 +53,10 @@ def write_packed(tables: Mapping[str, pyarrow.Table], sink: Any) -> None:
         >>> read_packed(file)["city"].to_pydict()
         {'str': ['Rome', 'Oslo'], 'count': [2, 1]}
     """
-    entries = [[name, table.column_names[0], len(table)] for name, table in tables.items()]
+    entries = [
+        [name, table.column_names[0], len(table), *_metadata(table)]
+        for name, table in tables.items()
+    ]
     about = json.dumps({"version": _VERSION, "vocabularies": entries})
     schema = pyarrow.schema([*COLUMNS.items(), (COUNT, pyarrow.int64())], {_KEY: about})
     with parquet.ParquetWriter(sink, schema, compression="zstd", use_dictionary=[COUNT]) as writer:
@@ -86,7 +89,7 @@ def read_packed(source: Any) -> dict[str, pyarrow.Table]:
                 raise ValueError(f"it must be of version {_VERSION}, got {version!r}")
             groups = iter(range(file.num_row_groups))
             tables = {}
-            for name, column, size in about["vocabularies"]:
+            for name, column, size, *more in about["vocabularies"]:
                 mine, rows = [], 0
                 while rows < size:
                     mine.append(next(groups))
@@ -94,8 +97,15 @@ def read_packed(source: Any) -> dict[str, pyarrow.Table]:
                 tables[name] = file.read_row_groups(mine, [column, COUNT])
                 if rows != size or tables[name].column_names != [column, COUNT]:
                     raise ValueError(f"it must have {size} values of {name!r} in {column!r}")
+                tables[name] = tables[name].replace_schema_metadata(*more or [None])
             return tables
     except FileNotFoundError:
         raise
     except _UNREADABLE as error:
         raise ValueError(f"This file of vocabularies is malformed: {error!r:.300}.") from error
+
+
+def _metadata(table: pyarrow.Table) -> list[dict[str, str]]:
+    """What a table says besides its columns, if anything."""
+    found = table.schema.metadata
+    return [{key.decode(): value.decode() for key, value in found.items()}] if found else []

@@ -6,21 +6,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 import math
 from typing import Any
-import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 import torch
 
 from optuna_nis.data.batches import Batch
+from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.files import TableFiles
-from optuna_nis.data.keys import GROUP, LABEL, UNSEEN_TARGET, WEIGHT
+from optuna_nis.data.keys import GROUP, LABEL, NO_GROUP, UNSEEN_TARGET, WEIGHT
 from optuna_nis.data.labels import Label
 from optuna_nis.data.meaning import Meaning
 from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.paths import Paths
 from optuna_nis.data.reading import read_batches
-from optuna_nis.data.scaling import Floats, check_weights
+from optuna_nis.data.row_columns import read_row_columns
+from optuna_nis.data.scaling import Floats
 from optuna_nis.data.store import ColumnStore
 from optuna_nis.lightning.parts import num_rows
 from optuna_nis.lightning.training import evaluated
@@ -111,8 +112,8 @@ def evaluate_table(
     r"""Measure a model on the labelled rows of a table, which are read some at a time.
 
     Labels, weights and groups mean what they mean in :class:`~optuna_nis.data.TableDataModule`;
-    rows without label or weight are left out with a warning. Metrics are those of the test in
-    :func:`retrain`.
+    rows without label or weight are left out with a warning, those without group of the means over
+    groups. Metrics are those of the test in :func:`retrain`.
 
     Args:
         predictor: The model.
@@ -155,7 +156,9 @@ def evaluate_table(
     logged = {model.metric_name: "test_metric"} | model.more_metrics
     metrics = {name: found[key] for name, key in logged.items() if key in found}
     kept = labels.label[labels.kept]
-    groups = None if labels.group is None else len(np.unique(labels.group[labels.kept]))
+    groups = None
+    if labels.group is not None:
+        groups = len(np.setdiff1d(labels.group[labels.kept], NO_GROUP))
     errors = _errors(predictor, metrics, labels)
     if isinstance(model, ItemsModule):
         unseen = int((kept == UNSEEN_TARGET).sum())
@@ -177,24 +180,16 @@ def _labels(
     store = ColumnStore([files], None, columns, progress=progress)
     types = {} if features.targets is None else {rule.column: features.targets.types}
     meaning = Meaning(files.name, files.is_text, features.na_values, types)
-    column = meaning.of(store.column(rule.column))
-    kept = column.cells >= 0
-    if not kept.any():
-        raise ValueError(f"The {files.described} has no label: {rule.column!r} is empty.")
+    found = read_row_columns(store, meaning, rule, features.task, weight=weight, group=group)
+    kept, weights = found.kept, found.weight
     label: NDArray[Any]
-    if features.targets is None:
-        label = rule.of(column)
+    if isinstance(found.target, CodedColumn):
+        if not (found.target.cells >= 0).any():
+            raise ValueError(f"The {files.described} has no label: {rule.column!r} is empty.")
+        assert features.targets is not None
+        label = found.target.classes_of_values(features.targets)[found.target.cells]
     else:
-        label = column.classes_of_values(features.targets)[column.cells]
-    _warn_left_out(files, rule.column, kept, kept)
-    weights = groups = None
-    if weight is not None:
-        weights = np.asarray(store.numbers(weight, features.na_values))
-        check_weights(weights, weight)
-        _warn_left_out(files, weight, ~np.isnan(weights), kept)
-        kept = kept & ~np.isnan(weights)
-    if group is not None:
-        groups = store.column(group).cells.astype(np.int64)
+        label = found.target
     counted = label[kept] if weights is None else label[kept & (weights > 0)]
     if features.targets is None and len(np.unique(counted)) < 2:
         raise ValueError(
@@ -203,18 +198,7 @@ def _labels(
             if len(counted)
             else f"The {files.described} has no row that counts."
         )
-    return _Labels(label, kept, weights, groups)
-
-
-def _warn_left_out(
-    files: TableFiles, name: str, there: NDArray[np.bool_], kept: NDArray[np.bool_]
-) -> None:
-    if missing := int((~there).sum()):
-        warnings.warn(
-            f"{files.name}: left out {missing:,} of {len(kept):,} rows, which have no value in "
-            f"the column {name!r}.",
-            stacklevel=4,
-        )
+    return _Labels(label, kept, weights, found.groups)
 
 
 def _batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def search(
     budget: int | float | str,
     mode: Mode = "multi",
     precisions: Sequence[int] = (32,),
-    oov: Oov = "zero",
+    oov: Oov | None = None,
     embedding_dim: int | None = None,
     epochs: int | None = None,
     num_updates: int | None = None,
@@ -67,7 +68,8 @@ def search(
         mode: As in :class:`~optuna_nis.SearchSpace`.
         precisions: Bits that a number may have, as in :func:`search_sizes`.
         oov: What ids without a row give, as in :class:`~optuna_nis.EmbeddingSpec`: zeros, or rows
-            that they share, as many as the search finds worth their bytes.
+            that they share, new and rare values among them, as many as the search finds worth
+            their bytes. By default what the data say.
         embedding_dim: Largest width considered of a feature; by default that of the reference
             model.
         epochs: Epochs of the supernet; by default those of the plan.
@@ -101,6 +103,7 @@ def search(
         >>> best.nbytes() <= space_of(study).budget_nbytes
         True
     """
+    data = replace(data, oov=oov or data.oov)
     check_data(study, data)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
@@ -109,7 +112,7 @@ def search(
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)
     build = reference_model(datamodule.features, **model_options)
-    space = SearchSpace(build.specs(embedding_dim, precisions, oov), budget=budget, mode=mode)
+    space = SearchSpace(build.specs(embedding_dim, precisions, data.oov), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
     build(space)
     options = json.loads(json.dumps(model_options, default=float))

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.utilities import dim_zero_cat
 
-from optuna_nis.data.keys import GROUP, LABEL
+from optuna_nis.data.keys import GROUP, LABEL, NO_GROUP
 from optuna_nis.models.embeddings import Batch
 
 
@@ -113,7 +113,7 @@ class GroupAUC(Metric):
     """GAUC: the mean of the areas under the ROC curves of the groups that have both classes.
 
     By the number of examples of each, or their weights (Zhou et al., 2018, "Deep Interest Network
-    for Click-Through Rate Prediction").
+    for Click-Through Rate Prediction"). Examples of the group -1, ``NO_GROUP``, have no part.
 
     Example:
         >>> metric = GroupAUC()
@@ -148,8 +148,8 @@ class GroupAUC(Metric):
 
     def compute(self) -> Tensor:
         """The mean; NaN if no group has both classes."""
-        states = (self.scores, self.target, self.groups, self.weights)
-        scores, target, groups, weights = map(dim_zero_cat, states)
+        states = (self.groups, self.scores, self.target, self.weights)
+        groups, scores, target, weights = _in_groups(*map(dim_zero_cat, states))
         areas, sums = auc_of_groups(scores, target, weights, groups)
         known = ~areas.isnan()
         return ((areas * sums)[known].sum() / sums[known].sum()).float()
@@ -157,6 +157,8 @@ class GroupAUC(Metric):
 
 class GroupMean(Metric):
     """The mean over groups of the mean over the examples of each, by weight, as of HR@k for users.
+
+    Examples of the group -1, ``NO_GROUP``, have no part.
 
     Example:
         >>> metric = GroupMean()
@@ -184,11 +186,18 @@ class GroupMean(Metric):
 
     def compute(self) -> Tensor:
         """The mean; NaN if no example has a weight."""
-        values, groups, weights = map(dim_zero_cat, (self.values, self.groups, self.weights))
+        states = (self.groups, self.values, self.weights)
+        groups, values, weights = _in_groups(*map(dim_zero_cat, states))
         names, index = torch.unique(groups, return_inverse=True)
         sums = _sums(_wide(weights), index, len(names))
         means = _sums(_wide(values * weights), index, len(names)) / sums
         return means[sums > 0].mean().float()
+
+
+def _in_groups(groups: Tensor, *others: Tensor) -> list[Tensor]:
+    """What there is of examples that belong to a group."""
+    kept = groups != NO_GROUP
+    return [each[kept] for each in (groups, *others)]
 
 
 def _wide(values: Tensor) -> Tensor:

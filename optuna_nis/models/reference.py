@@ -243,7 +243,8 @@ def _sequence(features: Features, name: str | None) -> dict[str, Any]:
 
 
 def _classes(values: Vocabulary, targets: Vocabulary) -> list[int]:
-    """The target that each value of a vocabulary is, their number if it is none."""
-    column = converted(pd.Series(values.values, dtype=object), targets)
+    """The target that the value of each id is, their number if it is none."""
+    every = values.decode(range(values.num_embeddings))
+    column = converted(pd.Series(every, dtype=object), targets)
     found: list[int] = targets.encode(column).tolist()
     return found

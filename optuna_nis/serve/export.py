@@ -27,7 +27,9 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
     """Write a model for serving.
 
     Beside it goes ``features.json``, in which the place of a value in the vocabulary of its
-    feature is its id; of more than 100,000 values it names a Parquet file that holds them.
+    feature is its id; of more than 100,000 values it names a Parquet file that holds them. Where
+    unknown values have ids, ``"unknown": [first, number, ...]`` of the vocabulary, that of values
+    from the place ``first`` on is ``number`` more; :meth:`Features.encode` knows all of this.
 
     Args:
         folder: The model, written by ``optuna-nis retrain --output``.
@@ -102,7 +104,7 @@ def _random_batch(predictor: Predictor) -> Batch:
     batch, features = {}, predictor.features
     for name, vocabulary in features.vocabularies.items():
         shape = (_EXAMPLES, _BAG_LENGTH) if name in features.bags else (_EXAMPLES,)
-        batch[name] = torch.randint(0, len(vocabulary) + 1, shape, generator=generator)
+        batch[name] = torch.randint(0, vocabulary.num_embeddings + 1, shape, generator=generator)
     if width := predictor.model.num_numeric:
         batch[NUMERIC] = torch.randn(_EXAMPLES, width, generator=generator)
     return batch

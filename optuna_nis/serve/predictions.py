@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
@@ -13,8 +14,24 @@ from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.paths import Paths
 from optuna_nis.data.patterns import select_columns
 from optuna_nis.data.reading import read_batches
+from optuna_nis.data.tally import Tally
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.serve.writing import writing
+
+
+@dataclass(frozen=True)
+class TablePredictions:
+    """What was predicted for a table.
+
+    Attributes:
+        rows: The number of rows.
+        tally: For each feature of which the model has rows, how many values were unknown or
+            missing. To a model that gives no rows to rare values these are unknown too, if no
+            rows are shared.
+    """
+
+    rows: int
+    tally: Tally
 
 
 def predict_table(
@@ -26,7 +43,7 @@ def predict_table(
     names: Sequence[str] | None = None,
     separator: str | None = None,
     progress: Progress = no_progress,
-) -> int:
+) -> TablePredictions:
     r"""Predict for the rows of a table, some at a time, and write them into a file.
 
     The file takes the place of an earlier one when it is whole. The predictions are one column,
@@ -42,7 +59,7 @@ def predict_table(
         progress: Called with a line of text every few seconds.
 
     Returns:
-        The number of rows.
+        The number of rows, and how many of their values the model does not know.
 
     Raises:
         FileNotFoundError: If there is no such table.
@@ -59,9 +76,11 @@ def predict_table(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "new.csv").write_text("user,item\n3,7\n4,123\n")
         ...     output = Path(folder, "found.csv")
-        ...     rows = predict_table(predictor, f"{folder}/new.csv", output, keep=["item"])
-        ...     rows, output.read_text().split()[0]
+        ...     found = predict_table(predictor, f"{folder}/new.csv", output, keep=["item"])
+        ...     found.rows, output.read_text().split()[0]
         (2, 'item,prediction')
+        >>> print(found.tally)
+        unknown: user 1 of 2 values (50.0%), item 1 of 2 values (50.0%)
     """
     output = Path(output)
     check_table_file("output", output)
@@ -82,10 +101,10 @@ def predict_table(
                     f"`output` must end in .parquet to keep the lists of {field.name!r}, got "
                     f"{str(output)!r}."
                 )
-    pace, kind = Pace(progress), predictor.column_type
+    pace, kind, tally = Pace(progress), predictor.column_type, Tally()
     with writing(output) as write:
         for frame, others in read_batches(files, predictor.features, more=kept):
-            found = predictor.predict(frame, check=False)
+            found = predictor.predict(frame, check=False, tally=tally)
             columns = dict(zip(kept, others.columns))
             for name, values in zip(predicted, found.reshape(len(found), -1).T):
                 # Targets of several types are text.
@@ -93,4 +112,12 @@ def predict_table(
                 columns[name] = pyarrow.array(map(str, values) if is_text else values, kind)
             write(pyarrow.table(columns))
             pace.add(len(frame), "Predicting")
-    return pace.rows
+    return TablePredictions(pace.rows, tally.without(_without_rows(predictor)))
+
+
+def _without_rows(predictor: Predictor) -> set[str]:
+    """Features of which no value matters."""
+    share = predictor.features.share
+    owners = {name: share.get(name, name) for name in predictor.features.names}
+    tables = predictor.allocation
+    return {name for name, owner in owners.items() if owner in tables and not tables[owner].kept}

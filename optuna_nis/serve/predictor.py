@@ -17,6 +17,7 @@ import torch
 from optuna_nis._checks import check_folder
 from optuna_nis.data import Features
 from optuna_nis.data.keeping import FEATURES_FILE, drop_unused, pack_features, unpack_features
+from optuna_nis.data.tally import Tally
 from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.models.items import ItemsModule
 from optuna_nis.serve import freeze, load, quantize, save, to_dense
@@ -96,7 +97,12 @@ class Predictor:
         )
 
     def predict(
-        self, frame: pd.DataFrame, *, batch_size: int = 16384, check: bool = True
+        self,
+        frame: pd.DataFrame,
+        *,
+        batch_size: int = 16384,
+        check: bool = True,
+        tally: Tally | None = None,
     ) -> NDArray[Any]:
         """Predict for new rows.
 
@@ -105,6 +111,7 @@ class Predictor:
                 unknown and missing ids are fine, other columns are ignored.
             batch_size: Rows at a time.
             check: As in :meth:`Features.encode_batches`.
+            tally: As in :meth:`Features.encode_batches`.
 
         Returns:
             For ranking the probability of a positive label, shape ``(rows,)``; for retrieval the
@@ -115,7 +122,7 @@ class Predictor:
         """
         parts = []
         with torch.inference_mode():
-            for batch in self.features.encode_batches(frame, batch_size, check=check):
+            for batch in self.features.encode_batches(frame, batch_size, check=check, tally=tally):
                 parts.append(self.model.predict_step(batch).cpu().numpy())
         if not parts:
             width = (max(self.model.top_k),) if isinstance(self.model, ItemsModule) else ()

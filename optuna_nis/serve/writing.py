@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import gzip
-import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow
 from pyarrow import compute, parquet
+
+from optuna_nis._files import replacing
 
 Write = Callable[[pyarrow.Table], None]
 
@@ -24,13 +25,11 @@ def writing(path: Path) -> Iterator[Write]:
         path: The file, named as :func:`~optuna_nis._checks.check_table_file` wants it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"new.{os.getpid()}.{path.name}")
-    try:
-        with _parquet(new) if path.suffix == ".parquet" else _csv(new) as write:
-            yield write
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with (
+        replacing(path) as new,
+        _parquet(new) if path.suffix == ".parquet" else _csv(new) as write,
+    ):
+        yield write
 
 
 @contextmanager

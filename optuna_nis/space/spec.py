@@ -21,7 +21,7 @@ _FREQUENCY_STEP = 1.5
 Oov = Literal["zero", "shared", "hash"]
 # Numbers of rows that ids without one may share. Of powers of two, ids that share a row of many
 # also share one of few.
-_SHARES: Mapping[str, tuple[int, ...]] = {
+SHARES: Mapping[str, tuple[int, ...]] = {
     "zero": (0,),
     "shared": (0, 1),
     "hash": (0, 1, 16, 256, 4096),
@@ -185,7 +185,7 @@ class EmbeddingSpec:
             (0, 1, 16, 256)
         """
         left = self.num_embeddings - self.row_blocks[0]
-        return (0, *(number for number in _SHARES[self.oov][1:] if number < left))
+        return (0, *(number for number in SHARES[self.oov][1:] if number < left))
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -62,11 +62,12 @@ def test_bags_are_taken_and_limited(
 
 def test_bags_are_padded_with_the_id_of_a_missing_value() -> None:
     column = _bags([["a", "b"], [], ["b"]])
-    ids = column.ids_of_values(Vocabulary(["b"], [2]))
+    vocabulary = Vocabulary(["b"], [2])
+    ids = column.ids_of_values(vocabulary)
 
     assert column.encode(ids).tolist() == [[1, 0], [1, 1], [0, 1]]
     assert column.present().tolist() == [2, 0, 1]
-    assert column.known(ids).tolist() == [1, 0, 1]
+    assert column.known(vocabulary.knows(ids)).tolist() == [1, 0, 1]
 
 
 def test_markers_in_bags_are_missing() -> None:

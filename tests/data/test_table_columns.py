@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from optuna_nis import SearchSpace
-from optuna_nis.data import Features, TableDataModule, split_rows, table
+from optuna_nis.data import Features, TableDataModule, read_table, split_rows, table
 from optuna_nis.models import reference_model
 
 
@@ -119,6 +119,44 @@ def test_splits_by_user(split: Any, path: Path) -> None:
         assert min(map(len, parts)) > 9
     else:
         assert [len(set(users)) for users in parts] == [8, 8]
+
+
+@pytest.mark.filterwarnings("ignore:.*100 of 200 rows have no value in the column 'user'")
+@pytest.mark.parametrize("split", ["group", "leave-one-out", "random"])
+def test_rows_without_a_group_are_split_one_by_one(split: Any, tmp_path: Path) -> None:
+    frame = _clicks().assign(user=lambda rows: rows["user"].where(rows["row"] % 2 == 0))
+    data = _data(_write(frame, tmp_path / "t.csv"), split=split, group="user", features=["row"])
+    data.setup("test")
+    groups = torch.cat([batch["group"] for batch in data.test_dataloader()])
+    if split == "leave-one-out":
+        # A row that is alone is for training.
+        assert (groups >= 0).all()
+    else:
+        assert 0 < int((groups == -1).sum()) < 50
+        assert (groups >= -1).all()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_dates_in_the_names_of_folders_are_times(kind: str, tmp_path: Path) -> None:
+    days = ["2024-01-10", "2024-01-09", "2023-12-31", "2024-02-01", "2024-01-02"]
+    frame = _clicks(100)
+    for place, day in enumerate(days):
+        folder = tmp_path / "logs" / f"day={day}"
+        folder.mkdir(parents=True)
+        _write(frame[place * 20 : place * 20 + 20], folder / f"part.{kind}")
+    data = _data(tmp_path / "logs", features=["row", "day"], time="day")
+    data.setup("test")
+
+    assert data.split == "chronological"
+    assert data.sizes == {"train": 60, "validation": 20, "test": 20}
+    trained = {int(row) // 20 for row in data.vocabularies["row"].values}
+    assert {days[place] for place in trained} == {"2023-12-31", "2024-01-02", "2024-01-09"}
+    known = data.vocabularies["day"]
+    assert list(known.values) == [pd.Timestamp(day) for day in sorted(days)[:3]]
+    # One folder alone, as new rows come, and one of a day that training has not seen.
+    for day, expected in (("2023-12-31", 0), ("2024-02-01", known.num_embeddings)):
+        new = read_table(tmp_path / "logs" / f"day={day}", like=data.features)
+        assert data.encode(new)["day"].tolist() == [expected] * 20
 
 
 def _baskets() -> pd.DataFrame:
@@ -290,3 +328,13 @@ def test_bags_beside_patterns(features: list[str], expected: list[str], tmp_path
         tmp_path / "rows.csv", label="label", features=features, bags={"tags": "|"}
     )
     assert list(data.vocabularies) == expected
+
+
+def test_a_header_that_looks_like_values_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    frame = _clicks().assign(C1=lambda rows: [f"{value:08x}" for value in rows["C1"]])
+    frame[["rating", "C1", "row"]].to_csv(path, sep="\t", index=False, header=False)
+    label, one, other = path.read_text().splitlines()[0].split("\t")
+    data = _data(path, label=f"{label}>=4", features=[one, other])
+    with pytest.warns(UserWarning, match=r"t\.tsv: The first row, .* looks like values: .*--col"):
+        data.setup("fit")

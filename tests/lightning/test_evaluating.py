@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 import json
 import math
 from pathlib import Path
@@ -104,10 +105,36 @@ def test_rows_without_label_or_weight_are_left_out(tmp_path: Path) -> None:
     rows.to_csv(path, index=False)
     ROWS[50:].to_csv(whole, index=False)
     options: Any = {"label": "rating>3", "weight": "trust", "group": "item"}
-    with pytest.warns(UserWarning, match=r"rows\.csv: left out 30 of 300 rows.*'(rating|trust)'"):
+    with pytest.warns(UserWarning, match=r"csv: dropped [23]0 of 300 rows.*'(rating|trust)'"):
         found = evaluate_table(_predictor(), path, **options)
     assert found.rows == 250
     assert found == evaluate_table(_predictor(), whole, **options)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("task", ["ranking", "retrieval"])
+def test_rows_without_a_group_have_no_part_in_means_over_groups(
+    task: str, kind: str, tmp_path: Path
+) -> None:
+    path, fewer = tmp_path / f"rows.{kind}", tmp_path / f"fewer.{kind}"
+    rows = ROWS.assign(of=[f"u{number}" for number in ROWS["user"]])
+    rows.loc[:19, "of"] = "NA"
+    rows.loc[20:59, "of"] = None
+    for table, name in ((rows, path), (rows[60:], fewer)):
+        table.to_csv(name, index=False) if kind == "csv" else table.to_parquet(name)
+    predictor = _predictor(ROWS["next"] if task == "retrieval" else None)
+    predictor.features = replace(predictor.features, na_values=("NA",))
+    options: Any = {"label": "next" if task == "retrieval" else "rating>3", "group": "of"}
+    with pytest.warns(UserWarning, match="60 of 300 rows have no value in the column 'of'. They"):
+        found = evaluate_table(predictor, path, **options)
+    wanted = evaluate_table(predictor, fewer, **options)
+    assert (found.rows, found.groups) == (300, wanted.groups)
+    by_group = [name for name in found.metrics if name == "GAUC" or name.endswith("by group")]
+    assert by_group
+    for name in by_group:
+        assert found.metrics[name] == pytest.approx(wanted.metrics[name])
+    first = next(iter(found.metrics))
+    assert found.metrics[first] != wanted.metrics[first]
 
 
 def test_no_group_has_both_classes(tmp_path: Path) -> None:

@@ -72,8 +72,10 @@ def test_ids_without_a_row_may_share_some(data: DataConfig, study: optuna.Study)
     numbers = {table.num_shared for each in tried for table in each.values()}
     assert numbers >= {0, 1}
     assert space.fits(best)
-    with pytest.raises(ValueError, match="another"):
+    with pytest.raises(ValueError, match=r"on other data, with oov 'hash' \(now 'zero'\)"):
         search(study, data, **options)
+    # It is the same whoever says so.
+    assert search(study, dataclasses.replace(data, oov="hash"), **options) == best
 
 
 def test_a_finished_search_is_not_repeated(data: DataConfig, study: optuna.Study) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from optuna_nis import SearchSpace
+from optuna_nis import Allocation, SearchSpace
 from optuna_nis.data import Features, read_table
 from optuna_nis.data.reading import read_batches
 from optuna_nis.models import reference_model
@@ -67,7 +68,8 @@ def test_predictions_in_batches_are_those_at_once(
     monkeypatch.setattr(predictions, "read_batches", partial(read_batches, rows=7))
     monkeypatch.setattr(Predictor, "predict", counted)
 
-    assert predict_table(predictor, path, tmp_path / output, keep=["user", "ti*"]) == 50
+    found_rows = predict_table(predictor, path, tmp_path / output, keep=["user", "ti*"]).rows
+    assert found_rows == 50
 
     assert rows == [7] * 7 + [1]
     found = _read(tmp_path / output)
@@ -93,7 +95,7 @@ def test_targets_are_columns(mixed: bool, output: str, tmp_path: Path) -> None:
     predictor = _predictor(targets)
     expected = predictor.predict(ROWS)
     path = _write(ROWS, tmp_path / "new.parquet")
-    assert predict_table(predictor, path, tmp_path / output) == 50
+    assert predict_table(predictor, path, tmp_path / output).rows == 50
     found = _read(tmp_path / output)
     assert list(found) == [f"top_{place}" for place in range(1, 6)]
     assert found.astype(str).to_numpy().tolist() == expected.astype(str).tolist()
@@ -138,3 +140,44 @@ def test_what_fails_on_its_way_leaves_the_earlier_file(suffix: str, tmp_path: Pa
         predict_table(_predictor(), path, output)
     assert output.read_text() == "earlier"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("oov", ["zero", "shared"])
+@pytest.mark.parametrize("name", ["new.csv", "new.parquet"])
+def test_unknown_and_missing_values_are_counted(
+    name: str, oov: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame(
+        {
+            "user": [i % 60 for i in range(130)],
+            "tags": ["a|b", "b|rare", "NA", ""] * 32 + ["c", "a"],
+            "city": ["x", "y"] * 65,
+        }
+    )
+    features = Features.fit(
+        frame, task="ranking", separators={"tags": "|"}, na_values=["NA"], min_count=3, oov=oov
+    )
+    full = SearchSpace(features.embedding_specs(4)).full()
+    sizes = Allocation(
+        table if name != "city" else replace(table, tiers=()) for name, table in full.items()
+    )
+    predictor = Predictor(reference_model(features, hidden=[8])(sizes), sizes, features)
+    new = pd.DataFrame(
+        {
+            "user": [0, 1, 59, None, 777],
+            "tags": ["a|new|NA", "", None, "rare|c|b", "NA"],
+            "city": ["x", "z", "z", "z", None],
+        }
+    ).astype({"user": "Int64"})
+    path = _write(new, tmp_path / name)
+    monkeypatch.setattr(predictions, "read_batches", partial(read_batches, rows=2))
+
+    found = predict_table(predictor, path, tmp_path / "found.csv")
+
+    assert found.tally.values == {"user": 5, "tags": 9}
+    assert found.tally.unknown == {"user": 2, "tags": 2}
+    assert found.tally.missing == {"user": 1, "tags": 4}
+    assert str(found.tally) == (
+        "unknown: user 2 of 5 values (40.0%), tags 2 of 9 values (22.2%)\n"
+        "missing: tags 4 of 9 values (44.4%), user 1 of 5 values (20.0%)"
+    )

@@ -11,6 +11,7 @@ import torch
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.data import Features, TableDataModule
+from optuna_nis.data.unknown import UnknownIds
 from optuna_nis.models import reference_model
 from optuna_nis.serve.predictor import Predictor
 
@@ -162,6 +163,60 @@ def test_a_model_keeps_ids_that_share_rows(tmp_path: Path) -> None:
     for tables in ("dense", "packed"):
         found = again.with_tables(tables).predict(FRAME)
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_shared", [0, 1, 3])
+def test_new_and_rare_values_share_rows(num_shared: int, tmp_path: Path) -> None:
+    row = np.arange(600)
+    frame = pd.DataFrame({"user": np.where(row % 2, row % 20, row), "city": row % 4})
+    features = Features.fit(frame, task="ranking", min_count=3, oov="hash")
+    user = features.vocabularies["user"]
+    assert user.unknown is not None
+    assert features.vocabularies["city"].unknown is None
+    assert (user.unknown.first, user.unknown.number) == (len(user), 256) == (10, 256)
+    tables = [
+        TableAllocation("user", user.num_embeddings, 4, (Tier(5, 4),), num_shared=num_shared),
+        TableAllocation("city", 4, 4, (Tier(4, 4),)),
+    ]
+    sizes = Allocation(tables)
+    torch.manual_seed(0)
+    model = reference_model(features, hidden=[8], init_std=0.5)(sizes).eval()
+    new = pd.DataFrame({"user": [-1, -2, -3, -4, -5, 599, None], "city": 1})
+    with torch.no_grad():
+        expected = model.predict_step(features.encode(new)).numpy()
+    Predictor(model, sizes, features).save(tmp_path)
+
+    again = Predictor.load(tmp_path)
+
+    forms = [again, *(again.with_tables(form) for form in ("dense", "packed"))]
+    for each in forms:
+        np.testing.assert_allclose(each.predict(new), expected, atol=1e-6)
+        np.testing.assert_allclose(each.predict(new.iloc[:1]), expected[:1], atol=1e-6)
+    # Rows that were drawn differ; a missing value has none.
+    different = len(np.unique(expected[:-1]))
+    assert different == 1 if num_shared < 2 else 2 <= different <= num_shared
+    assert (expected[0] == expected[-1]) == (num_shared == 0)
+
+
+def test_features_of_one_table_share_rows_for_new_values(tmp_path: Path) -> None:
+    row = np.arange(400)
+    item = np.where(row % 2, row % 20, row)
+    frame = pd.DataFrame({"item": item, "last": np.roll(item, 1)})
+    features = Features.fit(frame, task="ranking", min_count=3, oov="hash", share={"last": "item"})
+    known = features.vocabularies["item"]
+    assert known.unknown == UnknownIds(10, 16, 400)
+    sizes = Allocation(
+        [TableAllocation("item", known.num_embeddings, 4, (Tier(5, 4),), num_shared=3)]
+    )
+    torch.manual_seed(0)
+    build = reference_model(features, hidden=[8], init_std=0.5)
+    Predictor(build(sizes), sizes, features).save(tmp_path)
+    again = Predictor.load(tmp_path)
+    ids = again.features.encode(pd.DataFrame({"item": range(-9, 0), "last": range(-9, 0)}))
+    assert torch.equal(ids["item"], ids["last"])
+    rows = again.model.embeddings(ids)
+    assert torch.equal(rows[:, 0], rows[:, 1])
+    assert 1 < len(rows[:, 0].unique(dim=0)) <= 3
 
 
 def test_one_strange_id_does_not_depend_on_its_batch() -> None:

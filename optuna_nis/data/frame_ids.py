@@ -1,0 +1,60 @@
+"""The ids of the cells of a frame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pandas as pd
+
+from optuna_nis.data import cells
+from optuna_nis.data.bags import flatten
+from optuna_nis.data.columns import converted
+from optuna_nis.data.tally import Tally
+
+if TYPE_CHECKING:
+    from optuna_nis.data.features import Features
+
+
+def ids_of_cells(
+    features: Features, column: pd.Series[Any], name: str, tally: Tally | None
+) -> NDArray[np.int64]:
+    """The ids of a feature.
+
+    Args:
+        features: The features.
+        column: Cells of the types seen in training.
+        name: The feature.
+        tally: Counts what is unknown and what is missing.
+
+    Returns:
+        Shape ``(rows,)``, or ``(rows, longest bag)``.
+    """
+    vocabulary, lengths = features.vocabularies[name], None
+    if name in features.separators:
+        items, lengths = items_of(features, column, name)
+        column = converted(items, vocabulary)
+    if vocabulary.unknown is not None or tally is not None:
+        # Otherwise what stands for a missing value has the id of one anyway.
+        column = cells.without(column, features.na_values)
+    ids = vocabulary.encode(column)
+    if tally is not None:
+        empty = 0 if lengths is None else int((lengths == 0).sum())
+        tally.add(name, column, vocabulary.knows(ids), empty)
+    if lengths is None:
+        return ids
+    width = max(1, int(lengths.max(initial=0)))
+    padded = np.full((len(lengths), width), vocabulary.num_embeddings, dtype=np.int64)
+    padded[np.arange(width) < lengths[:, None]] = ids
+    return padded
+
+
+def items_of(
+    features: Features, column: pd.Series[Any], name: str
+) -> tuple[pd.Series[Any], NDArray[np.int64]]:
+    """The values of all bags one after the other, and how many each bag has."""
+    items, lengths = flatten(
+        column, features.separators[name], features.max_bag_length, features.bag_keep, name
+    )
+    return pd.Series(items, dtype=object), lengths
