@@ -13,11 +13,12 @@ from optuna import Study
 from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.data.config import data_of, read_data
+from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.comparison import check_options, compare
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.trainings import Comparison
-from optuna_nis.models import reference_model
+from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.study.results import (
     MODEL_OPTIONS_ATTR,
     Results,
@@ -97,7 +98,8 @@ def retrain(
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
     build = reference_model(datamodule.features, **options)
     best = best_allocation(study)
-    model = build(best)
+    model = looked_at(build, best)
+    assert isinstance(model, EmbeddingModule)
     comparison = Comparison(
         build,
         datamodule,
