@@ -11,12 +11,8 @@ from lightning.pytorch import Callback
 from optuna import Study
 
 from optuna_nis._checks import check_folder
-from optuna_nis.data.config import (
-    DataConfig,
-    check_data,
-    read_data,
-    save_data,
-)
+from optuna_nis.data.config import DataConfig
+from optuna_nis.data.of_study import check_data, read_data, save_data
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.any_model import search_sizes
 from optuna_nis.models import reference_model

@@ -12,7 +12,7 @@ from optuna import Study
 
 from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
-from optuna_nis.data.config import data_of, read_data
+from optuna_nis.data.of_study import data_of, read_data
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.comparison import check_options, compare
 from optuna_nis.lightning.parts import parts_of_data

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from optuna_nis.data import Features
-from optuna_nis.data.config import searched_features
+from optuna_nis.data.of_study import searched_features
 from optuna_nis.lightning import (
     DataConfig,
     Predictor,
