@@ -12,14 +12,13 @@ from torch.utils.data import DataLoader
 from optuna_nis._checks import check_integer
 from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.batches import Batch, default_batch_size
-from optuna_nis.data.coded import CodedColumn, code_columns, coded
+from optuna_nis.data.coded import CodedColumn, code_columns
 from optuna_nis.data.encoding import Encoder
 from optuna_nis.data.features import Features
 from optuna_nis.data.keeping import fingerprint
 from optuna_nis.data.keys import LABEL, Task, check_names, check_share, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
 from optuna_nis.data.parts import DiskPart, MemoryPart, Part
-from optuna_nis.data.scaling import numbers_of
 from optuna_nis.data.source import (
     CodedSource,
     Source,
@@ -200,24 +199,9 @@ class EmbeddingDataModule(LightningDataModule):
         names = list(source.frame.columns) if self._names is None else self._names
         names = [name for name in names if name not in self._numeric]
         self._check_columns(names)
-        columns = code_columns(
-            source.frame[names],
-            self._separators,
-            self.max_bag_length,
-            self.bag_keep,
-            self._na_values,
-        )
-        target = source.target
-        return CodedSource(
-            columns,
-            target.to_numpy(np.float32, copy=True)
-            if self.task == "ranking"
-            else coded(target, "targets"),
-            {name: numbers_of(source.frame[name], name) for name in self._numeric},
-            order=source.order,
-            group=source.group,
-            part=source.part,
-        )
+        bags = (self._separators, self.max_bag_length, self.bag_keep)
+        columns = code_columns(source.frame[names], *bags, self._na_values)
+        return source.coded(columns, self.task, self._numeric)
 
     def _check_columns(self, names: list[str]) -> None:
         """Check the names of the features, and that they are those of ``fitted``."""
