@@ -11,7 +11,7 @@ from optuna_nis._checks import check_integer
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.data.bags import BagKeep
 from optuna_nis.data.pace import Progress, no_progress
-from optuna_nis.data.splits import Split
+from optuna_nis.data.splits import MIN_ROWS, Split
 
 _LISTS = ("features", "na_values", "numeric", "columns")
 _OF_TABLES = (
@@ -39,6 +39,8 @@ class DataConfig:
             given with a ``split_column`` or ``test``.
         seed: Seed of the split.
         max_rows: Use only about so many rows.
+        search_rows: Search on about so many of them only. Ids are counted in all nevertheless, and
+            a retraining is on all.
         data_dir: Folder of the files of a data set that does not come with a package.
         batch_size: Rows in a training batch; by default what :class:`EmbeddingDataModule` finds.
         time_format: How the dates of a table's time column are written, if not as ISO 8601 says.
@@ -94,6 +96,7 @@ class DataConfig:
     separator: str | None = None
     min_count: int = 1
     share: dict[str, str] = field(default_factory=dict)
+    search_rows: int | None = None
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.table is None):
@@ -120,6 +123,8 @@ class DataConfig:
                     "with `--table`."
                 )
         check_integer("min_count", self.min_count, 1)
+        if self.search_rows is not None:
+            check_integer("search_rows", self.search_rows, MIN_ROWS)
         if self.batch_size is not None:
             check_integer("batch_size", self.batch_size, 1)
 
@@ -142,7 +147,8 @@ class DataConfig:
         """The data, ready to train on.
 
         Args:
-            withhold_test: Whether the test part is dropped, as a search wants it.
+            withhold_test: Whether the test part is dropped, as a search wants it, which has no
+                more than the ``search_rows`` either.
             shuffle_seed: Seed of the order of the training rows, by default that of the split.
             fitted: Features to encode with in place of those of the training part, such as
                 :func:`searched_features` gives.
@@ -158,6 +164,7 @@ class DataConfig:
             "shuffle_seed": shuffle_seed,
             "withhold_test": withhold_test,
             "max_rows": self.max_rows,
+            "sample_rows": self.search_rows if withhold_test else None,
             "split": self.split,
             "batch_size": self.batch_size,
             "fitted": fitted,

@@ -22,6 +22,7 @@ from optuna_nis.study.keys import (
     NUM_ROWS_ATTR,
     SEEN_ROWS_ATTR,
     SPACE_ATTR,
+    TABLE_ROWS_ATTR,
     TASK_ATTR,
     VOCABULARY_ATTR,
 )
@@ -144,6 +145,7 @@ def save_data(
     study.set_user_attr(FEATURES_ATTR, _digest(features))
     study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))
     study.set_user_attr(SEEN_ROWS_ATTR, _seen_rows(datamodule))
+    study.set_user_attr(TABLE_ROWS_ATTR, datamodule.source_digest)
     study.set_user_attr(DATASET_ATTR, data.name)
     study.set_user_attr(TASK_ATTR, data.task)
     study.set_user_attr(DATA_ATTR, data.to_json())
@@ -176,23 +178,26 @@ def _warn_changed(
     unknown = datamodule.num_unknown
     left_out = unknown.pop(LABEL, 0)
     rows = datamodule.sizes["train"]
-    if new := ", ".join(f"{name!r} in {number:,}" for name, number in unknown.items() if number):
+    new = ", ".join(f"{name!r} in {number:,}" for name, number in unknown.items() if number)
+    searched = DataConfig.from_json(study.user_attrs.get(DATA_ATTR, data.to_json()))
+    is_sample = searched.max_rows is not None and searched.max_rows != data.max_rows
+    again = "Search again under another study name to give them rows of their own."
+    if is_sample:
+        again = (
+            "Search with `search_rows` in place of `max_rows`, on the command line "
+            "`--search-rows`, under another study name: ids are counted in all rows then."
+        )
+    if new:
         _logger.warning(
             f"{data.name} has ids that were not there at the search. They count as unknown: {new} "
-            f"of {rows:,} training rows. Search again under another study name to give them rows "
-            "of their own."
+            f"of {rows:,} training rows. {again}"
         )
     if left_out:
         _logger.warning(
             f"{data.name} has targets that were not there at the search: {left_out:,} training "
-            "rows are left out."
+            "rows are left out." + (f" {again}" if is_sample else "")
         )
-    before, now = study.user_attrs.get(NUM_ROWS_ATTR), sum(datamodule.sizes.values()) + left_out
-    if isinstance(before, int) and before != now:
-        found = f"{now:,} rows, at the search it had {before:,}"
-    elif study.user_attrs.get(SEEN_ROWS_ATTR, seen := _seen_rows(datamodule)) != seen:
-        found = "other rows than at the search, or in another order"
-    else:
+    if (found := _changed(study, data, searched, datamodule, left_out)) is None:
         return
     text = f"{data.name} has {found}"
     if datamodule.split == "given":
@@ -205,6 +210,34 @@ def _warn_changed(
             "that the search has trained or validated on. Search again under another study name "
             "for a test of rows that it has not seen."
         )
+
+
+def _changed(
+    study: Study,
+    data: DataConfig,
+    searched: DataConfig,
+    datamodule: EmbeddingDataModule,
+    left_out: int,
+) -> str | None:
+    """What rows there are in place of those at the search, None if they are the same.
+
+    Args:
+        study: The study.
+        data: The data.
+        searched: The same at the search.
+        datamodule: The data as they were read.
+        left_out: Training rows that are left out for their targets.
+    """
+    attrs, others = study.user_attrs, "other rows than at the search, or in another order"
+    if (data.max_rows, datamodule.sample_rows) != (searched.max_rows, searched.search_rows):
+        # A sample was searched on, or this is one: only all rows together can be compared.
+        digest = datamodule.source_digest
+        return others if attrs.get(TABLE_ROWS_ATTR, digest) != digest else None
+    before, now = attrs.get(NUM_ROWS_ATTR), sum(datamodule.sizes.values()) + left_out
+    if isinstance(before, int) and before != now:
+        return f"{now:,} rows, at the search it had {before:,}"
+    seen = _seen_rows(datamodule)
+    return others if attrs.get(SEEN_ROWS_ATTR, seen) != seen else None
 
 
 def _digest(features: Features) -> str:

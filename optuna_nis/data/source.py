@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, TypeVar
 import warnings
 
@@ -145,6 +146,14 @@ class CodedSource:
     def is_on_disk(self) -> bool:
         """Whether columns are in files."""
         return any(isinstance(each.codes, FileArray) for each in self.columns.values())
+
+    @property
+    def digest(self) -> str:
+        """A text that is another one as soon as there are other rows, or in another order."""
+        digest = blake2b(f"{self.content} {len(self)} ".encode(), digest_size=16)
+        target = self.target.cells if isinstance(self.target, CodedColumn) else self.target
+        digest.update(np.ascontiguousarray(target).data)
+        return digest.hexdigest()
 
     def split_by(self, name: str) -> NDArray[Any] | None:
         """``"order"``, ``"group"`` or ``"part"`` of the rows that are used."""

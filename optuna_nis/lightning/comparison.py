@@ -10,6 +10,7 @@ from statistics import fmean
 from optuna import Study
 
 from optuna_nis._checks import check_folder, check_integer
+from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.trainings import Comparison, Run, Trainings
 from optuna_nis.models import EmbeddingModule
@@ -156,10 +157,14 @@ def compare(
         (index for index in range(len(rivals)) if index != decision.taken),
         key=lambda index: -sign * said[rivals[index]].value,
     )
+    data = comparison.data
+    rows = data.sizes["train"] if isinstance(data, EmbeddingDataModule) else None
     above = full not in rivals and sign * said[full].value > sign * said[taken].value
     results = Results(
         [
-            _result("uniform" if sizes is uniform else sizes.name, sizes, seeds, tested[sizes])
+            _result(
+                "uniform" if sizes is uniform else sizes.name, sizes, seeds, tested[sizes], rows
+            )
             for sizes in reported
         ],
         verdict(
@@ -231,7 +236,9 @@ def _width(sizes: Allocation) -> int:
     return max(tier.embedding_dim for table in sizes.values() for tier in table.tiers)
 
 
-def _result(name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run]) -> RetrainResult:
+def _result(
+    name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run], rows: int | None
+) -> RetrainResult:
     return RetrainResult(
         name=name,
         label=sizes.label,
@@ -253,4 +260,5 @@ def _result(name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run])
             for name in runs[0].metrics
             if all(name in run.metrics for run in runs)
         },
+        train_rows=rows,
     )
