@@ -43,7 +43,8 @@ def free(data: Any, nbytes: int, callbacks: Sequence[Callback] = ()) -> None:
     be several models later.
 
     Args:
-        data: What the model was trained on.
+        data: What the model was trained on; what is asked of it before the next training must not
+            need a trainer.
         nbytes: Bytes of the model's tables. Where they are few, Python is left alone.
         callbacks: Those of its trainer that are used again.
     """

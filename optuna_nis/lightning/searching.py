@@ -173,7 +173,9 @@ def run_search(
                 folder,
                 {"enable_progress_bar": bool(callbacks), **trainer_options},
             )
-            free(data, subject.space.full().nbytes(), callbacks)
+            # Others may need the trainer when their length is asked for.
+            ours = data if isinstance(data, EmbeddingDataModule) else None
+            free(ours, subject.space.full().nbytes(), callbacks)
             monitored = search.monitored(supernet)
             if keep:
                 folder.save_searched(supernet.state_dict(), search.search, monitored.mode)
