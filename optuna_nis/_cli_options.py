@@ -134,6 +134,11 @@ class DataOptions:
         None, help="Column that says train, validation or test, or 0, 1 or 2."
     )
     max_rows: int | None = typer.Option(None, min=10, help="Use only about so many rows.")
+    search_rows: int | None = typer.Option(
+        None,
+        min=10,
+        help="Search on about so many rows only; ids are counted in all, and retrain is on all.",
+    )
     batch_size: int | None = typer.Option(
         None, min=1, help="Rows in a training batch.", show_default="4096, fewer of small data"
     )

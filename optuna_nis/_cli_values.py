@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 
 def numbers(name: str, text: str, example: str = "0,1,2") -> list[int]:
@@ -33,6 +34,24 @@ def budget_of(text: str) -> int | float | str:
             f"parameters such as 50000; got {text!r}."
         ) from error
     return budget
+
+
+def rows_of(text: str | None) -> int | Literal["all"] | None:
+    """A number of rows, or all.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"`max_rows` must be all or a number of rows such as 1000000, got {text!r}."
+        ) from None
 
 
 def shard_of(text: str) -> tuple[int, int]:

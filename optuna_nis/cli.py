@@ -34,7 +34,7 @@ from optuna_nis._cli_options import (
     grouped,
     in_options,
 )
-from optuna_nis._cli_values import listed, numbers
+from optuna_nis._cli_values import listed, numbers, rows_of
 
 app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
@@ -164,6 +164,11 @@ def retrain(
         min=1,
         help="Validations without improvement that it waits.",
     ),
+    max_rows: str | None = typer.Option(
+        None,
+        help="Train on about so many rows, or on all.",
+        show_default="as many as the search had; all with --search-rows",
+    ),
     where: StudyOptions,
     quiet: Quiet = False,
 ) -> None:
@@ -184,6 +189,7 @@ def retrain(
         output=None if output is None else str(output),
         max_epochs=max_epochs,
         patience=patience,
+        max_rows=rows_of(max_rows),
         checkpoint_dir=where.checkpoint_dir,
         cache_dir=where.cache_dir,
         callbacks=bars(quiet),

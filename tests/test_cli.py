@@ -104,6 +104,28 @@ def test_options_of_the_model_hold_for_search_and_retrain(table: Path) -> None:
     assert "model 'dcn' (now unset), learning_rate 0.01 (now unset)" in " ".join(output.split())
 
 
+def test_how_many_rows_to_search_and_to_retrain_on(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def called(study: object, *data: DataConfig, **options: object) -> None:
+        given.append(data[0].search_rows if data else options["max_rows"])
+        raise ValueError("That is all.")
+
+    for name in ("search", "retrain"):
+        monkeypatch.setattr(f"optuna_nis.lightning.{name}", called)
+    _search(table, "--search-rows", 300)
+    study = ("--storage", f"sqlite:///{table.parent}/s.db", "--quiet")
+    for more in ((), ("--max-rows", "all"), ("--max-rows", 500)):
+        _run("retrain", *study, *more)
+    assert given == [300, None, "all", 500]
+    code, output = _run("retrain", *study, "--max-rows", "most")
+    assert code == 1
+    said = "`--max-rows` must be all or a number of rows such as 1000000, got 'most'"
+    assert said in " ".join(output.split())
+
+
 def test_search_retrain_report_predict(table: Path) -> None:
     study = ("--storage", f"sqlite:///{table.parent}/s.db", "--quiet")
     code, output = _search(table)

@@ -12,14 +12,13 @@ from torch.utils.data import DataLoader
 from optuna_nis._checks import check_integer
 from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.batches import Batch, default_batch_size
-from optuna_nis.data.coded import CodedColumn, code_columns, coded
+from optuna_nis.data.coded import CodedColumn, code_columns
 from optuna_nis.data.encoding import Encoder
 from optuna_nis.data.features import Features
 from optuna_nis.data.keeping import fingerprint
 from optuna_nis.data.keys import LABEL, Task, check_names, check_share, check_task
 from optuna_nis.data.lightning_base import LightningDataModule
 from optuna_nis.data.parts import DiskPart, MemoryPart, Part
-from optuna_nis.data.scaling import numbers_of
 from optuna_nis.data.source import (
     CodedSource,
     Source,
@@ -70,6 +69,8 @@ class EmbeddingDataModule(LightningDataModule):
             move rows that were searched on into the test.
         shuffle_seed: Seed of the order of training rows, by default ``seed``.
         max_rows: Use only about so many rows, drawn with ``seed`` from every part in proportion.
+        sample_rows: Of these have only about so many in the parts, drawn in the same way; but
+            vocabularies and scales are of all training rows.
         max_vocabulary: Keep only so many of the most frequent values of every feature.
         max_bag_length: Values kept of a bag.
         bag_keep: Which values of a longer bag are kept: the ``"last"`` ones, the latest of a
@@ -107,6 +108,7 @@ class EmbeddingDataModule(LightningDataModule):
         seed: int = 0,
         shuffle_seed: int | None = None,
         max_rows: int | None = None,
+        sample_rows: int | None = None,
         max_vocabulary: int | None = None,
         max_bag_length: int = 50,
         bag_keep: BagKeep = "last",
@@ -133,6 +135,7 @@ class EmbeddingDataModule(LightningDataModule):
             ("seed", seed, 0),
             ("shuffle_seed", shuffle_seed, 0),
             ("max_rows", MIN_ROWS if max_rows is None else max_rows, MIN_ROWS),
+            ("sample_rows", MIN_ROWS if sample_rows is None else sample_rows, MIN_ROWS),
             ("max_vocabulary", 1 if max_vocabulary is None else max_vocabulary, 1),
             ("min_count", min_count, 1),
             ("max_bytes", max_bytes, 0),
@@ -148,6 +151,7 @@ class EmbeddingDataModule(LightningDataModule):
         self.seed = seed
         self.shuffle_seed = shuffle_seed
         self.max_rows = max_rows
+        self.sample_rows = sample_rows
         self.max_vocabulary = max_vocabulary
         self.min_count = min_count
         self.share = dict(share or {})
@@ -170,6 +174,7 @@ class EmbeddingDataModule(LightningDataModule):
         self._sizes: dict[str, int] = {}
         self._validated = 0
         self._unseen: dict[str, float] = {}
+        self._source_digest = ""
 
     def load(self) -> Source:
         """Read all rows."""
@@ -204,24 +209,9 @@ class EmbeddingDataModule(LightningDataModule):
         names = list(source.frame.columns) if self._names is None else self._names
         names = [name for name in names if name not in self._numeric]
         self._check_columns(names)
-        columns = code_columns(
-            source.frame[names],
-            self._separators,
-            self.max_bag_length,
-            self.bag_keep,
-            self._na_values,
-        )
-        target = source.target
-        return CodedSource(
-            columns,
-            target.to_numpy(np.float32, copy=True)
-            if self.task == "ranking"
-            else coded(target, "targets"),
-            {name: numbers_of(source.frame[name], name) for name in self._numeric},
-            order=source.order,
-            group=source.group,
-            part=source.part,
-        )
+        bags = (self._separators, self.max_bag_length, self.bag_keep)
+        columns = code_columns(source.frame[names], *bags, self._na_values)
+        return source.coded(columns, self.task, self._numeric)
 
     def _check_columns(self, names: list[str]) -> None:
         """Check the names of the features, and that they are those of ``fitted``."""
@@ -235,9 +225,11 @@ class EmbeddingDataModule(LightningDataModule):
         source = self._source()
         by = {name: source.split_by(name) for name in ("order", "group", "part")}
         parts = split_rows(len(source), split=self.split, seed=self.seed, **by)
-        if self.max_rows is not None and self.max_rows < len(source):
-            parts = thin(parts, self.max_rows / len(source), self.seed)
+        parts = thin(parts, self.max_rows, self.seed)
+        counted = parts.train
+        parts = thin(parts, self.sample_rows, self.seed)
         if source.rows is not None:
+            counted = source.rows[counted]
             parts = Parts(*(source.rows[part] for part in parts))
         share = sum(map(len, parts)) / len(source)
         streamed = source.is_on_disk and share * source.nbytes > self.max_bytes
@@ -249,18 +241,19 @@ class EmbeddingDataModule(LightningDataModule):
             kept = known_targets(self._fitted, train.target)
             self._num_unknown[LABEL] = len(train) - len(kept)
             train, parts = train.take(kept), parts._replace(train=parts.train[kept])
+        known = train if len(counted) == len(parts.train) else source.take(counted)
         features = self._fitted or Features.fit(
-            train.columns,
+            known.columns,
             task=self.task,
             separators=self._separators,
             max_bag_length=self.max_bag_length,
             max_vocabulary=self.max_vocabulary,
             min_count=self.min_count,
             oov=self.oov,
-            targets=train.target if isinstance(train.target, CodedColumn) else None,
+            targets=known.target if isinstance(known.target, CodedColumn) else None,
             bag_keep=self.bag_keep,
             na_values=self._na_values,
-            numeric=train.numbers,
+            numeric=known.numbers,
             share=self.share,
         )
         encoder = Encoder(features, source)
@@ -285,6 +278,7 @@ class EmbeddingDataModule(LightningDataModule):
             )
         self._sizes = {name: len(rows) for name, rows in parts._asdict().items()}
         self._unseen = encoder.unseen_shares(validation)
+        self._source_digest = source.digest
         # Last: a module whose data cannot be used says so again when it is asked again.
         self._features = features
         if self.split == "given":
@@ -387,6 +381,12 @@ class EmbeddingDataModule(LightningDataModule):
         for part in sorted(parts or self._parts):
             self._parts[part].update(digest, part)
         return digest.hexdigest()
+
+    @property
+    def source_digest(self) -> str:
+        """A text that is another one where the rows, or their order, are, used or not."""
+        self.setup("fit")
+        return self._source_digest
 
     def embedding_specs(
         self, embedding_dim: int, precisions: Sequence[int] = (32,)

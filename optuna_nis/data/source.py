@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any, TypeVar
 import warnings
 
@@ -11,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
-from optuna_nis.data.coded import CodedColumn
+from optuna_nis.data.coded import CodedColumn, coded
 from optuna_nis.data.features import Features
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.keys import Task
-from optuna_nis.data.scaling import Floats
+from optuna_nis.data.scaling import Floats, numbers_of
 from optuna_nis.data.vocabulary import Vocabulary
 
 # A column with nearly as many values as rows is a key or a measurement.
@@ -41,6 +42,28 @@ class Source:
     order: NDArray[Any] | None = None
     group: NDArray[Any] | None = None
     part: NDArray[Any] | None = None
+
+    def coded(
+        self, columns: Mapping[str, CodedColumn], task: Task, numeric: Sequence[str]
+    ) -> CodedSource:
+        """The same, column by column.
+
+        Args:
+            columns: The categorical features.
+            task: What the target is for.
+            numeric: Names of the numeric columns.
+        """
+        target = self.target
+        return CodedSource(
+            columns,
+            target.to_numpy(np.float32, copy=True)
+            if task == "ranking"
+            else coded(target, "targets"),
+            {name: numbers_of(self.frame[name], name) for name in numeric},
+            order=self.order,
+            group=self.group,
+            part=self.part,
+        )
 
 
 _Value = TypeVar("_Value")
@@ -123,6 +146,14 @@ class CodedSource:
     def is_on_disk(self) -> bool:
         """Whether columns are in files."""
         return any(isinstance(each.codes, FileArray) for each in self.columns.values())
+
+    @property
+    def digest(self) -> str:
+        """A text that is another one as soon as there are other rows, or in another order."""
+        digest = blake2b(f"{self.content} {len(self)} ".encode(), digest_size=16)
+        target = self.target.cells if isinstance(self.target, CodedColumn) else self.target
+        digest.update(np.ascontiguousarray(target).data)
+        return digest.hexdigest()
 
     def split_by(self, name: str) -> NDArray[Any] | None:
         """``"order"``, ``"group"`` or ``"part"`` of the rows that are used."""

@@ -198,9 +198,12 @@ def check_split(split: str) -> None:
         raise ValueError(f"`split` must be one of {known}, got {split!r}.")
 
 
-def thin(parts: Parts, share: float, seed: int) -> Parts:
-    """Keep a random share of the rows of each part, in their order."""
-    rng = np.random.default_rng(seed)
+def thin(parts: Parts, max_rows: int | None, seed: int) -> Parts:
+    """Keep about so many rows, the same random share of each part, in their order; None is all."""
+    num_rows = sum(map(len, parts))
+    if max_rows is None or max_rows >= num_rows:
+        return parts
+    rng, share = np.random.default_rng(seed), max_rows / num_rows
     return Parts(
         *(
             rows[np.sort(rng.choice(len(rows), max(1, round(share * len(rows))), replace=False))]

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
@@ -142,7 +143,7 @@ class FoundSizes:
         if self._monitored.metric is not None:
             test_monitor = test_monitor or f"{name}_test"
         elif test_monitor is None:
-            reference = isinstance(self.build(), EmbeddingModule)
+            reference = isinstance(looked_at(self._build, self.allocation), EmbeddingModule)
             test_monitor = "test_metric" if reference else name.replace("val", "test")
         # Trainings from scratch need checkpoints, to go back to the best epoch.
         inherited = dict(self._trainer_options)
@@ -304,7 +305,7 @@ def search_sizes(
             )
         subject = Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
-        subject.supernet()
+        looked_at(build_model, space)
     else:
         if space is not None:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 import os
 from pathlib import Path
 import shutil
@@ -11,11 +12,13 @@ import time
 from typing import Any
 
 from filelock import FileLock, Timeout
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 import torch
 from torch import Tensor
 
+from optuna_nis.lightning.convergence import Convergence
 from optuna_nis.strategy.search import SizeSearch
 from optuna_nis.study.searches import new_search_id, searches_of
 
@@ -27,8 +30,8 @@ _MAX_SHARE = 0.02
 class SearchFolder:
     """The folder of one search, of one process at a time.
 
-    It holds a checkpoint of the supernet while that is trained, its weights and the shortlist
-    when it has been, and the trainings of the shortlist.
+    It holds a checkpoint of the supernet and its best weights while that is trained, its weights
+    and the shortlist when it has been, and the trainings of the shortlist.
 
     Args:
         path: The folder; its name is the id of the search.
@@ -38,6 +41,7 @@ class SearchFolder:
         path.mkdir(parents=True, exist_ok=True)
         self.search_id = path.name
         self.supernet = path / "supernet.ckpt"
+        self.best = path / "best"
         self.trainings = path / "shortlist"
         self._path = path
         self._searched = path / "searched.pt"
@@ -92,13 +96,16 @@ class SearchFolder:
         torch.save({"weights": weights, "search": search.state_dict(), "mode": mode}, new)
         new.replace(self._searched)
         self.supernet.unlink(missing_ok=True)
+        shutil.rmtree(self.best, ignore_errors=True)
         self.note_time()
 
     def load_searched(self) -> dict[str, Any] | None:
         """What :meth:`save_searched` kept, None if the supernet is not that far."""
         if not self._searched.exists():
             return None
-        found: dict[str, Any] = torch.load(self._searched, weights_only=True, map_location="cpu")
+        found: dict[str, Any] = torch.load(
+            self._searched, weights_only=True, map_location="cpu", mmap=True
+        )
         return found
 
     def remove(self) -> None:
@@ -196,3 +203,56 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
         os.replace(new, path)
     # All of them read it.
     trainer.strategy.barrier()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Convergence):
+            callback.forget_earlier()
+
+
+def without_copies(trainer: Trainer, folder: Path) -> None:
+    """Let a trainer write and read the checkpoints of a folder without a copy in memory.
+
+    Where Lightning writes a checkpoint there is all of it in memory once more, and where it reads
+    one, too. Whoever has given the trainer a way of his own keeps it.
+
+    Args:
+        trainer: The trainer.
+        folder: Where the checkpoints are; for those elsewhere, such as remote ones, nothing
+            changes.
+    """
+    own = trainer.strategy.checkpoint_io
+    if type(own).__name__ == "TorchCheckpointIO":
+        trainer.strategy.checkpoint_io = _Direct(own, folder)
+
+
+class _Direct(CheckpointIO):
+    """Straight to a file and, page by page, from there."""
+
+    def __init__(self, otherwise: CheckpointIO, folder: Path) -> None:
+        self._otherwise = otherwise
+        self._folder = folder
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        if self._is_outside(path):
+            self._otherwise.save_checkpoint(checkpoint, path, storage_options)
+        else:
+            torch.save(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        if self._is_outside(path):
+            return self._otherwise.load_checkpoint(path, *args, **options)
+        # As Lightning before 2.6, which does not say, has it.
+        weights_only = options.get("weights_only", False)
+        found = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+        # The weights are copied into the model. What else is taken as it is must not be in the
+        # file, which is replaced while it is used.
+        return {
+            key: each if key == "state_dict" else deepcopy(each) for key, each in found.items()
+        }
+
+    def remove_checkpoint(self, path: Any) -> None:
+        self._otherwise.remove_checkpoint(path)
+
+    def _is_outside(self, path: Any) -> bool:
+        return Path(path).parent != self._folder

@@ -10,6 +10,8 @@ from statistics import fmean
 from optuna import Study
 
 from optuna_nis._checks import check_folder, check_integer
+from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.trainings import Comparison, Run, Trainings
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.space.allocation import Allocation
@@ -92,7 +94,7 @@ def compare(
             the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
-    model = comparison.build(best)
+    model = looked_at(comparison.build, best)
     # Other models want rows of the width that they were made for.
     native = isinstance(model, EmbeddingModule)
     if not native:
@@ -103,6 +105,7 @@ def compare(
             )
         # Rather than after the first training; of untrained weights, and for the name alone.
         comparison.tested(model, limit_test_batches=1)
+    del model
     found = _Sizes("nis", "NIS", best)
     full = _Sizes("full", "Full size", space.full(32))
     uniforms, mixed = _uniforms(space, native), _mixed(space)
@@ -111,7 +114,7 @@ def compare(
         contenders.append(full)
     total = len({*contenders, full}) + 3 * (len(seeds) - 1)
     sign = comparison.sign
-    with Trainings(study, comparison, total) as trainings:
+    with Trainings(study, comparison, total, full.allocation.nbytes()) as trainings:
 
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
@@ -154,10 +157,14 @@ def compare(
         (index for index in range(len(rivals)) if index != decision.taken),
         key=lambda index: -sign * said[rivals[index]].value,
     )
+    data = comparison.data
+    rows = data.sizes["train"] if isinstance(data, EmbeddingDataModule) else None
     above = full not in rivals and sign * said[full].value > sign * said[taken].value
     results = Results(
         [
-            _result("uniform" if sizes is uniform else sizes.name, sizes, seeds, tested[sizes])
+            _result(
+                "uniform" if sizes is uniform else sizes.name, sizes, seeds, tested[sizes], rows
+            )
             for sizes in reported
         ],
         verdict(
@@ -229,7 +236,9 @@ def _width(sizes: Allocation) -> int:
     return max(tier.embedding_dim for table in sizes.values() for tier in table.tiers)
 
 
-def _result(name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run]) -> RetrainResult:
+def _result(
+    name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run], rows: int | None
+) -> RetrainResult:
     return RetrainResult(
         name=name,
         label=sizes.label,
@@ -251,4 +260,5 @@ def _result(name: str, sizes: _Sizes, seeds: Sequence[int], runs: Sequence[Run])
             for name in runs[0].metrics
             if all(name in run.metrics for run in runs)
         },
+        train_rows=rows,
     )

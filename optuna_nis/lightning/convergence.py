@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 import math
 from pathlib import Path
 import tempfile
@@ -72,6 +73,9 @@ class Convergence(Callback):
         error: Standard error of the value; by default that of a share of the validation examples,
             where it is between 0 and 1 and large is good.
         num_decays: How often the learning rate is lowered before the training ends.
+        folder: Where the best weights are kept meanwhile. A checkpoint has the name of their file
+            only, and whoever has replaced a checkpoint must :meth:`forget_earlier` ones. By
+            default they are in a folder for temporary files, and in each checkpoint too.
     """
 
     def __init__(
@@ -82,13 +86,22 @@ class Convergence(Callback):
         max_epochs: int | None = None,
         error: Error | None = None,
         num_decays: int = NUM_DECAYS,
+        folder: Path | None = None,
     ) -> None:
         self._num_decays = num_decays
         self._told = monitored
         self._patience = patience
         self._max_epochs = max_epochs
         self._error = error
-        self._folder = tempfile.TemporaryDirectory()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory()
+            folder = Path(self._temporary.name)
+        self._folder = folder
+        # The file of the best weights, and the one that the checkpoint on disk names.
+        self._file: Path | None = None
+        self._needed: Path | None = None
+        self._num_saved = 0
         self._rows = 0
         #: The best value and the last one, as they were logged.
         self.best = self.last = math.nan
@@ -108,39 +121,54 @@ class Convergence(Callback):
         return max_epochs or _EPOCHS
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training that is resumed needs, the best weights among it."""
-        return {
+        """What a training that is resumed needs, the best weights or their file among it."""
+        state = {
             "best": self.best,
             "best_step": self.best_step,
             "best_epoch": self.best_epoch,
             "decays": self.decays,
             "waited": self._waited,
             "declined": self._declined,
-            "weights": self._load() if self._file.exists() else None,
         }
+        if self._temporary is None:
+            return state | {"file": None if self._file is None else self._file.name}
+        return state | {"weights": None if self._file is None else self._load()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            FileNotFoundError: If the best weights are no longer where they were.
+        """
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.best_epoch, self.decays = state_dict["best_epoch"], state_dict["decays"]
         self._waited, self._declined = state_dict["waited"], state_dict["declined"]
-        if state_dict["weights"] is not None:
-            torch.save(state_dict["weights"], self._file)
+        if state_dict.get("weights") is not None:
+            self._replace(state_dict["weights"])
+        elif (name := state_dict.get("file")) is not None:
+            self._file = self._needed = self._folder / name
+            if not self._file.is_file():
+                raise FileNotFoundError(
+                    f"The best weights of the training that is resumed must be in {self._file}, "
+                    "beside its checkpoint. Remove the checkpoint to train anew."
+                )
+            self._num_saved = int(self._file.stem)
+
+    def forget_earlier(self) -> None:
+        """Remove the weights that were best before: no checkpoint names them any more."""
+        self._needed = self._file
+        self._remove_others()
 
     @property
     def _monitored(self) -> Monitored:
         return self._told if isinstance(self._told, Monitored) else self._told()
-
-    @property
-    def _file(self) -> Path:
-        return Path(self._folder.name) / "best.pt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the validations, and how long it may take."""
         batches = trainer.num_training_batches
         scheduled = bool(trainer.lr_scheduler_configs)
         self._can_decay = bool(trainer.optimizers) and _is_rate_free(trainer, pl_module)
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and self._num_decays > 0:
             # Where a rate is so large that nothing is learned, a lower one begins anew.
             self._save(trainer, pl_module)
         if not math.isfinite(batches):
@@ -240,10 +268,26 @@ class Convergence(Callback):
             "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
             "decays": self.decays,
         }
-        torch.save(state, self._file)
+        self._replace(state)
+
+    def _replace(self, state: dict[str, Any]) -> None:
+        """Keep weights in a new file: a checkpoint may need that of before."""
+        self._num_saved += 1
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = self._folder / f"{self._num_saved}.pt"
+        new = self._file.with_suffix(".new")
+        torch.save(state, new)
+        new.replace(self._file)
+        self._remove_others()
+
+    def _remove_others(self) -> None:
+        for file in set(self._folder.glob("*.pt")) - {self._file, self._needed}:
+            file.unlink(missing_ok=True)
 
     def _load(self) -> dict[str, Any]:
-        state: dict[str, Any] = torch.load(self._file, weights_only=True)
+        """The best weights, not yet in memory."""
+        assert self._file is not None
+        state: dict[str, Any] = torch.load(self._file, weights_only=True, mmap=True)
         return state
 
     def _give(self, pl_module: LightningModule, weights: dict[str, Any]) -> None:
@@ -257,7 +301,8 @@ class Convergence(Callback):
         with torch.inference_mode(False):
             self._give(pl_module, state["trained"])
             for optimizer, known in zip(trainer.optimizers, state["optimizers"]):
-                optimizer.load_state_dict(known)
+                # What the file holds, an optimiser would train on.
+                optimizer.load_state_dict(deepcopy(known))
         _scale_learning_rates(trainer, _DECAY ** (self.decays - state.get("decays", 0)))
 
 

@@ -13,11 +13,17 @@ import zlib
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 import torch
 
 from optuna_nis._format import duration, size
+from optuna_nis.lightning._memory import free
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
-from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, save_checkpoint
+from optuna_nis.lightning.checkpoints import (
+    PeriodicCheckpoint,
+    save_checkpoint,
+    without_copies,
+)
 from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
@@ -152,16 +158,19 @@ def run_shortlist(
                 kept,
                 options,
                 shortlist.plan,
-                _LatestMetric(monitored, label or monitored.name),
+                monitored,
+                label or monitored.name,
             )
             for allocation in shortlist.allocations
         }
+        nbytes = sum(parameter.nbytes for parameter in supernet.parameters())
         start = time.perf_counter()
         while (training := shortlist.ask()) is not None:
             if training.position == 1:
                 start = time.perf_counter()
             run = runs[training.allocation]
             run.train(data, training)
+            free(data, nbytes)
             shortlist.tell(run.latest)
             if progress is not None:
                 seconds = (time.perf_counter() - start) / training.position
@@ -180,7 +189,11 @@ def _epoch_batches(shortlist: Shortlist, data: Data) -> int | float:
 
 
 class _Run:
-    """The training of one choice, in pieces."""
+    """The training of one choice, in pieces.
+
+    There is a model only while a piece is trained: the weights of many choices may be more than
+    fits into memory. Between the pieces they are in the checkpoint.
+    """
 
     def __init__(
         self,
@@ -191,10 +204,15 @@ class _Run:
         kept: bool,
         options: Mapping[str, Any],
         plan: SearchPlan,
-        metric: _LatestMetric,
+        monitored: Monitored,
+        label: str,
     ) -> None:
         self.allocation = allocation
-        self._metric = metric
+        #: What the last piece came to, larger is better.
+        self.latest = -math.inf
+        self._monitored = monitored
+        self._label = label
+        self._supernet = supernet
         self._build = build_model
         self._folder = folder
         self._kept = kept
@@ -203,15 +221,13 @@ class _Run:
         self._most_epochs, self._epochs_from_scratch = sum(epochs[:warm]), sum(epochs[warm:])
         self._epochs = 0
         self._before: Path | None = None
-        self._model = build_model(allocation)
-        warm_start(self._model, supernet)
-
-    @property
-    def latest(self) -> float:
-        return self._metric.value
+        # All choices draw their weights one after the other, before the first is trained.
+        self._rng = torch.get_rng_state()
+        build_model(allocation)
 
     def __str__(self) -> str:
-        return f"{size(self.allocation.nbytes())}: {self._metric}"
+        value = _sign(self._monitored) * self.latest
+        return f"{size(self.allocation.nbytes())}: {self._label} {value:.4f}"
 
     def train(self, data: Data, training: Training) -> None:
         if training.from_scratch:
@@ -219,12 +235,16 @@ class _Run:
         name = zlib.crc32(self.allocation.to_json().encode())
         checkpoint = self._folder / f"{name:08x}-{training.round}.ckpt"
         self._epochs += training.epochs
-        callbacks = [*self._metric.monitored.callbacks(), self._metric]
+        metric = _LatestMetric(self._monitored)
+        callbacks = [*self._monitored.callbacks(), metric]
         callbacks += [_Until(self._epochs), ValidationForSchedules()]
         if self._kept:
             callbacks.append(PeriodicCheckpoint(checkpoint))
+        # Its own, if it was interrupted; that of the round before; none in the first round.
+        ckpt_path = checkpoint if checkpoint.exists() else self._before
+        model = self._model(warm=not training.from_scratch and ckpt_path is None)
         trainer = quiet_trainer(
-            self._model,
+            model,
             # Schedules of the learning rate are made for all rounds.
             max_epochs=self._most_epochs,
             # What counts is the end of the round.
@@ -232,19 +252,27 @@ class _Run:
             callbacks=callbacks,
             **self._options,
         )
-        # Its own, if it was interrupted; that of the round before; none in the first round.
-        ckpt_path = checkpoint if checkpoint.exists() else self._before
-        trainer.fit(self._model, **fit_data(data), ckpt_path=ckpt_path)
+        without_copies(trainer, self._folder)
+        trainer.fit(model, **fit_data(data), ckpt_path=ckpt_path)
         save_checkpoint(trainer, checkpoint)
         self._before = checkpoint
+        self.latest = metric.value
 
     def _begin_anew(self) -> None:
         self._before, self._epochs = None, 0
         self._most_epochs = self._epochs_from_scratch
         # Drawn from the same random numbers for all, whatever was trained before.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.initial_seed())
-            self._model = self._build(self.allocation)
+            self._rng = torch.manual_seed(torch.initial_seed()).get_state()
+
+    def _model(self, warm: bool) -> LightningModule:
+        """The model, with the weights of the supernet if it is to begin with them."""
+        with isolate_rng(include_cuda=False):
+            torch.set_rng_state(self._rng)
+            model = self._build(self.allocation)
+        if warm:
+            warm_start(model, self._supernet)
+        return model
 
 
 class _Until(Callback):
@@ -258,10 +286,9 @@ class _Until(Callback):
 
 
 class _LatestMetric(Callback):
-    def __init__(self, monitored: Monitored, name: str) -> None:
-        self.monitored, self._name = monitored, name
-        self._sign = 1.0 if monitored.mode == "max" else -1.0
-        self.value = float("-inf")
+    def __init__(self, monitored: Monitored) -> None:
+        self._monitored = monitored
+        self.value = -math.inf
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}
@@ -269,9 +296,11 @@ class _LatestMetric(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.value = state_dict["value"]
 
-    def __str__(self) -> str:
-        return f"{self._name} {self._sign * self.value:.4f}"
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = self._sign * logged(trainer, self.monitored.name)
+        value = _sign(self._monitored) * logged(trainer, self._monitored.name)
         self.value = value if math.isfinite(value) else -math.inf
+
+
+def _sign(monitored: Monitored) -> float:
+    """1 if large values are good, -1 if small ones are."""
+    return 1.0 if monitored.mode == "max" else -1.0

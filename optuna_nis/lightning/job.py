@@ -12,12 +12,9 @@ from lightning.pytorch import Callback
 from optuna import Study
 
 from optuna_nis._checks import check_folder
-from optuna_nis.data.config import (
-    DataConfig,
-    check_data,
-    read_data,
-    save_data,
-)
+from optuna_nis.data.config import DataConfig
+from optuna_nis.data.of_study import check_data, read_data, save_data
+from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.any_model import search_sizes
 from optuna_nis.models import reference_model
 from optuna_nis.space.allocation import Allocation
@@ -114,7 +111,7 @@ def search(
     build = reference_model(datamodule.features, **model_options)
     space = SearchSpace(build.specs(embedding_dim, precisions, data.oov), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
-    build(space)
+    looked_at(build, space)
     options = json.loads(json.dumps(model_options, default=float))
     save_once(study, MODEL_OPTIONS_ATTR, options, "other model options")
     if DATA_ATTR not in study.user_attrs:

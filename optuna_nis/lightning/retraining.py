@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback
 from optuna import Study
 
-from optuna_nis._checks import check_folder
+from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._logging import get_logger
-from optuna_nis.data.config import data_of, read_data
+from optuna_nis.data.of_study import data_of, read_data
+from optuna_nis.data.splits import MIN_ROWS
+from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.comparison import check_options, compare
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.trainings import Comparison
-from optuna_nis.models import reference_model
+from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.study.results import (
     MODEL_OPTIONS_ATTR,
     Results,
     best_allocation,
     cautions_of,
+    parts_of,
     save_parts,
     space_of,
 )
@@ -41,6 +45,7 @@ def retrain(
     callbacks: Sequence[Callback] = (),
     progress: Callable[[str], None] = lambda text: None,
     cache_dir: str | Path | None = None,
+    max_rows: int | Literal["all"] | None = None,
     **model_options: Any,
 ) -> Results:
     """Train the best allocation of a study from scratch, and what else one would try.
@@ -65,6 +70,9 @@ def retrain(
         callbacks: Further callbacks of the trainers, such as a progress bar.
         progress: Called with a line of text before and after each training.
         cache_dir: As in :func:`search`.
+        max_rows: Train on about so many rows, or on ``"all"``, after a search with another
+            ``max_rows``, whose ids it keeps; by default as many as that. Where a search had
+            ``search_rows``, that is on all rows and with all ids.
         **model_options: Arguments of the reference model in place of those of the search.
 
     Returns:
@@ -73,7 +81,7 @@ def retrain(
 
     Raises:
         ValueError: If the study has not been searched, the seeds are not distinct integers from 0
-            or there is none, or ``output`` cannot be written.
+            or there is none, a number is out of range, or ``output`` cannot be written.
 
     Example:
         >>> import optuna
@@ -91,13 +99,21 @@ def retrain(
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
     data = data_of(study)
+    if max_rows == "all":
+        data = replace(data, max_rows=None)
+    elif max_rows is not None:
+        if isinstance(max_rows, str):
+            raise ValueError(f'`max_rows` must be "all" or a number of rows, got {max_rows!r}.')
+        check_integer("max_rows", max_rows, MIN_ROWS)
+        data = replace(data, max_rows=max_rows)
     datamodule = read_data(
         study, data, withhold_test=False, progress=progress, cache_dir=cache_dir
     )
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
     build = reference_model(datamodule.features, **options)
     best = best_allocation(study)
-    model = build(best)
+    model = looked_at(build, best)
+    assert isinstance(model, EmbeddingModule)
     comparison = Comparison(
         build,
         datamodule,
@@ -117,7 +133,11 @@ def retrain(
         ],
     )
     results = compare(study, comparison, space_of(study), best, seeds)
-    save_parts(study, parts_of_data(datamodule, model, ["validation", "test"]))
+    parts = parts_of_data(datamodule, model, ["validation", "test"])
+    known = parts_of(study)
+    if (searched := known.get("search", known.get("train"))) not in (None, parts["train"]):
+        parts["search"] = searched
+    save_parts(study, parts)
     for line in cautions_of(study):
         _logger.warning(line)
     return results

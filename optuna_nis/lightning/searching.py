@@ -15,9 +15,14 @@ import torch
 
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning._memory import free, looked_at
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.callback import NISCallback
-from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, SearchFolder
+from optuna_nis.lightning.checkpoints import (
+    PeriodicCheckpoint,
+    SearchFolder,
+    without_copies,
+)
 from optuna_nis.lightning.convergence import (
     Convergence,
     error_on_validation,
@@ -118,7 +123,8 @@ def run_search(
         elif any(is_trained(trial) for trial in finished_trials(study)):
             progress("The study has been searched to the end; nothing is left to do.")
             _warn_ignored(study, settings)
-            monitored = callback(None).monitored(subject.supernet())
+            model = looked_at(subject.sized, subject.space.full())
+            monitored = callback(None).monitored(model)
             mode = study.user_attrs.get(MONITOR_MODE_ATTR, monitored.mode)
             return [], replace(monitored, mode=mode)
         else:
@@ -164,14 +170,17 @@ def run_search(
                 plan.epochs,
                 lambda: search.monitored(supernet),
                 every_callback,
-                folder.supernet,
+                folder,
                 {"enable_progress_bar": bool(callbacks), **trainer_options},
             )
+            # Others may need the trainer when their length is asked for.
+            ours = data if isinstance(data, EmbeddingDataModule) else None
+            free(ours, subject.space.full().nbytes(), callbacks)
             monitored = search.monitored(supernet)
             if keep:
                 folder.save_searched(supernet.state_dict(), search.search, monitored.mode)
         else:
-            supernet.load_state_dict(searched["weights"])
+            supernet.load_state_dict(searched.pop("weights"))
             search.search.load_state_dict(searched["search"])
             monitored = replace(search.monitored(supernet), mode=searched["mode"])
             error = error_on_validation(supernet, data, monitored.name)
@@ -206,7 +215,7 @@ def _train_supernet(
     epochs: int | None,
     monitored: Callable[[], Monitored],
     callbacks: list[Callback],
-    checkpoint: Path,
+    folder: SearchFolder,
     trainer_options: Mapping[str, Any],
 ) -> None:
     length: dict[str, Any]
@@ -214,7 +223,7 @@ def _train_supernet(
         # Goes back to the best weights before anything is scored with them.
         known = monitored()
         error = error_on_validation(supernet, data, known.name)
-        convergence = Convergence(monitored, error=error, num_decays=0)
+        convergence = Convergence(monitored, error=error, num_decays=0, folder=folder.best)
         callbacks = [*known.callbacks(), convergence, *callbacks]
         length = {"max_epochs": Convergence.most_epochs(None)}
     else:
@@ -227,7 +236,8 @@ def _train_supernet(
             callbacks=callbacks,
             **trainer_options,
         )
-        ckpt_path = checkpoint if checkpoint.exists() else None
+        without_copies(trainer, folder.supernet.parent)
+        ckpt_path = folder.supernet if folder.supernet.exists() else None
         trainer.fit(supernet, **fit_data(data), ckpt_path=ckpt_path)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 import logging
 import math
+from pathlib import Path
+import tempfile
 import threading
 import time
 from typing import Any
@@ -92,6 +94,7 @@ def train(
     monitor: str = "val_metric",
     mode: MonitorMode = "max",
     callbacks: Sequence[Callback] | Callback | None = None,
+    checkpoint_dir: str | Path | None = None,
     **trainer_options: Any,
 ) -> Training:
     """Train a model from scratch until its validation metric stops improving.
@@ -108,6 +111,8 @@ def train(
         monitor: Name under which the model logs its validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
         callbacks: Further callbacks of the trainer.
+        checkpoint_dir: Folder that has room for the best weights while the training goes on; by
+            default the system's folder for temporary files, which may be in memory.
         **trainer_options: Further arguments of the :class:`lightning.pytorch.Trainer`.
 
     Returns:
@@ -131,13 +136,18 @@ def train(
     check_takes_sizes(build_model)
     torch.manual_seed(seed)
     model = build_model(allocation)
-    convergence = Convergence(
-        Monitored(monitor, mode),
-        patience=patience,
-        max_epochs=max_epochs,
-        error=error_on_validation(model, datamodule, monitor),
-    )
-    with quiet_lightning():
+    with ExitStack() as stack:
+        folder = None
+        if checkpoint_dir is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=checkpoint_dir)))
+        convergence = Convergence(
+            Monitored(monitor, mode),
+            patience=patience,
+            max_epochs=max_epochs,
+            error=error_on_validation(model, datamodule, monitor),
+            folder=folder,
+        )
+        stack.enter_context(quiet_lightning())
         trainer = quiet_trainer(
             model,
             max_epochs=convergence.most_epochs(max_epochs),

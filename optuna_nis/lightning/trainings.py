@@ -24,6 +24,7 @@ import torch
 from optuna_nis import __version__
 from optuna_nis._format import duration, size
 from optuna_nis.data import EmbeddingDataModule
+from optuna_nis.lightning._memory import free
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.rewards import Monitored
@@ -151,12 +152,14 @@ class Trainings:
         study: The study.
         how: How sizes are trained.
         total: Trainings that there will be, about.
+        largest: Bytes of the largest tables.
     """
 
-    def __init__(self, study: Study, how: Comparison, total: int) -> None:
+    def __init__(self, study: Study, how: Comparison, total: int, largest: int) -> None:
         self._study = study
         self._how = how
         self._progress = how.progress
+        self._largest = largest
         #: Trainings that are left, about.
         self.left = total
         self._seconds: list[float] = []
@@ -237,9 +240,10 @@ class Trainings:
             self._progress(f"{label}, seed {seed}: the trained weights are kept nowhere.")
             self.left += 1
             return self._train(label, allocation, seed)
+        self._free()
         torch.manual_seed(seed)
         model = self._how.build(allocation)
-        model.load_state_dict(torch.load(file, weights_only=True))
+        model.load_state_dict(torch.load(file, weights_only=True, mmap=True))
         return model
 
     def _train(self, label: str, allocation: Allocation, seed: int) -> LightningModule:
@@ -250,6 +254,8 @@ class Trainings:
         how, key = self._how, self._key(allocation, seed)
         if isinstance(how.data, EmbeddingDataModule):
             how.data.shuffle_seed = seed
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._free()
         training = train(
             how.build,
             allocation,
@@ -260,6 +266,7 @@ class Trainings:
             monitor=how.monitored.name,
             mode=how.monitored.mode,
             callbacks=[*how.monitored.callbacks(), *how.callbacks],
+            checkpoint_dir=self._folder,
             **({"enable_progress_bar": bool(how.callbacks)} | dict(how.trainer_options or {})),
         )
         model = training.model
@@ -282,7 +289,6 @@ class Trainings:
         )
         # First the weights: what is known as finished can be tested.
         file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
         self._record(key, run)
@@ -293,6 +299,10 @@ class Trainings:
             more = f"; about {duration(fmean(self._seconds) * self.left)} left for {trainings}"
         self._progress(f"{label}, seed {seed}: {run}{more}.")
         return model
+
+    def _free(self) -> None:
+        """Before another model is made, give back the memory of those of before."""
+        free(self._how.data, self._largest, self._how.callbacks)
 
     def _record(self, key: str, run: Run) -> None:
         self._runs[key] = run

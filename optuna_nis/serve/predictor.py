@@ -20,6 +20,7 @@ from optuna_nis.data.keeping import FEATURES_FILE, drop_unused, pack_features, u
 from optuna_nis.data.tally import Tally
 from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.models.items import ItemsModule
+from optuna_nis.nn import sized_layers
 from optuna_nis.serve import freeze, load, quantize, save, to_dense
 from optuna_nis.space.allocation import Allocation
 
@@ -76,7 +77,9 @@ class Predictor:
         Raises:
             ValueError: If there is no such form, or the tables are no longer of several sizes.
         """
-        model = _converted(copy.deepcopy(self.model), tables)
+        # Tables are converted into new ones: those of before are no part of the copy.
+        before = {} if tables == self.tables else {id(e): e for e in sized_layers(self.model)}
+        model = _converted(copy.deepcopy(self.model, before), tables)
         return Predictor(model, self.allocation, self.features, tables)
 
     @property
@@ -210,7 +213,7 @@ class Predictor:
         if tables == "packed":
             model = load(weights, lambda _: model)
         else:
-            model.load_state_dict(torch.load(weights, weights_only=True))
+            model.load_state_dict(torch.load(weights, weights_only=True, mmap=True))
         return cls(model, allocation, features, tables)
 
 

@@ -18,7 +18,7 @@ from optuna_nis import __version__
 from optuna_nis._checks import check_file
 from optuna_nis._format import memory, percent, size
 from optuna_nis.show.results_table import format_table as format_table  # It was here.
-from optuna_nis.show.results_table import metric_rows, result_rows
+from optuna_nis.show.results_table import metric_rows, result_rows, trained_on
 from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -154,8 +154,10 @@ def _data(study: Study) -> Iterable[tuple[str, str]]:
     yield "Data", str(name or (Path(str(table)).name if table else ""))
     yield "Task", str(attrs.get(results.TASK_ATTR) or described.get("task") or "")
     yield "Metric", results.metric_of(study)
-    parts = results.parts_of(study).items()
-    yield "Rows", ", ".join(f"{part.rows:,} ({name})" for name, part in parts)
+    parts = results.parts_of(study)
+    searched = parts.pop("search", None)
+    yield "Rows", ", ".join(f"{part.rows:,} ({name})" for name, part in parts.items())
+    yield "Searched on", "" if searched is None else f"{searched.rows:,} training rows"
 
 
 def _results_section(study: Study, found: results.Results) -> str:
@@ -177,9 +179,9 @@ def _results_section(study: Study, found: results.Results) -> str:
     text = " ".join(lines)
     verdict = f"<p><strong>{html.escape(found.verdict)}</strong></p>\n" if found.verdict else ""
     return (
-        f"{verdict}<p>Each trained from scratch and tested once per seed, on data that neither "
-        "training nor search has seen, once it was decided what to take; mean ± standard "
-        f"deviation over the seeds. {text}</p>"
+        f"{verdict}<p>Each trained from scratch{trained_on(found)} and tested once per seed, on "
+        "data that neither training nor search has seen, once it was decided what to take; mean ± "
+        f"standard deviation over the seeds. {text}</p>"
         + _table(*result_rows(found), numbers_from=1)
         + _more_metrics(found)
         + f"<p>Memory is that of the embeddings as they are stored: rows, their steps and "

@@ -33,7 +33,8 @@ def format_table(results: Sequence[RetrainResult]) -> Table:
         1
     """
     header, rows = result_rows(results)
-    return _rich_table("Trained from scratch, tested once per seed", header, rows, no_wrap=True)
+    title = f"Trained from scratch{trained_on(results)}, tested once per seed"
+    return _rich_table(title, header, rows, no_wrap=True)
 
 
 def format_metrics(results: Sequence[RetrainResult]) -> Table | None:
@@ -59,6 +60,18 @@ def format_metrics(results: Sequence[RetrainResult]) -> Table | None:
     if not rows:
         return None
     return _rich_table("Other metrics on the test data", header, rows, no_wrap=False)
+
+
+def trained_on(found: Sequence[RetrainResult]) -> str:
+    """On how many rows results were trained, empty if it is not known.
+
+    Example:
+        >>> from optuna_nis.study.results import RetrainResult
+        >>> trained_on([RetrainResult("nis", "NIS", "AUC", (0.7,), (0,), 9, train_rows=8_000)])
+        ' on 8,000 rows'
+    """
+    rows = found[0].train_rows
+    return "" if rows is None else f" on {rows:,} rows"
 
 
 def metric_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[str]]]:

@@ -26,6 +26,8 @@ OUTPUTS_ATTR = "nis:outputs"
 """Study user attribute: the features whose tables are of output layers alone."""
 NUM_ROWS_ATTR = "nis:num_rows"
 SEEN_ROWS_ATTR = "nis:seen_rows"
+TABLE_ROWS_ATTR = "nis:table_rows"
+"""Study user attribute: a digest of all rows of the data, of which a search may see some."""
 SEARCH_KEY = "nis:search:"
 """Study user attribute: a search, the rest of the name is its id."""
 

@@ -202,6 +202,7 @@ def summary_of(study: Study) -> dict[str, Any]:
             "decays": list(result.decays),
             "learning_rate": result.learning_rate,
             "metrics": {name: list(values) for name, values in result.metrics.items()},
+            "train_rows": result.train_rows,
         }
     return summary | {
         "relative_gain": relative_gain(results),

@@ -45,6 +45,7 @@ class RetrainResult:
         nbytes: Bytes of the embeddings as they are stored; by default those of the allocation, or
             4 for each parameter.
         metrics: Other metrics on the test data by their names, one number per seed of each.
+        train_rows: Rows that each training was on, :obj:`None` if it is not known.
 
     Raises:
         ValueError: If there is no value, a value is not finite, there are not as many seeds as
@@ -75,6 +76,7 @@ class RetrainResult:
     learning_rate: float | None = None
     nbytes: int = None  # type: ignore[assignment]
     metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
+    train_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.nbytes is None:
@@ -161,6 +163,7 @@ class RetrainResult:
             "decays": list(self.decays),
             "learning_rate": self.learning_rate,
             "metrics": {name: list(values) for name, values in self.metrics.items()},
+            "train_rows": self.train_rows,
         }
 
     @classmethod
@@ -172,7 +175,7 @@ class RetrainResult:
         """
         try:
             allocation, rate = data.get("allocation"), data.get("learning_rate")
-            nbytes = data.get("nbytes")
+            nbytes, rows = data.get("nbytes"), data.get("train_rows")
             known = {} if nbytes is None else {"nbytes": int(nbytes)}
             return cls(
                 name=str(data["name"]),
@@ -191,6 +194,7 @@ class RetrainResult:
                 decays=tuple(data.get("decays", ())),
                 learning_rate=None if rate is None else float(rate),
                 metrics={str(name): tuple(v) for name, v in data.get("metrics", {}).items()},
+                train_rows=None if rows is None else int(rows),
                 **known,
             )
         except (AttributeError, KeyError, TypeError) as error:
@@ -206,7 +210,8 @@ class Results(list[RetrainResult]):
         best: Name of the result to take.
 
     Raises:
-        ValueError: If two results have the same name, or none has that of the best.
+        ValueError: If two results have the same name, none has that of the best, or they were
+            trained on different numbers of rows, so that they cannot be compared.
 
     Example:
         >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)
@@ -229,10 +234,20 @@ class Results(list[RetrainResult]):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"`results` has two entries named {name!r}.")
+        if len(rows := {result.train_rows for result in self} - {None}) > 1:
+            raise ValueError(
+                "`results` must be of trainings on the same number of rows, got "
+                f"{sorted(filter(None, rows))}."
+            )
         if best is not None and best not in names:
             raise ValueError(f"`best` must be one of {names}, got {best!r}.")
         self.verdict = verdict
         self.best = None if best is None else self[names.index(best)]
+
+    @property
+    def train_rows(self) -> int | None:
+        """Rows that all were trained on, :obj:`None` if it is not known."""
+        return self[0].train_rows if self else None
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self), *filter(None, [self.verdict])])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from optuna_nis.data import (
     split_rows,
 )
 from optuna_nis.data.batches import default_batch_size
+from optuna_nis.data.splits import thin as thinned
 
 
 class Synthetic(EmbeddingDataModule):
@@ -186,6 +188,38 @@ def test_max_rows_thins_every_part(split: Any) -> None:
     assert set(thin.vocabularies["row"].values) < set(whole.vocabularies["row"].values)
     assert thin.features == again.features != other.features
     assert len(next(iter(thin.test_dataloader()))["row"]) == 5
+
+
+def test_a_part_of_a_sample_is_a_share_of_the_part() -> None:
+    parts = split_rows(300, split="random", seed=0)
+    few = thinned(parts, 50, 0)
+    assert [len(rows) for rows in few] == [40, 5, 5]
+    for some, rows in zip(few, parts):
+        assert len(np.intersect1d(some, rows)) == len(some)
+    assert thinned(parts, None, 0) is thinned(parts, 300, 0) is parts
+
+
+@pytest.mark.parametrize("task", ["ranking", "retrieval"])
+def test_a_sample_of_the_rows_has_the_ids_of_all(task: Any) -> None:
+    def data(num_rows: int = 300, **more: Any) -> Synthetic:
+        return Synthetic(task=task, num_rows=num_rows, **{"max_rows": 200, **more})
+
+    sample, whole = data(sample_rows=50), data()
+    assert sample.sizes == data(max_rows=50).sizes == {"train": 40, "validation": 5, "test": 5}
+    assert sample.features == whole.features
+    sample.batch_size = whole.batch_size = 8
+    few, rows = (
+        set(torch.cat([batch["row"] for batch in each.train_dataloader()]).tolist())
+        for each in (sample, whole)
+    )
+    assert len(few) == 40
+    assert few < rows
+    # Not all rows are used, but others would be others.
+    assert sample.source_digest == whole.source_digest != data(num_rows=299).source_digest
+    turned = data()
+    source = turned.load()
+    turned.load = lambda: replace(source, target=source.target[::-1])  # type: ignore[method-assign]
+    assert turned.source_digest != whole.source_digest
 
 
 def test_the_summary_says_rows_ids_and_what_validation_has_unseen() -> None:
@@ -539,6 +573,7 @@ def test_useless_labels_are_refused(targets: list[Any], task: str, message: str)
         ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ({"shuffle_seed": True}, "`shuffle_seed` must be an integer"),
         ({"max_rows": 9}, "`max_rows` must be an integer of at least 10, got 9"),
+        ({"sample_rows": 9}, "`sample_rows` must be an integer of at least 10, got 9"),
         ({"bag_keep": "none"}, '`bag_keep` must be "last" or "first"'),
         ({"max_vocabulary": 0}, "`max_vocabulary` must be an integer of at least 1"),
     ],

@@ -11,7 +11,8 @@ import torch
 
 from optuna_nis import SearchSpace
 from optuna_nis.data import load_dataset
-from optuna_nis.data.config import DataConfig, read_data, save_data, searched_features
+from optuna_nis.data.config import DataConfig
+from optuna_nis.data.of_study import read_data, save_data, searched_features
 from optuna_nis.study.attributes import read_text
 from optuna_nis.study.keys import VOCABULARY_ATTR
 from optuna_nis.study.settings import save_space

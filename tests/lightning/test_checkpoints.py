@@ -7,10 +7,13 @@ from typing import Any
 
 from filelock import Timeout
 from killing import KilledAt, KilledError
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.io import torch_io
 from lightning.pytorch import Callback, Trainer
 import numpy as np
 import optuna
 import pytest
+from tiny import TRAIN, Net, batches_of
 import torch
 
 from optuna_nis import SearchPlan, SearchSpace
@@ -23,6 +26,7 @@ from optuna_nis.lightning import (
     train_shortlist,
 )
 from optuna_nis.lightning.checkpoints import SearchFolder, save_checkpoint
+from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.study.keys import PLAN_ATTR
 from optuna_nis.study.results import SEARCH_SECONDS_ATTR, best_allocation
 from optuna_nis.study.searches import join, searches_of
@@ -256,3 +260,56 @@ def test_a_folder_is_of_one_process(study: optuna.Study, tmp_path: Path) -> None
     assert again.seconds > float((tmp_path / folder.search_id / "seconds").read_text()) > 0
     again.remove()
     assert list(tmp_path.parent.glob(tmp_path.name)) == []
+
+
+def _at_work(tmp_path: Path, **options: Any) -> Trainer:
+    """A trainer after a step of a model with a state of its optimiser."""
+    model = Net()
+    model.configure_optimizers = lambda: torch.optim.Adam(model.parameters())  # type: ignore[method-assign]
+    trainer = quiet_trainer(max_steps=1, **options)
+    checkpoints.without_copies(trainer, tmp_path / "own")
+    trainer.fit(model, batches_of(TRAIN, 16))
+    return trainer
+
+
+def test_a_checkpoint_is_not_in_memory_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    atomic = torch_io._atomic_save
+    monkeypatch.setattr(
+        torch_io, "_atomic_save", lambda state, path: (written.append(path), atomic(state, path))
+    )
+    trainer = _at_work(tmp_path)
+    (tmp_path / "own").mkdir()
+    own, others = tmp_path / "own" / "a.ckpt", tmp_path / "others.ckpt"
+    checkpoints.save_checkpoint(trainer, own)
+    assert not written
+    # Those that users let the trainer write are Lightning's business.
+    trainer.save_checkpoint(others)
+    assert written == [others]
+    read: list[tuple[Any, Any]] = []
+
+    def load(path: Path, **how: Any) -> Any:
+        read.append((how.get("mmap"), torch_load(path, **how)))
+        return read[-1][1]
+
+    torch_load = torch.load
+    monkeypatch.setattr(torch, "load", load)
+    found, expected = map(trainer.strategy.load_checkpoint, (own, others))
+    (mapped, in_file), (otherwise, _) = read
+    assert (mapped, otherwise) == (True, None)
+    for key in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
+    # What is taken as it is must not be in a file that is replaced; weights are copied.
+    one, other = (each["optimizer_states"][0]["state"][0]["exp_avg"] for each in (found, in_file))
+    assert one.data_ptr() != other.data_ptr()
+    assert found["state_dict"] is in_file["state_dict"]
+
+
+def test_who_writes_checkpoints_in_a_way_of_his_own_keeps_it(tmp_path: Path) -> None:
+    class Own(TorchCheckpointIO):
+        pass
+
+    own = Own()
+    assert _at_work(tmp_path, plugins=[own]).strategy.checkpoint_io is own

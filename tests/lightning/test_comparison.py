@@ -144,7 +144,7 @@ def test_a_better_rival_is_taken_and_saved(
     # The seed with the best validation.
     assert Predictor.load(tmp_path).allocation == pretended.sizes["uniform_native"]
     key = Predictor.training_of(tmp_path)
-    ran = trainings.Trainings(pretended.study, pretended.how, 0)
+    ran = trainings.Trainings(pretended.study, pretended.how, 0, largest=0)
     assert key == ran._key(pretended.sizes["uniform_native"], 1)
 
 

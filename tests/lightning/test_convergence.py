@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
+from killing import KilledError
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -19,7 +22,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from optuna_nis import SearchSpace
 from optuna_nis.data import TableDataModule
-from optuna_nis.lightning import RankingModule, convergence, reference_model, train
+from optuna_nis.lightning import (
+    RankingModule,
+    checkpoints,
+    convergence,
+    reference_model,
+    train,
+)
+from optuna_nis.lightning.checkpoints import PeriodicCheckpoint, without_copies
 from optuna_nis.lightning.convergence import Convergence, error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import quiet_trainer
@@ -374,3 +384,90 @@ def test_a_reference_model_may_be_trained_by_another_value(datamodule: TableData
     options: dict[str, Any] = {"seed": 0, "monitor": "loss", "mode": "min", "max_epochs": 3}
     done = train(build, space.full(), datamodule, **options)
     assert (done.val_metric, done.best_epoch) == (pytest.approx(0.5), 1)
+
+
+def _of_epoch(*values: float) -> Callable[[Told], float]:
+    """The value of the validation of each epoch, the last for all that follow."""
+    return lambda model: values[min(model.current_epoch, len(values) - 1)]
+
+
+def test_killed_anywhere_around_a_checkpoint_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "_INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoints, "_MAX_SHARE", 1.0)
+    value = _of_epoch(0.5, 0.6, 0.1, 0.1, 0.7, 0.2)
+    whole = Told(value)
+    expected, _ = _fit(whole, steps=1)
+    killed: set[tuple[str, int]] = set()
+
+    def killed_once(owner: Any, name: str, *, after: bool = False) -> None:
+        """Kill who calls it, once for each best step."""
+        function = getattr(owner, name)
+
+        def call(*args: Any) -> None:
+            if after:
+                function(*args)
+            if (name, done.best_step) not in killed:
+                killed.add((name, done.best_step))
+                raise KilledError
+            if not after:
+                function(*args)
+
+        monkeypatch.setattr(owner, name, call)
+
+    killed_once(Convergence, "_replace", after=True)  # Before a checkpoint has its name.
+    killed_once(checkpoints.os, "replace")  # The checkpoint that has it is not there yet.
+    killed_once(Convergence, "forget_earlier")  # It is, and so are the weights of before.
+    path, best = tmp_path / "last.ckpt", tmp_path / "best"
+    starts = 0
+    while True:
+        starts += 1
+        model = Told(value)
+        done = Convergence(Monitored("told"), error=lambda _: 0.01, folder=best)
+        trainer = quiet_trainer(max_epochs=30, callbacks=[done, PeriodicCheckpoint(path)])
+        without_copies(trainer, tmp_path)
+        with suppress(KilledError):
+            ckpt_path = path if path.exists() else None
+            trainer.fit(model, _loader(1), _loader(1), ckpt_path=ckpt_path)
+            break
+    # Untrained, twice better, and better once more with the lowered rate.
+    assert {step for _, step in killed} == {0, 1, 2, 5}
+    assert len(killed) == starts - 1 >= 11
+    known = expected.state_dict()
+    assert done.state_dict() == {n: known[n] for n in known.keys() - {"weights"}} | {"file": ANY}
+    torch.testing.assert_close(model.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert len(list(best.iterdir())) <= 2
+
+
+def test_checkpoints_that_hold_the_best_weights_are_read(tmp_path: Path) -> None:
+    before, _ = _fit(Told(_in_turn(0.5, 0.6, 0.1)), max_epochs=3)
+    done = Convergence(Monitored("told"), folder=tmp_path / "best")
+    done.load_state_dict(before.state_dict())
+    model = Told(_in_turn(0.5))
+    done.restore(model)
+    assert float(model.steps) == 20
+    # From now on there is a file beside the checkpoint.
+    state = done.state_dict()
+    assert "weights" not in state
+    again = Convergence(Monitored("told"), folder=tmp_path / "best")
+    again.load_state_dict(state)
+    assert again.best == pytest.approx(0.6)
+    (tmp_path / "best" / state["file"]).unlink()
+    with pytest.raises(FileNotFoundError, match="best weights of the training that is resumed"):
+        again.load_state_dict(state)
+
+
+def test_a_training_leaves_no_weights_behind(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    class Seen(Callback):
+        def on_validation_end(self, *args: Any) -> None:
+            seen.extend(tmp_path.glob("*/*.pt"))
+
+    full = make_searchable(Net(), budget=0.5).full()
+    data = batches_of(TRAIN, 16), batches_of(MIXED)
+    options: dict[str, Any] = {"seed": 0, "max_epochs": 2, "monitor": "val_loss", "mode": "min"}
+    train(lambda _: Net(), full, data, checkpoint_dir=tmp_path, callbacks=[Seen()], **options)
+    assert seen
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 from optuna_nis.data import Features
-from optuna_nis.data.config import searched_features
+from optuna_nis.data.of_study import searched_features
 from optuna_nis.lightning import (
     DataConfig,
     Predictor,
@@ -165,6 +166,44 @@ def test_the_same_table_says_nothing_of_changes(
     assert "400 rows: 320 for training, 40 for validation, 40 for the test" in lines[1]
     assert "user: 20 ids" in lines[1]
     assert not any("at the search" in line for line in [*lines, *caplog.messages])
+
+
+@pytest.mark.parametrize("rows", ["search_rows", "max_rows"])
+def test_a_sample_to_search_on_and_everything_to_retrain_on(
+    table: Path, rows: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _rows().assign(user=np.arange(400) // 8).to_csv(table, index=False)
+    study = optuna.create_study(direction="maximize", study_name=rows)
+    data = DataConfig(table=str(table), label="clicked", features=("user", "item"))
+    whole = data.datamodule(withhold_test=False)
+    search(study, replace(data, **{rows: 100}), **FAST)
+    assert parts_of(study)["train"].rows == 80
+    sample = 100 if rows == "max_rows" else None
+    found = searched_features(study)
+    assert found is not None
+    # Its own, or those of everything that will be trained on.
+    assert (found == whole.features) == (sample is None)
+
+    results = retrain(study, seeds=[0], max_epochs=1, max_rows="all" if sample else None)
+
+    assert {result.train_rows for result in results} == {320}
+    parts = {name: part.rows for name, part in parts_of(study).items()}
+    assert parts == {"train": 320, "validation": 40, "test": 40, "search": 80}
+    unknown = [line for line in caplog.messages if "They count as unknown: 'user' in " in line]
+    assert len(unknown) == (1 if sample else 0)
+    assert all("Search with `search_rows` in place of `max_rows`" in line for line in unknown)
+    # That other rows are trained on is no change of the table; this is one.
+    assert "parts are drawn anew" not in caplog.text
+    _rows()[::-1].assign(user=np.arange(400) // 8).to_csv(table, index=False)
+    retraining.read_data(study, data, withhold_test=False, progress=print)
+    assert "has other rows than at the search, or in another order: parts are" in caplog.text
+
+
+def test_how_many_rows_to_retrain_on(study: optuna.Study) -> None:
+    with pytest.raises(ValueError, match=r'`max_rows` must be "all" or a number of rows, got \'x'):
+        retrain(study, max_rows="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`max_rows` must be an integer of at least 10, got 9"):
+        retrain(study, max_rows=9)
 
 
 def test_rows_in_another_order_are_other_parts(
@@ -322,7 +361,7 @@ def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, tab
             patch.setattr(retraining, "read_data", lambda *_, **__: data)
             patch.setattr(retraining, "compare", lambda _, how, *__: known.append(how) or [])
             retrain(study, **settings, **options)
-        ran = trainings.Trainings(study, known[0], 1)
+        ran = trainings.Trainings(study, known[0], 1, largest=0)
         return ran._key(sizes or space.full(), seed)
 
     assert key() == key()

@@ -13,6 +13,7 @@ from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.data import Features, TableDataModule
 from optuna_nis.data.unknown import UnknownIds
 from optuna_nis.models import reference_model
+from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.serve.predictor import Predictor
 
 FRAME = pd.DataFrame(
@@ -113,6 +114,21 @@ def test_packed_tables_replace_others_and_are_replaced(
     (tmp_path / "weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
         Predictor.load(tmp_path)
+
+
+def test_tables_that_are_converted_are_not_copied_before(
+    datamodule: TableDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise MemoryError
+
+    plain = _predictor(datamodule)
+    before = {name: value.clone() for name, value in plain.model.state_dict().items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(MultiSize, "__deepcopy__", refuse, raising=False)
+        for tables in ("dense", "int8", "float16", "packed"):
+            assert plain.with_tables(tables).tables == tables
+    torch.testing.assert_close(plain.model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_file_is_no_folder(datamodule: TableDataModule, tmp_path: Path) -> None:

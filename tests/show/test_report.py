@@ -13,7 +13,7 @@ from optuna_nis._format import memory, percent, size
 from optuna_nis.controller.sampler import PolicyHistory
 from optuna_nis.show.report import _script_json, write_report
 from optuna_nis.study import results as stored
-from optuna_nis.study.cautions import Part
+from optuna_nis.study.cautions import Part, save_parts
 
 
 class Page(HTMLParser):
@@ -241,10 +241,15 @@ def test_the_verdict_and_how_trainings_ended(page, make_study):
     study = make_study(supernet=2)
     nis = stored.RetrainResult(
         "nis", "NIS", "ROC-AUC", (0.6, 0.7), (0, 1), 10, epochs=(7, 30), stopped=(True, False),
-        steps=(700, 3_000), decays=(1, 1), learning_rate=2e-3,
+        steps=(700, 3_000), decays=(1, 1), learning_rate=2e-3, train_rows=80_000,
     )  # fmt: skip
     stored.save_results(study, [nis])
-    assert "700 to 3,000" in page(study).words
+    save_parts(study, {"train": Part(80_000), "search": Part(8_000)})
+    words = page(study).words
+    assert "700 to 3,000" in words
+    assert "trained from scratch on 80,000 rows and tested" in words
+    assert "80,000 (train)" in words
+    assert "8,000 training rows" in words
     verdict = "The found sizes are best: validation <AUC> 0.7 against 0.6."
     stored.save_results(study, stored.Results([nis], verdict, "nis"))
     found = page(study)

@@ -74,13 +74,22 @@ def test_how_trainings_went_is_read_back():
         steps=(300, 3_000),
         decays=(1, 0),
         learning_rate=2e-3,
+        train_rows=8_000,
     )
     assert went.val_mean == pytest.approx(0.65)
     assert stored.RetrainResult.from_dict(json.loads(json.dumps(went.to_dict()))) == went
     new = ("val_values", "epochs", "stopped", "steps", "decays", "learning_rate", "nbytes")
+    new += ("train_rows",)
     old = {key: value for key, value in went.to_dict().items() if key not in new}
     assert stored.RetrainResult.from_dict(old) == RESULT
     assert RESULT.val_mean is None
+
+
+def test_results_of_different_numbers_of_rows_are_not_compared():
+    few = replace(RESULT, name="few", train_rows=800)
+    assert stored.Results([few, RESULT]).train_rows == 800
+    with pytest.raises(ValueError, match=r"on the same number of rows, got \[800, 8000\]"):
+        stored.Results([few, replace(RESULT, train_rows=8_000)])
 
 
 def test_bytes_are_those_of_the_sizes():
