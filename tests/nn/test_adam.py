@@ -3,10 +3,14 @@ from __future__ import annotations
 from collections.abc import Callable
 import copy
 
+from lightning.pytorch import Trainer
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from optuna_nis import Allocation, TableAllocation, Tier
+from optuna_nis.models import RankingModule
 from optuna_nis.nn import AdamAndRowwiseAdagrad
 from optuna_nis.nn._adam import adam
 
@@ -65,3 +69,19 @@ def test_a_training_goes_on_as_it_was_begun(with_tables: bool) -> None:
     for optimizer, parameter in ((old, before), (new, resumed)):
         _trained(optimizer, [parameter])
     assert torch.equal(resumed, before)
+
+
+def test_gradients_are_clipped_under_mixed_precision() -> None:
+    model = RankingModule(Allocation([TableAllocation("item", 8, 4, (Tier(8, 4),))]))
+    batch = {"item": torch.arange(8), "label": (torch.arange(8) % 2).float()}
+    trainer = Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        gradient_clip_val=1e-9,
+        barebones=True,
+    )
+    trainer.fit(model, DataLoader([batch], batch_size=None))
+    assert trainer.optimizers[0].param_groups[0]["fused"]
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    assert torch.stack(norms).norm().item() == pytest.approx(1e-9, rel=0.01)
