@@ -41,14 +41,18 @@ class Blocks:
         self._precisions = np.repeat([len(own.spec.precisions) for own in sizes], blocks)
         options = [len(own.names) for own in sizes]
         self._starts = np.repeat(np.cumsum([0, *options[:-1]]), blocks)
-        # Of each option of each table after each other one, one table after the other.
+        # As floats, which are as exact here and multiplied faster.
+        self._rows = np.concatenate([table.rows for table in tables]).astype(np.float64)
+        self._row_nbytes = np.concatenate([own.row_nbytes for own in sizes]).astype(np.float64)
+        # Bytes paid once: of each option of each table as the first one, then of each option after
+        # each other one, one table after the other.
+        self._once = np.concatenate(
+            [own.projection + own.steps for own in sizes]
+            + [own.late_costs.ravel() for own in sizes]
+        )
         self._numbers = np.repeat(options, blocks)
-        squares = [number**2 for number in options]
-        self._late_starts = np.repeat(np.cumsum([0, *squares[:-1]]), blocks)
-        self._rows = np.concatenate([table.rows for table in tables])
-        self._row_nbytes = np.concatenate([own.row_nbytes for own in sizes])
-        self._first_costs = np.concatenate([own.projection + own.steps for own in sizes])
-        self._late_costs = np.concatenate([own.late_costs.ravel() for own in sizes])
+        squares = np.cumsum([sum(options), *(number**2 for number in options[:-1])])
+        self._once_starts = np.where(self._is_first, self._starts, np.repeat(squares, blocks))
 
     def options(self, octaves: FloatArray, bits: IntArray) -> IntArray:
         """Index of the size of each row block, the octave of its width rounded down.
@@ -62,14 +66,13 @@ class Blocks:
             levels[..., places] = np.searchsorted(grid, octaves[..., places], side="right")
         return np.where(levels == 0, 0, 1 + (levels - 1) * self._precisions + bits)
 
-    def nbytes(self, options: IntArray) -> IntArray:
+    def nbytes(self, options: IntArray) -> FloatArray:
         """Bytes of all tables, for one or several choices given as by :meth:`options`."""
-        before = np.roll(options, 1, axis=-1)
-        before[..., self._is_first] = 0
-        late = self._late_costs[self._late_starts + before * self._numbers + options]
-        options = self._starts + options
-        once = np.where(self._is_first, self._first_costs[options], late)
-        return np.asarray(self._row_nbytes[options] @ self._rows + once.sum(-1))
+        before = np.zeros_like(options)
+        before[..., 1:] = options[..., :-1] * ~self._is_first[1:]
+        once = self._once[self._once_starts + before * self._numbers + options]
+        rows = self._row_nbytes[self._starts + options] @ self._rows
+        return np.asarray(rows + once.sum(-1))
 
     def _shared_nbytes(self, options: IntArray, shares: Sequence[int]) -> IntArray:
         """Bytes of the rows that ids without one share, by how many there are at most."""

@@ -300,8 +300,7 @@ def _sizes_of(spec: EmbeddingSpec, table: TableAllocation) -> tuple[tuple[int, i
     starts = [0, *spec.row_cuts]
     ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
     if (
-        (table.num_embeddings, table.embedding_dim)
-        != (spec.num_embeddings, spec.embedding_dim)
+        (table.num_embeddings, table.embedding_dim) != (spec.num_embeddings, spec.embedding_dim)
         or not set(starts).issuperset(ends)
         or not set(spec.widths).issuperset(tier.embedding_dim for tier in table.tiers)
     ):
