@@ -168,8 +168,9 @@ class EmbeddingModule(LightningModule):
         """
         return None if GROUP not in batch or GROUP in self._looked_up else groups_of(batch)
 
-    def _penalty(self, rows: Tensor, batch: Batch) -> Tensor:
-        return self.l2 * mean(rows.square().sum((1, 2)), self.weights_of(batch))
+    def _penalty(self, norms: Tensor, batch: Batch) -> Tensor:
+        """What large rows cost, by their squared norms in each example."""
+        return self.l2 * mean(norms, self.weights_of(batch))
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:

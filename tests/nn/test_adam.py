@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import copy
+from typing import Any
 
 from lightning.pytorch import Trainer
 import pytest
@@ -73,7 +74,7 @@ def test_a_training_goes_on_as_it_was_begun(with_tables: bool) -> None:
 
 def test_gradients_are_clipped_under_mixed_precision() -> None:
     model = RankingModule(Allocation([TableAllocation("item", 8, 4, (Tier(8, 4),))]))
-    batch = {"item": torch.arange(8), "label": (torch.arange(8) % 2).float()}
+    batches: Any = [{"item": torch.arange(8), "label": (torch.arange(8) % 2).float()}]
     trainer = Trainer(
         max_steps=1,
         accelerator="cpu",
@@ -81,7 +82,7 @@ def test_gradients_are_clipped_under_mixed_precision() -> None:
         gradient_clip_val=1e-9,
         barebones=True,
     )
-    trainer.fit(model, DataLoader([batch], batch_size=None))
+    trainer.fit(model, DataLoader(batches, batch_size=None))
     assert trainer.optimizers[0].param_groups[0]["fused"]
     norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
     assert torch.stack(norms).norm().item() == pytest.approx(1e-9, rel=0.01)
