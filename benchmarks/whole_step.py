@@ -4,11 +4,12 @@
 
 A click model of the usual shape: 26 features of Zipf ids, 1 to 500,000 values each, 5 million in
 all, 13 numbers, and DeepFM (:class:`~optuna_nis.models.RankingModule`); rows of 16 and of 64
-numbers. Sizes are drawn at random, as a search draws them, of an eighth of the bytes of the full
-tables. Training is in batches of 4,096, 2 threads. Steps of both are taken in turns; a ratio is
-the median of those of pairs, found sizes against full tables. Prints one JSON object as its last
-line and writes it, with all that it was made of, to ``benchmarks/results/whole_step.json``. Of the
-widths, and in serving of the runtimes, each number is the worst:
+numbers. Sizes are those of an eighth of the bytes that a search would find if a column of a row
+block were worth the share of the ids that it serves, over its place among the columns. Training is
+in batches of 4,096, 2 threads. Steps of both are taken in turns; a ratio is the median of those of
+pairs, found sizes against full tables. Prints one JSON object as its last line and writes it, with
+all that it was made of, to ``benchmarks/results/whole_step.json``. Of the widths, and in serving
+of the runtimes, each number is the worst:
 
 - ``train_vs_dense``: a training step, against ``nn.Embedding`` and Adam for everything.
 - ``train_vs_sparse``: against ``nn.Embedding(sparse=True)`` and row-wise Adagrad for all tables
@@ -64,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = []
     for width in args.widths:
-        found = drawn_sizes(VALUES, width)
+        found = found_sizes(VALUES, width)
         rows += training(found, args.rounds) + serving(found, args.calls, args.threads)
     result: dict[str, Any] = {
         key: max(row["ratio"] for row in rows if row["key"] == key)
@@ -77,12 +78,15 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def drawn_sizes(values: Sequence[int], width: int) -> Allocation:
-    """Sizes of an eighth of the bytes, as a search draws them."""
+def found_sizes(values: Sequence[int], width: int) -> Allocation:
+    """Sizes of an eighth of the bytes, such as a search finds."""
     counts = [MOST_FREQUENT // np.arange(1, number + 1) for number in values]
     specs = [EmbeddingSpec.from_counts(f"C{i}", own, width) for i, own in enumerate(counts, 1)]
-    space = SearchSpace(specs, budget=SHARE)
-    return space.sample(np.random.default_rng(0), space.budget)
+    worth = {}
+    for spec in specs:
+        served = np.multiply(spec.mean_counts or (), spec.row_blocks)
+        worth[spec.name] = np.outer(served / served.sum(), 1 / np.arange(1, width + 1))
+    return SearchSpace(specs, budget=SHARE).most_valuable(worth)
 
 
 def batches_of(tables: Allocation, size: int, number: int, seed: int = 0) -> list[Batch]:

@@ -11,7 +11,7 @@ import whole_step
 
 from optuna_nis.models import RankingModule
 
-FOUND = whole_step.drawn_sizes((300, 40, 1), 8)
+FOUND = whole_step.found_sizes((300, 40, 1), 8)
 
 
 def test_sizes_are_an_eighth_of_the_full_tables() -> None:
