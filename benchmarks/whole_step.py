@@ -17,7 +17,7 @@ of the runtimes, each number is the worst:
 - ``train_vs_fused``: against all tables in one call of fbgemm, which updates them in the backward
   pass (``pip install fbgemm-gpu-cpu``); left out where that is not installed.
 - ``serve_1``, ``serve_512``: predictions for 1 and 512 examples at a time, by ONNX Runtime and by
-  ``torch.compile``, which needs a C++ compiler.
+  ``torch.compile``, which needs a C++ compiler, after :func:`~optuna_nis.serve.fused`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
 from optuna_nis.models import RankingModule
 from optuna_nis.nn import AdamAndRowwiseAdagrad
-from optuna_nis.serve import to_onnx
+from optuna_nis.serve import fused, to_onnx
 
 RESULTS = Path(__file__).parent / "results"
 VALUES = [500_000] * 9 + [200_000, 120_000, 80_000, 50_000, 25_258, 14_000, 6_000, 2_500]
@@ -224,7 +224,7 @@ def _fused(found: Allocation) -> tuple[Any, torch.optim.Optimizer]:
 
 def serving(found: Allocation, calls: int, threads: int) -> list[dict[str, Any]]:
     """Predictions of the found sizes against those of full tables."""
-    ours = RankingModule(found, num_numeric=NUMBERS).eval()
+    ours = fused(RankingModule(found, num_numeric=NUMBERS).eval())
     theirs = full_model(found, lambda sizes, width: PlainFields(sizes, width, sparse=False)).eval()
     rows = []
     for runtime, served in (("onnxruntime", _onnx), ("torch.compile", _compiled)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -89,6 +89,8 @@ class FeatureEmbeddings(nn.Module):
         (torch.Size([1, 2, 8]), 1)
     """
 
+    #: As the argument, in order.
+    bags: Sequence[str]
     #: As the argument.
     share: Mapping[str, str] = MappingProxyType({})
     # Bags that are pooled here, since their layers look up single ids too, and their unknown ids.
@@ -139,10 +141,10 @@ class FeatureEmbeddings(nn.Module):
                 f"{sorted(widths)}."
             )
         self.embedding_dim = widths.pop() if widths else 0
-        self._bags = sorted(bags)
+        self.bags = sorted(bags)
         self._pooled = {
             name: looked_up[self.share.get(name, name)].num_embeddings
-            for name in self._bags
+            for name in self.bags
             if name not in alone
         }
         self._shapes = {
@@ -155,7 +157,7 @@ class FeatureEmbeddings(nn.Module):
             if batch[name].dim() != len(shape):
                 raise ValueError(
                     f"The ids of {name!r} must have the shape ({', '.join(shape)}), `bags` being "
-                    f"{self._bags}, got {tuple(batch[name].shape)}."
+                    f"{self.bags}, got {tuple(batch[name].shape)}."
                 )
         layers = dict(zip(self.names, self.layers))
         parts = [self._part(n, layers[self.share.get(n, n)], batch[n]) for n in self.names]
