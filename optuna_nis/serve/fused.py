@@ -24,7 +24,8 @@ def fused(model: Model) -> Model:
     Worth it where a call is short: with 26 features of up to five tiers, ONNX Runtime takes 4
     times as long for one example without. :func:`to_onnx` does it by itself; do it before
     :func:`torch.compile`. Rows of full width are projected once and for all, and the numbers of
-    all others are kept as they are.
+    all others are kept as they are. Ids are not checked; those out of range have zeros, as in
+    exported models.
 
     Args:
         model: A reference model of chosen sizes. Others, and those with bags, with shared rows or
@@ -164,6 +165,8 @@ class FusedFields(nn.Module):
         """Look up every feature."""
         ids = torch.cat([batch[name].long() for name in self._sorted])
         ids = ids.view(len(self._sorted), -1).T
+        # As ids that are too large: zeros.
+        ids = torch.where(ids < 0, torch.iinfo(torch.int64).max, ids)
         last = len(self.wide) - 1
         rows = functional.embedding(
             torch.where(ids < self.wide_ends, ids + self.wide_starts, last), self.wide

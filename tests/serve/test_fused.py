@@ -56,6 +56,14 @@ def test_a_fused_model_gives_the_same(
     assert dict(model.named_modules()) == before
 
 
+def test_ids_out_of_range_have_zeros() -> None:
+    sizes = Allocation([NARROW, MIXED, WIDE, GONE, CUT])
+    ids = torch.tensor([-1, -(2**63), 41, 10**9, 2**63 - 1])
+    with torch.no_grad():
+        rows = fused(_drawn(RankingModule(sizes))).embeddings(dict.fromkeys(sizes, ids))
+    assert not rows.any()
+
+
 def test_a_table_that_two_features_share_is_kept_once() -> None:
     sizes = Allocation([MIXED, WIDE])
     model = _drawn(RankingModule(sizes, share={"second": "mixed", "third": "wide"}))
