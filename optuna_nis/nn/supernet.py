@@ -18,11 +18,7 @@ from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._shared import shared_means
 from optuna_nis.nn._supernet_rounding import Rounding, Spread
 from optuna_nis.nn._supernet_shared import Sharing
-from optuna_nis.nn.multi_size import (
-    BagMode,
-    MultiSize,
-    check_bag_mode,
-)
+from optuna_nis.nn.multi_size import BagMode, MultiSize, check_bag_mode
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
@@ -291,12 +287,10 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         return self._rounding.every(rows, self._spread.of(self), blocks, choices)
 
     def parts(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What is looked up in which table, for :func:`~optuna_nis.nn._gather.gather`.
+        """A table and which row of it each id has, or the rows of the ids and None.
 
-        Returns:
-            A table, and which row of it each id has: all rows under all choices, if that is
-            cheaper than masking and projecting every row that is looked up. Else the rows of the
-            ids and None.
+        The table is of all rows under all choices, where that is cheaper than to mask and project
+        every row that is looked up.
         """
         ranks = self._ranks_of(ids)
         self.check_runs(len(ids))
