@@ -18,6 +18,7 @@ from optuna_nis.models.metrics import groups_of
 from optuna_nis.models.numeric import NumericField, numbers_of
 from optuna_nis.models.weights import mean, weights_of
 from optuna_nis.nn import AdamAndRowwiseAdagrad
+from optuna_nis.nn._adam import adam
 from optuna_nis.nn._sharded_layers import follow_rates
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
@@ -88,7 +89,7 @@ class EmbeddingModule(LightningModule):
         """Adam on all parameters; row-wise Adagrad on those of tables with sparse gradients."""
         tables = [m.weight for m in self.modules() if isinstance(m, nn.Embedding) and m.sparse]
         if not tables:
-            return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+            return adam(self.parameters(), self.learning_rate)
         of_tables = {id(weight) for weight in tables}
         dense = [p for p in self.parameters() if id(p) not in of_tables]
         optimizer = AdamAndRowwiseAdagrad(
@@ -170,8 +171,9 @@ class EmbeddingModule(LightningModule):
         """
         return None if GROUP not in batch or GROUP in self._looked_up else groups_of(batch)
 
-    def _penalty(self, rows: Tensor, batch: Batch) -> Tensor:
-        return self.l2 * mean(rows.square().sum((1, 2)), self.weights_of(batch))
+    def _penalty(self, norms: Tensor, batch: Batch) -> Tensor:
+        """What large rows cost, by their squared norms in each example."""
+        return self.l2 * mean(norms, self.weights_of(batch))
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:

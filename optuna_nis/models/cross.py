@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from optuna_nis._checks import check_integer
 from optuna_nis.models.embeddings import Batch
+from optuna_nis.models.products import Products
 from optuna_nis.models.ranking import RankingModule
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -87,7 +88,7 @@ class CrossRankingModule(RankingModule):
         if stacked:
             del self.wide
 
-    def _logits(self, rows: Tensor, batch: Batch) -> Tensor:
+    def _logits(self, rows: Tensor, found: Products, batch: Batch) -> Tensor:
         flat = crossed = self._flat(self._fields(rows, batch), batch)
         for layer in self.crosses:
             crossed = flat * layer(crossed) + crossed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
+from optuna_nis.nn._gather import gather, gathers
 from optuna_nis.nn._ids import mean_of
+from optuna_nis.nn._look_up import full_precision
+from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
@@ -86,6 +89,8 @@ class FeatureEmbeddings(nn.Module):
         (torch.Size([1, 2, 8]), 1)
     """
 
+    #: As the argument, in order.
+    bags: Sequence[str]
     #: As the argument.
     share: Mapping[str, str] = MappingProxyType({})
     # Bags that are pooled here, since their layers look up single ids too, and their unknown ids.
@@ -136,10 +141,10 @@ class FeatureEmbeddings(nn.Module):
                 f"{sorted(widths)}."
             )
         self.embedding_dim = widths.pop() if widths else 0
-        self._bags = sorted(bags)
+        self.bags = sorted(bags)
         self._pooled = {
             name: looked_up[self.share.get(name, name)].num_embeddings
-            for name in self._bags
+            for name in self.bags
             if name not in alone
         }
         self._shapes = {
@@ -152,15 +157,48 @@ class FeatureEmbeddings(nn.Module):
             if batch[name].dim() != len(shape):
                 raise ValueError(
                     f"The ids of {name!r} must have the shape ({', '.join(shape)}), `bags` being "
-                    f"{self._bags}, got {tuple(batch[name].shape)}."
+                    f"{self.bags}, got {tuple(batch[name].shape)}."
                 )
         layers = dict(zip(self.names, self.layers))
-        return torch.stack(
-            [self._rows(n, layers[self.share.get(n, n)], batch[n]) for n in self.names], dim=1
-        )
+        parts = [self._part(n, layers[self.share.get(n, n)], batch[n]) for n in self.names]
+        if all(places is None for _, places in parts):
+            return torch.stack([rows for rows, _ in parts], 1)
+        tables, places = zip(*parts)
+        return gather(tables, places)
 
-    def _rows(self, name: str, layer: nn.Module, ids: Tensor) -> Tensor:
+    def _part(self, name: str, layer: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A table and which of its rows examples have, or the rows of the examples and None."""
+        if isinstance(layer, TableLayer) and gathers(layer.like()) and not _has_hooks(layer):
+            if isinstance(layer, SupernetEmbedding) and layer.mode is None and ids.dim() == 1:
+                return layer.parts(ids)
+            if isinstance(layer, MultiSizeEmbedding) and ids.dim() == 1:
+                table = _dense_table(layer, len(ids))
+                if table is not None:
+                    return table, layer._ranks_of(ids)
         rows: Tensor = layer(ids)
-        if name not in self._pooled:
-            return rows
-        return mean_of(rows.sum(1), ids, None, self._pooled[name])
+        if name in self._pooled:
+            rows = mean_of(rows.sum(1), ids, None, self._pooled[name])
+        return rows, None
+
+
+def _dense_table(layer: MultiSizeEmbedding, num_ids: int) -> Tensor | None:
+    """The rows that a layer has as the model sees them; None if that costs more than some."""
+    tiers = layer.tier_modules()
+    if layer.sparse or not tiers:
+        return None
+    if layer.projection is None and [tier.bits for tier in tiers] == [32]:
+        return tiers[0].weight
+    if not layer._small(num_ids):
+        return None
+    with full_precision(tiers[0].weight):
+        return torch.cat(layer._projected())
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether somebody looks at what a layer is given or gives."""
+    return bool(
+        layer._forward_pre_hooks
+        or layer._forward_hooks
+        or layer._backward_pre_hooks
+        or layer._backward_hooks
+    )

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import binary_auroc
 from optuna_nis.models.base import EmbeddingModule, mlp
 from optuna_nis.models.embeddings import Batch
 from optuna_nis.models.metrics import AUROC, GroupAUC, weighted_auc
+from optuna_nis.models.products import Products, products
 from optuna_nis.models.weights import weight_sum
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -92,12 +93,17 @@ class RankingModule(EmbeddingModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the label."""
-        return self._logits(self.embeddings(batch), batch)
+        return self._predicted(batch)
 
-    def _logits(self, rows: Tensor, batch: Batch) -> Tensor:
+    def _predicted(self, batch: Batch) -> Tensor:
+        rows = self.embeddings(batch)
+        return self._logits(rows, products(rows), batch)
+
+    def _logits(self, rows: Tensor, found: Products, batch: Batch) -> Tensor:
+        interaction = found.pairs
         fields = self._fields(rows, batch)
-        # In another order the parts of a gradient would be added in another, with other last bits.
-        interaction = 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1)
+        if self.num_numeric:
+            interaction = interaction + (found.sums * fields[:, -1]).sum(1)
         flat = self._flat(fields, batch)
         deep: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
         return interaction + deep.squeeze(1)
@@ -105,14 +111,16 @@ class RankingModule(EmbeddingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Binary cross-entropy and the penalty of the embeddings."""
         rows = self.embeddings(batch)
-        return self._loss(rows, batch) + self._penalty(rows, batch)
+        found = products(rows)
+        return self._loss(rows, found, batch) + self._penalty(found.norms, batch)
 
     def choice_loss(self, batch: Batch) -> Tensor:
         """Binary cross-entropy."""
-        return self._loss(self.embeddings(batch), batch)
+        rows = self.embeddings(batch)
+        return self._loss(rows, products(rows), batch)
 
-    def _loss(self, rows: Tensor, batch: Batch) -> Tensor:
-        logits = self._logits(rows, batch)
+    def _loss(self, rows: Tensor, found: Products, batch: Batch) -> Tensor:
+        logits = self._logits(rows, found, batch)
         if (weights := self.weights_of(batch)) is None:
             return functional.binary_cross_entropy_with_logits(logits, batch["label"])
         loss = functional.binary_cross_entropy_with_logits(
@@ -152,7 +160,7 @@ class RankingModule(EmbeddingModule):
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Probabilities of the label."""
-        return self._logits(self.embeddings(batch), batch).sigmoid()
+        return self._predicted(batch).sigmoid()
 
     def choice_quality(self, batch: Batch, num_choices: int) -> Tensor:
         """ROC-AUC of several choices on the same examples; NaN if these are all of one class."""

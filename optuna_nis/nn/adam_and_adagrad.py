@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from optuna_nis.nn._adam import adam
 from optuna_nis.nn.rowwise_adagrad import RowwiseAdagrad
 
 
@@ -41,8 +42,8 @@ class AdamAndRowwiseAdagrad(RowwiseAdagrad):
     def __init__(
         self, dense: Iterable[Tensor], tables: Iterable[Tensor], lr: float, tables_lr: float
     ) -> None:
-        adam = Adam(dense, lr=lr)
-        super().__init__([*adam.param_groups, {"params": tables}], lr=tables_lr)
+        groups = adam(dense, lr).param_groups
+        super().__init__([*groups, {"params": tables}], lr=tables_lr)
         self._link()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

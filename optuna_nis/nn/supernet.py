@@ -11,18 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optuna_nis.nn._gather import look_up
 from optuna_nis.nn._ids import mean_of
 from optuna_nis.nn._look_up import full_precision
 from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._shared import shared_means
 from optuna_nis.nn._supernet_rounding import Rounding, Spread
 from optuna_nis.nn._supernet_shared import Sharing
-from optuna_nis.nn.multi_size import (
-    BagMode,
-    MultiSize,
-    Tier,
-    check_bag_mode,
-)
+from optuna_nis.nn.multi_size import BagMode, MultiSize, Tier, check_bag_mode
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
@@ -295,18 +291,40 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
             return rows
         return self._rounding.every(rows, self._spread.of(self), blocks, choices)
 
+    def parts(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A table and which row of it each id has, or the rows of the ids and None.
+
+        The table is of all rows under all choices, where that is cheaper than to mask and project
+        every row that is looked up.
+        """
+        ranks = self._ranks_of(ids)
+        self.check_runs(len(ids))
+        with full_precision(ids):
+            if self._is_small(ranks):
+                return self._all_rows(), self._of_choices(ranks, len(self.weight))
+            return self._rows(ranks) @ self.projection, None
+
     def _rows_or_sums(self, ranks: Tensor) -> Tensor:
+        if self._is_small(ranks):
+            where, table = self._of_choices(ranks, len(self.weight)), self._all_rows()
+            if self.mode is None:
+                return look_up(where, table)
+            return functional.embedding_bag(where, table, mode="sum")
+        rows = self._rows(ranks)
+        return (rows if self.mode is None else rows.sum(1)) @ self.projection
+
+    def _is_small(self, ranks: Tensor) -> bool:
+        return not self.sparse and self.num_choices * len(self.weight) <= ranks.numel()
+
+    def _all_rows(self) -> Tensor:
+        """All rows under all choices, one after the other."""
+        rows = self._every(self.weight, self._blocks_of_all(self.weight), slice(None))
+        return (rows @ self.projection).view(-1, self.width)
+
+    def _rows(self, ranks: Tensor) -> Tensor:
+        """The rows of ids, each as its choice has it, not projected."""
         mask = constant(self, "_mask", self.weight.device, self.weight.dtype)
         choices, blocks, width = mask.shape
-        size = len(self.weight)
-        if not self.sparse and choices * size <= ranks.numel():
-            # Cheaper than masking and projecting every row that is looked up.
-            rows = self._every(self.weight, self._blocks_of_all(self.weight), slice(None))
-            tables = (rows @ self.projection).view(-1, width)
-            where = self._of_choices(ranks, size)
-            if self.mode is None:
-                return functional.embedding(where, tables)
-            return functional.embedding_bag(where, tables, mode="sum")
         rows = self._look_up(ranks)
         own = self._blocks_of(ranks)
         if self._sharing is not None and self._shared is not None:
@@ -317,11 +335,12 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         where = self._of_choices(own, blocks)
         if self._rounding is not None and self._spread is not None:
             rows = self._rounding.some(rows, self._spread.of(self), where)
-        rows = rows * functional.embedding(where, mask.view(-1, width))
-        return (rows if self.mode is None else rows.sum(1)) @ self.projection
+        return rows * functional.embedding(where, mask.view(-1, width))
 
     def _look_up(self, ranks: Tensor) -> Tensor:
-        return functional.embedding(ranks, self.weight, sparse=self.sparse)
+        if self.sparse:
+            return functional.embedding(ranks, self.weight, sparse=True)
+        return look_up(ranks, self.weight)
 
     def _blocks_of(self, ranks: Tensor) -> Tensor:
         """The row block of each rank; ids out of vocabulary have one of their own."""
@@ -413,21 +432,25 @@ def _set_sizes(
                 "with the `precisions` of the space."
             )
         layer._rounding = rounding
-    devices = {layer.weight.device for layer, *_ in given}
-    together = None
-    if len(devices) == 1 and not devices & {torch.device("cpu"), torch.device("meta")}:
+    _set_masks([(layer, table) for (layer, *_), table in zip(given, tables)])
+
+
+def _set_masks(given: Sequence[tuple[SupernetEmbedding, NDArray[np.int64]]]) -> None:
+    """Set which columns the choices of some layers keep, by the widths of all row blocks."""
+    groups: dict[torch.device, dict[tuple[torch.dtype, int], list[Any]]] = {}
+    for layer, table in given:
+        weight = layer.weight
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        group = groups.setdefault(device, {}).setdefault((weight.dtype, layer.width), [])
+        group.append((layer, table))
+    for device, alike in groups.items():
+        tables = [table.ravel() for group in alike.values() for _, table in group]
         # One way to the device, which is not waited for, is as good as one for each layer.
-        (device,) = devices
-        numbers = torch.from_numpy(np.concatenate([table.ravel() for table in tables]))
-        together = numbers.to(device, non_blocking=True)
-    start = 0
-    for (layer, *_), table in zip(given, tables):
-        dim, weight = layer.spec.embedding_dim, layer.weight
-        if together is None:
-            mask = torch.from_numpy(np.arange(dim) < table[:, :, None]).to(weight.dtype)
-            layer._mask = mask if weight.is_meta else mask.to(weight.device)
-        else:
-            part = together[start : start + table.size].view(*table.shape, 1)
-            columns = torch.arange(dim, device=weight.device)
-            layer._mask = (columns < part).to(weight.dtype)
-            start += table.size
+        widths = torch.from_numpy(np.concatenate(tables)).to(device, non_blocking=True)
+        sizes = [sum(table.size for _, table in group) for group in alike.values()]
+        parts = torch.split(widths, sizes)
+        for ((dtype, width), group), part in zip(alike.items(), parts):
+            masks = (torch.arange(width, device=device) < part.unsqueeze(1)).to(dtype)
+            own = torch.split(masks, [table.size for _, table in group])
+            for (layer, table), mask in zip(group, own):
+                layer._mask = mask.view(*table.shape, width)

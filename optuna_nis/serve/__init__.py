@@ -3,6 +3,7 @@
 from optuna_nis.nn import freeze
 from optuna_nis.serve.dense import to_dense
 from optuna_nis.serve.files import allocation_of, load, save
+from optuna_nis.serve.fused import fused
 from optuna_nis.serve.onnx import to_onnx
 from optuna_nis.serve.quantize import (
     QuantizationReport,
@@ -21,6 +22,7 @@ __all__ = [
     "QuantizedTable",
     "allocation_of",
     "freeze",
+    "fused",
     "load",
     "quantization_report",
     "quantize",

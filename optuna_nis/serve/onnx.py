@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.serve._gathers import Gathers
+from optuna_nis.serve.fused import fused
 from optuna_nis.serve.torch_export import Batch, Inputs, free_axes, to_torch_export
 
 _MOST_BYTES = 2**31 - 2**20
@@ -34,7 +35,8 @@ def to_onnx(
     """Write a model as ONNX, for batches of any size, and check it.
 
     The file is run with ONNX Runtime on examples of the batch, in another number than that it was
-    traced with, and must give what the model gives.
+    traced with, and must give what the model gives. Of reference models :func:`fused` makes
+    one lookup of all features.
 
     Args:
         model: As in :func:`to_torch_export`.
@@ -67,6 +69,7 @@ def to_onnx(
                 'pip install "optuna-nis[export]"',
                 name=package,
             ) from error
+    model = fused(model)
     with Gathers():
         program = to_torch_export(model, batch, bags=bags)
     inputs = Inputs.of(model, batch)

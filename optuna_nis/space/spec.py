@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, pairwise, repeat
 import sys
 from typing import Literal, get_args
@@ -17,6 +18,8 @@ _ROW_SHARES = (0.05, 0.10, 0.20, 0.30, 0.35)
 _SMALL_VOCABULARY = 50
 # Neighbouring blocks whose ids are about equally frequent are exchangeable: one block will do.
 _FREQUENCY_STEP = 1.5
+
+_REMEMBERED = 2**13
 
 Oov = Literal["zero", "shared", "hash"]
 # Numbers of rows that ids without one may share. Of powers of two, ids that share a row of many
@@ -225,19 +228,9 @@ class EmbeddingSpec:
             >>> print(spec.table([4, 1, 2], [8, 8, 2]))
             user: 2x4x8bit + 3x1x8bit + 5x1x2bit (of 10x4)
         """
-        if bits is None or isinstance(bits, int):
-            bits = repeat(self.precisions[0] if bits is None else bits)
-        tiers: list[Tier] = []
-        sizes = zip(accumulate(widths, min), accumulate(bits, min))
-        for rows, (width, own) in zip(self.row_blocks, sizes):
-            if width == 0:
-                break
-            if tiers and tiers[-1][1:] == (width, own):
-                rows += tiers.pop().num_embeddings
-            tiers.append(Tier(rows, width, own))
-        left = self.num_embeddings - sum(tier.num_embeddings for tier in tiers) if tiers else 0
-        size = (self.name, self.num_embeddings, self.embedding_dim)
-        return TableAllocation(*size, tuple(tiers), min(num_shared, left))
+        if not isinstance(bits, int):
+            bits = self.precisions[0] if bits is None else tuple(bits)
+        return _table(self, tuple(widths), bits, num_shared)
 
     def widths_of(self, table: TableAllocation) -> tuple[int, ...]:
         """The width of every row block in a table.
@@ -265,29 +258,7 @@ class EmbeddingSpec:
             >>> spec.sizes_of(spec.table([4, 1]))
             ((4, 8), (1, 8), (0, 2))
         """
-        self.share_of(table)
-        starts = [0, *self.row_cuts]
-        ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
-        if (
-            (table.num_embeddings, table.embedding_dim)
-            != (self.num_embeddings, self.embedding_dim)
-            or not set(starts).issuperset(ends)
-            or not set(self.widths).issuperset(tier.embedding_dim for tier in table.tiers)
-        ):
-            raise ValueError(
-                f"`allocation` must follow the cuts of the space, rows {self.row_cuts} and "
-                f"widths {self.widths}, got {table}."
-            )
-        if not set(self.precisions).issuperset(tier.bits for tier in table.tiers):
-            raise ValueError(
-                f"`allocation` must have the precisions of the space, {self.precisions} bits, got "
-                f"{table}."
-            )
-        sizes = [(0, self.precisions[-1])] * len(self.row_blocks)
-        for start, end, tier in zip([0, *ends], ends, table.tiers):
-            for block in range(starts.index(start), starts.index(end)):
-                sizes[block] = (tier.embedding_dim, tier.bits)
-        return tuple(sizes)
+        return _sizes_of(self, table)
 
     def share_of(self, table: TableAllocation) -> int:
         """The possible number of shared rows that a table has: the least that comes to the same.
@@ -303,6 +274,50 @@ class EmbeddingSpec:
             f"`allocation` must have a number of shared rows of the space, {self.shares}, got "
             f"{table}."
         )
+
+
+# Both are asked for every batch of a search, and most often for what they were asked before.
+@lru_cache(maxsize=_REMEMBERED)
+def _table(
+    spec: EmbeddingSpec, widths: tuple[int, ...], bits: int | tuple[int, ...], num_shared: int
+) -> TableAllocation:
+    tiers: list[Tier] = []
+    precisions = repeat(bits) if isinstance(bits, int) else accumulate(bits, min)
+    for rows, width, own in zip(spec.row_blocks, accumulate(widths, min), precisions):
+        if width == 0:
+            break
+        if tiers and tiers[-1][1:] == (width, own):
+            rows += tiers.pop().num_embeddings
+        tiers.append(Tier(rows, width, own))
+    left = spec.num_embeddings - sum(tier.num_embeddings for tier in tiers) if tiers else 0
+    size = (spec.name, spec.num_embeddings, spec.embedding_dim)
+    return TableAllocation(*size, tuple(tiers), min(num_shared, left))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _sizes_of(spec: EmbeddingSpec, table: TableAllocation) -> tuple[tuple[int, int], ...]:
+    spec.share_of(table)
+    starts = [0, *spec.row_cuts]
+    ends = list(accumulate(tier.num_embeddings for tier in table.tiers))
+    if (
+        (table.num_embeddings, table.embedding_dim) != (spec.num_embeddings, spec.embedding_dim)
+        or not set(starts).issuperset(ends)
+        or not set(spec.widths).issuperset(tier.embedding_dim for tier in table.tiers)
+    ):
+        raise ValueError(
+            f"`allocation` must follow the cuts of the space, rows {spec.row_cuts} and "
+            f"widths {spec.widths}, got {table}."
+        )
+    if not set(spec.precisions).issuperset(tier.bits for tier in table.tiers):
+        raise ValueError(
+            f"`allocation` must have the precisions of the space, {spec.precisions} bits, got "
+            f"{table}."
+        )
+    sizes = [(0, spec.precisions[-1])] * len(spec.row_blocks)
+    for start, end, tier in zip([0, *ends], ends, table.tiers):
+        for block in range(starts.index(start), starts.index(end)):
+            sizes[block] = (tier.embedding_dim, tier.bits)
+    return tuple(sizes)
 
 
 def check_oov(oov: object, name: str) -> Oov:

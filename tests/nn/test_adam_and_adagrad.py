@@ -38,7 +38,7 @@ def test_each_part_is_moved_as_by_an_optimiser_of_its_own() -> None:
     model, other = Model(), Model()
     optimizer = _optimizer(model)
     apart = [
-        torch.optim.Adam(other.head.parameters(), lr=0.01),
+        torch.optim.Adam(other.head.parameters(), lr=0.01, fused=True),
         RowwiseAdagrad([other.table.weight], lr=0.1),
     ]
     for ids in ((1, 1, 2), (2, 8), (0, 1)):

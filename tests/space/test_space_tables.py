@@ -34,10 +34,11 @@ def test_blocks_side_by_side_cost_what_their_tables_cost(
         assert (np.diff(base[np.isfinite(base)]) <= 0).all()
     octaves = np.concatenate(bases) + shift
     bits = np.concatenate([table.random_bits(rng) for table in tables])
-    options = np.split(blocks.options(octaves, bits), [3, 4])
+    found = blocks.options(octaves, bits)
+    options = np.split(found, [3, 4])
     sizes = [[t.sizes.pairs[option] for option in own] for t, own in zip(tables, options)]
     chosen = [t.spec.table(*zip(*own)) for t, own in zip(tables, sizes)]
-    assert blocks.nbytes(octaves, bits) == sum(table.nbytes() for table in chosen)
+    assert blocks.nbytes(found) == sum(table.nbytes() for table in chosen)
     for table, found in zip(tables, chosen):
         params = table.params(table.spec.sizes_of(found))
         assert list(params) == table.names
