@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from optuna_nis.nn._distinct import distinct
+from optuna_nis.nn._distinct import Distinct, distinct
 from optuna_nis.nn._rounding import as_stored, spread_gradient
 from optuna_nis.nn._tier import Tier
 
@@ -72,37 +73,47 @@ class _LookUp(torch.autograd.Function):
         weights, spreads = trained[: len(bits)], trained[len(bits) :]
         ctx.shapes = [weight.shape for weight in weights]
         ctx.sparse, ctx.scales = sparse, scales
-        found = distinct(ranks, [shape[0] for shape in ctx.shapes], highest)
-        table = weights[0].new_empty(found.rows.shape[0], output_dim)
+        sizes = [shape[0] for shape in ctx.shapes]
+        ctx.find = partial(distinct, tables=sizes, highest=highest)
+        if projection is None and [*bits] == [32]:
+            # Nothing is computed for a row, so all of them are taken as they come.
+            ctx.save_for_backward(None, ranks, None, None, None)
+            return _rows_alone(ranks, weights[0])
+        found = ctx.find(ranks)
+        table = weights[0].new_empty(sum(found.sizes), output_dim)
+        *parts, beyond = table.split(found.sizes)
         saved: list[Tensor | None] = []
-        for part, weight, spread, kind, scale in zip(found.parts, weights, spreads, bits, scales):
+        for index, (ids, part) in enumerate(zip(found.rows, parts)):
             rows, slopes = as_stored(
-                take(weight, found.rows[part]), spread, kind, sloped=scale is not None
+                weights[index].index_select(0, ids),
+                spreads[index],
+                bits[index],
+                sloped=scales[index] is not None,
             )
             if projection is None:
-                table[part] = rows
+                part.copy_(rows)
             else:
-                torch.mm(rows, projection[: rows.shape[1]], out=table[part])
-            saved += [None if projection is None else rows, slopes, spread]
-        table[found.beyond] = 0.0
-        ctx.found = found
-        ctx.save_for_backward(projection, *saved)
+                torch.mm(rows, projection[: rows.shape[1]], out=part)
+            saved += [None if projection is None else rows, slopes, spreads[index]]
+        beyond.zero_()
+        ctx.find = lambda _: found
+        ctx.save_for_backward(projection, None, *saved)
         return table.index_select(0, found.inverse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        projection, *saved = ctx.saved_tensors
-        found = ctx.found
+        projection, ranks, *saved = ctx.saved_tensors
+        found: Distinct = ctx.find(ranks)
         of_projection = torch.zeros_like(projection) if ctx.needs_input_grad[6] else None
         of_weights: list[Tensor | None] = []
         of_spreads: list[Tensor | None] = []
         with full_precision(grad):
             # A bag for each row: the gradients of all places that have it.
             sums = torch.embedding_bag(grad, found.order, found.starts)[0]
-            for index, (part, shape) in enumerate(zip(found.parts, ctx.shapes)):
+            parts = sums.split(found.sizes)
+            for index, (ids, values, shape) in enumerate(zip(found.rows, parts, ctx.shapes)):
                 rows, slopes, spread = saved[3 * index : 3 * index + 3]
-                values = sums[part]
                 wanted = ctx.needs_input_grad[7 + index]
                 if of_projection is not None:
                     of_projection[: shape[1]].addmm_(rows.t(), values)
@@ -110,7 +121,7 @@ class _LookUp(torch.autograd.Function):
                     values = values @ projection[: shape[1]].t()
                 of_weight = of_spread = None
                 if wanted:
-                    of_weight = table_gradient(found.rows[part], values, shape, ctx.sparse)
+                    of_weight = table_gradient(ids, values, shape, ctx.sparse)
                 if slopes is not None:
                     of_spread = spread_gradient(values, slopes, spread, ctx.scales[index])
                 of_weights.append(of_weight)
@@ -168,14 +179,20 @@ def _split_in_turns(ranks: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, T
     return [*parts, (places, left)]
 
 
-def take(weight: Tensor, ids: Tensor) -> Tensor:
-    """Rows of a table, without gradients."""
+def _rows_alone(ranks: Tensor, weight: Tensor) -> Tensor:
+    """The rows of one table, zeros for ids beyond it."""
+    end = weight.shape[0]
+    inside, beyond = ranks.clamp(max=end - 1), ranks >= end
+    rows: Tensor
     if weight.device.type == "cpu" and weight.dtype is torch.float32:
         # As bags of one id each: that fetches rows of large tables ahead, index_select does not.
-        bags = torch.arange(ids.shape[0])
-        rows: Tensor = torch.embedding_bag(weight.detach(), ids, bags)[0]
-        return rows
-    return weight.index_select(0, ids)
+        rows = torch.embedding_bag(weight.detach(), inside, torch.arange(inside.shape[0]))[0]
+    else:
+        rows = weight.index_select(0, inside)
+    if beyond.device.type != "cpu":
+        # Where they are, the device would have to be waited for.
+        return rows.masked_fill_(beyond.unsqueeze(1), 0.0)
+    return rows.index_fill_(0, beyond.nonzero().squeeze(1), 0.0)
 
 
 def _taken(places: Tensor | None, ids: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:

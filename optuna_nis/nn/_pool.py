@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from optuna_nis.nn._distinct import distinct
-from optuna_nis.nn._look_up import full_precision, split, table_gradient, take
+from optuna_nis.nn._distinct import Distinct, distinct
+from optuna_nis.nn._look_up import full_precision, split, table_gradient
 from optuna_nis.nn._rounding import as_stored, spread_gradient
 from optuna_nis.nn._tier import Tier
 
@@ -87,14 +87,13 @@ class _Pool(torch.autograd.Function):
             rows, slopes = weights[index].detach(), None
             if bits[index] < 32:
                 assert found is not None
-                part = found.parts[index]
                 rows, slopes = as_stored(
-                    take(rows, found.rows[part]),
+                    rows.index_select(0, found.rows[index]),
                     spreads[index],
                     bits[index],
                     sloped=scales[index] is not None,
                 )
-                ids = found.inverse.index_select(0, where) - part.start
+                ids = found.inverse.index_select(0, where) - sum(found.sizes[:index])
             own = None if per_sample is None else per_sample.index_select(0, where)
             sums = _bags(rows, ids, torch.searchsorted(where, starts), own)
             if projection is None:
@@ -110,7 +109,8 @@ class _Pool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         projection, per_sample, starts, *saved = ctx.saved_tensors
-        found, order = ctx.found, ctx.found.order
+        found: Distinct = ctx.found
+        order = found.order
         # The bag of each place of the batch, in the order of the rows.
         lengths = starts.diff(append=starts.new_full((1,), order.shape[0]))
         bags = torch.arange(starts.shape[0]).repeat_interleave(lengths).index_select(0, order)
@@ -119,7 +119,8 @@ class _Pool(torch.autograd.Function):
         of_weights: list[Tensor | None] = []
         of_spreads: list[Tensor | None] = []
         with full_precision(grad):
-            for index, (part, shape) in enumerate(zip(found.parts, ctx.shapes)):
+            parts = found.starts.split(found.sizes)
+            for index, (ids, part, shape) in enumerate(zip(found.rows, parts, ctx.shapes)):
                 sums, slopes, spread = saved[3 * index : 3 * index + 3]
                 if of_projection is not None:
                     of_projection[: shape[1]].addmm_(sums.t(), grad)
@@ -127,20 +128,21 @@ class _Pool(torch.autograd.Function):
                 of_weight = of_spread = None
                 if wanted or slopes is not None:
                     of_sums = grad if projection is None else grad @ projection[: shape[1]].t()
-                    first, end = found.places(part)
-                    values = _bags(
-                        of_sums,
-                        bags[first:end],
-                        found.starts[part] - first,
-                        None if own is None else own[first:end],
-                    )
+                    places = slice(_first(parts[index:], order), _first(parts[index + 1 :], order))
+                    weights = None if own is None else own[places]
+                    values = _bags(of_sums, bags[places], part - places.start, weights)
                     if wanted:
-                        of_weight = table_gradient(found.rows[part], values, shape, ctx.sparse)
+                        of_weight = table_gradient(ids, values, shape, ctx.sparse)
                     if slopes is not None:
                         of_spread = spread_gradient(values, slopes, spread, ctx.scales[index])
                 of_weights.append(of_weight)
                 of_spreads.append(of_spread)
         return (*[None] * 8, of_projection, *of_weights, *of_spreads)
+
+
+def _first(starts: Sequence[Tensor], order: Tensor) -> int:
+    """Where in the order the first of some tables starts, of which some may have no rows."""
+    return next((int(part[0]) for part in starts if len(part)), len(order))
 
 
 def _bags(rows: Tensor, ids: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:

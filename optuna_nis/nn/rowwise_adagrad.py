@@ -121,19 +121,19 @@ class RowwiseAdagrad(Optimizer):
 
 def _of_distinct_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of a sparse gradient, each once, and what it has for them."""
-    rows = grad._indices()[0]
     # Autograd forgets that a gradient is coalesced; its rows tell, if they are sorted.
-    if not grad.is_coalesced() and (grad.sparse_dim() > 1 or not _ascending(rows)):
+    if not grad.is_coalesced() and not _ascending(grad._indices()):
         grad = grad.coalesce()
-        rows = grad._indices()[0]
-    return rows, grad._values()
+    return grad._indices()[0], grad._values()
 
 
-def _ascending(rows: Tensor) -> bool:
-    if rows.device.type != "cpu":
-        return bool((rows[1:] > rows[:-1]).all())
-    found = rows.numpy()
-    return bool((found[1:] > found[:-1]).all())
+def _ascending(indices: Tensor) -> bool:
+    if len(indices) > 1:
+        return False
+    if indices.device.type != "cpu":
+        return bool((indices[:, 1:] > indices[:, :-1]).all())
+    rows = indices.numpy()[0]
+    return bool((rows[1:] > rows[:-1]).all())
 
 
 def _mean_squares(values: Tensor) -> Tensor:
