@@ -91,6 +91,6 @@ def _on_device(ranks: Tensor, ends: Sequence[int]) -> Distinct:
     sizes = np.diff(cuts).tolist()
     starts = torch.searchsorted(found, torch.arange(1, cuts[-1] + 1, device=ranks.device))
     inverse = torch.empty_like(order).scatter_(0, order, found - 1)
-    parts = ranks.index_select(0, starts).split(sizes)
+    parts = torch.split(ranks.index_select(0, starts), sizes)
     rows = [values - first for values, first in zip(parts, [0, *ends[:-1]])]
     return Distinct(rows, sizes, order, starts, inverse)

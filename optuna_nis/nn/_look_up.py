@@ -80,8 +80,8 @@ class _LookUp(torch.autograd.Function):
             ctx.save_for_backward(None, ranks, None, None, None)
             return _rows_alone(ranks, weights[0])
         found = ctx.find(ranks)
-        table = weights[0].new_empty(sum(found.sizes), output_dim)
-        *parts, beyond = table.split(found.sizes)
+        table: Tensor = weights[0].new_empty(sum(found.sizes), output_dim)
+        *parts, beyond = torch.split(table, found.sizes)
         saved: list[Tensor | None] = []
         for index, (ids, part) in enumerate(zip(found.rows, parts)):
             rows, slopes = as_stored(
@@ -111,7 +111,7 @@ class _LookUp(torch.autograd.Function):
         with full_precision(grad):
             # A bag for each row: the gradients of all places that have it.
             sums = torch.embedding_bag(grad, found.order, found.starts)[0]
-            parts = sums.split(found.sizes)
+            parts = torch.split(sums, found.sizes)
             for index, (ids, values, shape) in enumerate(zip(found.rows, parts, ctx.shapes)):
                 rows, slopes, spread = saved[3 * index : 3 * index + 3]
                 wanted = ctx.needs_input_grad[7 + index]

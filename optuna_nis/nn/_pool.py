@@ -81,7 +81,7 @@ class _Pool(torch.autograd.Function):
         found = None
         if any(ctx.needs_input_grad) or min(bits) < 32:
             found = distinct(ranks, sizes, highest)
-        output = weights[0].new_zeros(starts.shape[0], output_dim)
+        output: Tensor = weights[0].new_zeros(starts.shape[0], output_dim)
         saved: list[Tensor | None] = []
         for index, (where, ids) in enumerate(split(ranks, sizes)[:-1]):
             rows, slopes = weights[index].detach(), None
@@ -119,7 +119,7 @@ class _Pool(torch.autograd.Function):
         of_weights: list[Tensor | None] = []
         of_spreads: list[Tensor | None] = []
         with full_precision(grad):
-            parts = found.starts.split(found.sizes)
+            parts = torch.split(found.starts, found.sizes)
             for index, (ids, part, shape) in enumerate(zip(found.rows, parts, ctx.shapes)):
                 sums, slopes, spread = saved[3 * index : 3 * index + 3]
                 if of_projection is not None:
