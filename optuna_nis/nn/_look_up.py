@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from optuna_nis.nn._distinct import Distinct, distinct
 from optuna_nis.nn._rounding import as_stored, spread_gradient
 from optuna_nis.nn._tier import Tier
 
@@ -24,6 +26,7 @@ def look_up(
     tiers: Sequence[Tier],
     projection: Tensor | None,
     output_dim: int,
+    highest: int,
     sparse: bool,
 ) -> Tensor:
     """Look ids up in tiers, and project them.
@@ -34,14 +37,16 @@ def look_up(
         projection: The projection of the widest rows to the width of the output, None if all are
             as wide.
         output_dim: Width of the output.
+        highest: The highest rank there may be.
         sparse: Whether the gradients of the tables are sparse.
 
     Returns:
         Shape ``(n, output_dim)``, of the type of the tables.
     """
     output: Tensor = _LookUp.apply(  # type: ignore[no-untyped-call]
-        ranks,
+        ranks.long(),
         output_dim,
+        highest,
         sparse,
         [tier.bits for tier in tiers],
         [tier.spread_scale() for tier in tiers],
@@ -58,6 +63,7 @@ class _LookUp(torch.autograd.Function):
         ctx: Any,
         ranks: Tensor,
         output_dim: int,
+        highest: int,
         sparse: bool,
         bits: Sequence[int],
         scales: Sequence[float | None],
@@ -65,57 +71,62 @@ class _LookUp(torch.autograd.Function):
         *trained: Any,
     ) -> Tensor:
         weights, spreads = trained[: len(bits)], trained[len(bits) :]
-        saved: list[Tensor | None] = []
-        *parts, (beyond, _) = split(ranks, [len(weight) for weight in weights])
-        alone = projection is None and [*bits] == [32]
-        if alone:
-            # The rows of ids beyond the tier are overwritten.
-            output = _rows(weights[0], ranks.clamp(max=len(weights[0]) - 1))
-            if len(beyond):
-                output.index_fill_(0, beyond, 0.0)
-        else:
-            output = weights[0].new_zeros(len(ranks), output_dim)
-        for index, (where, ids) in enumerate(parts):
-            rows = slopes = None
-            if not alone:
-                rows, slopes = as_stored(
-                    _rows(weights[index], ids),
-                    spreads[index],
-                    bits[index],
-                    sloped=scales[index] is not None,
-                )
-                wide = rows if projection is None else rows @ projection[: rows.shape[1]]
-                output.index_copy_(0, where, wide)
-            saved += [where, ids, None if projection is None else rows, slopes, spreads[index]]
-        ctx.save_for_backward(projection, *saved)
         ctx.shapes = [weight.shape for weight in weights]
-        ctx.sparse = sparse
-        ctx.scales = scales
-        return output
+        ctx.sparse, ctx.scales = sparse, scales
+        sizes = [shape[0] for shape in ctx.shapes]
+        ctx.find = partial(distinct, tables=sizes, highest=highest)
+        if projection is None and [*bits] == [32]:
+            # Nothing is computed for a row, so all of them are taken as they come.
+            ctx.save_for_backward(None, ranks, None, None, None)
+            return _rows_alone(ranks, weights[0])
+        found = ctx.find(ranks)
+        table: Tensor = weights[0].new_empty(sum(found.sizes), output_dim)
+        *parts, beyond = torch.split(table, found.sizes)
+        saved: list[Tensor | None] = []
+        for index, (ids, part) in enumerate(zip(found.rows, parts)):
+            rows, slopes = as_stored(
+                weights[index].index_select(0, ids),
+                spreads[index],
+                bits[index],
+                sloped=scales[index] is not None,
+            )
+            if projection is None:
+                part.copy_(rows)
+            else:
+                torch.mm(rows, projection[: rows.shape[1]], out=part)
+            saved += [None if projection is None else rows, slopes, spreads[index]]
+        beyond.zero_()
+        ctx.find = lambda _: found
+        ctx.save_for_backward(projection, None, *saved)
+        return table.index_select(0, found.inverse)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        projection, *saved = ctx.saved_tensors
-        of_projection = None if projection is None else torch.zeros_like(projection)
+        projection, ranks, *saved = ctx.saved_tensors
+        found: Distinct = ctx.find(ranks)
+        of_projection = torch.zeros_like(projection) if ctx.needs_input_grad[6] else None
         of_weights: list[Tensor | None] = []
         of_spreads: list[Tensor | None] = []
         with full_precision(grad):
-            for index, shape in enumerate(ctx.shapes):
-                where, ids, rows, slopes, spread = saved[5 * index : 5 * index + 5]
-                values = grad.index_select(0, where)
-                if projection is not None and of_projection is not None:
-                    of_projection[: shape[1]].addmm_(rows.T, values)
-                wanted = ctx.needs_input_grad[6 + index]
+            # A bag for each row: the gradients of all places that have it.
+            sums = torch.embedding_bag(grad, found.order, found.starts)[0]
+            parts = torch.split(sums, found.sizes)
+            for index, (ids, values, shape) in enumerate(zip(found.rows, parts, ctx.shapes)):
+                rows, slopes, spread = saved[3 * index : 3 * index + 3]
+                wanted = ctx.needs_input_grad[7 + index]
+                if of_projection is not None:
+                    of_projection[: shape[1]].addmm_(rows.t(), values)
                 if projection is not None and (wanted or slopes is not None):
-                    values = values @ projection[: shape[1]].T
-                table_grad = _table_grad(ids, values, shape, ctx.sparse) if wanted else None
-                of_weights.append(table_grad)
-                of_spread = None
+                    values = values @ projection[: shape[1]].t()
+                of_weight = of_spread = None
+                if wanted:
+                    of_weight = table_gradient(ids, values, shape, ctx.sparse)
                 if slopes is not None:
                     of_spread = spread_gradient(values, slopes, spread, ctx.scales[index])
+                of_weights.append(of_weight)
                 of_spreads.append(of_spread)
-        return (None, None, None, None, None, of_projection, *of_weights, *of_spreads)
+        return (*[None] * 6, of_projection, *of_weights, *of_spreads)
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -168,13 +179,20 @@ def _split_in_turns(ranks: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, T
     return [*parts, (places, left)]
 
 
-def _rows(weight: Tensor, ids: Tensor) -> Tensor:
+def _rows_alone(ranks: Tensor, weight: Tensor) -> Tensor:
+    """The rows of one table, zeros for ids beyond it."""
+    end = weight.shape[0]
+    inside, beyond = ranks.clamp(max=end - 1), ranks >= end
+    rows: Tensor
     if weight.device.type == "cpu" and weight.dtype is torch.float32:
         # As bags of one id each: that fetches rows of large tables ahead, index_select does not.
-        bags = torch.arange(len(ids), dtype=ids.dtype)
-        rows: Tensor = torch.embedding_bag(weight.detach(), ids, bags)[0]
-        return rows
-    return weight.index_select(0, ids)
+        rows = torch.embedding_bag(weight.detach(), inside, torch.arange(inside.shape[0]))[0]
+    else:
+        rows = weight.index_select(0, inside)
+    if beyond.device.type != "cpu":
+        # Where they are, the device would have to be waited for.
+        return rows.masked_fill_(beyond.unsqueeze(1), 0.0)
+    return rows.index_fill_(0, beyond.nonzero().squeeze(1), 0.0)
 
 
 def _taken(places: Tensor | None, ids: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,8 +201,10 @@ def _taken(places: Tensor | None, ids: Tensor, which: Tensor) -> tuple[Tensor, T
     return (where if places is None else places.index_select(0, where)), ids.index_select(0, where)
 
 
-def _table_grad(ids: Tensor, values: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
+def table_gradient(ids: Tensor, values: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
+    """The gradient of a table, of distinct ids."""
     if sparse:
-        return torch.sparse_coo_tensor(ids.unsqueeze(0), values, shape, check_invariants=False)
-    grad: Tensor = torch.ops.aten.embedding_dense_backward(values, ids, shape[0], -1, False)
-    return grad
+        return torch.sparse_coo_tensor(
+            ids.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False
+        )
+    return values.new_zeros(shape).index_copy_(0, ids, values)

@@ -175,6 +175,9 @@ class StoredEmbeddingBag(StoredLayer, MultiSizeEmbeddingBag):
         super().__init__(layer, tiers)
         self.mode = layer.mode
 
+    def _pooled(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        return self._pooled_by_tier(flat, starts, weights)
+
 
 def half(numbers: Tensor, name: str) -> Tensor:
     """Numbers as float16.

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from optuna_nis.nn._ids import check_bags, flat_bags, mean_of, no_offsets
 from optuna_nis.nn._look_up import full_precision, look_up, split
+from optuna_nis.nn._pool import pool
 from optuna_nis.nn._rounding import rounded
 from optuna_nis.nn._shared import places as stored_places
 from optuna_nis.nn._tier import Tier as Tier
@@ -257,7 +258,14 @@ class MultiSizeEmbedding(MultiSize):
         tiers = self.tier_modules()
         if not tiers or self._for_all(ranks):
             return self._sum(rows_of_all(ranks, tiers), *ranks.shape, device=ranks.device)
-        output = look_up(ranks.reshape(-1), tiers, self.mapping(), self.embedding_dim, self.sparse)
+        output = look_up(
+            ranks.reshape(-1),
+            tiers,
+            self.mapping(),
+            self.embedding_dim,
+            self.num_embeddings,
+            self.sparse,
+        )
         return output.reshape(*ranks.shape, self.embedding_dim)
 
 
@@ -340,7 +348,7 @@ class MultiSizeEmbeddingBag(MultiSize):
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
         if self._for_all(ranks):
             return self._pooled_by_all(flat, starts, weights)
-        return self._pooled_by_tier(flat, starts, weights)
+        return self._pooled(flat, starts, weights)
 
     def _pooled_by_all(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
         """Every tier pools all ids, those of others with a weight of zero."""
@@ -350,7 +358,24 @@ class MultiSizeEmbeddingBag(MultiSize):
             parts.append(tier.pooled(ids, starts, own if weights is None else own * weights))
         return self._sum(parts, len(starts), device=flat.device)
 
+    def _pooled(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        tiers = self.tier_modules()
+        weighted = weights is not None and weights.requires_grad and torch.is_grad_enabled()
+        if not tiers or weighted or flat.device.type != "cpu":
+            return self._pooled_by_tier(flat, starts, weights)
+        return pool(
+            flat,
+            starts,
+            weights,
+            tiers,
+            self.mapping(),
+            self.embedding_dim,
+            self.num_embeddings,
+            self.sparse,
+        )
+
     def _pooled_by_tier(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        """Every tier pools its own ids."""
         parts = []
         tiers = self.tier_modules()
         found = split(flat, [tier.num_embeddings for tier in tiers]) if tiers else []

@@ -105,17 +105,35 @@ class RowwiseAdagrad(Optimizer):
         grad = parameter.grad
         assert grad is not None
         if grad.is_sparse:
-            grad = grad.coalesce()
-            rows, values = grad.indices()[0], grad.values().to(dtype)
-            sums = total[rows] + _mean_squares(values)
-            total[rows] = sums
-            steps = values * _wide(-group["lr"] / (sums.sqrt() + group["eps"]), values)
+            rows, values = _of_distinct_rows(grad)
+            values = values.to(dtype)
+            sums = _mean_squares(values).add_(total.index_select(0, rows))
+            total.index_copy_(0, rows, sums)
+            scale = sums.sqrt_().add_(group["eps"]).reciprocal_().mul_(-group["lr"])
+            steps = values * _wide(scale, values)
             parameter.index_add_(0, rows, steps.to(parameter.dtype))
         else:
             grad = grad.to(dtype)
             total += _mean_squares(grad)
             scale = -group["lr"] / (total.sqrt() + group["eps"])
             parameter.addcmul_(grad, _wide(scale, grad))
+
+
+def _of_distinct_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a sparse gradient, each once, and what it has for them."""
+    # Autograd forgets that a gradient is coalesced; its rows tell, if they are sorted.
+    if not grad.is_coalesced() and not _ascending(grad._indices()):
+        grad = grad.coalesce()
+    return grad._indices()[0], grad._values()
+
+
+def _ascending(indices: Tensor) -> bool:
+    if len(indices) > 1:
+        return False
+    if indices.device.type != "cpu":
+        return bool((indices[:, 1:] > indices[:, :-1]).all())
+    rows = indices.numpy()[0]
+    return bool((rows[1:] > rows[:-1]).all())
 
 
 def _mean_squares(values: Tensor) -> Tensor:
