@@ -19,7 +19,7 @@ from optuna_nis.data.keeping import fingerprint, pack_features, unpack_features
 from optuna_nis.data.keys import LABEL
 from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.splits import Split
-from optuna_nis.space.spec import Oov
+from optuna_nis.space.spec import Oov, check_oov
 from optuna_nis.study.attributes import read_text, save_text
 from optuna_nis.study.keys import (
     DATA_ATTR,
@@ -120,6 +120,7 @@ class DataConfig:
     oov: Oov = "zero"
 
     def __post_init__(self) -> None:
+        check_oov(self.oov, "all features")
         if (self.dataset is None) == (self.table is None):
             raise ValueError(
                 f"Either `dataset` or `table` must be given, got dataset={self.dataset!r} and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from datetime import date
+from datetime import date, datetime, timezone
 from decimal import Decimal
 from typing import Any, Final
 
@@ -171,5 +171,9 @@ def _written(value: Value) -> int | float | str | bytes:
         if found is not None:
             return found
     if isinstance(value, date):
-        return value.isoformat()
-    return ascii(value.normalize() if isinstance(value, Decimal) else value)
+        is_zoned = isinstance(value, datetime) and value.tzinfo is not None
+        return (value.astimezone(timezone.utc) if is_zoned else value).isoformat()
+    if isinstance(value, (int, Decimal)):
+        # Equal numbers have the same in Python, whatever their types.
+        return hash(value)
+    return ascii(value)

@@ -103,7 +103,7 @@ def search(
         >>> best.nbytes() <= space_of(study).budget_nbytes
         True
     """
-    data = replace(data, oov=oov or data.oov)
+    data = replace(data, oov=data.oov if oov is None else oov)
     check_data(study, data)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
