@@ -335,6 +335,15 @@ def read_data(
     return datamodule
 
 
+def oov_of_data(study: Study, oov: Oov) -> Oov:
+    """What a study's data give ids to, if its search lets ids share rows by ``oov``.
+
+    Studies from before values that are new or rare had ids go on without.
+    """
+    text = study.user_attrs.get(DATA_ATTR)
+    return oov if text is None or "oov" in json.loads(text) else "zero"
+
+
 def check_data(study: Study, data: DataConfig) -> None:
     """Check that a study was searched on the same data, if on any.
 

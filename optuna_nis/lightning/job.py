@@ -15,6 +15,7 @@ from optuna_nis._checks import check_folder
 from optuna_nis.data.config import (
     DataConfig,
     check_data,
+    oov_of_data,
     read_data,
     save_data,
 )
@@ -103,7 +104,8 @@ def search(
         >>> best.nbytes() <= space_of(study).budget_nbytes
         True
     """
-    data = replace(data, oov=data.oov if oov is None else oov)
+    oov = data.oov if oov is None else oov
+    data = replace(data, oov=oov_of_data(study, oov))
     check_data(study, data)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
@@ -112,7 +114,7 @@ def search(
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)
     build = reference_model(datamodule.features, **model_options)
-    space = SearchSpace(build.specs(embedding_dim, precisions, data.oov), budget=budget, mode=mode)
+    space = SearchSpace(build.specs(embedding_dim, precisions, oov), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
     build(space)
     options = json.loads(json.dumps(model_options, default=float))
