@@ -171,8 +171,9 @@ def _written(value: Value) -> int | float | str | bytes:
         if found is not None:
             return found
     if isinstance(value, date):
-        is_zoned = isinstance(value, datetime) and value.tzinfo is not None
-        return (value.astimezone(timezone.utc) if is_zoned else value).isoformat()
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            value = value.astimezone(timezone.utc)
+        return value.isoformat()
     if isinstance(value, (int, Decimal)):
         # Equal numbers have the same in Python, whatever their types.
         return hash(value)
