@@ -133,7 +133,7 @@ class ShardedTable:
             rows: Tensor = found[_KEY].values()
             rows = rows[: len(flat), : self.shape[1]]
         if trained:
-            rows.register_hook(self._check_once)
+            rows.register_hook(self._check_once)  # type: ignore[no-untyped-call]
         return rows.reshape(*ids.shape, self.shape[1])
 
     @torch.no_grad()
