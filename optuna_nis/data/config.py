@@ -12,7 +12,7 @@ from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task
 from optuna_nis.data.bags import BagKeep
 from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.splits import MIN_ROWS, Split
-from optuna_nis.space.spec import Oov
+from optuna_nis.space.spec import Oov, check_oov
 
 _LISTS = ("features", "na_values", "numeric", "columns")
 _OF_TABLES = (
@@ -102,6 +102,7 @@ class DataConfig:
     search_rows: int | None = None
 
     def __post_init__(self) -> None:
+        check_oov(self.oov, "all features")
         if (self.dataset is None) == (self.table is None):
             raise ValueError(
                 f"Either `dataset` or `table` must be given, got dataset={self.dataset!r} and "

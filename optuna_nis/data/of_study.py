@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import blake2b
+import json
 from pathlib import Path
 
 from optuna import Study
@@ -14,6 +15,7 @@ from optuna_nis.data import EmbeddingDataModule, Features
 from optuna_nis.data.config import DataConfig
 from optuna_nis.data.keeping import fingerprint, pack_features, unpack_features
 from optuna_nis.data.keys import LABEL
+from optuna_nis.space.spec import Oov
 from optuna_nis.study.attributes import read_text, save_text
 from optuna_nis.study.keys import (
     DATA_ATTR,
@@ -108,6 +110,15 @@ def read_data(
         _check_ids(study, data, datamodule)
         _warn_changed(study, data, datamodule, progress)
     return datamodule
+
+
+def oov_of_data(study: Study, oov: Oov) -> Oov:
+    """What a study's data give ids to, if its search lets ids share rows by ``oov``.
+
+    Studies from before values that are new or rare had ids go on without.
+    """
+    text = study.user_attrs.get(DATA_ATTR)
+    return oov if text is None or "oov" in json.loads(text) else "zero"
 
 
 def check_data(study: Study, data: DataConfig) -> None:

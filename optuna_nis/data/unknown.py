@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from datetime import date
+from datetime import date, datetime, timezone
 from decimal import Decimal
 from typing import Any, Final
 
@@ -171,5 +171,10 @@ def _written(value: Value) -> int | float | str | bytes:
         if found is not None:
             return found
     if isinstance(value, date):
+        if isinstance(value, datetime) and value.tzinfo is not None:
+            value = value.astimezone(timezone.utc)
         return value.isoformat()
-    return ascii(value.normalize() if isinstance(value, Decimal) else value)
+    if isinstance(value, (int, Decimal)):
+        # Equal numbers have the same in Python, whatever their types.
+        return hash(value)
+    return ascii(value)

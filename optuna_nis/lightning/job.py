@@ -13,7 +13,7 @@ from optuna import Study
 
 from optuna_nis._checks import check_folder
 from optuna_nis.data.config import DataConfig
-from optuna_nis.data.of_study import check_data, read_data, save_data
+from optuna_nis.data.of_study import check_data, oov_of_data, read_data, save_data
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.any_model import search_sizes
 from optuna_nis.models import reference_model
@@ -100,7 +100,8 @@ def search(
         >>> best.nbytes() <= space_of(study).budget_nbytes
         True
     """
-    data = replace(data, oov=oov or data.oov)
+    oov = data.oov if oov is None else oov
+    data = replace(data, oov=oov_of_data(study, oov))
     check_data(study, data)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
@@ -109,7 +110,7 @@ def search(
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)
     build = reference_model(datamodule.features, **model_options)
-    space = SearchSpace(build.specs(embedding_dim, precisions, data.oov), budget=budget, mode=mode)
+    space = SearchSpace(build.specs(embedding_dim, precisions, oov), budget=budget, mode=mode)
     # A bad option must be told before anything is written into the study.
     looked_at(build, space)
     options = json.loads(json.dumps(model_options, default=float))

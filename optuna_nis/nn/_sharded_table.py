@@ -62,6 +62,7 @@ class ShardedTable:
         # Adagrad takes the mean over columns of zeros, too.
         self._scale = (embedding_dim / width) ** 0.5
         self._learning_rate = learning_rate
+        self._in_backward = False
         self._told: tuple[weakref.ref[Optimizer], int] | None = None
         config = EmbeddingConfig(
             name=_KEY, num_embeddings=num_embeddings, embedding_dim=width, feature_names=[_KEY]
@@ -112,7 +113,8 @@ class ShardedTable:
 
         Raises:
             RuntimeError: If they are trained and the learning rate is not known.
-            ValueError: If the ids are not on the CPU.
+            ValueError: If the ids are not on the CPU. The backward pass raises a RuntimeError if
+                it is one of several lookups: each would be a step of Adagrad.
         """
         if ids.device.type != "cpu":
             raise ValueError(
@@ -130,6 +132,8 @@ class ShardedTable:
             found = self._collection(KeyedJaggedTensor(keys=[_KEY], values=sent, lengths=ones))
             rows: Tensor = found[_KEY].values()
             rows = rows[: len(flat), : self.shape[1]]
+        if trained:
+            rows.register_hook(self._check_once)  # type: ignore[no-untyped-call]
         return rows.reshape(*ids.shape, self.shape[1])
 
     @torch.no_grad()
@@ -229,6 +233,21 @@ class ShardedTable:
                 f"rows of {self.name!r}, got {len(sums)}."
             )
         own.copy_(sums[self.start : self.end] if len(sums) == self.shape[0] else sums)
+
+    def _check_once(self, _: Tensor) -> None:
+        if self._in_backward:
+            # What is raised here keeps the end from being called.
+            self._in_backward = False
+            raise RuntimeError(
+                f"The sharded table of {self.name!r} was looked up twice in one step, which would "
+                "move its rows twice: look all ids up at once. Features that share a table, as "
+                "with `share`, cannot be sharded."
+            )
+        self._in_backward = True
+        torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
+
+    def _end_backward(self) -> None:
+        self._in_backward = False
 
     def _set_rate(self) -> None:
         rate, told = self._learning_rate, self._told

@@ -45,6 +45,11 @@ def test_equal_numbers_have_equal_hashes_and_others_do_not() -> None:
     assert len(set(content_hashes(equal).tolist())) == 1
     others = [7, "7", 7.5, Decimal("7.1"), 2**70, -7, "x", pd.Timestamp("2024-01-01"), "\ud800"]
     assert len(set(content_hashes(others).tolist())) == len(others)
+    large = [2**70 + 1, Decimal(2**70 + 1)]
+    assert len(set(content_hashes(large).tolist())) == 1
+    moment = pd.Timestamp("2024-01-01T01:00Z")
+    times = [moment, moment.tz_convert("Asia/Tokyo")]
+    assert len(set(content_hashes(times).tolist())) == 1
     small = pyarrow.array([7, None], pyarrow.uint8())
     assert content_hashes(small)[0] == content_hashes([7])[0]
 

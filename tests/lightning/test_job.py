@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search
+from optuna_nis.study.keys import DATA_ATTR
 from optuna_nis.study.results import (
     best_allocation,
     metric_of,
@@ -76,6 +77,12 @@ def test_ids_without_a_row_may_share_some(data: DataConfig, study: optuna.Study)
         search(study, data, **options)
     # It is the same whoever says so.
     assert search(study, dataclasses.replace(data, oov="hash"), **options) == best
+    # As it was before new values had ids.
+    kept = json.loads(study.user_attrs[DATA_ATTR])
+    study.set_user_attr(DATA_ATTR, json.dumps({n: kept[n] for n in kept if n != "oov"}))
+    assert search(study, data, **options, oov="hash") == best
+    with pytest.raises(ValueError, match="another space"):
+        search(study, data, **options)
 
 
 def test_a_finished_search_is_not_repeated(data: DataConfig, study: optuna.Study) -> None:

@@ -152,6 +152,16 @@ def test_large_tables_never_are_in_memory_as_a_whole(monkeypatch: pytest.MonkeyP
         optimizer.step()
 
 
+@pytest.mark.usefixtures("_one_process")
+def test_a_table_is_looked_up_once_in_a_step() -> None:
+    layer = shard_tables(SupernetEmbedding(SPEC, sparse=True), above=20, learning_rate=0.1)
+    for _ in range(2):
+        layer(torch.tensor([3, 4])).sum().backward()
+    twice = layer(torch.tensor([3])).sum() + layer(torch.tensor([4])).sum()
+    with pytest.raises(RuntimeError, match="'user' was looked up twice in one step"):
+        twice.backward()
+
+
 def _rows(model: nn.Module) -> torch.Tensor:
     (layer,) = (each for each in model.modules() if isinstance(each, sharding.ShardedRows))
     return layer.shards.own
