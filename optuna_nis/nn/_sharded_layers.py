@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._tier import Tier
-from optuna_nis.nn.multi_size import MultiSizeEmbedding
+from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn.supernet import SupernetEmbedding
 
 if TYPE_CHECKING:
@@ -155,6 +155,20 @@ class ShardedMultiSizeEmbedding(MultiSizeEmbedding):
             wide = rows if mapping is None else rows @ mapping[: rows.shape[1]]
             output = output.index_copy(0, where, wide)
         return output.view(*ranks.shape, self.embedding_dim)
+
+
+class ShardedMultiSizeEmbeddingBag(MultiSizeEmbeddingBag):
+    """Bags of ids some of whose tiers are spread over the processes."""
+
+    def _pooled(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        return self._pooled_by_tier(flat, starts, weights)
+
+
+#: What becomes of layers that have a sharded tier.
+SHARDED: dict[type[nn.Module], type[MultiSize]] = {
+    MultiSizeEmbedding: ShardedMultiSizeEmbedding,
+    MultiSizeEmbeddingBag: ShardedMultiSizeEmbeddingBag,
+}
 
 
 def follow_rates(model: nn.Module, optimizer: Optimizer) -> None:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from optuna_nis._checks import check_integer, check_number
 from optuna_nis.nn._sharded_layers import (
     FIRST_ROW,
-    ShardedMultiSizeEmbedding,
+    SHARDED,
     ShardedRows,
     ShardedSupernetEmbedding,
     ShardedTier,
@@ -25,7 +25,7 @@ from optuna_nis.nn._sharded_layers import (
     own_rows,
 )
 from optuna_nis.nn._sharded_table import ShardedTable
-from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbedding
+from optuna_nis.nn.multi_size import MultiSize
 from optuna_nis.nn.output import OutputLayer
 from optuna_nis.nn.supernet import SupernetEmbedding
 from optuna_nis.nn.table import OfFields
@@ -151,9 +151,9 @@ def shard_tables(model: Model, *, above: int = ABOVE, learning_rate: float | Non
         layer.weight = nn.Parameter(weight.new_empty(0, weight.shape[1], device="cpu"), False)
         object.__setattr__(layer, "__class__", kind)
     for module in list(model.modules()):
-        tiers = module.tier_modules() if type(module) is MultiSizeEmbedding else []
-        if any(isinstance(tier, ShardedTier) for tier in tiers):
-            object.__setattr__(module, "__class__", ShardedMultiSizeEmbedding)
+        becomes = SHARDED.get(type(module))
+        if becomes is not None and any(isinstance(tier, ShardedTier) for tier in module.modules()):
+            object.__setattr__(module, "__class__", becomes)
     return model
 
 
