@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import json
+import operator
 from typing import Any
 
 import numpy as np
@@ -330,7 +331,7 @@ class Vocabulary:
             The values; None for the id ``num_embeddings``, and for those of unknown values.
         """
         if self.unknown is not None:
-            numbers = np.array(list(ids), dtype=np.int64)
+            numbers = np.array([operator.index(each) for each in ids], dtype=np.int64)
             ids = self.unknown.positions_of_ids(numbers, len(self)).tolist()
         return self._values.at(ids)
 
