@@ -141,7 +141,9 @@ class SequenceModule(ItemsModule):
         self.every_position = every_position
         self.repeats = repeats
         found = torch.arange(num_classes) if classes is None else torch.as_tensor(classes)
-        if found.dim() != 1 or not ((found >= 0) & (found <= num_classes)).all():
+        # A model without weights, which is only looked at, has no values either.
+        known = found.is_meta or bool(((found >= 0) & (found <= num_classes)).all())
+        if found.dim() != 1 or not known:
             raise ValueError(
                 f"`classes` must be integers between 0 and {num_classes}, got {classes!r}."
             )

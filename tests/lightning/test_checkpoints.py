@@ -99,7 +99,7 @@ def test_a_search_that_is_killed_again_and_again_goes_on(
     counts = _counts(study)
     assert counts["supernet"] == 48
     assert counts["validated"] == validated
-    assert counts["trained"] > 1
+    assert counts["trained"] + counts["dropped"] > 1
     (only,) = searches_of(study).values()
     assert {trial.user_attrs["search"] for trial in study.trials} == {only.id}
     assert only.seconds is not None
