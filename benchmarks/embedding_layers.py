@@ -30,12 +30,12 @@ from pathlib import Path
 from statistics import median
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from turns import seconds_in_turns
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.lightning import DataConfig, reference_model
@@ -93,17 +93,6 @@ def zipf(rng: np.random.Generator, *shape: int) -> Tensor:
 def in_turns(rounds: int, *steps: Callable[[int], object]) -> list[float]:
     """Median seconds of each step."""
     return [median(seconds) for seconds in seconds_in_turns(rounds, *steps)]
-
-
-def seconds_in_turns(rounds: int, *steps: Callable[[int], object]) -> list[list[float]]:
-    """Seconds of each step, run in turns so that all see the same machine."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    for index in range(rounds + 3):
-        for step, times in zip(steps, seconds):
-            start = time.perf_counter()
-            step(index)
-            times.append(time.perf_counter() - start)
-    return [times[3:] for times in seconds]
 
 
 def layer_step(

@@ -29,13 +29,13 @@ import json
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-import time
 from typing import Any
 
 import numpy as np
 from quiet import quiet
 import torch
 from torch import Tensor, nn
+from turns import seconds_in_turns
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
 from optuna_nis.models import RankingModule
@@ -191,7 +191,7 @@ def training(found: Allocation, rounds: int) -> list[dict[str, Any]]:
             print(f"{key} is left out: {error}")
             continue
         # A step over all numbers of dense tables takes seconds.
-        seconds = in_turns(
+        seconds = seconds_in_turns(
             rounds if key != "train_vs_dense" else max(rounds // 5, 3),
             training_step(ours, batches, ours.configure_optimizers()),
             training_step(theirs, batches, optimizer),
@@ -233,7 +233,7 @@ def serving(found: Allocation, calls: int, threads: int) -> list[dict[str, Any]]
             batches = batches_of(found, size, 64, seed=1)
             for batch in batches:
                 del batch["label"]
-            seconds = in_turns(calls, one(batches), other(batches))
+            seconds = seconds_in_turns(calls, one(batches), other(batches))
             rows.append(compared(f"serve_{size}", found, *seconds, runtime=runtime))
     return rows
 
@@ -269,17 +269,6 @@ def _compiled(model: nn.Module, found: Allocation, threads: int) -> Callable[[li
         return step
 
     return on
-
-
-def in_turns(rounds: int, *steps: Step) -> list[list[float]]:
-    """Seconds of each step, run in turns so that all see the same machine."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    for index in range(rounds + 3):
-        for step, times in zip(steps, seconds):
-            start = time.perf_counter()
-            step(index)
-            times.append(time.perf_counter() - start)
-    return [times[3:] for times in seconds]
 
 
 def compared(
