@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
 from optuna_nis.nn._gather import gather, gathers
 from optuna_nis.nn._ids import mean_of
-from optuna_nis.nn._look_up import full_precision
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
@@ -169,29 +168,14 @@ class FeatureEmbeddings(nn.Module):
     def _part(self, name: str, layer: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """A table and which of its rows examples have, or the rows of the examples and None."""
         if isinstance(layer, TableLayer) and gathers(layer.like()) and not _has_hooks(layer):
+            if isinstance(layer, MultiSizeEmbedding) and ids.dim() == 1:
+                return layer.parts(ids)
             if isinstance(layer, SupernetEmbedding) and layer.mode is None and ids.dim() == 1:
                 return layer.parts(ids)
-            if isinstance(layer, MultiSizeEmbedding) and ids.dim() == 1:
-                table = _dense_table(layer, len(ids))
-                if table is not None:
-                    return table, layer._ranks_of(ids)
         rows: Tensor = layer(ids)
         if name in self._pooled:
             rows = mean_of(rows.sum(1), ids, None, self._pooled[name])
         return rows, None
-
-
-def _dense_table(layer: MultiSizeEmbedding, num_ids: int) -> Tensor | None:
-    """The rows that a layer has as the model sees them; None if that costs more than some."""
-    tiers = layer.tier_modules()
-    if layer.sparse or not tiers:
-        return None
-    if layer.projection is None and [tier.bits for tier in tiers] == [32]:
-        return tiers[0].weight
-    if not layer._small(num_ids):
-        return None
-    with full_precision(tiers[0].weight):
-        return torch.cat(layer._projected())
 
 
 def _has_hooks(layer: nn.Module) -> bool:

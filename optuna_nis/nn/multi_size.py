@@ -251,6 +251,26 @@ class MultiSizeEmbedding(MultiSize):
         with full_precision(ids):
             return self._rows(ranks)
 
+    def parts(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A table and which row of it each id has, or the rows of the ids and None.
+
+        The table is of all rows as the model sees them, where that is cheaper than to project
+        every row that is looked up. Ids that have no row are beyond it.
+        """
+        table = self._table_of_all(len(ids))
+        return (self(ids), None) if table is None else (table, self._ranks_of(ids))
+
+    def _table_of_all(self, num_ids: int) -> Tensor | None:
+        tiers = self.tier_modules()
+        if self.sparse or not tiers:
+            return None
+        if self.projection is None and [tier.bits for tier in tiers] == [32]:
+            return tiers[0].weight
+        if not self._small(num_ids):
+            return None
+        with full_precision(tiers[0].weight):
+            return torch.cat(self._projected())
+
     def _rows(self, ranks: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and self._small(ranks.numel()):
             table = self._with_zero_row(ranks.device)
