@@ -23,6 +23,7 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning import SearchPlan, search_sizes
 from optuna_nis.lightning.training import Training
 from optuna_nis.study.keys import FIDELITIES, ORIGIN_ATTR
+from optuna_nis.study.results import finalist_allocations
 
 # Options of the model that careful people tune; a job has those that are not the defaults.
 OPTIONS = ("learning_rate", "l2", "dropout")
@@ -108,20 +109,22 @@ def _search(data: str, config: Mapping[str, Any], plan: SearchPlan, job: Job) ->
     space = SearchSpace(specs_of(data, datamodule), mode=job["mode"])
     space = space.with_precisions(job.get("precisions", space.precisions))
     loaded = time.process_time()
-    found = search_sizes(
+    sizes = search_sizes(
         build_model(data, datamodule),
         datamodule,
         space=space.with_budget(job["budget"]),
         study=study,
         plan=plan,
         seed=job["seed"],
-    ).allocation
+    )
     seconds = time.process_time() - loaded
+    found = sizes.allocation
     trials = dict.fromkeys(FIDELITIES, 0)
     for trial in study.trials:
         trials[trial.user_attrs["fidelity"]] += 1
     return {
         "allocation": found.to_json(),
+        "finalists": [each.to_json() for each in finalist_allocations(study)],
         "num_parameters": found.num_parameters,
         "nbytes": found.nbytes(),
         "seconds": seconds,

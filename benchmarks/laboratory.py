@@ -140,14 +140,28 @@ class Laboratory:
         return runs, sum(run["seconds"] for run in tried), tried
 
     def searched(self, find: Callable[[int], Result]) -> Found:
-        """An allocation found anew for every seed, trained with this seed."""
+        """An allocation found anew for every seed, trained with this seed.
+
+        Of several finalists all are trained, and validation decides, as ``retrain`` does.
+        """
 
         def run(seed: int) -> Result:
             found = find(seed)
             # A search that trains for each trial has trained it with this seed.
             known = found.get("training")
-            trained = self.train(Allocation.from_json(found["allocation"]), seed, known)
-            return trained | {"search_seconds": found["seconds"]}
+            finalists = found.get("finalists", [found["allocation"]])
+            runs = self.each(
+                lambda text: self.train(Allocation.from_json(text), seed, known), finalists
+            )
+            trained = runs[
+                decide(
+                    [[each["val"]] for each in runs],
+                    [each["nbytes"] for each in runs],
+                    error=max(runs, key=lambda each: each["val"]).get("val_error"),
+                ).taken
+            ]
+            more = sum(each["seconds"] for each in runs) - trained["seconds"]
+            return trained | {"search_seconds": found["seconds"], "finalist_seconds": more}
 
         runs = self.each(run, self.seeds)
         return runs, fmean(run["search_seconds"] for run in runs), runs[:1]

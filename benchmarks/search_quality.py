@@ -114,6 +114,10 @@ def cell(laboratory: ByteLaboratory, method: str, budget: float) -> Cell | None:
         "best_steps": fmean(run["best_steps"] for run in runs),
         "steps_ratio": steps / laboratory.plain("steps"),
         "search_cost_ratio": seconds / laboratory.plain("seconds"),
+        "search_seconds": seconds,
+        # Of the other finalists, which are trained with the search's seed too.
+        "finalists_cost_ratio": fmean(run.get("finalist_seconds", 0.0) for run in runs)
+        / laboratory.plain("seconds"),
         "mean_at_equal_compute": None if method in DEAR else _of_few(runs, candidates),
         "values": values,
         "val": fmean(run["val"] for run in runs),

@@ -25,7 +25,7 @@ from optuna_nis import Allocation
 
 # Part of every job: raised when trainings, or searches alone, go by other rules, to run them anew.
 RULES = 3
-SEARCH_RULES = 7
+SEARCH_RULES = 8
 
 
 def rules_of(method: str) -> int:
@@ -108,7 +108,7 @@ def _key(job: Job) -> str:
 def _describe(mapping: Mapping[str, Any]) -> str:
     parts = []
     for name, value in mapping.items():
-        if name not in ("allocation", "ways"):
+        if name not in ("allocation", "finalists", "ways"):
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
             parts.append(f"{name}={text}")
     return " ".join(parts)

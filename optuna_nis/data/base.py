@@ -161,6 +161,8 @@ class EmbeddingDataModule(LightningDataModule):
         self.max_bag_length = max_bag_length
         self.bag_keep: BagKeep = bag_keep
         self.shard = (0, 1)
+        #: Most rows that are validated on, a sample that stays the same; None takes all.
+        self.max_validation_rows: int | None = None
         self._names = None if features is None else list(features)
         self._numeric = tuple(numeric)
         self._separators = dict(separators or {})
@@ -431,7 +433,8 @@ class EmbeddingDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """The validation part, in a random order that stays the same."""
         self.setup("fit")
-        return self._parts["validation"].loader(self.eval_batch_size, None)
+        count = -(-self._validated // (self.max_validation_rows or self._validated))
+        return self._parts["validation"].loader(self.eval_batch_size, None, (0, count))
 
     def test_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """The test part.

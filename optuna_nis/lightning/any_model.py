@@ -46,6 +46,7 @@ from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.results import (
     Results,
     best_allocation,
+    finalist_allocations,
     save_space,
     score_line,
 )
@@ -68,14 +69,11 @@ class FoundSizes:
     """What a search has found, and what speaks for it.
 
     Attributes:
-        allocation: The best sizes.
-        candidates: The choices that were trained for real, best first; empty where the study had
-            been searched to its end before.
+        candidates: What was trained for real, best first; nothing where that was done before.
         study: All trials; ``best_trial`` is that of the best sizes.
         space: The search space.
     """
 
-    allocation: Allocation
     candidates: list[Candidate] = field(repr=False)
     study: Study = field(repr=False)
     space: SearchSpace
@@ -83,6 +81,11 @@ class FoundSizes:
     _data: Data = field(repr=False)
     _monitored: Monitored = field(repr=False)
     _trainer_options: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def allocation(self) -> Allocation:
+        """The best sizes; after :meth:`retrain` the best of the finalists."""
+        return best_allocation(self.study)
 
     def __str__(self) -> str:
         score = score_line(self.study, smallest_is_best=self._monitored.mode == "min")
@@ -113,9 +116,8 @@ class FoundSizes:
         Beside them are uniform sizes and mixed dimensions by popularity at the same budget, and
         the full tables. Validation decides which to take; only then are they tested, and only
         this touches the test data: ``test_step`` of the model, on the ``test_dataloader`` of the
-        data module or the third dataloader. Uniform sizes are the better, by validation with the
-        first seed, of rows as they are and rows projected to the full width, where the model
-        takes both.
+        data module or the third dataloader. By validation with the first seed, the best of the
+        search's finalists goes on, and the better of uniform sizes as they are and projected.
 
         Args:
             seeds: Seeds of the trainings.
@@ -160,7 +162,7 @@ class FoundSizes:
             progress=progress,
             trainer_options={**inherited, **trainer_options},
         )
-        return compare(self.study, comparison, self.space, self.allocation, seeds)
+        return compare(self.study, comparison, self.space, finalist_allocations(self.study), seeds)
 
 
 def search_sizes(
@@ -196,8 +198,8 @@ def search_sizes(
 
     Several such searches may be at work on one study, on several machines, and learn from each
     other's trials; the best sizes are those of all. One that was interrupted goes on from its
-    checkpoint when the same is called again with the same ``checkpoint_dir``. Where there is none
-    to go on with, nothing is done if another has brought the study to its end.
+    checkpoint when the same is called again with the same ``checkpoint_dir``. Without one, nothing
+    is done if another has brought the study to its end.
 
     Args:
         build_model: A function without arguments that makes the model, a Lightning module with
@@ -208,8 +210,7 @@ def search_sizes(
             test if there is one. The test is not touched.
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`; that of the monitor is ``monitor_mode``.
-        precisions: Bits that a number may have, as in :class:`~optuna_nis.EmbeddingSpec`, of every
-            table, such as ``(32, 8, 4, 2)``.
+        precisions: As in :class:`~optuna_nis.EmbeddingSpec`, of every table: ``(32, 8, 4, 2)``.
         space: The search space, in place of ``budget``, ``mode`` and ``precisions``, for a
             ``build_model`` that takes sizes; by default that of the reference model.
         counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted by
@@ -364,8 +365,7 @@ def search_sizes(
     )
     if found and dashboard is not None:
         dashboard.finish(study)
-    best = best_allocation(study)
-    return FoundSizes(best, found, study, space, subject.sized, data, monitored, of_trainers)
+    return FoundSizes(found, study, space, subject.sized, data, monitored, of_trainers)
 
 
 def _check_fields(plan_fields: Mapping[str, Any]) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from optuna import Study
 
 from optuna_nis._checks import check_folder, check_integer
+from optuna_nis._format import size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.trainings import Comparison, Run, Trainings
@@ -20,6 +21,7 @@ from optuna_nis.strategy import baselines
 from optuna_nis.strategy.decision import decide, within_error
 from optuna_nis.strategy.proposers import of_low_precision
 from optuna_nis.study.keys import PLAIN_SECONDS_ATTR
+from optuna_nis.study.results import save_finalist
 from optuna_nis.study.retrained import Results, RetrainResult, save_results
 from optuna_nis.study.verdict import Contender, verdict
 
@@ -65,10 +67,13 @@ def compare(
     study: Study,
     comparison: Comparison,
     space: SearchSpace,
-    best: Allocation,
+    finalists: Sequence[Allocation],
     seeds: Sequence[int],
 ) -> Results:
     """Train the best sizes of a study from scratch and what else one would try, decide, and test.
+
+    A search trains its finalists for a while only: each of them is trained to its end with the
+    first seed, and validation says which are the best sizes.
 
     Contenders are the best sizes, uniform sizes at the same budget, their rows as they are, where
     the model can, and projected to the full width, mixed dimensions by popularity, where it is
@@ -82,7 +87,7 @@ def compare(
         study: The results are written into it.
         comparison: How they are trained.
         space: The search space.
-        best: The best sizes.
+        finalists: The finalists of the study, the search's best first.
         seeds: Seeds of the weights and of the order of the training rows.
 
     Returns:
@@ -94,7 +99,7 @@ def compare(
             the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
-    model = looked_at(comparison.build, best)
+    model = looked_at(comparison.build, finalists[0])
     # Other models want rows of the width that they were made for.
     native = isinstance(model, EmbeddingModule)
     if not native:
@@ -106,19 +111,20 @@ def compare(
         # Rather than after the first training; of untrained weights, and for the name alone.
         comparison.tested(model, limit_test_batches=1)
     del model
-    found = _Sizes("nis", "NIS", best)
     full = _Sizes("full", "Full size", space.full(32))
     uniforms, mixed = _uniforms(space, native), _mixed(space)
-    contenders = [found, *uniforms, *mixed]
+    contenders = [*uniforms, *mixed]
     if space.fits(full.allocation):
         contenders.append(full)
-    total = len({*contenders, full}) + 3 * (len(seeds) - 1)
+    total = len(finalists) + len({*contenders, full}) + 3 * (len(seeds) - 1)
     sign = comparison.sign
     with Trainings(study, comparison, total, full.allocation.nbytes()) as trainings:
 
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
 
+        found = _best_of(finalists, lambda sizes: runs(sizes, seeds[:1])[0], comparison)
+        contenders.insert(0, found)
         firsts = [runs(sizes, seeds[:1])[0] for sizes in contenders]
         values = [sign * run.val_metric for run in firsts]
         leader = firsts[max(range(len(firsts)), key=values.__getitem__)]
@@ -177,8 +183,32 @@ def compare(
         "uniform" if taken is uniform else taken.name,
     )
     save_results(study, results)
+    if len(finalists) > 1:
+        save_finalist(study, found.allocation)
     study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in trained[full]))
     return results
+
+
+def _best_of(
+    finalists: Sequence[Allocation], run: Callable[[_Sizes], Run], comparison: Comparison
+) -> _Sizes:
+    """The best of the finalists, or the smallest of those that a training cannot tell from it."""
+    names = ["NIS", *(f"NIS, finalist {number}" for number in range(2, len(finalists) + 1))]
+    every = [_Sizes("nis", *each) for each in zip(names, finalists)]
+    trained = [run(sizes) for sizes in every]
+    values = [comparison.sign * each.val_metric for each in trained]
+    decision = decide(
+        [[value] for value in values],
+        [each.nbytes() for each in finalists],
+        error=trained[max(range(len(values)), key=values.__getitem__)].val_error,
+    )
+    found = replace(every[decision.taken], label="NIS")
+    if len(every) > 1:
+        comparison.progress(
+            f"NIS: of {len(every)} finalists that of {size(found.allocation.nbytes())} goes on, "
+            f"validation {trained[0].monitor} {trained[decision.taken].val_metric:.4f}."
+        )
+    return found
 
 
 def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:

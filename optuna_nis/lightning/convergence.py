@@ -73,6 +73,8 @@ class Convergence(Callback):
         error: Standard error of the value; by default that of a share of the validation examples,
             where it is between 0 and 1 and large is good.
         num_decays: How often the learning rate is lowered before the training ends.
+        min_delta: Standard errors by which a validation must be better for the waiting to begin
+            anew; the best weights are the best in any case. By default whatever is better does.
         folder: Where the best weights are kept meanwhile. A checkpoint has the name of their file
             only, and whoever has replaced a checkpoint must :meth:`forget_earlier` ones. By
             default they are in a folder for temporary files, and in each checkpoint too.
@@ -86,9 +88,11 @@ class Convergence(Callback):
         max_epochs: int | None = None,
         error: Error | None = None,
         num_decays: int = NUM_DECAYS,
+        min_delta: float = 0.0,
         folder: Path | None = None,
     ) -> None:
         self._num_decays = num_decays
+        self._min_delta = min_delta
         self._told = monitored
         self._patience = patience
         self._max_epochs = max_epochs
@@ -113,6 +117,8 @@ class Convergence(Callback):
         self.decays = 0
         #: Whether the training has ended by itself, and not at the most epochs allowed.
         self.ended = False
+        # The value and the step since which it waits.
+        self._mark, self._mark_step = math.nan, 0
         self._waited = self._declined = 0
 
     @staticmethod
@@ -127,6 +133,8 @@ class Convergence(Callback):
             "best_step": self.best_step,
             "best_epoch": self.best_epoch,
             "decays": self.decays,
+            "mark": self._mark,
+            "mark_step": self._mark_step,
             "waited": self._waited,
             "declined": self._declined,
         }
@@ -143,6 +151,8 @@ class Convergence(Callback):
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.best_epoch, self.decays = state_dict["best_epoch"], state_dict["decays"]
         self._waited, self._declined = state_dict["waited"], state_dict["declined"]
+        self._mark = state_dict.get("mark", self.best)
+        self._mark_step = state_dict.get("mark_step", self.best_step)
         if state_dict.get("weights") is not None:
             self._replace(state_dict["weights"])
         elif (name := state_dict.get("file")) is not None:
@@ -214,11 +224,15 @@ class Convergence(Callback):
         best = sign * self.best if self.best_epoch else -math.inf
         self.num_validations += 1
         if math.isfinite(value) and value > best:
+            first = not self.best_epoch
             self.best, self.best_step = self.last, trainer.global_step
             self.best_epoch = trainer.current_epoch + 1
-            self._waited = self._declined = 0
+            self._declined = 0
             self._save(trainer, pl_module)
-            return
+            if first or value > sign * self._mark + self._least_gain():
+                self._mark, self._mark_step = self.best, self.best_step
+                self._waited = 0
+                return
         self._waited += 1
         falling = not math.isfinite(value) or (
             value < best - _DECLINE_ERRORS * self.standard_error(self.best)
@@ -248,11 +262,16 @@ class Convergence(Callback):
             return math.inf
         return share_standard_error(value, self._rows)
 
+    def _least_gain(self) -> float:
+        """By how much a value must be better for the waiting to begin anew."""
+        gain = self._min_delta * self.standard_error(self._mark) if self._min_delta else 0.0
+        return gain if math.isfinite(gain) else 0.0
+
     def _is_patient(self, trainer: Trainer) -> bool:
         if self._waited < self._patience:
             return False
-        steps = trainer.global_step - self.best_step
-        needed = max(_LEAST_STEPS, _LEAST_SHARE * self.best_step)
+        steps = trainer.global_step - self._mark_step
+        needed = max(_LEAST_STEPS, _LEAST_SHARE * self._mark_step)
         return self.decays > 0 or steps >= needed
 
     @own_rows()
@@ -296,6 +315,7 @@ class Convergence(Callback):
     def _decay(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.decays += 1
         self._waited = self._declined = 0
+        self._mark, self._mark_step = self.best, self.best_step
         state = self._load()
         # What is made under inference mode could not be trained afterwards.
         with torch.inference_mode(False):

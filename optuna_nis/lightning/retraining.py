@@ -24,8 +24,8 @@ from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.study.results import (
     MODEL_OPTIONS_ATTR,
     Results,
-    best_allocation,
     cautions_of,
+    finalist_allocations,
     parts_of,
     save_parts,
     space_of,
@@ -48,10 +48,12 @@ def retrain(
     max_rows: int | Literal["all"] | None = None,
     **model_options: Any,
 ) -> Results:
-    """Train the best allocation of a study from scratch, and what else one would try.
+    """Train the best allocations of a study from scratch, and what else one would try.
 
-    That is uniform sizes and mixed dimensions by popularity at the same budget, and the full
-    tables. Each training goes on until validation stops improving and returns to its best
+    The finalists of the search, at most three, are trained to the end with the first seed, and the
+    best by validation goes on; :func:`~optuna_nis.study.results.best_allocation` tells which. What
+    else one would try is uniform sizes and mixed dimensions by popularity at the same budget, and
+    the full tables. Each training goes on until validation stops improving and returns to its best
     weights. Validation decides which sizes to take, and only then they are tested.
 
     Ids are those that were searched, whatever has come into the table since. The study keeps what
@@ -111,8 +113,8 @@ def retrain(
     )
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
     build = reference_model(datamodule.features, **options)
-    best = best_allocation(study)
-    model = looked_at(build, best)
+    finalists = finalist_allocations(study)
+    model = looked_at(build, finalists[0])
     assert isinstance(model, EmbeddingModule)
     comparison = Comparison(
         build,
@@ -132,7 +134,7 @@ def retrain(
             json.loads(json.dumps(options, default=float)),
         ],
     )
-    results = compare(study, comparison, space_of(study), best, seeds)
+    results = compare(study, comparison, space_of(study), finalists, seeds)
     parts = parts_of_data(datamodule, model, ["validation", "test"])
     known = parts_of(study)
     if (searched := known.get("search", known.get("train"))) not in (None, parts["train"]):

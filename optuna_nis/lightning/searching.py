@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 import tempfile
@@ -50,6 +50,12 @@ from optuna_nis.study.settings import differences, plan_of, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
 _logger = get_logger(__name__)
+
+# Standard errors that a supernet must gain to be trained on: it ranks choices, and what it learns
+# beyond what validation can tell does not change their order.
+_MIN_DELTA = 2.0
+# Choices are compared on the same rows: so many tell them apart, and dozens are scored on them.
+_MOST_VALIDATED = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,7 @@ def run_search(
         torch.manual_seed(me.seed)
         if isinstance(data, EmbeddingDataModule):
             data.shuffle_seed = me.seed
+            stack.enter_context(_few_validated(data, progress))
         supernet = subject.supernet()
         label = getattr(supernet, "monitor_name", search.monitored(supernet).label)
         study.set_user_attr(METRIC_ATTR, label)
@@ -209,6 +216,22 @@ def run_search(
     return found, monitored
 
 
+@contextmanager
+def _few_validated(data: EmbeddingDataModule, progress: Callable[[str], None]) -> Iterator[None]:
+    """Validate on a sample where the validation part is large."""
+    before, rows = data.max_validation_rows, data.sizes["validation"]
+    data.max_validation_rows = min(before or rows, _MOST_VALIDATED)
+    if data.max_validation_rows < rows:
+        progress(
+            f"The search validates on {data.max_validation_rows:,} of {rows:,} validation rows, "
+            "drawn at random."
+        )
+    try:
+        yield
+    finally:
+        data.max_validation_rows = before
+
+
 def _train_supernet(
     supernet: LightningModule,
     data: Data,
@@ -223,7 +246,9 @@ def _train_supernet(
         # Goes back to the best weights before anything is scored with them.
         known = monitored()
         error = error_on_validation(supernet, data, known.name)
-        convergence = Convergence(monitored, error=error, num_decays=0, folder=folder.best)
+        convergence = Convergence(
+            monitored, error=error, num_decays=0, min_delta=_MIN_DELTA, folder=folder.best
+        )
         callbacks = [*known.callbacks(), convergence, *callbacks]
         length = {"max_epochs": Convergence.most_epochs(None)}
     else:

@@ -105,7 +105,7 @@ class SearchPlan:
     popularity_powers: tuple[float, ...] = (0.3, 0.5)
     frequent_shares: tuple[float, ...] = (1.0, 0.5)
     frequent_narrower: bool = True
-    shortlist_epochs: tuple[int, ...] = (1, 8, 8)
+    shortlist_epochs: tuple[int, ...] = (1, 6)
     warm_rounds: int = 1
     shortlist_batches: float | None = None
     same_cost: float = 1.25

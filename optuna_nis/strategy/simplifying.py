@@ -14,8 +14,10 @@ from optuna_nis.strategy.scoring import Scoring
 _MOST_STEPS = 4
 # By how many times the tolerance some examples must show a choice to be worse.
 _SURELY_WORSE = 10
-# Most that is tried on all validation data, in each step: those that look best on some examples.
+# Most that is tried on all validation data: those that look best on some examples.
 _MOST_PARTS = 24
+# So many at once, where it is known what they were worth before something else was left out.
+_AT_ONCE = 2
 
 Part = tuple[str, int]
 
@@ -94,24 +96,32 @@ def simplify(
     parts = sorted(likely, key=likely.__getitem__, reverse=True)[:_MOST_PARTS]
     scored: dict[Allocation, Reward] = {}
     taken: Allocation | None = None
+    # What is gained by leaving out each part, as far as that is known. It is no more beside others
+    # that are gone: parts that gained less before are scored only if the others have come down to
+    # them (Minoux, 1978).
+    gains = dict.fromkeys(parts, math.inf)
+    value, least = known.value, known.value - tolerance
     for _ in range(_MOST_STEPS):
-        options = {p: each for p, each in simpler(taken or choice).items() if p in parts}
-        if not options:
+        options = {p: each for p, each in simpler(taken or choice).items() if p in gains}
+        waiting = sorted(options, key=gains.__getitem__, reverse=True)
+        new: dict[Part, float] = {}
+        while waiting and gains[waiting[0]] > max(new.values(), default=-math.inf):
+            size = len(waiting) if math.isinf(gains[waiting[0]]) else _AT_ONCE
+            group, waiting = waiting[:size], waiting[size:]
+            # The choice again: validation data may not be the same each time they are gone over.
+            *qualities, again = yield Scoring((*(options[p] for p in group), choice), None)
+            if again != known.quality:
+                qualities = [known.quality + (quality - again) for quality in qualities]
+            new |= dict.fromkeys(group, -math.inf)
+            for part, quality in zip(group, qualities):
+                if math.isfinite(quality):
+                    scored[options[part]] = reward(quality, options[part])
+                    new[part] = scored[options[part]].value - value
+        gains = {part: new.get(part, gains[part]) for part in options}
+        gains = {part: gain for part, gain in gains.items() if value + gain >= least}
+        best = max((part for part in gains if part in new), key=gains.__getitem__, default=None)
+        if best is None:
             break
-        # The choice again: validation data may not be the same each time they are gone over.
-        *qualities, again = yield Scoring((*options.values(), choice), None)
-        if again != known.quality:
-            qualities = [known.quality + (quality - again) for quality in qualities]
-        rewards = {
-            part: reward(quality, options[part])
-            for quality, part in zip(qualities, options)
-            if math.isfinite(quality)
-        }
-        scored |= {options[part]: each for part, each in rewards.items()}
-        least = known.value - tolerance
-        # What has cost too much alone costs no less beside others.
-        parts = [part for part, each in rewards.items() if each.value >= least]
-        if not parts:
-            break
-        taken = options[max(parts, key=lambda part: rewards[part].value)]
+        taken = options[best]
+        value = scored[taken].value
     return taken, scored

@@ -16,7 +16,7 @@ from optuna_nis._format import memory
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.cautions import cautions, parts_of, save_parts
 from optuna_nis.study.keys import *  # noqa: F403 - Names that were here in release 0.1.
-from optuna_nis.study.keys import DATASET_ATTR, TASK_ATTR
+from optuna_nis.study.keys import DATASET_ATTR, FINALIST_ATTR, TASK_ATTR
 from optuna_nis.study.retrained import (
     Results,
     RetrainResult,
@@ -36,6 +36,7 @@ from optuna_nis.study.settings import (
 from optuna_nis.study.trials import (
     best_trial,
     fidelity_of,
+    finalists,
     finished_trials,
     is_feasible,
     is_trained,
@@ -52,6 +53,7 @@ __all__ = [
     "best_trial",
     "cautions_of",
     "fidelity_of",
+    "finalist_allocations",
     "finished_trials",
     "is_feasible",
     "is_trained",
@@ -64,6 +66,7 @@ __all__ = [
     "quality_of",
     "relative_gain",
     "results_of",
+    "save_finalist",
     "save_parts",
     "save_plan",
     "save_results",
@@ -92,6 +95,45 @@ def best_allocation(study: Study) -> Allocation:
         city: 40x7 (of 40x8)
     """
     return space_of(study).allocation(best_trial(study).params)
+
+
+def finalist_allocations(study: Study) -> list[Allocation]:
+    """The allocations of :func:`~optuna_nis.study.trials.finalists`, best first.
+
+    Args:
+        study: A study of an embedding search.
+
+    Raises:
+        ValueError: As for :func:`best_allocation`.
+
+    Example:
+        >>> finalist_allocations(study) == [best_allocation(study)]
+        True
+    """
+    return [space_of(study).allocation(trial.params) for trial in finalists(study)]
+
+
+def save_finalist(study: Study, allocation: Allocation) -> None:
+    """Keep which of the finalists was best once they were trained to the end.
+
+    It is the :func:`best_allocation` from now on.
+
+    Args:
+        study: A study of an embedding search.
+        allocation: One of its finalists.
+
+    Raises:
+        ValueError: If it is none of them.
+
+    Example:
+        >>> save_finalist(study, finalist_allocations(study)[0])
+    """
+    numbers = [trial.number for trial in finalists(study)]
+    known = finalist_allocations(study)
+    if allocation not in known:
+        raise ValueError(f"`allocation` must be a finalist of the study, got {allocation}.")
+    told = {"best": numbers[known.index(allocation)], "of": numbers}
+    study.set_user_attr(FINALIST_ATTR, told)
 
 
 def cautions_of(study: Study) -> list[str]:
