@@ -124,6 +124,9 @@ def compare(
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
 
         found = _best_of(finalists, lambda sizes: runs(sizes, seeds[:1])[0], comparison)
+        if comparison.output is not None and trainings.has_weights(found.allocation, seeds[0]):
+            # Whoever interrupts the rest has a model.
+            trainings.save(found.label, found.allocation, seeds[:1])
         contenders.insert(0, found)
         firsts = [runs(sizes, seeds[:1])[0] for sizes in contenders]
         values = [sign * run.val_metric for run in firsts]

@@ -64,7 +64,8 @@ def retrain(
         study: A searched study; the results are written into it.
         seeds: Seeds of the weights and of the order of the training rows.
         output: Folder for the model of the sizes that the verdict takes, see :class:`Predictor`:
-            of the seed with the best validation.
+            of the seed with the best validation. Until the verdict it has the first model of
+            the found sizes.
         max_epochs: As in :func:`train`.
         patience: As in :func:`train`.
         checkpoint_dir: Where trained weights wait for their test, so that a retraining that was

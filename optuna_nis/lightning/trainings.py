@@ -52,7 +52,8 @@ class Comparison:
         patience: Validations without improvement, see :func:`train`.
         callbacks: Further callbacks of the trainers, such as a progress bar.
         progress: Called with a line of text before and after each training.
-        output: Folder for the best model of the sizes that are taken, see :class:`Predictor`.
+        output: Folder for the best model of the sizes that are taken, see :class:`Predictor`;
+            until that is known it has the first one of the found sizes.
         key: Values for JSON by which a training is known again, and not run again; None runs all.
         trainer_options: Further arguments of the trainers.
         checkpoint_dir: Where trained weights wait for their test, in a folder of the study's own;
@@ -211,6 +212,10 @@ class Trainings:
             self._record(key, run)
         return self._runs[key]
 
+    def has_weights(self, allocation: Allocation, seed: int) -> bool:
+        """Whether the weights of a training are kept."""
+        return self._file(self._key(allocation, seed)).exists()
+
     def save(self, label: str, allocation: Allocation, seeds: Sequence[int]) -> None:
         """Save the model of some sizes with the best validation, if the output is not that."""
         output, sign = self._how.output, self._how.sign
@@ -236,7 +241,7 @@ class Trainings:
     def _trained(self, label: str, allocation: Allocation, seed: int) -> LightningModule:
         """The model of a training that was run, which is run again if its weights are gone."""
         file = self._file(self._key(allocation, seed))
-        if not file.exists():
+        if not self.has_weights(allocation, seed):
             self._progress(f"{label}, seed {seed}: the trained weights are kept nowhere.")
             self.left += 1
             return self._train(label, allocation, seed)

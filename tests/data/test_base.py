@@ -222,6 +222,24 @@ def test_a_sample_of_the_rows_has_the_ids_of_all(task: Any) -> None:
     assert turned.source_digest != whole.source_digest
 
 
+@pytest.mark.parametrize(
+    ("most", "rows"), [(None, 20), (100, 20), (20, 20), (19, 10), (6, 5), (1, 1)]
+)
+def test_at_most_so_many_rows_are_validated_on(most: int | None, rows: int) -> None:
+    def seen(each: Synthetic) -> list[int]:
+        found: list[int] = torch.cat([batch["row"] for batch in each.val_dataloader()]).tolist()
+        return found
+
+    data, whole = Synthetic(), Synthetic()
+    data.max_validation_rows = most
+    assert len(seen(data)) == rows
+    assert seen(data) == seen(data)
+    assert set(seen(data)) <= set(seen(whole))
+    # The data are the same.
+    assert data.sizes == whole.sizes
+    assert data.fingerprint("validation") == whole.fingerprint("validation")
+
+
 def test_the_summary_says_rows_ids_and_what_validation_has_unseen() -> None:
     data = Synthetic()
 

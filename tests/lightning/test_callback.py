@@ -330,7 +330,7 @@ def test_the_candidates_are_trained_for_real(datamodule: TableDataModule) -> Non
     assert for_real == set(callback.candidates)
     assert space.allocation(max(trained, key=lambda t: t.value).params) == best
     assert best == best_allocation(study)
-    assert lines[0].startswith(f"round 1 of 3: 1 of {len(callback.candidates)}, ")
+    assert lines[0].startswith(f"round 1 of 2: 1 of {len(callback.candidates)}, ")
     # Started again, nothing is written twice.
     assert callback.train_candidates(reference_model(datamodule.features), datamodule) == best
     kinds = Counter(t.user_attrs["fidelity"] for t in study.trials)

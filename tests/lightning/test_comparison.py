@@ -18,10 +18,14 @@ from optuna_nis.lightning import Predictor, comparison, reference_model, trainin
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import Training
 from optuna_nis.lightning.trainings import Comparison
+from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
 from optuna_nis.strategy import baselines
-from optuna_nis.study.results import Results, results_of
+from optuna_nis.strategy.journal import write_found
+from optuna_nis.strategy.reward import Reward
+from optuna_nis.strategy.shortlist import Candidate
+from optuna_nis.study.results import Results, best_allocation, results_of
 
 # Validation with seeds 0, 1 and 2.
 Values = dict[str, Sequence[float]]
@@ -51,6 +55,7 @@ class Pretended:
         self.space = SearchSpace(data.embedding_specs(4, precisions), budget=budget)
         plain = self.space.with_precisions([32])
         self.nis = baselines.frequent_ids(self.space, full_width=budget > 0.1)
+        self.finalists = [self.nis]
         self.sizes = {
             "nis": self.nis,
             "uniform_native": baselines.uniform(plain),
@@ -87,8 +92,21 @@ class Pretended:
 
     def run(self, seeds: Sequence[int] = (0, 1, 2), **more: Any) -> Results:
         return comparison.compare(
-            self.study, replace(self.how, **more), self.space, self.nis, seeds
+            self.study, replace(self.how, **more), self.space, self.finalists, seeds
         )
+
+    def add_finalist(self, name: str, share: float) -> Allocation:
+        """Another finalist, of so much of the budget; all of them become trials of the study."""
+        smaller = self.space.with_budget(int(share * self.space.budget))
+        found = baselines.frequent_ids(smaller, full_width=False)
+        self.sizes[name] = found
+        self.finalists.append(found)
+        candidates = [Candidate(each, 0.7) for each in (self.finalists[0], found)]
+        write_found(self.study, self.space, name, candidates, self._reward, 0, {})
+        return found
+
+    def _reward(self, value: float, allocation: Allocation) -> Reward:
+        return Reward(value, value, 0.0, allocation.num_parameters, allocation.nbytes())
 
     def trained(self, name: str) -> list[int]:
         return [seed for kind, each, seed in self.events if (kind, each) == ("train", name)]
@@ -120,6 +138,31 @@ def test_validation_decides_before_anything_is_tested(
     stored = results_of(pretended.study)
     assert stored == results
     assert (stored.verdict, stored.best) == (results.verdict, results.best)
+
+
+@pytest.mark.parametrize(
+    ("values", "taken"),
+    [((0.81, 0.81, 0.82), True), ((0.79, 0.9, 0.9), False), ((0.7985, 0.7, 0.7), True)],
+    ids=["better", "worse", "as good and smaller"],
+)
+def test_the_best_finalist_by_the_first_seed_goes_on(
+    datamodule: EmbeddingDataModule,
+    monkeypatch: pytest.MonkeyPatch,
+    values: Sequence[float],
+    taken: bool,
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST | {"other": values})
+    other = pretended.add_finalist("other", 0.5)
+    assert best_allocation(pretended.study) == pretended.nis
+    lines: list[str] = []
+    results = pretended.run(progress=lines.append)
+    assert pretended.trained("other") == ([0, 1, 2] if taken else [0])
+    assert pretended.trained("nis") == ([0] if taken else [0, 1, 2])
+    best = other if taken else pretended.nis
+    assert (results[0].name, results[0].label) == ("nis", "NIS")
+    assert results[0].allocation == best
+    assert best_allocation(pretended.study) == best
+    assert any(f"of 2 finalists that of {size(best.nbytes())} goes on" in line for line in lines)
 
 
 def test_what_is_far_behind_is_trained_once(

@@ -90,6 +90,7 @@ def _fit(
     callbacks: list[Callback] | None = None,
     ckpt_path: str | None = None,
     num_decays: int = 1,
+    min_delta: float = 0.0,
     **options: Any,
 ) -> tuple[Convergence, Trainer]:
     done = Convergence(
@@ -97,6 +98,7 @@ def _fit(
         max_epochs=max_epochs,
         error=lambda _: error,
         num_decays=num_decays,
+        min_delta=min_delta,
     )
     trainer = quiet_trainer(
         max_epochs=Convergence.most_epochs(max_epochs),
@@ -171,6 +173,32 @@ def test_half_as_long_as_the_best_took_is_waited_for() -> None:
     # The best came after 800 steps, 300 more are four epochs.
     assert model.rates == pytest.approx([0.1] * 15 + [0.02] * 2)
     assert trainer.global_step == 17 * 80
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_what_is_a_little_better_is_kept_but_not_waited_for(mode: MonitorMode) -> None:
+    sign = 1 if mode == "max" else -1
+    values = [0.5, 0.53, *(0.53 + 0.001 * k for k in range(1, 100))]
+    model = Told(_in_turn(*(sign * value for value in values)))
+    done, trainer = _fit(model, steps=20, mode=mode, min_delta=2, num_decays=0)
+    # Better than the second by two errors of .01 only after more than 300 steps.
+    assert trainer.global_step == 2 * 20 + 300
+    assert (done.best, done.best_epoch) == (pytest.approx(sign * values[16]), 17)
+    assert float(model.steps) == 17 * 20
+
+
+def test_what_is_better_bit_by_bit_is_waited_for() -> None:
+    model = Told(_in_turn(*(0.5 + 0.002 * min(k, 30) for k in range(100))))
+    _, trainer = _fit(model, steps=20, min_delta=2, num_decays=0)
+    # Each eleventh validation is better by more than two errors, the last one of these at 0.544.
+    assert trainer.global_step == 23 * 20 + 300
+
+
+@pytest.mark.parametrize("error", [math.inf, 0.0])
+def test_where_the_error_is_unknown_whatever_is_better_is_waited_for(error: float) -> None:
+    model = Told(_in_turn(*(0.5 + 0.001 * min(k, 30) for k in range(100))))
+    _, trainer = _fit(model, steps=20, min_delta=2, num_decays=0, error=error)
+    assert trainer.global_step == 31 * 20 + 320
 
 
 def test_what_comes_after_a_plateau_counts() -> None:

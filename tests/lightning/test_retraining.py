@@ -29,6 +29,7 @@ from optuna_nis.study.results import (
     DATA_ATTR,
     RESULTS_ATTR,
     best_allocation,
+    finalist_allocations,
     parts_of,
     results_of,
     space_of,
@@ -296,8 +297,12 @@ def test_an_interrupted_retraining_goes_on(
             patch.setattr(trainings, "train", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 retrain(study, output=str(tmp_path / "model"), **options)
-        assert not (tmp_path / "model").exists()
+        # As soon as there is a model of the found sizes, one can predict with it.
+        assert (tmp_path / "model").exists() == (stop == 7)
         assert RESULTS_ATTR not in study.user_attrs
+    first = Predictor.load(tmp_path / "model")
+    assert first.allocation in finalist_allocations(study)
+    assert np.isfinite(first.predict(_rows())).all()
     lines: list[str] = []
     found = retrain(study, output=str(tmp_path / "model"), progress=lines.append, **options)
 
@@ -335,12 +340,13 @@ def test_trainings_are_not_run_twice(
         return list(trained)
 
     first = run([0])
-    # Both uniform and mixed ones beside the found and the full sizes.
-    assert first == [0] * 5
+    # Uniform, mixed and full sizes beside three finalists; the same is trained once.
+    assert len(finalist_allocations(study)) == 3
+    assert first == [0] * 6
     assert run([0]) == []
     more = run([0, 1])
     assert set(more) == {1}
-    assert 3 <= len(more) <= 5
+    assert 3 <= len(more) <= 6
     # A model that is not in the folder is trained for its weights, once.
     assert run([0], tmp_path / "model") == [0]
     assert run([0], tmp_path / "model") == []
@@ -382,7 +388,7 @@ def test_what_a_training_was_like_is_said(study: optuna.Study, trained: list[int
     lines: list[str] = []
     retrain(study, seeds=[0], max_epochs=2, patience=1, progress=lines.append)
     assert "NIS, seed 0: " in lines[2]
-    assert "left for 4 trainings" in lines[3]
+    assert "left for 6 trainings" in lines[3]
     nis = results_of(study)[0]
     assert (nis.epochs, nis.steps, nis.decays, nis.stopped) == ((2,), (10,), (0,), (False,))
     assert nis.learning_rate == 5e-3

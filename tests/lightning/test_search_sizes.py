@@ -221,14 +221,14 @@ def test_retraining_goes_by_the_options_of_the_search() -> None:
     )
     steps = Steps()
     results = found.retrain(seeds=[0], max_epochs=1, callbacks=[steps])
-    # The found, uniform, full and mixed sizes: on untrained weights, a test of its name alone.
-    assert steps.number == 4 * 3
+    # Three finalists, uniform, full and mixed sizes; on untrained weights a test of its name.
+    assert steps.number == 6 * 3
     assert batches_tested == [0] + len(results) * [0, 1]
     assert [result.name for result in results][:3] == ["nis", "uniform", "full"]
     assert str(results).splitlines() == [*map(str, results), results.verdict]
     assert str(results).startswith("NIS: val_auroc 0.")
     found.retrain(seeds=[0], max_epochs=1, callbacks=[steps], limit_train_batches=1)
-    assert steps.number == 4 * 3 + 4
+    assert steps.number == 6 * 3 + 6
     steps.number = 0
     with pytest.raises(ValueError, match=r"one of \['test_auroc'\], got 'auc'"):
         found.retrain(test_monitor="auc", callbacks=[steps])

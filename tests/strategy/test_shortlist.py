@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 import math
 
 from hypothesis import given
@@ -12,7 +13,8 @@ from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.shortlist import Shortlist, Training
 
-WARM = SearchPlan(warm_rounds=3)
+ROUNDS = SearchPlan(shortlist_epochs=(1, 8, 8))
+WARM = replace(ROUNDS, warm_rounds=3)
 
 
 def sizes(*rows: int) -> list[Allocation]:
@@ -32,8 +34,17 @@ def rows(trainings: Sequence[Training], number: int) -> list[int]:
     return [t.allocation.num_parameters // 8 for t in trainings if t.round == number]
 
 
-def test_the_better_half_is_trained_on() -> None:
+def test_by_default_the_better_half_is_trained_from_scratch() -> None:
     shortlist = Shortlist(sizes(1000, 500, 250, 125, 60))
+    trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
+    assert rows(trainings, 2) == [1000, 500, 250]
+    assert [t.epochs for t in trainings] == [1] * 5 + [6] * 3
+    assert [t.from_scratch for t in trainings] == [False] * 5 + [True] * 3
+    assert [each.is_finalist for each in shortlist.candidates()] == [True] * 3 + [False] * 2
+
+
+def test_the_better_half_is_trained_on() -> None:
+    shortlist = Shortlist(sizes(1000, 500, 250, 125, 60), ROUNDS)
     trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
     assert rows(trainings, 1) == [1000, 500, 250, 125, 60]
     assert rows(trainings, 2) == [1000, 500, 250]
@@ -56,13 +67,13 @@ def test_of_what_costs_the_same_only_the_best_stays() -> None:
 
 def test_the_best_of_what_is_to_be_kept_stays_until_it_is_trained_from_scratch() -> None:
     keep = sizes(100, 60)
-    shortlist = Shortlist(sizes(1000, 500, 250, 100, 60), keep=keep)
+    shortlist = Shortlist(sizes(1000, 500, 250, 100, 60), ROUNDS, keep=keep)
     trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
     # In a place beside the best one.
     assert rows(trainings, 2) == [1000, 100, 500]
     assert rows(trainings, 3) == [1000, 500]
     assert shortlist.best() == sizes(1000)[0]
-    warm = SearchPlan(warm_rounds=3, most_kept=2)
+    warm = replace(WARM, most_kept=2)
     shortlist = Shortlist(sizes(1000, 500, 250, 100, 60), warm, keep=keep)
     trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
     assert not any(t.from_scratch for t in trainings)
@@ -77,15 +88,14 @@ def test_where_the_best_is_one_of_those_to_be_kept_others_stay_too() -> None:
 
 def test_what_counts_is_the_end_of_rounds_that_begin_with_the_supernet() -> None:
     better = {(1, 8000): 0.9, (3, 8000): 0.1}
-    warm = SearchPlan(warm_rounds=3)
-    shortlist = Shortlist(sizes(1000, 100), warm, keep=sizes(100))
+    shortlist = Shortlist(sizes(1000, 100), WARM, keep=sizes(100))
     run(shortlist, lambda t: better.get((t.round, t.allocation.num_parameters), 0.5))
     assert shortlist.best() == sizes(100)[0]
 
 
 @pytest.mark.parametrize(("warm_rounds", "best"), [(0, 0.9), (1, 0.7), (2, 0.6), (3, 0.6)])
 def test_what_counts_is_the_best_of_rounds_from_scratch(warm_rounds: int, best: float) -> None:
-    shortlist = Shortlist(sizes(1000), SearchPlan(warm_rounds=warm_rounds))
+    shortlist = Shortlist(sizes(1000), replace(ROUNDS, warm_rounds=warm_rounds))
     run(shortlist, lambda t: {1: 0.9, 2: 0.7, 3: 0.6}[t.round])
     assert shortlist.candidates()[0].val_metric == best
 
@@ -130,7 +140,7 @@ def test_where_all_finalists_diverge_those_that_came_next_are_finalists() -> Non
 
 
 def test_what_diverges_late_keeps_what_it_had_from_scratch() -> None:
-    shortlist = Shortlist(sizes(1000, 500, 250))
+    shortlist = Shortlist(sizes(1000, 500, 250), ROUNDS)
     run(shortlist, lambda t: math.nan if t.round == 3 else 0.1 * t.round)
     best = shortlist.candidates()[0]
     assert best.is_finalist
@@ -183,7 +193,7 @@ def test_someone_is_trained_to_the_end(
     given_sizes = sizes(*(1000 - 100 * place for place in range(len(values))))
     keep = [given_sizes[place] for place in kept if place < len(values)]
     value = dict(zip(given_sizes, values))
-    shortlist = Shortlist(given_sizes, SearchPlan(most_kept=most_kept), keep=keep)
+    shortlist = Shortlist(given_sizes, replace(ROUNDS, most_kept=most_kept), keep=keep)
     trainings = run(shortlist, lambda t: value[t.allocation])
     numbers = [len(rows(trainings, number)) for number in (1, 2, 3)]
     assert numbers[0] >= numbers[1] >= numbers[2] >= 1
@@ -214,7 +224,9 @@ def test_a_safe_place_is_lost_by_what_cannot_win(error: float | None, stays: boo
 )
 def test_what_is_near_the_best_from_scratch_goes_on(error: float | None, stays: list[int]) -> None:
     shortlist = Shortlist(
-        sizes(1000, 500, 250, 125, 60), error=None if error is None else lambda value: error
+        sizes(1000, 500, 250, 125, 60),
+        ROUNDS,
+        error=None if error is None else lambda value: error,
     )
     trainings = run(shortlist, lambda t: 0.5 + t.allocation.num_parameters / 1e5)
     assert rows(trainings, 2) == [1000, 500, 250]

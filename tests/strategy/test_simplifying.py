@@ -242,7 +242,8 @@ def test_of_very_many_features_those_that_look_best_are_scored_on_all_data() -> 
     assert len(on_some.choices) == 101
     gone = [[n for n in names if not each[n].tiers] for each in on_all[0].choices]
     assert gone == [*([name] for name in names[:24]), []]
-    assert [len(each.choices) for each in on_all] == [25, 24, 23, 22]
+    # Once it is known what each is worth, only what may be best is scored again.
+    assert [len(each.choices) for each in on_all] == [25, 3, 3, 3]
     assert result.choice is not None
     assert [n for n in names if not result.choice[n].tiers] == names[:4]
 
@@ -377,3 +378,30 @@ def test_the_result_is_smaller_of_the_space_and_about_as_good(
             for each in on_some
             if each.num_parameters
         )
+
+
+@given(
+    costs=st.lists(st.integers(0, 30), min_size=2, max_size=8),
+    both=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=6),
+)
+def test_what_goes_is_what_is_best_at_each_step(
+    costs: list[int], both: list[tuple[int, int]]
+) -> None:
+    """Though not all is scored again: what two features say is lost when both are gone."""
+    names = [f"f{number}" for number in range(len(costs))]
+    choice = choice_of(**dict.fromkeys(names, ((100, 4),)))
+
+    def quality(each: Allocation) -> float:
+        gone = {n for n, name in enumerate(names) if not each[name].tiers}
+        lost = sum(costs[n] for n in gone) + sum(10 for a, b in both if {a, b} <= gone)
+        return 0.7 - 1e-4 * lost
+
+    left = choice
+    for _ in range(4):
+        options = [each for each in simpler(left).values() if each.num_parameters]
+        best = max(options, key=quality, default=None)
+        if best is None or quality(best) < quality(choice) - 0.0021:
+            break
+        left = best
+    found = run(space_of(*names), choice, quality, tolerance=0.0021).choice or choice
+    assert quality(found) == pytest.approx(quality(left))

@@ -5,10 +5,13 @@ import math
 from anything import anything, refusal
 from hypothesis import given, settings
 import optuna
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 import pytest
 
 from optuna_nis.study import results as stored
+from optuna_nis.study.keys import FINALIST_ATTR
+from optuna_nis.study.trials import finalists
 
 
 def test_best_trial_prefers_the_dearest_score(make_study):
@@ -25,6 +28,59 @@ def test_best_trial_prefers_the_dearest_score(make_study):
         study.add_trial(trial)
         assert stored.best_trial(study).value == value
     assert stored.is_trained(stored.best_trial(study))
+
+
+def test_a_retraining_finds_the_best_of_at_most_three_finalists(make_study):
+    study = make_study(supernet=6)
+    assert [trial.number for trial in finalists(study)] == [stored.best_trial(study).number]
+    choices = list({tuple(trial.params.values()): trial for trial in study.trials}.values())
+    for value, like in zip((0.1, 0.4, 0.2, 0.3, 0.4), [*choices[:4], choices[1]]):
+        study.add_trial(
+            optuna.create_trial(
+                params=like.params,
+                distributions=like.distributions,
+                value=value,
+                user_attrs={stored.FIDELITY_ATTR: stored.TRAINED},
+            )
+        )
+    # The same sizes count once.
+    assert [trial.value for trial in finalists(study)] == [0.4, 0.3, 0.2]
+    assert stored.best_trial(study).value == 0.4
+    third = stored.finalist_allocations(study)[2]
+    stored.save_finalist(study, third)
+    assert stored.best_trial(study).value == 0.2
+    assert stored.best_allocation(study) == third
+    assert [trial.value for trial in finalists(study)] == [0.4, 0.3, 0.2]
+    with pytest.raises(ValueError, match="`allocation` must be a finalist of the study"):
+        stored.save_finalist(study, stored.space_of(study).full())
+    # Another search has found something else.
+    study.add_trial(
+        optuna.create_trial(
+            params=choices[4].params,
+            distributions=choices[4].distributions,
+            value=0.25,
+            user_attrs={stored.FIDELITY_ATTR: stored.TRAINED},
+        )
+    )
+    assert stored.best_trial(study).value == 0.4
+
+
+@given(told=anything)
+@settings(deadline=None)
+def test_whatever_a_study_says_of_its_finalists_there_is_a_best_one(told):
+    study = optuna.create_study(direction="maximize")
+    for value in (0.1, 0.2):
+        attrs = {stored.FIDELITY_ATTR: stored.TRAINED}
+        params, distributions = {"x": value}, {"x": FloatDistribution(0, 1)}
+        study.add_trial(
+            optuna.create_trial(
+                value=value, params=params, distributions=distributions, user_attrs=attrs
+            )
+        )
+    study.set_user_attr(FINALIST_ATTR, told)
+    assert stored.best_trial(study).value == 0.2
+    study.set_user_attr(FINALIST_ATTR, {"of": [1, 0], "best": told})
+    assert stored.best_trial(study).value in (0.1, 0.2)
 
 
 @pytest.mark.parametrize("precisions", [(32,), (32, 4)])
