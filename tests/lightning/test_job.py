@@ -10,7 +10,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from optuna_nis.lightning import DataConfig, Predictor, retrain, search
+from optuna_nis.lightning import DataConfig, Predictor, retrain, search, searching
 from optuna_nis.study.keys import DATA_ATTR
 from optuna_nis.study.results import (
     best_allocation,
@@ -224,3 +224,20 @@ def test_retrieval_on_flights(study: optuna.Study, tmp_path: Path) -> None:
     found = predictor.predict(data_module.load().frame.head(3))
     assert found.shape == (3, 50)
     assert set(found.ravel()) <= set(predictor.features.targets.values)  # type: ignore[union-attr]
+
+
+def test_a_search_validates_on_a_sample_of_a_large_part(
+    data: DataConfig, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = data.datamodule(withhold_test=True).sizes["validation"]
+    monkeypatch.setattr(searching, "_MOST_VALIDATED", rows // 2)
+    lines: list[str] = []
+    search(study, data, progress=lines.append, **FAST)  # type: ignore[arg-type]
+    (line,) = (each for each in lines if "validates on" in each)
+    assert line == (
+        f"The search validates on {rows // 2} of {rows} validation rows, drawn at random."
+    )
+    assert parts_of(study)["validation"].rows == rows // 2
+    # The trainings to the end know what all rows say.
+    retrain(study, seeds=[0], max_epochs=1)
+    assert parts_of(study)["validation"].rows == rows
