@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -150,14 +151,21 @@ def _per_minute(times: Sequence[datetime]) -> float | None:
 
 
 def _best(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials scored in the dearest way first; what is scored differently cannot be compared."""
+    """Trials scored in the dearest way first; what is scored differently cannot be compared.
+
+    The finalist that a retraining has found best comes before the others.
+    """
+    finalist = None
+    with suppress(ValueError):
+        finalist = results.best_trial(study).number
     sign = 1 if study.direction == StudyDirection.MAXIMIZE else -1
     fidelities = list(SCORED)
 
-    def order(trial: FrozenTrial) -> tuple[bool, int, float]:
+    def order(trial: FrozenTrial) -> tuple[bool, bool, int, float]:
         fidelity = results.fidelity_of(trial)
         place = fidelities.index(fidelity) if fidelity else len(fidelities)
-        return (not results.is_feasible(trial), place, -sign * results.value_of(trial))
+        value = -sign * results.value_of(trial)
+        return (trial.number != finalist, not results.is_feasible(trial), place, value)
 
     return sorted(filter(is_scored, trials), key=order)
 

@@ -65,7 +65,8 @@ def _memory_quality_info(study: Study) -> _MemoryQualityInfo:
     space = results.space_of(study)
     groups = by_kind(points_of(study, space))
     fronts = {kind: _pareto_front(points) for kind, points in groups.items()}
-    best = max(groups[dearest(groups)], key=lambda point: point.reward)
+    rivals, recommended = groups[dearest(groups)], results.best_trial(study).number
+    best = max(rivals, key=lambda point: (point.number == recommended, point.reward))
     shown = {best.number} | {point.number for front in fronts.values() for point in front}
     for points in groups.values():
         shown |= {points[i].number for i in _style.thin(len(points), _MAX_POINTS)}
