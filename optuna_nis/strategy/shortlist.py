@@ -78,7 +78,9 @@ class Shortlist:
     best, where its standard error is known. Of rounds that begin with the weights of the supernet
     the metric at the end counts, since choices that are too large are at their best at the start;
     of those from scratch the best so far, to which a training to the end goes back. After the
-    first round, of choices that cost about the same only the best stays.
+    first round, of choices that cost about the same only the best stays. As long as rounds begin
+    with the weights of the supernet, the smallest of those that are at most a standard error below
+    the best has a place: small ones learn slowly, and go on when others overfit.
 
     Args:
         allocations: The candidates.
@@ -216,8 +218,9 @@ class Shortlist:
             if number <= plan.warm_rounds:
                 near = self._near(ranked, _HOPELESS_ERRORS)
                 safe = next(([each] for each in near if each in self._keep), [])
-                others = list(dict.fromkeys([ranked[0], *safe, *others]))
-                places = max(places, len({ranked[0], *safe}))
+                small = self._smallest(self._near(ranked, 1.0))
+                others = list(dict.fromkeys([ranked[0], *safe, *small, *others]))
+                places = max(places, len({ranked[0], *safe, *small}))
             elif self.error is not None:
                 others = self._near(ranked, 1.0)
                 places = len(others)
@@ -230,6 +233,12 @@ class Shortlist:
             return list(ranked)
         least = best - errors * self.error(best)
         return [each for each in ranked if self._values[each] >= least or each == ranked[0]]
+
+    def _smallest(self, tied: Sequence[Allocation]) -> list[Allocation]:
+        """The smallest of those that tie with the best, where it is known which do."""
+        if self.error is None or not math.isfinite(self.error(self._values[tied[0]])):
+            return []
+        return [min(tied, key=lambda each: each.nbytes())]
 
     def _ranked(self, allocations: Collection[Allocation]) -> list[Allocation]:
         return sorted(allocations, key=self._worth, reverse=True)

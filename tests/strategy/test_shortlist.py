@@ -220,14 +220,37 @@ def test_a_safe_place_is_lost_by_what_cannot_win(error: float | None, stays: boo
 
 
 @pytest.mark.parametrize(
-    ("error", "stays"), [(None, [1000, 500]), (0.1, [1000, 500, 250]), (0.01, [1000])]
+    ("error", "stays"),
+    [(None, [1000, 500, 250]), (math.inf, [1000, 500, 250]), (0.001, [1000, 500, 250])]
+    + [(0.02, [1000, 60, 500]), (0.0038, [1000, 250, 500]), (0.007, [1000, 125, 500])],
 )
-def test_what_is_near_the_best_from_scratch_goes_on(error: float | None, stays: list[int]) -> None:
+def test_the_smallest_that_ties_with_the_best_goes_on(
+    error: float | None, stays: list[int]
+) -> None:
+    shortlist = Shortlist(
+        sizes(1000, 500, 250, 125, 60), error=None if error is None else lambda value: error
+    )
+    value = {1000: 0.7, 500: 0.699, 250: 0.698, 125: 0.695, 60: 0.69}
+    trainings = run(shortlist, lambda t: value[t.allocation.num_parameters // 8])
+    assert rows(trainings, 2) == stays
+
+
+@pytest.mark.parametrize(
+    ("error", "finalists", "stays"),
+    [
+        (None, [1000, 500, 250], [1000, 500]),
+        (0.1, [1000, 60, 500], [1000, 500, 60]),
+        (0.01, [1000, 500, 250], [1000]),
+    ],
+)
+def test_what_is_near_the_best_from_scratch_goes_on(
+    error: float | None, finalists: list[int], stays: list[int]
+) -> None:
     shortlist = Shortlist(
         sizes(1000, 500, 250, 125, 60),
         ROUNDS,
         error=None if error is None else lambda value: error,
     )
     trainings = run(shortlist, lambda t: 0.5 + t.allocation.num_parameters / 1e5)
-    assert rows(trainings, 2) == [1000, 500, 250]
+    assert rows(trainings, 2) == finalists
     assert rows(trainings, 3) == stays
