@@ -88,8 +88,7 @@ class EmbeddingDataModule(LightningDataModule):
             space with the same ``oov`` lets share rows: :meth:`Features.fit`.
         max_bytes: Tensors of all rows are held in memory up to so many bytes. Beyond, rows that
             are on disk, as those of a table with a ``cache_dir``, stay there: training reads them
-            in windows, see :class:`~optuna_nis.data.windows.WindowLoader`, and validation takes
-            1,048,576 rows of its part at random.
+            in windows (:class:`~optuna_nis.data.windows.WindowLoader`), a million is validated on.
         num_workers: Processes that read ahead of a training on rows that are on disk.
 
     Raises:
@@ -161,7 +160,7 @@ class EmbeddingDataModule(LightningDataModule):
         self.max_bag_length = max_bag_length
         self.bag_keep: BagKeep = bag_keep
         self.shard = (0, 1)
-        #: Most rows that are validated on, a sample that stays the same; None takes all.
+        #: Most rows to validate on, a random sample that stays the same; None takes all.
         self.max_validation_rows: int | None = None
         self._names = None if features is None else list(features)
         self._numeric = tuple(numeric)
@@ -433,8 +432,9 @@ class EmbeddingDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """The validation part, in a random order that stays the same."""
         self.setup("fit")
-        count = -(-self._validated // (self.max_validation_rows or self._validated))
-        return self._parts["validation"].loader(self.eval_batch_size, None, (0, count))
+        if (most := self.max_validation_rows) is not None:
+            check_integer("max_validation_rows", most, 1)
+        return self._parts["validation"].loader(self.eval_batch_size, None, most=most)
 
     def test_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """The test part.

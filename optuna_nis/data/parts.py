@@ -18,7 +18,11 @@ class Part(Protocol):
     """The rows of a part."""
 
     def loader(
-        self, batch_size: int, seed: int | None, shard: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        seed: int | None,
+        shard: tuple[int, int] = (0, 1),
+        most: int | None = None,
     ) -> DataLoader[Batch] | WindowLoader:
         """Batches, shuffled if there is a seed.
 
@@ -26,6 +30,7 @@ class Part(Protocol):
             batch_size: Rows in a batch.
             seed: Seed of the order.
             shard: Which share of the rows: the index and the count.
+            most: How many of these at most, the first ones.
         """
 
     def update(self, digest: Any, name: str) -> None:
@@ -43,11 +48,15 @@ class MemoryPart:
         self._tensors = tensors
 
     def loader(
-        self, batch_size: int, seed: int | None, shard: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        seed: int | None,
+        shard: tuple[int, int] = (0, 1),
+        most: int | None = None,
     ) -> DataLoader[Batch]:
         """As in :class:`Part`."""
         index, count = shard
-        rows = Rows({name: tensor[index::count] for name, tensor in self._tensors.items()})
+        rows = Rows({name: each[index::count][:most] for name, each in self._tensors.items()})
         sampler: Any = Batches(len(rows), batch_size, seed)
         return Loader(rows, sampler=sampler, batch_size=None)
 
@@ -77,11 +86,15 @@ class DiskPart:
         self._num_workers = num_workers
 
     def loader(
-        self, batch_size: int, seed: int | None, shard: tuple[int, int] = (0, 1)
+        self,
+        batch_size: int,
+        seed: int | None,
+        shard: tuple[int, int] = (0, 1),
+        most: int | None = None,
     ) -> WindowLoader:
         """As in :class:`Part`."""
         index, count = shard
-        rows = self._rows[index::count]
+        rows = self._rows[index::count][:most]
         workers = 0 if seed is None else self._num_workers
         return WindowLoader(self._source, rows, self._encoder, batch_size, seed, workers)
 

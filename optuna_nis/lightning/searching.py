@@ -220,12 +220,10 @@ def run_search(
 def _few_validated(data: EmbeddingDataModule, progress: Callable[[str], None]) -> Iterator[None]:
     """Validate on a sample where the validation part is large."""
     before, rows = data.max_validation_rows, data.sizes["validation"]
-    data.max_validation_rows = min(before or rows, _MOST_VALIDATED)
-    if data.max_validation_rows < rows:
-        progress(
-            f"The search validates on {data.max_validation_rows:,} of {rows:,} validation rows, "
-            "drawn at random."
-        )
+    most = _MOST_VALIDATED if before is None else min(before, _MOST_VALIDATED)
+    data.max_validation_rows = most
+    if most < rows:
+        progress(f"The search validates on {most:,} of {rows:,} validation rows, drawn at random.")
     try:
         yield
     finally:

@@ -218,7 +218,7 @@ class Shortlist:
             if number <= plan.warm_rounds:
                 near = self._near(ranked, _HOPELESS_ERRORS)
                 safe = next(([each] for each in near if each in self._keep), [])
-                small = self._smallest(self._near(ranked, 1.0))
+                small = self._smaller(self._near(ranked, 1.0))
                 others = list(dict.fromkeys([ranked[0], *safe, *small, *others]))
                 places = max(places, len({ranked[0], *safe, *small}))
             elif self.error is not None:
@@ -234,11 +234,12 @@ class Shortlist:
         least = best - errors * self.error(best)
         return [each for each in ranked if self._values[each] >= least or each == ranked[0]]
 
-    def _smallest(self, tied: Sequence[Allocation]) -> list[Allocation]:
-        """The smallest of those that tie with the best, where it is known which do."""
-        if self.error is None or not math.isfinite(self.error(self._values[tied[0]])):
-            return []
-        return [min(tied, key=lambda each: each.nbytes())]
+    def _smaller(self, tied: Sequence[Allocation]) -> list[Allocation]:
+        """The smallest of those that tie with the best, where that is known and it costs less."""
+        best, least = tied[0], min(tied, key=lambda each: each.nbytes())
+        known = self.error is not None and math.isfinite(self.error(self._values[best]))
+        cheaper = best.nbytes() > self.plan.same_cost * least.nbytes()
+        return [least] if known and cheaper else []
 
     def _ranked(self, allocations: Collection[Allocation]) -> list[Allocation]:
         return sorted(allocations, key=self._worth, reverse=True)

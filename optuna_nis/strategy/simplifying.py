@@ -122,6 +122,8 @@ def simplify(
         best = max((part for part in gains if part in new), key=gains.__getitem__, default=None)
         if best is None:
             break
-        taken = options[best]
+        taken, gone = options[best], gains[best]
         value = scored[taken].value
+        # What else may go of this feature had in it what has gone now.
+        gains = {part: gain - gone * (part[0] == best[0]) for part, gain in gains.items()}
     return taken, scored

@@ -223,7 +223,7 @@ def test_a_sample_of_the_rows_has_the_ids_of_all(task: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "rows"), [(None, 20), (100, 20), (20, 20), (19, 10), (6, 5), (1, 1)]
+    ("most", "rows"), [(None, 20), (100, 20), (20, 20), (19, 19), (6, 6), (1, 1)]
 )
 def test_at_most_so_many_rows_are_validated_on(most: int | None, rows: int) -> None:
     def seen(each: Synthetic) -> list[int]:
@@ -235,6 +235,10 @@ def test_at_most_so_many_rows_are_validated_on(most: int | None, rows: int) -> N
     assert len(seen(data)) == rows
     assert seen(data) == seen(data)
     assert set(seen(data)) <= set(seen(whole))
+    for wrong in (0, -1, 2.5):
+        data.max_validation_rows = wrong  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="`max_validation_rows` must be an integer of at lea"):
+            data.val_dataloader()
     # The data are the same.
     assert data.sizes == whole.sizes
     assert data.fingerprint("validation") == whole.fingerprint("validation")

@@ -235,6 +235,13 @@ def test_the_smallest_that_ties_with_the_best_goes_on(
     assert rows(trainings, 2) == stays
 
 
+def test_the_smallest_that_ties_has_a_place_only_where_it_costs_less() -> None:
+    value = {1000: 0.7, 900: 0.699, 500: 0.6, 250: 0.59, 120: 0.58}
+    shortlist = Shortlist(sizes(*value), error=lambda _: 0.002)
+    trainings = run(shortlist, lambda t: value[t.allocation.num_parameters // 8])
+    assert rows(trainings, 2) == [1000, 500]
+
+
 @pytest.mark.parametrize(
     ("error", "finalists", "stays"),
     [

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 import math
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -405,3 +405,30 @@ def test_what_goes_is_what_is_best_at_each_step(
         left = best
     found = run(space_of(*names), choice, quality, tolerance=0.0021).choice or choice
     assert quality(found) == pytest.approx(quality(left))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 1000)), min_size=2, max_size=6),
+    st.integers(0, 3000),
+)
+def test_rare_ids_that_are_gone_are_no_loss_of_their_feature(
+    costs: list[tuple[int, int]], tolerance: int
+) -> None:
+    """The same with rare ids, whose loss is a part of that of their feature."""
+    all_costs = [cost for rare, frequent in costs for cost in (rare, frequent, rare + frequent)]
+    assume(len(set(all_costs)) == len(all_costs))
+    names = [f"f{number}" for number in range(len(costs))]
+    choice = choice_of(**dict.fromkeys(names, BOTH))
+
+    def quality(each: Allocation) -> float:
+        lost = sum(sum(own[: 2 - len(each[name].tiers)]) for name, own in zip(names, costs))
+        return 0.7 - 1e-6 * lost
+
+    least, left = 0.7 - 1e-6 * (tolerance + 0.5), choice
+    for _ in range(4):
+        best = max(simpler(left).values(), key=quality, default=None)
+        if best is None or quality(best) < least:
+            break
+        left = best
+    result = run(space_of(*names), choice, quality, tolerance=0.7 - least)
+    assert (result.choice or choice) == left
