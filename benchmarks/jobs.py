@@ -124,7 +124,7 @@ def _search(data: str, config: Mapping[str, Any], plan: SearchPlan, job: Job) ->
         trials[trial.user_attrs["fidelity"]] += 1
     return {
         "allocation": found.to_json(),
-        "finalists": [each.to_json() for each in finalist_allocations(study)],
+        "finalists": [each.to_json() for each in finalist_allocations(study).values()],
         "num_parameters": found.num_parameters,
         "nbytes": found.nbytes(),
         "seconds": seconds,

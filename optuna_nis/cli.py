@@ -40,7 +40,7 @@ app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
 
     Three steps: *search* scores choices with a supernet and writes them into an Optuna study,
-    *retrain* trains the best one from scratch beside uniform sizes at the same memory and says
+    *retrain* trains the best ones from scratch beside uniform sizes at the same memory and says
     which to take, *report* shows what was found. They meet in the study: give each the same
     --storage and --study-name.
     """,
@@ -174,9 +174,10 @@ def retrain(
 ) -> None:
     """Train the best sizes from scratch and what else one would try, and say which to take.
 
-    That is uniform sizes, mixed dimensions and the full tables. Validation decides; then each is
-    tested once, and *--output* has the model of the sizes to take. The model, its learning
-    rate and its dropout are those of the search.
+    The search leaves up to three finalists; beside them are uniform sizes, mixed dimensions and
+    the full tables. Validation decides; then each is tested once, and *--output* has the model of
+    the sizes to take, until then one of the found sizes. The model, its learning rate and its
+    dropout are those of the search.
     """
     silence_lightning()
     from optuna_nis.lightning import retrain as run_retrain

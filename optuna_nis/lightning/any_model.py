@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 import inspect
 from pathlib import Path
@@ -70,22 +70,25 @@ class FoundSizes:
 
     Attributes:
         candidates: What was trained for real, best first; nothing where that was done before.
-        study: All trials; ``best_trial`` is that of the best sizes.
+        study: All trials; ``best_trial`` is that of the best sizes by the search.
         space: The search space.
     """
 
-    candidates: list[Candidate] = field(repr=False)
-    study: Study = field(repr=False)
+    candidates: list[Candidate]
+    study: Study
     space: SearchSpace
-    _build: BuildModel = field(repr=False)
-    _data: Data = field(repr=False)
-    _monitored: Monitored = field(repr=False)
-    _trainer_options: Mapping[str, Any] = field(repr=False)
+    _build: BuildModel
+    _data: Data
+    _monitored: Monitored
+    _trainer_options: Mapping[str, Any]
 
     @property
     def allocation(self) -> Allocation:
         """The best sizes; after :meth:`retrain` the best of the finalists."""
         return best_allocation(self.study)
+
+    def __repr__(self) -> str:
+        return f"FoundSizes(allocation={self.allocation!r}, space={self.space!r})"
 
     def __str__(self) -> str:
         score = score_line(self.study, smallest_is_best=self._monitored.mode == "min")
@@ -213,8 +216,7 @@ def search_sizes(
         precisions: As in :class:`~optuna_nis.EmbeddingSpec`, of every table: ``(32, 8, 4, 2)``.
         space: The search space, in place of ``budget``, ``mode`` and ``precisions``, for a
             ``build_model`` that takes sizes; by default that of the reference model.
-        counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted by
-            :func:`~optuna_nis.nn.count_ids`.
+        counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted.
         count_options: Arguments of :func:`~optuna_nis.nn.count_ids`, ``step`` or ``ids``.
         metric: As in :class:`NISCallback`.
         monitor: As in :class:`NISCallback`.
@@ -227,15 +229,13 @@ def search_sizes(
         callbacks: Further callbacks of the supernet's trainer, such as a progress bar.
         dashboard: Keeps figures up to date in Optuna Dashboard.
         progress: Called with a line of text whenever something begins.
-        checkpoint_dir: Where the search keeps what it has trained, every second (less often where
-            that would take more than 2 % of the time) and after each training of the shortlist,
-            in a folder of its own that goes when it ends. By default a search that is
-            interrupted has only its trials to go on from.
+        checkpoint_dir: Where the search keeps what it has trained, every second (at most 2 % of
+            the time) and after each training of the shortlist, in a folder that goes when it
+            ends. By default there are only its trials to go on from.
         trainer_options: Further arguments of all trainers, such as ``{"accelerator": "gpu"}``.
         swap_options: Arguments of :func:`~optuna_nis.nn.make_searchable`, such as ``exclude``
             and ``fields``.
-        settings: What else tells this search from others of the study, as values for JSON: it
-            goes on from the checkpoint of one with the same only.
+        settings: What else tells a search whose checkpoint it may go on from, values for JSON.
         **plan_fields: Fields of the :class:`~optuna_nis.SearchPlan` in place of
             those of ``plan``, such as ``epochs=8``.
 

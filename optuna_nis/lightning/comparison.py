@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from optuna import Study
@@ -67,13 +67,14 @@ def compare(
     study: Study,
     comparison: Comparison,
     space: SearchSpace,
-    finalists: Sequence[Allocation],
+    finalists: Mapping[int, Allocation],
     seeds: Sequence[int],
 ) -> Results:
     """Train the best sizes of a study from scratch and what else one would try, decide, and test.
 
     A search trains its finalists for a while only: each of them is trained to its end with the
-    first seed, and validation says which are the best sizes.
+    first seed. The best by validation, or the smallest of those that tie with it
+    (:func:`~optuna_nis.strategy.decision.decide`), is the best sizes.
 
     Contenders are the best sizes, uniform sizes at the same budget, their rows as they are, where
     the model can, and projected to the full width, mixed dimensions by popularity, where it is
@@ -87,7 +88,8 @@ def compare(
         study: The results are written into it.
         comparison: How they are trained.
         space: The search space.
-        finalists: The finalists of the study, the search's best first.
+        finalists: The finalists of the study by the numbers of their trials, the search's best
+            first.
         seeds: Seeds of the weights and of the order of the training rows.
 
     Returns:
@@ -99,7 +101,7 @@ def compare(
             the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
-    model = looked_at(comparison.build, finalists[0])
+    model = looked_at(comparison.build, next(iter(finalists.values())))
     # Other models want rows of the width that they were made for.
     native = isinstance(model, EmbeddingModule)
     if not native:
@@ -123,7 +125,12 @@ def compare(
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
 
-        found = _best_of(finalists, lambda sizes: runs(sizes, seeds[:1])[0], comparison)
+        number = _best_of(
+            finalists,
+            lambda label, each: trainings.run(label, each, seeds[0]),
+            comparison,
+        )
+        found = _Sizes("nis", "NIS", finalists[number])
         if comparison.output is not None and trainings.has_weights(found.allocation, seeds[0]):
             # Whoever interrupts the rest has a model.
             trainings.save(found.label, found.allocation, seeds[:1])
@@ -187,31 +194,44 @@ def compare(
     )
     save_results(study, results)
     if len(finalists) > 1:
-        save_finalist(study, found.allocation)
+        save_finalist(study, number, finalists)
     study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in trained[full]))
     return results
 
 
 def _best_of(
-    finalists: Sequence[Allocation], run: Callable[[_Sizes], Run], comparison: Comparison
-) -> _Sizes:
-    """The best of the finalists, or the smallest of those that a training cannot tell from it."""
-    names = ["NIS", *(f"NIS, finalist {number}" for number in range(2, len(finalists) + 1))]
-    every = [_Sizes("nis", *each) for each in zip(names, finalists)]
-    trained = [run(sizes) for sizes in every]
-    values = [comparison.sign * each.val_metric for each in trained]
+    finalists: Mapping[int, Allocation],
+    run: Callable[[str, Allocation], Run],
+    comparison: Comparison,
+) -> int:
+    """The best of the finalists, or the smallest of those that a training cannot tell from it.
+
+    Raises:
+        FloatingPointError: If the trainings of all of them diverge.
+    """
+    runs: dict[int, Run] = {}
+    for place, (number, sizes) in enumerate(finalists.items(), start=1):
+        label = "NIS" if place == 1 else f"NIS, finalist {place}"
+        try:
+            runs[number] = run(label, sizes)
+        except FloatingPointError as error:
+            if place == len(finalists) and not runs:
+                raise
+            comparison.progress(f"{label}: {error}")
+    values = [comparison.sign * each.val_metric for each in runs.values()]
+    numbers = list(runs)
     decision = decide(
         [[value] for value in values],
-        [each.nbytes() for each in finalists],
-        error=trained[max(range(len(values)), key=values.__getitem__)].val_error,
+        [finalists[number].nbytes() for number in numbers],
+        error=runs[numbers[max(range(len(values)), key=values.__getitem__)]].val_error,
     )
-    found = replace(every[decision.taken], label="NIS")
-    if len(every) > 1:
+    taken = numbers[decision.taken]
+    if len(finalists) > 1:
         comparison.progress(
-            f"NIS: of {len(every)} finalists that of {size(found.allocation.nbytes())} goes on, "
-            f"validation {trained[0].monitor} {trained[decision.taken].val_metric:.4f}."
+            f"NIS: of {len(runs)} finalists that of {size(finalists[taken].nbytes())} goes on, "
+            f"validation {runs[taken].monitor} {runs[taken].val_metric:.4f}."
         )
-    return found
+    return taken
 
 
 def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:

@@ -50,10 +50,11 @@ def retrain(
 ) -> Results:
     """Train the best allocations of a study from scratch, and what else one would try.
 
-    The finalists of the search, at most three, are trained to the end with the first seed, and the
-    best by validation goes on; :func:`~optuna_nis.study.results.best_allocation` tells which. What
-    else one would try is uniform sizes and mixed dimensions by popularity at the same budget, and
-    the full tables. Each training goes on until validation stops improving and returns to its best
+    The finalists of the search, at most three, are trained to their end with the first seed. The
+    best by validation, or the smallest of those that tie with it, goes on as the found sizes;
+    :func:`~optuna_nis.study.results.best_allocation` tells which. What else one would try is
+    uniform sizes and mixed dimensions by popularity at the same budget, and the full tables. Each
+    training goes on until validation stops improving and returns to its best
     weights. Validation decides which sizes to take, and only then they are tested.
 
     Ids are those that were searched, whatever has come into the table since. The study keeps what
@@ -115,7 +116,7 @@ def retrain(
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
     build = reference_model(datamodule.features, **options)
     finalists = finalist_allocations(study)
-    model = looked_at(build, finalists[0])
+    model = looked_at(build, next(iter(finalists.values())))
     assert isinstance(model, EmbeddingModule)
     comparison = Comparison(
         build,

@@ -10,7 +10,14 @@ from optuna.trial import FrozenTrial
 from optuna_nis._format import percent, size
 from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.space.space import SearchSpace
-from optuna_nis.study.keys import DROPPED, SHARED_WEIGHTS, SUPERNET, TRAINED, VALIDATED
+from optuna_nis.study.keys import (
+    DROPPED,
+    FINALIST_ATTR,
+    SHARED_WEIGHTS,
+    SUPERNET,
+    TRAINED,
+    VALIDATED,
+)
 from optuna_nis.study.searches import searches_of
 from optuna_nis.study.trials import fidelity_of, finished_trials, is_trained
 
@@ -42,6 +49,9 @@ def how_scored(study: Study, best: FrozenTrial) -> str:
     if fidelity in SHARED_WEIGHTS:
         return f"{SCORED[fidelity]}; nothing has been trained yet"
     words = "trained, on the validation data"
+    told = study.user_attrs.get(FINALIST_ATTR)
+    if isinstance(told, dict) and told.get("best") == best.number:
+        words = "trained for a while, on the validation data; best of the finalists retrained"
     if any(search.seconds is None for search in searches_of(study).values()):
         count = sum(map(is_trained, finished_trials(study)))
         words += f"; {count} trained so far, the search has not ended"

@@ -7,6 +7,7 @@ attributes and the functions that read them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -36,7 +37,6 @@ from optuna_nis.study.settings import (
 from optuna_nis.study.trials import (
     best_trial,
     fidelity_of,
-    finalists,
     finished_trials,
     is_feasible,
     is_trained,
@@ -45,6 +45,8 @@ from optuna_nis.study.trials import (
     quality_of,
     value_of,
 )
+
+_MOST_FINALISTS = 3
 
 __all__ = [
     "Results",
@@ -97,43 +99,53 @@ def best_allocation(study: Study) -> Allocation:
     return space_of(study).allocation(best_trial(study).params)
 
 
-def finalist_allocations(study: Study) -> list[Allocation]:
-    """The allocations of :func:`~optuna_nis.study.trials.finalists`, best first.
+def finalist_allocations(study: Study) -> dict[int, Allocation]:
+    """The sizes among which a retraining finds the best, by the numbers of their trials.
+
+    A search trains its last choices for a while only, so the best three of them are trained again,
+    to their end: :func:`~optuna_nis.lightning.retrain`. Where none was trained, there is the best
+    trial alone.
 
     Args:
         study: A study of an embedding search.
+
+    Returns:
+        Different sizes, at most three, by the search's own measure best first.
 
     Raises:
         ValueError: As for :func:`best_allocation`.
 
     Example:
-        >>> finalist_allocations(study) == [best_allocation(study)]
+        >>> list(finalist_allocations(study)) == [best_trial(study).number]
         True
     """
-    return [space_of(study).allocation(trial.params) for trial in finalists(study)]
+    space, best = space_of(study), best_trial(study)
+    trained = [t for t in finished_trials(study) if is_trained(t) and is_feasible(t)]
+    found: dict[int, Allocation] = {}
+    for trial in sorted(trained, key=value_of, reverse=True):
+        if len(found) == _MOST_FINALISTS:
+            break
+        # Several choices of parameters may be the same sizes.
+        if (sizes := space.allocation(trial.params)) not in found.values():
+            found[trial.number] = sizes
+    return found or {best.number: space.allocation(best.params)}
 
 
-def save_finalist(study: Study, allocation: Allocation) -> None:
-    """Keep which of the finalists was best once they were trained to the end.
+def save_finalist(study: Study, best: int, finalists: Collection[int]) -> None:
+    """Keep which of the finalists was best once they were trained to their end.
 
-    It is the :func:`best_allocation` from now on.
+    It is the :func:`~optuna_nis.study.trials.best_trial` from now on.
 
     Args:
         study: A study of an embedding search.
-        allocation: One of its finalists.
-
-    Raises:
-        ValueError: If it is none of them.
+        best: The number of its trial.
+        finalists: Those of all that it was compared with, itself among them.
 
     Example:
-        >>> save_finalist(study, finalist_allocations(study)[0])
+        >>> numbers = list(finalist_allocations(study))
+        >>> save_finalist(study, numbers[0], numbers)
     """
-    numbers = [trial.number for trial in finalists(study)]
-    known = finalist_allocations(study)
-    if allocation not in known:
-        raise ValueError(f"`allocation` must be a finalist of the study, got {allocation}.")
-    told = {"best": numbers[known.index(allocation)], "of": numbers}
-    study.set_user_attr(FINALIST_ATTR, told)
+    study.set_user_attr(FINALIST_ATTR, {"best": best, "of": list(finalists)})
 
 
 def cautions_of(study: Study) -> list[str]:

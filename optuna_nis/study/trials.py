@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import math
-from typing import Any
 
 from optuna import Study
 from optuna.study import StudyDirection
@@ -25,8 +24,6 @@ from optuna_nis.study.keys import (
     SHARED_WEIGHTS,
     TRAINED,
 )
-
-_MOST_FINALISTS = 3
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
@@ -194,8 +191,9 @@ def best_trial(study: Study) -> FrozenTrial:
 
     Trials that were trained to the end, trained for a while, scored on all validation data with
     shared weights, and scored on a batch of it cannot be compared: the best of the first kind
-    that there is counts. Of the :func:`finalists` it is the one that a retraining has found best,
-    if there was one.
+    that there is counts. Of those that were trained to the end of a search it is the one that a
+    retraining has found best (:func:`~optuna_nis.study.results.save_finalist`), as long as no
+    later search has found one that looks better than all of these.
     Trials that break a constraint count only if there are no others.
 
     Args:
@@ -209,44 +207,24 @@ def best_trial(study: Study) -> FrozenTrial:
         >>> best_trial(study).number == study.best_trial.number
         True
     """
-    best = finalists(study)
-    told = study.user_attrs.get(FINALIST_ATTR)
-    if isinstance(told, dict) and told.get("of") == [trial.number for trial in best]:
-        best = [trial for trial in best if trial.number == told.get("best")] or best
-    return best[0]
-
-
-def finalists(study: Study) -> list[FrozenTrial]:
-    """The trials among which a retraining finds the best, by the search's own measure best first.
-
-    A search trains its last choices for a while only. They, at most three, go on to
-    :func:`~optuna_nis.lightning.retrain`, which trains each to its end. Where none was trained for
-    real, it is the best trial alone.
-
-    Args:
-        study: A study of an embedding search.
-
-    Raises:
-        ValueError: As for :func:`best_trial`.
-
-    Example:
-        >>> len(finalists(study))
-        1
-    """
     trials = finished_trials(study)
+    trials = [trial for trial in trials if is_feasible(trial)] or trials
+    for fidelity in reversed(FIDELITIES):
+        if alike := [t for t in trials if fidelity_of(t) == fidelity]:
+            best = max(alike, key=value_of)
+            return _finalist(study, alike, best) if fidelity == TRAINED else best
     if not trials:
         raise ValueError(
             f"`study` {study.study_name!r} has no finished trial with a finite value; "
             "search first."
         )
-    trials = [trial for trial in trials if is_feasible(trial)] or trials
-    trained = [trial for trial in trials if is_trained(trial)]
-    distinct: dict[tuple[tuple[str, Any], ...], FrozenTrial] = {}
-    for trial in sorted(trained, key=value_of, reverse=True):
-        distinct.setdefault(tuple(sorted(trial.params.items())), trial)
-    if distinct:
-        return list(distinct.values())[:_MOST_FINALISTS]
-    for fidelity in reversed(FIDELITIES):
-        if alike := [t for t in trials if fidelity_of(t) == fidelity]:
-            return [max(alike, key=value_of)]
-    return [max(trials, key=value_of)]
+    return max(trials, key=value_of)
+
+
+def _finalist(study: Study, trained: Sequence[FrozenTrial], best: FrozenTrial) -> FrozenTrial:
+    """What a retraining has found best, if what looked best was among what it has compared."""
+    told = study.user_attrs.get(FINALIST_ATTR)
+    if not isinstance(told, dict) or not isinstance(told.get("of"), list):
+        return best
+    known = [trial for trial in trained if trial.number == told.get("best")]
+    return known[0] if known and best.number in told["of"] else best

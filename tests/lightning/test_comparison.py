@@ -25,7 +25,12 @@ from optuna_nis.strategy import baselines
 from optuna_nis.strategy.journal import write_found
 from optuna_nis.strategy.reward import Reward
 from optuna_nis.strategy.shortlist import Candidate
-from optuna_nis.study.results import Results, best_allocation, results_of
+from optuna_nis.study.results import (
+    Results,
+    best_allocation,
+    finalist_allocations,
+    results_of,
+)
 
 # Validation with seeds 0, 1 and 2.
 Values = dict[str, Sequence[float]]
@@ -55,7 +60,7 @@ class Pretended:
         self.space = SearchSpace(data.embedding_specs(4, precisions), budget=budget)
         plain = self.space.with_precisions([32])
         self.nis = baselines.frequent_ids(self.space, full_width=budget > 0.1)
-        self.finalists = [self.nis]
+        self.finalists = {0: self.nis}
         self.sizes = {
             "nis": self.nis,
             "uniform_native": baselines.uniform(plain),
@@ -100,9 +105,10 @@ class Pretended:
         smaller = self.space.with_budget(int(share * self.space.budget))
         found = baselines.frequent_ids(smaller, full_width=False)
         self.sizes[name] = found
-        self.finalists.append(found)
-        candidates = [Candidate(each, 0.7) for each in (self.finalists[0], found)]
+        candidates = [Candidate(each, 0.7) for each in (self.nis, found)]
         write_found(self.study, self.space, name, candidates, self._reward, 0, {})
+        self.finalists = finalist_allocations(self.study)
+        assert list(self.finalists.values()) == [self.nis, found]
         return found
 
     def _reward(self, value: float, allocation: Allocation) -> Reward:
@@ -163,6 +169,45 @@ def test_the_best_finalist_by_the_first_seed_goes_on(
     assert results[0].allocation == best
     assert best_allocation(pretended.study) == best
     assert any(f"of 2 finalists that of {size(best.nbytes())} goes on" in line for line in lines)
+
+
+def test_what_others_have_found_meanwhile_is_no_finalist(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST | {"other": (0.9, 0.9, 0.9)})
+    other = pretended.add_finalist("other", 0.5)
+    full = Candidate(pretended.sizes["uniform_projected"], 0.75)
+
+    def found(line: str) -> None:
+        write_found(pretended.study, pretended.space, "b", [full], pretended._reward, 0, {})
+
+    results = pretended.run(progress=found)
+    assert results[0].allocation == other
+    # It looks better than all of these, and nobody has trained it to its end.
+    assert best_allocation(pretended.study) == full.allocation
+
+
+def test_a_finalist_that_diverges_is_none(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST | {"other": (0.9, 0.9, 0.9)})
+    other = pretended.add_finalist("other", 0.5)
+    train, diverging = trainings.train, [pretended.nis]
+
+    def diverge(build: Any, allocation: Any, data: Any, **options: Any) -> Any:
+        if allocation in diverging:
+            raise FloatingPointError("The training diverged.")
+        return train(build, allocation, data, **options)
+
+    monkeypatch.setattr(trainings, "train", diverge)
+    lines: list[str] = []
+    assert pretended.run(progress=lines.append)[0].allocation == other
+    assert "NIS: The training diverged." in lines
+    again = Pretended(datamodule, monkeypatch, BEST)
+    diverging += [again.nis]
+    monkeypatch.setattr(trainings, "train", diverge)
+    with pytest.raises(FloatingPointError, match="The training diverged"):
+        again.run()
 
 
 def test_what_is_far_behind_is_trained_once(

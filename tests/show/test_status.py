@@ -15,6 +15,7 @@ from optuna_nis._format import memory, size
 from optuna_nis.cli import app
 from optuna_nis.show.figures._memory_quality import _memory_quality_info
 from optuna_nis.show.status import render, status_of
+from optuna_nis.show.words import how_scored
 from optuna_nis.study import results as stored
 from optuna_nis.study.moments import MOMENTS_KEY
 from optuna_nis.study.searches import finish, join
@@ -31,12 +32,14 @@ def text_of(study: optuna.Study) -> str:
 def test_what_a_retraining_found_best_comes_first_everywhere(make_study):
     study = make_study(supernet=8, trained=3)
     finalists = stored.finalist_allocations(study)
-    stored.save_finalist(study, finalists[2])
-    number = stored.best_trial(study).number
-    assert number != study.best_trial.number
+    first, _, number = finalists
+    stored.save_finalist(study, number, finalists)
+    assert study.best_trial.number == first != number == stored.best_trial(study).number
+    assert how_scored(study, study.trials[first]).startswith("trained, on the validation")
+    assert "best of the finalists retrained" in how_scored(study, study.trials[number])
     assert status_of(study).best[0].number == number
     assert _memory_quality_info(study).best.number == number
-    assert stored.summary_of(study)["best"]["nbytes"] == finalists[2].nbytes()
+    assert stored.summary_of(study)["best"]["nbytes"] == finalists[number].nbytes()
 
 
 def test_status_of_an_embedding_search(make_study):

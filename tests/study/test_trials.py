@@ -5,13 +5,13 @@ import math
 from anything import anything, refusal
 from hypothesis import given, settings
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 import pytest
 
+from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.study import results as stored
 from optuna_nis.study.keys import FINALIST_ATTR
-from optuna_nis.study.trials import finalists
 
 
 def test_best_trial_prefers_the_dearest_score(make_study):
@@ -30,11 +30,8 @@ def test_best_trial_prefers_the_dearest_score(make_study):
     assert stored.is_trained(stored.best_trial(study))
 
 
-def test_a_retraining_finds_the_best_of_at_most_three_finalists(make_study):
-    study = make_study(supernet=6)
-    assert [trial.number for trial in finalists(study)] == [stored.best_trial(study).number]
-    choices = list({tuple(trial.params.values()): trial for trial in study.trials}.values())
-    for value, like in zip((0.1, 0.4, 0.2, 0.3, 0.4), [*choices[:4], choices[1]]):
+def add_trained(study, like, *values):
+    for value in values:
         study.add_trial(
             optuna.create_trial(
                 params=like.params,
@@ -43,26 +40,51 @@ def test_a_retraining_finds_the_best_of_at_most_three_finalists(make_study):
                 user_attrs={stored.FIDELITY_ATTR: stored.TRAINED},
             )
         )
+
+
+def test_a_retraining_finds_the_best_of_at_most_three_finalists(make_study):
+    study = make_study(supernet=6)
+    best = stored.best_trial(study)
+    assert stored.finalist_allocations(study) == {best.number: stored.best_allocation(study)}
+    choices = list({tuple(trial.params.values()): trial for trial in study.trials}.values())
+    for like, value in zip([*choices[:4], choices[1]], (0.1, 0.4, 0.2, 0.3, 0.35)):
+        add_trained(study, like, value)
+    finalists = stored.finalist_allocations(study)
     # The same sizes count once.
-    assert [trial.value for trial in finalists(study)] == [0.4, 0.3, 0.2]
+    assert [study.trials[number].value for number in finalists] == [0.4, 0.3, 0.2]
     assert stored.best_trial(study).value == 0.4
-    third = stored.finalist_allocations(study)[2]
-    stored.save_finalist(study, third)
+    stored.save_finalist(study, list(finalists)[2], finalists)
     assert stored.best_trial(study).value == 0.2
-    assert stored.best_allocation(study) == third
-    assert [trial.value for trial in finalists(study)] == [0.4, 0.3, 0.2]
-    with pytest.raises(ValueError, match="`allocation` must be a finalist of the study"):
-        stored.save_finalist(study, stored.space_of(study).full())
-    # Another search has found something else.
-    study.add_trial(
-        optuna.create_trial(
-            params=choices[4].params,
-            distributions=choices[4].distributions,
-            value=0.25,
-            user_attrs={stored.FIDELITY_ATTR: stored.TRAINED},
+    assert stored.best_allocation(study) == list(finalists.values())[2]
+    assert stored.finalist_allocations(study) == finalists
+    # Another search has found what is no better than these, then something that may be.
+    add_trained(study, choices[4], 0.39)
+    assert stored.best_trial(study).value == 0.2
+    add_trained(study, choices[4], 0.41)
+    assert stored.best_trial(study).value == 0.41
+
+
+def test_different_parameters_may_be_the_same_sizes():
+    spec = EmbeddingSpec("user", 1000, 8, row_blocks=[100, 900], oov="hash")
+    space = SearchSpace([spec], budget=1.0)
+    study = optuna.create_study(direction="maximize")
+    stored.save_space(study, space)
+    distributions = space.distributions() | {"rates": CategoricalDistribution([[1, 2], [3]])}
+    full = space.params(space.full())
+    shared = {name for name in full if "shared" in name}
+    assert shared
+    for number, value in enumerate((0.1, 0.2, 0.3)):
+        params = full | {"rates": [[1, 2], [3], [3]][number]}
+        params |= {name: space.choices[name][number] for name in shared}
+        study.add_trial(
+            optuna.create_trial(
+                params=params,
+                distributions=distributions,
+                value=value,
+                user_attrs={stored.FIDELITY_ATTR: stored.TRAINED},
+            )
         )
-    )
-    assert stored.best_trial(study).value == 0.4
+    assert stored.finalist_allocations(study) == {2: space.full()}
 
 
 @given(told=anything)
