@@ -52,6 +52,8 @@ class WindowLoader(Epochs):
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
+        # Lightning looks whether it shuffles what is tested on.
+        self.batch_sampler = None
         self.num_workers = num_workers
         self._windows = _Windows(source, rows, encoder, batch_size, seed)
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from optuna_nis import SearchSpace
 from optuna_nis.data import TableDataModule, base, store, table, windows
 from optuna_nis.data.windows import WindowLoader
+from optuna_nis.lightning import evaluate, reference_model, train
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,20 @@ def log(tmp_path: Path) -> Callable[..., TableDataModule]:
 
 def _rows(batches: Any, key: str = "row") -> list[int]:
     return [number for batch in batches for number in batch[key].tolist()]
+
+
+def test_models_are_tested_on_rows_on_disk_as_in_memory(
+    log: Callable[..., TableDataModule],
+) -> None:
+    on_disk, in_memory = log(split="chronological"), log(split="chronological", max_bytes=1 << 30)
+    build = reference_model(in_memory.features)
+    torch.manual_seed(0)
+    model = build(SearchSpace(in_memory.embedding_specs(4)).full())
+    found = [evaluate(model, data, monitor="test_metric") for data in (on_disk, in_memory)]
+    assert isinstance(on_disk.test_dataloader(), WindowLoader)
+    assert found[0] == found[1]
+    trained = train(build, SearchSpace(on_disk.embedding_specs(4)).full(), on_disk, max_epochs=1)
+    assert 0.0 < evaluate(trained.model, on_disk) < 1.0
 
 
 def test_rows_on_disk_are_those_in_memory(log: Callable[..., TableDataModule]) -> None:
