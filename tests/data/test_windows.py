@@ -85,7 +85,9 @@ def test_models_are_tested_on_rows_on_disk_as_in_memory(
     found = [evaluate(model, data, monitor="test_metric") for data in (on_disk, in_memory)]
     assert isinstance(on_disk.test_dataloader(), WindowLoader)
     assert found[0] == found[1]
-    trained = train(build, SearchSpace(on_disk.embedding_specs(4)).full(), on_disk, max_epochs=1)
+    trained = train(
+        build, SearchSpace(on_disk.embedding_specs(4)).full(), on_disk, seed=0, max_epochs=1
+    )
     assert 0.0 < evaluate(trained.model, on_disk) < 1.0
 
 
