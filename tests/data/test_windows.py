@@ -88,7 +88,7 @@ def test_models_are_tested_on_rows_on_disk_as_in_memory(
     trained = train(
         build, SearchSpace(on_disk.embedding_specs(4)).full(), on_disk, seed=0, max_epochs=1
     )
-    assert 0.0 < evaluate(trained.model, on_disk) < 1.0
+    assert evaluate(trained.model, on_disk) > 0.9
 
 
 def test_rows_on_disk_are_those_in_memory(log: Callable[..., TableDataModule]) -> None:
