@@ -306,6 +306,7 @@ class Laboratory:
 
         results = self.each(taken, found, self.seeds)
         seconds = fmean(sum(run["seconds"] for run in runs) for _, runs in results)
+        seconds += fmean(run["finalist_seconds"] for run in found)
         return [run for run, _ in results], search_seconds + seconds, results[0][1]
 
     def _nis(self, budget: float, mode: str) -> Found:

@@ -58,6 +58,25 @@ def test_what_is_compared_first_runs_first() -> None:
     assert alone == [[("uniform", 0.25)], [("nis_me", 0.25)]]
 
 
+def test_the_best_finalist_of_a_search_is_taken_by_validation() -> None:
+    class Several(Pretended):
+        def run(self, **job: Any) -> dict[str, Any]:
+            result = super().run(**job)
+            if job["kind"] == "search":
+                result["finalists"] = [uniform(s).to_json() for s in (0.5, 0.25, 0.125)]
+            elif job["kind"] == "train":
+                best = 0.25 if job["seed"] == 0 else 0.5
+                result["val"] = 0.9 if job["allocation"] == uniform(best).to_json() else 0.8
+            return result
+
+    laboratory = ByteLaboratory("flights-ranking", Several(), [0, 1])  # type: ignore[arg-type]
+    line = cell(laboratory, "nis_me", 0.5)
+    assert line["share"] == pytest.approx(0.375)
+    # The search alone, and trainings of the two others.
+    assert line["search_cost_ratio"] == 3
+    assert line["finalists_cost_ratio"] == 2
+
+
 def test_what_is_retrained_is_taken_by_validation() -> None:
     class Worse(Pretended):
         """The sizes found with the first seed cannot be told from others, with the second can."""
