@@ -11,7 +11,7 @@ GALLERY ?= 0
 WORKERS ?= auto
 STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
-.PHONY: demo test lint types docs unit servers chromium test-oldest screenshots dist release-check format clean
+.PHONY: demo test lint types docs unit coverage servers chromium test-oldest screenshots dist release-check format clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,9 +56,13 @@ docs: $(BIN)/.installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html -D sphinx_gallery_conf.plot_gallery=$(GALLERY) docs docs/_build/html
 
 # Each worker keeps a processor busy: threads of torch and numpy would only wait for each other.
-unit test-oldest: export OMP_NUM_THREADS ?= 1
+unit coverage test-oldest: export OMP_NUM_THREADS ?= 1
 
 unit: $(BIN)/.installed servers chromium
+	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal
+
+# Apart from the others, since tracing takes as long as a third of the tests.
+coverage: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # With the oldest versions that pyproject.toml allows, in an environment of its own.
