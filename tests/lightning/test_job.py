@@ -118,7 +118,7 @@ def test_a_search_of_precisions(data: DataConfig, study: optuna.Study) -> None:
     assert search(study, data, **few, precisions=[2, 8, 32]) == best  # type: ignore[arg-type]
     results = retrain(study, seeds=[0], max_epochs=1)
     nis, uniform, full = results[:3]
-    assert nis.nbytes == best.nbytes()
+    assert nis.nbytes == best_allocation(study).nbytes()
     assert full.nbytes == space.full_nbytes
     assert uniform.nbytes <= space.budget_nbytes
 
