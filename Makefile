@@ -61,7 +61,7 @@ unit coverage test-oldest: export OMP_NUM_THREADS ?= 1
 unit: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-# Apart from the others, since tracing takes as long as a third of the tests.
+# Apart from the tests, which tracing makes much longer.
 coverage: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
 

@@ -153,13 +153,7 @@ class Laboratory:
             runs = self.each(
                 lambda text: self.train(Allocation.from_json(text), seed, known), finalists
             )
-            trained = runs[
-                decide(
-                    [[each["val"]] for each in runs],
-                    [each["nbytes"] for each in runs],
-                    error=max(runs, key=lambda each: each["val"]).get("val_error"),
-                ).taken
-            ]
+            trained = _taken(runs)
             more = sum(each["seconds"] for each in runs) - trained["seconds"]
             return trained | {"search_seconds": found["seconds"], "finalist_seconds": more}
 
@@ -299,10 +293,7 @@ class Laboratory:
 
         def taken(own: Result, seed: int) -> tuple[Result, list[Result]]:
             runs = [own, *self.each(lambda sizes: self.train(sizes, seed), rivals)]
-            values = [[run["val"]] for run in runs]
-            error = max(runs, key=lambda run: run["val"])["val_error"]
-            decision = decide(values, [run["nbytes"] for run in runs], error=error)
-            return runs[decision.taken], runs
+            return _taken(runs), runs
 
         results = self.each(taken, found, self.seeds)
         seconds = fmean(sum(run["seconds"] for run in runs) for _, runs in results)
@@ -354,6 +345,13 @@ class Laboratory:
         runs, _, tried = find(best)
         tried = [*(run for run in forms if run["allocation"] != best), *tried]
         return runs, sum(run["seconds"] for run in tried), tried
+
+
+def _taken(runs: Sequence[Result]) -> Result:
+    """What validation takes of trainings with one seed, as ``retrain`` does."""
+    error = max(runs, key=lambda run: run["val"]).get("val_error")
+    decision = decide([[run["val"]] for run in runs], [run["nbytes"] for run in runs], error=error)
+    return runs[decision.taken]
 
 
 def _uniform_forms(space: SearchSpace) -> list[Allocation]:
