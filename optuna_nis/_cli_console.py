@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import logging
+import os
 from typing import Any
 import warnings
 
@@ -76,6 +77,11 @@ def _warnings() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+def is_other_process() -> bool:
+    """Whether torchrun has started this process, and it is not the first, which says it all."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
 def warn(text: str) -> None:
     tell(f"Warning: {text}", style="yellow")
 
@@ -126,7 +132,7 @@ def progress(quiet: bool) -> Any:
 
 def bars(quiet: bool) -> list[Any]:
     """A bar for the training at work, where someone looks at it."""
-    if quiet or not _console.is_terminal:
+    if quiet or is_other_process() or not _console.is_terminal:
         return []
     from lightning.pytorch.callbacks import RichProgressBar
 

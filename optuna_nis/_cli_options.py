@@ -37,6 +37,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and 
 Model = Annotated[
     Path, typer.Option("--model", help="Folder written by retrain --output, or export.")
 ]
+SHARD_TABLES_ABOVE = typer.Option(
+    None,
+    min=1,
+    help="Under torchrun, spread the rows of tables of more ids over the processes.",
+    show_default="each process has all rows",
+)
 _COLUMNS = typer.Option(
     "", help="Names of the columns of files without a header, separated by commas."
 )
@@ -253,6 +259,7 @@ class SearchOptions:
     shard: str = typer.Option(
         "0/1", help="Train on a part of the training rows only: 0/2 and 1/2 are halves."
     )
+    shard_tables_above: int | None = SHARD_TABLES_ABOVE
     checkpoint_dir: Path | None = typer.Option(
         None,
         help="Folder for what is needed to go on after an interruption, empty in the end.",

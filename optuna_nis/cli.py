@@ -9,7 +9,7 @@ from inspect import Parameter, Signature, signature
 import json
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     from rich.console import Console
@@ -22,8 +22,18 @@ except ModuleNotFoundError as error:
 
 from optuna_nis import __version__
 from optuna_nis._checks import check_file, check_folder, check_table_file
-from optuna_nis._cli_console import bars, errors, progress, result, silence_lightning, tell, warn
+from optuna_nis._cli_console import (
+    bars,
+    errors,
+    is_other_process,
+    progress,
+    result,
+    silence_lightning,
+    tell,
+    warn,
+)
 from optuna_nis._cli_options import (
+    SHARD_TABLES_ABOVE,
     DataOptions,
     Model,
     NewRows,
@@ -35,6 +45,9 @@ from optuna_nis._cli_options import (
     in_options,
 )
 from optuna_nis._cli_values import listed, numbers, rows_of
+
+if TYPE_CHECKING:
+    from optuna import Study
 
 app = typer.Typer(
     help="""Find the size of every embedding table under a memory budget.
@@ -70,7 +83,7 @@ def _command(
         def called(context: typer.Context, **given: Any) -> None:
             values = grouped(arguments, given)
             with errors(
-                values.get("quiet", True),
+                values.get("quiet", True) or is_other_process(),
                 begin.format(**values),
                 interrupted,
                 lambda text: in_options(text, context),
@@ -117,15 +130,19 @@ def search(
     Started several times at once, on one machine or on several, with the same storage and study
     name, the searches learn from each other's trials.
 
-    The search sees training and validation data only; a test part is kept for *retrain*.
+    The search sees training and validation data only; a test part is kept for *retrain*. Started
+    by torchrun, all its processes search together.
 
     Examples:
         optuna-nis search --dataset flights --budget 25%
 
         optuna-nis search --table clicks.csv --label clicked --features user,item
+
+        torchrun --nproc-per-node 2 --no-python optuna-nis search --dataset flights
     """
     silence_lightning()
     from optuna_nis.lightning import search as run_search
+    from optuna_nis.lightning.processes import joined_by_torchrun
     from optuna_nis.models.reference import check_model
     from optuna_nis.study.results import score_line
 
@@ -134,15 +151,19 @@ def search(
     config = data.config()
     options.setdefault("checkpoint_dir", where.checkpoint_dir)
     options.setdefault("cache_dir", where.cache_dir)
-    study = where.create()
+    together = joined_by_torchrun()
+    study = _of_first(where.create)
     best = run_search(
         study,
         config,
         **options,
+        trainer_options=together,
         callbacks=bars(quiet),
         dashboard=_dashboard(),
         progress=progress(quiet),
     )
+    if is_other_process():
+        return
     result(str(best))
     result(score_line(study))
     _next(quiet, "retrain --output model", where)
@@ -169,6 +190,7 @@ def retrain(
         help="Train on about so many rows, or on all.",
         show_default="as many as the search had; all with --search-rows",
     ),
+    shard_tables_above: int | None = SHARD_TABLES_ABOVE,
     where: StudyOptions,
     quiet: Quiet = False,
 ) -> None:
@@ -177,13 +199,15 @@ def retrain(
     The search leaves up to three finalists; beside them are uniform sizes, mixed dimensions and
     the full tables. Validation decides; then each is tested once, and *--output* has the model of
     the sizes to take, until then one of the found sizes. The model, its learning rate and its
-    dropout are those of the search.
+    dropout are those of the search. Started by torchrun, all its processes train together.
     """
     silence_lightning()
     from optuna_nis.lightning import retrain as run_retrain
+    from optuna_nis.lightning.processes import joined_by_torchrun
     from optuna_nis.show.results_table import format_metrics, format_table
 
-    study = where.load()
+    together = joined_by_torchrun()
+    study = _of_first(where.load)
     results = run_retrain(
         study,
         seeds=numbers("seeds", seeds),
@@ -193,9 +217,13 @@ def retrain(
         max_rows=rows_of(max_rows),
         checkpoint_dir=where.checkpoint_dir,
         cache_dir=where.cache_dir,
+        trainer_options=together,
+        shard_tables_above=shard_tables_above,
         callbacks=bars(quiet),
         progress=progress(quiet),
     )
+    if is_other_process():
+        return
     if (dashboard := _dashboard()) is not None:
         dashboard.finish(study)
     Console().print(format_table(results))
@@ -358,6 +386,15 @@ def export(
 def main() -> None:
     """Run the command."""
     app()
+
+
+def _of_first(open_study: Callable[[], Study]) -> Study:
+    """The study in the first process that torchrun has started; the others get a copy of it."""
+    if is_other_process():
+        import optuna
+
+        return optuna.create_study()
+    return open_study()
 
 
 def _next(quiet: bool, command: str, where: StudyOptions) -> None:

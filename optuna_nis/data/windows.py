@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
 import torch
-from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from optuna_nis.data.batches import Batch, Epochs
+from optuna_nis.data.batches import Batch, Epochs, Loader, rows_of_each, run_of
 from optuna_nis.data.encoding import Encoder
 from optuna_nis.data.keys import LABEL
 from optuna_nis.data.source import CodedSource
@@ -30,7 +30,8 @@ class WindowLoader(Epochs):
 
     The order depends on the seed and the epoch alone. A training that is resumed in the middle of
     an epoch goes on with the batches left; where several processes train together, each takes
-    every so many-th window.
+    every so many-th window. Rows that are not shuffled each takes a run of, all equally many: the
+    last run ends with some of the first rows once more.
 
     Args:
         source: All rows.
@@ -57,25 +58,32 @@ class WindowLoader(Epochs):
         self.num_workers = num_workers
         self._windows = _Windows(source, rows, encoder, batch_size, seed)
 
+    def whole(self) -> WindowLoader:
+        """The same for this process alone, which gets all rows."""
+        found = copy(self)
+        found.is_whole = True
+        return found
+
     @property
     def sampler(self) -> WindowLoader:
         """Where Lightning looks for what it tells the epoch to."""
         return self
 
     def __len__(self) -> int:
-        _, world = _rank_and_world()
+        _, world = self.rank_and_world()
         return self._windows.num_batches(world)
 
     def __iter__(self) -> Iterator[Batch]:
-        rank, world = _rank_and_world()
+        rank, world = self.rank_and_world()
         epoch = self._begin()
         self._epoch += 1
         length = self._windows.num_batches(world)
         each = self._windows.batches_of_a_window
         begun, left_out = divmod(self._given, each)
-        wanted = [(epoch, index * world + rank) for index in range(begun, -(-length // each))]
+        windows, first, step = self._windows.of_process(rank, world)
+        wanted = [(epoch, index * step + first) for index in range(begun, -(-length // each))]
         loader: DataLoader[Batch] = DataLoader(
-            self._windows, batch_size=None, sampler=wanted, num_workers=self.num_workers
+            windows, batch_size=None, sampler=wanted, num_workers=self.num_workers
         )
         for window in loader:
             for start in range(left_out, -(-len(window[LABEL]) // self.batch_size)):
@@ -85,6 +93,11 @@ class WindowLoader(Epochs):
                 self._given += 1
                 yield {name: tensor[rows] for name, tensor in window.items()}
             left_out = 0
+
+
+def whole(loader: Iterable[Batch]) -> Iterable[Batch]:
+    """What a dataloader gives before several processes share it."""
+    return loader.whole() if isinstance(loader, Loader | WindowLoader) else loader
 
 
 class _Windows(Dataset[Batch]):
@@ -107,14 +120,27 @@ class _Windows(Dataset[Batch]):
     def num_batches(self, world: int) -> int:
         """Number of batches that each of so many processes gets."""
         rows = len(self._rows)
-        if self._seed is None and world == 1:
-            return -(-rows // self._batch_size)
+        if self._seed is None:
+            return -(-rows_of_each(rows, world) // self._batch_size)
         if world == 1:
             return max(1, rows // self._batch_size)
         # Each gets as many as the one with the fewest.
         windows, rest = divmod(rows // self._batch_size, self.batches_of_a_window)
         full, more = divmod(windows, world)
         return full * self.batches_of_a_window + (rest if more == world - 1 else 0)
+
+    def of_process(self, rank: int, world: int) -> tuple[_Windows, int, int]:
+        """Windows with those of a process, the index of its first one, and the step to its next.
+
+        Args:
+            rank: Which process it is.
+            world: How many they are.
+        """
+        if self._seed is not None or world == 1:
+            return self, rank, world
+        own = copy(self)
+        own._rows = run_of(self._rows, rank, world)
+        return own, 0, 1
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Batch:
         epoch, index = epoch_and_index
@@ -140,10 +166,3 @@ def _places(num_rows: int, size: int, start: int, stop: int, seed: list[int]) ->
         begin = end - min(num_rows - block, size)
         parts.append(np.arange(block + max(start - begin, 0), block + min(stop, end) - begin))
     return np.concatenate(parts)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    """Which of how many processes that train together this is."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -12,6 +12,7 @@ import torch
 from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.models.reference import ReferenceModel
+from optuna_nis.nn._sharded_layers import whole_build
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
@@ -29,9 +30,11 @@ def looked_at(build: BuildModel, tables: SearchSpace | Allocation) -> LightningM
         build: Makes the model.
         tables: Its space or its sizes.
     """
-    if isinstance(build, ReferenceModel):
+    # That of a model whose tables are spread is as large as a whole one.
+    plain = whole_build(build)
+    if isinstance(plain, ReferenceModel):
         with torch.device("meta"):
-            return build(tables)
+            return plain(tables)
     return build(tables)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 import inspect
@@ -18,24 +18,24 @@ from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.lightning._memory import looked_at
-from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.comparison import compare
+from optuna_nis.lightning.processes import group_of
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, check_goal
-from optuna_nis.lightning.searching import Subject, check_one_process, run_search
+from optuna_nis.lightning.searching import Subject, run_search
+from optuna_nis.lightning.swapping import swapped_subject
 from optuna_nis.lightning.training import (
     Data,
     check_trainer_options,
     data_of_test,
     fit_data,
     listed,
-    training_loader,
 )
 from optuna_nis.lightning.trainings import Comparison
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.reference import ReferenceModel
-from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features
+from optuna_nis.nn._sharded_layers import whole_build
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.precision import check_precisions
@@ -58,10 +58,6 @@ _logger = get_logger(__name__)
 
 #: Makes a model; or, given them, a model of given sizes and a supernet of a space.
 BuildAnyModel = Callable[..., LightningModule]
-
-# Arguments that are those of the search itself.
-_NOT_OF_SWAP = ("model", "budget", "counts", "mode", "precisions")
-_NOT_OF_COUNT = ("dataloader", "model")
 
 
 @dataclass(frozen=True)
@@ -233,6 +229,8 @@ def search_sizes(
             the time) and after each training of the shortlist, in a folder that goes when it
             ends. By default there are only its trials to go on from.
         trainer_options: Further arguments of all trainers, such as ``{"accelerator": "gpu"}``.
+            With ``{"strategy": "ddp", "devices": 2}`` two processes that torchrun has started
+            search together; the study of the first one has the trials.
         swap_options: Arguments of :func:`~optuna_nis.nn.make_searchable`, such as ``exclude``
             and ``fields``.
         settings: What else tells a search whose checkpoint it may go on from, values for JSON.
@@ -265,7 +263,7 @@ def search_sizes(
         check_folder("checkpoint_dir", checkpoint_dir)
     of_trainers = dict(trainer_options or {})
     check_trainer_options(of_trainers)
-    check_one_process(of_trainers)
+    group = group_of(of_trainers)
     check_goal(metric, monitor, monitor_mode, "monitor_mode")
     if mode in ("max", "min"):
         raise ValueError(
@@ -313,26 +311,19 @@ def search_sizes(
                 "`space` is for a `build_model` that takes sizes. Give `budget`, `mode` and "
                 f"`precisions`, from which that of the model's layers is made, got {space!r}."
             )
-        options = {
-            **_options("swap_options", swap_options, make_searchable, _NOT_OF_SWAP),
-            "budget": budget,
-            "mode": mode,
-            "precisions": precisions,
-        }
-        if counts is None:
-            of_count = _options("count_options", count_options, count_ids, _NOT_OF_COUNT)
-            if "outputs" in options and "ids" not in of_count:
-                _check_outputs(build_model(), options)
-            counts = _counted(build_model(), data, of_count, options)
-            if "outputs" in options:
-                _check_outputs(build_model(), {**options, "counts": counts})
-        elif count_options is not None:
-            raise ValueError(
-                f"Either `counts` or `count_options` may be given, got {count_options!r} too."
-            )
-        subject = _swapped(build_model, counts, options)
+        subject = swapped_subject(
+            build_model,
+            data,
+            counts,
+            count_options,
+            swap_options,
+            budget=budget,
+            mode=mode,
+            precisions=precisions,
+        )
         space = subject.space
-    study = study or create_study(direction="maximize")
+    study = group.study(study or create_study(direction="maximize"))
+    progress = group.only_first(progress)
     save_space(study, space)
     study.sampler = NISSampler(budget=space, seed=seed, settings=plan.policy)
     found, monitored = run_search(
@@ -356,15 +347,19 @@ def search_sizes(
             "seed": seed,
             "epochs": plan.epochs,
             "num_updates": plan.num_updates,
+            **({"processes": group.size} if group.size > 1 else {}),
             **(settings or {}),
         },
         callbacks=listed(callbacks),
         progress=progress,
         checkpoint_dir=checkpoint_dir,
         trainer_options=of_trainers,
+        group=group,
     )
-    if found and dashboard is not None:
+    if found and dashboard is not None and group.is_first:
         dashboard.finish(study)
+    # What the first process has found is found by all.
+    study = group.study(study)
     return FoundSizes(found, study, space, subject.sized, data, monitored, of_trainers)
 
 
@@ -383,68 +378,17 @@ def _check_fields(plan_fields: Mapping[str, Any]) -> None:
         raise TypeError(f"`{name}` is no argument of `search_sizes`. {instead}")
 
 
-def _options(
-    name: str,
-    given: Mapping[str, Any] | None,
-    function: Callable[..., Any],
-    own: Collection[str],
-) -> dict[str, Any]:
-    """Options that are passed on to a function, by name."""
-    known = [each for each in inspect.signature(function).parameters if each not in own]
-    for option in given or {}:
-        if option not in known:
-            raise ValueError(f"`{name}` must be some of {known}, got {option!r}.")
-    return dict(given or {})
-
-
-def _check_outputs(model: LightningModule, options: Mapping[str, Any]) -> None:
-    """Check that it is known how often each output is the target."""
-    space = make_searchable(model, **options)
-    outputs = output_features(model)
-    unknown = [s.name for s in space.specs if s.name in outputs and s.mean_counts is None]
-    if unknown:
-        raise ValueError(
-            f"`swap_options` has the outputs {unknown}, but how often each is the target cannot "
-            "be seen by running the model. Say where the ids of every layer are in a batch, "
-            f'`count_options={{"ids": lambda batch: {{..., {unknown[0]!r}: batch[1]}}}}`, or give '
-            "`counts` of every layer."
-        )
-
-
 def _space_of(
     build_model: BuildAnyModel,
     budget: int | float | str | None,
     mode: Mode,
     precisions: Sequence[int],
 ) -> SearchSpace:
-    if not isinstance(build_model, ReferenceModel):
+    reference = whole_build(build_model)
+    if not isinstance(reference, ReferenceModel):
         raise ValueError(
             "`build_model` must be a function without arguments, such as `lambda: Model(...)`; "
             "with one that takes sizes, unless `reference_model` made it, give `space`."
         )
-    specs = build_model.specs(precisions=precisions)
+    specs = reference.specs(precisions=precisions)
     return SearchSpace(specs, budget=budget, mode=mode)
-
-
-def _counted(
-    model: LightningModule, data: Data, options: Mapping[str, Any], swap: Mapping[str, Any]
-) -> Counts:
-    """How often each id occurs in the training data."""
-    lightning_of(model)  # It must be a LightningModule.
-    options = {"exclude": swap.get("exclude", ()), **options}
-    return count_ids(training_loader(data), model, **options)
-
-
-def _swapped(
-    build_model: Callable[[], LightningModule], counts: Counts, options: Mapping[str, Any]
-) -> Subject:
-    def supernet() -> LightningModule:
-        model = build_model()
-        make_searchable(model, counts=counts, **options)
-        return model
-
-    def sized(allocation: Allocation) -> LightningModule:
-        return apply_allocation(build_model(), allocation, counts=counts)
-
-    space = make_searchable(build_model(), counts=counts, **options)
-    return Subject(space, supernet, sized)

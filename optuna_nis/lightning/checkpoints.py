@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 import os
@@ -17,10 +17,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna import Study
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
+from optuna_nis.data.batches import Epochs
 from optuna_nis.lightning.convergence import Convergence
+from optuna_nis.lightning.processes import Group
+from optuna_nis.nn._sharded_layers import own_rows
 from optuna_nis.strategy.search import SizeSearch
-from optuna_nis.study.searches import new_search_id, searches_of
+from optuna_nis.study.searches import searches_of
 
 # Seconds between two checkpoints, at least, and the largest share of the time that they may take.
 _INTERVAL = 1.0
@@ -34,12 +38,13 @@ class SearchFolder:
     and the shortlist when it has been, and the trainings of the shortlist.
 
     Args:
-        path: The folder; its name is the id of the search.
+        path: The folder.
+        search_id: The id of the search; by default the name of the folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, search_id: str | None = None) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        self.search_id = path.name
+        self.search_id = search_id or path.name
         self.supernet = path / "supernet.ckpt"
         self.best = path / "best"
         self.trainings = path / "shortlist"
@@ -72,11 +77,6 @@ class SearchFolder:
                     return cls(path)
         return None
 
-    @classmethod
-    def new(cls, parent: Path) -> SearchFolder:
-        """The folder of a new search."""
-        return cls(parent / new_search_id())
-
     @property
     def seconds(self) -> float:
         """The time that the search has taken, but for what was lost when it was killed."""
@@ -99,10 +99,13 @@ class SearchFolder:
         shutil.rmtree(self.best, ignore_errors=True)
         self.note_time()
 
-    def load_searched(self) -> dict[str, Any] | None:
-        """What :meth:`save_searched` kept, None if the supernet is not that far."""
-        if not self._searched.exists():
-            return None
+    @property
+    def is_searched(self) -> bool:
+        """Whether the supernet has been trained."""
+        return self._searched.exists()
+
+    def load_searched(self) -> dict[str, Any]:
+        """What :meth:`save_searched` kept."""
         found: dict[str, Any] = torch.load(
             self._searched, weights_only=True, map_location="cpu", mmap=True
         )
@@ -176,7 +179,7 @@ class PeriodicCheckpoint(Callback):
         batch_idx: int,
     ) -> None:
         """Keep the training if it is time."""
-        if batch_idx + 1 < trainer.num_training_batches:
+        if batch_idx + 1 < trainer.num_training_batches and _goes_on_in_epoch(trainer):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,16 +199,30 @@ class PeriodicCheckpoint(Callback):
 
 
 def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Replace a checkpoint at once: whoever is killed meanwhile leaves the old one."""
+    """Replace a checkpoint at once: whoever is killed meanwhile leaves the old one.
+
+    Of several processes each has one of its own, with the rows that are its own.
+    """
     new = path.with_suffix(".new")
-    trainer.save_checkpoint(new)
-    if trainer.is_global_zero:
-        os.replace(new, path)
-    # All of them read it.
+    with own_rows():
+        trainer.save_checkpoint(new)
+    os.replace(new, path)
+    # What one of them has, all have, unless they are killed just here.
     trainer.strategy.barrier()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Convergence):
             callback.forget_earlier()
+
+
+def checkpoint_of_all(path: Path, group: Group) -> Path | None:
+    """A checkpoint of this process, if each process has one and all are of the same step."""
+    if group.size == 1:
+        return path if path.exists() else None
+    step = None
+    if path.exists():
+        step = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["global_step"]
+    steps = set(group.all_of(step))
+    return path if len(steps) == 1 and steps != {None} else None
 
 
 def without_copies(trainer: Trainer, folder: Path) -> None:
@@ -222,6 +239,25 @@ def without_copies(trainer: Trainer, folder: Path) -> None:
     own = trainer.strategy.checkpoint_io
     if type(own).__name__ == "TorchCheckpointIO":
         trainer.strategy.checkpoint_io = _Direct(own, folder)
+    if trainer.world_size > 1:
+        # Otherwise only the first process writes.
+        trainer.strategy.save_checkpoint = _save_in_each(trainer)  # type: ignore[method-assign]
+
+
+def _save_in_each(trainer: Trainer) -> Callable[..., None]:
+    def save(checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
+
+    return save
+
+
+def _goes_on_in_epoch(trainer: Trainer) -> bool:
+    """Whether a training that is resumed in mid-epoch has the batches that are left.
+
+    Lightning deals out to several processes what a sampler gives, always from the beginning.
+    """
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    return isinstance(sampler, Epochs) or not isinstance(sampler, DistributedSampler)
 
 
 class _Direct(CheckpointIO):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from optuna import Study
@@ -13,6 +13,7 @@ from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._format import size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
+from optuna_nis.lightning.processes import group_of
 from optuna_nis.lightning.trainings import Comparison, Run, Trainings
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.space.allocation import Allocation
@@ -101,6 +102,9 @@ def compare(
             the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
+    group = group_of(comparison.trainer_options or {})
+    study = group.study(study)
+    comparison = replace(comparison, progress=group.only_first(comparison.progress))
     model = looked_at(comparison.build, next(iter(finalists.values())))
     # Other models want rows of the width that they were made for.
     native = isinstance(model, EmbeddingModule)

@@ -15,16 +15,19 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 import torch
+from torch.utils.data import DataLoader, DistributedSampler
 
 from optuna_nis._format import duration, size
 from optuna_nis.lightning._memory import free
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import (
     PeriodicCheckpoint,
+    checkpoint_of_all,
     save_checkpoint,
     without_copies,
 )
 from optuna_nis.lightning.convergence import error_on_validation
+from optuna_nis.lightning.processes import Group, group_of
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
 from optuna_nis.lightning.training import (
     Data,
@@ -74,7 +77,8 @@ def train_shortlist(
         progress: Called with a line of text after each training: its round, its score, and about
             how long the others of the round will take.
         folder: Where the trainings are kept, to go on from there if they are interrupted and
-            started again with the same arguments; by default a temporary folder.
+            started again with the same arguments; by default a temporary folder. Of several
+            processes each has one of its own, named after it.
         trainer_options: Further arguments of the trainers.
         **settings: Fields of the :class:`~optuna_nis.SearchPlan` in place of those
             of ``plan``, such as ``shortlist_epochs=(2, 2)``.
@@ -142,9 +146,11 @@ def run_shortlist(
         kept = folder is not None
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        group = group_of(trainer_options or {})
+        folder = group.own(folder)
         folder.mkdir(parents=True, exist_ok=True)
         options = {
-            "limit_train_batches": _epoch_batches(shortlist, data),
+            "limit_train_batches": _epoch_batches(shortlist, data, group),
             **(trainer_options or {}),
         }
         if shortlist.error is None:
@@ -157,6 +163,7 @@ def run_shortlist(
                 folder,
                 kept,
                 options,
+                group,
                 shortlist.plan,
                 monitored,
                 label or monitored.name,
@@ -180,11 +187,15 @@ def run_shortlist(
         return shortlist.candidates()
 
 
-def _epoch_batches(shortlist: Shortlist, data: Data) -> int | float:
+def _epoch_batches(shortlist: Shortlist, data: Data, group: Group) -> int | float:
     """What an epoch of the shortlist is limited to, batches or their share."""
-    num_batches = sized_len(training_loader(data))
+    loader = training_loader(data)
+    num_batches = sized_len(loader)
     if num_batches is None:
         return shortlist.plan.shortlist_batches or 1.0
+    if isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler):
+        # Lightning deals them out.
+        num_batches = math.ceil(num_batches / group.size)
     return shortlist.epoch_batches(num_batches)
 
 
@@ -203,6 +214,7 @@ class _Run:
         folder: Path,
         kept: bool,
         options: Mapping[str, Any],
+        group: Group,
         plan: SearchPlan,
         monitored: Monitored,
         label: str,
@@ -217,6 +229,7 @@ class _Run:
         self._folder = folder
         self._kept = kept
         self._options = options
+        self._group = group
         epochs, warm = plan.shortlist_epochs, plan.warm_rounds
         self._most_epochs, self._epochs_from_scratch = sum(epochs[:warm]), sum(epochs[warm:])
         self._epochs = 0
@@ -241,7 +254,7 @@ class _Run:
         if self._kept:
             callbacks.append(PeriodicCheckpoint(checkpoint))
         # Its own, if it was interrupted; that of the round before; none in the first round.
-        ckpt_path = checkpoint if checkpoint.exists() else self._before
+        ckpt_path = checkpoint_of_all(checkpoint, self._group) or self._before
         model = self._model(warm=not training.from_scratch and ckpt_path is None)
         trainer = quiet_trainer(
             model,
@@ -297,7 +310,9 @@ class _LatestMetric(Callback):
         self.value = state_dict["value"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = _sign(self._monitored) * logged(trainer, self._monitored.name)
+        # Of several processes all go by what the first one has seen.
+        seen = trainer.strategy.broadcast(logged(trainer, self._monitored.name))
+        value = _sign(self._monitored) * seen
         self.value = value if math.isfinite(value) else -math.inf
 
 

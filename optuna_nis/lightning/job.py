@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 import json
 from pathlib import Path
@@ -16,6 +16,7 @@ from optuna_nis.data.config import DataConfig
 from optuna_nis.data.of_study import check_data, oov_of_data, read_data, save_data
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.any_model import search_sizes
+from optuna_nis.lightning.processes import built, group_of, share_batches
 from optuna_nis.models import reference_model
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
@@ -50,6 +51,8 @@ def search(
     checkpoint_dir: str | Path | None = None,
     shard: tuple[int, int] = (0, 1),
     cache_dir: str | Path | None = None,
+    trainer_options: Mapping[str, Any] | None = None,
+    shard_tables_above: int | None = None,
     **model_options: Any,
 ) -> Allocation:
     """Search the embedding sizes of the reference model on a data set, into a study.
@@ -81,6 +84,10 @@ def search(
             ids and validation are those of all rows.
         cache_dir: Folder for the columns of a large table, so that they are read once, whatever
             becomes of the search; as :class:`~optuna_nis.data.TableDataModule` takes it.
+        trainer_options: Further arguments of all trainers, as in :func:`search_sizes`. Of several
+            processes each gets its share of every batch.
+        shard_tables_above: Spread the rows of tables of more ids over the processes, see
+            :func:`optuna_nis.nn.sharding.sharded`. By default all have all rows.
         **model_options: Arguments of the reference model; the study keeps them. Where rows are
             split in time, ``model="sasrec"`` is trained on every position of the sequences.
 
@@ -100,23 +107,32 @@ def search(
         >>> best.nbytes() <= space_of(study).budget_nbytes
         True
     """
+    group = group_of(trainer_options or {})
+    study = group.study(study)
+    progress = group.only_first(progress)
     oov = data.oov if oov is None else oov
     data = replace(data, oov=oov_of_data(study, oov))
     check_data(study, data)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
-    datamodule = read_data(study, data, withhold_test=True, progress=progress, cache_dir=cache_dir)
+    with group.first_before_others():
+        datamodule = read_data(
+            study, data, withhold_test=True, progress=progress, cache_dir=cache_dir
+        )
     datamodule.shard = shard
+    share_batches(datamodule, group)
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)
-    build = reference_model(datamodule.features, **model_options)
-    space = SearchSpace(build.specs(embedding_dim, precisions, oov), budget=budget, mode=mode)
+    reference = reference_model(datamodule.features, **model_options)
+    space = SearchSpace(reference.specs(embedding_dim, precisions, oov), budget=budget, mode=mode)
+    build = built(reference, space, shard_tables_above, group)
     # A bad option must be told before anything is written into the study.
     looked_at(build, space)
     options = json.loads(json.dumps(model_options, default=float))
     save_once(study, MODEL_OPTIONS_ATTR, options, "other model options")
     if DATA_ATTR not in study.user_attrs:
         save_data(study, data, datamodule, cache_dir)
+    spread = {} if shard_tables_above is None else {"shard_tables_above": shard_tables_above}
     fields: dict[str, Any] = {"epochs": epochs, "num_updates": num_updates}
     found = search_sizes(
         build,
@@ -129,7 +145,8 @@ def search(
         dashboard=dashboard,
         progress=progress,
         checkpoint_dir=checkpoint_dir,
-        settings={"shard": list(shard), **options},
+        settings={"shard": list(shard), **spread, **options},
+        trainer_options=trainer_options,
         **{name: value for name, value in fields.items() if value is not None},
     )
     return found.allocation

@@ -10,6 +10,7 @@ from torch import Tensor
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.batches import Batch
 from optuna_nis.data.keys import LABEL
+from optuna_nis.data.windows import whole
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.items import ItemsModule
 from optuna_nis.models.weights import mean
@@ -74,7 +75,7 @@ def retrieval_part(
 def labels_of(loader: Iterable[Batch], model: EmbeddingModule) -> tuple[Tensor, Tensor | None]:
     """The labels of all rows that a dataloader gives, and their weights, if they have some."""
     labels, weights = [], []
-    for batch in loader:
+    for batch in whole(loader):
         labels.append(batch[LABEL])
         if (own := model.weights_of(batch)) is not None:
             weights.append(own.double())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 import json
 from pathlib import Path
@@ -18,6 +18,7 @@ from optuna_nis.data.splits import MIN_ROWS
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.comparison import check_options, compare
 from optuna_nis.lightning.parts import parts_of_data
+from optuna_nis.lightning.processes import built, group_of, share_batches
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.trainings import Comparison
 from optuna_nis.models import EmbeddingModule, reference_model
@@ -46,6 +47,8 @@ def retrain(
     progress: Callable[[str], None] = lambda text: None,
     cache_dir: str | Path | None = None,
     max_rows: int | Literal["all"] | None = None,
+    trainer_options: Mapping[str, Any] | None = None,
+    shard_tables_above: int | None = None,
     **model_options: Any,
 ) -> Results:
     """Train the best allocations of a study from scratch, and what else one would try.
@@ -77,6 +80,8 @@ def retrain(
         max_rows: Train on about so many rows, or on ``"all"``, after a search with another
             ``max_rows``, whose ids it keeps; by default as many as that. Where a search had
             ``search_rows``, that is on all rows and with all ids.
+        trainer_options: As in :func:`search`.
+        shard_tables_above: As in :func:`search`.
         **model_options: Arguments of the reference model in place of those of the search.
 
     Returns:
@@ -85,7 +90,8 @@ def retrain(
 
     Raises:
         ValueError: If the study has not been searched, the seeds are not distinct integers from 0
-            or there is none, a number is out of range, or ``output`` cannot be written.
+            or there is none, a number is out of range, ``output`` cannot be written, or the
+            processes of ``trainer_options`` are not there.
 
     Example:
         >>> import optuna
@@ -102,6 +108,8 @@ def retrain(
     check_options(seeds, max_epochs, patience, output)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
+    group = group_of(trainer_options or {})
+    study, progress = group.study(study), group.only_first(progress)
     data = data_of(study)
     if max_rows == "all":
         data = replace(data, max_rows=None)
@@ -110,11 +118,14 @@ def retrain(
             raise ValueError(f'`max_rows` must be "all" or a number of rows, got {max_rows!r}.')
         check_integer("max_rows", max_rows, MIN_ROWS)
         data = replace(data, max_rows=max_rows)
-    datamodule = read_data(
-        study, data, withhold_test=False, progress=progress, cache_dir=cache_dir
-    )
+    with group.first_before_others():
+        datamodule = read_data(
+            study, data, withhold_test=False, progress=progress, cache_dir=cache_dir
+        )
+    share_batches(datamodule, group)
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
-    build = reference_model(datamodule.features, **options)
+    reference = reference_model(datamodule.features, **options)
+    build = built(reference, space_of(study), shard_tables_above, group)
     finalists = finalist_allocations(study)
     model = looked_at(build, next(iter(finalists.values())))
     assert isinstance(model, EmbeddingModule)
@@ -135,6 +146,7 @@ def retrain(
             datamodule.batch_size,
             json.loads(json.dumps(options, default=float)),
         ],
+        trainer_options=trainer_options,
     )
     results = compare(study, comparison, space_of(study), finalists, seeds)
     parts = parts_of_data(datamodule, model, ["validation", "test"])
@@ -142,6 +154,7 @@ def retrain(
     if (searched := known.get("search", known.get("train"))) not in (None, parts["train"]):
         parts["search"] = searched
     save_parts(study, parts)
-    for line in cautions_of(study):
-        _logger.warning(line)
+    if group.is_first:
+        for line in cautions_of(study):
+            _logger.warning(line)
     return results

@@ -21,6 +21,7 @@ from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import (
     PeriodicCheckpoint,
     SearchFolder,
+    checkpoint_of_all,
     without_copies,
 )
 from optuna_nis.lightning.convergence import (
@@ -29,6 +30,7 @@ from optuna_nis.lightning.convergence import (
 )
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.parts import parts_of_data
+from optuna_nis.lightning.processes import Group
 from optuna_nis.lightning.progress import EpochLines
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import (
@@ -40,12 +42,13 @@ from optuna_nis.lightning.training import (
 )
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.nn import output_features
+from optuna_nis.nn._sharded_layers import own_rows
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.keys import METRIC_ATTR, MONITOR_MODE_ATTR, OUTPUTS_ATTR, SEARCH_SECONDS_ATTR
 from optuna_nis.study.results import cautions_of, save_parts
-from optuna_nis.study.searches import finish, join, searches_of
+from optuna_nis.study.searches import finish, join, new_search_id, searches_of
 from optuna_nis.study.settings import differences, plan_of, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
@@ -73,22 +76,6 @@ class Subject:
     sized: BuildModel
 
 
-def check_one_process(trainer_options: Mapping[str, Any]) -> None:
-    """Check that trainers train in this process alone.
-
-    Raises:
-        ValueError: If they do not.
-    """
-    with quiet_lightning():
-        processes = quiet_trainer(**trainer_options).world_size
-    if processes > 1:
-        raise ValueError(
-            f"`trainer_options` must be of one process, got {processes}. To train a supernet in "
-            "several, give `NISCallback` to a trainer of your own; or start searches of one study "
-            "side by side."
-        )
-
-
 def run_search(
     study: Study,
     subject: Subject,
@@ -101,6 +88,7 @@ def run_search(
     progress: Callable[[str], None],
     checkpoint_dir: str | Path | None,
     trainer_options: Mapping[str, Any],
+    group: Group,
 ) -> tuple[list[Candidate], Monitored]:
     """Search, or go on with a search that was interrupted; see :func:`search_sizes`.
 
@@ -115,6 +103,7 @@ def run_search(
         progress: Called with a line of text whenever something begins.
         checkpoint_dir: Where checkpoints are kept.
         trainer_options: Further arguments of all trainers.
+        group: The processes that search together; the study of the others is a copy.
 
     Returns:
         What was trained for real, best first, and by which value; nothing where the study has
@@ -123,10 +112,15 @@ def run_search(
     with ExitStack() as stack:
         keep = checkpoint_dir is not None
         parent = Path(checkpoint_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        folder = SearchFolder.of_interrupted(study, parent, settings)
-        if folder is not None:
+        folder = None
+        if group.is_first:
+            folder = SearchFolder.of_interrupted(study, parent, settings)
+        # The others do as the first one does.
+        interrupted = group.share(None if folder is None else folder.search_id)
+        if interrupted is not None:
+            folder = folder or SearchFolder(group.own(parent / interrupted), interrupted)
             progress(f"Going on with the search {folder.search_id} that was interrupted.")
-        elif any(is_trained(trial) for trial in finished_trials(study)):
+        elif group.share(any(is_trained(trial) for trial in finished_trials(study))):
             progress("The study has been searched to the end; nothing is left to do.")
             _warn_ignored(study, settings)
             model = looked_at(subject.sized, subject.space.full())
@@ -134,7 +128,8 @@ def run_search(
             mode = study.user_attrs.get(MONITOR_MODE_ATTR, monitored.mode)
             return [], replace(monitored, mode=mode)
         else:
-            folder = SearchFolder.new(parent)
+            search_id = group.share(new_search_id())
+            folder = SearchFolder(group.own(parent / search_id), search_id)
         stack.callback(folder.release)
         # How long it goes on is each search's own.
         known = plan_of(study) or {}
@@ -143,7 +138,7 @@ def run_search(
         read = SearchPlan.from_dict(known).to_dict() if known else {}
         values = (plan.to_dict() | own).items()
         save_plan(study, {k: v for k, v in values if k in known or v != read.get(k, ...)})
-        me = join(study, folder.search_id, seed=settings["seed"], settings=settings)
+        me = group.share(join(study, folder.search_id, seed=settings["seed"], settings=settings))
         search = callback(me.id)
         search.says_next = False
         torch.manual_seed(me.seed)
@@ -157,8 +152,7 @@ def run_search(
             study.set_user_attr(OUTPUTS_ATTR, outputs)
         if isinstance(supernet, EmbeddingModule) and isinstance(data, EmbeddingDataModule):
             save_parts(study, parts_of_data(data, supernet, ["validation"]))
-        searched = folder.load_searched()
-        if searched is None:
+        if not all(group.all_of(folder.is_searched)):
             long = "until it no longer learns"
             if plan.epochs is not None:
                 long = f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}"
@@ -179,14 +173,18 @@ def run_search(
                 every_callback,
                 folder,
                 {"enable_progress_bar": bool(callbacks), **trainer_options},
+                group,
             )
             # Others may need the trainer when their length is asked for.
             ours = data if isinstance(data, EmbeddingDataModule) else None
             free(ours, subject.space.full().nbytes(), callbacks)
             monitored = search.monitored(supernet)
             if keep:
-                folder.save_searched(supernet.state_dict(), search.search, monitored.mode)
+                with own_rows():
+                    weights = supernet.state_dict()
+                folder.save_searched(weights, search.search, monitored.mode)
         else:
+            searched = folder.load_searched()
             supernet.load_state_dict(searched.pop("weights"))
             search.search.load_state_dict(searched["search"])
             monitored = replace(search.monitored(supernet), mode=searched["mode"])
@@ -210,9 +208,11 @@ def run_search(
         finish(study, me, folder.seconds)
         seconds = [each.seconds for each in searches_of(study).values() if each.seconds]
         study.set_user_attr(SEARCH_SECONDS_ATTR, sum(seconds))
+        group.wait()
         folder.remove()
-    for line in cautions_of(study):
-        _logger.warning(line)
+    if group.is_first:
+        for line in cautions_of(study):
+            _logger.warning(line)
     return found, monitored
 
 
@@ -238,6 +238,7 @@ def _train_supernet(
     callbacks: list[Callback],
     folder: SearchFolder,
     trainer_options: Mapping[str, Any],
+    group: Group,
 ) -> None:
     length: dict[str, Any]
     if epochs is None:
@@ -260,7 +261,7 @@ def _train_supernet(
             **trainer_options,
         )
         without_copies(trainer, folder.supernet.parent)
-        ckpt_path = folder.supernet if folder.supernet.exists() else None
+        ckpt_path = checkpoint_of_all(folder.supernet, group)
         trainer.fit(supernet, **fit_data(data), ckpt_path=ckpt_path)
 
 

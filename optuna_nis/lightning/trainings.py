@@ -27,9 +27,11 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import free
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning.building import BuildModel
+from optuna_nis.lightning.processes import group_of
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import Data, evaluated, train
 from optuna_nis.models import EmbeddingModule
+from optuna_nis.nn._sharded_layers import own_rows, whole_build
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
@@ -165,12 +167,13 @@ class Trainings:
         self.left = total
         self._seconds: list[float] = []
         self._runs: dict[str, Run] = {}
+        self._group = group_of(how.trainer_options or {})
         if how.checkpoint_dir is None:
             self._temporary = tempfile.TemporaryDirectory()
             self._folder = Path(self._temporary.name)
         else:
             name = hashlib.sha256(study.study_name.encode()).hexdigest()[:16]
-            self._folder = Path(how.checkpoint_dir) / f"retrain-{name}"
+            self._folder = self._group.own(Path(how.checkpoint_dir) / f"retrain-{name}")
 
     def __enter__(self) -> Trainings:
         return self
@@ -214,7 +217,8 @@ class Trainings:
 
     def has_weights(self, allocation: Allocation, seed: int) -> bool:
         """Whether the weights of a training are kept."""
-        return self._file(self._key(allocation, seed)).exists()
+        there = self._file(self._key(allocation, seed)).exists()
+        return all(self._group.all_of(there))
 
     def save(self, label: str, allocation: Allocation, seeds: Sequence[int]) -> None:
         """Save the model of some sizes with the best validation, if the output is not that."""
@@ -223,13 +227,19 @@ class Trainings:
         values = [self._runs[self._key(allocation, seed)].val_metric for seed in seeds]
         seed = seeds[max(range(len(seeds)), key=lambda index: sign * values[index])]
         key = self._key(allocation, seed)
-        if Predictor.training_of(output) == key:
+        if self._group.share(Predictor.training_of(output) == key):
             return
         model = self._trained(label, allocation, seed)
-        assert isinstance(model, EmbeddingModule)
         assert isinstance(self._how.data, EmbeddingDataModule)
-        predictor = Predictor(model, allocation, self._how.data.features)
-        predictor.save(output, training=key)
+        # All rows of tables that are spread, in the first process.
+        weights = model.state_dict()
+        if self._group.is_first:
+            if (build := whole_build(self._how.build)) is not self._how.build:
+                model = build(allocation)
+                model.load_state_dict(weights)
+            assert isinstance(model, EmbeddingModule)
+            predictor = Predictor(model, allocation, self._how.data.features)
+            predictor.save(output, training=key)
 
     def _known(self, key: str) -> Run | None:
         if self._how.key is None:
@@ -294,8 +304,10 @@ class Trainings:
         )
         # First the weights: what is known as finished can be tested.
         file = self._file(key)
-        torch.save(model.state_dict(), file.with_suffix(".new"))
+        with own_rows():
+            torch.save(model.state_dict(), file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
+        self._group.wait()
         self._record(key, run)
         self._count(run)
         more = ""
@@ -326,6 +338,8 @@ class Trainings:
     def _key(self, allocation: Allocation, seed: int) -> str:
         how = self._how
         settings = [__version__, _RULES, *(how.key or ()), how.max_epochs, how.patience]
+        if self._group.size > 1:
+            settings.append(self._group.size)
         text = json.dumps([*settings, allocation.to_json(), seed], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,13 @@ from optuna_nis.nn.supernet import SupernetEmbedding
 if TYPE_CHECKING:
     from optuna_nis.nn._sharded_table import ShardedTable
 
+_Build = TypeVar("_Build")
 # Whether states are to have the rows of this process alone.
 _own: ContextVar[bool] = ContextVar("own rows", default=False)
 #: Beside rows that are not all rows, which is the first of them.
 FIRST_ROW = "first_row"
+#: Of a function that makes models with sharded tables: what makes them with whole ones.
+WHOLE = "build_whole"
 # Where the state of an optimiser has that of sharded tables.
 _STATE = "sharded_tables"
 
@@ -101,6 +104,12 @@ def own_rows() -> Iterator[None]:
         yield
     finally:
         _own.reset(token)
+
+
+def whole_build(build: _Build) -> _Build:
+    """What makes the models of a function with whole tables, the function itself otherwise."""
+    whole: _Build = getattr(build, WHOLE, build)
+    return whole
 
 
 class ShardedSupernetEmbedding(ShardedRows, SupernetEmbedding):

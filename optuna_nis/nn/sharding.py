@@ -18,6 +18,7 @@ from optuna_nis._checks import check_integer, check_number
 from optuna_nis.nn._sharded_layers import (
     FIRST_ROW,
     SHARDED,
+    WHOLE,
     ShardedRows,
     ShardedSupernetEmbedding,
     ShardedTier,
@@ -84,8 +85,12 @@ def sharded(
                 # Large, but not to be sharded, such as the table of an output layer.
                 module.to_empty(device="cpu", recurse=False)
                 module.reset_parameters()  # type: ignore[operator]
+        if not kept and isinstance(tables, Allocation):
+            # Large tables may have been removed, or have few rows left.
+            return model
         return shard_tables(model, above=above, learning_rate=learning_rate)
 
+    setattr(build_sharded, WHOLE, build)
     return build_sharded
 
 

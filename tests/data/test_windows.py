@@ -71,6 +71,9 @@ def log(tmp_path: Path) -> Callable[..., TableDataModule]:
     return make
 
 
+RANK_AND_WORLD = "optuna_nis.data.batches._rank_and_world"
+
+
 def _rows(batches: Any, key: str = "row") -> list[int]:
     return [number for batch in batches for number in batch[key].tolist()]
 
@@ -181,7 +184,9 @@ def test_processes_share_the_rows(
 ) -> None:
     shares = []
     for rank in range(world):
-        monkeypatch.setattr(windows, "_rank_and_world", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(
+            "optuna_nis.data.batches._rank_and_world", lambda rank=rank: (rank, world)
+        )
         loader = log().train_dataloader()
         share = _rows(loader)
         assert len(share) == 32 * len(loader)
@@ -189,6 +194,29 @@ def test_processes_share_the_rows(
 
     assert len({len(share) for share in shares}) == 1
     assert len(set().union(*shares)) == sum(map(len, shares)) > 500
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_what_is_tested(
+    world: int, log: Callable[..., TableDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = log()
+    data.setup("test")
+    every = _rows(data.test_dataloader())
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr(
+            "optuna_nis.data.batches._rank_and_world", lambda rank=rank: (rank, world)
+        )
+        loader = data.test_dataloader()
+        shares.append(_rows(loader))
+        assert len(loader) == -(-len(shares[0]) // data.eval_batch_size)
+        assert _rows(windows.whole(loader)) == every
+
+    # The first rows once more, so that each has as many.
+    expected = (every + every[: -len(every) % world]) if len(every) % world else every
+    assert [row for share in shares for row in share] == expected
+    assert len({len(share) for share in shares}) == 1
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

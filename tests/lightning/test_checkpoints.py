@@ -246,7 +246,7 @@ def test_no_process_goes_on_before_a_checkpoint_is_in_its_place(tmp_path: Path) 
 
 
 def test_a_folder_is_of_one_process(study: optuna.Study, tmp_path: Path) -> None:
-    folder = SearchFolder.new(tmp_path)
+    folder = SearchFolder(tmp_path / "one")
     join(study, folder.search_id, seed=0, settings={"epochs": 1})
     with pytest.raises(Timeout):
         SearchFolder(tmp_path / folder.search_id)

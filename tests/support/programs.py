@@ -8,12 +8,15 @@ import subprocess
 import sys
 
 
-def run_program(*arguments: str | Path, timeout: float) -> None:
+def run_program(*arguments: str | Path, timeout: float) -> str:
     """Run Python with one thread for each process, and check that it ends well.
 
     Args:
         *arguments: Its options, the script and the script's arguments.
         timeout: Seconds that it may take.
+
+    Returns:
+        What it printed.
     """
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -24,3 +27,4 @@ def run_program(*arguments: str | Path, timeout: float) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout

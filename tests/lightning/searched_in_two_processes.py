@@ -1,0 +1,185 @@
+"""A search and a retraining in two processes: run by ``test_processes.py``, fails if wrong.
+
+They are forked when everything is imported; Lightning, which would start the second anew, goes by
+their ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+import json
+import os
+from pathlib import Path
+import socket
+import sys
+from typing import Any
+
+from killing import KilledAt, KilledError
+from lightning.pytorch import Callback, Trainer
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from optuna_nis import Allocation
+from optuna_nis.data.config import DataConfig
+from optuna_nis.lightning import checkpoints, retrain, search
+from optuna_nis.lightning.evaluating import evaluate_table
+from optuna_nis.models import embeddings
+from optuna_nis.serve.predictor import Predictor
+from optuna_nis.study.results import Results
+
+TOGETHER = {"accelerator": "cpu", "strategy": "ddp", "devices": 2}
+
+
+def write_clicks(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    users = (rng.random(1500) ** 3 * 400).astype(int)
+    frame = pd.DataFrame({"user": users, "item": rng.integers(0, 30, 1500)})
+    frame["clicked"] = (rng.random(1500) < 0.2 + 0.06 * (users * 7 % 10)).astype(int)
+    frame.to_csv(path, index=False)
+    frame.iloc[::3].to_csv(path.with_name("some.csv"), index=False)
+
+
+class Jobs:
+    """Searches and retrainings of one study, the first process's."""
+
+    def __init__(self, rank: int, folder: Path, name: str, **options: Any) -> None:
+        self.rank, self.folder = rank, folder / name
+        self.study = optuna.create_study(
+            study_name=name,
+            # The others need none.
+            storage=f"sqlite:///{folder}/{name}.db" if rank == 0 else None,
+            direction="maximize",
+        )
+        self._data = DataConfig(
+            table=str(folder / "clicks.csv"), label="clicked", features=("user", "item")
+        )
+        self.lines: list[str] = []
+        self._options: dict[str, Any] = {
+            "checkpoint_dir": self.folder,
+            "trainer_options": TOGETHER,
+            "progress": self.lines.append,
+            **options,
+        }
+
+    def search(self, callbacks: Sequence[Callback] = ()) -> Allocation:
+        return search(
+            self.study,
+            self._data,
+            budget="50%",
+            embedding_dim=8,
+            epochs=2,
+            num_updates=2,
+            callbacks=callbacks,
+            **self._options,
+        )
+
+    def retrain(self, callbacks: Sequence[Callback] = ()) -> Results:
+        return retrain(
+            self.study,
+            seeds=[0],
+            max_epochs=3,
+            callbacks=callbacks,
+            output=str(self.folder.with_suffix(".model")),
+            **self._options,
+        )
+
+
+class KilledAfter(Callback):
+    """Kills a training when so many batches of all trainings have been trained on."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KilledError
+
+
+def same_everywhere(value: Any) -> None:
+    """Fail unless all processes have the same."""
+    found: list[Any] = [None, None]
+    distributed.all_gather_object(found, value)
+    assert found[0] == found[1], found
+
+
+def values(study: optuna.Study) -> list[float | None]:
+    return [trial.value for trial in study.trials]
+
+
+def outcome(results: Results) -> dict[str, tuple[float, ...]]:
+    return {result.name: result.values for result in results}
+
+
+def check(rank: int, folder: Path, name: str, **options: Any) -> tuple[Jobs, Allocation, Results]:
+    """All processes find the same, which the first one writes down."""
+    jobs = Jobs(rank, folder, name, **options)
+    found = jobs.search()
+    same_everywhere(found.to_json())
+    results = jobs.retrain()
+    same_everywhere((outcome(results), results.verdict))
+    trained = [t for t in jobs.study.trials if t.user_attrs["fidelity"] == "trained"]
+    assert bool(trained) == bool(jobs.lines) == (rank == 0)
+    assert not jobs.folder.exists()
+    model = Predictor.load(jobs.folder.with_suffix(".model"))
+    # Metrics are of the rows of all processes.
+    assert evaluate_table(model, folder / "some.csv", label="clicked").rows == 500
+    return jobs, found, results
+
+
+def check_interrupted(rank: int, folder: Path, name: str, **options: Any) -> None:
+    """What was interrupted ends like what was not."""
+    jobs, found, results = check(rank, folder, name, **options)
+    again = Jobs(rank, folder, f"{name}-interrupted", **options)
+    # In its second epoch, in mid-epoch; when some trainings have ended.
+    with pytest.raises(KilledError):
+        again.search([KilledAt(30)])
+    assert again.search() == found
+    with pytest.raises(KilledError):
+        again.retrain([KilledAfter(80)])
+    assert outcome(again.retrain()) == outcome(results)
+    if rank == 0:
+        assert values(again.study) == values(jobs.study)
+        assert any("interrupted" in line for line in again.lines)
+        assert any("finished before" in line for line in again.lines)
+
+
+def check_sharded(rank: int, folder: Path) -> None:
+    """No process has all rows of a large table."""
+    embeddings.SPARSE_ABOVE = 100  # type: ignore[misc]
+    check_interrupted(rank, folder, "sharded", shard_tables_above=100)
+    jobs = Jobs(rank, folder, "none so large", shard_tables_above=1000)
+    with pytest.raises(ValueError, match="must be less than the number of ids of the largest"):
+        jobs.search()
+    assert not jobs.study.user_attrs
+
+
+def main(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    # Whenever it can be.
+    checkpoints._INTERVAL, checkpoints._MAX_SHARE = 0.0, 1.0
+    if find_spec("torchrec") is None:
+        check_interrupted(rank, folder, "whole")
+    else:
+        check(rank, folder, "whole")
+        check_sharded(rank, folder)
+    (folder / f"{rank}.json").write_text(json.dumps("done"))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = Path(sys.argv[1])
+    write_clicks(folder / "clicks.csv")
+    run = partial(main, folder=folder, port=port)
+    multiprocessing.start_processes(run, (), nprocs=2, start_method="fork")
