@@ -6,7 +6,6 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningModule, Trainer
 import numpy as np
 import pandas as pd
@@ -18,9 +17,10 @@ from optuna_nis.data import (
     UNSEEN_TARGET,
     EmbeddingDataModule,
     Source,
+    batches,
     split_rows,
 )
-from optuna_nis.data.batches import default_batch_size
+from optuna_nis.data.batches import Batches, default_batch_size
 from optuna_nis.data.splits import thin as thinned
 
 
@@ -421,20 +421,6 @@ def test_validation_is_complete_and_stays_in_order() -> None:
     assert first == second
 
 
-def test_processes_share_the_batches() -> None:
-    data = Synthetic(batch_size=16)
-    data.setup("fit")
-
-    shares = []
-    for rank in (0, 1):
-        sampler: Any = data.train_dataloader().sampler  # each process has its own
-        wrapper = DistributedSamplerWrapper(sampler, num_replicas=2, rank=rank, shuffle=False)
-        wrapper.set_epoch(3)
-        shares += list(wrapper)
-
-    assert sorted(torch.cat(shares).tolist()) == list(range(160))
-
-
 def test_the_test_part_wants_setup_test() -> None:
     data = Synthetic()
     for stage in ("fit", "validate", None):
@@ -783,3 +769,27 @@ def test_a_fingerprint_tells_data_apart() -> None:
     seen = withheld.fingerprint("train", "validation")
     assert Rows(frame, labels).fingerprint("train", "validation") == seen not in found
     assert Rows(frame, labels, seed=1).fingerprint("train", "validation") != seen
+
+
+@pytest.mark.parametrize(("rows", "world"), [(1000, 2), (1000, 3), (1001, 2), (70, 4)])
+def test_processes_share_batches(rows: int, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {seed: [batch.tolist() for batch in Batches(rows, 32, seed)] for seed in (None, 0)}
+    dealt: dict[int | None, list[list[list[int]]]] = {None: [], 0: []}
+    for rank in range(world):
+        monkeypatch.setattr(batches, "_rank_and_world", lambda rank=rank: (rank, world))
+        for seed, own in dealt.items():
+            sampler = Batches(rows, 32, seed)
+            own.append([batch.tolist() for batch in sampler])
+            assert len(own[-1]) == len(sampler)
+            sampler.is_whole = True
+            sampler.set_epoch(0)
+            assert [batch.tolist() for batch in sampler] == alone[seed]
+    # In training each batch is of one process, and all have as many of them.
+    given = [batch for own in dealt[0] for batch in own]
+    assert len({len(own) for own in dealt[0]}) == 1
+    if rows // 32 >= world:
+        assert sorted(given) == sorted(alone[0][: rows // 32 // world * world])
+    # What is validated are all rows, and few of them twice.
+    seen = [row for own in dealt[None] for batch in own for row in batch]
+    assert set(seen) == set(range(rows))
+    assert len(seen) - rows < world
