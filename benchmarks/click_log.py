@@ -56,6 +56,9 @@ BUDGET = "10%"
 # Rows of the tables, width, examples of a batch, steps of which the median counts.
 TABLES, DIM, BATCH, STEPS = (1_000_000, 30_000_000), 32, 4096, 30
 
+# The study of the search, and where it has the most resident memory, in GiB.
+STUDY, PEAK_ATTR = "click-log", "peak_gib"
+
 #: The seconds of the processor, the seconds and the most memory that something took.
 Cost = tuple[float, float, float]
 
@@ -94,10 +97,14 @@ def preparing(folder: Path) -> dict[str, Any]:
 def searching(folder: Path) -> dict[str, Any]:
     """A search and a retraining on 10 million rows."""
     log, facts = log_of(folder, MIDDLE)
-    storage = folder / "search.db"
-    storage.unlink(missing_ok=True)
-    peak = measured(search_and_retrain, log, f"sqlite:///{storage}")[2]
-    study = optuna.load_study(study_name="click-log", storage=f"sqlite:///{storage}")
+    storage = f"sqlite:///{folder / 'search.db'}"
+    study = _study(storage)
+    if results_of(study):
+        optuna.delete_study(study_name=STUDY, storage=storage)
+        study = _study(storage)
+    # What was interrupted goes on.
+    measured(search_and_retrain, log, storage, anew=not study.user_attrs)
+    peak = study.user_attrs[PEAK_ATTR]
     results = {result.name: result for result in results_of(study)}
     cost = search_cost_ratio(study)
     assert cost is not None
@@ -154,7 +161,7 @@ def prepare(log: Path) -> None:
 def search_and_retrain(log: Path, storage: str) -> None:
     """What the commands of these names do."""
     quiet()
-    study = optuna.create_study(study_name="click-log", storage=storage, direction="maximize")
+    study = _study(storage)
     data = DataConfig(
         table=str(log),
         label="label",
@@ -164,13 +171,27 @@ def search_and_retrain(log: Path, storage: str) -> None:
     )
     checkpoints = log.with_name("checkpoints")
     where: dict[str, Any] = {"checkpoint_dir": checkpoints, "cache_dir": _cache(log)}
-    search(study, data, budget=BUDGET, progress=_told, **where)
-    retrain(study, seeds=[0], progress=_told, **where)
+
+    def told(line: str) -> None:
+        _told(line)
+        _note_peak(study)
+
+    search(study, data, budget=BUDGET, progress=told, **where)
+    retrain(study, seeds=[0], progress=told, **where)
+    _note_peak(study)
 
 
-def measured(work: Callable[..., None], log: Path, *arguments: Any) -> Cost:
-    """What something costs in a process of its own, that finds nothing kept of earlier ones."""
-    shutil.rmtree(_cache(log), ignore_errors=True)
+def measured(work: Callable[..., None], log: Path, *arguments: Any, anew: bool = True) -> Cost:
+    """What something costs in a process of its own.
+
+    Args:
+        work: What is done.
+        log: The log, its first argument.
+        *arguments: Its other arguments.
+        anew: Whether it is to find nothing that earlier processes have read.
+    """
+    if anew:
+        shutil.rmtree(_cache(log), ignore_errors=True)
     context = get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(work, (log, *arguments), send))
@@ -183,6 +204,18 @@ def measured(work: Callable[..., None], log: Path, *arguments: Any) -> Cost:
     process.join()
     _told(f"{work.__name__} of {log.name}: {cost[0]:.1f} s of the processor, {cost[2]:.2f} GiB.")
     return cost
+
+
+def _study(storage: str) -> optuna.Study:
+    return optuna.create_study(
+        study_name=STUDY, storage=storage, direction="maximize", load_if_exists=True
+    )
+
+
+def _note_peak(study: optuna.Study) -> None:
+    """Keep the most resident memory so far, of processes before this one, too."""
+    before = study.user_attrs.get(PEAK_ATTR, 0.0)
+    study.set_user_attr(PEAK_ATTR, max(before, _peak_gib()))
 
 
 def _measure(work: Callable[..., None], arguments: Sequence[Any], pipe: Connection) -> None:
