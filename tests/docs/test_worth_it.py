@@ -159,6 +159,16 @@ def test_a_click_log_has_a_line_for_each_stage(tmp_path: Path):
     (tmp_path / "click_log.json").write_text(json.dumps(found))
     text = worth_it.costs(tmp_path)
     assert all(number in text for number in ("3.2 GiB", "2.0 times", "9.1 times"))
+    found = {
+        "search_peak_gib": 4.57,
+        "search_cost_ratio": 1.15,
+        "metric": {"nis": 0.7664, "full": 0.7467},
+        "nbytes": {"nis": 9_655_048, "full": 1_567_532_544},
+        "best_auc": 0.8335,
+    }
+    (tmp_path / "click_log.json").write_text(json.dumps(found))
+    text = worth_it.costs(tmp_path)
+    assert all(n in text for n in ("4.6 GiB", "1.1 trainings", "9,655,048 bytes with", "0.7467"))
 
 
 @pytest.mark.parametrize("std", [0.0, 0.004])
