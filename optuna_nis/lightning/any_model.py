@@ -40,6 +40,7 @@ from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.precision import check_precisions
 from optuna_nis.space.space import Mode, SearchSpace
+from optuna_nis.space.spec import Oov, check_oov
 from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
@@ -171,6 +172,7 @@ def search_sizes(
     *,
     mode: Mode = "multi",
     precisions: Sequence[int] = (32,),
+    oov: Oov = "zero",
     space: SearchSpace | None = None,
     counts: Counts | None = None,
     count_options: Mapping[str, Any] | None = None,
@@ -210,8 +212,9 @@ def search_sizes(
         budget: As in :class:`~optuna_nis.SearchSpace`.
         mode: As in :class:`~optuna_nis.SearchSpace`; that of the monitor is ``monitor_mode``.
         precisions: As in :class:`~optuna_nis.EmbeddingSpec`, of every table: ``(32, 8, 4, 2)``.
-        space: The search space, in place of ``budget``, ``mode`` and ``precisions``, for a
-            ``build_model`` that takes sizes; by default that of the reference model.
+        oov: What ids without a row give, as in :class:`~optuna_nis.EmbeddingSpec`, of every table.
+        space: The search space, in place of ``budget``, ``mode``, ``precisions`` and ``oov``, for
+            a ``build_model`` that takes sizes; by default that of the reference model.
         counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted.
         count_options: Arguments of :func:`~optuna_nis.nn.count_ids`, ``step`` or ``ids``.
         metric: As in :class:`NISCallback`.
@@ -271,6 +274,7 @@ def search_sizes(
             "smallest value of the monitor is best is `monitor_mode`."
         )
     precisions = check_precisions(precisions, "all features")
+    check_oov(oov, "all features")
     fit_data(data)
     no_length = isinstance(data, Sequence) and sized_len(data[0]) is None
     whole = plan.shortlist_batches in (None, 1)
@@ -292,15 +296,17 @@ def search_sizes(
                     f"and swapped; one that takes sizes makes its own, got {value!r}."
                 )
         if space is None:
-            space = _space_of(build_model, budget, mode, precisions)
+            space = _space_of(build_model, budget, mode, precisions, oov)
         elif (
             budget is not None
             or mode not in ("multi", space.mode)
             or precisions not in ((32,), space.precisions)
+            or oov != "zero"
         ):
             raise ValueError(
-                "`space` has a budget, a mode and precisions: give it alone, got budget "
-                f"{budget!r}, mode {mode!r} and precisions {precisions!r} too."
+                "`space` has a budget, a mode, precisions and what ids without a row give: give "
+                f"it alone, got budget {budget!r}, mode {mode!r}, precisions {precisions!r} and "
+                f"oov {oov!r} too."
             )
         subject = Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
@@ -308,8 +314,9 @@ def search_sizes(
     else:
         if space is not None:
             raise ValueError(
-                "`space` is for a `build_model` that takes sizes. Give `budget`, `mode` and "
-                f"`precisions`, from which that of the model's layers is made, got {space!r}."
+                "`space` is for a `build_model` that takes sizes. Give `budget`, `mode`, "
+                "`precisions` and `oov`, from which that of the model's layers is made, got "
+                f"{space!r}."
             )
         subject = swapped_subject(
             build_model,
@@ -320,6 +327,7 @@ def search_sizes(
             budget=budget,
             mode=mode,
             precisions=precisions,
+            oov=oov,
         )
         space = subject.space
     study = group.study(study or create_study(direction="maximize"))
@@ -383,6 +391,7 @@ def _space_of(
     budget: int | float | str | None,
     mode: Mode,
     precisions: Sequence[int],
+    oov: Oov,
 ) -> SearchSpace:
     reference = whole_build(build_model)
     if not isinstance(reference, ReferenceModel):
@@ -390,5 +399,5 @@ def _space_of(
             "`build_model` must be a function without arguments, such as `lambda: Model(...)`; "
             "with one that takes sizes, unless `reference_model` made it, give `space`."
         )
-    specs = reference.specs(precisions=precisions)
+    specs = reference.specs(precisions=precisions, oov=oov)
     return SearchSpace(specs, budget=budget, mode=mode)

@@ -15,6 +15,7 @@ from optuna_nis.lightning.training import Data, training_loader
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features
 from optuna_nis.nn.swap import Counts
 from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.spec import Oov
 
 # Arguments that are those of the search itself.
 _NOT_OF_SWAP = ("model", "budget", "counts", "mode", "precisions")
@@ -27,6 +28,8 @@ def swapped_subject(
     counts: Counts | None,
     count_options: Mapping[str, Any] | None,
     swap_options: Mapping[str, Any] | None,
+    *,
+    oov: Oov,
     **of_space: Any,
 ) -> Subject:
     """The space of the layers of a model, and how their swapped models are made.
@@ -37,6 +40,7 @@ def swapped_subject(
         counts: As in :func:`search_sizes`.
         count_options: As in :func:`search_sizes`.
         swap_options: As in :func:`search_sizes`.
+        oov: As in :func:`search_sizes`.
         **of_space: Budget, mode and precisions.
 
     Raises:
@@ -46,6 +50,11 @@ def swapped_subject(
         **_options("swap_options", swap_options, make_searchable, _NOT_OF_SWAP),
         **of_space,
     }
+    if options.setdefault("oov", oov) != oov != "zero":
+        raise ValueError(
+            f"Either `oov` or `oov` of `swap_options` may be given, got {oov!r} and "
+            f"{options['oov']!r}."
+        )
     if counts is None:
         of_count = _options("count_options", count_options, count_ids, _NOT_OF_COUNT)
         if "outputs" in options and "ids" not in of_count:

@@ -113,6 +113,14 @@ def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) ->
         (Ordinary, Data(), {"mode": "max"}, ValueError, "got 'max'; .* is `monitor_mode`"),
         # Before the data are fitted, which they cannot be.
         (Ordinary, [1], {"precisions": 3}, ValueError, "`precisions` of 'all features' must"),
+        (Ordinary, [1], {"oov": "none"}, ValueError, "`oov` of 'all features' must"),
+        (
+            Ordinary,
+            Data(),
+            {"oov": "hash", "swap_options": {"oov": "shared"}},
+            ValueError,
+            "Either `oov` or .*, got 'hash' and 'shared'",
+        ),
         (Ordinary, Data(), {"monitor_mode": "multi"}, ValueError, '`monitor_mode` must be "max"'),
         (Ordinary, Data(), {"max_epochs": 2}, TypeError, "Do you mean `epochs`"),
         (Ordinary, Data(), {"monitors": "x"}, TypeError, "Do you mean `monitor`"),
@@ -150,11 +158,12 @@ def test_what_cannot_be_searched(
         ({"swap_options": {"exclude": "user"}}, "`swap_options` is for a `build_model` without"),
         (
             {"budget": 0.5},
-            "`space` has a budget, a mode and precisions: give it alone, got budget",
+            "`space` has a budget, a mode, .*: give it alone, got budget",
         ),
-        ({"mode": "single"}, "give it alone, got budget None, mode 'single' and precisions"),
-        ({"precisions": (8, 4)}, r"mode 'multi' and precisions \(8, 4\) too"),
-        ({"precisions": 8}, r"mode 'multi' and precisions \(8,\) too"),
+        ({"mode": "single"}, "give it alone, got budget None, mode 'single', precisions"),
+        ({"precisions": (8, 4)}, r"mode 'multi', precisions \(8, 4\) and oov 'zero' too"),
+        ({"precisions": 8}, r"mode 'multi', precisions \(8,\) and"),
+        ({"oov": "hash"}, "and oov 'hash' too"),
     ],
 )
 def test_what_is_not_for_a_function_of_the_sizes(options: dict[str, Any], message: str) -> None:
@@ -171,6 +180,15 @@ def test_a_search_of_precisions_keeps_to_its_bytes() -> None:
     lines = str(found).splitlines()
     assert lines[-1].endswith(" in projections")
     assert f" with {memory(found.allocation.nbytes(), found.space.full_nbytes)}: " in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"oov": "hash"}, {"oov": "hash", "swap_options": {"oov": "hash"}}]
+)
+def test_ids_without_a_row_may_share_some(options: dict[str, Any]) -> None:
+    found = search_sizes(Ordinary, Data(), "50%", **FAST, **options)
+    assert {spec.oov for spec in found.space.specs} == {"hash"}
+    assert found.allocation.nbytes() <= found.space.budget_nbytes
 
 
 @pytest.mark.parametrize("told", [False, True])
