@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import logging
 import os
+import time
 from typing import Any
 import warnings
 
@@ -19,6 +20,8 @@ _console = rich.get_console()
 
 # Packages through which Optuna speaks to storages, and the errors that are told in a line.
 _CLIENTS = ("sqlalchemy", "redis", "grpc")
+# Seconds in which torchrun ends the other processes when one has failed, and more.
+_ENDS_ALL = 5.0
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError)
 
 
@@ -120,6 +123,9 @@ def silence_lightning() -> None:
 
 
 def fail(message: str, code: int = 1) -> None:
+    if is_other_process():
+        # What all of them have to say, the first one says, whose end is theirs too.
+        time.sleep(_ENDS_ALL)
     tell(message, style="bold red")
     raise typer.Exit(code)
 

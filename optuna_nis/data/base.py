@@ -424,7 +424,8 @@ class EmbeddingDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """Shuffled batches of the :attr:`shard`, the same for the same ``shuffle_seed`` and epoch.
 
-        A training that is resumed in the middle of an epoch goes on with the batches left.
+        A training that is resumed in the middle of an epoch goes on with the batches left. In a
+        process group of ``torch.distributed`` each process gets its share, of every part.
         """
         self.setup("fit")
         return self._parts["train"].loader(self.batch_size, self.shuffle_seed, self._shard)

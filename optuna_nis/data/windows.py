@@ -30,8 +30,8 @@ class WindowLoader(Epochs):
 
     The order depends on the seed and the epoch alone. A training that is resumed in the middle of
     an epoch goes on with the batches left; where several processes train together, each takes
-    every so many-th window. Rows that are not shuffled each takes a run of, all equally many: the
-    last run ends with some of the first rows once more.
+    a run of that order of blocks, all equally many rows. Rows that are not shuffled are shared in
+    runs too, of which the last one ends with some of the first rows once more.
 
     Args:
         source: All rows.
@@ -80,10 +80,12 @@ class WindowLoader(Epochs):
         length = self._windows.num_batches(world)
         each = self._windows.batches_of_a_window
         begun, left_out = divmod(self._given, each)
-        windows, first, step = self._windows.of_process(rank, world)
-        wanted = [(epoch, index * step + first) for index in range(begun, -(-length // each))]
+        wanted = [(epoch, index) for index in range(begun, -(-length // each))]
         loader: DataLoader[Batch] = DataLoader(
-            windows, batch_size=None, sampler=wanted, num_workers=self.num_workers
+            self._windows.of_process(rank, world),
+            batch_size=None,
+            sampler=wanted,
+            num_workers=self.num_workers,
         )
         for window in loader:
             for start in range(left_out, -(-len(window[LABEL]) // self.batch_size)):
@@ -116,41 +118,47 @@ class _Windows(Dataset[Batch]):
         self._block = _BLOCK
         self.batches_of_a_window = max(1, _WINDOW // batch_size)
         self._size = self.batches_of_a_window * batch_size
+        # The run of all rows, in the order of an epoch, that this process gets, and which it is.
+        self._run = (0, len(rows))
+        self._rank: tuple[int, ...] = ()
 
     def num_batches(self, world: int) -> int:
         """Number of batches that each of so many processes gets."""
         rows = len(self._rows)
         if self._seed is None:
             return -(-rows_of_each(rows, world) // self._batch_size)
-        if world == 1:
-            return max(1, rows // self._batch_size)
-        # Each gets as many as the one with the fewest.
-        windows, rest = divmod(rows // self._batch_size, self.batches_of_a_window)
-        full, more = divmod(windows, world)
-        return full * self.batches_of_a_window + (rest if more == world - 1 else 0)
+        return max(1, rows // world // self._batch_size)
 
-    def of_process(self, rank: int, world: int) -> tuple[_Windows, int, int]:
-        """Windows with those of a process, the index of its first one, and the step to its next.
+    def of_process(self, rank: int, world: int) -> _Windows:
+        """The windows of a process.
 
         Args:
             rank: Which process it is.
             world: How many they are.
         """
-        if self._seed is not None or world == 1:
-            return self, rank, world
+        if world == 1:
+            return self
         own = copy(self)
-        own._rows = run_of(self._rows, rank, world)
-        return own, 0, 1
+        if self._seed is None:
+            own._rows = run_of(self._rows, rank, world)
+            own._run = (0, len(own._rows))
+        else:
+            each = len(self._rows) // world
+            own._run = (rank * each, (rank + 1) * each)
+            own._rank = (rank,)
+        return own
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Batch:
         epoch, index = epoch_and_index
-        start, stop = index * self._size, min((index + 1) * self._size, len(self._rows))
+        first, last = self._run
+        start = first + index * self._size
+        stop = min(start + self._size, last)
         if self._seed is None:
             return self._encoder.batch(self._source.take(self._rows[start:stop]))
         places = _places(len(self._rows), self._block, start, stop, [self._seed, epoch])
         window = self._encoder.batch(self._source.take(self._rows[places]))
-        shuffled = np.random.default_rng([self._seed, epoch, index]).permutation(len(places))
-        order = torch.from_numpy(shuffled)
+        rng = np.random.default_rng([self._seed, epoch, index, *self._rank])
+        order = torch.from_numpy(rng.permutation(len(places)))
         return {name: tensor[order] for name, tensor in window.items()}
 
 

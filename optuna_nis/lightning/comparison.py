@@ -13,7 +13,7 @@ from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._format import size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
-from optuna_nis.lightning.processes import group_of
+from optuna_nis.lightning.processes import group_of, shared_batches
 from optuna_nis.lightning.trainings import Comparison, Run, Trainings
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.space.allocation import Allocation
@@ -124,7 +124,10 @@ def compare(
         contenders.append(full)
     total = len(finalists) + len({*contenders, full}) + 3 * (len(seeds) - 1)
     sign = comparison.sign
-    with Trainings(study, comparison, total, full.allocation.nbytes()) as trainings:
+    with (
+        shared_batches(comparison.data, group),
+        Trainings(study, comparison, total, full.allocation.nbytes()) as trainings,
+    ):
 
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]

@@ -15,8 +15,9 @@ import torch
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
+from optuna_nis.lightning.logged import logged_by_first
 from optuna_nis.lightning.parts import labels_of, num_rows
-from optuna_nis.lightning.rewards import Monitored, logged
+from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.models.items import ItemsModule
 from optuna_nis.nn._sharded_layers import own_rows
@@ -218,8 +219,8 @@ class Convergence(Callback):
         monitored = self._monitored
         sign = 1.0 if monitored.mode == "max" else -1.0
         # Of several processes all go by what the first one has seen.
-        seen = logged(trainer, monitored.name), self._rows * trainer.world_size
-        self.last, self._rows = trainer.strategy.broadcast(seen)
+        self.last = logged_by_first(trainer, monitored.name)
+        self._rows = trainer.strategy.broadcast(self._rows * trainer.world_size)
         value = sign * self.last
         best = sign * self.best if self.best_epoch else -math.inf
         self.num_validations += 1

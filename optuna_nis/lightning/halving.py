@@ -27,8 +27,9 @@ from optuna_nis.lightning.checkpoints import (
     without_copies,
 )
 from optuna_nis.lightning.convergence import error_on_validation
+from optuna_nis.lightning.logged import logged_by_first
 from optuna_nis.lightning.processes import Group, group_of
-from optuna_nis.lightning.rewards import Monitored, MonitorMode, logged
+from optuna_nis.lightning.rewards import Monitored, MonitorMode
 from optuna_nis.lightning.training import (
     Data,
     ValidationForSchedules,
@@ -310,9 +311,7 @@ class _LatestMetric(Callback):
         self.value = state_dict["value"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Of several processes all go by what the first one has seen.
-        seen = trainer.strategy.broadcast(logged(trainer, self._monitored.name))
-        value = _sign(self._monitored) * seen
+        value = _sign(self._monitored) * logged_by_first(trainer, self._monitored.name)
         self.value = value if math.isfinite(value) else -math.inf
 
 

@@ -16,7 +16,7 @@ from optuna_nis.data.config import DataConfig
 from optuna_nis.data.of_study import check_data, oov_of_data, read_data, save_data
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.any_model import search_sizes
-from optuna_nis.lightning.processes import built, group_of, share_batches
+from optuna_nis.lightning.processes import built, group_of
 from optuna_nis.models import reference_model
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
@@ -120,7 +120,6 @@ def search(
             study, data, withhold_test=True, progress=progress, cache_dir=cache_dir
         )
     datamodule.shard = shard
-    share_batches(datamodule, group)
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)
     reference = reference_model(datamodule.features, **model_options)

@@ -11,7 +11,8 @@ import optuna
 
 from optuna_nis._logging import get_logger
 from optuna_nis.lightning.building import BuildModel
-from optuna_nis.lightning.rewards import MonitorMode, logged
+from optuna_nis.lightning.logged import logged
+from optuna_nis.lightning.rewards import MonitorMode
 from optuna_nis.lightning.training import Data, listed, train
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace

@@ -97,21 +97,27 @@ class Group:
         kept = None
         if self.is_first:
             system_attrs = study._storage.get_study_system_attrs(study._study_id)
-            kept = study.directions, study.user_attrs, system_attrs, study.get_trials()
+            kept = (
+                study.study_name,
+                study.directions,
+                study.user_attrs,
+                system_attrs,
+                study.get_trials(),
+            )
         shared = self.share(kept)
         if self.is_first:
             return study
         assert shared is not None
-        directions, user_attrs, system_attrs, trials = shared
+        name, directions, user_attrs, system_attrs, trials = shared
         storage, verbosity = InMemoryStorage(), logging.get_verbosity()
         logging.set_verbosity(logging.WARNING)  # It is no new study.
-        storage.create_new_study(directions, study.study_name)
+        storage.create_new_study(directions, name)
         logging.set_verbosity(verbosity)
-        copy = Study(study.study_name, storage)
-        for name, value in user_attrs.items():
-            copy.set_user_attr(name, value)
-        for name, value in system_attrs.items():
-            storage.set_study_system_attr(copy._study_id, name, value)
+        copy = Study(name, storage)
+        for attr, value in user_attrs.items():
+            copy.set_user_attr(attr, value)
+        for attr, value in system_attrs.items():
+            storage.set_study_system_attr(copy._study_id, attr, value)
         copy.add_trials(trials)
         return copy
 
@@ -197,7 +203,20 @@ def built(
     return sharded(reference, above=shard_tables_above)
 
 
-def share_batches(data: EmbeddingDataModule, group: Group) -> None:
-    """Let the batches of all processes together be as large as those of one were."""
-    if group.size > 1:
-        data.batch_size = math.ceil(data.batch_size / group.size)
+@contextmanager
+def shared_batches(data: object, group: Group) -> Iterator[None]:
+    """Let the batches of all processes together be as large as those of one are otherwise.
+
+    Args:
+        data: What is trained on; only data modules of this package tell how large batches are.
+        group: The processes.
+    """
+    if group.size == 1 or not isinstance(data, EmbeddingDataModule):
+        yield
+        return
+    before = data.batch_size
+    data.batch_size = math.ceil(before / group.size)
+    try:
+        yield
+    finally:
+        data.batch_size = before

@@ -18,7 +18,7 @@ from optuna_nis.data.splits import MIN_ROWS
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.comparison import check_options, compare
 from optuna_nis.lightning.parts import parts_of_data
-from optuna_nis.lightning.processes import built, group_of, share_batches
+from optuna_nis.lightning.processes import built, group_of
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.trainings import Comparison
 from optuna_nis.models import EmbeddingModule, reference_model
@@ -122,7 +122,6 @@ def retrain(
         datamodule = read_data(
             study, data, withhold_test=False, progress=progress, cache_dir=cache_dir
         )
-    share_batches(datamodule, group)
     options = study.user_attrs.get(MODEL_OPTIONS_ATTR, {}) | model_options
     reference = reference_model(datamodule.features, **options)
     build = built(reference, space_of(study), shard_tables_above, group)

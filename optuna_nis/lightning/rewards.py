@@ -75,21 +75,6 @@ class Monitored:
         return [] if self.metric is None else [_Logged(self.metric, self.name)]
 
 
-def logged(trainer: Trainer, monitor: str) -> float:
-    """A value that the model has logged.
-
-    Raises:
-        ValueError: If it logs none of that name.
-    """
-    metrics = trainer.callback_metrics
-    if monitor not in metrics:
-        raise ValueError(
-            f"`monitor` must be a value that the model logs in validation, one of "
-            f"{sorted(metrics)}, got {monitor!r}."
-        )
-    return float(metrics[monitor])
-
-
 def check_goal(
     metric: Metric | None, monitor: str | None, mode: MonitorMode | None, name: str = "mode"
 ) -> None:

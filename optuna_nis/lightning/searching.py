@@ -30,7 +30,7 @@ from optuna_nis.lightning.convergence import (
 )
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.parts import parts_of_data
-from optuna_nis.lightning.processes import Group
+from optuna_nis.lightning.processes import Group, shared_batches
 from optuna_nis.lightning.progress import EpochLines
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import (
@@ -128,6 +128,7 @@ def run_search(
             mode = study.user_attrs.get(MONITOR_MODE_ATTR, monitored.mode)
             return [], replace(monitored, mode=mode)
         else:
+            _tell_of_others(study, parent, settings, progress)
             search_id = group.share(new_search_id())
             folder = SearchFolder(group.own(parent / search_id), search_id)
         stack.callback(folder.release)
@@ -142,6 +143,7 @@ def run_search(
         search = callback(me.id)
         search.says_next = False
         torch.manual_seed(me.seed)
+        stack.enter_context(shared_batches(data, group))
         if isinstance(data, EmbeddingDataModule):
             data.shuffle_seed = me.seed
             stack.enter_context(_few_validated(data, progress))
@@ -263,6 +265,20 @@ def _train_supernet(
         without_copies(trainer, folder.supernet.parent)
         ckpt_path = checkpoint_of_all(folder.supernet, group)
         trainer.fit(supernet, **fit_data(data), ckpt_path=ckpt_path)
+
+
+def _tell_of_others(
+    study: Study, parent: Path, settings: Mapping[str, Any], progress: Callable[[str], None]
+) -> None:
+    """Tell of searches like this one that were interrupted, but for the number of processes."""
+    for search in searches_of(study).values():
+        like = {**settings, "processes": 0} == {**search.settings, "processes": 0}
+        if like and search.seconds is None and (parent / search.id).is_dir():
+            number = search.settings.get("processes", 1)
+            progress(
+                f"The search {search.id}, of {number} process{'es' * (number > 1)}, was "
+                "interrupted; started with as many it goes on. This is another one."
+            )
 
 
 def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:

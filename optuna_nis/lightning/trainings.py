@@ -27,6 +27,7 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import free
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning.building import BuildModel
+from optuna_nis.lightning.logged import warn_of_own_rows
 from optuna_nis.lightning.processes import group_of
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import Data, evaluated, train
@@ -94,13 +95,19 @@ class Comparison:
             raise ValueError(
                 f"{type(model).__name__} must define `test_step`, which logs its test metric."
             )
-        return evaluated(
+        options = {**(self.trainer_options or {}), **trainer_options}
+        found = evaluated(
             model,
             self.data,
             monitor=self.test_monitor,
             callbacks=self.monitored.callbacks(),
-            **{**(self.trainer_options or {}), **trainer_options},
+            **options,
         )
+        first = group_of(options).share(found)
+        own, value = found[self.test_monitor], first[self.test_monitor]
+        if not math.isclose(own, value, rel_tol=1e-6, abs_tol=1e-9):
+            warn_of_own_rows(self.test_monitor)
+        return first
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,13 @@ class Trainings:
     def __exit__(self, error: type[BaseException] | None, *args: object) -> None:
         # Whoever goes on needs what an interrupted comparison has trained.
         if error is None or self._how.checkpoint_dir is None:
+            self._group.wait()
             shutil.rmtree(self._folder, ignore_errors=True)
+            if self._group.is_first:
+                # Of other numbers of processes that were interrupted.
+                for other in self._folder.parent.glob(f"{self._folder.name}.*"):
+                    shutil.rmtree(other, ignore_errors=True)
+            self._group.wait()
             # The parent too, if it is empty.
             if self._how.checkpoint_dir is not None:
                 with suppress(OSError):

@@ -16,7 +16,7 @@ from optuna_nis.data.keys import GROUP, NUMERIC, WEIGHT
 from optuna_nis.models.embeddings import Batch, FeatureEmbeddings
 from optuna_nis.models.metrics import groups_of
 from optuna_nis.models.numeric import NumericField, numbers_of
-from optuna_nis.models.weights import mean, weights_of
+from optuna_nis.models.weights import mean, share_of_processes, weights_of
 from optuna_nis.nn import AdamAndRowwiseAdagrad
 from optuna_nis.nn._adam import adam
 from optuna_nis.nn._sharded_layers import follow_rates
@@ -174,6 +174,12 @@ class EmbeddingModule(LightningModule):
     def _penalty(self, norms: Tensor, batch: Batch) -> Tensor:
         """What large rows cost, by their squared norms in each example."""
         return self.l2 * mean(norms, self.weights_of(batch))
+
+    def _of_all(self, loss: Tensor, weights: Tensor | None) -> Tensor:
+        """A mean by weights, as its share of that over the processes that train together."""
+        if weights is None or self._trainer is None or self.trainer.world_size == 1:
+            return loss
+        return loss * share_of_processes(weights)
 
 
 def mlp(num_inputs: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:

@@ -118,7 +118,9 @@ class ItemsModule(EmbeddingModule):
         """Cross-entropy over the items and the penalty of the embeddings."""
         found = self.training_examples(batch)
         loss = self._loss(found.vectors, found.labels, found.weights, found.certain)
-        return loss + self._penalty(found.rows.square().sum((1, 2)), batch)
+        penalty = self._penalty(found.rows.square().sum((1, 2)), batch)
+        weights = self.weights_of(batch)
+        return self._of_all(loss, found.weights) + self._of_all(penalty, weights)
 
     def choice_loss(self, batch: Batch) -> Tensor:
         """Cross-entropy over the items."""

@@ -112,7 +112,8 @@ class RankingModule(EmbeddingModule):
         """Binary cross-entropy and the penalty of the embeddings."""
         rows = self.embeddings(batch)
         found = products(rows)
-        return self._loss(rows, found, batch) + self._penalty(found.norms, batch)
+        loss = self._loss(rows, found, batch) + self._penalty(found.norms, batch)
+        return self._of_all(loss, self.weights_of(batch))
 
     def choice_loss(self, batch: Batch) -> Tensor:
         """Binary cross-entropy."""

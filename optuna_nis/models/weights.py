@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from optuna_nis.data.keys import LABEL, WEIGHT
 from optuna_nis.models.embeddings import Batch
@@ -52,6 +52,23 @@ def mean(values: Tensor, weights: Tensor | None) -> Tensor:
     return (values * weights).sum() / weight_sum(weights)
 
 
+def share_of_processes(weights: Tensor) -> Tensor:
+    """What a mean by weights is to be multiplied by where processes train together.
+
+    The mean of what is then in all of them is the mean over the examples of all.
+
+    Args:
+        weights: Those of the examples of this process.
+    """
+    total = weights.sum()
+    distributed.all_reduce(total)
+    return weights.sum() * distributed.get_world_size() / total.clamp(min=_tiny(weights))
+
+
 def weight_sum(weights: Tensor) -> Tensor:
     """What weights add up to, to divide by: never 0."""
-    return weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return weights.sum().clamp(min=_tiny(weights))
+
+
+def _tiny(weights: Tensor) -> float:
+    return torch.finfo(weights.dtype).tiny

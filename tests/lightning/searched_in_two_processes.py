@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 import socket
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 from killing import KilledAt, KilledError
@@ -25,11 +26,12 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from optuna_nis import Allocation
+from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.data.config import DataConfig
-from optuna_nis.lightning import checkpoints, retrain, search
+from optuna_nis.lightning import checkpoints, logged, retrain, search
 from optuna_nis.lightning.evaluating import evaluate_table
-from optuna_nis.models import embeddings
+from optuna_nis.lightning.processes import Group
+from optuna_nis.models import RankingModule, embeddings
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.study.results import Results
 
@@ -50,12 +52,12 @@ class Jobs:
 
     def __init__(self, rank: int, folder: Path, name: str, **options: Any) -> None:
         self.rank, self.folder = rank, folder / name
-        self.study = optuna.create_study(
-            study_name=name,
-            # The others need none.
-            storage=f"sqlite:///{folder}/{name}.db" if rank == 0 else None,
-            direction="maximize",
-        )
+        # As in the command the others have any study.
+        self.study = optuna.create_study()
+        if rank == 0:
+            self.study = optuna.create_study(
+                study_name=name, storage=f"sqlite:///{folder}/{name}.db", direction="maximize"
+            )
         self._data = DataConfig(
             table=str(folder / "clicks.csv"), label="clicked", features=("user", "item")
         )
@@ -143,11 +145,54 @@ def check_interrupted(rank: int, folder: Path, name: str, **options: Any) -> Non
     assert again.search() == found
     with pytest.raises(KilledError):
         again.retrain([KilledAfter(80)])
+    kept = sorted(path.name.partition("-")[0] for path in again.folder.iterdir())
+    same_everywhere(kept)
+    assert kept == ["retrain", "retrain"]
+    # Of three processes, once.
+    (again.folder / f"{min(again.folder.iterdir()).name}.2").mkdir(exist_ok=True)
     assert outcome(again.retrain()) == outcome(results)
+    assert not again.folder.exists()
     if rank == 0:
+        assert not any("kept nowhere" in line for line in again.lines)
         assert values(again.study) == values(jobs.study)
         assert any("interrupted" in line for line in again.lines)
         assert any("finished before" in line for line in again.lines)
+
+
+def check_weights(rank: int) -> None:
+    """The gradients of a step are those of all examples, whatever their weights."""
+    torch.manual_seed(0)
+    full = SearchSpace([EmbeddingSpec("user", 50, 4)]).full()
+    batch = {"user": torch.arange(40), "label": torch.rand(40).round(), "weight": torch.rand(40)}
+    batch["weight"][:20] *= 5
+    found = []
+    for world, rows in ((1, slice(None)), (2, slice(20 * rank, 20 * rank + 20))):
+        torch.manual_seed(0)
+        model = RankingModule(full, l2=0.1)
+        model._trainer = SimpleNamespace(world_size=world)  # type: ignore[assignment]
+        loss = model.training_step({name: each[rows] for name, each in batch.items()}, 0)
+        loss.backward()
+        gradient = next(model.mlp.parameters()).grad
+        assert gradient is not None
+        if world == 2:
+            distributed.all_reduce(gradient)
+            gradient /= 2
+        found.append(gradient)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def check_own_rows(rank: int) -> None:
+    """What a model logs of the rows of one process is that of the first one, and it is said."""
+    warned: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logged, "warn_of_own_rows", warned.append)
+        for value in (0.5, 0.1 + rank):
+            trainer: Any = SimpleNamespace(
+                callback_metrics={"loss": value},
+                strategy=SimpleNamespace(broadcast=Group(rank, 2).share),
+            )
+            assert logged.logged_by_first(trainer, "loss") == (0.5 if value == 0.5 else 0.1)
+    assert warned == ["loss"] * rank
 
 
 def check_sharded(rank: int, folder: Path) -> None:
@@ -166,6 +211,8 @@ def main(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     # Whenever it can be.
     checkpoints._INTERVAL, checkpoints._MAX_SHARE = 0.0, 1.0
+    check_weights(rank)
+    check_own_rows(rank)
     if find_spec("torchrec") is None:
         check_interrupted(rank, folder, "whole")
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from killing import KilledAt, KilledError
 from lightning.pytorch.strategies import FSDPStrategy
 import optuna
 from programs import run_program
@@ -20,7 +21,7 @@ from optuna_nis.lightning.processes import (
     group_of,
     group_of_trainer,
     joined_by_torchrun,
-    share_batches,
+    shared_batches,
 )
 from optuna_nis.models import embeddings, reference_model
 
@@ -108,7 +109,25 @@ def test_tables_that_cannot_be_spread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_batches_are_shared() -> None:
     data = FLIGHTS.datamodule(withhold_test=True)
     before = data.batch_size
-    share_batches(data, Group())
+    with shared_batches(data, Group()):
+        assert data.batch_size == before
+    with shared_batches(data, Group(0, 3)):
+        assert data.batch_size == -(-before // 3)
     assert data.batch_size == before
-    share_batches(data, Group(0, 3))
-    assert data.batch_size == -(-before // 3)
+    # How large they are is not known.
+    with shared_batches([1], Group(0, 3)):
+        pass
+
+
+def test_an_interrupted_search_of_more_processes_is_told(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    lines: list[str] = []
+    options: dict[str, Any] = {"budget": "25%", "epochs": 1, "num_updates": 1}
+    options |= {"checkpoint_dir": tmp_path, "progress": lines.append}
+    with pytest.raises(KilledError):
+        search(study, FLIGHTS, callbacks=[KilledAt(3)], **options)
+    ((key, value),) = [each for each in study.user_attrs.items() if "search:" in each[0]]
+    study.set_user_attr(key, value | {"settings": value["settings"] | {"processes": 2}})
+    search(study, FLIGHTS, **options)
+    (told,) = [line for line in lines if "interrupted" in line]
+    assert "of 2 processes, was interrupted; started with as many it goes on" in told

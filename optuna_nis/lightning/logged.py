@@ -1,0 +1,47 @@
+"""Values that a model has logged in a validation."""
+
+from __future__ import annotations
+
+import math
+
+from lightning.pytorch import Trainer
+
+from optuna_nis._logging import get_logger
+
+_logger = get_logger(__name__)
+
+
+def logged(trainer: Trainer, monitor: str) -> float:
+    """A value that the model has logged.
+
+    Raises:
+        ValueError: If it logs none of that name.
+    """
+    metrics = trainer.callback_metrics
+    if monitor not in metrics:
+        raise ValueError(
+            f"`monitor` must be a value that the model logs in validation, one of "
+            f"{sorted(metrics)}, got {monitor!r}."
+        )
+    return float(metrics[monitor])
+
+
+def logged_by_first(trainer: Trainer, monitor: str) -> float:
+    """A value that the model has logged; of several processes all go by what the first one has.
+
+    Raises:
+        ValueError: If it logs none of that name.
+    """
+    own = logged(trainer, monitor)
+    first: float = trainer.strategy.broadcast(own)
+    if not math.isclose(own, first, rel_tol=1e-6, abs_tol=1e-9) and not math.isnan(own):
+        warn_of_own_rows(monitor)
+    return first
+
+
+def warn_of_own_rows(name: str) -> None:
+    """Say that a value is of the rows of one process only."""
+    _logger.warning(
+        f"{name!r} is another value in each process, of its own rows: log it with "
+        "`sync_dist=True`, or as a metric of torchmetrics. That of the first process counts."
+    )
