@@ -424,8 +424,7 @@ class EmbeddingDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch] | WindowLoader:
         """Shuffled batches of the :attr:`shard`, the same for the same ``shuffle_seed`` and epoch.
 
-        A training that is resumed in the middle of an epoch goes on with the batches left. In a
-        process group of ``torch.distributed`` each process gets its share, of every part.
+        A training resumed in mid-epoch goes on there; of a process group each has its share.
         """
         self.setup("fit")
         return self._parts["train"].loader(self.batch_size, self.shuffle_seed, self._shard)
