@@ -1,13 +1,70 @@
-"""How far the supernet of a search is, in words."""
+"""How far a training is, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import math
 import time
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optuna_nis._format import duration
+from optuna_nis.lightning._batch import batch_length
+
+# Seconds without a line before there is one, and between two.
+_EVERY = 30.0
+
+
+class RowLines(Callback):
+    """A line every half a minute of an epoch: rows done, rows a second, the time left of it.
+
+    Args:
+        progress: Called with each line.
+        what: What is trained.
+    """
+
+    def __init__(self, progress: Callable[[str], None], what: str) -> None:
+        self._progress = progress
+        self._what = what
+        self._rows = self._batches = 0
+        self._start = self._told = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._rows = self._batches = 0
+        self._start = self._told = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Say how far it is, if it is time."""
+        try:
+            self._rows += batch_length(batch) * trainer.world_size
+        except ValueError:
+            # What its examples are it does not tell.
+            return
+        self._batches += 1
+        now = time.perf_counter()
+        if now - self._told < _EVERY:
+            return
+        self._told, took = now, now - self._start
+        of = left = ""
+        total = trainer.num_training_batches
+        if math.isfinite(total):
+            # Where an epoch was resumed, not all of it was counted.
+            remaining = (total - batch_idx - 1) / self._batches
+            of = f" of {self._rows + round(self._rows * remaining):,}"
+            left = f"; {duration(took * remaining)} of it left"
+        self._progress(
+            f"{self._what}: epoch {trainer.current_epoch + 1}, {self._rows:,}{of} rows, "
+            f"{self._rows / took:,.0f} rows a second{left}."
+        )
 
 
 class EpochLines(Callback):

@@ -31,7 +31,7 @@ from optuna_nis.lightning.convergence import (
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.processes import Group, shared_batches
-from optuna_nis.lightning.progress import EpochLines
+from optuna_nis.lightning.progress import EpochLines, RowLines
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import (
     Data,
@@ -162,6 +162,7 @@ def run_search(
             every_callback: list[Callback] = [
                 search,
                 EpochLines(progress, plan.epochs),
+                RowLines(progress, "Supernet"),
                 ValidationForSchedules(),
                 *callbacks,
             ]

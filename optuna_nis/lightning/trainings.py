@@ -29,6 +29,7 @@ from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.logged import warn_of_own_rows
 from optuna_nis.lightning.processes import group_of
+from optuna_nis.lightning.progress import RowLines
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import Data, evaluated, train
 from optuna_nis.models import EmbeddingModule
@@ -293,7 +294,11 @@ class Trainings:
             patience=how.patience,
             monitor=how.monitored.name,
             mode=how.monitored.mode,
-            callbacks=[*how.monitored.callbacks(), *how.callbacks],
+            callbacks=[
+                *how.monitored.callbacks(),
+                RowLines(self._progress, f"{label}, seed {seed}"),
+                *how.callbacks,
+            ],
             checkpoint_dir=self._folder,
             **({"enable_progress_bar": bool(how.callbacks)} | dict(how.trainer_options or {})),
         )

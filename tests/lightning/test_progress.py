@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 import pytest
+import torch
 
-from optuna_nis.lightning.progress import EpochLines
+from optuna_nis.lightning.progress import EpochLines, RowLines
 
 
 @pytest.mark.parametrize(
@@ -45,3 +49,25 @@ def test_the_time_left_goes_by_the_last_epoch(
         now += seconds
         told.on_train_epoch_end(trainer, model)
     assert lines == expected
+
+
+@pytest.mark.parametrize("total", [10, math.inf])
+def test_a_long_epoch_says_how_far_it_is(total: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    lines: list[str] = []
+    told = RowLines(lines.append, "NIS, seed 0")
+    trainer, model = Trainer(max_epochs=4, logger=False, accelerator="cpu"), LightningModule()
+    monkeypatch.setattr(Trainer, "num_training_batches", total)
+    batches: list[Any] = [{"user": torch.zeros(100)}, "no tensors"]
+    for epoch in (0, 1):
+        trainer.fit_loop.epoch_progress.current.completed = epoch
+        told.on_train_epoch_start(trainer, model)
+        for index in range(4):
+            now += 12
+            told.on_train_batch_end(trainer, model, None, batches[0], index)
+    told.on_train_batch_end(trainer, model, None, batches[1], 4)
+    of, left = (" of 1,000", "; 84 s of it left") if total == 10 else ("", "")
+    assert lines == [
+        f"NIS, seed 0: epoch {epoch}, 300{of} rows, 8 rows a second{left}." for epoch in (1, 2)
+    ]
