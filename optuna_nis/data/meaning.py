@@ -17,6 +17,7 @@ from optuna_nis.data.coded import CodedColumn, arrow_type, merged, plain_values
 from optuna_nis.data.values import factorize
 
 _HEAD = 1000
+_TEXT: frozenset[type] = frozenset({str})
 # Up to two to the power of so much, floats can hold every whole number.
 _DIGITS = {"halffloat": 11, "float": 24, "double": 53}
 
@@ -62,7 +63,10 @@ class Meaning:
         """A column of bags with its items as they are meant: text is always text."""
         if arrow_type(column.values) is str:
             return self._without_markers(column)
-        return _coded_again(column, cells.without(self.series(column), self.na_values))
+        found = cells.without(self.series(column), self.na_values)
+        if self.types.get(column.name) == _TEXT:
+            found = cells.like(found, _TEXT)
+        return _coded_again(column, found)
 
     def times(self, column: CodedColumn, *, as_text: bool) -> tuple[pd.Series[Any], CodedColumn]:
         """The distinct values of a column of times, and the column that has them."""

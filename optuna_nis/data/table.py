@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ class TableDataModule(EmbeddingDataModule):
         if self.test_path is not None:
             part = self._part_of_files(store.sizes, order, kept)
         return CodedSource(
-            {name: self._feature(store, meaning, name) for name in columns},
+            self._columns_of(store, meaning, columns),
             found.target,
             {name: store.numbers(name, self._na_values) for name in self._numeric},
             found.weight,
@@ -294,6 +295,20 @@ class TableDataModule(EmbeddingDataModule):
             rows = rows[np.argsort(order[rows], kind="stable")]
         part[rows[len(rows) - len(rows) // 9 :]] = 1
         return part
+
+    def _columns_of(
+        self, store: ColumnStore, meaning: Meaning, names: Sequence[str]
+    ) -> dict[str, CodedColumn]:
+        """The columns of the features; a cell is the same id in all that share a table."""
+        found = {name: self._feature(store, meaning, name) for name in names}
+        for owner in set(self.share.values()):
+            together = [name for name in names if self.share.get(name, name) == owner]
+            others = [name for name in together if not isinstance(found[name].first(), str)]
+            if len(others) < len(together):
+                types = dict.fromkeys(others, frozenset({str}))
+                as_text = replace(meaning, types={**meaning.types, **types})
+                found |= {name: self._feature(store, as_text, name) for name in others}
+        return found
 
     def _feature(self, store: ColumnStore, meaning: Meaning, name: str) -> CodedColumn:
         if name not in self._separators:

@@ -199,6 +199,44 @@ def test_features_share_a_table(kind: str, tmp_path: Path) -> None:
     assert again.fingerprint() == data.fingerprint()
 
 
+@pytest.mark.parametrize("kind", ["pieces", "lists of text", "text", "numbers", "lists"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_numbers_are_the_same_ids_in_all_features_of_a_table(
+    kind: str, suffix: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    items = rng.integers(0, 30, 400)
+    histories = [rng.integers(0, 30, rng.integers(1, 5)).tolist() for _ in range(400)]
+    other: dict[str, list[Any]] = {
+        "pieces": ["|".join(map(str, each)) for each in histories],
+        "lists of text": [list(map(str, each)) for each in histories],
+        "lists": histories,
+        "numbers": [each[0] for each in histories],
+        # Not all of them look like numbers.
+        "text": [str(each[0]) if each[0] else "none" for each in histories],
+    }
+    if kind.startswith("lists") and suffix == "csv":
+        pytest.skip("Text files have no lists.")
+    table = pd.DataFrame({"item": items, "other": other[kind], "y": rng.integers(0, 2, 400)})
+    path = tmp_path / f"rows.{suffix}"
+    table.to_csv(path, index=False) if suffix == "csv" else table.to_parquet(path)
+    options: dict[str, Any] = {"label": "y", "share": {"other": "item"}}
+    if kind in ("pieces", "lists", "lists of text"):
+        options |= {"features": ["item"], "bags": {"other": "|" if kind == "pieces" else None}}
+    else:
+        options |= {"features": ["item", "other"]}
+
+    data = TableDataModule(path, **options)
+    assert data.vocabularies["item"].num_embeddings == 30 + (kind == "text")
+    assert not data.unseen_shares()["item"]
+    batch = data.encode(read_table(path, like=data.features))
+    known = data.vocabularies["item"].values
+    assert [str(known[place]) for place in batch["item"]] == [str(item) for item in items]
+    again = TableDataModule(path, **options, fitted=data.features)
+    again.setup("fit")
+    assert again.num_unknown == {"item": 0, "other": 0}
+
+
 @pytest.mark.parametrize(
     ("share", "message"),
     [
