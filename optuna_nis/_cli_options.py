@@ -18,6 +18,7 @@ from optuna_nis._cli_values import (
     listed,
     numbers,
     paths_of,
+    separator_of,
     shard_of,
     shared_of,
 )
@@ -47,7 +48,9 @@ _COLUMNS = typer.Option(
     "", help="Names of the columns of files without a header, separated by commas."
 )
 _SEPARATOR = typer.Option(
-    None, help="What stands between cells, such as ';'.", show_default="what the name says"
+    None,
+    help="What stands between cells, such as ';' or '\\t'.",
+    show_default="what the name says",
 )
 
 _STORAGE, _STUDY_NAME = "sqlite:///optuna-nis.db", "optuna-nis"
@@ -163,6 +166,7 @@ class DataOptions:
             "table": paths_of(self.table),
             "valid": paths_of(self.valid),
             "test": paths_of(self.test),
+            "separator": separator_of(self.separator),
         }
         for name in ("features", "na_values", "numeric", "columns"):
             given[name] = listed(given[name])
@@ -177,7 +181,7 @@ class DataOptions:
         from optuna_nis.data.files import TableFiles
 
         columns = listed(self.columns) or None
-        return TableFiles(self.table, names=columns, separator=self.separator).names
+        return TableFiles(self.table, names=columns, separator=separator_of(self.separator)).names
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,8 @@ class NewRows:
     def arguments(self) -> dict[str, Any]:
         """Arguments of :func:`predict_table` and :func:`evaluate_table`."""
         names = list(listed(self.columns)) or None
-        return {"path": paths_of(self.table), "names": names, "separator": self.separator}
+        separator = separator_of(self.separator)
+        return {"path": paths_of(self.table), "names": names, "separator": separator}
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,11 @@ def paths_of(texts: Sequence[str] | None) -> str | tuple[str, ...] | None:
     return found[0] if len(found) == 1 else found or None
 
 
+def separator_of(text: str | None) -> str | None:
+    """What stands between cells; a tab as one can write it."""
+    return "\t" if text == "\\t" else text
+
+
 def bags_of(texts: Sequence[str], columns: Sequence[str]) -> dict[str, str | None]:
     """For every bag its separator, or None if its cells are lists."""
     return dict(_bag(text, columns) for text in texts)

@@ -281,6 +281,13 @@ def test_a_file_that_is_not_there_is_one_of_the_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "separator"), [("\\t", "\t"), ("\t", "\t"), (";", ";"), (None, None)]
+)
+def test_a_tab_can_be_written(text: str | None, separator: str | None) -> None:
+    assert _cli_values.separator_of(text) == separator
+
+
+@pytest.mark.parametrize(
     ("text", "bag"),
     [
         ("hist", ("hist", None)),

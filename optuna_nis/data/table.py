@@ -208,16 +208,22 @@ class TableDataModule(EmbeddingDataModule):
         label = Label.parse(self.label, files[0].names)
         others = (label.column, self.time, self.weight, self.group, self.split_column)
         used = [name for name in others if name is not None]
-        self._numeric = select_columns(
-            self._wanted_numeric, files[0].names, exclude=used, argument="numeric"
-        )
-        columns = select_columns(
-            self._wanted, files[0].names, exclude=[*used, *self._numeric, *self._bags]
-        )
+        try:
+            self._numeric = select_columns(
+                self._wanted_numeric, files[0].names, exclude=used, argument="numeric"
+            )
+            columns = select_columns(
+                self._wanted, files[0].names, exclude=[*used, *self._numeric, *self._bags]
+            )
+        except ValueError as error:
+            # Patterns of names fit no values.
+            raise ValueError(f"{error}{files[0].without_header()}") from error
         columns = tuple(dict.fromkeys((*columns, *self._bags)))
-        # What a format says of its bags.
-        hints = files[0].separators
-        self._separators |= {n: hints[n] for n in columns if n in hints and n not in self._bags}
+        # What a format says of its bags, by either of their names.
+        hints, own = files[0].separators, {n: files[0].aliases.get(n, n) for n in columns}
+        self._separators |= {
+            n: hints[name] for n, name in own.items() if name in hints and n not in self._bags
+        }
         self._check_columns(list(columns))
         keys = {WEIGHT: self.weight, GROUP: self.group}
         check_names(columns, self._numeric, [key for key, name in keys.items() if name])

@@ -376,3 +376,20 @@ def test_a_header_that_looks_like_values_is_told(tmp_path: Path) -> None:
     data = _data(path, label=f"{label}>=4", features=[one, other])
     with pytest.warns(UserWarning, match=r"t\.tsv: The first row, .* looks like values: .*--col"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("name", ["hist", "hist:token_seq"])
+def test_a_sequence_of_an_atomic_file_is_a_bag_by_either_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "ml.inter"
+    rows = "".join(f"u{i % 9}\t{i % 4} {i % 5}\t{i % 2}\n" for i in range(80))
+    path.write_text(f"user_id:token\thist:token_seq\ty:float\n{rows}")
+    data = TableDataModule(path, label="y", features=["user_id", name])
+    assert data.vocabularies[name].num_embeddings == 5
+    assert data.bags == {name}
+
+
+def test_patterns_of_names_that_are_values(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("".join(f"{i % 2},{i % 7},{i % 5}\n" for i in range(80)))
+    with pytest.raises(ValueError, match=r"which fits none\. The first row, .*--columns"):
+        TableDataModule(path, label="label", features=["C*"]).setup("fit")
