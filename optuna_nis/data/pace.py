@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
+from optuna_nis._format import duration
+
 #: Seconds between two lines.
 EVERY = 5.0
 
@@ -39,14 +41,17 @@ class Pace:
         self._progress, self._clock = progress, clock
         self._begun = self._told = self._last = clock()
         self._what = ""
+        # The time and the share that were done when a share was first known.
+        self._since: tuple[float, float] | None = None
         self.rows = 0
 
-    def add(self, rows: int, what: str) -> None:
+    def add(self, rows: int, what: str, share: float | None = None) -> None:
         """Some more rows are done.
 
         Args:
             rows: How many.
             what: What is done to them; another text than before begins another work.
+            share: How much of all works is done by now, if that is known.
         """
         if what != self._what:
             self._what, self._begun, self.rows = what, self._last, 0
@@ -55,4 +60,17 @@ class Pace:
         if now - self._told >= EVERY:
             self._told = now
             speed = self.rows / max(now - self._begun, 1e-9)
-            self._progress(f"{what}: {self.rows:,} rows, {speed:,.0f} rows a second")
+            left = self._left(now, share)
+            self._progress(f"{what}: {self.rows:,} rows, {speed:,.0f} rows a second{left}")
+        if share is not None and self._since is None:
+            self._since = now, share
+
+    def _left(self, now: float, share: float | None) -> str:
+        """How long it still takes, if that can be said."""
+        if share is None or self._since is None:
+            return ""
+        start, before = self._since
+        # What was kept is read in no time, and columns may be read twice.
+        if not before < share < 1:
+            return ""
+        return f"; about {duration((1 - share) * (now - start) / (share - before))} left"

@@ -64,6 +64,7 @@ class ColumnStore:
         self.files = list(files)
         self._pace = Pace(progress)
         self._begun: list[str] = []
+        self._num_rows = 0
         self._columns = sorted(set(columns))
         self._is_text = self.files[0].kind == "text"
         #: A text that is another one as soon as the files are; empty without a folder.
@@ -190,11 +191,16 @@ class ColumnStore:
     def _cells(self, name: str) -> Iterator[pyarrow.Array]:
         """The cells of a column, some at a time."""
         self._begun += [] if name in self._begun else [name]
-        place = f"{self._begun.index(name) + 1} of {len(self._columns)}"
+        before, columns = self._begun.index(name), len(self._columns)
+        what, rows = f"Reading column {before + 1} of {columns}, {name}", 0
         for index in range(len(self.files)):
             for cells in self._cells_of(index, name):
                 yield cells
-                self._pace.add(len(cells), f"Reading column {place}, {name}")
+                rows += len(cells)
+                # The first column has told how many rows there are.
+                known = self._num_rows and (before + min(rows / self._num_rows, 1)) / columns
+                self._pace.add(len(cells), what, known or None)
+        self._num_rows = rows
 
     def _cells_of(self, index: int, name: str) -> Iterator[pyarrow.Array]:
         files = self.files[index]

@@ -31,6 +31,16 @@ def test_which_column_of_how_many_and_how_fast(
     assert not kept or _lines(tmp_path / name) == []
 
 
+def test_the_time_left_goes_by_what_is_done() -> None:
+    lines: list[str] = []
+    seconds = iter([0, 10, 20, 30, 40, 50, 60])
+    told = pace.Pace(lines.append, clock=lambda: next(seconds))
+    for share in (None, 0.25, 0.5, 0.5, 0.125, 1.0):
+        told.add(100, "Reading", share)
+    left = [line.partition("; ")[2] for line in lines]
+    assert left == ["", "", "about 20 s left", "about 40 s left", "", ""]
+
+
 def _lines(path: Path) -> list[str]:
     rows = pd.DataFrame({"user": [n % 9 for n in range(100)], "price": range(100)})
     rows["clicked"] = rows["price"] % 2

@@ -7,8 +7,10 @@ their ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from importlib.util import find_spec
+import io
 import json
 import os
 from pathlib import Path
@@ -27,10 +29,11 @@ import torch
 from torch import distributed, multiprocessing
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
+from optuna_nis.cli import app
 from optuna_nis.data.config import DataConfig
 from optuna_nis.lightning import checkpoints, logged, retrain, search
 from optuna_nis.lightning.evaluating import evaluate_table
-from optuna_nis.lightning.processes import Group
+from optuna_nis.lightning.processes import Group, joined_by_torchrun
 from optuna_nis.models import RankingModule, embeddings
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.study.results import Results
@@ -75,7 +78,7 @@ class Jobs:
             self._data,
             budget="50%",
             embedding_dim=8,
-            epochs=2,
+            epochs=1,
             num_updates=2,
             callbacks=callbacks,
             **self._options,
@@ -85,7 +88,7 @@ class Jobs:
         return retrain(
             self.study,
             seeds=[0],
-            max_epochs=3,
+            max_epochs=1,
             callbacks=callbacks,
             output=str(self.folder.with_suffix(".model")),
             **self._options,
@@ -139,12 +142,12 @@ def check_interrupted(rank: int, folder: Path, name: str, **options: Any) -> Non
     """What was interrupted ends like what was not."""
     jobs, found, results = check(rank, folder, name, **options)
     again = Jobs(rank, folder, f"{name}-interrupted", **options)
-    # In its second epoch, in mid-epoch; when some trainings have ended.
+    # In mid-epoch; when some trainings have ended.
     with pytest.raises(KilledError):
-        again.search([KilledAt(30)])
+        again.search([KilledAt(12)])
     assert again.search() == found
     with pytest.raises(KilledError):
-        again.retrain([KilledAfter(80)])
+        again.retrain([KilledAfter(45)])
     kept = sorted(path.name.partition("-")[0] for path in again.folder.iterdir())
     same_everywhere(kept)
     assert kept == ["retrain", "retrain"]
@@ -205,18 +208,32 @@ def check_sharded(rank: int, folder: Path) -> None:
     assert not jobs.study.user_attrs
 
 
+def check_command(rank: int, folder: Path) -> None:
+    """The command has one study, and says what it has found once."""
+    storage, said = f"sqlite:///{folder}/command.db", io.StringIO()
+    options = ["--dataset", "flights", "--max-rows", "2000", "--epochs", "1", "--updates", "2"]
+    with redirect_stdout(said):
+        app(["search", *options, "--storage", storage], standalone_mode=False)
+    assert said.getvalue().count("Validation ROC-AUC") == (rank == 0)
+    study = optuna.load_study(study_name="optuna-nis", storage=storage)
+    assert any(trial.user_attrs["fidelity"] == "trained" for trial in study.trials)
+
+
 def main(rank: int, folder: Path, port: int) -> None:
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    # As torchrun sets them.
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2")
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    assert joined_by_torchrun() == {"strategy": "ddp", "devices": 2, "num_nodes": 1}
     torch.set_num_threads(1)
     # Whenever it can be.
     checkpoints._INTERVAL, checkpoints._MAX_SHARE = 0.0, 1.0
     check_weights(rank)
     check_own_rows(rank)
+    check_command(rank, folder)
     if find_spec("torchrec") is None:
         check_interrupted(rank, folder, "whole")
     else:
-        check(rank, folder, "whole")
         check_sharded(rank, folder)
     (folder / f"{rank}.json").write_text(json.dumps("done"))
     distributed.destroy_process_group()

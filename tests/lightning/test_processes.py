@@ -36,18 +36,6 @@ def test_two_processes_search_and_retrain(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("*.json")) == ["0.json", "1.json"]
 
 
-@pytest.mark.slow
-def test_the_command_under_torchrun(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path}/study.db"
-    where = ["--storage", storage]
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "optuna_nis.cli"]
-    small = ["--dataset", "flights", "--max-rows", "2000", "--epochs", "1", "--updates", "2"]
-    found = run_program(*start, "search", *small, *where, timeout=180)
-    assert found.count("Validation ROC-AUC") == 1
-    study = optuna.load_study(study_name="optuna-nis", storage=storage)
-    assert sum(trial.user_attrs["fidelity"] == "trained" for trial in study.trials) > 0
-
-
 def test_without_others_nothing_is_shared(tmp_path: Path) -> None:
     group = group_of({"accelerator": "cpu"})
     study = optuna.create_study()
