@@ -104,7 +104,8 @@ def compare(
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
     group = group_of(comparison.trainer_options or {})
     study = group.study(study)
-    comparison = replace(comparison, progress=group.only_first(comparison.progress))
+    progress = group.only_first(comparison.progress)
+    comparison = replace(comparison, progress=progress, group=group)
     model = looked_at(comparison.build, next(iter(finalists.values())))
     # Other models want rows of the width that they were made for.
     native = isinstance(model, EmbeddingModule)

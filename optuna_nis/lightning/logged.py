@@ -34,9 +34,14 @@ def logged_by_first(trainer: Trainer, monitor: str) -> float:
     """
     own = logged(trainer, monitor)
     first: float = trainer.strategy.broadcast(own)
-    if not math.isclose(own, first, rel_tol=1e-6, abs_tol=1e-9) and not math.isnan(own):
-        warn_of_own_rows(monitor)
+    warn_of_another(monitor, own, first)
     return first
+
+
+def warn_of_another(name: str, own: float, first: float) -> None:
+    """Warn if a value of this process is another one than that of the first process."""
+    if not math.isclose(own, first, rel_tol=1e-6, abs_tol=1e-9) and not math.isnan(own):
+        warn_of_own_rows(name)
 
 
 def warn_of_own_rows(name: str) -> None:

@@ -27,8 +27,8 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import free
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning.building import BuildModel
-from optuna_nis.lightning.logged import warn_of_own_rows
-from optuna_nis.lightning.processes import group_of
+from optuna_nis.lightning.logged import warn_of_another
+from optuna_nis.lightning.processes import Group
 from optuna_nis.lightning.progress import RowLines
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import Data, evaluated, train
@@ -62,6 +62,7 @@ class Comparison:
         trainer_options: Further arguments of the trainers.
         checkpoint_dir: Where trained weights wait for their test, in a folder of the study's own;
             by default they do not outlive the process.
+        group: The processes of the trainers.
     """
 
     build: BuildModel
@@ -76,6 +77,7 @@ class Comparison:
     key: Sequence[Any] | None = None
     trainer_options: Mapping[str, Any] | None = None
     checkpoint_dir: str | Path | None = None
+    group: Group = field(default_factory=Group)
 
     @property
     def sign(self) -> float:
@@ -96,18 +98,15 @@ class Comparison:
             raise ValueError(
                 f"{type(model).__name__} must define `test_step`, which logs its test metric."
             )
-        options = {**(self.trainer_options or {}), **trainer_options}
         found = evaluated(
             model,
             self.data,
             monitor=self.test_monitor,
             callbacks=self.monitored.callbacks(),
-            **options,
+            **{**(self.trainer_options or {}), **trainer_options},
         )
-        first = group_of(options).share(found)
-        own, value = found[self.test_monitor], first[self.test_monitor]
-        if not math.isclose(own, value, rel_tol=1e-6, abs_tol=1e-9):
-            warn_of_own_rows(self.test_monitor)
+        first = self.group.share(found)
+        warn_of_another(self.test_monitor, found[self.test_monitor], first[self.test_monitor])
         return first
 
 
@@ -175,7 +174,7 @@ class Trainings:
         self.left = total
         self._seconds: list[float] = []
         self._runs: dict[str, Run] = {}
-        self._group = group_of(how.trainer_options or {})
+        self._group = how.group
         if how.checkpoint_dir is None:
             self._temporary = tempfile.TemporaryDirectory()
             self._folder = Path(self._temporary.name)

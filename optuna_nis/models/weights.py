@@ -60,9 +60,10 @@ def share_of_processes(weights: Tensor) -> Tensor:
     Args:
         weights: Those of the examples of this process.
     """
-    total = weights.sum()
+    own = weights.sum()
+    total = own.clone()
     distributed.all_reduce(total)
-    return weights.sum() * distributed.get_world_size() / total.clamp(min=_tiny(weights))
+    return own * distributed.get_world_size() / total.clamp(min=_tiny(weights))
 
 
 def weight_sum(weights: Tensor) -> Tensor:
