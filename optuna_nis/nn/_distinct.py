@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -21,14 +22,24 @@ class Distinct:
         sizes: How many are in each table; at last how many are beyond all.
         order: Where in the batch they are, one after the other, of shape ``(n,)``.
         starts: Where in ``order`` each of them starts.
-        inverse: Which of them each place of the batch has, of shape ``(n,)``.
     """
 
     rows: Sequence[Tensor]
     sizes: list[int]
     order: Tensor
     starts: Tensor
-    inverse: Tensor
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """Which of them each place of the batch has, of shape ``(n,)``."""
+        if self.order.device.type != "cpu":
+            numbers = torch.zeros_like(self.order)
+            numbers[self.starts[1:]] = 1
+            return torch.empty_like(self.order).scatter_(0, self.order, numbers.cumsum(0))
+        order, starts = self.order.numpy(), self.starts.numpy()
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(len(starts)).repeat(np.diff(starts, append=len(order)))
+        return torch.from_numpy(inverse)
 
 
 def distinct(ranks: Tensor, tables: Sequence[int], highest: int) -> Distinct:
@@ -50,34 +61,34 @@ def distinct(ranks: Tensor, tables: Sequence[int], highest: int) -> Distinct:
     if ranks.device.type != "cpu":
         return _on_device(ranks, ends)
     # An operation of numpy takes less time than one of torch before it does something.
-    keys = ranks.numpy()
-    order = _order(keys, highest)
-    ordered = keys[order]
+    ordered, order = _sorted(ranks.numpy(), highest)
     new = np.ones(ordered.shape, dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
     starts = new.nonzero()[0]
     values = ordered[starts]
-    numbers = new.cumsum()
-    numbers -= 1
-    inverse = np.empty_like(order)
-    inverse[order] = numbers
     cuts = [0, *values.searchsorted(ends).tolist()]
     rows = []
     for start, end, first in zip(cuts, cuts[1:], [0, *ends]):
         values[start:end] -= first
         rows.append(torch.from_numpy(values[start:end]))
     sizes = np.diff(cuts, append=len(values)).tolist()
-    return Distinct(rows, sizes, *map(torch.from_numpy, (order, starts, inverse)))
+    return Distinct(rows, sizes, *map(torch.from_numpy, (order, starts)))
 
 
-def _order(keys: NDArray[np.int64], highest: int) -> NDArray[np.int64]:
-    """What sorts numbers from 0 to the highest."""
-    # Numbers of 16 bits are sorted by radix, several times as fast as wider ones.
-    order = keys.astype(np.uint16).argsort(kind="stable")
-    for shift in range(16, highest.bit_length(), 16):
-        digits = (keys >> shift).astype(np.uint16)
-        order = order[digits[order].argsort(kind="stable")]
-    return order
+def _sorted(keys: NDArray[np.int64], highest: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers from 0 to the highest in order, and where each of them was."""
+    bits = len(keys).bit_length()
+    if highest.bit_length() + bits > 63:
+        order = keys.argsort(kind="stable")
+        return keys[order], order
+    # A number and its place in one: sorting values takes a fraction of the time of finding what
+    # would sort them.
+    both = keys << bits
+    both |= np.arange(len(keys))
+    both.sort()
+    order = both & ((1 << bits) - 1)
+    both >>= bits
+    return both, order
 
 
 def _on_device(ranks: Tensor, ends: Sequence[int]) -> Distinct:
@@ -90,7 +101,6 @@ def _on_device(ranks: Tensor, ends: Sequence[int]) -> Distinct:
     cuts = [0, *torch.stack([*counts, new.sum()]).cpu().tolist()]
     sizes = np.diff(cuts).tolist()
     starts = torch.searchsorted(found, torch.arange(1, cuts[-1] + 1, device=ranks.device))
-    inverse = torch.empty_like(order).scatter_(0, order, found - 1)
     parts = torch.split(ranks.index_select(0, starts), sizes)
     rows = [values - first for values, first in zip(parts, [0, *ends[:-1]])]
-    return Distinct(rows, sizes, order, starts, inverse)
+    return Distinct(rows, sizes, order, starts)

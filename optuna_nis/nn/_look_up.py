@@ -12,6 +12,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -167,16 +168,20 @@ def split(ranks: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _split_in_turns(ranks: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    # Most ids are in the first tiers, so each tier only looks at those that are left over.
+    # Most ids are in the first tiers, so each tier only looks at those that are left over. Of
+    # short operations those of numpy take less time, and of finding places any.
     parts = []
-    places, left = None, ranks
+    left = ranks.numpy()
+    places = np.arange(len(left))
     for size in sizes:
         inside = left < size
-        parts.append(_taken(places, left, inside))
-        places, left = _taken(places, left, ~inside)
+        here, others = np.flatnonzero(inside), np.flatnonzero(~inside)
+        parts.append((places[here], left[here]))
+        places, left = places[others], left[others]
         left -= size
-    assert places is not None
-    return [*parts, (places, left)]
+    return [
+        (torch.from_numpy(where), torch.from_numpy(ids)) for where, ids in [*parts, (places, left)]
+    ]
 
 
 def _rows_alone(ranks: Tensor, weight: Tensor) -> Tensor:
@@ -193,12 +198,6 @@ def _rows_alone(ranks: Tensor, weight: Tensor) -> Tensor:
         # Where they are, the device would have to be waited for.
         return rows.masked_fill_(beyond.unsqueeze(1), 0.0)
     return rows.index_fill_(0, beyond.nonzero().squeeze(1), 0.0)
-
-
-def _taken(places: Tensor | None, ids: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-    """Places in the batch and ids of some of the ids that are left."""
-    where = which.nonzero().squeeze(1)
-    return (where if places is None else places.index_select(0, where)), ids.index_select(0, where)
 
 
 def table_gradient(ids: Tensor, values: Tensor, shape: torch.Size, sparse: bool) -> Tensor:

@@ -128,8 +128,13 @@ def codes_of(rows: Tensor, step: Tensor, bits: int) -> Tensor:
 
 def rows_of(codes: Tensor, step: Tensor, bits: int) -> Tensor:
     """The rows of codes, of the type of the steps."""
+    return codes.to(step.dtype, copy=True).add_(offset_of(bits)).mul_(step)
+
+
+def offset_of(bits: int) -> float:
+    """What is added to a code to give the multiple of the step that it stands for."""
     low, _ = _codes(bits)
-    return codes.to(step.dtype, copy=True).add_(low + 0.5).mul_(step)
+    return low + 0.5
 
 
 def _codes(bits: int) -> tuple[int, int]:

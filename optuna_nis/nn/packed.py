@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optuna_nis.nn._dequantized import dequantized, has_kernel
 from optuna_nis.nn._layers import Model, check_sized, replace_layers
 from optuna_nis.nn._rounding import codes_of, rows_of
 from optuna_nis.nn._stored import (
@@ -114,11 +115,22 @@ class PackedTier(StoredTier):
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids, not projected, of the type of the model."""
+        dtype = self._empty.dtype
+        if self.step is not None and ids.dim() == 1 and has_kernel(self.codes, dtype):
+            return dequantized(self.codes, ids, self.step, self.bits, self.embedding_dim)
         found = functional.embedding(ids, self.codes)
         if self.step is None:
-            return found.to(self._empty.dtype)
+            return found.to(dtype)
         codes = unpack(found, self.bits, self.embedding_dim)
-        return rows_of(codes, self.step.to(self._empty.dtype), self.bits)
+        return rows_of(codes, self.step.to(dtype), self.bits)
+
+    def pooled(self, ids: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+        """The sums of the rows of bags, not projected."""
+        if self.step is None or not has_kernel(self.codes, self._empty.dtype):
+            return super().pooled(ids, starts, weights)
+        return dequantized(
+            self.codes, ids, self.step, self.bits, self.embedding_dim, starts, weights
+        )
 
     def extra_repr(self) -> str:
         """Show the size."""
