@@ -116,8 +116,8 @@ class FoundSizes:
         Beside them are uniform sizes and mixed dimensions by popularity at the same budget, and
         the full tables. Validation decides which to take; only then are they tested, and only
         this touches the test data: ``test_step`` of the model, on the ``test_dataloader`` of the
-        data module or the third dataloader. By validation with the first seed, the best of the
-        search's finalists goes on, and the better of uniform sizes as they are and projected.
+        data module or the third dataloader. By validation, the best of the search's finalists
+        goes on, and with the first seed the better of uniform sizes as they are and projected.
 
         Args:
             seeds: Seeds of the trainings.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -19,7 +19,7 @@ from optuna_nis.models import EmbeddingModule
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy import baselines
-from optuna_nis.strategy.decision import decide, within_error
+from optuna_nis.strategy.decision import Decision, decide, within_error
 from optuna_nis.strategy.proposers import of_low_precision
 from optuna_nis.study.keys import PLAIN_SECONDS_ATTR
 from optuna_nis.study.results import save_finalist
@@ -74,8 +74,9 @@ def compare(
     """Train the best sizes of a study from scratch and what else one would try, decide, and test.
 
     A search trains its finalists for a while only: each of them is trained to its end with the
-    first seed. The best by validation, or the smallest of those that tie with it
-    (:func:`~optuna_nis.strategy.decision.decide`), is the best sizes.
+    first seed, and those that tie with the best by validation with the other seeds. The best, or
+    the smallest of those that tie with it then (:func:`~optuna_nis.strategy.decision.decide`), is
+    the best sizes.
 
     Contenders are the best sizes, uniform sizes at the same budget, their rows as they are, where
     the model can, and projected to the full width, mixed dimensions by popularity, where it is
@@ -133,11 +134,7 @@ def compare(
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
 
-        number = _best_of(
-            finalists,
-            lambda label, each: trainings.run(label, each, seeds[0]),
-            comparison,
-        )
+        number = _best_of(finalists, trainings, seeds, comparison)
         found = _Sizes("nis", "NIS", finalists[number])
         if comparison.output is not None and trainings.has_weights(found.allocation, seeds[0]):
             # Whoever interrupts the rest has a model.
@@ -151,7 +148,9 @@ def compare(
         # What is always reported, in this order, then what may be taken too.
         reported = [found, uniform, full]
         reported += [s for s in contenders if s in kept and s not in reported]
-        trainings.left = len(reported) * (len(seeds) - 1) + (full not in contenders)
+        trainings.left = sum(
+            not trainings.is_run(sizes.allocation, seed) for sizes in reported for seed in seeds
+        )
         trained = {sizes: runs(sizes, seeds) for sizes in reported}
 
         rivals = [sizes for sizes in reported if sizes in contenders]
@@ -209,35 +208,57 @@ def compare(
 
 def _best_of(
     finalists: Mapping[int, Allocation],
-    run: Callable[[str, Allocation], Run],
+    trainings: Trainings,
+    seeds: Sequence[int],
     comparison: Comparison,
 ) -> int:
-    """The best of the finalists, or the smallest of those that a training cannot tell from it.
+    """The best of the finalists, or the smallest of those that validation cannot tell from it.
 
     Raises:
         FloatingPointError: If the trainings of all of them diverge.
     """
-    runs: dict[int, Run] = {}
-    for place, (number, sizes) in enumerate(finalists.items(), start=1):
-        label = "NIS" if place == 1 else f"NIS, finalist {place}"
-        try:
-            runs[number] = run(label, sizes)
-        except FloatingPointError as error:
-            if place == len(finalists) and not runs:
-                raise
-            comparison.progress(f"{label}: {error}")
-    values = [comparison.sign * each.val_metric for each in runs.values()]
-    numbers = list(runs)
-    decision = decide(
-        [[value] for value in values],
-        [finalists[number].nbytes() for number in numbers],
-        error=runs[numbers[max(range(len(values)), key=values.__getitem__)]].val_error,
-    )
+    runs: dict[int, list[Run]] = {}
+    labels = {
+        number: "NIS" if place == 1 else f"NIS, finalist {place}"
+        for place, number in enumerate(finalists, start=1)
+    }
+
+    def train(numbers: Sequence[int], seeds: Sequence[int]) -> None:
+        for number in numbers:
+            try:
+                own = [trainings.run(labels[number], finalists[number], seed) for seed in seeds]
+                runs[number] = runs.get(number, []) + own
+            except FloatingPointError as error:
+                runs.pop(number, None)
+                if number == numbers[-1] and not runs:
+                    raise
+                comparison.progress(f"{labels[number]}: {error}")
+
+    def decided(numbers: Sequence[int]) -> Decision:
+        values = [[comparison.sign * run.val_metric for run in runs[n]] for n in numbers]
+        best = max(range(len(numbers)), key=lambda index: values[index][0])
+        return decide(
+            values,
+            [finalists[number].nbytes() for number in numbers],
+            error=runs[numbers[best]][0].val_error,
+        )
+
+    train([*finalists], seeds[:1])
+    numbers = [*runs]
+    decision = decided(numbers)
+    if len(decision.tied) > 1 and len(seeds) > 1:
+        numbers = [numbers[index] for index in decision.tied]
+        # Those of one of them are counted already.
+        trainings.left += (len(numbers) - 1) * (len(seeds) - 1)
+        train(numbers, seeds[1:])
+        numbers = [number for number in numbers if number in runs]
+        decision = decided(numbers)
     taken = numbers[decision.taken]
     if len(finalists) > 1:
+        value = fmean(run.val_metric for run in runs[taken])
         comparison.progress(
-            f"NIS: of {len(runs)} finalists that of {size(finalists[taken].nbytes())} goes on, "
-            f"validation {runs[taken].monitor} {runs[taken].val_metric:.4f}."
+            f"NIS: of {len(finalists)} finalists that of {size(finalists[taken].nbytes())} goes "
+            f"on, validation {runs[taken][0].monitor} {value:.4f}."
         )
     return taken
 

@@ -212,6 +212,10 @@ class Trainings:
                 self._progress(f"{label}, seed {seed}: finished before, {known}.")
         return self._runs[key]
 
+    def is_run(self, allocation: Allocation, seed: int) -> bool:
+        """Whether a training was run here, or known."""
+        return self._key(allocation, seed) in self._runs
+
     def tested(self, label: str, allocation: Allocation, seed: int) -> Run:
         """What a training that was run comes to on the test data too."""
         key = self._key(allocation, seed)

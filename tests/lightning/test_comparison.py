@@ -147,23 +147,31 @@ def test_validation_decides_before_anything_is_tested(
 
 
 @pytest.mark.parametrize(
-    ("values", "taken"),
-    [((0.81, 0.81, 0.82), True), ((0.79, 0.9, 0.9), False), ((0.7985, 0.7, 0.7), True)],
-    ids=["better", "worse", "as good and smaller"],
+    ("values", "taken", "tied"),
+    [
+        ((0.81, 0.81, 0.82), True, False),
+        ((0.79, 0.9, 0.9), False, False),
+        # A seed alone cannot tell them apart.
+        ((0.7985, 0.81, 0.8205), True, True),
+        ((0.7985, 0.7, 0.7), False, True),
+        ((0.8015, 0.7, 0.7), False, True),
+    ],
+    ids=["better", "worse", "as good and smaller", "worse by other seeds", "not better at last"],
 )
-def test_the_best_finalist_by_the_first_seed_goes_on(
+def test_the_best_finalist_goes_on(
     datamodule: EmbeddingDataModule,
     monkeypatch: pytest.MonkeyPatch,
     values: Sequence[float],
     taken: bool,
+    tied: bool,
 ) -> None:
     pretended = Pretended(datamodule, monkeypatch, BEST | {"other": values})
     other = pretended.add_finalist("other", 0.5)
     assert best_allocation(pretended.study) == pretended.nis
     lines: list[str] = []
     results = pretended.run(progress=lines.append)
-    assert pretended.trained("other") == ([0, 1, 2] if taken else [0])
-    assert pretended.trained("nis") == ([0] if taken else [0, 1, 2])
+    assert pretended.trained("other") == ([0, 1, 2] if taken or tied else [0])
+    assert pretended.trained("nis") == ([0, 1, 2] if tied or not taken else [0])
     best = other if taken else pretended.nis
     assert (results[0].name, results[0].label) == ("nis", "NIS")
     assert results[0].allocation == best
