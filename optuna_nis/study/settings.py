@@ -8,6 +8,7 @@ from typing import Any
 
 from optuna import Study
 
+from optuna_nis._format import percent, size
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.attributes import naming, read_text, save_text
 from optuna_nis.study.keys import METRIC_ATTR, OUTPUTS_ATTR, PLAN_ATTR, SPACE_ATTR
@@ -31,13 +32,21 @@ def save_space(study: Study, space: SearchSpace) -> None:
     """
     before = read_text(study, SPACE_ATTR)
     if before and (old := SearchSpace.from_json(before)) != space:
+        was, now = f"another space, {old!r}", f"{space!r}"
+        if (old.specs, old.mode) == (space.specs, space.mode):
+            was, now = f"a budget of {_budget(old)}", _budget(space)
         raise ValueError(
-            f"`study` {study.study_name!r} was searched with another space, {old!r}, now asked: "
-            f"{space!r}. Use another study name."
+            f"`study` {study.study_name!r} was searched with {was}, now asked: {now}. Use another "
+            "study name."
         )
     # A space that does not know how frequent ids are is equal to one that does.
     if not before or any(spec.mean_counts is not None for spec in space.specs):
         save_text(study, SPACE_ATTR, space.to_json())
+
+
+def _budget(space: SearchSpace) -> str:
+    nbytes = space.budget_nbytes
+    return f"{size(nbytes)}, {percent(nbytes / space.full_nbytes)} of the full tables"
 
 
 def space_of(study: Study) -> SearchSpace:

@@ -96,7 +96,7 @@ def test_a_finished_search_is_not_repeated(data: DataConfig, study: optuna.Study
 
 def test_another_space_or_other_data_are_refused(data: DataConfig, study: optuna.Study) -> None:
     search(study, data, **FAST)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="was searched with another space"):
+    with pytest.raises(ValueError, match="was searched with a budget of"):
         search(study, data, **(FAST | {"budget": 0.2}))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"on other data, with seed 0 \(now 1\)\. Use another"):
         search(study, dataclasses.replace(data, seed=1), **FAST)  # type: ignore[arg-type]

@@ -45,6 +45,14 @@ def test_a_space_of_other_precisions_is_another(make_study):
         stored.save_space(study, stored.space_of(study).with_precisions([8, 2]))
 
 
+def test_another_budget_is_told_as_one(make_study):
+    study = make_study(2)
+    space = stored.space_of(study)
+    smaller = space.with_budget(space.budget // 2)
+    with pytest.raises(ValueError, match=r"a budget of .* of the full tables, now asked: "):
+        stored.save_space(study, smaller)
+
+
 def test_a_space_without_counts_does_not_take_those_of_the_study():
     study = optuna.create_study()
     counted = SearchSpace([EmbeddingSpec.from_counts("user", range(100), 8)], budget=0.5)
