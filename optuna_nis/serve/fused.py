@@ -29,7 +29,7 @@ def fused(model: Model) -> Model:
 
     Args:
         model: A reference model of chosen sizes. Others, and those with bags, with shared rows or
-            with numbers of fewer than 32 bits, are returned as they are.
+            with numbers of fewer than 32 bits or not finite, are returned as they are.
 
     Returns:
         A model that shares all but its tables with the one given, and gives the same.
@@ -59,6 +59,8 @@ def _can_be(fields: FeatureEmbeddings) -> bool:
         and layer.table.num_shared == 0
         and layer.like().dtype is torch.float32
         and all(tier.bits == 32 for tier in layer.table.tiers)
+        # Beyond a narrow row numbers of others are looked up too, and multiplied by zero.
+        and all(bool(tier.weight.isfinite().all()) for tier in layer.tier_modules())
         for layer in fields.layers
     )
 
@@ -81,6 +83,7 @@ class FusedFields(nn.Module):
     ends: Tensor
     starts: Tensor
     widths: Tensor
+    masks: Tensor
     projections: Tensor
     _order: Tensor
 
@@ -149,6 +152,8 @@ class FusedFields(nn.Module):
             widths += [*sizes, *[0] * missing]
             ends.append([*own_ends, *[torch.iinfo(torch.int64).max] * (missing - 1)])
         width = max(map(_widest_narrow, layers))
+        kept = torch.arange(width) < torch.tensor(widths).unsqueeze(1)
+        self._keep("masks", kept.to(numbers[0]))
         # Of a narrow row at the end there is more looked up than there is of it.
         self._keep("flat", torch.cat([*numbers, torch.zeros(width, device=device)]))
         self._keep("ends", torch.tensor(ends, device=device))
@@ -168,12 +173,14 @@ class FusedFields(nn.Module):
         # As ids that are too large: zeros.
         ids = torch.where(ids < 0, torch.iinfo(torch.int64).max, ids)
         last = len(self.wide) - 1
-        rows = functional.embedding(
-            torch.where(ids < self.wide_ends, ids + self.wide_starts, last), self.wide
-        )
+        places = torch.where(ids < self.wide_ends, ids + self.wide_starts, last)
         if number := self._num_narrow:
-            narrow = self._narrow_rows(ids[:, :number])
-            rows = torch.cat([rows[:, :number] + narrow, rows[:, number:]], 1)
+            # To cut what was looked up would copy all of it.
+            both = functional.embedding(places[:, :number], self.wide)
+            both = both + self._narrow_rows(ids[:, :number])
+            rows = torch.cat([both, functional.embedding(places[:, number:], self.wide)], 1)
+        else:
+            rows = functional.embedding(places, self.wide)
         return rows if self._is_sorted else rows.index_select(1, self._order)
 
     def _narrow_rows(self, ids: Tensor) -> Tensor:
@@ -185,7 +192,7 @@ class FusedFields(nn.Module):
         places = functional.embedding(tiers, self.starts) + ids.unsqueeze(2) * widths + columns
         # Runtimes copy number by number faster than row by row where rows are of one number.
         rows = self.flat.gather(0, places.flatten()).view(places.shape)
-        rows = torch.where(columns < widths, rows, 0.0)
+        rows = rows * functional.embedding(tiers, self.masks)
         return torch.bmm(rows.transpose(0, 1), self.projections).transpose(0, 1)
 
 
