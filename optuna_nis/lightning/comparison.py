@@ -124,12 +124,14 @@ def compare(
     contenders = [*uniforms, *mixed]
     if space.fits(full.allocation):
         contenders.append(full)
-    total = len(finalists) + len({*contenders, full}) + 3 * (len(seeds) - 1)
     sign = comparison.sign
     with (
         shared_batches(comparison.data, group),
-        Trainings(study, comparison, total, full.allocation.nbytes()) as trainings,
+        Trainings(study, comparison, full.allocation.nbytes()) as trainings,
     ):
+        firsts_of = {*finalists.values(), *(sizes.allocation for sizes in [*contenders, full])}
+        # The found sizes, uniform ones and the full tables at least go on with other seeds.
+        trainings.left = trainings.num_unknown(firsts_of, seeds[:1]) + 3 * (len(seeds) - 1)
 
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
@@ -148,9 +150,7 @@ def compare(
         # What is always reported, in this order, then what may be taken too.
         reported = [found, uniform, full]
         reported += [s for s in contenders if s in kept and s not in reported]
-        trainings.left = sum(
-            not trainings.is_run(sizes.allocation, seed) for sizes in reported for seed in seeds
-        )
+        trainings.left = trainings.num_unknown([s.allocation for s in reported], seeds)
         trained = {sizes: runs(sizes, seeds) for sizes in reported}
 
         rivals = [sizes for sizes in reported if sizes in contenders]
@@ -219,7 +219,7 @@ def _best_of(
     """
     runs: dict[int, list[Run]] = {}
     labels = {
-        number: "NIS" if place == 1 else f"NIS, finalist {place}"
+        number: f"NIS, finalist {place}" if len(finalists) > 1 else "NIS"
         for place, number in enumerate(finalists, start=1)
     }
 
@@ -248,17 +248,27 @@ def _best_of(
     decision = decided(numbers)
     if len(decision.tied) > 1 and len(seeds) > 1:
         numbers = [numbers[index] for index in decision.tied]
+        comparison.progress(
+            f"NIS: {len(numbers)} of {len(finalists)} finalists tie by validation, so they are "
+            "trained with the other seeds too."
+        )
         # Those of one of them are counted already.
-        trainings.left += (len(numbers) - 1) * (len(seeds) - 1)
+        more = trainings.num_unknown([finalists[number] for number in numbers], seeds[1:])
+        trainings.left += more - (len(seeds) - 1)
         train(numbers, seeds[1:])
         numbers = [number for number in numbers if number in runs]
         decision = decided(numbers)
     taken = numbers[decision.taken]
     if len(finalists) > 1:
-        value = fmean(run.val_metric for run in runs[taken])
+        values = {n: fmean(run.val_metric for run in runs[n]) for n in numbers}
+        best = numbers[decision.best]
+        why = ""
+        if taken != best:
+            other = size(finalists[best].nbytes())
+            why = f": the smaller, it ties with {values[best]:.4f} of that of {other}"
         comparison.progress(
             f"NIS: of {len(finalists)} finalists that of {size(finalists[taken].nbytes())} goes "
-            f"on, validation {runs[taken][0].monitor} {value:.4f}."
+            f"on, validation {runs[taken][0].monitor} {values[taken]:.4f}{why}."
         )
     return taken
 

@@ -5,7 +5,7 @@ A training and its test are apart: validation decides what to take before anythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 import hashlib
@@ -161,17 +161,16 @@ class Trainings:
     Args:
         study: The study.
         how: How sizes are trained.
-        total: Trainings that there will be, about.
         largest: Bytes of the largest tables.
     """
 
-    def __init__(self, study: Study, how: Comparison, total: int, largest: int) -> None:
+    def __init__(self, study: Study, how: Comparison, largest: int) -> None:
         self._study = study
         self._how = how
         self._progress = how.progress
         self._largest = largest
         #: Trainings that are left, about.
-        self.left = total
+        self.left = 0
         self._seconds: list[float] = []
         self._runs: dict[str, Run] = {}
         self._group = how.group
@@ -208,13 +207,14 @@ class Trainings:
                 self._train(label, allocation, seed)
             else:
                 self._runs[key] = known
-                self._count(known)
+                self._seconds.append(known.seconds)
                 self._progress(f"{label}, seed {seed}: finished before, {known}.")
         return self._runs[key]
 
-    def is_run(self, allocation: Allocation, seed: int) -> bool:
-        """Whether a training was run here, or known."""
-        return self._key(allocation, seed) in self._runs
+    def num_unknown(self, sizes: Iterable[Allocation], seeds: Iterable[int]) -> int:
+        """How many of some trainings are still to be run: of all sizes with all seeds."""
+        keys = {self._key(allocation, seed) for allocation in sizes for seed in seeds}
+        return sum(key not in self._runs and self._known(key) is None for key in keys)
 
     def tested(self, label: str, allocation: Allocation, seed: int) -> Run:
         """What a training that was run comes to on the test data too."""
@@ -269,7 +269,9 @@ class Trainings:
         """The model of a training that was run, which is run again if its weights are gone."""
         file = self._file(self._key(allocation, seed))
         if not self.has_weights(allocation, seed):
-            self._progress(f"{label}, seed {seed}: the trained weights are kept nowhere.")
+            self._progress(
+                f"{label}, seed {seed}: trained once more, its weights are needed and not kept."
+            )
             self.left += 1
             return self._train(label, allocation, seed)
         self._free()
@@ -330,7 +332,8 @@ class Trainings:
         file.with_suffix(".new").replace(file)
         self._group.wait()
         self._record(key, run)
-        self._count(run)
+        self.left -= 1
+        self._seconds.append(run.seconds)
         more = ""
         if self.left > 0:
             trainings = "1 training" if self.left == 1 else f"{self.left} trainings"
@@ -348,10 +351,6 @@ class Trainings:
             self._study._storage.set_study_system_attr(
                 self._study._study_id, TRAINING_KEY + key, asdict(run)
             )
-
-    def _count(self, run: Run) -> None:
-        self.left -= 1
-        self._seconds.append(run.seconds)
 
     def _file(self, key: str) -> Path:
         return self._folder / f"{key}.pt"

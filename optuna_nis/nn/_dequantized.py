@@ -49,13 +49,14 @@ def dequantized(
         bits: Bits of a code, 8, 4 or 2.
         columns: Codes of a row.
         starts: Where each bag starts, shape ``(bags,)``; None for a row of each id.
-        weights: What rows are multiplied by, shape ``(n,)``.
+        weights: What rows are multiplied by, shape ``(n,)``; it gets no gradient.
 
     Returns:
         Shape ``(n, columns)`` or ``(bags, columns)``, of type float32.
     """
     # The numbers that make of a code the multiple of the step that it stands for.
-    exact = torch.tensor([1.0, offset_of(bits)], dtype=torch.float32 if bits == 8 else torch.half)
+    dtype, device = torch.float32 if bits == 8 else torch.half, codes.device
+    exact = torch.tensor([1.0, offset_of(bits)], dtype=dtype, device=device)
     # Whole words are copied several times as fast as bytes.
     word = torch.int32 if codes.shape[1] % 4 == 0 else torch.uint8
     table, more = codes.view(word), exact.view(word)
@@ -64,7 +65,7 @@ def dequantized(
     rows[:, width:] = more
     torch.index_select(table, 0, ids, out=rows[:, :width])
     factors = step.float().expand(ids.shape) if weights is None else weights.float() * step.float()
-    places = torch.arange(ids.shape[0], dtype=torch.int32)
+    places = torch.arange(ids.shape[0], dtype=torch.int32, device=device)
     kernel = getattr(torch.ops.quantized, _KERNELS[bits])
     found: Tensor = kernel(
         rows.view(torch.uint8),

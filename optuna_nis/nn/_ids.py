@@ -48,7 +48,9 @@ def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
     """Check bags of ids, given as :class:`torch.nn.EmbeddingBag` takes them.
 
     Raises:
-        ValueError: If 2-D ids come with offsets, 1-D ids without, or ids of another shape.
+        ValueError: If 2-D ids come with offsets, 1-D ids without, or ids of another shape, or
+            offsets do not begin with 0, fall, or are beyond the ids. The latter is not checked off
+            the CPU, where it would stall the device, nor in exported or compiled models.
     """
     if ids.dim() == 2:
         if offsets is not None:
@@ -57,6 +59,16 @@ def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
         raise ValueError(
             f"`ids` of {name!r} must be of shape (batch, length), or flat with `offsets`, got "
             f"shape {tuple(ids.shape)} and offsets {offsets}."
+        )
+    if offsets is None or torch.compiler.is_compiling() or offsets.device.type != "cpu":
+        return
+    starts = offsets.detach().numpy()
+    if len(starts) and (
+        starts[0] != 0 or starts[-1] > len(ids) or (starts[1:] < starts[:-1]).any()
+    ):
+        raise ValueError(
+            f"`offsets` of {name!r} must begin with 0, not fall, and be at most the number of "
+            f"ids, {len(ids)}, got {starts.tolist()[:20]}{' ...' if len(starts) > 20 else ''}."
         )
 
 

@@ -126,7 +126,8 @@ class PackedTier(StoredTier):
 
     def pooled(self, ids: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
         """The sums of the rows of bags, not projected."""
-        if self.step is None or not has_kernel(self.codes, self._empty.dtype):
+        weighted = weights is not None and weights.requires_grad and torch.is_grad_enabled()
+        if self.step is None or weighted or not has_kernel(self.codes, self._empty.dtype):
             return super().pooled(ids, starts, weights)
         return dequantized(
             self.codes, ids, self.step, self.bits, self.embedding_dim, starts, weights

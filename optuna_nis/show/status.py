@@ -207,9 +207,10 @@ def render(status: StudyStatus) -> RenderableType:
     if not status.best:
         return facts
     best = Table(title="Best trials", title_justify="left")
-    header = ["Trial", status.metric, "Memory", "Of budget", "Scored with"]
-    for index, name in enumerate(header if status.space else header[:2]):
-        best.add_column(Text(name), justify="left" if index == 4 else "right")
+    # The reward is the metric less what memory costs.
+    header = ["Trial", status.metric, "Reward", "Memory", "Of budget", "Scored with"]
+    for name in header if status.space else header[:2]:
+        best.add_column(Text(name), justify="left" if name == header[-1] else "right")
     for trial in status.best:
         best.add_row(*(Text(cell) for cell in _cells(status.space, trial)))
     return Group(facts, best, Text(_choice(status.space, status.best[0])))
@@ -255,9 +256,10 @@ def _facts(status: StudyStatus) -> list[tuple[str, str]]:
 
 
 def _cells(space: SearchSpace | None, trial: FrozenTrial) -> list[str]:
-    cells = [str(trial.number), f"{results.value_of(trial):.5g}"]
+    cells = [str(trial.number), f"{results.quality_of(trial):.5g}"]
     if space is None:
         return cells
+    cells.append(f"{results.value_of(trial):.5g}")
     scored = SCORED.get(results.fidelity_of(trial) or "", "")
     allocation = _allocation(space, trial)
     if allocation is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 import json
 from typing import Any
 
 from optuna import Study
 
-from optuna_nis._format import percent, size
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.attributes import naming, read_text, save_text
 from optuna_nis.study.keys import METRIC_ATTR, OUTPUTS_ATTR, PLAN_ATTR, SPACE_ATTR
@@ -32,21 +32,33 @@ def save_space(study: Study, space: SearchSpace) -> None:
     """
     before = read_text(study, SPACE_ATTR)
     if before and (old := SearchSpace.from_json(before)) != space:
-        was, now = f"another space, {old!r}", f"{space!r}"
-        if (old.specs, old.mode) == (space.specs, space.mode):
-            was, now = f"a budget of {_budget(old)}", _budget(space)
         raise ValueError(
-            f"`study` {study.study_name!r} was searched with {was}, now asked: {now}. Use another "
-            "study name."
+            f"`study` {study.study_name!r} was searched with another space: "
+            f"{_difference(old, space)}. Use another study name."
         )
     # A space that does not know how frequent ids are is equal to one that does.
     if not before or any(spec.mean_counts is not None for spec in space.specs):
         save_text(study, SPACE_ATTR, space.to_json())
 
 
-def _budget(space: SearchSpace) -> str:
-    nbytes = space.budget_nbytes
-    return f"{size(nbytes)}, {percent(nbytes / space.full_nbytes)} of the full tables"
+def _difference(old: SearchSpace, new: SearchSpace) -> str:
+    """The first thing that spaces differ by."""
+    features = [[spec.name for spec in space.specs] for space in (old, new)]
+    if features[0] != features[1]:
+        return f"features {features[0]}, now {features[1]}"
+    for before, after in zip(old.specs, new.specs):
+        was, now = ({f.name: getattr(s, f.name) for f in fields(s)} for s in (before, after))
+        for field in fields(before):
+            name = field.name
+            if field.compare and was[name] != now[name]:
+                own = _short(name, was), _short(name, now)
+                return f"`{name}` of {before.name!r} was {own[0]}, now {own[1]}"
+    if old.mode != new.mode:
+        return f"mode {old.mode!r}, now {new.mode!r}"
+    return (
+        f"a budget of {old.budget_nbytes:,} of {old.full_nbytes:,} bytes, now "
+        f"{new.budget_nbytes:,}"
+    )
 
 
 def space_of(study: Study) -> SearchSpace:

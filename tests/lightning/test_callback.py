@@ -448,7 +448,7 @@ def test_bad_set_ups(datamodule: TableDataModule) -> None:
     other = SearchSpace(space.specs, budget=0.25)
     study = _study(space)
     fit(build(space), study)
-    with pytest.raises(ValueError, match="was searched with a budget of"):
+    with pytest.raises(ValueError, match="was searched with another space: a budget of"):
         fit(build(other), study, other)
     callback = NISCallback(space, _study(space))
     with pytest.raises(MisconfigurationException, match="needs a validation dataloader"):

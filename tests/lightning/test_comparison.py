@@ -210,7 +210,7 @@ def test_a_finalist_that_diverges_is_none(
     monkeypatch.setattr(trainings, "train", diverge)
     lines: list[str] = []
     assert pretended.run(progress=lines.append)[0].allocation == other
-    assert "NIS: The training diverged." in lines
+    assert "NIS, finalist 1: The training diverged." in lines
     again = Pretended(datamodule, monkeypatch, BEST)
     diverging += [again.nis]
     monkeypatch.setattr(trainings, "train", diverge)
@@ -240,7 +240,7 @@ def test_a_better_rival_is_taken_and_saved(
     # The seed with the best validation.
     assert Predictor.load(tmp_path).allocation == pretended.sizes["uniform_native"]
     key = Predictor.training_of(tmp_path)
-    ran = trainings.Trainings(pretended.study, pretended.how, 0, largest=0)
+    ran = trainings.Trainings(pretended.study, pretended.how, largest=0)
     assert key == ran._key(pretended.sizes["uniform_native"], 1)
 
 
@@ -408,7 +408,7 @@ def test_weights_that_are_gone_are_trained_again(
     lines: list[str] = []
     pretended.run(progress=lines.append)
     assert len(pretended.events) - before == 9 + 9
-    assert sum("the trained weights are kept nowhere" in line for line in lines) == 9
+    assert sum("trained once more, its weights" in line for line in lines) == 9
 
 
 def test_uniform_sizes_of_several_precisions_are_beside_those_in_float32_and_say_so() -> None:

@@ -96,7 +96,7 @@ def test_a_finished_search_is_not_repeated(data: DataConfig, study: optuna.Study
 
 def test_another_space_or_other_data_are_refused(data: DataConfig, study: optuna.Study) -> None:
     search(study, data, **FAST)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="was searched with a budget of"):
+    with pytest.raises(ValueError, match=r"another space: a budget of .* bytes, now "):
         search(study, data, **(FAST | {"budget": 0.2}))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"on other data, with seed 0 \(now 1\)\. Use another"):
         search(study, dataclasses.replace(data, seed=1), **FAST)  # type: ignore[arg-type]
@@ -112,7 +112,9 @@ def test_a_search_of_precisions(data: DataConfig, study: optuna.Study) -> None:
     for trial in study.trials:
         nbytes = space.allocation(trial.params).nbytes()
         assert trial.user_attrs["nbytes"] == nbytes <= space.budget_nbytes
-    with pytest.raises(ValueError, match=r"another space, .*precisions=\(32, 8, 2\), .*now asked"):
+    with pytest.raises(
+        ValueError, match=r"another space: `precisions` of .* was \(32, 8, 2\), now "
+    ):
         search(study, data, **few)  # type: ignore[arg-type]
     # Started again, it knows what it was searched with.
     assert search(study, data, **few, precisions=[2, 8, 32]) == best  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def test_trials_are_trainings(datamodule: TableDataModule) -> None:
         assert max(trial.intermediate_values.values()) == pytest.approx(trial.value)
     assert best_allocation(study) == space.allocation(study.best_params)
     other = objective(build, datamodule, space.with_budget(0.2))
-    with pytest.raises(ValueError, match="searched with a budget of"):
+    with pytest.raises(ValueError, match="searched with another space: a budget of"):
         study.optimize(other, n_trials=1)
 
 

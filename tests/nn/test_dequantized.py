@@ -65,3 +65,24 @@ def test_where_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = layer(ids)
     monkeypatch.setattr(packed, "has_kernel", lambda codes, dtype: False)
     torch.testing.assert_close(layer(ids), expected)
+
+
+@pytest.mark.parametrize("bits", CODES)
+def test_weights_get_their_gradients(bits: int) -> None:
+    table = TableAllocation("f", 50, 8, (Tier(20, 8), Tier(30, 5, bits)))
+    layer = MultiSizeEmbeddingBag(table, mode="sum", init_std=1.0).eval()
+    ids, gradients = torch.randint(0, 51, (7, 4)), []
+    for each in (layer, freeze(layer).eval()):
+        weights = torch.rand(7, 4, generator=torch.manual_seed(0)).requires_grad_()
+        each(ids, per_sample_weights=weights).sum().backward()
+        gradients.append(weights.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("bits", CODES)
+def test_another_default_device_changes_nothing(bits: int) -> None:
+    table, steps, rows = _table(bits, 8, 0.25)
+    ids = torch.randint(0, 50, (9,))
+    with torch.device("meta"):
+        found = dequantized(table, ids, steps, bits, 8)
+    assert torch.equal(found, rows[ids])

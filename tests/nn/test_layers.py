@@ -16,6 +16,7 @@ from optuna_nis.nn import (
     MultiSizeEmbedding,
     MultiSizeEmbeddingBag,
     SupernetEmbedding,
+    freeze,
     set_choices,
     supernet_layers,
 )
@@ -257,6 +258,18 @@ def test_id_out_of_range(wrong: int) -> None:
     for layer in (MultiSizeEmbedding(TABLE), SupernetEmbedding(spec)):
         with pytest.raises(ValueError, match=rf"`ids` of 'f' must be between 0 and 20 .* {wrong}"):
             layer(torch.tensor([0, wrong]))
+
+
+@pytest.mark.parametrize("offsets", [[1, 2], [0, 3, 2], [0, 4], [-1, 0]])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_bags_that_offsets_do_not_cut_are_refused(offsets: list[int], frozen: bool) -> None:
+    table = TableAllocation("f", 9, 4, (Tier(3, 4), Tier(6, 2, 4)))
+    layer: nn.Module = MultiSizeEmbeddingBag(table, mode="sum")
+    layer = freeze(layer).eval() if frozen else layer
+    with pytest.raises(
+        ValueError, match="`offsets` of 'f' must begin with 0, not fall, and be at"
+    ):
+        layer(torch.arange(3), torch.tensor(offsets))
 
 
 def test_bad_arguments() -> None:

@@ -41,16 +41,36 @@ def test_the_space_of_an_earlier_release_goes_on(make_study, version):
 
 def test_a_space_of_other_precisions_is_another(make_study):
     study = make_study(2)
-    with pytest.raises(ValueError, match=r"another space, .*now asked: .*precisions=\(8, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"another space: `precisions` of .* was .*, now \(8, 2\)"
+    ):
         stored.save_space(study, stored.space_of(study).with_precisions([8, 2]))
 
 
-def test_another_budget_is_told_as_one(make_study):
-    study = make_study(2)
-    space = stored.space_of(study)
-    smaller = space.with_budget(space.budget // 2)
-    with pytest.raises(ValueError, match=r"a budget of .* of the full tables, now asked: "):
-        stored.save_space(study, smaller)
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"budget": 0.4999}, r"a budget of 16,800 of 33,600 bytes, now 16,796"),
+        ({"mode": "single"}, "mode 'multi', now 'single'"),
+        ({"names": ("v", "i")}, r"features \['u', 'i'\], now \['v', 'i'\]"),
+        ({"names": ("i", "u")}, r"features \['u', 'i'\], now \['i', 'u'\]"),
+        ({"row_blocks": 3}, "`row_blocks` of 'u' was .*, now "),
+        ({"oov": "shared"}, "`oov` of 'u' was 'zero', now 'shared'"),
+        ({"embedding_dim": 4}, "`embedding_dim` of 'u' was 8, now 4"),
+    ],
+)
+def test_what_is_another_about_a_space_is_told(change, told):
+    def space(names=("u", "i"), embedding_dim=8, budget=0.5, mode="multi", **options):
+        specs = {
+            "u": EmbeddingSpec(names[0], 1000, embedding_dim, **options),
+            "i": EmbeddingSpec(names[1], 50, embedding_dim),
+        }
+        return SearchSpace(list(specs.values()), budget=budget, mode=mode)
+
+    study = optuna.create_study()
+    stored.save_space(study, space())
+    with pytest.raises(ValueError, match=f"another space: {told}.*\\. Use another study name"):
+        stored.save_space(study, space(**change))
 
 
 def test_a_space_without_counts_does_not_take_those_of_the_study():
