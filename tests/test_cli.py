@@ -553,7 +553,7 @@ def test_progress_and_results_go_their_own_ways(
 
     _main(["retrain", "--seeds", "0", "--max-epochs", "1", "--storage", storage])
     out, err = capfd.readouterr()
-    assert "NIS, seed 0: validation ROC-AUC" in err
+    assert "NIS, finalist 1, seed 0: validation ROC-AUC" in err
     assert f"Next: optuna-nis report --storage {storage}" in " ".join(err.split())
     assert "seed" not in out.lower().replace("seeds", "").replace("per seed", "")
     assert "Full size" in out

@@ -173,6 +173,8 @@ class Trainings:
         self.left = 0
         self._seconds: list[float] = []
         self._runs: dict[str, Run] = {}
+        # By what names people know them.
+        self._labels: dict[str, list[str]] = {}
         self._group = how.group
         if how.checkpoint_dir is None:
             self._temporary = tempfile.TemporaryDirectory()
@@ -202,6 +204,7 @@ class Trainings:
     def run(self, label: str, allocation: Allocation, seed: int) -> Run:
         """What a training comes to, run or known."""
         key = self._key(allocation, seed)
+        labels = self._labels.setdefault(key, [])
         if key not in self._runs:
             if (known := self._known(key)) is None:
                 self._train(label, allocation, seed)
@@ -209,6 +212,10 @@ class Trainings:
                 self._runs[key] = known
                 self._seconds.append(known.seconds)
                 self._progress(f"{label}, seed {seed}: finished before, {known}.")
+        elif label not in labels:
+            self._progress(f"{label}, seed {seed}: as {labels[0]}, {self._runs[key]}.")
+        if label not in labels:
+            labels.append(label)
         return self._runs[key]
 
     def num_unknown(self, sizes: Iterable[Allocation], seeds: Iterable[int]) -> int:

@@ -367,7 +367,7 @@ def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, tab
             patch.setattr(retraining, "read_data", lambda *_, **__: data)
             patch.setattr(retraining, "compare", lambda _, how, *__: known.append(how) or [])
             retrain(study, **settings, **options)
-        ran = trainings.Trainings(study, known[0], 1, largest=0)
+        ran = trainings.Trainings(study, known[0], largest=0)
         return ran._key(sizes or space.full(), seed)
 
     assert key() == key()
@@ -387,8 +387,8 @@ def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, tab
 def test_what_a_training_was_like_is_said(study: optuna.Study, trained: list[int]) -> None:
     lines: list[str] = []
     retrain(study, seeds=[0], max_epochs=2, patience=1, progress=lines.append)
-    assert "NIS, seed 0: " in lines[2]
-    assert "left for 6 trainings" in lines[3]
+    assert "NIS, finalist 1, seed 0: " in lines[2]
+    assert "left for 5 trainings" in lines[3]
     nis = results_of(study)[0]
     assert (nis.epochs, nis.steps, nis.decays, nis.stopped) == ((2,), (10,), (0,), (False,))
     assert nis.learning_rate == 5e-3
