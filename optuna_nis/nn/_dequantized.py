@@ -6,6 +6,8 @@ the codes of each row are written for the rows of a batch alone: tables have one
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,28 @@ _KERNELS = {
 }
 
 
+# The bytes of the numbers that make of a code the multiple of the step that it stands for.
+_EXACT = {
+    bits: torch.tensor(
+        [1.0, offset_of(bits)], dtype=torch.float32 if bits == 8 else torch.half, device="cpu"
+    ).view(torch.uint8)
+    for bits in _KERNELS
+}
+
+
 def has_kernel(codes: Tensor, dtype: torch.dtype) -> bool:
     """Whether :func:`dequantized` is for some codes, and rows of some type."""
     return (
         codes.device.type == "cpu"
         and dtype is torch.float32
         and not torch.compiler.is_compiling()
-        and "fbgemm" in torch.backends.quantized.supported_engines
+        and _has_fbgemm()
     )
+
+
+@cache
+def _has_fbgemm() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def dequantized(
@@ -54,18 +70,15 @@ def dequantized(
     Returns:
         Shape ``(n, columns)`` or ``(bags, columns)``, of type float32.
     """
-    # The numbers that make of a code the multiple of the step that it stands for.
-    dtype, device = torch.float32 if bits == 8 else torch.half, codes.device
-    exact = torch.tensor([1.0, offset_of(bits)], dtype=dtype, device=device)
     # Whole words are copied several times as fast as bytes.
     word = torch.int32 if codes.shape[1] % 4 == 0 else torch.uint8
-    table, more = codes.view(word), exact.view(word)
+    table, more = codes.view(word), _EXACT[bits].view(word)
     width = table.shape[1]
     rows = table.new_empty(ids.shape[0], width + more.shape[0])
     rows[:, width:] = more
     torch.index_select(table, 0, ids, out=rows[:, :width])
     factors = step.float().expand(ids.shape) if weights is None else weights.float() * step.float()
-    places = torch.arange(ids.shape[0], dtype=torch.int32, device=device)
+    places = torch.arange(ids.shape[0], dtype=torch.int32, device=codes.device)
     kernel = getattr(torch.ops.quantized, _KERNELS[bits])
     found: Tensor = kernel(
         rows.view(torch.uint8),
