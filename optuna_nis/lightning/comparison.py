@@ -129,9 +129,9 @@ def compare(
         shared_batches(comparison.data, group),
         Trainings(study, comparison, full.allocation.nbytes()) as trainings,
     ):
-        firsts_of = {*finalists.values(), *(sizes.allocation for sizes in [*contenders, full])}
+        tried = [*finalists.values(), *(sizes.allocation for sizes in (*contenders, full))]
         # The found sizes, uniform ones and the full tables at least go on with other seeds.
-        trainings.left = trainings.num_unknown(firsts_of, seeds[:1]) + 3 * (len(seeds) - 1)
+        trainings.left = trainings.num_unknown(tried, seeds[:1]) + 3 * (len(seeds) - 1)
 
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
@@ -230,7 +230,7 @@ def _best_of(
                 runs[number] = runs.get(number, []) + own
             except FloatingPointError as error:
                 runs.pop(number, None)
-                if number == numbers[-1] and not runs:
+                if number == numbers[-1] and runs.keys().isdisjoint(numbers):
                     raise
                 comparison.progress(f"{labels[number]}: {error}")
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -216,6 +217,25 @@ def test_a_finalist_that_diverges_is_none(
     monkeypatch.setattr(trainings, "train", diverge)
     with pytest.raises(FloatingPointError, match="The training diverged"):
         again.run()
+
+
+def test_finalists_that_tie_and_all_diverge_with_another_seed(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    values = dict(zip(pretended.sizes.values(), (0.8, 0.8, 0.5)))
+    tried: list[int] = []
+
+    def run(label: str, allocation: Allocation, seed: int) -> Any:
+        tried.append(seed)
+        if seed:
+            raise FloatingPointError(f"{label} diverged.")
+        return SimpleNamespace(val_metric=values[allocation], val_error=0.01, monitor="AUC")
+
+    ran: Any = SimpleNamespace(run=run, left=0, num_unknown=lambda sizes, seeds: 0)
+    with pytest.raises(FloatingPointError, match="NIS, finalist 2 diverged"):
+        comparison._best_of(dict(enumerate(values)), ran, [0, 1], pretended.how)
+    assert tried == [0, 0, 0, 1, 1]
 
 
 def test_what_is_far_behind_is_trained_once(
