@@ -221,7 +221,8 @@ class Trainings:
     def num_unknown(self, sizes: Iterable[Allocation], seeds: Iterable[int]) -> int:
         """How many of some trainings are still to be run: of all sizes with all seeds."""
         keys = {self._key(allocation, seed) for allocation in sizes for seed in seeds}
-        return sum(key not in self._runs and self._known(key) is None for key in keys)
+        known = self._kept()
+        return sum(key not in self._runs and TRAINING_KEY + key not in known for key in keys)
 
     def tested(self, label: str, allocation: Allocation, seed: int) -> Run:
         """What a training that was run comes to on the test data too."""
@@ -266,11 +267,15 @@ class Trainings:
             predictor.save(output, training=key)
 
     def _known(self, key: str) -> Run | None:
-        if self._how.key is None:
-            return None
         key = TRAINING_KEY + key
-        found = self._study._storage.get_study_system_attrs(self._study._study_id).get(key)
+        found = self._kept().get(key)
         return None if found is None else _read(key, found)
+
+    def _kept(self) -> Mapping[str, Any]:
+        """What the study keeps, trainings among it, if their kind can be told."""
+        if self._how.key is None:
+            return {}
+        return self._study._storage.get_study_system_attrs(self._study._study_id)
 
     def _trained(self, label: str, allocation: Allocation, seed: int) -> LightningModule:
         """The model of a training that was run, which is run again if its weights are gone."""

@@ -68,8 +68,17 @@ def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
     ):
         raise ValueError(
             f"`offsets` of {name!r} must begin with 0, not fall, and be at most the number of "
-            f"ids, {len(ids)}, got {starts.tolist()[:20]}{' ...' if len(starts) > 20 else ''}."
+            f"ids, {len(ids)}, got {starts[:20].tolist()}{' ...' if len(starts) > 20 else ''}."
         )
+
+
+def get_gradients(per_sample_weights: Tensor | None) -> bool:
+    """Whether the weights of the ids of bags are to get gradients."""
+    return (
+        per_sample_weights is not None
+        and per_sample_weights.requires_grad
+        and torch.is_grad_enabled()
+    )
 
 
 def no_offsets(name: str, filler: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.nn._ids import check_bags, flat_bags, mean_of, no_offsets
+from optuna_nis.nn._ids import check_bags, flat_bags, get_gradients, mean_of, no_offsets
 from optuna_nis.nn._look_up import full_precision, look_up, split
 from optuna_nis.nn._pool import pool
 from optuna_nis.nn._rounding import rounded
@@ -380,8 +380,7 @@ class MultiSizeEmbeddingBag(MultiSize):
 
     def _pooled(self, flat: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
         tiers = self.tier_modules()
-        weighted = weights is not None and weights.requires_grad and torch.is_grad_enabled()
-        if not tiers or weighted or flat.device.type != "cpu":
+        if not tiers or get_gradients(weights) or flat.device.type != "cpu":
             return self._pooled_by_tier(flat, starts, weights)
         return pool(
             flat,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.nn._dequantized import dequantized, has_kernel
+from optuna_nis.nn._ids import get_gradients
 from optuna_nis.nn._layers import Model, check_sized, replace_layers
 from optuna_nis.nn._rounding import codes_of, rows_of
 from optuna_nis.nn._stored import (
@@ -126,8 +127,8 @@ class PackedTier(StoredTier):
 
     def pooled(self, ids: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
         """The sums of the rows of bags, not projected."""
-        weighted = weights is not None and weights.requires_grad and torch.is_grad_enabled()
-        if self.step is None or weighted or not has_kernel(self.codes, self._empty.dtype):
+        can = has_kernel(self.codes, self._empty.dtype) and not get_gradients(weights)
+        if self.step is None or not can:
             return super().pooled(ids, starts, weights)
         return dequantized(
             self.codes, ids, self.step, self.bits, self.embedding_dim, starts, weights

@@ -152,13 +152,12 @@ class FusedFields(nn.Module):
             widths += [*sizes, *[0] * missing]
             ends.append([*own_ends, *[torch.iinfo(torch.int64).max] * (missing - 1)])
         width = max(map(_widest_narrow, layers))
-        kept = torch.arange(width) < torch.tensor(widths).unsqueeze(1)
-        self._keep("masks", kept.to(numbers[0]))
         # Of a narrow row at the end there is more looked up than there is of it.
         self._keep("flat", torch.cat([*numbers, torch.zeros(width, device=device)]))
         self._keep("ends", torch.tensor(ends, device=device))
         self._keep("starts", torch.tensor(starts, device=device).unsqueeze(1))
         self._keep("widths", torch.tensor(widths, device=device).unsqueeze(1))
+        self._keep("masks", (torch.arange(width, device=device) < self.widths).float())
         projections = torch.zeros(len(layers), width, self.embedding_dim, device=device)
         for own, layer in zip(projections, layers):
             mapping = layer.mapping()
@@ -176,9 +175,9 @@ class FusedFields(nn.Module):
         places = torch.where(ids < self.wide_ends, ids + self.wide_starts, last)
         if number := self._num_narrow:
             # To cut what was looked up would copy all of it.
-            both = functional.embedding(places[:, :number], self.wide)
-            both = both + self._narrow_rows(ids[:, :number])
-            rows = torch.cat([both, functional.embedding(places[:, number:], self.wide)], 1)
+            rows = functional.embedding(places[:, :number], self.wide)
+            rows = rows + self._narrow_rows(ids[:, :number])
+            rows = torch.cat([rows, functional.embedding(places[:, number:], self.wide)], 1)
         else:
             rows = functional.embedding(places, self.wide)
         return rows if self._is_sorted else rows.index_select(1, self._order)

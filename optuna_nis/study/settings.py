@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 import json
 from typing import Any
 
@@ -47,7 +47,7 @@ def _difference(old: SearchSpace, new: SearchSpace) -> str:
     if features[0] != features[1]:
         return f"features {features[0]}, now {features[1]}"
     for before, after in zip(old.specs, new.specs):
-        was, now = ({f.name: getattr(s, f.name) for f in fields(s)} for s in (before, after))
+        was, now = asdict(before), asdict(after)
         for field in fields(before):
             name = field.name
             if field.compare and was[name] != now[name]:

@@ -91,7 +91,6 @@ def test_others_are_left_as_they_are(model: nn.Module) -> None:
     assert fused(model) is model
 
 
-@pytest.mark.slow
 def test_numbers_that_are_not_finite_stay_where_they_are() -> None:
     model = _drawn(RankingModule(Allocation([MIXED])))
     (layer,) = sized_layers(model)
@@ -100,6 +99,7 @@ def test_numbers_that_are_not_finite_stay_where_they_are() -> None:
     assert fused(model) is model
 
 
+@pytest.mark.slow
 def test_onnx_runtime_looks_all_features_up_at_once(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
