@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glob import has_magic
 import math
 from numbers import Real
 import os
@@ -40,6 +41,19 @@ def check_number(
         bracket = "[" if or_least else "("
         raise ValueError(
             f"`{name}` must be a number in {bracket}{least:g}, {below:g}), got {value!r}."
+        )
+
+
+def check_source(name: str, path: str | os.PathLike[str]) -> None:
+    """Check that there is something to read: a file, a folder, or a pattern of files.
+
+    Raises:
+        FileNotFoundError: If there is none, and the path is no pattern.
+    """
+    is_there = Path(path).is_file() or Path(path).is_dir()
+    if not is_there and not has_magic(str(path)):
+        raise FileNotFoundError(
+            f"`{name}` must be a file, got {str(path)!r}, which is none, nor a folder."
         )
 
 

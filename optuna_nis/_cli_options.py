@@ -15,6 +15,7 @@ import typer
 from optuna_nis._cli_values import (
     bags_of,
     budget_of,
+    check_sources,
     listed,
     numbers,
     paths_of,
@@ -157,6 +158,11 @@ class DataOptions:
         """The data, for people."""
         return str(self.dataset or (self.table or ["data"])[0])
 
+    def check_files(self) -> None:
+        """Check that the tables are there, before anything large is imported."""
+        for name, paths in (("table", self.table), ("valid", self.valid), ("test", self.test)):
+            check_sources(name, paths)
+
     def config(self) -> DataConfig:
         """The same in Python; paths hold wherever a later command is started."""
         from optuna_nis.data.config import DataConfig
@@ -198,6 +204,10 @@ class NewRows:
     def name(self) -> str:
         """The table, for people."""
         return " and ".join(self.table)
+
+    def check_files(self) -> None:
+        """Check that the table is there, before anything large is imported."""
+        check_sources("table", self.table)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of :func:`predict_table` and :func:`evaluate_table`."""

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from optuna_nis._checks import check_source
+
 
 def numbers(name: str, text: str, example: str = "0,1,2") -> list[int]:
     """Integers between commas."""
@@ -85,6 +87,16 @@ def paths_of(texts: Sequence[str] | None) -> str | tuple[str, ...] | None:
     """Paths that hold wherever a later command is started, one or several."""
     found = tuple(str(Path(text).absolute()) for text in texts or ())
     return found[0] if len(found) == 1 else found or None
+
+
+def check_sources(name: str, texts: Sequence[str] | None) -> None:
+    """Check that there is something to read at each of some paths.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    for text in texts or ():
+        check_source(name, text)
 
 
 def separator_of(text: str | None) -> str | None:

@@ -140,6 +140,7 @@ def search(
 
         torchrun --nproc-per-node 2 --no-python optuna-nis search --dataset flights
     """
+    data.check_files()
     silence_lightning()
     from optuna_nis.lightning import search as run_search
     from optuna_nis.lightning.processes import joined_by_torchrun
@@ -313,6 +314,7 @@ def predict(
     Rows are read and written some at a time, so that tables may be of any size.
     """
     check_table_file("output", output)
+    rows.check_files()
     silence_lightning()
     from optuna_nis.serve.predictions import predict_table
     from optuna_nis.serve.predictor import Predictor
@@ -346,6 +348,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a retrained model on labelled rows: the metrics that retrain tells of its test."""
+    rows.check_files()
     silence_lightning()
     from optuna_nis.lightning.evaluating import evaluate_table
     from optuna_nis.serve.predictor import Predictor

@@ -5,7 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optuna_nis._checks import check_file, check_folder, check_integer, check_number
+from optuna_nis._checks import (
+    check_file,
+    check_folder,
+    check_integer,
+    check_number,
+    check_source,
+)
 
 
 @pytest.mark.parametrize("value", [2, True, 3.0, "3", None])
@@ -54,3 +60,11 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(ValueError, match="`output` must be a file that can be written"):
         check_file("output", tmp_path / "file")
+
+
+def test_where_something_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "there.csv").touch()
+    for path in (tmp_path, tmp_path / "there.csv", tmp_path / "*.csv"):
+        check_source("table", path)
+    with pytest.raises(FileNotFoundError, match=r"`table` must be a file, got '.*none\.csv', whi"):
+        check_source("table", tmp_path / "none.csv")

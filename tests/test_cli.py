@@ -244,10 +244,12 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
 def test_a_bad_option_is_told_before_the_table_is_read(
     tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
-    code, output = _search(tmp_path / "missing.csv", *more)
+    empty = tmp_path / "empty.csv"
+    empty.touch()
+    code, output = _search(empty, *more)
     assert code == 1
     assert message in " ".join(output.split())
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [empty]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_a_file_that_is_not_there_is_one_of_the_options(tmp_path: Path) -> None:
     assert code == 1
     assert "`--table` must be a file, got" in " ".join(output.split())
     more = ("--model", missing, "--output", tmp_path / "found.csv")
-    code, output = _run("predict", "--table", missing.with_suffix(".csv"), *more)
+    code, output = _run("predict", "--table", tmp_path, *more)
     assert code == 1
     assert "`--model` must hold a model written by `optuna-nis retrain`" in " ".join(
         output.split()
@@ -394,6 +396,7 @@ def test_interruption(
         raise interruption
 
     monkeypatch.chdir(tmp_path)
+    Path("a.csv").touch()
     monkeypatch.setattr(f"optuna_nis.{called}", interrupt)
     storage = ()
     if called.startswith("lightning"):
@@ -503,23 +506,49 @@ def test_help_waits_for_no_imports(args: list[str]) -> None:
             "Evaluating on a and b: loading torch",
         ),
         (
-            ("export", "--model", "m", "--format", "onnx", "--output", "b"),
+            ("export", "--model", "m", "--format", "onnx", "--output", "c"),
             "Exporting m: loading torch",
         ),
     ],
 )
 def test_what_begins_is_told_before_anything_is_imported(
-    command: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def load() -> None:
         raise RuntimeError("loading")
 
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "a", "b"):
+        Path(name).touch()
     monkeypatch.setattr(cli, "silence_lightning", load)
     code, output = _run(*command)
     assert code == 1
     assert output.startswith(told)
     assert output.splitlines()[-1] == "loading"
     assert _run(*command, "--quiet") == (1, "loading\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("search", "--table", "a.csv", "--table", "none.csv"), "--table"),
+        (("search", "--table", "a*.csv", "--valid", "none.csv"), "--valid"),
+        (("search", "--table", ".", "--test", "none.csv"), "--test"),
+        (("predict", "--model", "m", "--table", "none.csv", "--output", "b.csv"), "--table"),
+        (("evaluate", "--model", "m", "--table", "none.csv", "--label", "y"), "--table"),
+    ],
+)
+def test_tables_that_are_not_there_wait_for_no_imports(
+    command: tuple[str, ...], option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def load() -> None:
+        raise RuntimeError("loading")
+
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").touch()
+    monkeypatch.setattr(cli, "silence_lightning", load)
+    told = f"`{option}` must be a file, got 'none.csv', which is none, nor a folder.\n"
+    assert _run(*command, "--quiet") == (1, told)
 
 
 def test_progress_and_results_go_their_own_ways(
@@ -600,7 +629,7 @@ def test_other_data_under_the_same_name_are_named_in_a_line(table: Path) -> None
     ("command", "message"),
     [
         (
-            ("search", "--table", "t.csv", "--label", "y", "--checkpoint-dir"),
+            ("search", "--table", ".", "--label", "y", "--checkpoint-dir"),
             "`--checkpoint-dir` must be a folder to write, got the file",
         ),
         (("retrain", "--output"), "`--output` must be a folder to write, got the file"),

@@ -11,6 +11,8 @@ import re
 from typing import Final, Literal
 from urllib.parse import unquote
 
+from optuna_nis._checks import check_source
+
 Format = Literal["delimited", "atomic", "libsvm", "parquet"]
 
 #: A file, several, a folder of parts, or a pattern such as ``"logs/day_*.parquet"``.
@@ -146,22 +148,19 @@ def _listed(path: Paths) -> list[str | Path]:
 
 
 def _expanded(path: str | Path) -> list[Path]:
+    check_source("path", path)
     whole = Path(path)
     if whole.is_file():
         return [whole]
     if whole.is_dir():
         found = list(_walk(whole))
         kind = "folder"
-    elif has_magic(str(path)):
+    else:
         matches = [Path(each) for each in glob(str(path), recursive=True)]
         folders = [each for each in matches if each.is_dir() and not _is_hidden(each.name)]
         found = [each for each in matches if each.is_file() and _is_part(each)]
         found += [each for folder in folders for each in _walk(folder)]
         kind = "pattern"
-    else:
-        raise FileNotFoundError(
-            f"`path` must be a file, got {str(path)!r}, which is none, nor a folder."
-        )
     if not found:
         raise FileNotFoundError(
             f"`path` must be a file, or a folder or pattern of files, got the {kind} "
