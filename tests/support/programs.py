@@ -24,7 +24,8 @@ def run_program(*arguments: str | Path, timeout: float) -> str:
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # What dies in native code says where its threads were.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
