@@ -22,7 +22,7 @@ from optuna.trial import BaseTrial
 
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.blocks import Blocks
-from optuna_nis.space.budget import parse_budget
+from optuna_nis.space.budget import bytes_per_element, parse_budget
 from optuna_nis.space.constraint import Choice, FloatArray, Walk, tilt_to_budget
 from optuna_nis.space.knapsack import best_options
 from optuna_nis.space.precision import check_precisions
@@ -116,6 +116,8 @@ class SearchSpace:
                 f"{_LARGEST_DIM:,} wide, got more."
             )
         wanted = 1.0 if budget is None else budget
+        bytes_per_element(dtype)
+        self._dtype = dtype
         stored = dtype if self.precisions == (32,) else "float32"
         self.budget = parse_budget(wanted, self.full_parameters, stored)
         self._tables = [table_of(_TABLES[mode](spec)) for spec in self.specs]
@@ -124,7 +126,8 @@ class SearchSpace:
             raise ValueError(
                 f"`budget` must be at least {_PARAMETER_NBYTES * self.min_parameters:,} bytes "
                 f"({self.min_parameters:,} parameters), the smallest choice that keeps any "
-                f"embedding, got {budget!r}, which is {self.budget_nbytes:,} bytes."
+                f"embedding, got {budget!r}, which is {self.budget_nbytes:,} bytes in whole "
+                "float32 parameters."
             )
         # Cheap tables draw first: they are worth the most per parameter, and whoever comes last
         # finds only what the others have left of the budget.
@@ -398,7 +401,7 @@ class SearchSpace:
 
     def with_budget(self, budget: int | float | str) -> SearchSpace:
         """The same space under another budget, given as in the constructor."""
-        return SearchSpace(self.specs, budget=budget, mode=self.mode)
+        return SearchSpace(self.specs, budget=budget, mode=self.mode, dtype=self._dtype)
 
     def with_precisions(self, precisions: Iterable[int]) -> SearchSpace:
         """The same space with other precisions, the same for every feature.
@@ -408,7 +411,7 @@ class SearchSpace:
         """
         bits = check_precisions(precisions, "all features")
         specs = [replace_precisions(spec, bits) for spec in self.specs]
-        return SearchSpace(specs, budget=self.budget, mode=self.mode)
+        return SearchSpace(specs, budget=self.budget, mode=self.mode, dtype=self._dtype)
 
     def to_json(self) -> str:
         """Write as JSON, to be read back by :meth:`from_json`."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from hypothesis import given
@@ -46,6 +48,16 @@ def test_parse_budget(budget: Any, parameters: int | None) -> None:
             parse_budget(budget, 1000)
     else:
         assert parse_budget(budget, 1000) == parameters
+
+
+@given(
+    percent=st.decimals(min_value="0.01", max_value=100, places=2),
+    full=st.integers(10_000, 10**9),
+)
+def test_shares_are_those_written(percent: Decimal, full: int) -> None:
+    exact = int(Fraction(percent) / 100 * full)
+    assert parse_budget(f"{percent}%", full) == exact
+    assert parse_budget(float(percent / 100), full) == exact
 
 
 def test_bytes_depend_on_the_dtype() -> None:

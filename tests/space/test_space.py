@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 import json
 from typing import Any
 
@@ -256,7 +257,9 @@ def test_the_smallest_budget_is_accepted_and_one_less_refused() -> None:
 def test_bytes_are_of_the_dtype() -> None:
     table = [EmbeddingSpec("t", 100, 16)]
     assert SearchSpace(table, budget="1600B").budget == 400
-    assert SearchSpace(table, budget="1600B", dtype="float16").budget == 800
+    stored = SearchSpace(table, budget="1600B", dtype="float16")
+    assert stored.budget == stored.with_budget("1600B").budget == 800
+    assert stored.with_precisions([32]).with_budget("1600B").budget == 800
 
 
 def test_where_precisions_are_chosen_bytes_are_bytes() -> None:
@@ -279,6 +282,12 @@ TABLE = EmbeddingSpec("t", 10, 4, row_blocks=[2, 8])
         ([TABLE], {"budget": 0}, "`budget` must be at least one parameter"),
         ([TABLE], {"budget": 5}, "`budget` must be at least 24 bytes .* got 5, which is 20 bytes"),
         ([TABLE], {"budget": "1MB", "dtype": "real"}, "`dtype` must be one of"),
+        ([replace(TABLE, precisions=(8,))], {"dtype": "real"}, "`dtype` must be one of"),
+        (
+            [EmbeddingSpec("t", 4, 4, precisions=(2,))],
+            {"budget": "7B"},
+            "at least 8 bytes .* got '7B', which is 4 bytes in whole float32 parameters",
+        ),
         (
             [TABLE, EmbeddingSpec("t[0:2]", 5, 4)],
             {},
