@@ -72,6 +72,22 @@ def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
         )
 
 
+def check_weights(per_sample_weights: Tensor | None, ids: Tensor, name: str) -> None:
+    """Check that there is a weight for each id of some bags.
+
+    Raises:
+        ValueError: If their shape is not that of the ids. Not checked in exported or compiled
+            models.
+    """
+    if per_sample_weights is None or torch.compiler.is_compiling():
+        return
+    if per_sample_weights.shape != ids.shape:
+        raise ValueError(
+            f"`per_sample_weights` of {name!r} must have the shape of the ids, "
+            f"{tuple(ids.shape)}, got {tuple(per_sample_weights.shape)}."
+        )
+
+
 def get_gradients(per_sample_weights: Tensor | None) -> bool:
     """Whether the weights of the ids of bags are to get gradients."""
     return (

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.nn._ids import check_bags, flat_bags, get_gradients, mean_of, no_offsets
+from optuna_nis.nn._ids import (
+    check_bags,
+    check_weights,
+    flat_bags,
+    get_gradients,
+    mean_of,
+    no_offsets,
+)
 from optuna_nis.nn._look_up import full_precision, look_up, split
 from optuna_nis.nn._pool import pool
 from optuna_nis.nn._rounding import rounded
@@ -341,6 +348,7 @@ class MultiSizeEmbeddingBag(MultiSize):
             raise ValueError(
                 f"`per_sample_weights` of {self.table.name!r} needs mode='sum', got {self.mode!r}."
             )
+        check_weights(per_sample_weights, ids, self.table.name)
         ranks = self._ranks_of(ids)
         if per_sample_weights is not None:
             per_sample_weights = per_sample_weights.to(self.like().dtype)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.nn._ids import bags_of, mean_of, no_offsets
+from optuna_nis.nn._ids import bags_of, check_weights, mean_of, no_offsets
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._sparse import sparse_only
@@ -82,6 +82,20 @@ class _Swapped(OfFields):
             self.fields = fields
         ends = list(accumulate(layer.num_ids for layer in self.field_layers()))
         self._bounds = torch.tensor([[0, *ends[:-1]], ends], device="cpu")
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Where the row of padding was not zero, it need not have been so here.
+        given = state_dict.get(f"{prefix}_padding_row")
+        if isinstance(given, Tensor) and self._padding_row is None and self._keeps_padding():
+            like = self.field_layers()[0].like()
+            self._padding_row = torch.zeros_like(given, dtype=like.dtype, device=like.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _keeps_padding(self) -> bool:
+        """Whether the row of padding may be another one than zero: bags leave it out."""
+        return self.padding_idx is not None and not isinstance(self, nn.EmbeddingBag)
 
     def _check_whole(self) -> None:
         if torch.compiler.is_compiling():
@@ -231,6 +245,7 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
             offsets = offsets[:-1]
         if per_sample_weights is not None and self.mode != "sum":
             raise ValueError(f"`per_sample_weights` needs mode='sum', got {self.mode!r}.")
+        check_weights(per_sample_weights, input, self._name)
         if self.mode == "max":
             return self._maximum(input, offsets)
         columns = None if per_sample_weights is not None else self._columns(input)
@@ -380,15 +395,16 @@ def become(
     elif isinstance(layer, nn.Embedding):
         kind = SwappedEmbedding
     else:
-        # Bags leave padding out.
-        kind, padding_row = SwappedEmbeddingBag, None
+        kind = SwappedEmbeddingBag
     object.__setattr__(layer, "__class__", kind)
     assert isinstance(layer, SwappedLayer)
     layer._name = name
     if guest:
         layer.__dict__["fields"] = fields
     layer.set_fields(fields)
-    layer.register_buffer("_padding_row", None if padding_row is None else padding_row.clone())
+    if padding_row is not None:
+        padding_row = padding_row.clone() if layer._keeps_padding() else None
+    layer.register_buffer("_padding_row", padding_row)
 
 
 def restore(layer: SwappedLayer, weight: nn.Parameter) -> None:

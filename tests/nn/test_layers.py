@@ -323,3 +323,18 @@ def test_layers_show_their_sizes() -> None:
     assert "f: 4x8 + 6x2 (of 20x8)" in repr(MultiSizeEmbedding(TABLE))
     assert "mode='mean'" in repr(MultiSizeEmbeddingBag(TABLE))
     assert "f: 20x8, rows=[20]" in repr(SupernetEmbedding(EmbeddingSpec("f", 20, 8)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("batch", [3, 64])
+def test_bags_have_a_weight_for_each_id(frozen: bool, batch: int) -> None:
+    # Looked up in the whole table, or id by id.
+    layer = MultiSizeEmbeddingBag(TableAllocation("f", 40, 4, (Tier(10, 4),)), mode="sum").eval()
+    bag = freeze(layer) if frozen else layer
+    ids = torch.randint(0, 40, (batch, 2))
+    for shape in ((2, batch), (batch, 1), (batch,), (9, 9), ()):
+        told = rf"`per_sample_weights` of 'f' must have the shape of the ids, \({batch}, 2\), got"
+        with pytest.raises(ValueError, match=told):
+            bag(ids, per_sample_weights=torch.rand(shape))
+    with pytest.raises(ValueError, match=rf"ids, \({2 * batch},\), got \({2 * batch + 2},\)"):
+        bag(ids.view(-1), torch.tensor([0, 2]), torch.rand(2 * batch + 2))

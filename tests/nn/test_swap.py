@@ -254,6 +254,11 @@ def test_bags_in_the_columns_of_a_fused_table() -> None:
         layer(ids.view(-1), torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="`per_sample_weights` needs mode='sum', got 'mean'"):
         layer(ids, per_sample_weights=torch.ones(2, 3))
+    other = nn.EmbeddingBag(90, 6, mode="sum")
+    make_searchable(other, fields={"embedding": [30, 60]})
+    for shape in ((3, 2), (1,), (2, 1), (6,)):
+        with pytest.raises(ValueError, match=r"must have the shape of the ids, \(2, 3\), got"):
+            other(ids, per_sample_weights=torch.ones(shape))
     with pytest.raises(ValueError, match="`input` must hold ids between 0 and 89, got 90"):
         layer(torch.tensor([[90]]))
 
