@@ -13,7 +13,13 @@ from torch.nn import functional
 
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._weight import table_weight
-from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbedding, MultiSizeEmbeddingBag, Tier
+from optuna_nis.nn.multi_size import (
+    MultiSize,
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+    Tier,
+    sized_layers,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -183,17 +189,37 @@ def half(numbers: Tensor, name: str) -> Tensor:
     """Numbers as float16.
 
     Raises:
-        ValueError: If one is beyond it.
+        ValueError: If one is beyond it, or none.
     """
+    check_numbers(numbers, name)
     found = numbers.detach().half()
-    if not bool(found.isfinite().all()):
+    if not found.is_meta and not bool(found.isfinite().all()):
         wrong = float(numbers[~found.isfinite()].flatten()[0])
         raise ValueError(f"The table {name!r} has the number {wrong:g}, which is beyond float16.")
     return found
 
 
-def check_not_stored(layers: list[MultiSize]) -> None:
-    """Raise a ValueError if the rows of a layer are stored already."""
+def stored_tables(model: nn.Module) -> dict[str, str]:
+    """What was done to the tables of a model whose rows are stored, by name."""
+    layers = [layer for layer in sized_layers(model) if isinstance(layer, StoredLayer)]
+    return {layer.name: layer.done for layer in layers}
+
+
+def check_numbers(numbers: Tensor, name: str) -> None:
+    """Raise a ValueError if there is a NaN among the numbers of a table."""
+    if not numbers.is_meta and bool(numbers.isnan().any()):
+        raise ValueError(
+            f"The table {name!r} has NaN among its numbers, which nothing stands for."
+        )
+
+
+def check_not_stored(layers: Sequence[MultiSize], problem: str = "already") -> None:
+    """Raise a ValueError if the rows of a layer are stored already.
+
+    Args:
+        layers: The layers.
+        problem: What follows from it, the end of a sentence.
+    """
     for layer in layers:
         if isinstance(layer, StoredLayer):
-            raise ValueError(f"The table {layer.name!r} of `model` is {layer.done} already.")
+            raise ValueError(f"The table {layer.name!r} of `model` is {layer.done} {problem}.")

@@ -12,6 +12,9 @@ from torch.nn import functional
 from optuna_nis.nn._rounding import BEST_STEPS, rounded, spread_of, step_of
 from optuna_nis.space.precision import CODES
 
+# Where the metadata of a state have the bits of a tier.
+_BITS = "bits"
+
 
 class _Spread(nn.Module):
     """What the step of codes comes from, apart from the rows.
@@ -131,10 +134,38 @@ class Tier(nn.Embedding):
             per_sample_weights=weights,
         )
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Beside the version of the module: rows of any precision are alike as tensors.
+        if (metadata := getattr(destination, "_metadata", None)) is not None:
+            metadata[prefix[:-1]][_BITS] = self.bits
+
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        before = local_metadata.get(_BITS, self.bits)
+        # Of floats and codes, one has a step: it is missing, or more than is wanted.
+        if before != self.bits and (before in CODES) == (self.bits in CODES):
+            error_msgs.append(
+                f"the rows of `{prefix[:-1]}` have {before} bits a number in the state, here "
+                f"{self.bits}."
+            )
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
         if f"{prefix}weight" in state_dict and f"{prefix}_dense.spread" not in state_dict:
             self.fit_step()
 

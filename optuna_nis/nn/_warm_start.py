@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from optuna_nis.nn._stored import check_not_stored
 from optuna_nis.nn.multi_size import sized_layers
 from optuna_nis.nn.supernet import supernet_layers
 
@@ -20,7 +21,8 @@ def warm_start(model: nn.Module, supernet: nn.Module) -> None:
 
     Raises:
         ValueError: If the parameters outside the embeddings are not the same in both, an
-            embedding is of another feature, or it sorts its ids in another order.
+            embedding is of another feature, it sorts its ids in another order, or it is frozen or
+            quantised. Nothing is changed then.
 
     Example:
         >>> from optuna_nis.nn import apply_allocation, make_searchable
@@ -32,6 +34,7 @@ def warm_start(model: nn.Module, supernet: nn.Module) -> None:
     """
     embeddings = supernet_layers(supernet)
     layers = sized_layers(model)
+    check_not_stored(layers, "and cannot be given weights")
     shared = _outside(supernet, list(embeddings.values()))
     own = _outside(model, layers)
     if {n: p.shape for n, p in shared.items()} != {n: p.shape for n, p in own.items()}:

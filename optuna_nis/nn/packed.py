@@ -19,6 +19,7 @@ from optuna_nis.nn._stored import (
     StoredLayer,
     StoredTier,
     check_not_stored,
+    check_numbers,
     half,
 )
 from optuna_nis.nn.multi_size import (
@@ -107,6 +108,7 @@ class PackedTier(StoredTier):
         self.bits = bits = tier.bits
         weight, step = tier.weight.detach(), tier.stored_step()
         if step is not None:
+            check_numbers(weight, name)
             chunks = torch.split(weight, _CHUNK_ROWS)
             codes = torch.cat([pack(codes_of(rows, step, bits), bits) for rows in chunks])
         else:

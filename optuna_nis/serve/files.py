@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import json
 import os
 from pathlib import Path
 import pickle
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from optuna_nis.nn import freeze
 from optuna_nis.nn._layers import Model, check_not_searchable
+from optuna_nis.nn._stored import stored_tables
 from optuna_nis.nn.packed import is_frozen
 from optuna_nis.space.allocation import Allocation, TableAllocation
 
@@ -56,7 +58,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     ``(largest width, embedding_dim)``. ``_ranks``, if ids are not ranks already, is the rank of
     every id and of the id unknown. There are tensors, numbers and text in it, and nothing is
     executed when it is read. A frozen model has ``"tables"``, too, which is ``"packed"``, and a
-    state as :func:`~optuna_nis.nn.freeze` tells.
+    state as :func:`~optuna_nis.nn.freeze` tells; one that is quantised or frozen in part has
+    ``"stored"``, the JSON text of a dictionary that names these tables and what was done to them.
 
     A path that ends in ``.safetensors`` gets the tensors in the format of that package, the rest
     as text in its metadata. Behind the header there are the bytes of the tensors and nothing else:
@@ -83,6 +86,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     found = {"version": _VERSION, "allocation": allocation.to_json()}
     if is_frozen(model):
         found["tables"] = "packed"
+    elif stored := stored_tables(model):
+        found["stored"] = json.dumps(stored)
     if path.suffix == _SAFETENSORS:
         texts = {key: str(value) for key, value in found.items()}
         package = _safetensors().torch
@@ -104,7 +109,9 @@ def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> 
         path: The file.
         build: Makes a model of the sizes that it is given, such as
             ``lambda sizes: apply_allocation(Model(), sizes)``. Ids need no counts: their order is
-            part of the state. If the one that was saved was frozen, this is frozen, too.
+            part of the state. If the one that was saved was frozen, this is frozen, too; tables
+            that were quantised, or frozen in part, it must make so itself, such as
+            ``lambda sizes: quantize(build(sizes))``.
 
     Returns:
         The model.
@@ -112,7 +119,8 @@ def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> 
     Raises:
         FileNotFoundError: If there is no such file.
         ModuleNotFoundError: As :func:`save`.
-        ValueError: If the file is not one that :func:`save` wrote.
+        ValueError: If the file is not one that :func:`save` wrote, or ``build`` does not make the
+            tables quantised or frozen that were.
         RuntimeError: If the weights do not fit the model.
 
     Example:
@@ -140,6 +148,11 @@ def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> 
     model = build(Allocation.from_json(found["allocation"]))
     if found.get("tables") == "packed" and not is_frozen(model):
         model = freeze(model)
+    if "stored" in found and (stored := json.loads(found["stored"])) != stored_tables(model):
+        raise ValueError(
+            f"`build` must make the tables as those of {str(path)!r} are, {stored}, got "
+            f"{stored_tables(model) or 'tables that are neither quantised nor frozen'}."
+        )
     if path.suffix == _SAFETENSORS:
         _safetensors().torch.load_model(model, str(path))
     else:

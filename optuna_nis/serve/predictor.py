@@ -211,10 +211,22 @@ class Predictor:
         _check_there(weights)
         model = _converted(reference_model(features, **meta["options"])(allocation), tables)
         if tables == "packed":
-            model = load(weights, lambda _: model)
+            model = load(weights, lambda sizes: _of_same(model, sizes, allocation, folder))
         else:
             model.load_state_dict(torch.load(weights, weights_only=True, mmap=True))
         return cls(model, allocation, features, tables)
+
+
+def _of_same(
+    model: EmbeddingModule, weighed: Allocation, allocation: Allocation, folder: Path
+) -> EmbeddingModule:
+    """The model, if its weights are of the sizes that it was made of."""
+    if weighed != allocation:
+        raise ValueError(
+            f"`folder` {str(folder)!r} must hold the files of one model, but {_ALLOCATION!r} has "
+            f"other sizes than {_PACKED_WEIGHTS!r}."
+        )
+    return model
 
 
 def _new(path: Path) -> Path:

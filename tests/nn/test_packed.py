@@ -305,3 +305,22 @@ def test_it_shows_its_tiers() -> None:
     shown = repr(freeze(MultiSizeEmbedding(TABLE)))
     assert str(TABLE) in shown
     assert "PackedTier(20, 11, bits=4)" in shown
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4, 2])
+def test_nan_is_nothing_that_is_stored(bits: int) -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 10, 4, (Tier(10, 4, bits),)))
+    with torch.no_grad():
+        layer.tier_modules()[0].weight[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="The table 'f' has NaN among its numbers"):
+        freeze(layer)
+
+
+def test_a_model_without_numbers_is_frozen_and_loaded() -> None:
+    layer = MultiSizeEmbedding(TABLE)
+    frozen = freeze(copy.deepcopy(layer)).eval()
+    with torch.device("meta"):
+        empty = freeze(MultiSizeEmbedding(TABLE)).eval()
+    empty.load_state_dict(frozen.state_dict(), assign=True)
+    assert {buffer.device.type for buffer in empty.buffers()} == {"cpu"}
+    assert empty.state_dict().keys() == frozen.state_dict().keys()

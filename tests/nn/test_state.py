@@ -255,3 +255,51 @@ def test_models_on_the_meta_device_can_be_swapped_and_filled(inside: bool, assig
         ids = torch.arange(60)
         assert torch.equal(model["a"](ids), full["a"](ids))
         assert torch.equal(model["b"](ids.view(20, 3)), full["b"](ids.view(20, 3)))
+
+
+@pytest.mark.parametrize("searched", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_row_of_padding_comes_with_the_state(searched: bool, tied: bool) -> None:
+    def made(row: float) -> nn.ModuleDict:
+        model = nn.ModuleDict({"e": nn.Embedding(60, 8, padding_idx=0), "o": nn.Linear(8, 60)})
+        with torch.no_grad():
+            model["e"].weight[0] = row
+        if tied:
+            model["o"].weight = model["e"].weight
+        if searched:
+            make_searchable(model)
+        else:
+            apply_allocation(model, Allocation([TableAllocation("e", 60, 8, (Tier(60, 8),))]))
+        return model
+
+    for before, after in ((1.0, 0.0), (1.0, 2.0), (0.0, 0.0)):
+        source, target = made(before), made(after)
+        target.load_state_dict(source.state_dict())
+        assert torch.equal(target["e"](IDS), source["e"](IDS))
+        assert torch.equal(target["e"](IDS[:1]), torch.full((1, 8), before))
+        vectors = torch.randn(3, 8)
+        assert torch.equal(target["o"](vectors), source["o"](vectors))
+        assert [*target.state_dict()] == [*source.state_dict()]
+    with pytest.raises(RuntimeError, match=r'Missing key.* "e\._padding_row"'):
+        made(1.0).load_state_dict(made(0.0).state_dict())
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4, 2])
+@pytest.mark.parametrize("others", [32, 16, 8, 4, 2])
+def test_a_state_is_of_one_precision(bits: int, others: int, tmp_path: Path) -> None:
+    def made(bits: int) -> MultiSizeEmbedding:
+        return MultiSizeEmbedding(TableAllocation("f", 20, 8, (Tier(10, 8, bits),)))
+
+    torch.save(made(bits).state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    if bits == others:
+        made(others).load_state_dict(state)
+    elif (bits > 8) != (others > 8):
+        with pytest.raises(RuntimeError, match=r"tiers\.0\._dense\.spread"):
+            made(others).load_state_dict(state)
+        # Codes may go on from floats.
+        made(others).load_state_dict(state, strict=False)
+    else:
+        told = f"the rows of `tiers.0` have {bits} bits a number in the state, here {others}"
+        with pytest.raises(RuntimeError, match=told):
+            made(others).load_state_dict(state)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from optuna_nis.nn import (
     MultiSizeEmbedding,
     apply_allocation,
+    freeze,
     make_searchable,
     set_choices,
     warm_start,
@@ -63,3 +64,15 @@ def test_what_does_not_fit_is_refused_before_anything_is_changed() -> None:
         warm_start(Net(), supernet)
     for name, weight in supernet.state_dict().items():
         assert torch.equal(weight, before[name])
+
+
+def test_a_frozen_model_is_given_nothing() -> None:
+    supernet, model = Net(), Net()
+    space = make_searchable(supernet, counts=COUNTS)
+    apply_allocation(model, space.full(), counts=COUNTS)
+    freeze(model)
+    before = model.head.weight.clone()
+    told = "The table 'items' of `model` is frozen and cannot be given weights"
+    with pytest.raises(ValueError, match=told):
+        warm_start(model, supernet)
+    assert torch.equal(model.head.weight, before)

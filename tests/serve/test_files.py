@@ -87,6 +87,32 @@ def test_a_frozen_model_is_the_same_again(
         assert allocation_of(again) == allocation_of(narrow)
 
 
+@pytest.mark.parametrize("file", ["model.pt", "model.safetensors"])
+def test_tables_are_made_as_they_were_stored(tmp_path: Path, file: str) -> None:
+    table = TableAllocation("a", 20, 4, (Tier(10, 4, 8),))
+    sizes = Allocation([table, TableAllocation("b", 20, 4, (Tier(10, 4),))])
+
+    def build(sizes: Allocation) -> nn.ModuleDict:
+        return nn.ModuleDict({name: MultiSizeEmbedding(each) for name, each in sizes.items()})
+
+    def frozen_in_part(sizes: Allocation) -> nn.ModuleDict:
+        model = build(sizes)
+        model["a"] = freeze(model["a"])
+        return model
+
+    model = frozen_in_part(sizes).eval()
+    save(model, tmp_path / file)
+    again = load(tmp_path / file, frozen_in_part).eval()
+    ids = torch.arange(20)
+    for name in "ab":
+        assert torch.equal(again[name](ids), model[name](ids))
+    with pytest.raises(ValueError, match=r"as those of '.*' are, {'a': 'frozen'}, got tables th"):
+        load(tmp_path / file, build)
+    save(quantize(nn.ModuleDict({"b": build(sizes)["b"]})), tmp_path / file)
+    with pytest.raises(ValueError, match=r"{'b': 'quantised'}, got tables that are neither"):
+        load(tmp_path / file, build)
+
+
 def test_models_that_are_not_frozen_as_safetensors(
     swapped: nn.Module, batch_of: Callable[[int], dict[str, Tensor]], tmp_path: Path
 ) -> None:

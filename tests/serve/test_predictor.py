@@ -116,6 +116,23 @@ def test_packed_tables_replace_others_and_are_replaced(
         Predictor.load(tmp_path)
 
 
+def test_files_are_of_one_model(datamodule: TableDataModule, tmp_path: Path) -> None:
+    full = _predictor(datamodule).allocation
+    tables = [replace(each, tiers=(Tier(4, 4, 4),)) for each in full.values()]
+    packed = Predictor(
+        reference_model(datamodule.features)(Allocation(tables)),
+        Allocation(tables),
+        datamodule.features,
+    ).with_tables("packed")
+    packed.save(tmp_path)
+    Predictor.load(tmp_path)
+    # Rows of 3 and of 4 such numbers have as many bytes.
+    narrower = Allocation([replace(tables[0], tiers=(Tier(4, 3, 4),)), *tables[1:]])
+    (tmp_path / "allocation.json").write_text(narrower.to_json())
+    with pytest.raises(ValueError, match=r"'allocation\.json' has other sizes than 'weights\.saf"):
+        Predictor.load(tmp_path)
+
+
 def test_tables_that_are_converted_are_not_copied_before(
     datamodule: TableDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
