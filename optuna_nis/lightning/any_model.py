@@ -377,13 +377,13 @@ def _check_fields(plan_fields: Mapping[str, Any]) -> None:
     options = set(inspect.signature(Trainer).parameters) - {"max_epochs"}
     own = list(inspect.signature(search_sizes).parameters)
     for name in plan_fields.keys() - {each.name for each in fields(SearchPlan)}:
+        instead = []
         if name in options:
-            instead = f'It is one of the trainers: `trainer_options={{"{name}": ...}}`.'
-        elif near := get_close_matches(name, own, n=1, cutoff=0.8):
-            instead = f"Do you mean `{near[0]}`?"
-        else:
-            continue
-        raise TypeError(f"`{name}` is no argument of `search_sizes`. {instead}")
+            instead.append(f'It is one of the trainers: `trainer_options={{"{name}": ...}}`.')
+        if near := get_close_matches(name, own, n=1, cutoff=0.8):
+            instead.append(f"Do you mean `{near[0]}`?")
+        if instead:
+            raise TypeError(f"`{name}` is no argument of `search_sizes`. {' '.join(instead)}")
 
 
 def _space_of(

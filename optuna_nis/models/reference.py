@@ -54,6 +54,10 @@ class ReferenceModel:
         check_model(features.task, model)
         known = _MODULES[features.task]
         self._module = known[model or next(iter(known))]
+        if unknown := options.keys() - signature(self._module).parameters.keys():
+            raise TypeError(
+                f"`{min(unknown)}` is no argument of `{self._module.__name__}`, which `model` is."
+            )
         if search_items is not None and features.task != "retrieval":
             raise ValueError(
                 f'`search_items` is for the task "retrieval", this is {features.task!r}.'

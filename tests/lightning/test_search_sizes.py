@@ -123,6 +123,13 @@ def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) ->
         ),
         (Ordinary, Data(), {"monitor_mode": "multi"}, ValueError, '`monitor_mode` must be "max"'),
         (Ordinary, Data(), {"max_epochs": 2}, TypeError, "Do you mean `epochs`"),
+        (
+            Ordinary,
+            Data(),
+            {"precision": (4,)},
+            TypeError,
+            r'`trainer_options={"precision": ...}`. Do you mean `precisions`',
+        ),
         (Ordinary, Data(), {"monitors": "x"}, TypeError, "Do you mean `monitor`"),
         (
             Ordinary,

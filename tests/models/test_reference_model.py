@@ -135,6 +135,8 @@ def test_bad_arguments() -> None:
             reference_model(ranking, search_items=search_items)
     with pytest.raises(ValueError, match="`hidden` must hold the width of at least one layer"):
         reference_model(_features(), hidden=()).specs(8)
+    with pytest.raises(TypeError, match="`embedding_dim` is no argument of `RankingModule`"):
+        reference_model(ranking, embedding_dim=9)
 
 
 @pytest.mark.parametrize("tables", ["multi-size", "dense", "float16"])
