@@ -112,7 +112,8 @@ def enumerate_choices(distribution: BaseDistribution) -> tuple[Choice, ...] | No
         low, high, step = distribution.low, distribution.high, distribution.step
         count = round((high - low) / step) + 1
         if 2 <= count <= _MAX_NUMERIC_VALUES:
-            return tuple(low + index * step for index in range(count))
+            # Sums of floats may be a little more than the highest, which Optuna then refuses.
+            return tuple(min(low + index * step, high) for index in range(count))
     return None
 
 

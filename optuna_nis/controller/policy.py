@@ -276,13 +276,23 @@ class Policy:
             options[:, free] = pick(masks[:, free], free)
         if self._constraint is not None:
             walk = self._constraint.walk(n)
-            for row, name in enumerate(self._constraint.choices):
+            for row, name in self._visited(self._constraint, pinned):
                 masks[:, row, : self._num_options[row]] = walk.allowed(name)
                 pin(row)
                 column = slice(row, row + 1)
                 options[:, column] = pick(masks[:, column], column)
                 walk.take(name, options[:, row])
         return options, masks
+
+    def _visited(
+        self, constraint: Constraint, pinned: Mapping[int, int | None]
+    ) -> Sequence[tuple[int, str]]:
+        """The parameters of the constraint, those that are given as early as it can take them."""
+        rows = {name: row for row, name in enumerate(constraint.choices)}
+        given = {name for name, row in rows.items() if row in pinned}
+        order = getattr(constraint, "order", None)
+        names = rows if order is None or not given else order(given)
+        return [(rows[name], name) for name in names]
 
     def masks(self, options: ArrayLike) -> BoolArray:
         """Options that were open when each parameter was drawn.

@@ -58,11 +58,11 @@ class NISSampler(BaseSampler):
     many categorical parameters whose effects mostly add up, such as the sizes of embedding
     tables, with tens to thousands of trials.
 
-    It learns over categorical parameters, and over integers and floats with a step that have at
-    most 32 values; all else is left to the independent sampler. Without a budget, the parameters
-    learned are those that all finished trials have in common. Choices may be lists, tuples and
-    dictionaries, too. Storages turn tuples into lists, and Optuna then refuses the tuples of a
-    process that resumes the study: use lists there.
+    It learns over categorical parameters of at most 256 choices, and over integers and floats with
+    a step that have at most 32 values; all else is left to the independent sampler. Without a
+    budget, the parameters learned are those that all finished trials have in common. Choices may
+    be lists, tuples and dictionaries, too. Storages turn tuples into lists, and Optuna then
+    refuses the tuples of a process that resumes the study: use lists there.
 
     The policy is a function of the finished trials alone. Studies resume where they stopped, and
     any number of processes may share a storage. Trials from elsewhere, enqueued ones included,
@@ -95,7 +95,8 @@ class NISSampler(BaseSampler):
         settings: How the policy learns.
 
     Raises:
-        TypeError: If the budget is a number or a string; a budget needs the cost of every choice.
+        TypeError: If the budget is a number or a string (a budget needs the cost of every choice),
+            or another argument is of another type.
         ValueError: If the seed is not an integer of 0 or more.
     """
 
@@ -111,6 +112,12 @@ class NISSampler(BaseSampler):
         check_budget(budget)
         if seed is not None and not (isinstance(seed, Integral) and seed >= 0):
             raise ValueError(f"`seed` must be an integer of 0 or more, or None, got {seed!r}.")
+        if not (independent_sampler is None or isinstance(independent_sampler, BaseSampler)):
+            raise TypeError(
+                f"`independent_sampler` must be a sampler of Optuna, got {independent_sampler!r}."
+            )
+        if not (settings is None or isinstance(settings, PolicySettings)):
+            raise TypeError(f"`settings` must be `PolicySettings`, got {settings!r}.")
         self._budget = budget
         self._seed = np.random.SeedSequence(seed)
         self._independent_sampler = independent_sampler
@@ -244,10 +251,23 @@ class NISSampler(BaseSampler):
                 # Enqueued, or left by a worker that died: a retried trial has what it had.
                 given = trial.params | trial.system_attrs.get("fixed_params", {})
                 fixed = {name: given[name] for name in policy.choices if name in given}
+                known_choices = {
+                    name: value
+                    for name, value in fixed.items()
+                    if find_choice(policy.choices[name], value) is not None
+                }
                 rng = np.random.default_rng(self._seed_of(study, trial))
-                options, log_prob = policy.sample(_FIXED_DRAWS if fixed else 1, rng, fixed=fixed)
+                options, log_prob = policy.sample(
+                    _FIXED_DRAWS if fixed else 1, rng, fixed=known_choices
+                )
                 row = int(np.isfinite(log_prob).argmax())
-                if fixed and not np.isfinite(log_prob[row]):
+                if len(known_choices) < len(fixed):
+                    unknown = {n: fixed[n] for n in fixed if n not in known_choices}
+                    _logger.warning(
+                        f"The given parameters {unknown} of Trial#{trial.number} are none of the "
+                        "choices; the others are drawn as if these were not given."
+                    )
+                elif fixed and not np.isfinite(log_prob[row]):
                     _logger.warning(
                         f"The given parameters {fixed} of Trial#{trial.number} leave no choice "
                         "within the budget for the others."
@@ -345,8 +365,23 @@ class NISSampler(BaseSampler):
                 f"Trial#{trial.number} is over the budget: its parameters were fixed or enqueued. "
                 "It is marked as infeasible, and the policy does not learn from it."
             )
+        if followed is not None and state == TrialState.COMPLETE:
+            self._tell_missing(followed, trial)
         if self._independent_sampler is not None:
             self._independent_sampler.after_trial(study, trial, state, values)
+
+    def _tell_missing(self, followed: _Followed, trial: FrozenTrial) -> None:
+        """Say once of a study that an objective does not ask for all that has a cost."""
+        known = () if self._budget is None else self._budget.choices
+        missing = [name for name in known if name not in trial.params]
+        if missing and not followed.is_told:
+            followed.is_told = True
+            _logger.warning(
+                f"Trial#{trial.number} has no value of {missing[:3]}"
+                f"{' and others' if len(missing) > 3 else ''}, of which `budget` has costs: such "
+                "trials teach the policy nothing, and what they cost is not known. Suggest all "
+                "parameters of the budget in every trial."
+            )
 
 
 def keeps_to(constraint: Constraint, params: Mapping[str, Any]) -> bool:
@@ -374,11 +409,13 @@ class _Followed:
         place: How many studies were followed before it.
         drawn: By trial number, options of parameters whose choices only the objective knows in
             the form that it wants: a storage makes lists of tuples.
+        is_told: Whether it was said that a trial lacks parameters of the budget.
     """
 
     replay: Replay
     place: int
     drawn: dict[int, dict[str, tuple[BaseDistribution, int]]] = field(default_factory=dict)
+    is_told: bool = False
 
 
 class _InMemoryTrials(Sequence[FrozenTrial]):

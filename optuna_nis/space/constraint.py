@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import math
 from typing import Any, Protocol
 
@@ -29,7 +29,9 @@ class Constraint(Protocol):
     """A hard limit on categorical choices, obeyed by construction.
 
     Parameters are visited in the order of :attr:`choices`. At least one option of every
-    parameter stays allowed as long as only allowed options are taken.
+    parameter stays allowed as long as only allowed options are taken. A constraint that can be
+    visited in another order, so that choices which are given are paid for before others are
+    drawn, has a method ``order(given)``, which gives it for the names of these parameters.
     """
 
     @property
@@ -119,6 +121,10 @@ class AdditiveBudget:
     def walk(self, n: int) -> Walk:
         """Start ``n`` draws under the limit."""
         return _AdditiveWalk(self._limit, self._costs, n)
+
+    def order(self, given: Collection[str]) -> Sequence[str]:
+        """The parameters as a walk may visit them, those with a given choice first."""
+        return sorted(self._choices, key=lambda name: name not in given)
 
     def initial_log_weights(self) -> Mapping[str, FloatArray]:
         """The distribution of maximum entropy whose expected cost is within the limit."""

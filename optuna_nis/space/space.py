@@ -11,7 +11,7 @@ With several precisions a size is a width and the bits of a number, which follow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 import json
 from typing import Any, Literal
@@ -365,6 +365,11 @@ class SearchSpace:
     def walk(self, n: int) -> Walk:
         """Start ``n`` draws that stay within the budget."""
         return SpaceWalk(self._tables, self.budget_nbytes, n)
+
+    def order(self, given: Collection[str]) -> list[str]:
+        """The parameters as a walk may visit them, tables with a given choice first."""
+        first = {n for t in self._tables if any(n in given for n in t.names) for n in t.names}
+        return sorted(self._choices, key=lambda name: name not in first)
 
     def initial_log_weights(self) -> dict[str, FloatArray]:
         """Widths as large as the budget lets one expect.

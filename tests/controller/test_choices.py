@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 import pytest
 
@@ -42,3 +44,11 @@ def test_options_are_found_for_all_parameters_or_none() -> None:
 )
 def test_enumerate_choices(distribution: Any, values: Any) -> None:
     assert enumerate_choices(distribution) == values
+
+
+@given(low=st.integers(-20, 20), count=st.integers(1, 31), step=st.integers(1, 40))
+def test_values_of_floats_are_those_that_optuna_takes(low: int, count: int, step: int) -> None:
+    distribution = FloatDistribution(low / 20, low / 20 + count * step / 20, step=step / 20)
+    choices = enumerate_choices(distribution)
+    assert choices is not None
+    assert all(distribution._contains(choice) for choice in choices)

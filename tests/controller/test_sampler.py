@@ -619,3 +619,72 @@ def test_hyperband_studies_are_searched() -> None:
 def test_torch_is_not_imported() -> None:
     code = "import sys, optuna_nis.controller.sampler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("given", [{"c19": 5, "c18": 5}, {"c00": 5, "c10": 5}, {"c07": 3}])
+def test_what_is_enqueued_is_paid_for_before_the_others(given: dict[str, int]) -> None:
+    costs = {f"c{index:02}": {cost: cost for cost in range(6)} for index in range(20)}
+    budget = AdditiveBudget(10, costs)
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=budget, seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        return float(
+            sum(trial.suggest_categorical(name, list(own)) for name, own in costs.items())
+        )
+
+    study.optimize(objective, n_trials=20)
+    study.enqueue_trial(given)
+    study.optimize(objective, n_trials=1)
+    assert {name: study.trials[-1].params[name] for name in given} == given
+    assert study.trials[-1].value is not None
+    assert study.trials[-1].value <= 10
+
+
+def test_tables_with_an_enqueued_size_are_paid_for_first() -> None:
+    specs = [EmbeddingSpec(name, 1000 + index, 16) for index, name in enumerate("abcd")]
+    space = SearchSpace(specs, budget="30%")
+    last = next(name for name in reversed(space.distributions()) if name.startswith("d["))
+    largest = [name for name in space.distributions() if name.startswith("d[")]
+    sampler = NISSampler(budget=space, seed=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for _ in range(20):
+        study.enqueue_trial(dict.fromkeys(largest, 16) | {last: 8})
+        allocation = space.suggest(trial := study.ask())
+        assert space.fits(allocation)
+        assert trial.params[last] == 8
+        study.tell(trial, 0.0)
+
+
+def test_an_enqueued_value_that_is_no_choice_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    study = optuna.create_study(sampler=NISSampler(seed=0))
+    both = {"x": IntDistribution(0, 9), "y": IntDistribution(0, 9)}
+    for _ in range(3):
+        study.tell(study.ask(both), 0.0)
+    study.enqueue_trial({"x": 50})
+    with pytest.warns(UserWarning, match="out of range"):
+        study.ask(both)
+    assert "{'x': 50} of Trial#3 are none of the choices" in caplog.text
+    assert "within the budget" not in caplog.text
+
+
+def test_a_trial_without_a_parameter_of_the_budget_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    budget = AdditiveBudget(3, {name: {0: 0, 1: 1} for name in ("x", "y ", "z")})
+    study = optuna.create_study(sampler=NISSampler(budget=budget, seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        return float(sum(trial.suggest_categorical(name, [0, 1]) for name in ("x", "y", "z")))
+
+    study.optimize(objective, n_trials=4)
+    assert caplog.text.count("has no value of ['y '], of which `budget` has costs") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"settings": {"temperature": 2}}, {"independent_sampler": optuna.samplers.TPESampler}],
+)
+def test_arguments_of_other_types_are_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(TypeError, match=f"`{name}` must be "):
+        NISSampler(**options)
