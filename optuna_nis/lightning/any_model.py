@@ -88,7 +88,7 @@ class FoundSizes:
         return f"FoundSizes(allocation={self.allocation!r}, space={self.space!r})"
 
     def __str__(self) -> str:
-        score = score_line(self.study, smallest_is_best=self._monitored.mode == "min")
+        score = score_line(self.study)
         return f"{self.allocation}\n{score}"
 
     def build(self, sizes: Allocation | None = None) -> LightningModule:

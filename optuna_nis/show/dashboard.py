@@ -27,6 +27,7 @@ except ImportError as error:
         "`pip install 'optuna-nis[dashboard]'`."
     ) from error
 
+from optuna_nis._checks import check_integer
 from optuna_nis._format import percent, size
 from optuna_nis._logging import get_logger
 from optuna_nis.show.figures import (
@@ -43,7 +44,7 @@ from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
-from optuna_nis.study.keys import PIECE_KEY, PUBLISHED_KEY
+from optuna_nis.study.keys import FINALIST_ATTR, PIECE_KEY, PUBLISHED_KEY
 from optuna_nis.study.moments import moments_of
 from optuna_nis.study.recording import add_finished_trials
 
@@ -219,16 +220,15 @@ def thinned_copy(study: Study, *, max_trials: int = 400, name: str | None = None
         The copy, in the same storage.
 
     Raises:
-        ValueError: If ``max_trials`` is not positive, the name is the study's own, or the study
-            holds no search space or no finished trial.
+        ValueError: If ``max_trials`` is no positive integer, the name is the study's own, or the
+            study holds no search space or no finished trial.
 
     Example:
         >>> copy = thinned_copy(study, max_trials=10)
         >>> copy.study_name, len(copy.trials)
         ('clicks (thinned)', 10)
     """
-    if max_trials < 1:
-        raise ValueError(f"`max_trials` must be at least 1, got {max_trials!r}.")
+    check_integer("max_trials", max_trials, 1)
     name = f"{study.study_name} (thinned)" if name is None else name
     if name == study.study_name:
         raise ValueError(f"`name` must not be the name of the study itself, got {name!r}.")
@@ -242,7 +242,11 @@ def thinned_copy(study: Study, *, max_trials: int = 400, name: str | None = None
             storage.set_study_system_attr(thinned._study_id, key, value)
     for key, value in study.user_attrs.items():
         thinned.set_user_attr(key, value)
-    add_finished_trials(thinned, kept)
+    numbers = dict(zip((t.number for t in kept), add_finished_trials(thinned, kept)))
+    told = study.user_attrs.get(FINALIST_ATTR)
+    if isinstance(told, dict) and told.get("best") in numbers:
+        finalists = [numbers[number] for number in told["of"] if number in numbers]
+        results.save_finalist(thinned, numbers[told["best"]], finalists)
     _publish(study, thinned)
     return thinned
 
@@ -389,7 +393,7 @@ def _note(study: Study, best: Allocation) -> str:
             f"{f'; {precisions}' if precisions else ''}.",
             f"- Best sizes: **{size(best.nbytes())}**, {percent(best.nbytes() / full)} of the "
             f"full tables ({best.num_parameters:,} parameters); trial {trial.number}, {metric} "
-            f"{results.quality_of(trial):.4f}, {how_scored(study, trial)}.",
+            f"{results.metric_value_of(study, trial):.4f}, {how_scored(study, trial)}.",
             "- Trials scored with shared weights only rank choices; Optuna takes them for pruned. "
             "Its best trial is one that was trained.",
             f"- {verdict}",

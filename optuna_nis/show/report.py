@@ -136,7 +136,7 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
         ),
         (
             "Best trial",
-            f"number {best.number}, {metric} {results.quality_of(best):.4f}, "
+            f"number {best.number}, {metric} {results.metric_value_of(study, best):.4f}, "
             f"{how_scored(study, best)}",
         ),
         ("Finished trials", f"{len(results.finished_trials(study)):,}"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from optuna_nis._format import percent, size
 from optuna_nis.study.results import RetrainResult
+from optuna_nis.study.retrained import gain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,7 +101,7 @@ def result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[st
             str(len(result.seeds)),
             size(result.nbytes),
             _share(result.nbytes, full),
-            _gain(result, uniform),
+            _gain(result, uniform, getattr(found, "mode", "max")),
         ]
         for result in found
     ]
@@ -137,7 +138,8 @@ def _share(nbytes: int, full: RetrainResult | None) -> str:
     return percent(nbytes / full.nbytes)
 
 
-def _gain(result: RetrainResult, uniform: RetrainResult | None) -> str:
-    if uniform is None or result is uniform or not uniform.mean:
+def _gain(result: RetrainResult, uniform: RetrainResult | None, mode: str) -> str:
+    if uniform is None or result is uniform:
         return "-"
-    return f"{100 * (result.mean / uniform.mean - 1):+.2f} %"
+    better = gain(result, uniform, mode)
+    return "-" if better is None else f"{100 * better:+.2f} %"

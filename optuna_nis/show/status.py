@@ -23,6 +23,7 @@ from optuna_nis.study import results
 from optuna_nis.study.keys import SHARED_WEIGHTS
 from optuna_nis.study.moments import mean_and_std, moments_of
 from optuna_nis.study.searches import searches_of
+from optuna_nis.study.settings import sign_of
 from optuna_nis.study.trials import is_scored
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class StudyStatus:
         searches_ended: Number of those that have come to their end.
         shared_weights: Number of trials scored with shared weights, which are pruned to Optuna.
         verdict: Which sizes to take, once they have been retrained.
+        sign: -1 if the metric is the smaller the better and was negated for the study.
     """
 
     name: str
@@ -88,6 +90,7 @@ class StudyStatus:
     searches_ended: int = 0
     shared_weights: int = 0
     verdict: str = ""
+    sign: float = 1.0
 
 
 def status_of(
@@ -137,6 +140,7 @@ def status_of(
         searches_ended=sum(search.seconds is not None for search in searches),
         shared_weights=sum(results.fidelity_of(trial) in SHARED_WEIGHTS for trial in trials),
         verdict=results.results_of(study).verdict,
+        sign=sign_of(study),
     )
 
 
@@ -212,7 +216,7 @@ def render(status: StudyStatus) -> RenderableType:
     for name in header if status.space else header[:2]:
         best.add_column(Text(name), justify="left" if name == header[-1] else "right")
     for trial in status.best:
-        best.add_row(*(Text(cell) for cell in _cells(status.space, trial)))
+        best.add_row(*(Text(cell) for cell in _cells(status, trial)))
     return Group(facts, best, Text(_choice(status.space, status.best[0])))
 
 
@@ -255,8 +259,9 @@ def _facts(status: StudyStatus) -> list[tuple[str, str]]:
     return facts
 
 
-def _cells(space: SearchSpace | None, trial: FrozenTrial) -> list[str]:
-    cells = [str(trial.number), f"{results.quality_of(trial):.5g}"]
+def _cells(status: StudyStatus, trial: FrozenTrial) -> list[str]:
+    space = status.space
+    cells = [str(trial.number), f"{status.sign * results.quality_of(trial):.5g}"]
     if space is None:
         return cells
     cells.append(f"{results.value_of(trial):.5g}")

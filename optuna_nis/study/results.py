@@ -40,6 +40,7 @@ from optuna_nis.study.trials import (
     finished_trials,
     is_feasible,
     is_trained,
+    metric_value_of,
     nbytes_of,
     number_of,
     quality_of,
@@ -60,6 +61,7 @@ __all__ = [
     "is_feasible",
     "is_trained",
     "metric_of",
+    "metric_value_of",
     "nbytes_of",
     "number_of",
     "outputs_of",
@@ -181,20 +183,19 @@ def shares_line(study: Study, allocation: Allocation) -> str:
     return f"{text}, {sum(table.num_parameters for table in outputs):,} in output tables"
 
 
-def score_line(study: Study, *, smallest_is_best: bool = False) -> str:
+def score_line(study: Study) -> str:
     """How good and how large the best sizes of a study are.
 
     Args:
         study: A study of an embedding search.
-        smallest_is_best: Whether the metric was negated for the study.
 
     Raises:
         ValueError: If the study holds no search space or no finished trial.
     """
     best, space = best_allocation(study), space_of(study)
-    quality = quality_of(best_trial(study)) * (-1 if smallest_is_best else 1)
+    value = metric_value_of(study, best_trial(study))
     return (
-        f"Validation {metric_of(study)} {quality:.4f} with "
+        f"Validation {metric_of(study)} {value:.4f} with "
         f"{memory(best.nbytes(), space.full_nbytes)}: {best.num_parameters:,} parameters, "
         f"{shares_line(study, best)}"
     )
@@ -235,7 +236,7 @@ def summary_of(study: Study) -> dict[str, Any]:
         "best": {
             "trial": best.number,
             "metric": metric_of(study),
-            "value": quality_of(best),
+            "value": metric_value_of(study, best),
             "fidelity": fidelity_of(best),
             "nbytes": sizes.nbytes(),
             "num_parameters": sizes.num_parameters,

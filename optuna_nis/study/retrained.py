@@ -20,6 +20,7 @@ from optuna_nis.study.keys import (
     SEARCH_SECONDS_ATTR,
     VERDICT_ATTR,
 )
+from optuna_nis.study.settings import sign_of
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ class Results(list[RetrainResult]):
         results: The results, found sizes first.
         verdict: Which sizes to take and why, a line; empty if that was not decided.
         best: Name of the result to take.
+        mode: ``"max"`` if larger values are better, ``"min"`` if smaller ones are.
 
     Raises:
         ValueError: If two results have the same name, none has that of the best, or they were
@@ -228,8 +230,10 @@ class Results(list[RetrainResult]):
         results: Iterable[RetrainResult] = (),
         verdict: str = "",
         best: str | None = None,
+        mode: str = "max",
     ) -> None:
         super().__init__(results)
+        self.mode = mode
         names = [result.name for result in self]
         for name in names:
             if names.count(name) > 1:
@@ -293,18 +297,19 @@ def results_of(study: Study) -> Results:
     text = read_text(study, RESULTS_ATTR)
     if not text:
         return Results()
+    mode = "max" if sign_of(study) > 0 else "min"
     with naming(study, RESULTS_ATTR):
         data = json.loads(text)
         if not isinstance(data, list):
             raise ValueError(f"must be a list, got {type(data).__name__}")
-        results = Results(RetrainResult.from_dict(item) for item in data)
+        results = Results((RetrainResult.from_dict(item) for item in data), mode=mode)
     verdict = read_text(study, VERDICT_ATTR)
     if not verdict:
         return results
     with naming(study, VERDICT_ATTR):
         match json.loads(verdict):
             case {"best": str(best), "text": str(line)}:
-                return Results(results, line, best)
+                return Results(results, line, best, mode)
             case other:
                 raise ValueError(f"must hold `best` and `text`, got {str(other)[:80]!r}")
 
@@ -313,12 +318,14 @@ def relative_gain(results: Iterable[RetrainResult], *, over: str = "uniform") ->
     """How much better the searched sizes are than a baseline, relative to the baseline.
 
     Args:
-        results: Retraining results.
+        results: Retraining results; larger values are better unless they are :class:`Results` that
+            say otherwise.
         over: Name of the baseline.
 
     Returns:
-        ``nis / baseline - 1`` of the means, or :obj:`None` if one of them is missing or the
-        baseline is 0.
+        How much better the mean is, as a share of the baseline's: ``nis / baseline - 1`` where
+        larger positive values are better. :obj:`None` if one of them is missing or the baseline
+        is 0.
 
     Example:
         >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)
@@ -326,10 +333,30 @@ def relative_gain(results: Iterable[RetrainResult], *, over: str = "uniform") ->
         >>> round(relative_gain([nis, uniform]), 3)
         0.1
     """
-    means = {result.name: result.mean for result in results}
-    if "nis" not in means or not means.get(over):
+    by_name = {result.name: result for result in results}
+    if "nis" not in by_name or over not in by_name:
         return None
-    return means["nis"] / means[over] - 1.0
+    return gain(by_name["nis"], by_name[over], getattr(results, "mode", "max"))
+
+
+def gain(result: RetrainResult, baseline: RetrainResult, mode: str) -> float | None:
+    """How much better a result is than another, relative to that; None if that is 0.
+
+    Args:
+        result: The result.
+        baseline: The other one.
+        mode: ``"max"`` if larger values are better, ``"min"`` if smaller ones are.
+
+    Example:
+        >>> nis = RetrainResult("nis", "NIS", "val_loss", (0.4,), (0,), 1000)
+        >>> uniform = RetrainResult("uniform", "Uniform", "val_loss", (0.5,), (0,), 1000)
+        >>> round(gain(nis, uniform, "min"), 3)
+        0.2
+    """
+    if not baseline.mean:
+        return None
+    more = (result.mean - baseline.mean) / abs(baseline.mean)
+    return more if mode == "max" else -more
 
 
 def search_cost_ratio(study: Study) -> float | None:

@@ -11,7 +11,13 @@ from optuna import Study
 
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.attributes import naming, read_text, save_text
-from optuna_nis.study.keys import METRIC_ATTR, OUTPUTS_ATTR, PLAN_ATTR, SPACE_ATTR
+from optuna_nis.study.keys import (
+    METRIC_ATTR,
+    MONITOR_MODE_ATTR,
+    OUTPUTS_ATTR,
+    PLAN_ATTR,
+    SPACE_ATTR,
+)
 
 _LONGEST_NAME = 200
 _LONGEST_VALUE = 120
@@ -99,6 +105,16 @@ def metric_of(study: Study) -> str:
         if not isinstance(name, str) or len(name) > _LONGEST_NAME:
             raise ValueError(f"must be text of at most {_LONGEST_NAME} characters")
         return name
+
+
+def sign_of(study: Study) -> float:
+    """1, or -1 if the metric of a study is the smaller the better and was negated for it.
+
+    Example:
+        >>> sign_of(study)
+        1.0
+    """
+    return -1.0 if study.user_attrs.get(MONITOR_MODE_ATTR) == "min" else 1.0
 
 
 def outputs_of(study: Study) -> list[str]:

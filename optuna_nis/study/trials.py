@@ -22,8 +22,10 @@ from optuna_nis.study.keys import (
     NUM_PARAMETERS_ATTR,
     QUALITY_ATTR,
     SHARED_WEIGHTS,
+    SPACE_ATTR,
     TRAINED,
 )
+from optuna_nis.study.settings import sign_of, space_of
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
@@ -149,6 +151,25 @@ def quality_of(trial: FrozenTrial) -> float:
     return number_of(trial, QUALITY_ATTR, value_of(trial))
 
 
+def metric_value_of(study: Study, trial: FrozenTrial) -> float:
+    """What the metric of a study was for a finished trial, as it was measured.
+
+    It is the quality, which a search maximises, with the sign that the metric has.
+
+    Args:
+        study: A study.
+        trial: A finished trial of it.
+
+    Raises:
+        ValueError: As :func:`quality_of`.
+
+    Example:
+        >>> metric_value_of(study, best_trial(study)) == quality_of(best_trial(study))
+        True
+    """
+    return sign_of(study) * quality_of(trial)
+
+
 def fidelity_of(trial: FrozenTrial) -> str | None:
     """How a trial was scored, :obj:`None` if it does not say.
 
@@ -194,7 +215,8 @@ def best_trial(study: Study) -> FrozenTrial:
     that there is counts. Of those that were trained to the end of a search it is the one that a
     retraining has found best (:func:`~optuna_nis.study.results.save_finalist`), as long as no
     later search has found one that looks better than all of these.
-    Trials that break a constraint count only if there are no others.
+    Trials that break a constraint, or whose sizes are beyond the budget of the study's space,
+    count only if there are no others.
 
     Args:
         study: A study of an embedding search.
@@ -211,14 +233,30 @@ def best_trial(study: Study) -> FrozenTrial:
     trials = [trial for trial in trials if is_feasible(trial)] or trials
     for fidelity in reversed(FIDELITIES):
         if alike := [t for t in trials if fidelity_of(t) == fidelity]:
-            best = max(alike, key=value_of)
+            best = _within_budget(study, alike)
             return _finalist(study, alike, best) if fidelity == TRAINED else best
     if not trials:
         raise ValueError(
             f"`study` {study.study_name!r} has no finished trial with a finite value; "
             "search first."
         )
-    return max(trials, key=value_of)
+    return _within_budget(study, trials)
+
+
+def _within_budget(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """The best of some trials that is within the budget, or of all if none is.
+
+    Those that a search has scored are. Added trials, and those of other samplers, need not be.
+    """
+    best = max(trials, key=value_of)
+    if NBYTES_ATTR in best.user_attrs or SPACE_ATTR not in study.user_attrs:
+        return best
+    space = space_of(study)
+    for trial in sorted(trials, key=value_of, reverse=True):
+        nbytes = nbytes_of(trial, space)
+        if nbytes is None or nbytes <= space.budget_nbytes:
+            return trial
+    return best
 
 
 def _finalist(study: Study, trained: Sequence[FrozenTrial], best: FrozenTrial) -> FrozenTrial:

@@ -246,7 +246,11 @@ def test_a_thinned_copy_holds_what_matters(make_study, tmp_path):
     for key, value in source.user_attrs.items():
         study.set_user_attr(key, value)
     study.add_trials(source.trials)
+    trained = [t.number for t in study.trials if results.is_trained(t)]
+    second = sorted(trained, key=lambda number: study.trials[number].value)[1]
+    results.save_finalist(study, second, trained)
     copy = thinned_copy(study, max_trials=60)
+    assert results.best_trial(copy).params == study.trials[second].params
     assert copy.study_name == "flights (thinned)"
     assert len(copy.trials) == 60
     kinds = [trial.user_attrs["fidelity"] for trial in copy.trials]
@@ -263,6 +267,8 @@ def test_a_thinned_copy_holds_what_matters(make_study, tmp_path):
         thinned_copy(study, name="flights")
     with pytest.raises(ValueError, match="`max_trials` must be"):
         thinned_copy(study, max_trials=0)
+    with pytest.raises(ValueError, match="`max_trials` must be an integer"):
+        thinned_copy(study, max_trials=1.5)
 
 
 def test_a_thinned_copy_of_a_study_with_a_long_space(make_study):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+import io
 import json
 import re
 
@@ -8,12 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 import optuna
 import pytest
+from rich.console import Console
 
 from optuna_nis._format import memory, percent, size
 from optuna_nis.controller.sampler import PolicyHistory
+from optuna_nis.show.dashboard import _note
+from optuna_nis.show.figures import plot_memory_vs_quality
 from optuna_nis.show.report import _script_json, write_report
+from optuna_nis.show.status import render, status_of
 from optuna_nis.study import results as stored
 from optuna_nis.study.cautions import Part, save_parts
+from optuna_nis.study.keys import MONITOR_MODE_ATTR
 
 
 class Page(HTMLParser):
@@ -272,3 +278,27 @@ def test_other_metrics(page, make_study):
     stored.save_results(study, [nis])
     words = page(study).words.replace(" ", "")
     assert "nothingwasdecided:MetricNISLogLoss0.3200±0.0141<GAUC>0.7100" in words
+
+
+def test_smaller_values_of_a_loss_are_better_everywhere(page, make_study):
+    study = make_study(trained=3)
+    study.set_user_attr(stored.METRIC_ATTR, "val_loss")
+    study.set_user_attr(MONITOR_MODE_ATTR, "min")
+    nis = stored.RetrainResult("nis", "NIS", "test_loss", (0.4,), (0,), 1000)
+    uniform = stored.RetrainResult("uniform", "Uniform 4", "test_loss", (0.5,), (0,), 1000)
+    stored.save_results(study, [nis, uniform])
+    text = page(study).words
+    assert "The sizes found are 20 % better than uniform ones" in text
+    assert "+20.00 %" in text
+    best = stored.best_trial(study)
+    value = -stored.quality_of(best)
+    assert f"number {best.number}, val_loss {value:.4f}" in text
+    assert stored.summary_of(study)["best"]["value"] == value
+    assert f"Validation val_loss {value:.4f} with" in stored.score_line(study)
+    assert f" {value:.4f}, " in _note(study, stored.best_allocation(study))
+    figure = plot_memory_vs_quality(study)
+    (shown,) = [trace for trace in figure.data if trace.name == "Best trial"]
+    assert shown.y[0] == pytest.approx(value, rel=1e-4)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(status_of(study)))
+    assert f"{value:.5g}" in console.export_text()

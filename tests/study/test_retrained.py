@@ -9,6 +9,7 @@ import pytest
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.study import results as stored
+from optuna_nis.study.keys import MONITOR_MODE_ATTR
 
 RESULT = stored.RetrainResult("nis", "NIS", "ROC-AUC", (0.7, 0.8), (0, 1), 100, 10, None, 2.5)
 
@@ -182,3 +183,30 @@ def test_a_malformed_verdict(value, message):
     study.set_user_attr("nis:verdict", value)
     with pytest.raises(ValueError, match=message):
         stored.results_of(study)
+
+
+@pytest.mark.parametrize(
+    ("nis", "uniform", "mode", "gain"),
+    [
+        (0.4, 0.5, "min", 0.2),
+        (0.6, 0.5, "min", -0.2),
+        (-1.0, -2.0, "max", 0.5),
+        (0.6, 0.5, "max", 0.2),
+        (0.6, 0.0, "max", None),
+    ],
+)
+def test_better_is_what_the_metric_says(nis, uniform, mode, gain):
+    results = stored.Results(
+        [
+            replace(RESULT, values=(nis, nis)),
+            replace(RESULT, name="uniform", values=(uniform,) * 2),
+        ],
+        mode=mode,
+    )
+    found = stored.relative_gain(results)
+    assert found is gain if gain is None else found == pytest.approx(gain)
+    study = optuna.create_study(direction="maximize")
+    study.set_user_attr(MONITOR_MODE_ATTR, mode)
+    stored.save_results(study, results)
+    assert stored.results_of(study).mode == mode
+    assert stored.relative_gain(stored.results_of(study)) == found

@@ -206,3 +206,22 @@ def test_value_of_a_failed_trial():
     trial = optuna.create_trial(state=TrialState.FAIL)
     with pytest.raises(ValueError, match="has no value"):
         stored.value_of(trial)
+
+
+def test_what_others_put_beyond_the_budget_is_not_recommended():
+    space = SearchSpace([EmbeddingSpec("user", 1000, 16)], budget="25%")
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0)
+    )
+    stored.save_space(study, space)
+    # The larger, the better.
+    study.optimize(lambda trial: space.suggest(trial).nbytes(), n_trials=40)
+    assert not space.fits(space.allocation(study.best_params))
+    assert space.fits(stored.best_allocation(study))
+    inside = [t for t in study.trials if space.fits(space.allocation(t.params))]
+    assert stored.best_trial(study).value == max(trial.value for trial in inside)
+    # Where nothing is within it, there is no better one.
+    others = optuna.create_study(direction="maximize")
+    stored.save_space(others, space)
+    others.add_trial(study.best_trial)
+    assert stored.best_trial(others).number == 0

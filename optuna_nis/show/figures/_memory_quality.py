@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import math
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from optuna_nis.show.figures import _style
 from optuna_nis.show.figures._points import KINDS, Point, by_kind, dearest, points_of
 from optuna_nis.study import results
 from optuna_nis.study.results import RetrainResult
+from optuna_nis.study.settings import sign_of
 
 _MAX_POINTS = 2_000
 _RESULT_STYLES = {
@@ -35,6 +36,11 @@ class _MemoryQualityInfo(NamedTuple):
     budget_nbytes: int
     full_nbytes: int
     results: tuple[RetrainResult, ...]
+    sign: float
+
+    def measured(self, points: Iterable[Point]) -> list[float]:
+        """The metric of points as it was measured: qualities are the larger the better."""
+        return _style.compact(self.sign * point.quality for point in points)
 
 
 def plot_memory_vs_quality(study: Study) -> go.Figure:
@@ -78,6 +84,7 @@ def _memory_quality_info(study: Study) -> _MemoryQualityInfo:
         space.budget_nbytes,
         space.full_nbytes,
         tuple(results.results_of(study)),
+        sign_of(study),
     )
 
 
@@ -102,7 +109,7 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
         kind, front = KINDS[fidelity], info.fronts[fidelity]
         figure.add_scatter(
             x=[max(point.nbytes, left) for point in points],
-            y=_style.compact(point.quality for point in points),
+            y=info.measured(points),
             mode="markers",
             name=f"Trials, {kind.label} (validation)",
             marker=kind.marker(),
@@ -113,7 +120,7 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
         )
         figure.add_scatter(
             x=[max(point.nbytes, left) for point in front],
-            y=_style.compact(point.quality for point in front),
+            y=info.measured(front),
             mode="lines",
             name=f"Pareto front, {kind.label}",
             line={"color": kind.color, "width": 2, "shape": "hv"},
@@ -121,7 +128,7 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
         )
     figure.add_scatter(
         x=[max(info.best.nbytes, left)],
-        y=_style.compact([info.best.quality]),
+        y=info.measured([info.best]),
         mode="markers",
         name="Best trial",
         marker={
