@@ -247,6 +247,7 @@ def report(
     """Print the results and write one self-contained HTML page with figures."""
     from optuna_nis.show.report import write_report
     from optuna_nis.show.results_table import format_metrics, format_table
+    from optuna_nis.study.keys import DATA_ATTR
     from optuna_nis.study.results import best_allocation, cautions_of, results_of, summary_of
 
     study = where.load()
@@ -263,7 +264,8 @@ def report(
             result(results.verdict)
     else:
         print("Nothing has been retrained yet.")
-        _next(quiet, "retrain --output model", where)
+        if DATA_ATTR in study.user_attrs:
+            _next(quiet, "retrain --output model", where)
     result(str(best_allocation(study)))
     print(f"report: {output}")
     if as_json:

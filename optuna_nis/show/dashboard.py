@@ -44,7 +44,7 @@ from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
-from optuna_nis.study.keys import FINALIST_ATTR, PIECE_KEY, PUBLISHED_KEY
+from optuna_nis.study.keys import DATA_ATTR, FINALIST_ATTR, PIECE_KEY, PUBLISHED_KEY
 from optuna_nis.study.moments import moments_of
 from optuna_nis.study.recording import add_finished_trials
 
@@ -381,7 +381,6 @@ def _note(study: Study, best: Allocation) -> str:
     ]
     if len(best) > _MAX_ROWS:
         rows.append(f"| {len(best) - _MAX_ROWS} more | | | |")
-    name = shlex.quote(study.study_name)
     verdict = results.results_of(study).verdict
     verdict = verdict or "What sizes are worth is known after they are trained again and tested."
     return "\n".join(
@@ -402,17 +401,33 @@ def _note(study: Study, best: Allocation) -> str:
             "| --- | --- | --- | ---: |",
             *rows,
             "",
-            "The figures are on the History page. Train again, test and keep the model, write the "
-            "whole report (both with the `--storage` of this study), and export the model:",
-            "",
-            f"    optuna-nis retrain --study-name {name} --output model",
-            f"    optuna-nis report --study-name {name}",
-            "    optuna-nis export --model model --format dense --output served",
+            *_commands(study),
             "",
             "In Python: `optuna_nis.study.results.best_allocation(study).to_json()`.",
             "",
         ]
     )
+
+
+def _commands(study: Study) -> list[str]:
+    """What to do next: where the study says which data it is about, all that commands can."""
+    name = shlex.quote(study.study_name)
+    report = f"    optuna-nis report --study-name {name}"
+    if DATA_ATTR not in study.user_attrs:
+        return [
+            "The figures are on the History page. Write the whole report, with the `--storage` of "
+            "this study:",
+            "",
+            report,
+        ]
+    return [
+        "The figures are on the History page. Train again, test and keep the model, write the "
+        "whole report (both with the `--storage` of this study), and export the model:",
+        "",
+        f"    optuna-nis retrain --study-name {name} --output model",
+        report,
+        "    optuna-nis export --model model --format dense --output served",
+    ]
 
 
 def _code(text: str) -> str:

@@ -162,11 +162,16 @@ def _data(study: Study) -> Iterable[tuple[str, str]]:
 
 def _results_section(study: Study, found: results.Results) -> str:
     if not found:
+        unknown = (
+            "Nothing has been retrained yet, so what these sizes are worth is not known: scores "
+            "during a search only rank choices."
+        )
+        if results.DATA_ATTR not in study.user_attrs:
+            return f"<p>{unknown} The study does not say which data it is about.</p>"
         command = f"optuna-nis retrain --study-name {shlex.quote(study.study_name)}"
         return (
-            "<p>Nothing has been retrained yet, so what these sizes are worth is not known: "
-            "scores during a search only rank choices. Next, with the <code>--storage</code> of "
-            f"this study:</p><pre><code>{html.escape(command)}</code></pre>"
+            f"<p>{unknown} Next, with the <code>--storage</code> of this study:</p>"
+            f"<pre><code>{html.escape(command)}</code></pre>"
         )
     lines = []
     if (gain := results.relative_gain(found)) is not None:

@@ -84,7 +84,8 @@ def space_of(study: Study) -> SearchSpace:
     if not text:
         raise ValueError(
             f"`study` {study.study_name!r} holds no search space (user attribute "
-            f"{SPACE_ATTR!r}); only a study written by an embedding search has one."
+            f"{SPACE_ATTR!r}). A search writes one; for a study of your own, "
+            "`optuna_nis.study.results.save_space(study, space)` does."
         )
     with naming(study, SPACE_ATTR):
         return SearchSpace.from_json(text)

@@ -16,6 +16,7 @@ from optuna_nis import EmbeddingSpec, NISSampler, SearchSpace
 from optuna_nis._format import size
 from optuna_nis.show.dashboard import DashboardCallback, publish, thinned_copy
 from optuna_nis.study import results
+from optuna_nis.study.keys import DATA_ATTR
 from optuna_nis.study.searches import finish, join
 
 IDS = [
@@ -36,6 +37,7 @@ def figures(study: Study) -> dict[str, Any]:
 
 def test_figures_note_and_names(make_study):
     study = make_study(supernet=30, validated=4, trained=3, results=True)
+    study.set_user_attr(DATA_ATTR, "{}")
     assert publish(study) == IDS
     found = figures(study)
     assert sorted(found) == IDS
@@ -48,6 +50,15 @@ def test_figures_note_and_names(make_study):
     for name, table in best.items():
         assert re.search(rf"\| `{name}` \| .* \| {size(table.nbytes())} \|", note)
     assert "optuna-nis retrain --study-name flights" in note
+
+
+def test_the_note_of_a_study_of_unknown_data_has_no_command_that_cannot_work(make_study):
+    study = make_study(supernet=9, trained=3)
+    publish(study)
+    note = optuna_dashboard.get_note(study)
+    assert "optuna-nis report --study-name flights" in note
+    assert "optuna-nis retrain" not in note
+    assert "optuna-nis export" not in note
 
 
 def test_the_note_of_a_search_of_precisions(make_study):

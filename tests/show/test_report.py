@@ -19,7 +19,7 @@ from optuna_nis.show.report import _script_json, write_report
 from optuna_nis.show.status import render, status_of
 from optuna_nis.study import results as stored
 from optuna_nis.study.cautions import Part, save_parts
-from optuna_nis.study.keys import MONITOR_MODE_ATTR
+from optuna_nis.study.keys import DATA_ATTR, MONITOR_MODE_ATTR
 
 
 class Page(HTMLParser):
@@ -158,8 +158,13 @@ def test_report_needs_no_network(tmp_path, make_study):
 
 
 def test_report_without_retraining_says_what_is_next(page, make_study):
-    found = page(make_study(name="my study; rm -rf"))
+    study = make_study(name="my study; rm -rf")
+    found = page(study)
     assert "Nothing has been retrained yet" in found.words
+    assert "does not say which data it is about" in found.words
+    assert "optuna-nis retrain" not in found.words
+    study.set_user_attr(DATA_ATTR, "{}")
+    found = page(study)
     assert "optuna-nis retrain --study-name 'my study; rm -rf'" in found.words
 
 
