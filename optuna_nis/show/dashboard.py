@@ -85,7 +85,7 @@ def publish(study: Study) -> list[str]:
         The ids of the figures, none if no trial has finished.
 
     Raises:
-        ValueError: If the study holds no search space.
+        ValueError: If the study holds no search space, or does not maximise one reward.
 
     Example:
         >>> import optuna
@@ -276,8 +276,10 @@ def _kept_trials(study: Study, max_trials: int) -> list[FrozenTrial]:
 def _publish(source: Study, target: Study) -> list[str]:
     """Write into one study the figures of another, or of itself."""
     results.space_of(source)
+    # A study that is refused stays as it is.
+    finished = results.finished_trials(source)
     _name_objective(source, target)
-    if not results.finished_trials(source):
+    if not finished:
         return []
     allocation = results.best_allocation(source)
     _save_note(source, target, allocation)

@@ -145,7 +145,8 @@ class _AdditiveWalk:
         # What is left once every parameter still to come has taken its cheapest option. The
         # tolerance keeps a sum of floats that equals the limit on paper on the right side of it.
         self._left = np.full(n, limit - sum(cost.min() for cost in costs.values()))
-        self._tolerance = 1e-9 * max(1.0, abs(limit))
+        whole = limit % 1 == 0 and all((cost % 1 == 0).all() for cost in costs.values())
+        self._tolerance = 0.0 if whole else 1e-9 * limit
 
     def allowed(self, name: str) -> BoolArray:
         extra = self._costs[name] - self._costs[name].min()

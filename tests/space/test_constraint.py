@@ -101,3 +101,12 @@ def test_a_limit_of_zero_allows_only_what_is_free() -> None:
     weights = budget.initial_log_weights()["x"]
     assert weights[1] < -10
     assert np.isfinite(weights).all()
+
+
+@pytest.mark.parametrize(
+    ("limit", "cost", "fits"),
+    [(10**12, 10**12 + 900, False), (1e-9, 1.9e-9, False), (0.3, 0.1 + 0.2, True)],
+)
+def test_the_limit_is_as_fine_as_the_costs(limit: float, cost: float, fits: bool) -> None:
+    walk = AdditiveBudget(limit, {"x": {0: 0, 1: cost}}).walk(1)
+    assert walk.allowed("x").tolist() == [[True, fits]]

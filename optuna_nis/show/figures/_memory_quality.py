@@ -102,8 +102,9 @@ def _draw(info: _MemoryQualityInfo) -> go.Figure:
     costs = [point.nbytes for points in info.points.values() for point in points]
     costs += [result.nbytes for result in info.results] + [info.budget_nbytes]
     # No place on a logarithmic axis for a model without embeddings: it goes to the left edge.
-    left = min(cost for cost in costs if cost > 0) / 1.5
-    tickvals, ticktext = _style.byte_ticks(left, max(costs))
+    smallest = min(cost for cost in costs if cost > 0)
+    left = smallest / 1.5
+    tickvals, ticktext = _style.byte_ticks(smallest, max(costs))
     metric = _style.label(info.metric)
     for fidelity, points in info.points.items():
         kind, front = KINDS[fidelity], info.fronts[fidelity]

@@ -104,8 +104,14 @@ def full_label(text: object) -> str:
 def byte_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Places and texts of the ticks of a logarithmic axis between two positive sizes in bytes."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if len(decades) <= 6 else (1,)
-    places = [step * 10.0**decade for decade in decades for step in steps]
+    kinds = [[1.0, 2.0, 5.0], [*map(float, range(1, 10))]] if len(decades) <= 6 else [[1.0]]
+    if low >= 100:
+        # Where a narrow range has nothing else: tenths, which are a byte and more from here on.
+        kinds.append([step / 10 for step in range(10, 100)])
+    for steps in kinds:
+        places = [step * 10.0**decade for decade in decades for step in steps]
+        if sum(low <= place <= high for place in places) > 1:
+            break
     return places, [size(place) for place in places]
 
 

@@ -50,6 +50,12 @@ def test_ticks_of_a_logarithmic_axis_cover_it(one, other):
     assert any(place <= high * 1.000001 for place in places)
 
 
+@given(st.floats(100, 1e9), st.floats(1.25, 1e3))
+def test_a_narrow_axis_has_ticks_too(low, ratio):
+    places, _ = _style.byte_ticks(low, low * ratio)
+    assert sum(low <= place <= low * ratio for place in places) > 1
+
+
 def test_ticks_have_units():
     places, texts = _style.byte_ticks(900, 2_000_000)
     assert dict(zip(texts, places))["20 kB"] == 20_000
