@@ -286,7 +286,8 @@ def status(
     from optuna_nis.show.status import render, space_of, status_of
 
     study = where.load()
-    sampler = NISSampler(budget=space_of(study))
+    space = space_of(study)
+    sampler = None if space is None else NISSampler(budget=space)
     if not watch:
         Console().print(render(status_of(study, sampler)))
         return

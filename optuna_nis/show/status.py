@@ -39,7 +39,7 @@ class PolicyStatus:
 
     Attributes:
         entropy: Its entropy in nats.
-        initial_entropy: The entropy that it had before any trial.
+        initial_entropy: The entropy that it had before any trial; None if it is not known.
         advantage_mean: Mean advantage of the trials learned last, in standard deviations of the
             reward.
         advantage_std: Their standard deviation.
@@ -49,7 +49,7 @@ class PolicyStatus:
     """
 
     entropy: float
-    initial_entropy: float
+    initial_entropy: float | None
     advantage_mean: float
     advantage_std: float
     replay_lag: int | None
@@ -101,7 +101,8 @@ def status_of(
     Args:
         study: A study with a single objective, whatever sampler it uses.
         sampler: A sampler that learns the policy; hand in the same one again to learn only what
-            is new. By default one with the search space of the study, if it holds one.
+            is new. By default one with the search space of the study, if it holds one, or else
+            what the study's own sampler has noted.
         num_best: Number of trials to name as the best.
 
     Raises:
@@ -135,7 +136,7 @@ def status_of(
         seconds_since_last=(datetime.now() - times[-1]).total_seconds() if times else None,
         best=tuple(_best(study, trials)[:num_best]),
         space=space,
-        policy=_policy(study, sampler or NISSampler(budget=space), space),
+        policy=_policy(study, sampler, space),
         searches=len(searches),
         searches_ended=sum(search.seconds is not None for search in searches),
         shared_weights=sum(results.fidelity_of(trial) in SHARED_WEIGHTS for trial in trials),
@@ -174,13 +175,21 @@ def _best(study: Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return sorted(filter(is_scored, trials), key=order)
 
 
-def _policy(study: Study, sampler: NISSampler, space: SearchSpace | None) -> PolicyStatus | None:
+def _policy(
+    study: Study, sampler: NISSampler | None, space: SearchSpace | None
+) -> PolicyStatus | None:
+    moments = moments_of(study)
+    if sampler is None and space is None and moments:
+        # Of which budget the study's sampler is, only that sampler knows; this it has noted.
+        last = moments[-1]
+        return PolicyStatus(
+            last.entropy, None, last.advantage_mean, last.advantage_std, last.replay_lag, None
+        )
     try:
-        policy = sampler.policy(study)
+        policy = (sampler or NISSampler(budget=space)).policy(study)
     except ValueError:
         return None  # No parameter that all trials have in common.
     mean, std = mean_and_std(policy.advantages.tolist())
-    moments = moments_of(study)
     likeliest = None if space is None else space.allocation(policy.params(policy.mode())[0])
     _, entropy = policy.summaries([policy.initial_logits, policy.logits])
     return PolicyStatus(
@@ -241,9 +250,12 @@ def _facts(status: StudyStatus) -> list[tuple[str, str]]:
         if precisions := precisions_of(space):
             facts.append(("Precisions", precisions))
     if policy is not None:
-        share = policy.entropy / policy.initial_entropy if policy.initial_entropy > 0 else 0.0
+        entropy = f"{policy.entropy:.3f} nats"
+        if policy.initial_entropy:
+            share = policy.entropy / policy.initial_entropy
+            entropy += f", {100 * share:.0f} % of the untrained policy"
         facts += [
-            ("Entropy", f"{policy.entropy:.3f} nats, {100 * share:.0f} % of the untrained policy"),
+            ("Entropy", entropy),
             (
                 "Advantage",
                 f"{policy.advantage_mean:+.3f} ± {policy.advantage_std:.3f} standard deviations "

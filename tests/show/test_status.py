@@ -10,14 +10,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from optuna_nis import NISSampler
+from optuna_nis import AdditiveBudget, NISSampler
 from optuna_nis._format import memory, size
 from optuna_nis.cli import app
 from optuna_nis.show.figures._memory_quality import _memory_quality_info
 from optuna_nis.show.status import render, status_of
 from optuna_nis.show.words import how_scored
 from optuna_nis.study import results as stored
-from optuna_nis.study.moments import MOMENTS_KEY
+from optuna_nis.study.moments import MOMENTS_KEY, moments_of
 from optuna_nis.study.searches import finish, join
 
 runner = CliRunner()
@@ -124,6 +124,25 @@ def test_status_of_any_study():
     assert "31 complete, 1 fail" in text
     assert "x: 0" in text
     assert "Memory" not in text
+
+
+def test_the_policy_of_a_budget_that_only_its_sampler_knows():
+    budget = AdditiveBudget(6, {f"c{i}": {cost: cost for cost in range(6)} for i in range(6)})
+    sampler = NISSampler(budget=budget, seed=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+
+    def objective(trial):
+        return sum(trial.suggest_categorical(f"c{i}", list(range(6))) * i for i in range(6))
+
+    study.optimize(objective, n_trials=60)
+    noted = moments_of(study)[-1]
+    found = status_of(study).policy
+    assert (found.entropy, found.replay_lag) == (noted.entropy, noted.replay_lag)
+    assert found.initial_entropy is None
+    assert f"{noted.entropy:.3f} nats" in text_of(study)
+    own = status_of(study, sampler).policy
+    assert own.entropy == pytest.approx(sampler.policy(study).entropy())
+    assert own.initial_entropy > own.entropy
 
 
 def test_status_of_nothing():
