@@ -491,6 +491,19 @@ def test_help_waits_for_no_imports(args: list[str]) -> None:
     assert "optuna-nis" in done.stdout or "Usage" in done.stdout
 
 
+@pytest.fixture
+def no_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands fail where they would import something large; there are some tables."""
+
+    def load() -> None:
+        raise RuntimeError("loading")
+
+    monkeypatch.setattr(cli, "silence_lightning", load)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "a", "b"):
+        Path(name).touch()
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [
@@ -512,15 +525,8 @@ def test_help_waits_for_no_imports(args: list[str]) -> None:
     ],
 )
 def test_what_begins_is_told_before_anything_is_imported(
-    command: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: tuple[str, ...], told: str, no_loading: None
 ) -> None:
-    def load() -> None:
-        raise RuntimeError("loading")
-
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.csv", "a", "b"):
-        Path(name).touch()
-    monkeypatch.setattr(cli, "silence_lightning", load)
     code, output = _run(*command)
     assert code == 1
     assert output.startswith(told)
@@ -539,14 +545,8 @@ def test_what_begins_is_told_before_anything_is_imported(
     ],
 )
 def test_tables_that_are_not_there_wait_for_no_imports(
-    command: tuple[str, ...], option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: tuple[str, ...], option: str, no_loading: None
 ) -> None:
-    def load() -> None:
-        raise RuntimeError("loading")
-
-    monkeypatch.chdir(tmp_path)
-    Path("a.csv").touch()
-    monkeypatch.setattr(cli, "silence_lightning", load)
     told = f"`{option}` must be a file, got 'none.csv', which is none, nor a folder.\n"
     assert _run(*command, "--quiet") == (1, told)
 

@@ -286,13 +286,14 @@ class Policy:
 
     def _visited(
         self, constraint: Constraint, pinned: Mapping[int, int | None]
-    ) -> Sequence[tuple[int, str]]:
+    ) -> Iterable[tuple[int, str]]:
         """The parameters of the constraint, those that are given as early as it can take them."""
+        order = getattr(constraint, "order", None)
+        if order is None or not pinned:
+            return enumerate(constraint.choices)
         rows = {name: row for row, name in enumerate(constraint.choices)}
         given = {name for name, row in rows.items() if row in pinned}
-        order = getattr(constraint, "order", None)
-        names = rows if order is None or not given else order(given)
-        return [(rows[name], name) for name in names]
+        return [(rows[name], name) for name in order(given)]
 
     def masks(self, options: ArrayLike) -> BoolArray:
         """Options that were open when each parameter was drawn.

@@ -251,18 +251,16 @@ class NISSampler(BaseSampler):
                 # Enqueued, or left by a worker that died: a retried trial has what it had.
                 given = trial.params | trial.system_attrs.get("fixed_params", {})
                 fixed = {name: given[name] for name in policy.choices if name in given}
-                known_choices = {
+                unknown = {
                     name: value
                     for name, value in fixed.items()
-                    if find_choice(policy.choices[name], value) is not None
+                    if find_choice(policy.choices[name], value) is None
                 }
+                pinned = {name: fixed[name] for name in fixed.keys() - unknown.keys()}
                 rng = np.random.default_rng(self._seed_of(study, trial))
-                options, log_prob = policy.sample(
-                    _FIXED_DRAWS if fixed else 1, rng, fixed=known_choices
-                )
+                options, log_prob = policy.sample(_FIXED_DRAWS if fixed else 1, rng, fixed=pinned)
                 row = int(np.isfinite(log_prob).argmax())
-                if len(known_choices) < len(fixed):
-                    unknown = {n: fixed[n] for n in fixed if n not in known_choices}
+                if unknown:
                     _logger.warning(
                         f"The given parameters {unknown} of Trial#{trial.number} are none of the "
                         "choices; the others are drawn as if these were not given."

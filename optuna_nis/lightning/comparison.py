@@ -198,7 +198,7 @@ def compare(
             said[full] if above else None,
         ),
         "uniform" if taken is uniform else taken.name,
-        "max" if sign > 0 else "min",
+        comparison.monitored.mode,
     )
     save_results(study, results)
     if len(finalists) > 1:

@@ -145,27 +145,17 @@ class Tier(nn.Embedding):
         state_dict: dict[str, Any],
         prefix: str,
         local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        *args: Any,
     ) -> None:
         before = local_metadata.get(_BITS, self.bits)
         # Of floats and codes, one has a step: it is missing, or more than is wanted.
         if before != self.bits and (before in CODES) == (self.bits in CODES):
+            *_, error_msgs = args
             error_msgs.append(
                 f"the rows of `{prefix[:-1]}` have {before} bits a number in the state, here "
                 f"{self.bits}."
             )
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if f"{prefix}weight" in state_dict and f"{prefix}_dense.spread" not in state_dict:
             self.fit_step()
 

@@ -44,9 +44,10 @@ from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
-from optuna_nis.study.keys import DATA_ATTR, FINALIST_ATTR, PIECE_KEY, PUBLISHED_KEY
+from optuna_nis.study.keys import DATA_ATTR, PIECE_KEY, PUBLISHED_KEY
 from optuna_nis.study.moments import moments_of
 from optuna_nis.study.recording import add_finished_trials
+from optuna_nis.study.trials import finalists_of
 
 __all__ = ["DashboardCallback", "publish", "thinned_copy"]
 
@@ -243,10 +244,10 @@ def thinned_copy(study: Study, *, max_trials: int = 400, name: str | None = None
     for key, value in study.user_attrs.items():
         thinned.set_user_attr(key, value)
     numbers = dict(zip((t.number for t in kept), add_finished_trials(thinned, kept)))
-    told = study.user_attrs.get(FINALIST_ATTR)
-    if isinstance(told, dict) and told.get("best") in numbers:
-        finalists = [numbers[number] for number in told["of"] if number in numbers]
-        results.save_finalist(thinned, numbers[told["best"]], finalists)
+    best, compared = finalists_of(study)
+    if best in numbers:
+        finalists = [numbers[number] for number in compared if number in numbers]
+        results.save_finalist(thinned, numbers[best], finalists)
     _publish(study, thinned)
     return thinned
 

@@ -12,14 +12,13 @@ from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.keys import (
     DROPPED,
-    FINALIST_ATTR,
     SHARED_WEIGHTS,
     SUPERNET,
     TRAINED,
     VALIDATED,
 )
 from optuna_nis.study.searches import searches_of
-from optuna_nis.study.trials import fidelity_of, finished_trials, is_trained
+from optuna_nis.study.trials import fidelity_of, finalists_of, finished_trials, is_trained
 
 SCORED = {
     TRAINED: "trained",
@@ -49,8 +48,7 @@ def how_scored(study: Study, best: FrozenTrial) -> str:
     if fidelity in SHARED_WEIGHTS:
         return f"{SCORED[fidelity]}; nothing has been trained yet"
     words = "trained, on the validation data"
-    told = study.user_attrs.get(FINALIST_ATTR)
-    if isinstance(told, dict) and told.get("best") == best.number:
+    if finalists_of(study)[0] == best.number:
         words = "trained for a while, on the validation data; best of the finalists retrained"
     if any(search.seconds is None for search in searches_of(study).values()):
         count = sum(map(is_trained, finished_trials(study)))

@@ -112,6 +112,9 @@ class AdditiveBudget:
             name: np.array(list(options.values()), dtype=np.float64)
             for name, options in costs.items()
         }
+        # It keeps a sum of floats that equals the limit on paper on the right side of it.
+        whole = limit % 1 == 0 and all((cost % 1 == 0).all() for cost in self._costs.values())
+        self._tolerance = 0.0 if whole else 1e-9 * limit
 
     @property
     def choices(self) -> Mapping[str, Sequence[Choice]]:
@@ -120,7 +123,7 @@ class AdditiveBudget:
 
     def walk(self, n: int) -> Walk:
         """Start ``n`` draws under the limit."""
-        return _AdditiveWalk(self._limit, self._costs, n)
+        return _AdditiveWalk(self._limit, self._costs, self._tolerance, n)
 
     def order(self, given: Collection[str]) -> Sequence[str]:
         """The parameters as a walk may visit them, those with a given choice first."""
@@ -140,13 +143,13 @@ class AdditiveBudget:
 
 
 class _AdditiveWalk:
-    def __init__(self, limit: float, costs: Mapping[str, FloatArray], n: int) -> None:
+    def __init__(
+        self, limit: float, costs: Mapping[str, FloatArray], tolerance: float, n: int
+    ) -> None:
         self._costs = costs
-        # What is left once every parameter still to come has taken its cheapest option. The
-        # tolerance keeps a sum of floats that equals the limit on paper on the right side of it.
+        self._tolerance = tolerance
+        # What is left once every parameter still to come has taken its cheapest option.
         self._left = np.full(n, limit - sum(cost.min() for cost in costs.values()))
-        whole = limit % 1 == 0 and all((cost % 1 == 0).all() for cost in costs.values())
-        self._tolerance = 0.0 if whole else 1e-9 * limit
 
     def allowed(self, name: str) -> BoolArray:
         extra = self._costs[name] - self._costs[name].min()

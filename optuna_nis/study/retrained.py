@@ -20,7 +20,7 @@ from optuna_nis.study.keys import (
     SEARCH_SECONDS_ATTR,
     VERDICT_ATTR,
 )
-from optuna_nis.study.settings import sign_of
+from optuna_nis.study.settings import mode_of
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def results_of(study: Study) -> Results:
     text = read_text(study, RESULTS_ATTR)
     if not text:
         return Results()
-    mode = "max" if sign_of(study) > 0 else "min"
+    mode = mode_of(study)
     with naming(study, RESULTS_ATTR):
         data = json.loads(text)
         if not isinstance(data, list):

@@ -108,6 +108,16 @@ def metric_of(study: Study) -> str:
         return name
 
 
+def mode_of(study: Study) -> str:
+    """``"min"`` if the metric of a study is the smaller the better, else ``"max"``.
+
+    Example:
+        >>> mode_of(study)
+        'max'
+    """
+    return "min" if study.user_attrs.get(MONITOR_MODE_ATTR) == "min" else "max"
+
+
 def sign_of(study: Study) -> float:
     """1, or -1 if the metric of a study is the smaller the better and was negated for it.
 
@@ -115,7 +125,7 @@ def sign_of(study: Study) -> float:
         >>> sign_of(study)
         1.0
     """
-    return -1.0 if study.user_attrs.get(MONITOR_MODE_ATTR) == "min" else 1.0
+    return -1.0 if mode_of(study) == "min" else 1.0
 
 
 def outputs_of(study: Study) -> list[str]:

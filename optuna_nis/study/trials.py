@@ -261,8 +261,22 @@ def _within_budget(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial:
 
 def _finalist(study: Study, trained: Sequence[FrozenTrial], best: FrozenTrial) -> FrozenTrial:
     """What a retraining has found best, if what looked best was among what it has compared."""
-    told = study.user_attrs.get(FINALIST_ATTR)
-    if not isinstance(told, dict) or not isinstance(told.get("of"), list):
-        return best
-    known = [trial for trial in trained if trial.number == told.get("best")]
-    return known[0] if known and best.number in told["of"] else best
+    number, compared = finalists_of(study)
+    known = [trial for trial in trained if trial.number == number]
+    return known[0] if known and best.number in compared else best
+
+
+def finalists_of(study: Study) -> tuple[int | None, list[int]]:
+    """The trial that a retraining has found best, and those that it was compared with.
+
+    Returns:
+        Their numbers, None and nothing if nothing was retrained.
+
+    Example:
+        >>> finalists_of(study)
+        (None, [])
+    """
+    match study.user_attrs.get(FINALIST_ATTR):
+        case {"best": int(best), "of": list(compared)}:
+            return best, compared
+    return None, []
