@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from optuna_nis.nn._tracing import is_traced
+
 
 class Products(NamedTuple):
     """What factorisation machines and penalties need of the rows of each example.
@@ -29,7 +31,7 @@ def products(rows: Tensor) -> Products:
     Args:
         rows: Shape ``(batch, fields, width)``.
     """
-    if torch.is_grad_enabled() and rows.requires_grad and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and rows.requires_grad and not is_traced():
         return Products(*_Products.apply(rows))  # type: ignore[no-untyped-call]
     return _products(rows)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optuna_nis.nn._rounding import offset_of
+from optuna_nis.nn._tracing import is_traced
 
 _KERNELS = {
     8: "embedding_bag_byte_rowwise_offsets",
@@ -32,10 +33,7 @@ _EXACT = {
 def has_kernel(codes: Tensor, dtype: torch.dtype) -> bool:
     """Whether :func:`dequantized` is for some codes, and rows of some type."""
     return (
-        codes.device.type == "cpu"
-        and dtype is torch.float32
-        and not torch.compiler.is_compiling()
-        and _has_fbgemm()
+        codes.device.type == "cpu" and dtype is torch.float32 and not is_traced() and _has_fbgemm()
     )
 
 

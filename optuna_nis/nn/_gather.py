@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from optuna_nis.nn._tracing import is_traced
+
 
 def gathers(table: Tensor) -> bool:
     """Whether a dense table is one that :func:`gather` is for."""
@@ -18,7 +20,7 @@ def gathers(table: Tensor) -> bool:
         and table.dtype in (torch.float32, torch.float64)
         and table.requires_grad
         and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and not is_traced()
     )
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from optuna_nis.nn._tracing import is_traced
+
 
 def check_ranks(ranks: Tensor | None, num_embeddings: int, name: str) -> Tensor | None:
     """Check a permutation from id to rank, and extend it by the out-of-vocabulary id.
@@ -30,11 +32,11 @@ def check_ids(ids: Tensor, num_embeddings: int, name: str) -> None:
     Raises:
         TypeError: If the ids are not integers.
         ValueError: If an id is out of range. Not checked off the CPU, where it would stall the
-            device, nor in exported or compiled models.
+            device, nor in compiled, exported or traced models.
     """
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"`ids` of {name!r} must be int64 or int32, got {ids.dtype}.")
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and ids.numel():
+    if ids.device.type == "cpu" and not is_traced() and ids.numel():
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high > num_embeddings:
             wrong = low if low < 0 else high
@@ -50,7 +52,7 @@ def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
     Raises:
         ValueError: If 2-D ids come with offsets, 1-D ids without, or ids of another shape, or
             offsets do not begin with 0, fall, or are beyond the ids. The latter is not checked off
-            the CPU, where it would stall the device, nor in exported or compiled models.
+            the CPU, where it would stall the device, nor in compiled, exported or traced models.
     """
     if ids.dim() == 2:
         if offsets is not None:
@@ -60,7 +62,7 @@ def check_bags(ids: Tensor, offsets: Tensor | None, name: str) -> None:
             f"`ids` of {name!r} must be of shape (batch, length), or flat with `offsets`, got "
             f"shape {tuple(ids.shape)} and offsets {offsets}."
         )
-    if offsets is None or torch.compiler.is_compiling() or offsets.device.type != "cpu":
+    if offsets is None or is_traced() or offsets.device.type != "cpu":
         return
     starts = offsets.detach().numpy()
     if len(starts) and (
@@ -76,10 +78,10 @@ def check_weights(per_sample_weights: Tensor | None, ids: Tensor, name: str) -> 
     """Check that there is a weight for each id of some bags.
 
     Raises:
-        ValueError: If their shape is not that of the ids. Not checked in exported or compiled
-            models.
+        ValueError: If their shape is not that of the ids. Not checked in compiled, exported or
+            traced models.
     """
-    if per_sample_weights is None or torch.compiler.is_compiling():
+    if per_sample_weights is None or is_traced():
         return
     if per_sample_weights.shape != ids.shape:
         raise ValueError(
@@ -100,8 +102,8 @@ def get_gradients(per_sample_weights: Tensor | None) -> bool:
 def no_offsets(name: str, filler: str) -> str:
     """Why bags given by offsets are refused where what data decides cannot be traced."""
     return (
-        f"Bags of {name!r} given by `offsets` cannot be exported or compiled; pass ids of shape "
-        f"(batch, length), filled up with {filler}."
+        f"Bags of {name!r} given by `offsets` cannot be exported, compiled, traced or "
+        f"transformed; pass ids of shape (batch, length), filled up with {filler}."
     )
 
 

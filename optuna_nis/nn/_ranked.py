@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn._ids import check_ids, check_ranks
+from optuna_nis.nn._tracing import is_traced
 
 
 def constant(
@@ -22,7 +23,7 @@ def constant(
     tensor: Tensor = getattr(layer, name)
     if tensor.device != device or (dtype is not None and tensor.dtype != dtype):
         tensor = tensor.to(device=device, dtype=dtype)
-        if not torch.compiler.is_compiling() and not tensor.is_meta:
+        if not is_traced() and not tensor.is_meta:
             setattr(layer, name, tensor)
     return tensor
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from optuna_nis.nn._tracing import is_scripted, is_traced
 from optuna_nis.space.precision import CODES
 
 # Of numbers that are spread as a bell curve with a standard deviation of 1, the step with which
@@ -45,7 +46,7 @@ def step_of(spread: Tensor, bits: int) -> Tensor:
     """
     half = torch.finfo(torch.float16)
     step = spread.detach().float() * BEST_STEPS[bits]
-    return step.abs_().clamp_(half.tiny, half.max).half()
+    return step.abs_().clamp(half.tiny, half.max).half()
 
 
 def rounded(rows: Tensor, spread: Tensor | None, bits: int, scale: float | None = None) -> Tensor:
@@ -60,10 +61,29 @@ def rounded(rows: Tensor, spread: Tensor | None, bits: int, scale: float | None 
     """
     if bits == 32:
         return rows
-    if torch.is_grad_enabled() and (rows.requires_grad or scale is not None):
-        found: Tensor = _Rounded.apply(rows, spread, bits, scale)  # type: ignore[no-untyped-call]
+    if is_scripted():
+        # The same operations with and without gradients, whose traces torch compares.
+        return _straight_through(rows, spread, bits, scale)
+    if not torch.is_grad_enabled() or not (rows.requires_grad or scale is not None):
+        return as_stored(rows, spread, bits)[0]
+    if is_traced() and not torch.compiler.is_compiling():
+        return _straight_through(rows, spread, bits, scale)
+    found: Tensor = _Rounded.apply(rows, spread, bits, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _straight_through(
+    rows: Tensor, spread: Tensor | None, bits: int, scale: float | None
+) -> Tensor:
+    """As :class:`_Rounded`, of nothing but operations of torch: zeros carry the gradients."""
+    found, slopes = as_stored(
+        rows.detach(), None if spread is None else spread.detach(), bits, sloped=scale is not None
+    )
+    found = found + (rows - rows.detach())
+    if spread is None or slopes is None or scale is None:
         return found
-    return as_stored(rows, spread, bits)[0]
+    change = (spread - spread.detach()) * spread.detach().sign() * scale
+    return found + slopes * change.to(rows.dtype)
 
 
 class _Rounded(torch.autograd.Function):
@@ -98,7 +118,8 @@ def as_stored(
     step = step_of(spread, bits).to(rows.dtype)
     low, high = _codes(bits)
     parts = rows / step
-    levels = parts.floor().clamp_(low, high).add_(0.5)
+    # Not clamped in place, which has no rule for batches (torch.func.vmap).
+    levels = parts.clamp(low, high + 0.5).floor_().add_(0.5)
     slopes = None
     if sloped:
         # Numbers between two levels stay where they are, those beyond all follow the outermost.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from optuna_nis.nn._tracing import is_traced
+
 
 def sparse_only(fields: nn.Module) -> None:
     """Make all gradients sparse: optimisers that want them so want it of projections too."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not is_traced():
         for parameter in fields.parameters():
             # Copies of a model have no hooks.
             hooks = parameter._post_accumulate_grad_hooks or {}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis.nn._rounding import BEST_STEPS, rounded, spread_of, step_of
+from optuna_nis.nn._tracing import is_scripted
 from optuna_nis.space.precision import CODES
 
 # Where the metadata of a state have the bits of a tier.
@@ -78,9 +79,10 @@ class Tier(nn.Embedding):
         spread is not trained.
         """
         spread = self.spread
-        if spread is None or not (spread.requires_grad and torch.is_grad_enabled()):
+        gets_gradients = torch.is_grad_enabled() or is_scripted()
+        if spread is None or not (spread.requires_grad and gets_gradients):
             return None
-        shared = self.weight.numel() * 2 ** (self.bits - 1)
+        shared = self.num_embeddings * self.embedding_dim * 2 ** (self.bits - 1)
         return float(BEST_STEPS[self.bits] * shared**-0.5)
 
     def reset_parameters(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from optuna_nis.nn._tracing import is_traced
 
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 # Only an optimiser asks a tensor whether it keeps a gradient though it is computed.
@@ -64,7 +65,7 @@ class TableWeight(Tensor):
 
 def table_weight(rows: Tensor, name: str) -> Tensor:
     """The rows as the weight of a layer of some name."""
-    if type(rows) is not Tensor or torch.compiler.is_compiling():
+    if type(rows) is not Tensor or is_traced():
         return rows
     weight = rows.as_subclass(TableWeight)
     weight._of = name

@@ -24,6 +24,7 @@ from optuna_nis.nn._rounding import rounded
 from optuna_nis.nn._shared import places as stored_places
 from optuna_nis.nn._tier import Tier as Tier
 from optuna_nis.nn._tier import places, rows_of_all
+from optuna_nis.nn._tracing import is_traced
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import TableAllocation
 
@@ -191,7 +192,7 @@ class MultiSize(TableLayer):
 
     def _for_all(self, ids: Tensor) -> bool:
         """Whether every tier is to look all ids up, so that no shape depends on the data."""
-        if torch.compiler.is_compiling() or ids.is_meta:
+        if is_traced() or ids.is_meta:
             return True
         return ids.device.type != "cpu" and not self.sparse
 
@@ -279,7 +280,7 @@ class MultiSizeEmbedding(MultiSize):
             return torch.cat(self._projected())
 
     def _rows(self, ranks: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and self._small(ranks.numel()):
+        if not is_traced() and self._small(ranks.numel()):
             table = self._with_zero_row(ranks.device)
             return functional.embedding(ranks.clamp(max=self._num_stored), table)
         tiers = self.tier_modules()
@@ -361,7 +362,7 @@ class MultiSizeEmbeddingBag(MultiSize):
     def _sums(
         self, ranks: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
     ) -> Tensor:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return self._traced(ranks, offsets, per_sample_weights)
         if self._small(ranks.numel()):
             check_bags(ranks, offsets, self.table.name)

@@ -22,6 +22,7 @@ from optuna_nis.nn._stored import (
     check_numbers,
     half,
 )
+from optuna_nis.nn._tracing import is_traced
 from optuna_nis.nn.multi_size import (
     MultiSize,
     MultiSizeEmbedding,
@@ -234,7 +235,7 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
     """
     if bits == 8:
         return packed
-    if torch.compiler.is_compiling() or sys.byteorder == "big":
+    if is_traced() or sys.byteorder == "big":
         # With what all runtimes know: not all have shifts of bytes, nor other views of them.
         rest, parts = packed.float(), []
         for _ in range(8 // bits - 1):

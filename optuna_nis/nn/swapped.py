@@ -20,6 +20,7 @@ from optuna_nis.nn._ids import bags_of, check_weights, mean_of, no_offsets
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._sparse import sparse_only
+from optuna_nis.nn._tracing import is_traced
 from optuna_nis.nn._weight import table_weight
 from optuna_nis.nn.multi_size import MultiSize, MultiSizeEmbeddingBag
 from optuna_nis.nn.output import OutputLayer, linear_std
@@ -98,7 +99,7 @@ class _Swapped(OfFields):
         return self.padding_idx is not None and not isinstance(self, nn.EmbeddingBag)
 
     def _check_whole(self) -> None:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return
         # By its name: the module that has the class takes long to import.
         if any(type(parameter).__name__ == "DTensor" for parameter in self.fields.parameters()):
@@ -134,7 +135,7 @@ class _SwappedTable(_Swapped):
     def _columns(self, ids: Tensor) -> list[tuple[TableLayer, Tensor]] | None:
         """Layer and ids of every field, if each has a column of its own; else None."""
         # What data decides cannot be traced, and the length of bags is not to be fixed.
-        if torch.compiler.is_compiling() or ids.is_meta:
+        if is_traced() or ids.is_meta:
             return None
         layers = self.field_layers()
         if len(layers) == 1 or ids.dim() < 2 or ids.shape[-1] != len(layers):
@@ -162,7 +163,7 @@ class _SwappedTable(_Swapped):
             return _rows_of(layers[0], known)
         self._check(ids)
         shared = any(layer.num_choices > 1 for layer in layers)
-        if shared or torch.compiler.is_compiling() or ids.is_meta:
+        if shared or is_traced() or ids.is_meta:
             # Each field looks all ids up, those of the others as out of its vocabulary: a batch
             # that is shared among choices must not be taken apart, nor can it be traced.
             rows = [self._of_field(index, known) for index in range(len(layers))]
@@ -184,7 +185,7 @@ class _SwappedTable(_Swapped):
         return _rows_of(layer, local.masked_fill(outside, layer.num_ids))
 
     def _check(self, ids: Tensor) -> None:
-        if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+        if ids.device.type == "cpu" and ids.numel() and not is_traced():
             low, high = ids.aminmax()
             if low < 0 or high >= self.num_embeddings:
                 raise ValueError(
@@ -277,7 +278,7 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
         return bags_of(ids, offsets, first.name)
 
     def _sum(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
-        if torch.compiler.is_compiling():
+        if is_traced():
             rows = self._traced_rows(ids, offsets)
             if weights is not None:
                 rows = rows * weights.unsqueeze(-1).to(rows.dtype)
@@ -295,7 +296,7 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
         return self._rows(ids)
 
     def _maximum(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
-        if torch.compiler.is_compiling():
+        if is_traced():
             rows = self._traced_rows(ids, offsets)
             if self.padding_idx is None:
                 return rows.amax(1)

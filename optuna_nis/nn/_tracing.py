@@ -1,0 +1,24 @@
+"""Whether a model just runs, or what it does is recorded or transformed."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_traced() -> bool:
+    """Whether no number may be looked at, and only operations of torch may be called.
+
+    So it is while a model is compiled, exported or traced (:func:`torch.jit.trace`), and inside of
+    the transforms of :mod:`torch.func`, such as :func:`~torch.func.grad` and
+    :func:`~torch.func.vmap`. What follows from the ids of one batch would hold for all of them.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or is_scripted()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def is_scripted() -> bool:
+    """Whether a model is being traced by :func:`torch.jit.trace`."""
+    return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]
