@@ -282,12 +282,10 @@ def status(
     """Print the state of a study: its trials, its policy, its best sizes, its speed."""
     from rich.live import Live
 
-    from optuna_nis.controller.sampler import NISSampler
-    from optuna_nis.show.status import render, space_of, status_of
+    from optuna_nis.show.status import render, sampler_of, space_of, status_of
 
     study = where.load()
-    space = space_of(study)
-    sampler = None if space is None else NISSampler(budget=space)
+    sampler = None if space_of(study) is None else sampler_of(study)
     if not watch:
         Console().print(render(status_of(study, sampler)))
         return

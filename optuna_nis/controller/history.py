@@ -8,7 +8,7 @@ import numpy as np
 from optuna import Study
 
 from optuna_nis.controller.replay import FINISHED, Replay, replay_order
-from optuna_nis.controller.settings import PolicySettings
+from optuna_nis.controller.settings import PolicySettings, settings_of
 from optuna_nis.space.constraint import Choice, Constraint, FloatArray, check_budget
 
 
@@ -42,7 +42,8 @@ def policy_history(
         study: The study, whatever sampler it used.
         budget: The ``budget`` of the study's :class:`~optuna_nis.NISSampler`.
         num_points: Largest number of moments, spread evenly over the trials; the last is today.
-        settings: The ``settings`` of the study's sampler.
+        settings: The ``settings`` of the study's sampler; by default those that it has noted in
+            the study.
 
     Returns:
         The history; it is empty while no trial has finished.
@@ -70,7 +71,7 @@ def policy_history(
             f"`study` must have a single objective, got {len(study.directions)} directions."
         )
     trials = sorted(study.get_trials(deepcopy=False, states=FINISHED), key=replay_order)
-    replay = Replay(study.direction, budget, settings)
+    replay = Replay(study.direction, budget, settings or settings_of(study))
     replay.expect(trials)
     if replay.policy is None or not trials:
         return PolicyHistory()

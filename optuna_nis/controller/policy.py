@@ -276,24 +276,17 @@ class Policy:
             options[:, free] = pick(masks[:, free], free)
         if self._constraint is not None:
             walk = self._constraint.walk(n)
-            for row, name in self._visited(self._constraint, pinned):
+            if reserve := getattr(walk, "reserve", None):
+                names = list(self._constraint.choices)
+                held = {row: option for row, option in pinned.items() if option is not None}
+                reserve({names[row]: held[row] for row in held if row < len(names)})
+            for row, name in enumerate(self._constraint.choices):
                 masks[:, row, : self._num_options[row]] = walk.allowed(name)
                 pin(row)
                 column = slice(row, row + 1)
                 options[:, column] = pick(masks[:, column], column)
                 walk.take(name, options[:, row])
         return options, masks
-
-    def _visited(
-        self, constraint: Constraint, pinned: Mapping[int, int | None]
-    ) -> Iterable[tuple[int, str]]:
-        """The parameters of the constraint, those that are given as early as it can take them."""
-        order = getattr(constraint, "order", None)
-        if order is None or not pinned:
-            return enumerate(constraint.choices)
-        rows = {name: row for row, name in enumerate(constraint.choices)}
-        given = {name for name, row in rows.items() if row in pinned}
-        return [(rows[name], name) for name in order(given)]
 
     def masks(self, options: ArrayLike) -> BoolArray:
         """Options that were open when each parameter was drawn.

@@ -220,7 +220,7 @@ class NISSampler(BaseSampler):
             *mean_and_std(replay.policy.advantages.tolist()),
             replay.lag,
         )
-        save_moment(study, moment)
+        save_moment(study, moment, self._settings.changed() if self._settings else None)
         _logger.debug(f"The policy of the study {study.study_name!r}: {moment}.")
 
     def infer_relative_search_space(

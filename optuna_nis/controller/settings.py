@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 import math
+
+from optuna import Study
+
+from optuna_nis.study.moments import noted_settings
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,24 @@ class PolicySettings:
         for name in ("temperature", "ridge"):
             if getattr(self, name) == 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
+
+    def changed(self) -> dict[str, float]:
+        """The settings that are not the default, by name."""
+        default = asdict(PolicySettings())
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+
+def settings_of(study: Study) -> PolicySettings:
+    """How the policy of a study learns, as its sampler has noted, by default if it has not.
+
+    Raises:
+        ValueError: If what the study holds in its place are no settings.
+    """
+    noted = noted_settings(study)
+    unknown = noted.keys() - {field.name for field in fields(PolicySettings)}
+    if unknown:
+        raise ValueError(
+            f"`study` {study.study_name!r} was searched with settings that this version does not "
+            f"know, {sorted(unknown)}."
+        )
+    return PolicySettings(**noted)

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from optuna_nis._format import memory, percent, size
 from optuna_nis.controller.replay import FINISHED
 from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.controller.settings import settings_of
 from optuna_nis.show.words import SCORED, precisions_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
@@ -150,6 +151,11 @@ def space_of(study: Study) -> SearchSpace | None:
     return results.space_of(study) if results.SPACE_ATTR in study.user_attrs else None
 
 
+def sampler_of(study: Study) -> NISSampler:
+    """A sampler that learns the policy of a study, as far as the study tells how."""
+    return NISSampler(budget=space_of(study), settings=settings_of(study))
+
+
 def _per_minute(times: Sequence[datetime]) -> float | None:
     spent = (times[-1] - times[0]).total_seconds() if times else 0.0
     return 60 * (len(times) - 1) / spent if spent > 0 else None
@@ -185,8 +191,9 @@ def _policy(
         return PolicyStatus(
             last.entropy, None, last.advantage_mean, last.advantage_std, last.replay_lag, None
         )
+    sampler = sampler or sampler_of(study)
     try:
-        policy = (sampler or NISSampler(budget=space)).policy(study)
+        policy = sampler.policy(study)
     except ValueError:
         return None  # No parameter that all trials have in common.
     mean, std = mean_and_std(policy.advantages.tolist())

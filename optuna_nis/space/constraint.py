@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import math
 from typing import Any, Protocol
 
@@ -29,9 +29,10 @@ class Constraint(Protocol):
     """A hard limit on categorical choices, obeyed by construction.
 
     Parameters are visited in the order of :attr:`choices`. At least one option of every
-    parameter stays allowed as long as only allowed options are taken. A constraint that can be
-    visited in another order, so that choices which are given are paid for before others are
-    drawn, has a method ``order(given)``, which gives it for the names of these parameters.
+    parameter stays allowed as long as only allowed options are taken. A walk that can leave
+    options open which are given, such as those of enqueued trials, has a method
+    ``reserve(given)``, which is called before all others with an option by the name of each of
+    these parameters.
     """
 
     @property
@@ -125,10 +126,6 @@ class AdditiveBudget:
         """Start ``n`` draws under the limit."""
         return _AdditiveWalk(self._limit, self._costs, self._tolerance, n)
 
-    def order(self, given: Collection[str]) -> Sequence[str]:
-        """The parameters as a walk may visit them, those with a given choice first."""
-        return sorted(self._choices, key=lambda name: name not in given)
-
     def initial_log_weights(self) -> Mapping[str, FloatArray]:
         """The distribution of maximum entropy whose expected cost is within the limit."""
         return self.tilt({name: np.zeros(len(cost)) for name, cost in self._costs.items()})
@@ -150,13 +147,25 @@ class _AdditiveWalk:
         self._tolerance = tolerance
         # What is left once every parameter still to come has taken its cheapest option.
         self._left = np.full(n, limit - sum(cost.min() for cost in costs.values()))
+        self._reserved: dict[str, float] = {}
+
+    def reserve(self, given: Mapping[str, int]) -> None:
+        reserved = {name: float(self._extra(name)[option]) for name, option in given.items()}
+        total = sum(reserved.values())
+        if (total <= self._left + self._tolerance).all():
+            self._left -= total
+            self._reserved = reserved
 
     def allowed(self, name: str) -> BoolArray:
-        extra = self._costs[name] - self._costs[name].min()
-        return np.asarray(extra[None, :] <= self._left[:, None] + self._tolerance)
+        left = self._left + self._reserved.get(name, 0.0)
+        return np.asarray(self._extra(name)[None, :] <= left[:, None] + self._tolerance)
 
     def take(self, name: str, options: IntArray) -> None:
-        self._left -= self._costs[name][options] - self._costs[name].min()
+        self._left += self._reserved.pop(name, 0.0) - self._extra(name)[options]
+
+    def _extra(self, name: str) -> FloatArray:
+        """What each option costs more than the cheapest one."""
+        return np.asarray(self._costs[name] - self._costs[name].min())
 
 
 def tilt_to_budget(

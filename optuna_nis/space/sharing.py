@@ -53,6 +53,17 @@ class SharingTable(Table):
         shared, previous = np.divmod(state, len(self.options))
         return shared * len(self.options) + self._own.after(index - 1, previous, options)
 
+    def floors(self, given: Mapping[int, int]) -> list[int] | None:
+        """No shared rows unless they are given."""
+        own = self._own.floors({index - 1: given[index] for index in given if index})
+        return None if own is None else [given.get(0, 0), *own]
+
+    def above(self, index: int, floor: int) -> BoolArray:
+        """The number of shared rows leaves all sizes open."""
+        if index == 0:
+            return np.ones(len(self.shares), dtype=np.bool_)
+        return self._own.above(index - 1, floor)
+
     def choices(self, index: int) -> tuple[Choice, ...]:
         """The numbers of shared rows, then the options of the others."""
         return self._own.choices(index - 1) if index else self.spec.shares

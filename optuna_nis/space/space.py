@@ -11,7 +11,7 @@ With several precisions a size is a width and the bits of a number, which follow
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 import json
 from typing import Any, Literal
@@ -28,7 +28,8 @@ from optuna_nis.space.knapsack import best_options
 from optuna_nis.space.precision import check_precisions
 from optuna_nis.space.sharing import table_of
 from optuna_nis.space.spec import EmbeddingSpec, replace_precisions
-from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, SpaceWalk, Table
+from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, Table
+from optuna_nis.space.walk import SpaceWalk
 
 Mode = Literal["multi", "single"]
 
@@ -365,11 +366,6 @@ class SearchSpace:
     def walk(self, n: int) -> Walk:
         """Start ``n`` draws that stay within the budget."""
         return SpaceWalk(self._tables, self.budget_nbytes, n)
-
-    def order(self, given: Collection[str]) -> list[str]:
-        """The parameters as a walk may visit them, tables with a given choice first."""
-        first = {n for t in self._tables if any(n in given for n in t.names) for n in t.names}
-        return sorted(self._choices, key=lambda name: name not in first)
 
     def initial_log_weights(self) -> dict[str, FloatArray]:
         """Widths as large as the budget lets one expect.

@@ -84,6 +84,28 @@ class Table(ABC):
         """The smallest option that is nowhere smaller than either of two."""
         return np.maximum(one, other)
 
+    def floors(self, given: Mapping[int, int]) -> list[int] | None:
+        """The smallest option of each parameter that leaves options open that are given.
+
+        Args:
+            given: Options by the places of their parameters.
+
+        Returns:
+            An option for every parameter; None if those given cannot be taken together.
+        """
+        floors = [0]
+        for index in reversed(range(len(self.names))):
+            option = given.get(index, floors[-1])
+            if int(self.join(np.array(floors[-1]), np.array(option))) != option:
+                return None
+            floors.append(option)
+        return floors[:0:-1]
+
+    def above(self, index: int, floor: int) -> BoolArray:
+        """Which options of a parameter are nowhere smaller than one of them."""
+        options = np.arange(len(self.options))
+        return np.asarray(self.join(options, np.full_like(options, floor)) == options)
+
     @abstractmethod
     def costs(self, index: int) -> FloatArray:
         """About the bytes of each option of a parameter, whatever was chosen before it."""
@@ -313,33 +335,3 @@ class SingleSizeTable(Table):
         number = len(self.spec.precisions)
         bits = 0 if number == 1 else rng.integers(number)
         return np.full(len(self.rows), bits, dtype=np.int64)
-
-
-class SpaceWalk:
-    """Draws within a budget: sizes that fall with the rank, projections paid per table."""
-
-    def __init__(self, tables: Sequence[Table], nbytes: int, n: int) -> None:
-        self._left = np.full(n, nbytes, dtype=np.int64)
-        self._where = {
-            name: (table, index) for table in tables for index, name in enumerate(table.names)
-        }
-        self._previous = {table.spec.name: np.full(n, table.start) for table in tables}
-
-    def _price(self, name: str) -> tuple[NDArray[Any], BoolArray]:
-        table, index = self._where[name]
-        return table.price(index, self._previous[table.spec.name])
-
-    def allowed(self, name: str) -> BoolArray:
-        """Options that can still be taken."""
-        cost, falling = self._price(name)
-        return np.asarray((cost <= self._left[:, None]) & falling)
-
-    def take(self, name: str, options: IntArray) -> None:
-        """Record the options taken, and pay for them."""
-        cost, _ = self._price(name)
-        n = len(self._left)
-        paid = np.broadcast_to(cost, (n, cost.shape[1]))[np.arange(n), options]
-        self._left -= paid.astype(np.int64)
-        table, index = self._where[name]
-        feature = table.spec.name
-        self._previous[feature] = table.after(index, self._previous[feature], options)

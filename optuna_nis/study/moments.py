@@ -5,7 +5,7 @@ A replay tells all of this too, but costs time; moments are few, whatever the nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 import math
 from typing import Any
@@ -44,10 +44,15 @@ def is_due(num_trials: int, last: int) -> bool:
     return num_trials >= max(last + 8, 1.1 * last)
 
 
-def save_moment(study: Study, moment: Moment) -> None:
+def save_moment(study: Study, moment: Moment, settings: Mapping[str, float] | None = None) -> None:
     """Add a moment to a study, in place of one after the same number of trials.
 
     Of several workers that do so at once, one may win. Moments that cannot be read are replaced.
+
+    Args:
+        study: The study.
+        moment: The moment.
+        settings: How the policy learns, where that is not the default.
     """
     try:
         known = moments_of(study)
@@ -55,9 +60,10 @@ def save_moment(study: Study, moment: Moment) -> None:
         known = []
     by_trials = {old.num_trials: old for old in known} | {moment.num_trials: moment}
     kept = [astuple(by_trials[number]) for number in sorted(by_trials)][-_MOST:]
-    study._storage.set_study_system_attr(
-        study._study_id, MOMENTS_KEY, {"version": _VERSION, "moments": kept}
-    )
+    record: dict[str, Any] = {"version": _VERSION, "moments": kept}
+    if settings:
+        record["settings"] = dict(settings)
+    study._storage.set_study_system_attr(study._study_id, MOMENTS_KEY, record)
 
 
 def moments_of(study: Study) -> list[Moment]:
@@ -66,30 +72,53 @@ def moments_of(study: Study) -> list[Moment]:
     Raises:
         ValueError: If the study holds something else in their place.
     """
-    found = study._storage.get_study_system_attrs(study._study_id).get(MOMENTS_KEY)
+    found = _record_of(study)
     if found is None:
         return []
+    rows = found.get("moments")
+    if not isinstance(rows, list) or len(rows) > _MOST or not all(map(_is_moment, rows)):
+        raise _malformed(study)
+    return [Moment(*row) for row in rows]
+
+
+def noted_settings(study: Study) -> dict[str, float]:
+    """How the policy of a study learned when a moment was noted last, where not by default.
+
+    Raises:
+        ValueError: If the study holds something else in their place.
+    """
+    settings = (_record_of(study) or {}).get("settings", {})
+    if not isinstance(settings, dict) or not _are_numbers(settings.values()):
+        raise _malformed(study)
+    return settings
+
+
+def _record_of(study: Study) -> dict[str, Any] | None:
+    found = study._storage.get_study_system_attrs(study._study_id).get(MOMENTS_KEY)
+    if found is None:
+        return None
     version = found.get("version") if isinstance(found, dict) else None
     if version != _VERSION:
         raise ValueError(
             f"The study system attribute {MOMENTS_KEY!r} of {study.study_name!r} must be of "
             f"version {_VERSION}, got {str(version)[:80]!r}."
         )
-    rows = found.get("moments")
-    if not isinstance(rows, list) or len(rows) > _MOST or not all(map(_is_moment, rows)):
-        raise ValueError(
-            f"The study system attribute {MOMENTS_KEY!r} of {study.study_name!r} is malformed."
-        )
-    return [Moment(*row) for row in rows]
+    assert isinstance(found, dict)
+    return found
+
+
+def _malformed(study: Study) -> ValueError:
+    return ValueError(
+        f"The study system attribute {MOMENTS_KEY!r} of {study.study_name!r} is malformed."
+    )
 
 
 def _is_moment(row: Any) -> bool:
-    return (
-        isinstance(row, (list, tuple))
-        and len(row) == len(fields(Moment))
-        and all(isinstance(number, (int, float)) for number in row)
-        and all(abs(number) < 1e15 for number in row)
-    )
+    return isinstance(row, (list, tuple)) and len(row) == len(fields(Moment)) and _are_numbers(row)
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, (int, float)) and abs(value) < 1e15 for value in values)
 
 
 def mean_and_std(values: Iterable[float]) -> tuple[float, float]:

@@ -215,8 +215,8 @@ def best_trial(study: Study) -> FrozenTrial:
     that there is counts. Of those that were trained to the end of a search it is the one that a
     retraining has found best (:func:`~optuna_nis.study.results.save_finalist`), as long as no
     later search has found one that looks better than all of these.
-    Trials that break a constraint, or whose sizes are beyond the budget of the study's space,
-    count only if there are no others.
+    Trials that break a constraint, whose sizes are beyond the budget of the study's space, or
+    whose parameters are none of it, count only if there are no others.
 
     Args:
         study: A study of an embedding search.
@@ -244,19 +244,23 @@ def best_trial(study: Study) -> FrozenTrial:
 
 
 def _within_budget(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial:
-    """The best of some trials that is within the budget, or of all if none is.
+    """The best of some trials that is of the space and within its budget.
 
-    Those that a search has scored are. Added trials, and those of other samplers, need not be.
+    Those that a search has scored are. Added trials, and those of other samplers, need not be: if
+    none is, the best that is of the space, or else the best of all.
     """
     best = max(trials, key=value_of)
     if NBYTES_ATTR in best.user_attrs or SPACE_ATTR not in study.user_attrs:
         return best
     space = space_of(study)
+    of_space = []
     for trial in sorted(trials, key=value_of, reverse=True):
         nbytes = nbytes_of(trial, space)
-        if nbytes is None or nbytes <= space.budget_nbytes:
+        if nbytes is not None and nbytes <= space.budget_nbytes:
             return trial
-    return best
+        if nbytes is not None:
+            of_space.append(trial)
+    return of_space[0] if of_space else best
 
 
 def _finalist(study: Study, trained: Sequence[FrozenTrial], best: FrozenTrial) -> FrozenTrial:

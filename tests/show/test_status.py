@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from optuna_nis import AdditiveBudget, NISSampler
 from optuna_nis._format import memory, size
 from optuna_nis.cli import app
+from optuna_nis.controller.settings import PolicySettings
+from optuna_nis.show.figures import plot_policy
 from optuna_nis.show.figures._memory_quality import _memory_quality_info
 from optuna_nis.show.status import render, status_of
 from optuna_nis.show.words import how_scored
@@ -124,6 +126,25 @@ def test_status_of_any_study():
     assert "31 complete, 1 fail" in text
     assert "x: 0" in text
     assert "Memory" not in text
+
+
+def test_the_policy_is_that_of_the_settings_of_its_sampler(make_study):
+    study = make_study(supernet=0)
+    space = stored.space_of(study)
+    slow = PolicySettings(learning_rate=0.01, sampled_learning_rate=0.0)
+    study.sampler = NISSampler(budget=space, seed=0, settings=slow)
+
+    def objective(trial):
+        return space.suggest(trial)["f0"].num_parameters / space.budget
+
+    study.optimize(objective, n_trials=30)
+    own = study.sampler.policy(study)
+    assert own.entropy() != pytest.approx(NISSampler(budget=space).policy(study).entropy())
+    assert status_of(study).policy.entropy == pytest.approx(own.entropy())
+    last = plot_policy(study)
+    first, *_ = space.choices
+    shown = [trace.y[-1] for trace in last.data if trace.type == "scatter" and trace.visible]
+    assert shown == pytest.approx(100 * own.probabilities()[first], abs=0.1)
 
 
 def test_the_policy_of_a_budget_that_only_its_sampler_knows():

@@ -11,7 +11,7 @@ from optuna_nis.space.blocks import Blocks
 from optuna_nis.space.sharing import table_of
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
-from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, SpaceWalk, Table
+from optuna_nis.space.tables import MultiSizeTable, SingleSizeTable, Table
 
 SPECS = [
     EmbeddingSpec("user", 100, 8, row_blocks=[10, 20, 70]),
@@ -88,35 +88,6 @@ def test_random_tables_share_any_number_of_rows() -> None:
     found = [space.sample(rng, 60) for _ in range(60)]
     assert {each["user"].num_shared for each in found} == {0, 1, 16}
     assert max(each.nbytes() for each in found) <= 4 * 60
-
-
-def test_sizes_fall_in_width_and_in_precision() -> None:
-    table = MultiSizeTable(EmbeddingSpec("t", 10, 2, row_blocks=2, precisions=(8, 2)))
-    assert table.options == ("0", "1x2bit", "1x8bit", "2x2bit", "2x8bit")
-    walk = SpaceWalk([table], nbytes=1000, n=5)
-    walk.take("t[0:5]", np.arange(5))
-    allowed = [
-        [True, False, False, False, False],
-        [True, True, False, False, False],
-        [True, True, True, False, False],
-        [True, True, False, True, False],
-        [True, True, True, True, True],
-    ]
-    assert walk.allowed("t[5:10]").tolist() == allowed
-    # Of a row that counts as narrower, or less precise, than was drawn, both are the smaller ones.
-    assert table.meet(np.array([2, 3, 0]), np.array([3, 4, 4])).tolist() == [1, 3, 0]
-    assert table.join(np.array([2, 3, 0]), np.array([3, 1, 2])).tolist() == [4, 3, 2]
-
-
-def test_a_narrower_tier_after_a_full_one_pays_for_the_projection() -> None:
-    table = MultiSizeTable(EmbeddingSpec("t", 10, 2, row_blocks=2))
-    walk = SpaceWalk([table], nbytes=4 * (10 + 5 + 4), n=3)
-    assert walk.allowed("t[0:5]").all()
-    walk.take("t[0:5]", np.array([2, 1, 0]))
-    allowed = [[True, True, False], [True, True, False], [True, False, False]]
-    assert walk.allowed("t[5:10]").tolist() == allowed
-    walk.take("t[5:10]", np.array([1, 1, 0]))
-    assert walk._left.tolist() == [0, 4 * (19 - 5 - 2 - 5), 4 * 19]
 
 
 @pytest.mark.parametrize("kind", [MultiSizeTable, SingleSizeTable])

@@ -9,12 +9,14 @@ from optuna.distributions import CategoricalDistribution
 import pytest
 
 from optuna_nis import NISSampler
+from optuna_nis.controller.settings import PolicySettings, settings_of
 from optuna_nis.study.moments import (
     MOMENTS_KEY,
     Moment,
     is_due,
     mean_and_std,
     moments_of,
+    noted_settings,
     save_moment,
 )
 
@@ -118,3 +120,29 @@ def test_malformed_moments_are_refused_by_name_and_replaced(held: object, messag
 def test_mean_and_std() -> None:
     assert mean_and_std([]) == (0.0, 0.0)
     assert mean_and_std([1.0, 3.0]) == (2.0, 1.0)
+
+
+def test_settings_are_noted_where_they_are_not_the_default() -> None:
+    study = new_study()
+    assert settings_of(study) == PolicySettings()
+    study.optimize(additive, n_trials=9)
+    assert "settings" not in study._storage.get_study_system_attrs(study._study_id)[MOMENTS_KEY]
+    study.sampler = NISSampler(seed=0, settings=PolicySettings(ridge=3.0))
+    study.optimize(additive, n_trials=9)
+    assert noted_settings(study) == {"ridge": 3.0}
+    assert settings_of(study) == PolicySettings(ridge=3.0)
+
+
+@pytest.mark.parametrize("held", ["x", [1], {"ridge": "3"}, {"ridge": math.inf}])
+def test_malformed_settings_are_refused(held: Any) -> None:
+    study = new_study()
+    hold(study, {"version": 1, "moments": [], "settings": held})
+    with pytest.raises(ValueError, match="is malformed"):
+        noted_settings(study)
+
+
+def test_settings_of_a_later_version_are_refused() -> None:
+    study = new_study()
+    hold(study, {"version": 1, "moments": [], "settings": {"patience": 1.0}})
+    with pytest.raises(ValueError, match=r"does not know, \['patience'\]"):
+        settings_of(study)

@@ -225,3 +225,24 @@ def test_what_others_put_beyond_the_budget_is_not_recommended():
     stored.save_space(others, space)
     others.add_trial(study.best_trial)
     assert stored.best_trial(others).number == 0
+
+
+def test_trials_of_something_else_are_not_recommended(make_study):
+    study = make_study(supernet=4)
+    best = stored.best_trial(study).number
+    x = {"x": FloatDistribution(0, 1)}
+    for fidelity in (None, stored.SUPERNET):
+        attrs = {} if fidelity is None else {stored.FIDELITY_ATTR: fidelity}
+        for params, distributions in (({}, {}), ({"x": 0.5}, x)):
+            study.add_trial(
+                optuna.create_trial(
+                    params=params, distributions=distributions, value=9.0, user_attrs=attrs
+                )
+            )
+            assert stored.best_trial(study).number == best
+    stray = optuna.create_study(direction="maximize")
+    stray.set_user_attr("nis:space", study.user_attrs["nis:space"])
+    stray.add_trial(optuna.create_trial(params={}, distributions={}, value=9.0))
+    assert stored.best_trial(stray).number == 0
+    with pytest.raises(ValueError, match="`params` must hold a choice for"):
+        stored.best_allocation(stray)

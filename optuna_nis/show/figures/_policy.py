@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import math
 import re
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -56,8 +57,8 @@ def plot_policy(study: Study, *, history: PolicyHistory | None = None) -> go.Fig
     Args:
         study: A study searched by :class:`~optuna_nis.NISSampler`, of any search space.
         history: What :func:`~optuna_nis.policy_history` returned for it, for a sampler
-            with a budget or settings that the study does not tell; by default the budget is the
-            search space of the study, if it holds one.
+            with a budget that the study does not tell; by default the budget is the search space
+            of the study, if it holds one.
 
     Returns:
         The figure; at most 200 parameters are shown, those that changed most.
@@ -129,7 +130,9 @@ def _sizes(choices: Sequence[Choice]) -> NDArray[np.float64] | None:
             sizes.append(math.prod(int(number) for number in match.groups(default="1")))
         elif choice == "0":
             sizes.append(0.0)
-        elif isinstance(choice, (int, float)) and not isinstance(choice, bool) and choice >= 0:
+        elif isinstance(choice, bool) or not isinstance(choice, (int, float)):
+            return None
+        elif 0 <= choice <= sys.float_info.max:
             sizes.append(float(choice))
         else:
             return None

@@ -441,6 +441,18 @@ def test_policy_of_many_parameters_shows_those_that_changed(monkeypatch):
     assert "1 left out" in title
 
 
+@pytest.mark.parametrize("largest", [np.inf, np.nan, 10**400, True])
+def test_a_policy_over_what_are_no_sizes(largest):
+    study = optuna.create_study()
+    history = PolicyHistory(
+        [0, 1], {"x": (1, largest)}, {"x": np.array([[0.5, 0.5], [0.2, 0.8]])}, [1.0, 0.9]
+    )
+    info = _policy_info(history)
+    assert info.measure == "Probability of the likeliest choice, %"
+    assert info.parameters[0].summary.tolist() == [0.5, 0.8]
+    assert vis.plot_policy(study, history=history).data[0].z[0][-1] == 80
+
+
 def test_a_policy_of_many_options_has_no_legend(make_study):
     assert vis.plot_policy(make_study(2)).layout.showlegend
     study = make_study(2, precisions=(32, 16, 8, 4, 2))
