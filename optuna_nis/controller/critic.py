@@ -18,6 +18,8 @@ _MAX_ADVANTAGE = 3.0
 # trial until there are this many.
 _EARLY = 32
 _INTERCEPT_VARIANCE = 100.0
+# Weights up to which their covariance is written out from the start: 128 MiB.
+_MOST_DENSE = 4096
 
 
 class Critic:
@@ -35,12 +37,14 @@ class Critic:
         self._design = Design(choices)
         priors = [prior / ridge for prior in self._design.priors]
         priors.append(np.full((1, 1), _INTERCEPT_VARIANCE))
-        self._covariance = Covariance(priors, dense=not self._design.is_additive)
+        # Otherwise few trials take little memory, and are kept.
+        self._is_dense = not self._design.is_additive and sum(map(len, priors)) <= _MOST_DENSE
+        self._covariance = Covariance(priors, dense=self._is_dense)
         self._learned = np.zeros(self._covariance.size)
         # Weights that an option adds up are independent beforehand.
         self._variances = self._design.values(np.concatenate([p.diagonal() for p in priors]))
         self._early: list[tuple[FloatArray, float]] = []
-        # Where options share weights: what was taken, group after group, and the targets of all.
+        # Where it is not dense: what was taken, group after group, and the targets of all.
         self._taken: list[IntArray] = []
         self._targets: list[float] = []
         self._origin: float | None = None
@@ -87,8 +91,8 @@ class Critic:
         Returns:
             The values that would have been learned with each of them, of the same shape.
         """
-        if self._design.is_additive:
-            return self._refined_sums(priors)
+        if not self._is_dense:
+            return self._refined_by_trials(priors)
         covariance = self._covariance.full()
         thought = np.pad(priors, ((0, 0), (0, 1)))
         certain = np.zeros_like(thought)
@@ -102,10 +106,10 @@ class Critic:
         refined = self._learned + factors[:, None] * (certain @ covariance)
         return np.asarray(refined[:, :-1])
 
-    def _refined_sums(self, priors: FloatArray) -> FloatArray:
-        """The same where options share weights, which need not add up to what was thought.
+    def _refined_by_trials(self, priors: FloatArray) -> FloatArray:
+        """The same from the trials that were kept, and where options share weights.
 
-        A value is taken to be the thought times its factor plus a sum of weights. What is learned
+        These need not add up to what was thought. A value is taken to be the thought times its factor plus a sum of weights. What is learned
         of these is linear in the rewards, so it is what was learned without the thought, less the
         factor times what would have been learned of the thought's own rewards.
         """
@@ -163,7 +167,7 @@ class Critic:
             self._learned += gain * (error / root)
             self._variances -= np.square(self._design.values(gain))
             self._covariance.subtract(gain)
-        if self._design.is_additive:
+        if not self._is_dense:
             self._taken.append(options.astype(np.int32))
             self._targets += targets.tolist()
         if early:

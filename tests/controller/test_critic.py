@@ -66,6 +66,26 @@ def test_without_rewards_what_was_thought_stays_unweighted() -> None:
     assert not refined["x"].any()
 
 
+def test_of_many_options_no_covariance_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learned() -> Critic:
+        rng = np.random.default_rng(0)
+        policy = Policy({f"p{i}": (0, 1, 2, 4) for i in range(30)})
+        for size in [1] * 40 + [8] * 10:
+            options = rng.integers(0, 4, (size, 30))
+            policy.update(options, options.sum(axis=1) + rng.uniform(-1, 1, size))
+        return policy._critic
+
+    dense = learned()
+    monkeypatch.setattr("optuna_nis.controller.critic._MOST_DENSE", 119)
+    sparse = learned()
+    assert sparse.num_copied < dense.num_copied / 5
+    np.testing.assert_allclose(sparse.weights, dense.weights, atol=1e-8)
+    np.testing.assert_allclose(sparse.standard_errors(), dense.standard_errors(), atol=1e-8)
+    priors = np.random.default_rng(1).normal(size=(2, 120))
+    priors[0] += dense.weights[:-1]
+    np.testing.assert_allclose(sparse.refined(priors), dense.refined(priors), atol=1e-6)
+
+
 class Plain:
     """The critic of options that have weights of their own, as plainly as can be.
 
