@@ -46,7 +46,7 @@ SHARD_TABLES_ABOVE = typer.Option(
     show_default="each process has all rows",
 )
 _COLUMNS = typer.Option(
-    "", help="Names of the columns of files without a header, separated by commas."
+    None, help="Names of the columns of files without a header, separated by commas."
 )
 _SEPARATOR = typer.Option(
     None,
@@ -84,20 +84,20 @@ class DataOptions:
     label: str | None = typer.Option(
         None, help="Label column of the table, or a rule in quotes such as 'rating>=4'."
     )
-    features: str = typer.Option(
-        "",
+    features: list[str] | None = typer.Option(
+        None,
         help="Feature columns of the table, separated by commas; 'C*' are all that fit, '!C7' is "
         "left out. Of a data set by default all.",
     )
-    numeric: str = typer.Option(
-        "", help="Columns of numbers that are no ids, separated by commas, or patterns."
+    numeric: list[str] | None = typer.Option(
+        None, help="Columns of numbers that are no ids, separated by commas, or patterns."
     )
     weight: str | None = typer.Option(None, help="Column of the weights of the rows.")
     group: str | None = typer.Option(
         None,
         help="Column of the user or query of a row: metrics are told as means over groups too.",
     )
-    columns: str = _COLUMNS
+    columns: list[str] | None = _COLUMNS
     separator: str | None = _SEPARATOR
     share: list[str] | None = typer.Option(
         None,
@@ -123,8 +123,8 @@ class DataOptions:
         "grows at its end, or first.",
         show_default="last; of a data set what suits it",
     )
-    na_values: str = typer.Option(
-        "",
+    na_values: list[str] | None = typer.Option(
+        None,
         help="Texts in the table that stand for a missing value, separated by commas, such as "
         "NA,null. Without, only the empty cell is missing and NA is an id.",
     )
@@ -197,7 +197,7 @@ class NewRows:
     table: list[str] = typer.Option(
         ..., help="New rows: a file, a folder or a pattern as in search, also more than once."
     )
-    columns: str = _COLUMNS
+    columns: list[str] | None = _COLUMNS
     separator: str | None = _SEPARATOR
 
     @property
@@ -264,7 +264,7 @@ class SearchOptions:
     learning_rate: float | None = typer.Option(
         None,
         help="Learning rate of Adam.",
-        show_default="0.002 for ranking, 0.006 for retrieval, 0.001 for sasrec",
+        show_default="0.005 for deepfm, 0.002 for dcn, 0.006 for mlp, 0.001 for sasrec",
     )
     dropout: float | None = typer.Option(
         None,

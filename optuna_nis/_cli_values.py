@@ -66,8 +66,9 @@ def shard_of(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """Names between commas."""
+def listed(texts: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names between commas, of one text or of several."""
+    text = texts if isinstance(texts, str) else ",".join(texts or ())
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

@@ -303,8 +303,8 @@ def predict(
     output: Path = typer.Option(
         ..., help="The file to write, which ends in .csv, .csv.gz or .parquet."
     ),
-    keep: str = typer.Option(
-        "",
+    keep: list[str] | None = typer.Option(
+        None,
         help="Columns of the table to write before the predictions, separated by commas; "
         "patterns such as '*' in quotes.",
     ),

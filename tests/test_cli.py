@@ -8,6 +8,7 @@ from pathlib import Path
 import re
 import subprocess
 import sys
+from typing import Any
 import warnings
 
 from lightning.pytorch import Callback, Trainer
@@ -203,7 +204,7 @@ def test_search_retrain_report_predict(table: Path) -> None:
         (("--bags", ":|"), "`--bags` must be COLUMN:SEPARATOR such as genres:'|', or COLUMN"),
         (("--bag-keep", "all"), '`--bag-keep` must be "last" or "first", got \'all\''),
         (("--time-format", "%Y"), "`--time-format` says how `--time` is written"),
-        (("--features", "user,town"), "'town'"),
+        (("--features", "town"), "'town'"),
         (("--label", "city"), "city"),
         (("--dataset", "flights"), "Either `--dataset` or `--table`"),
         (("--storage", "study.db"), "`--storage` must be a URL"),
@@ -264,7 +265,7 @@ def test_budgets(text: str, budget: object) -> None:
 def test_arguments_of_python_stay_arguments_of_python(table: Path) -> None:
     rows = pd.read_csv(table)
     rows.assign(x=rows.index / 7).to_csv(table, index=False)
-    code, output = _search(table, "--features", "user,x")
+    code, output = _search(table, "--features", "x")
     assert code == 1
     assert "`numeric=['x']`, on the command line `--numeric x`" in " ".join(output.split())
 
@@ -306,6 +307,14 @@ def test_bags_are_columns_with_or_without_a_separator(
     text: str, bag: tuple[str, str | None]
 ) -> None:
     assert _cli_values._bag(text, ["hist", "a:token_seq", "a"]) == bag
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [("a, b", ("a", "b")), (["a,b", "c"], ("a", "b", "c")), ("", ()), (None, ()), ([], ())],
+)
+def test_columns_of_one_option_or_of_several(given: Any, names: tuple[str, ...]) -> None:
+    assert _cli_values.listed(given) == names
 
 
 def test_lists_and_markers_from_the_search_to_the_prediction(tmp_path: Path) -> None:

@@ -109,9 +109,10 @@ class Critic:
     def _refined_by_trials(self, priors: FloatArray) -> FloatArray:
         """The same from the trials that were kept, and where options share weights.
 
-        These need not add up to what was thought. A value is taken to be the thought times its factor plus a sum of weights. What is learned
-        of these is linear in the rewards, so it is what was learned without the thought, less the
-        factor times what would have been learned of the thought's own rewards.
+        These need not add up to what was thought. A value is taken to be the thought times its
+        factor plus a sum of weights. What is learned of these is linear in the rewards, so it is
+        what was learned without the thought, less the factor times what would have been learned
+        of the thought's own rewards.
         """
         moments = np.zeros((len(priors), len(self._learned)))
         squares, products, trial = np.zeros(len(priors)), np.zeros(len(priors)), 0

@@ -159,6 +159,15 @@ class TableFiles:
                     f"{str(tables[0].files[0])!r} and {str(table.files[0])!r}."
                 )
             table._group = tables
+        of_others: set[Path] = set()
+        for table in tables:
+            own = {file.resolve() for file in table.files}
+            if both := sorted(own & of_others):
+                raise ValueError(
+                    f"Each file must be of one part, got {str(both[0])!r} in several: rows of the "
+                    "training would be in the validation or the test."
+                )
+            of_others |= own
         for table in tables:
             if table.kind == "typed":
                 table._set_types()

@@ -175,3 +175,12 @@ def _no_or_yes(value: Any) -> int | None:
     if isinstance(value, str):
         return _NO_AND_YES.get(value.strip().lower())
     return int(value) if value in (0, 1) else None
+
+
+def check_rule(label: Label, task: str) -> None:
+    """Raise a ValueError if a label is a rule and its task has targets, not yes and no."""
+    if task == "retrieval" and label.operator is not None:
+        raise ValueError(
+            f"`label` must be the column of the targets for task='retrieval', got the rule "
+            f"{label}."
+        )

@@ -47,7 +47,8 @@ class Meaning:
         """
         types = None if as_text else self.types.get(column.name)
         if self._is_plain_text(column, types, as_text):
-            return self._without_markers(column)
+            may_be_numbers = as_text and self.is_text(column.name)
+            return self._without_markers(column, may_be_numbers=may_be_numbers)
         if not self.na_values and arrow_type(column.values) is int and types in (None, {int}):
             return column
         found = self.series(column)
@@ -92,10 +93,16 @@ class Meaning:
         head = _arrow(column).slice(0, _HEAD).drop_null().to_pylist()
         return any(map(cells.is_text, head)) and not _may_be_marked(column.values)
 
-    def _without_markers(self, column: CodedColumn) -> CodedColumn:
+    def _without_markers(
+        self, column: CodedColumn, *, may_be_numbers: bool = False
+    ) -> CodedColumn:
         values = _arrow(column)
         markers = pyarrow.array(self.na_values, values.type)
         marked = compute.is_in(values, value_set=markers).to_numpy(zero_copy_only=False)
+        if may_be_numbers and self.na_values:
+            # A number that a marker spells may be written in another way.
+            typed = cells.infer(cells.without(self.series(column), self.na_values))
+            marked = marked | cells.without(typed, self.na_values).isna().to_numpy()
         if not marked.any():
             return column
         return column.renamed(column.values, np.where(marked, -1, np.arange(len(marked))))

@@ -15,6 +15,7 @@ from hashlib import blake2b
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import time
 from typing import Any
@@ -35,6 +36,9 @@ from optuna_nis.data.scaling import Floats, numbers_of
 from optuna_nis.data.values import factorize
 
 _ROWS = 1 << 18
+# Cells by which a column is judged.
+_HEAD = 1000
+_PRINTED_LIST = re.compile(r"\[[^\[\]]*\]")
 _ROWS_OF_A_PART = 1 << 22
 # Seconds after which nobody is still writing a file, which takes minutes.
 _ABANDONED = 24 * 3600
@@ -298,6 +302,8 @@ def _items(
             f"`bags[{name!r}]` must be None, since the cells of the column are lists, got "
             f"{separator!r}: `bags={{{name!r}: None}}`, or on the command line `--bags {name}`."
         )
+    if separator is not None:
+        _check_no_lists(cells, name)
     if not is_list:
         cells = compute.split_pattern(_as_text(cells), separator or "\0")
     lengths = compute.list_value_length(cells).fill_null(0).to_numpy(zero_copy_only=False)
@@ -309,6 +315,18 @@ def _items(
         items = items.filter(pyarrow.array(filled))
         lengths = np.bincount(rows[filled], minlength=len(lengths))
     return items, lengths.astype(np.int64)
+
+
+def _check_no_lists(cells: pyarrow.Array, name: str) -> None:
+    """Raise a ValueError if the cells of a bag are lists as Python prints them."""
+    head = [str(cell).strip() for cell in cells.drop_null()[:_HEAD].to_pylist()]
+    if head and all(map(_PRINTED_LIST.fullmatch, head)) and any("," in cell for cell in head):
+        shown = next(cell for cell in head if "," in cell)
+        raise ValueError(
+            f"The cells of the bag {name!r} must be values with a separator between them, such as "
+            f"7|14|21, got printed lists such as {shown[:80]!r}. Write the column as "
+            "'|'.join(map(str, cell)), or the table as Parquet, which has lists."
+        )
 
 
 def _as_text(cells: pyarrow.Array) -> pyarrow.Array:
@@ -326,20 +344,25 @@ def _numbers(cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int
             missing = compute.is_in(cells, value_set=pyarrow.array(na_values, cells.type))
             cells = compute.if_else(missing, pyarrow.scalar(None, cells.type), cells)
         with suppress(pyarrow.ArrowInvalid):
-            return _checked(cells.cast(pyarrow.float64()), name, row)
-    elif (types.is_integer(cells.type) or types.is_floating(cells.type)) and not na_values:
-        return _checked(cells.cast(pyarrow.float64(), safe=False), name, row)
+            return _checked(cells.cast(pyarrow.float64()), name, na_values, row)
+    elif types.is_integer(cells.type) or types.is_floating(cells.type):
+        # Markers are taken as precisely as the cells are written.
+        kind = np.float32 if types.is_float32(cells.type) else np.float64
+        return _checked(cells.cast(pyarrow.float64(), safe=False), name, na_values, row, kind)
     column = cells.to_pandas()
     column.index += row
-    if na_values and column.dtype.kind in "iuf":
-        markers = pd.to_numeric(pd.Series(list(na_values)), errors="coerce").dropna()
-        column = column.astype(float).mask(column.isin(markers))
     return numbers_of(column, name)
 
 
-def _checked(cells: pyarrow.Array, name: str, row: int) -> Floats:
+def _checked(
+    cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int, kind: type = np.float64
+) -> Floats:
+    """Numbers, those missing that a marker spells, however it is written."""
     column = pd.Series(cells.to_numpy(zero_copy_only=False))
     column.index += row
+    if na_values:
+        markers = pd.to_numeric(pd.Series(list(na_values)), errors="coerce").dropna()
+        column = column.mask(column.astype(kind).isin(markers.astype(kind)))
     return numbers_of(column, name)
 
 

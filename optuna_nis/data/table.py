@@ -17,7 +17,7 @@ from optuna_nis.data.base import EmbeddingDataModule
 from optuna_nis.data.coded import CodedColumn, plain_values
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.keys import GROUP, WEIGHT, Task, check_names
-from optuna_nis.data.labels import Label
+from optuna_nis.data.labels import Label, check_rule
 from optuna_nis.data.meaning import Meaning
 from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.paths import Paths, check_path
@@ -191,6 +191,16 @@ class TableDataModule(EmbeddingDataModule):
             if each is not None:
                 check_path(each, separator)
 
+    def _check_label(self, label: Label) -> None:
+        """Raise a ValueError if what is to be predicted is an input, or a rule has no meaning."""
+        if label.column in (*self._wanted, *self._bags, *self._wanted_numeric):
+            argument = "numeric" if label.column in self._wanted_numeric else "features"
+            raise ValueError(
+                f"`label` must not be a feature too, got {label} with {label.column!r} in "
+                f"`{argument}`."
+            )
+        check_rule(label, self.task)
+
     def _files(self) -> list[TableFiles]:
         """Those of each part, or of all rows."""
         paths = [path for path in (self.path, self.valid_path, self.test_path) if path is not None]
@@ -206,6 +216,7 @@ class TableDataModule(EmbeddingDataModule):
         """
         files = self._files()
         label = Label.parse(self.label, files[0].names)
+        self._check_label(label)
         others = (label.column, self.time, self.weight, self.group, self.split_column)
         used = [name for name in others if name is not None]
         try:

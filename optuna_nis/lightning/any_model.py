@@ -128,7 +128,8 @@ class FoundSizes:
             output: Folder for the model of the sizes that the verdict takes, with the best
                 validation, for :class:`Predictor`: of a reference model and a data module of
                 optuna_nis.data.
-            callbacks: Further callbacks of the trainers, such as a progress bar.
+            callbacks: Further callbacks of the trainers, such as a progress bar. Every training
+                has copies of its own.
             progress: Called with a line of text before and after each training.
             **trainer_options: Further arguments of the trainers, in place of those of the search.
 

@@ -14,6 +14,7 @@ from optuna_nis._format import size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.processes import group_of, shared_batches
+from optuna_nis.lightning.training import copies
 from optuna_nis.lightning.trainings import Comparison, Run, Trainings
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.space.allocation import Allocation
@@ -103,6 +104,7 @@ def compare(
             the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
+    copies(comparison.callbacks)
     group = group_of(comparison.trainer_options or {})
     study = group.study(study)
     progress = group.only_first(comparison.progress)

@@ -15,7 +15,7 @@ from optuna_nis.data.batches import Batch
 from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.keys import GROUP, LABEL, NO_GROUP, UNSEEN_TARGET, WEIGHT
-from optuna_nis.data.labels import Label
+from optuna_nis.data.labels import Label, check_rule
 from optuna_nis.data.meaning import Meaning
 from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.paths import Paths
@@ -146,6 +146,7 @@ def evaluate_table(
     """
     files = TableFiles(path, names=names, separator=separator)
     rule = Label.parse(label, files.names)
+    check_rule(rule, predictor.features.task)
     columns = [name for name in (rule.column, weight, group) if name is not None]
     files.check_there([*predictor.features.columns, *columns])
     labels = _labels(predictor, files, rule, weight, group, progress)
@@ -188,6 +189,11 @@ def _labels(
             raise ValueError(f"The {files.described} has no label: {rule.column!r} is empty.")
         assert features.targets is not None
         label = found.target.classes_of_values(features.targets)[found.target.cells]
+        if (label[kept] == UNSEEN_TARGET).all():
+            raise ValueError(
+                f"`label` must be the column of the targets: none of the values of "
+                f"{rule.column!r} in the {files.described} was a target in training."
+            )
     else:
         label = found.target
     counted = label[kept] if weights is None else label[kept & (weights > 0)]

@@ -29,7 +29,7 @@ from optuna_nis.lightning.checkpoints import (
 from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.logged import logged_by_first
 from optuna_nis.lightning.processes import Group, group_of
-from optuna_nis.lightning.rewards import Monitored, MonitorMode
+from optuna_nis.lightning.rewards import Monitored, MonitorMode, mode_by_name
 from optuna_nis.lightning.training import (
     Data,
     ValidationForSchedules,
@@ -54,7 +54,7 @@ def train_shortlist(
     plan: SearchPlan | None = None,
     keep: Collection[Allocation] = (),
     monitor: str = "val_metric",
-    mode: MonitorMode = "max",
+    mode: MonitorMode | None = None,
     progress: Callable[[str], None] | None = None,
     folder: Path | None = None,
     trainer_options: Mapping[str, Any] | None = None,
@@ -74,7 +74,8 @@ def train_shortlist(
         plan: The numbers that shape the shortlist.
         keep: Choices to which trainings from the supernet's weights are unfair, see there.
         monitor: Name under which the models log their validation metric.
-        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
+        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; by
+            default ``"min"`` for a monitor with "loss" in its name.
         progress: Called with a line of text after each training: its round, its score, and about
             how long the others of the round will take.
         folder: Where the trainings are kept, to go on from there if they are interrupted and
@@ -89,7 +90,8 @@ def train_shortlist(
 
     Raises:
         TypeError: If a setting is no field of a plan.
-        ValueError: If the models log no value of that name in validation.
+        ValueError: If the models log no value of that name in validation, or no mode is given for
+            an error.
         FloatingPointError: If there is none whose metric is a finite number.
 
     Example:
@@ -108,7 +110,7 @@ def train_shortlist(
         supernet,
         build_model,
         datamodule,
-        monitored=Monitored(monitor, mode),
+        monitored=Monitored(monitor, mode_by_name(monitor, mode)),
         progress=progress,
         folder=folder,
         trainer_options=trainer_options,

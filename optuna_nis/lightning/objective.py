@@ -12,8 +12,8 @@ import optuna
 from optuna_nis._logging import get_logger
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.logged import logged
-from optuna_nis.lightning.rewards import MonitorMode
-from optuna_nis.lightning.training import Data, listed, train
+from optuna_nis.lightning.rewards import MonitorMode, mode_by_name
+from optuna_nis.lightning.training import Data, copies, train
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.reward import Reward
@@ -33,7 +33,7 @@ def objective(
     max_epochs: int | None = None,
     patience: int = 2,
     monitor: str = "val_metric",
-    mode: MonitorMode = "max",
+    mode: MonitorMode | None = None,
     penalty_weight: float = 1.0,
     seed: int = 0,
     **trainer_options: Any,
@@ -54,12 +54,14 @@ def objective(
         max_epochs: As in :func:`train`.
         patience: As in :func:`train`.
         monitor: Name under which the model logs its validation metric.
-        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; the
-            quality of a trial is negated for ``"min"``.
+        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; by
+            default ``"min"`` for a monitor with "loss" in its name. The quality of a trial is
+            negated for ``"min"``.
         penalty_weight: Weight of the memory above the budget, see
             :func:`~optuna_nis.penalised_reward`.
         seed: Seed of every training, so that they differ in their sizes only.
-        **trainer_options: Further arguments of the :class:`lightning.pytorch.Trainer`.
+        **trainer_options: Further arguments of the :class:`lightning.pytorch.Trainer`. Of
+            ``callbacks`` every training has copies of its own.
 
     Returns:
         A function for :meth:`optuna.Study.optimize`. It raises a :exc:`ValueError` if the study
@@ -74,9 +76,10 @@ def objective(
         >>> study.best_trial.user_attrs["fidelity"]
         'trained'
     """
+    direction = mode_by_name(monitor, mode)
 
     def rewarded(metric: float, allocation: Allocation) -> Reward:
-        quality = metric if mode == "max" else -metric
+        quality = metric if direction == "max" else -metric
         return reward_of(allocation, quality, space, penalty_weight=penalty_weight)
 
     def run(trial: optuna.Trial) -> float:
@@ -88,7 +91,7 @@ def objective(
         if hasattr(trial, "set_constraint"):
             trial.set_constraint("memory", float(allocation.nbytes() - space.budget_nbytes))
         pruning = _Pruning(trial, monitor, lambda metric: rewarded(metric, allocation).value)
-        callbacks = [pruning, *listed(trainer_options.get("callbacks"))]
+        callbacks = [pruning, *copies(trainer_options.get("callbacks"))]
         try:
             training = train(
                 build_model,
@@ -98,7 +101,7 @@ def objective(
                 max_epochs=max_epochs,
                 patience=patience,
                 monitor=monitor,
-                mode=mode,
+                mode=direction,
                 **(trainer_options | {"callbacks": callbacks}),
             )
         except FloatingPointError as error:

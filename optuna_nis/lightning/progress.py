@@ -30,6 +30,10 @@ class RowLines(Callback):
         self._rows = self._batches = 0
         self._start = self._told = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count: an epoch that goes on after an interruption has no start."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
         self._rows = self._batches = 0

@@ -30,6 +30,7 @@ from optuna_nis.study.results import (
     parts_of,
     save_parts,
     space_of,
+    unfinished,
 )
 
 _logger = get_logger(__name__)
@@ -75,7 +76,8 @@ def retrain(
         patience: As in :func:`train`.
         checkpoint_dir: Where trained weights wait for their test, so that a retraining that was
             interrupted has them. By default those that wait are trained again.
-        callbacks: Further callbacks of the trainers, such as a progress bar.
+        callbacks: Further callbacks of the trainers, such as a progress bar. Every training has
+            copies of its own.
         progress: Called with a line of text before and after each training.
         cache_dir: As in :func:`search`.
         max_rows: Train on about so many rows, or on ``"all"``, after a search with another
@@ -127,6 +129,8 @@ def retrain(
     reference = reference_model(datamodule.features, **options)
     build = built(reference, space_of(study), shard_tables_above, group)
     finalists = finalist_allocations(study)
+    for line in unfinished(study) if group.is_first else ():
+        _logger.warning(line)
     model = looked_at(build, next(iter(finalists.values())))
     assert isinstance(model, EmbeddingModule)
     comparison = Comparison(

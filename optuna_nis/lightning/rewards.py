@@ -30,6 +30,8 @@ from optuna_nis.space.space import SearchSpace
 MonitorMode = Literal["max", "min"]
 
 _DEFAULT_MONITOR = "val_loss"
+# In the names of what should be small, most often.
+_ERRORS = ("error", "mse", "mae", "mape", "nll", "perplexity")
 # More examples at once do not fit the caches of a processor: each takes half as long again.
 _MAX_EXAMPLES = 16_384
 
@@ -73,6 +75,28 @@ class Monitored:
     def callbacks(self) -> list[Callback]:
         """What the trainer needs for the value to be logged."""
         return [] if self.metric is None else [_Logged(self.metric, self.name)]
+
+
+def mode_by_name(monitor: str, mode: MonitorMode | None = None) -> MonitorMode:
+    """Whether the largest or the smallest value of some name is best, if it is not said.
+
+    Args:
+        monitor: The name.
+        mode: What is said.
+
+    Raises:
+        ValueError: If the name is that of an error, of which the smallest value may be best.
+    """
+    if mode is not None:
+        return mode
+    if "loss" in monitor:
+        return "min"
+    if any(word in monitor.lower() for word in _ERRORS):
+        raise ValueError(
+            f'`mode` must be given for the monitor {monitor!r}: "min" if smaller values are '
+            'better, else "max".'
+        )
+    return "max"
 
 
 def check_goal(

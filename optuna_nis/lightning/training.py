@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+import copy
 from dataclasses import dataclass
 import logging
 import math
@@ -20,7 +21,7 @@ from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.convergence import Convergence, error_on_validation
-from optuna_nis.lightning.rewards import Monitored, MonitorMode
+from optuna_nis.lightning.rewards import Monitored, MonitorMode, mode_by_name
 from optuna_nis.space.allocation import Allocation
 
 #: A data module, or the dataloaders of training and validation, and of the test if there is one.
@@ -92,7 +93,7 @@ def train(
     max_epochs: int | None = None,
     patience: int = 2,
     monitor: str = "val_metric",
-    mode: MonitorMode = "max",
+    mode: MonitorMode | None = None,
     callbacks: Sequence[Callback] | Callback | None = None,
     checkpoint_dir: str | Path | None = None,
     **trainer_options: Any,
@@ -109,7 +110,8 @@ def train(
         patience: Validations without improvement after which the learning rate is lowered, and
             after which to stop when it has been.
         monitor: Name under which the model logs its validation metric.
-        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best.
+        mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; by
+            default ``"min"`` for a monitor with "loss" in its name.
         callbacks: Further callbacks of the trainer.
         checkpoint_dir: Folder that has room for the best weights while the training goes on; by
             default the system's folder for temporary files, which may be in memory.
@@ -119,7 +121,8 @@ def train(
         The model at its best epoch, and what it took.
 
     Raises:
-        ValueError: If the model logs no value of that name in validation.
+        ValueError: If the model logs no value of that name in validation, or no mode is given for
+            an error.
         FloatingPointError: If the best value is not a finite number.
         RuntimeError: If the training ended before its first validation.
 
@@ -141,7 +144,7 @@ def train(
         if checkpoint_dir is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=checkpoint_dir)))
         convergence = Convergence(
-            Monitored(monitor, mode),
+            Monitored(monitor, mode_by_name(monitor, mode)),
             patience=patience,
             max_epochs=max_epochs,
             error=error_on_validation(model, datamodule, monitor),
@@ -298,6 +301,26 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     ):
         if name in options:
             raise ValueError(f"`trainer_options` must not have {name!r}: {instead}.")
+
+
+def copies(callbacks: Sequence[Callback] | Callback | None) -> list[Callback]:
+    """The callbacks of one training of several: each begins with what was given.
+
+    Callbacks have a state, such as the weights that they average or the best value so far.
+
+    Raises:
+        ValueError: If one cannot be copied.
+    """
+    copied = []
+    for callback in listed(callbacks):
+        try:
+            copied.append(copy.deepcopy(callback))
+        except Exception as error:
+            raise ValueError(
+                "`callbacks` must be ones that can be copied (copy.deepcopy), as every training "
+                f"has its own, got a {type(callback).__name__}: {error}"
+            ) from error
+    return copied
 
 
 def listed(callbacks: Sequence[Callback] | Callback | None) -> list[Callback]:

@@ -31,7 +31,7 @@ from optuna_nis.lightning.logged import warn_of_another
 from optuna_nis.lightning.processes import Group
 from optuna_nis.lightning.progress import RowLines
 from optuna_nis.lightning.rewards import Monitored
-from optuna_nis.lightning.training import Data, evaluated, train
+from optuna_nis.lightning.training import Data, copies, evaluated, train
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.nn._sharded_layers import own_rows, whole_build
 from optuna_nis.nn.table import TableLayer
@@ -54,7 +54,8 @@ class Comparison:
         test_monitor: Name under which the models log their test metric.
         max_epochs: Most epochs of a training, see :func:`train`.
         patience: Validations without improvement, see :func:`train`.
-        callbacks: Further callbacks of the trainers, such as a progress bar.
+        callbacks: Further callbacks of the trainers, such as a progress bar. Every training has
+            copies of its own.
         progress: Called with a line of text before and after each training.
         output: Folder for the best model of the sizes that are taken, see :class:`Predictor`;
             until that is known it has the first one of the found sizes.
@@ -314,7 +315,7 @@ class Trainings:
             callbacks=[
                 *how.monitored.callbacks(),
                 RowLines(self._progress, f"{label}, seed {seed}"),
-                *how.callbacks,
+                *copies(how.callbacks),
             ],
             checkpoint_dir=self._folder,
             **({"enable_progress_bar": bool(how.callbacks)} | dict(how.trainer_options or {})),
@@ -355,7 +356,7 @@ class Trainings:
 
     def _free(self) -> None:
         """Before another model is made, give back the memory of those of before."""
-        free(self._how.data, self._largest, self._how.callbacks)
+        free(self._how.data, self._largest)
 
     def _record(self, key: str, run: Run) -> None:
         self._runs[key] = run

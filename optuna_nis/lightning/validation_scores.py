@@ -28,8 +28,9 @@ _logger = get_logger(__name__)
 
 _NEEDED = "NISCallback scores choices on validation data: "
 _USELESS = (
-    "No quality could be measured on any of the validation data: do they hold examples of one "
-    "class only? Both classes must be among them."
+    "No quality could be measured on any of the validation data: it was never a finite number. "
+    "Has the training diverged, or do they hold examples of one class only, where both must be "
+    "among them?"
 )
 
 

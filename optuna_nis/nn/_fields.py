@@ -87,9 +87,25 @@ class Plan:
         return principal_directions(rows, frozen=not self.trained)
 
 
-def checked_counts(table: Table, given: Any) -> NDArray[np.int64] | None:
-    if given is None:
-        return None
+def counts_of(table: Table, given: Mapping[str, Any] | None) -> NDArray[np.int64] | None:
+    """How often each id of a table occurs, whichever of its layers it is looked up in.
+
+    Args:
+        table: The table.
+        given: Occurrences by the names of layers.
+
+    Returns:
+        Shape ``(num_embeddings,)``, None if they are given for none of its layers.
+
+    Raises:
+        ValueError: If they do not fit the table.
+    """
+    known = given or {}
+    found = [_checked_counts(table, known[name]) for name in table.names if name in known]
+    return sum(found[1:], start=found[0]) if found else None
+
+
+def _checked_counts(table: Table, given: Any) -> NDArray[np.int64]:
     counts = np.asarray(torch.as_tensor(given, device="cpu"))
     if counts.shape != (table.num_embeddings,) or counts.dtype.kind not in "iu":
         raise ValueError(

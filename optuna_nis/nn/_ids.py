@@ -99,11 +99,12 @@ def get_gradients(per_sample_weights: Tensor | None) -> bool:
     )
 
 
-def no_offsets(name: str, filler: str) -> str:
+def no_offsets(name: str, filler: str | None) -> str:
     """Why bags given by offsets are refused where what data decides cannot be traced."""
+    filled = "" if filler is None else f", filled up with {filler}"
     return (
         f"Bags of {name!r} given by `offsets` cannot be exported, compiled, traced or "
-        f"transformed; pass ids of shape (batch, length), filled up with {filler}."
+        f"transformed; pass ids of shape (batch, length){filled}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 import gc
@@ -110,6 +111,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     if reason := _outdated.get(optimizer):
         raise RuntimeError(reason)
+    _check_once(optimizer)
     _checked.add(optimizer)
     held = _held([optimizer])
     missing: dict[str, int] = {}
@@ -128,6 +130,24 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             "must take all `parameters()` of a swapped layer.",
             stacklevel=2,
         )
+
+
+def _check_once(optimizer: Optimizer) -> None:
+    """Raise a RuntimeError if an optimiser would move what a swapped layer trains twice a step."""
+    for group in optimizer.param_groups:
+        places = Counter(map(id, group["params"]))
+        if len(places) == len(group["params"]):
+            continue
+        for model in _models:
+            twice = [name for name, key in _trained(model).items() if places[key] > 1]
+            if twice:
+                raise RuntimeError(
+                    f"A group of the optimiser {type(optimizer).__name__} holds {twice[0]!r} "
+                    "more than once, and would move it as often in a step. Swapped layers and "
+                    "the layers in them are all nn.Embedding: groups that are made by the type "
+                    "of layers must take each parameter once, such as "
+                    "`list(dict.fromkeys(parameters))`."
+                )
 
 
 def _held(optimizers: Sequence[Optimizer]) -> set[int]:

@@ -29,6 +29,8 @@ class Table:
     weight: nn.Parameter
     layers: list[Plain] = field(default_factory=list)
     outputs: list[nn.Linear] = field(default_factory=list)
+    #: Names of all of these layers, the first of which names the table.
+    names: list[str] = field(default_factory=list)
 
     @property
     def num_embeddings(self) -> int:
@@ -88,10 +90,12 @@ def find_tables(
     for name, layer in plain_layers(model).items():
         if id(layer.weight) in tables:
             tables[id(layer.weight)].layers.append(layer)
+            tables[id(layer.weight)].names.append(name)
         elif selected(name):
             _check_layer(name, layer)
-            assert isinstance(layer.weight, nn.Parameter)
-            tables[id(layer.weight)] = Table(name, layer.weight, [layer])
+            weight = layer._parameters["weight"]
+            assert weight is not None
+            tables[id(weight)] = Table(name, weight, [layer], names=[name])
     linear = linear_layers(model)
     for name, head in linear.items():
         weight = head._parameters.get("weight")
@@ -99,10 +103,11 @@ def find_tables(
             _check_linear(name, head, weight)
             assert weight is not None
             tables[id(weight)] = Table(name, weight)
-    for head in linear.values():
+    for name, head in linear.items():
         # Asked for or not, it has the weight.
         if type(head) is nn.Linear and id(head._parameters.get("weight")) in tables:
             tables[id(head.weight)].outputs.append(head)
+            tables[id(head.weight)].names.append(name)
     for table in tables.values():
         _check_owners(table, owners[id(table.weight)])
     return list(tables.values())
@@ -219,6 +224,8 @@ def _check_layer(name: str, layer: Plain) -> None:
     problem = ""
     if type(layer) not in (nn.Embedding, nn.EmbeddingBag):
         problem = f"it is a {type(layer).__name__}, a subclass that may do more than look up"
+    elif not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        problem = "its weight is computed from others"
     elif layer.max_norm is not None:
         problem = f"max_norm={layer.max_norm} changes rows while they are looked up"
     elif layer.scale_grad_by_freq:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from optuna_nis.nn._stored import check_not_stored
 from optuna_nis.nn.multi_size import sized_layers
 from optuna_nis.nn.supernet import supernet_layers
+from optuna_nis.nn.swapped import SwappedLayer
 
 
 def warm_start(model: nn.Module, supernet: nn.Module) -> None:
-    """Give a model with multi-size layers the weights of a supernet.
+    """Give a model with multi-size layers the weights of a supernet, and its buffers.
 
     Args:
         model: A model of chosen sizes, changed in place.
@@ -56,8 +57,27 @@ def warm_start(model: nn.Module, supernet: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(shared[name])
+        _copy_buffers(model, supernet)
     for layer in layers:
         embeddings[layer.name].copy_to(layer)
+
+
+def _copy_buffers(model: nn.Module, supernet: nn.Module) -> None:
+    """Copy what a model has beside what is trained: buffers, and constant rows of padding."""
+    known = dict(supernet.named_buffers())
+    for name, buffer in model.named_buffers():
+        if name in known and known[name].shape == buffer.shape:
+            buffer.copy_(known[name])
+    others = dict(supernet.named_modules())
+    for name, layer in model.named_modules():
+        other = others.get(name)
+        if not isinstance(layer, SwappedLayer) or not isinstance(other, SwappedLayer):
+            continue
+        # A row of zeros is not kept.
+        if other._padding_row is None and layer._padding_row is not None:
+            layer._padding_row.zero_()
+        elif other._padding_row is not None and layer._padding_row is None:
+            layer._padding_row = other._padding_row.clone()
 
 
 def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Tensor]:

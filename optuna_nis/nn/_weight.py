@@ -14,6 +14,8 @@ _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _ASKED_BY_OPTIMISERS = Tensor.retains_grad.__get__  # type: ignore[attr-defined]
 
 
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
+_LOOK_UPS = ("embedding", "embedding_bag")
 _AUGMENTED = {
     f"__i{name}__"
     for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or")
@@ -46,6 +48,11 @@ class TableWeight(Tensor):
                     f"{_computed(target)} and cannot be optimised. Give the optimiser what is "
                     "trained instead: the `parameters()` of the layer."
                 )
+            if name in _HOOKS:
+                raise RuntimeError(
+                    f"{_computed(target)}: a hook of it would never be called. Register it for "
+                    "the `parameters()` of the layer."
+                )
             if "out" in kwargs or _writes(name):
                 raise RuntimeError(
                     f"{_computed(target)}: what is written to it ({name.strip('_')}) would be "
@@ -53,6 +60,11 @@ class TableWeight(Tensor):
                     "on a swapped layer `reset_parameters()` starts anew, and "
                     "`requires_grad_(...)` of the layer freezes or unfreezes it."
                 )
+        if name in _LOOK_UPS and kwargs.get("max_norm") is not None:
+            weight = next(each for each in args if isinstance(each, TableWeight))
+            raise RuntimeError(
+                f"{_computed(weight)}: rows cannot be cut to a norm, `max_norm` must be None."
+            )
         plain_args, plain_kwargs = _plain(args), _plain(kwargs)
         output = func(*plain_args, **plain_kwargs)
         if isinstance(target, TableWeight) and (

@@ -394,8 +394,9 @@ def set_choices(module: nn.Module, space: SearchSpace, allocations: Sequence[All
         allocations: The choices, one for each run of a batch.
 
     Raises:
-        ValueError: If an allocation is not of this space, or has codes where a layer was made for
-            float32 alone.
+        ValueError: If there is no allocation or no such layer, the space has not the features of
+            all of them, an allocation is not of this space, or has codes where a layer was made
+            for float32 alone.
 
     Example:
         >>> space = SearchSpace([EmbeddingSpec("user", 100, 8)])
@@ -404,9 +405,22 @@ def set_choices(module: nn.Module, space: SearchSpace, allocations: Sequence[All
         >>> model[0].num_choices
         2
     """
+    if not allocations:
+        raise ValueError("`allocations` must hold a choice for each run of a batch, got none.")
+    layers = supernet_layers(module)
+    if not layers:
+        raise ValueError(
+            f"`module` must have supernet layers, {type(module).__name__} has none: call "
+            "`make_searchable(model)` first."
+        )
+    if unknown := sorted(layers.keys() - {spec.name for spec in space.specs}):
+        raise ValueError(
+            "`space` must have the features of all supernet layers of `module`, it lacks "
+            f"{unknown}."
+        )
     sizes = [space.sizes(allocation) for allocation in allocations]
     given = []
-    for name, layer in supernet_layers(module).items():
+    for name, layer in layers.items():
         own = np.array([choice[name] for choice in sizes], dtype=np.int64)
         shared = [allocation[name].num_shared for allocation in allocations]
         given.append((layer, own[:, :, 0], own[:, :, 1], shared))

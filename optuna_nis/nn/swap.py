@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from optuna_nis.nn._fields import (
     Plan,
-    checked_counts,
+    counts_of,
     field_sizes,
     multi_size_field,
     shrunk,
@@ -91,8 +91,9 @@ def make_searchable(
         model: The model. Nothing is changed if an error is raised.
         budget: As in :class:`~optuna_nis.SearchSpace`.
         counts: For every table by the name of its layer, how often each id occurs in the training
-            data; see :func:`count_ids`. The ids of a table that is not named here must be
-            sorted by falling frequency; there is a warning if others are named.
+            data; see :func:`count_ids`. Those of several layers of one weight are added. The ids
+            of a table that is not named here must be sorted by falling frequency; there is a
+            warning if others are named.
         include: Patterns (as of :mod:`fnmatch`) of the names of the layers to swap, as in
             :meth:`~torch.nn.Module.named_modules`. By default all.
         exclude: Patterns of the names of the layers to leave alone, such as ``"linear.*"``.
@@ -134,7 +135,6 @@ def make_searchable(
     check_patterns("include", include or (), layers)
     check_patterns("exclude", exclude, [*layers, *bare])
     check_patterns("outputs", outputs, linear, "linear layers")
-    check_names("counts", counts or (), [*layers, *(n for n in linear if fits(n, outputs))])
     tables = find_tables(
         model,
         lambda name: (include is None or fits(name, include)) and not fits(name, exclude),
@@ -142,10 +142,13 @@ def make_searchable(
     )
     if not tables:
         raise ValueError(no_layer_to("swap", model))
+    for table in tables:
+        _check_excluded(table, exclude)
+    check_names("counts", counts or (), _with_counts(layers, tables))
     check_names("fields", fields or (), [table.name for table in tables])
     plans = []
     for table in tables:
-        plan = Plan(table, checked_counts(table, (counts or {}).get(table.name)))
+        plan = Plan(table, counts_of(table, counts))
         for name, start, size in field_sizes(table, (fields or {}).get(table.name)):
             part = None if plan.counts is None else plan.counts[start : start + size]
             spec = spec_of(name, size, table.embedding_dim, part)
@@ -202,18 +205,14 @@ def apply_allocation(
         _shrink(model, allocation)
         return model
     layers, linear = plain_layers(model), linear_layers(model)
-    heads = [name for name in linear if _features_of(name, allocation)]
-    check_names("counts", counts or (), [*layers, *heads])
-    tables = find_tables(
-        model,
-        lambda name: bool(_features_of(name, allocation)),
-        lambda name: name in heads,
-    )
+    features = _features_of([*layers, *linear], allocation)
+    tables = find_tables(model, features.__contains__, features.__contains__)
+    check_names("counts", counts or (), _with_counts(layers, tables))
     plans = []
     for table in tables:
-        plan = Plan(table, checked_counts(table, (counts or {}).get(table.name)))
+        plan = Plan(table, counts_of(table, counts))
         start = 0
-        for feature in _features_of(table.name, allocation):
+        for feature in features[table.name]:
             size = allocation[feature].num_embeddings
             plan.parts.append((start, size))
             plan.sizes.append(allocation[feature])
@@ -262,15 +261,38 @@ def counts_by_rank(model: nn.Module) -> dict[str, Tensor]:
     return counts
 
 
-def _features_of(table: str, allocation: Allocation) -> list[str]:
-    if table in allocation:
-        return [table]
-    return [name for name in allocation if name.startswith(f"{table}.")]
+def _features_of(layers: Sequence[str], allocation: Allocation) -> dict[str, list[str]]:
+    """The features of an allocation by the layers that they are of.
+
+    A feature is named after its layer, or is a field of it. Of layers inside of others it is the
+    innermost.
+    """
+    found: dict[str, list[str]] = {}
+    for feature in allocation:
+        own = [name for name in layers if feature == name or feature.startswith(f"{name}.")]
+        if own:
+            found.setdefault(max(own, key=len), []).append(feature)
+    return found
+
+
+def _with_counts(layers: Collection[str], tables: Sequence[Table]) -> list[str]:
+    """The layers that counts may name: embeddings, and what else is searched."""
+    return [*dict.fromkeys([*layers, *(name for table in tables for name in table.names)])]
+
+
+def _check_excluded(table: Table, exclude: Collection[str]) -> None:
+    """Raise a ValueError if a table is to be swapped of which a layer is to be left alone."""
+    for name in table.names[: len(table.layers)]:
+        if fits(name, exclude):
+            raise ValueError(
+                f"`exclude` leaves {name!r} alone, which has the weight of {table.name!r}: "
+                "exclude both, or untie them before."
+            )
 
 
 def _warn(tables: Sequence[Table], counts: Counts | None, bare: Sequence[str]) -> None:
     """Say which tables are taken as sorted, and which are left alone, though nobody said so."""
-    unnamed = [table.name for table in tables if counts and table.name not in counts]
+    unnamed = [table.name for table in tables if counts and not counts.keys() & {*table.names}]
     if unnamed:
         warnings.warn(
             f"`counts` has none for {unnamed}, whose ids are taken as sorted by falling "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.nn._ids import bags_of, check_weights, mean_of, no_offsets
+from optuna_nis.nn._ids import bags_of, check_bags, check_weights, mean_of, no_offsets
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._sparse import sparse_only
@@ -157,11 +157,11 @@ class _SwappedTable(_Swapped):
         columns = self._columns(ids)
         if columns is not None:
             return torch.stack([_rows_of(layer, column) for layer, column in columns], dim=-2)
+        self._check(ids)
         layers = self.field_layers()
         known = self._known(ids)
         if len(layers) == 1:
             return _rows_of(layers[0], known)
-        self._check(ids)
         shared = any(layer.num_choices > 1 for layer in layers)
         if shared or is_traced() or ids.is_meta:
             # Each field looks all ids up, those of the others as out of its vocabulary: a batch
@@ -246,6 +246,8 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
             offsets = offsets[:-1]
         if per_sample_weights is not None and self.mode != "sum":
             raise ValueError(f"`per_sample_weights` needs mode='sum', got {self.mode!r}.")
+        if input.dim() == 1 and offsets is None:
+            check_bags(input, offsets, self._name)
         check_weights(per_sample_weights, input, self._name)
         if self.mode == "max":
             return self._maximum(input, offsets)
@@ -254,6 +256,7 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
             parts = [layer(column.unsqueeze(-1)) for layer, column in columns]
             output: Tensor = sum(parts[1:], start=parts[0])
         elif len(self.fields) == 1 and self._pools(offsets, per_sample_weights):
+            self._check(input)
             more = () if offsets is per_sample_weights is None else (offsets, per_sample_weights)
             output = self.fields[0](self._known(input), *more)
             return output
@@ -292,7 +295,8 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
     def _traced_rows(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         """The rows of bags of one length, whose number no data decides."""
         if offsets is not None:
-            raise ValueError(no_offsets(self.field_layers()[0].name, "its padding_idx"))
+            filler = None if self.padding_idx is None else "its padding_idx"
+            raise ValueError(no_offsets(self.field_layers()[0].name, filler))
         return self._rows(ids)
 
     def _maximum(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
@@ -308,8 +312,10 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
         if self.padding_idx is not None:
             rows = rows.masked_fill((flat == self.padding_idx).unsqueeze(1), -math.inf)
         index = bags.unsqueeze(1).expand(-1, self.embedding_dim)
-        empty = rows.new_zeros(num_bags, self.embedding_dim)
-        highest = empty.scatter_reduce(0, index, rows, "amax", include_self=False)
+        # Not of zeros, which torch counts among equal maxima where the gradient is shared, also
+        # if they are not to be included.
+        lowest = rows.new_full((num_bags, self.embedding_dim), -math.inf)
+        highest = lowest.scatter_reduce(0, index, rows, "amax")
         # Of bags with nothing but padding.
         return highest.masked_fill(highest == -math.inf, 0.0)
 

@@ -8,13 +8,16 @@ attributes and the functions that read them.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from optuna import Study
+from optuna.trial import FrozenTrial
 
 from optuna_nis._format import memory
 from optuna_nis.space.allocation import Allocation
+from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.cautions import cautions, parts_of, save_parts
 from optuna_nis.study.keys import *  # noqa: F403 - Names that were here in release 0.1.
 from optuna_nis.study.keys import DATASET_ATTR, FINALIST_ATTR, TASK_ATTR
@@ -26,6 +29,7 @@ from optuna_nis.study.retrained import (
     save_results,
     search_cost_ratio,
 )
+from optuna_nis.study.searches import searches_of
 from optuna_nis.study.settings import (
     metric_of,
     outputs_of,
@@ -81,6 +85,7 @@ __all__ = [
     "space_of",
     "summary_of",
     "value_of",
+    "unfinished",
 ]
 
 
@@ -163,10 +168,42 @@ def cautions_of(study: Study) -> list[str]:
         >>> cautions_of(study)
         []
     """
-    best = None
-    if finished_trials(study) and is_trained(trial := best_trial(study)):
-        best = ("the best sizes", quality_of(trial))
-    return cautions(parts_of(study), results_of(study), best)
+    best, lines, results = None, [], results_of(study)
+    if finished_trials(study):
+        trial = best_trial(study)
+        if is_trained(trial):
+            best = ("the best sizes", quality_of(trial))
+        lines += unfinished(study)
+        if _are_others(results, space_of(study), trial):
+            lines.append(
+                "The sizes that were retrained are not the best sizes of the study any more, "
+                "and the verdict is of those: retrain again."
+            )
+    return lines + cautions(parts_of(study), results, best)
+
+
+def unfinished(study: Study) -> list[str]:
+    """What to mind about a study whose best sizes are of a search that has not ended, a line.
+
+    Example:
+        >>> unfinished(study)
+        []
+    """
+    searches = searches_of(study).values()
+    if all(search.seconds is not None for search in searches) or is_trained(best_trial(study)):
+        return []
+    return [
+        "The search has not come to its end: its best sizes so far have not been trained. If it "
+        "was interrupted, start it again; it goes on."
+    ]
+
+
+def _are_others(results: Results, space: SearchSpace, best: FrozenTrial) -> bool:
+    """Whether the sizes found, as they were retrained, are known and not the best ones."""
+    with suppress(ValueError):
+        sizes = space.allocation(best.params)
+        return any(r.name == "nis" and r.allocation not in (None, sizes) for r in results)
+    return False
 
 
 def shares_line(study: Study, allocation: Allocation) -> str:

@@ -194,6 +194,11 @@ def test_bags_that_are_none(
         ([1, -1, 2], ["-1"], [1, np.nan, 2]),
         ([1.5, -1.0, None], ["-1", "x"], [1.5, np.nan, np.nan]),
         ([True, False], [], [1, 0]),
+        # A number, however it is written.
+        (["1", "-1.0", "-1", "-1e0"], ["-1"], [1, np.nan, np.nan, np.nan]),
+        (["1", "-1.0", "-1"], ["-1.0"], [1, np.nan, np.nan]),
+        (np.array([1, -999.99], np.float32), ["-999.99"], [1, np.nan]),
+        (np.array([1, -999.99], np.float64), ["-999.99"], [1, np.nan]),
     ],
 )
 def test_markers_among_numbers(

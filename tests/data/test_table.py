@@ -861,3 +861,53 @@ def test_a_parquet_file_broken_in_the_middle(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"clicks.parquet' cannot be read"):
         read_table(path)
+
+
+@pytest.mark.parametrize("name", ["clicks.csv", "clicks.parquet"])
+def test_a_marker_among_groups_is_the_number_that_it_spells(name: str, tmp_path: Path) -> None:
+    frame = clicks().assign(group=[-1.0, 7.0] * (len(clicks()) // 2))
+    with pytest.warns(UserWarning, match=f"{len(frame) // 2} of .* in the column 'group'"):
+        table(write(frame, tmp_path, name), group="group", na_values=["-1"]).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"numeric": ["clicked"]}, "got 'clicked' with 'clicked' in `numeric`"),
+        ({"label": "clicked==1", "numeric": ["clicked"]}, "with 'clicked' in `numeric`"),
+        ({"label": "user>=3"}, "got 'user>=3' with 'user' in `features`"),
+        ({"label": "genres==a"}, "got 'genres==a' with 'genres' in `features`"),
+        ({"label": "clicked==1", "task": "retrieval"}, "be the column of the targets"),
+    ],
+)
+def test_what_is_predicted_is_no_input(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = write(clicks(), tmp_path)
+    with pytest.raises(ValueError, match=f"`label` must .*{message}"):
+        table(path, **options).setup("fit")
+
+
+def test_a_file_is_of_one_part(tmp_path: Path) -> None:
+    path, other = write(clicks(), tmp_path), write(clicks(), tmp_path, "other.csv")
+    for valid, test in ((path, other), (other, path), (other, tmp_path / "." / "other.csv")):
+        with pytest.raises(ValueError, match=r"Each file must be of one part, got '.*\.csv' in"):
+            table(path, valid_path=valid, test_path=test).setup("fit")
+
+
+@pytest.mark.parametrize("separator", [",", ", "])
+@pytest.mark.parametrize("items", [[7, 14], ["a", "b"]])
+def test_lists_as_python_prints_them_are_no_bags(
+    separator: str, items: list[Any], tmp_path: Path
+) -> None:
+    frame = clicks()
+    frame["genres"] = [str(items[: index % 3]) for index in range(len(frame))]
+    with pytest.raises(
+        ValueError, match=r"bag 'genres' must be values with a separator .* lists such as .\["
+    ):
+        table(write(frame, tmp_path), bags={"genres": separator}).setup("fit")
+    # Tags may be in brackets.
+    frame["genres"] = "[a]|[b]"
+    data = table(write(frame, tmp_path), bags={"genres": "|"})
+    data.setup("fit")
+    assert set(data.vocabularies["genres"].values) == {"[a]", "[b]"}

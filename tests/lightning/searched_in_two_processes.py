@@ -101,6 +101,9 @@ class KilledAfter(Callback):
     def __init__(self, batches: int) -> None:
         self.left = batches
 
+    def __deepcopy__(self, memo: Any) -> KilledAfter:
+        return self  # Not one for each training.
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         self.left -= 1
         if self.left == 0:

@@ -97,6 +97,19 @@ def test_retrieval(tmp_path: Path) -> None:
     assert (found.rows, found.unseen, found.positives) == (300, 1, None)
 
 
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("user", "none of the values of 'user' in .* was a target in training"),
+        ("next==t1", "must be the column of the targets .*, got the rule 'next==t1'"),
+    ],
+)
+def test_a_column_without_targets_is_none(label: str, message: str, tmp_path: Path) -> None:
+    ROWS.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(ValueError, match=f"`label` {message}" if "==" in label else message):
+        evaluate_table(_predictor(ROWS["next"]), tmp_path / "rows.csv", label=label)
+
+
 def test_rows_without_label_or_weight_are_left_out(tmp_path: Path) -> None:
     path, whole = tmp_path / "rows.csv", tmp_path / "whole.csv"
     rows = ROWS.astype({"rating": object, "trust": object})

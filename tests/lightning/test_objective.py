@@ -76,6 +76,9 @@ class _Data(LightningDataModule):
 
 
 class _Epochs(Callback):
+    def __deepcopy__(self, memo: Any) -> _Epochs:
+        return self
+
     count = 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,3 +154,40 @@ def test_one_callback_or_none() -> None:
             0.5
         )
     assert epochs.count == 1
+
+
+class Counting(Callback):
+    def __init__(self) -> None:
+        self.fits = 0
+
+    def on_fit_start(self, *_: Any) -> None:
+        self.fits += 1
+        fits.append(self.fits)
+
+
+fits: list[int] = []
+
+
+def test_every_trial_has_callbacks_of_its_own(datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    study = optuna.create_study(direction="maximize")
+    build = reference_model(datamodule.features)
+    study.optimize(
+        objective(build, datamodule, space, max_epochs=1, callbacks=[Counting()]), n_trials=2
+    )
+    assert fits == [1, 1]
+
+
+def test_the_smallest_loss_is_best() -> None:
+    space = make_searchable(Net(), budget=0.5)
+    study = optuna.create_study(direction="maximize")
+    data = (batches_of(TRAIN), batches_of(MIXED))
+
+    def build(sizes: Any) -> Net:
+        return apply_allocation(Net(), sizes)
+
+    run = objective(build, data, space, max_epochs=1, monitor="val_loss")
+    study.optimize(run, n_trials=2)
+    assert max(trial.user_attrs["quality"] for trial in study.trials) < 0
+    with pytest.raises(ValueError, match="`mode` must be given for the monitor 'val_mae'"):
+        objective(build, data, space, monitor="val_mae")

@@ -71,3 +71,17 @@ def test_a_long_epoch_says_how_far_it_is(total: float, monkeypatch: pytest.Monke
     assert lines == [
         f"NIS, seed 0: epoch {epoch}, 300{of} rows, 8 rows a second{left}." for epoch in (1, 2)
     ]
+
+
+def test_an_epoch_that_goes_on_counts_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 500_000.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    lines: list[str] = []
+    told = RowLines(lines.append, "Supernet")
+    trainer, model = Trainer(max_epochs=4, logger=False, accelerator="cpu"), LightningModule()
+    monkeypatch.setattr(Trainer, "num_training_batches", 10)
+    told.on_train_start(trainer, model)
+    for index in range(6, 9):
+        now += 12
+        told.on_train_batch_end(trainer, model, None, {"user": torch.zeros(100)}, index)
+    assert lines == ["Supernet: epoch 1, 300 of 400 rows, 8 rows a second; 12 s of it left."]

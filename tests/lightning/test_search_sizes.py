@@ -245,7 +245,7 @@ def test_retraining_goes_by_the_options_of_the_search() -> None:
         WithTest, loaders, "25%", monitor="val_auroc", trainer_options=options, **FAST
     )
     steps = Steps()
-    results = found.retrain(seeds=[0], max_epochs=1, callbacks=[steps])
+    results = found.retrain(seeds=[0], max_epochs=1, callbacks=[steps, Fresh()])
     # Three finalists, uniform, full and mixed sizes; on untrained weights a test of its name.
     assert steps.number == 6 * 3
     assert batches_tested == [0] + len(results) * [0, 1]
@@ -263,9 +263,23 @@ def test_retraining_goes_by_the_options_of_the_search() -> None:
     assert steps.number == 0
 
 
+class Fresh(Callback):
+    """Has a state that no other training is to begin with."""
+
+    def __init__(self) -> None:
+        self.began = False
+
+    def on_fit_start(self, *_: Any) -> None:
+        assert not self.began
+        self.began = True
+
+
 class Steps(Callback):
     def __init__(self) -> None:
         self.number = 0
+
+    def __deepcopy__(self, memo: Any) -> Steps:
+        return self  # Of all trainings.
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.number += 1

@@ -4,6 +4,7 @@ import logging
 import math
 from pathlib import Path
 import re
+import threading
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -15,7 +16,8 @@ import torch
 from optuna_nis import SearchSpace
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import DataConfig, evaluate, reference_model, train
-from optuna_nis.lightning.training import Training, quiet_lightning, quiet_trainer
+from optuna_nis.lightning.rewards import mode_by_name
+from optuna_nis.lightning.training import Training, copies, quiet_lightning, quiet_trainer
 from optuna_nis.lightning.training import data_of_test as part_of_test
 from optuna_nis.nn import make_searchable
 
@@ -156,3 +158,37 @@ def test_data_without_a_test_part_are_refused_before_anything_is_trained() -> No
         with pytest.raises(ValueError, match="`data` must have "):
             part_of_test(data)
     assert part_of_test(LightningDataModule.from_datasets(test_dataset=rows(MIXED)))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [("val_loss", "min"), ("val_auroc", "max"), ("val_metric", "max"), ("mean_loss", "min")],
+)
+def test_the_direction_of_a_monitor_by_its_name(monitor: str, mode: str) -> None:
+    assert mode_by_name(monitor) == mode
+    assert mode_by_name(monitor, "min") == "min"
+    assert mode_by_name(monitor, "max") == "max"
+
+
+def test_a_loss_is_to_be_small_and_an_error_must_be_said() -> None:
+    model = _tiny()
+    losses = [0.5, 0.2, 0.4]
+    model.validation_step = lambda *_: model.log("val_loss", losses[model.current_epoch])
+    assert _train(model, monitor="val_loss", max_epochs=3).val_metric == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="`mode` must be given for the monitor 'val_rmse'"):
+        _train(_tiny(val_rmse=0.5), monitor="val_rmse")
+
+
+def test_callbacks_of_several_trainings_are_copies() -> None:
+    given = EarlyStopping("val_metric", mode="max")
+    (copied,) = copies(given)
+    assert copied is not given
+    assert copied.state_key == given.state_key
+
+    class Locked(EarlyStopping):
+        def __init__(self) -> None:
+            super().__init__("val_metric", mode="max")
+            self.lock = threading.Lock()
+
+    with pytest.raises(ValueError, match=r"`callbacks` must be ones that can be copied .* Locked"):
+        copies([given, Locked()])

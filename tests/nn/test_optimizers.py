@@ -239,3 +239,22 @@ def test_what_another_optimiser_has_and_what_is_frozen_is_not_missing() -> None:
     make_searchable(frozen)
     frozen.e.requires_grad_(False)
     _step(frozen, torch.optim.SGD(frozen.o.parameters(), 0.1))
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_a_group_that_has_a_parameter_twice_is_refused(sized: bool) -> None:
+    model = Model()
+    space = make_searchable(model)
+    if sized:
+        apply_allocation(model, space.full())
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    parameters = [p for layer in layers for p in layer.parameters()]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer = torch.optim.SGD([{"params": parameters}], lr=1.0)
+    optimizer.add_param_group({"params": list(model.o.parameters())})
+    with pytest.raises(RuntimeError, match=r"SGD holds 'e\.fields\.0\..*weight' more than once"):
+        _step(model, optimizer)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+    _step(model, torch.optim.SGD([*dict.fromkeys(parameters), *model.o.parameters()], lr=1.0))

@@ -451,3 +451,126 @@ def test_a_fused_table_that_is_not_in_columns_is_shared_too() -> None:
         alone.append(model["table"](ids))
     set_choices(model, space, choices)
     torch.testing.assert_close(model["table"](torch.cat([ids, ids])), torch.cat(alone))
+
+
+class Adapted(nn.Module):
+    """An embedding that has another one in it, as adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user = nn.Embedding(100, 8)
+        self.user.delta = nn.Embedding(100, 8)
+        self.item = nn.Embedding(60, 8)
+
+
+def test_a_layer_in_another_is_a_feature_of_its_own() -> None:
+    space = make_searchable(Adapted(), exclude=["user"])
+    assert [spec.name for spec in space.specs] == ["user.delta", "item"]
+    sizes = Allocation(
+        [TableAllocation("user.delta", 100, 8, (Tier(10, 2),)), space.full()["item"]]
+    )
+    model = apply_allocation(Adapted(), sizes)
+    assert type(model.user) is nn.Embedding
+    assert isinstance(model.user.delta, SwappedEmbedding)
+    fields = make_searchable(Adapted(), fields={"user": {"old": 30, "new": 70}})
+    assert [spec.name for spec in fields.specs][:2] == ["user.old", "user.new"]
+    model = apply_allocation(Adapted(), fields.full())
+    assert len(model.user.fields) == 2
+    assert len(model.user.delta.fields) == 1
+
+
+class Tied(nn.Module):
+    """Two embeddings and an output layer with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = nn.Embedding(6, 4)
+        self.before = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.before.weight = self.head.weight = self.now.weight
+
+
+def test_counts_of_layers_with_one_weight_are_added() -> None:
+    counts = {
+        "now": torch.tensor([5, 0, 0, 0, 0, 0]),
+        "before": torch.tensor([0, 0, 3, 0, 3, 0]),
+        "head": torch.tensor([0, 0, 0, 0, 4, 9]),
+    }
+    searched = Tied()
+    (spec,) = make_searchable(searched, counts=counts).specs
+    (layer,) = supernet_layers(searched).values()
+    assert layer.ranks is not None
+    assert layer.ranks.argsort().tolist() == [5, 4, 0, 2, 1, 3]
+    assert spec.mean_counts is not None
+    assert sum(r * n for r, n in zip(spec.row_blocks, spec.mean_counts)) == pytest.approx(24)
+    sizes = Allocation([TableAllocation("now", 6, 4, (Tier(2, 4),))])
+    model = apply_allocation(Tied(), sizes, counts=counts)
+    kept = (model.before(torch.arange(6)) != 0).any(1)
+    assert kept.tolist() == [False, False, False, False, True, True]
+
+
+@pytest.mark.filterwarnings("error:`counts` has none for")
+def test_counts_of_a_later_layer_are_those_of_its_table() -> None:
+    make_searchable(Tied(), counts={"before": torch.arange(6)})
+
+
+def test_a_layer_cannot_be_left_alone_by_half() -> None:
+    model = Tied()
+    with pytest.raises(ValueError, match=r"`exclude` leaves 'before' alone, .* of 'now': exclude"):
+        make_searchable(model, exclude=["before"])
+    assert type(model.now) is nn.Embedding
+
+
+@pytest.mark.parametrize("computed", ["weight_norm", "prune"])
+def test_a_weight_that_is_computed_is_refused(computed: str) -> None:
+    model = nn.ModuleDict({"e": nn.Embedding(20, 4)})
+    if computed == "prune":
+        nn.utils.prune.l1_unstructured(model["e"], "weight", 0.5)
+    else:
+        with pytest.warns(FutureWarning):
+            nn.utils.weight_norm(model["e"])
+    with pytest.raises(ValueError, match="'e' cannot be swapped: its weight is computed"):
+        make_searchable(model)
+
+
+@pytest.mark.parametrize("sized", [False, True])
+@pytest.mark.parametrize("layer", [nn.Embedding(20, 4), nn.EmbeddingBag(20, 4, mode="sum")])
+def test_ids_that_torch_refuses_are_refused(layer: nn.Module, sized: bool) -> None:
+    model = nn.ModuleDict({"e": copy.deepcopy(layer)})
+    space = make_searchable(model)
+    if sized:
+        apply_allocation(model, space.full())
+    model["e"](torch.tensor([[0, 19]]))
+    with pytest.raises(ValueError, match="between 0 and 19, got 20"):
+        model["e"](torch.tensor([[0, 20]]))
+    if isinstance(layer, nn.EmbeddingBag):
+        with pytest.raises(ValueError, match="or flat with `offsets`, got shape"):
+            model["e"](torch.tensor([0, 19]))
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_the_gradient_of_a_maximum_at_zero_is_whole(sized: bool) -> None:
+    plain = nn.EmbeddingBag(20, 4, mode="max")
+    nn.init.zeros_(plain.weight)
+    model = nn.ModuleDict({"e": copy.deepcopy(plain)})
+    space = make_searchable(model)
+    if sized:
+        apply_allocation(model, space.full())
+    ids, offsets = torch.tensor([3, 7, 7, 1]), torch.tensor([0, 1, 3])
+    for layer in (plain, model["e"]):
+        layer(ids, offsets).sum().backward()
+    grad = model["e"].fields[0].tiers[0].weight.grad if sized else model["e"].fields[0].weight.grad
+    torch.testing.assert_close(grad[:20], plain.weight.grad)
+
+
+def test_choices_that_do_not_fit_are_refused() -> None:
+    model = Adapted()
+    first = make_searchable(model, include=["user"])
+    set_choices(model, first, [first.full()])
+    with pytest.raises(ValueError, match="`allocations` must hold a choice"):
+        set_choices(model, first, [])
+    with pytest.raises(ValueError, match="`module` must have supernet layers, Linear has none"):
+        set_choices(nn.Linear(2, 2), first, [first.full()])
+    second = make_searchable(model, include=["item"])
+    with pytest.raises(ValueError, match=r"it lacks \['user'\]"):
+        set_choices(model, second, [second.full()])

@@ -76,3 +76,29 @@ def test_a_frozen_model_is_given_nothing() -> None:
     with pytest.raises(ValueError, match=told):
         warm_start(model, supernet)
     assert torch.equal(model.head.weight, before)
+
+
+class Padded(nn.Module):
+    """Has a constant row of padding that is not zero, and statistics of its own."""
+
+    def __init__(self, padding: float) -> None:
+        super().__init__()
+        self.items = nn.Embedding(6, 4, padding_idx=2)
+        with torch.no_grad():
+            self.items.weight[2] = padding
+        self.register_buffer("mean", torch.rand(4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.items(ids) - self.mean
+
+
+@pytest.mark.parametrize("before", [0.0, 1.0])
+@pytest.mark.parametrize("after", [0.0, 2.0])
+def test_what_is_not_trained_is_that_of_the_supernet(before: float, after: float) -> None:
+    supernet = Padded(before)
+    space = make_searchable(supernet)
+    model = apply_allocation(Padded(after), space.full())
+    warm_start(model, supernet)
+    ids = torch.tensor([0, 2, 5])
+    torch.testing.assert_close(model(ids), supernet(ids))
+    assert (model.items(torch.tensor([2])) == before).all()

@@ -66,7 +66,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
 def test_what_would_be_lost_is_refused(make: Callable[[], Any], write: str) -> None:
     layer = make()
     before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    with pytest.raises(RuntimeError, match="of the layer 'e' is computed at each access"):
+    with pytest.raises(RuntimeError, match=r"of the layer 'e' is computed at each access"):
         WRITES[write](layer)
     for name, parameter in layer.named_parameters():
         assert torch.equal(parameter, before[name])
@@ -95,6 +95,18 @@ def test_parameter_groups_with_the_weight_are_refused(make: Callable[[], Any]) -
         with pytest.raises(ValueError, match=r"layer 'e' is computed.*the `parameters\(\)` of"):
             torch.optim.Adam(given)
     torch.optim.Adam([{"params": layer.parameters(), "lr": 0.1}])
+
+
+@pytest.mark.parametrize("make", [_searchable, _sized])
+def test_hooks_and_norms_that_would_do_nothing_are_refused(make: Callable[[], Any]) -> None:
+    layer, ids = make(), torch.tensor([1, 2])
+    with pytest.raises(RuntimeError, match=r"of the layer 'e' .* a hook of it would never be"):
+        layer.weight.register_hook(lambda grad: grad)
+    for look_up in (functional.embedding, functional.embedding_bag):
+        rows = look_up(ids.unsqueeze(0), layer.weight)
+        assert type(rows) is Tensor
+        with pytest.raises(RuntimeError, match=r"'e' .* `max_norm` must be None"):
+            look_up(ids.unsqueeze(0), layer.weight, max_norm=1.0)
 
 
 @pytest.mark.parametrize("make", [_searchable, _sized])

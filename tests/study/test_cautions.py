@@ -8,6 +8,7 @@ import pytest
 from optuna_nis.study import results as stored
 from optuna_nis.study.cautions import Part, cautions
 from optuna_nis.study.results import RetrainResult
+from optuna_nis.study.searches import finish, join
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
 
@@ -100,3 +101,33 @@ def test_malformed_parts(value):
     study.set_user_attr(stored.PARTS_ATTR, value)
     with pytest.raises(ValueError, match="'nis:parts' of 'mine' cannot be read"):
         stored.parts_of(study)
+
+
+def test_a_search_that_has_not_ended_is_told(make_study):
+    study = make_study(supernet=6)
+    search = join(study, "a", seed=0)
+    (line,) = stored.cautions_of(study)
+    assert "The search has not come to its end" in line
+    assert stored.unfinished(study) == [line]
+    finish(study, search, 3.0)
+    assert stored.cautions_of(study) == stored.unfinished(study) == []
+    study = make_study(supernet=6, trained=1)
+    join(study, "a", seed=0)
+    assert stored.cautions_of(study) == []
+
+
+def test_sizes_that_are_not_the_best_any_more_are_told(make_study):
+    study = make_study(supernet=6, validated=2, results=True)
+    assert stored.cautions_of(study) == []
+    others = [t for t in study.trials if t.params != stored.best_trial(study).params]
+    study.add_trial(
+        optuna.create_trial(
+            params=others[0].params,
+            distributions=others[0].distributions,
+            value=0.9,
+            user_attrs={stored.FIDELITY_ATTR: stored.TRAINED},
+        )
+    )
+    (line,) = stored.cautions_of(study)
+    assert "not the best sizes of the study any more" in line
+    assert line in stored.summary_of(study)["warnings"]
