@@ -271,6 +271,12 @@ class SearchOptions:
         help="Probability of dropout after each layer of the model.",
         show_default="0; 0.2 for sasrec",
     )
+    repeats: bool | None = typer.Option(
+        None,
+        help="For sasrec: whether the items of a sequence may come again, as groceries do, or are "
+        "left out of its ranking.",
+        show_default="what the training rows show",
+    )
     shard: str = typer.Option(
         "0/1", help="Train on a part of the training rows only: 0/2 and 1/2 are halves."
     )

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 from optuna import Study
+import torch
 
 from optuna_nis._checks import check_folder
+from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.config import DataConfig
 from optuna_nis.data.of_study import check_data, oov_of_data, read_data, save_data
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.any_model import search_sizes
 from optuna_nis.lightning.processes import built, group_of
 from optuna_nis.models import reference_model
+from optuna_nis.models.reference import sequence_of
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.space.spec import Oov
@@ -28,6 +32,9 @@ from optuna_nis.study.settings import save_once
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
 
+# Targets among the items of their own sequence from which on these are not left out, and training
+# batches that tell.
+_MANY_REPEATS, _TELLING_BATCHES = 0.02, 50
 # Splits of which no training row has a target of the others in its sequence.
 _IN_TIME = ("chronological", "leave-one-out")
 
@@ -122,6 +129,14 @@ def search(
     datamodule.shard = shard
     if model_options.get("model") == "sasrec":
         model_options.setdefault("every_position", datamodule.split in _IN_TIME)
+        known = study.user_attrs.get(MODEL_OPTIONS_ATTR)
+        if known is not None:
+            # As it was when the search began, perhaps by an earlier release.
+            model_options = {n: v for n, v in known.items() if n == "repeats"} | model_options
+        elif "repeats" not in model_options:
+            model_options["repeats"] = _items_come_again(
+                datamodule, model_options.get("sequence"), progress
+            )
     reference = reference_model(datamodule.features, **model_options)
     space = SearchSpace(reference.specs(embedding_dim, precisions, oov), budget=budget, mode=mode)
     build = built(reference, space, shard_tables_above, group)
@@ -149,3 +164,31 @@ def search(
         **{name: value for name, value in fields.items() if value is not None},
     )
     return found.allocation
+
+
+def _items_come_again(
+    datamodule: EmbeddingDataModule,
+    sequence: str | None,
+    progress: Callable[[str], None] | None,
+) -> bool:
+    """Whether the targets of training are often among the items of their own sequence."""
+    features = datamodule.features
+    found = sequence_of(features, sequence)
+    classes = torch.tensor([*found["classes"], features.num_classes])
+    again = known = 0
+    # What the order of the batches is drawn from stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        for batch in islice(datamodule.train_dataloader(), _TELLING_BATCHES):
+            labels = batch["label"]
+            items = classes[batch[found["sequence"]]]
+            again += int((items == labels.unsqueeze(1)).any(1).sum())
+            known += int((labels >= 0).sum())
+    share = again / max(known, 1)
+    if share < _MANY_REPEATS:
+        return False
+    if progress is not None:
+        progress(
+            f"{share:.0%} of the targets are among the items of their own sequence, so these are "
+            "not left out of its ranking (`repeats`)."
+        )
+    return True

@@ -86,7 +86,7 @@ class ReferenceModel:
         if features.task == "retrieval":
             own |= {"num_classes": features.num_classes, "items": self._items}
         if self._is_sequence:
-            own |= _sequence(features, options.get("sequence"))
+            own |= sequence_of(features, options.get("sequence"))
         self._options = own | options
 
     def __call__(self, tables: SearchSpace | Allocation) -> EmbeddingModule:
@@ -218,12 +218,19 @@ def _check_shared(share: Mapping[str, str], features: Features) -> None:
             )
 
 
-def _sequence(features: Features, name: str | None) -> dict[str, Any]:
+def sequence_of(features: Features, name: str | None) -> dict[str, Any]:
     """Which feature is the sequence, which item each of its ids is, and which end is the latest.
 
     Args:
         features: The features, whose targets are the items.
         name: The feature, or None for the only bag that holds items.
+
+    Returns:
+        Arguments of a :class:`~optuna_nis.models.SequenceModule`: ``sequence``, ``classes``,
+        ``latest_first`` and ``max_length``.
+
+    Raises:
+        ValueError: If there is no such bag.
     """
     assert features.targets is not None
     found = {

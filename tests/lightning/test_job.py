@@ -9,8 +9,10 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import torch
 
 from optuna_nis.lightning import DataConfig, Predictor, retrain, search, searching
+from optuna_nis.lightning.job import _items_come_again
 from optuna_nis.study.keys import DATA_ATTR
 from optuna_nis.study.results import (
     best_allocation,
@@ -178,6 +180,27 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     )
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_items_that_come_again_are_seen(
+    again: bool, sequences: DataConfig, tmp_path: Path
+) -> None:
+    rows = pd.read_parquet(str(sequences.table))
+    if again:
+        # One of ten has its item in its own history.
+        rows["history"] = [
+            [*history, item] if row % 10 == 0 else history
+            for row, (history, item) in enumerate(zip(rows["history"], rows["item"]))
+        ]
+    rows.to_parquet(tmp_path / "rows.parquet")
+    module = dataclasses.replace(sequences, table=str(tmp_path / "rows.parquet")).datamodule(
+        withhold_test=True
+    )
+    state, lines = torch.get_rng_state(), []
+    assert _items_come_again(module, None, lines.append) is again
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [line.split(" of the targets")[0] for line in lines] == ["10%"] * again
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "gained"), [("dcn", "ROC-AUC"), ("sasrec", "MRR")])
 def test_another_model_is_searched_and_retrained(
@@ -201,6 +224,7 @@ def test_another_model_is_searched_and_retrained(
     if model == "sasrec":
         # The rows are split in time.
         assert predictor.model.options["every_position"]
+        assert predictor.model.options["repeats"] is False
         found = predictor.predict(pd.DataFrame({"history": [[3, 4, 6], [20], []]}))
         assert found.shape == (3, 30)
     with pytest.raises(
