@@ -242,7 +242,8 @@ class SearchOptions:
     embedding_dim: int | None = typer.Option(
         None,
         min=1,
-        help="Largest width considered.",
+        help="Largest width considered of a feature; the items of mlp have that of its last "
+        "layer.",
         show_default="32 for ranking, 64 for retrieval",
     )
     epochs: int | None = typer.Option(

@@ -15,6 +15,15 @@ from optuna_nis._checks import check_integer
 BagKeep = Literal["last", "first"]
 
 
+def check_separators(bags: object) -> None:
+    """Raise a ValueError if it is not said of each bag how its values are written."""
+    if bags is not None and not isinstance(bags, Mapping):
+        raise ValueError(
+            "`bags` must map each column to the text between two values, or to None if its cells "
+            f"are lists, such as {{'genres': '|', 'history': None}}, got {bags!r}."
+        )
+
+
 def check_bags(
     separators: Mapping[str, str | None],
     max_bag_length: int,

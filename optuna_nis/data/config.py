@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna_nis._checks import check_integer
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
-from optuna_nis.data.bags import BagKeep
+from optuna_nis.data.bags import BagKeep, check_separators
 from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.splits import MIN_ROWS, Split
 from optuna_nis.space.spec import Oov, check_oov
@@ -126,6 +126,7 @@ class DataConfig:
                     f"{self.dataset!r}. On the command line, `--{name.replace('_', '-')}` goes "
                     "with `--table`."
                 )
+        check_separators(self.bags)
         check_integer("min_count", self.min_count, 1)
         if self.search_rows is not None:
             check_integer("search_rows", self.search_rows, MIN_ROWS)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import pandas as pd
 
 from optuna_nis.data import cells
-from optuna_nis.data.bags import check_bags
+from optuna_nis.data.bags import check_bags, check_separators
 from optuna_nis.data.base import EmbeddingDataModule
 from optuna_nis.data.coded import CodedColumn, plain_values
 from optuna_nis.data.files import TableFiles
@@ -130,6 +130,7 @@ class TableDataModule(EmbeddingDataModule):
         for name, value in (("features", features), ("numeric", numeric)):
             if isinstance(value, str):
                 raise ValueError(f"`{name}` must be a list of columns, got the text {value!r}.")
+        check_separators(bags)
         bags = dict(bags or {})
         wanted = (*features, *(name for name in bags if name not in features))
         if label in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -75,8 +76,15 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
         )
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
+    try:
+        written = _WRITERS[form](predictor, output)
+    except BaseException:
+        # Not if there is something in it.
+        with suppress(OSError):
+            output.rmdir()
+        raise
     save_features(predictor.features, output)
-    return _WRITERS[form](predictor, output)
+    return written
 
 
 class _Serving(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optuna_nis import SearchSpace
-from optuna_nis.data import load_dataset
+from optuna_nis.data import TableDataModule, load_dataset
 from optuna_nis.data.config import DataConfig
 from optuna_nis.data.of_study import read_data, save_data, searched_features
 from optuna_nis.study.attributes import read_text
@@ -193,3 +193,12 @@ def test_data_config_of_a_named_data_set() -> None:
     assert DataConfig.from_json(config.to_json()) == config
     with pytest.raises(FileNotFoundError, match=r"movielens_1m_ratings\.parquet' is not there"):
         config.datamodule(withhold_test=True)
+
+
+@pytest.mark.parametrize("bags", [{"history"}, ["history"], "history:|"])
+def test_bags_say_how_their_values_are_written(bags: Any) -> None:
+    message = "`bags` must map each column to the text between two values"
+    with pytest.raises(ValueError, match=message):
+        DataConfig(table="clicks.csv", label="clicked", bags=bags)
+    with pytest.raises(ValueError, match=message):
+        TableDataModule("clicks.csv", label="clicked", bags=bags)

@@ -95,6 +95,7 @@ def test_a_packed_folder(tmp_path: Path) -> None:
         export_model(tmp_path / "served", "packed", tmp_path / "again")
     with pytest.raises(ValueError, match=r"4 bits .*: `freeze\(model\)` .*`--format packed`"):
         export_model(tmp_path / "model", "int8", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize("form", ["dense", "int8", "fp16"])
