@@ -508,7 +508,8 @@ def test_parts_have_the_same_types(tmp_path: Path) -> None:
     text = write(tmp_path / "text.csv")
     with pytest.raises(ValueError, match=r"must be text, or all be Parquet, got .*train.*text.c"):
         TableFiles.of_parts([tmp_path / "train", text])
-    assert [each.kind for each in TableFiles.of_parts([text, text])] == ["text", "text"]
+    other = write(tmp_path / "other.csv")
+    assert [each.kind for each in TableFiles.of_parts([text, other])] == ["text", "text"]
 
 
 def test_batches_of_parquet_are_pieces_of_row_groups(tmp_path: Path) -> None:
