@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.models import RankingModule
@@ -123,6 +125,19 @@ def test_a_trace_holds_for_other_ids(model: nn.Module) -> None:
     traced = torch.jit.trace(model, torch.zeros(2, 4, dtype=torch.long))
     ids = torch.arange(ROWS).view(-1, 4)
     torch.testing.assert_close(traced(ids), model(ids))
+
+
+def test_recorded_operations_hold_for_other_ids(model: nn.Module) -> None:
+    recorded = make_fx(model)(torch.zeros(15, 4, dtype=torch.long))
+    ids = torch.arange(ROWS).view(-1, 4)
+    torch.testing.assert_close(recorded(ids), model(ids))
+
+
+def test_tensors_without_numbers(model: nn.Module) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        output = model(torch.zeros(15, 4, dtype=torch.long))
+        assert isinstance(output, FakeTensor)
+        assert output.shape == (15,)
 
 
 @pytest.mark.parametrize("tiers", TABLES)
