@@ -43,7 +43,7 @@ def policy_history(
         budget: The ``budget`` of the study's :class:`~optuna_nis.NISSampler`.
         num_points: Largest number of moments, spread evenly over the trials; the last is today.
         settings: The ``settings`` of the study's sampler; by default those that it has noted in
-            the study.
+            the study, from its eighth trial on.
 
     Returns:
         The history; it is empty while no trial has finished.

@@ -148,6 +148,11 @@ class NISSampler(BaseSampler):
             if self._independent_sampler is not None:
                 self._independent_sampler.reseed_rng()
 
+    @property
+    def settings(self) -> PolicySettings:
+        """How the policy learns."""
+        return self._settings or PolicySettings()
+
     def _seed_of(self, study: Study, trial: FrozenTrial, *key: int) -> np.random.SeedSequence:
         """A seed for what is drawn for a trial, whichever process draws it."""
         with self._lock:
@@ -220,7 +225,7 @@ class NISSampler(BaseSampler):
             *mean_and_std(replay.policy.advantages.tolist()),
             replay.lag,
         )
-        save_moment(study, moment, self._settings.changed() if self._settings else None)
+        save_moment(study, moment, replay.policy.settings.changed())
         _logger.debug(f"The policy of the study {study.study_name!r}: {moment}.")
 
     def infer_relative_search_space(
@@ -257,6 +262,8 @@ class NISSampler(BaseSampler):
                     if find_choice(policy.choices[name], value) is None
                 }
                 pinned = {name: fixed[name] for name in fixed.keys() - unknown.keys()}
+                if pinned and (meant := getattr(self._budget, "meant", None)):
+                    pinned = meant(pinned)
                 rng = np.random.default_rng(self._seed_of(study, trial))
                 options, log_prob = policy.sample(_FIXED_DRAWS if fixed else 1, rng, fixed=pinned)
                 row = int(np.isfinite(log_prob).argmax())

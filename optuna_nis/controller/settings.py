@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-import math
+from numbers import Real
 
 from optuna import Study
 
 from optuna_nis.study.moments import noted_settings
+
+# Beyond these, nothing is left of the digits of what is multiplied or divided by it.
+_LEAST, _MOST = 1e-6, 1e300
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class PolicySettings:
             older policy.
 
     Raises:
-        ValueError: If a setting is negative or not finite, or if one that must be positive is 0.
+        ValueError: If a setting is negative or no finite number, or one that must be positive is
+            below 1e-6.
 
     Example:
         >>> PolicySettings(learning_rate=0.5).temperature
@@ -49,11 +53,16 @@ class PolicySettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{field.name}` must be finite and not negative, got {value!r}.")
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not is_number or not 0 <= value < _MOST:
+                raise ValueError(
+                    f"`{field.name}` must be a finite number and not negative, got {value!r}."
+                )
+            # Whatever its type, it is kept in the study.
+            object.__setattr__(self, field.name, float(value))
         for name in ("temperature", "ridge"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)!r}.")
+            if getattr(self, name) < _LEAST:
+                raise ValueError(f"`{name}` must be at least {_LEAST}, got {getattr(self, name)}.")
 
     def changed(self) -> dict[str, float]:
         """The settings that are not the default, by name."""
@@ -74,4 +83,9 @@ def settings_of(study: Study) -> PolicySettings:
             f"`study` {study.study_name!r} was searched with settings that this version does not "
             f"know, {sorted(unknown)}."
         )
-    return PolicySettings(**noted)
+    try:
+        return PolicySettings(**noted)
+    except ValueError as error:
+        raise ValueError(
+            f"The settings of the policy that {study.study_name!r} holds are none: {error}"
+        ) from error

@@ -45,7 +45,7 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
 from optuna_nis.study.keys import DATA_ATTR, PIECE_KEY, PUBLISHED_KEY
-from optuna_nis.study.moments import moments_of
+from optuna_nis.study.moments import copy_settings, moments_of
 from optuna_nis.study.recording import add_finished_trials
 from optuna_nis.study.trials import finalists_of
 
@@ -241,6 +241,7 @@ def thinned_copy(study: Study, *, max_trials: int = 400, name: str | None = None
     for key, value in storage.get_study_system_attrs(study._study_id).items():
         if key.startswith(PIECE_KEY):
             storage.set_study_system_attr(thinned._study_id, key, value)
+    copy_settings(study, thinned)
     for key, value in study.user_attrs.items():
         thinned.set_user_attr(key, value)
     numbers = dict(zip((t.number for t in kept), add_finished_trials(thinned, kept)))

@@ -305,7 +305,7 @@ class Allocation(Mapping[str, TableAllocation]):
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError, TypeError) as error:
             raise ValueError(f"An allocation must be JSON: {error}.") from error
         version = data.get("version") if isinstance(data, dict) else None
         if version not in _JSON_VERSIONS:

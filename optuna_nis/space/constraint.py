@@ -32,7 +32,8 @@ class Constraint(Protocol):
     parameter stays allowed as long as only allowed options are taken. A walk that can leave
     options open which are given, such as those of enqueued trials, has a method
     ``reserve(given)``, which is called before all others with an option by the name of each of
-    these parameters.
+    these parameters. Where given choices may mean others, a constraint has a method
+    ``meant(given)``.
     """
 
     @property

@@ -53,6 +53,12 @@ class SharingTable(Table):
         shared, previous = np.divmod(state, len(self.options))
         return shared * len(self.options) + self._own.after(index - 1, previous, options)
 
+    def meant(self, given: Mapping[int, int]) -> dict[int, int]:
+        """As in the table without shared rows, whose number stays."""
+        own = self._own.meant({index - 1: given[index] for index in given if index})
+        shared = {0: given[0]} if 0 in given else {}
+        return shared | {index + 1: option for index, option in own.items()}
+
     def floors(self, given: Mapping[int, int]) -> list[int] | None:
         """No shared rows unless they are given."""
         own = self._own.floors({index - 1: given[index] for index in given if index})

@@ -363,6 +363,31 @@ class SearchSpace:
         """The options of every parameter, in the order in which a policy draws them."""
         return self._choices
 
+    def meant(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What choices for some of the parameters mean: widths do not grow with the rank.
+
+        Args:
+            given: Choices by the names of their parameters.
+
+        Raises:
+            ValueError: If one is none of the choices of its parameter.
+
+        Example:
+            >>> space = SearchSpace([EmbeddingSpec("user", 10, 4, row_blocks=2)], budget=1.0)
+            >>> space.meant({"user[0:5]": 2, "user[5:10]": 4})
+            {'user[0:5]': 2, 'user[5:10]': 2}
+        """
+        found = dict(given)
+        for table in self._tables:
+            own = {
+                index: table.choices(index).index(given[name])
+                for index, name in enumerate(table.names)
+                if name in given
+            }
+            for index, option in table.meant(own).items():
+                found[table.names[index]] = table.choices(index)[option]
+        return found
+
     def walk(self, n: int) -> Walk:
         """Start ``n`` draws that stay within the budget."""
         return SpaceWalk(self._tables, self.budget_nbytes, n)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, pairwise, repeat
 import sys
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optuna_nis.space.allocation import TableAllocation, Tier
 from optuna_nis.space.precision import check_precisions
@@ -149,14 +150,7 @@ class EmbeddingSpec:
             >>> EmbeddingSpec.from_counts("city", zipf, 32).row_blocks
             (50, 100, 200, 300, 350)
         """
-        if not isinstance(counts, np.ndarray):
-            counts = list(counts)
-        ordered = np.sort(np.asarray(counts, dtype=np.int64))[::-1]
-        if ordered.size == 0 or ordered[-1] < 0:
-            raise ValueError(
-                f"`counts` of {name!r} must be at least one number, none negative, "
-                f"got {ordered[::-1][:5].tolist()}."
-            )
+        ordered = np.sort(_checked_counts(name, counts))[::-1]
         rows: list[int] = []
         means: list[float] = []
         for end in accumulate(_default_row_blocks(len(ordered))):
@@ -410,3 +404,24 @@ def _default_col_blocks(embedding_dim: int) -> tuple[int, ...]:
     steps = {width * 2**n for n in octaves for width in range(1, 8)}
     widths = [0, *sorted(w for w in steps if w < embedding_dim), int(embedding_dim)]
     return tuple(b - a for a, b in pairwise(widths))
+
+
+def _checked_counts(name: str, counts: Any) -> NDArray[np.int64]:
+    """The occurrences of ids.
+
+    Raises:
+        ValueError: If they are not whole numbers, at least one and none negative.
+    """
+    if isinstance(counts, Mapping):
+        raise ValueError(
+            f"`counts` of {name!r} must be the occurrences alone, of each id a number, got a "
+            f"{type(counts).__name__}: give its `.values()`."
+        )
+    given = np.asarray(counts if isinstance(counts, np.ndarray) else list(counts))
+    is_number = given.dtype.kind in "iuf" and given.ndim == 1 and given.size > 0
+    if not is_number or not ((given >= 0) & (given < 2**63) & (given % 1 == 0)).all():
+        raise ValueError(
+            f"`counts` of {name!r} must be at least one whole number in one dimension, none "
+            f"negative, got {str(given.ravel()[:5].tolist())[:80]} of shape {given.shape}."
+        )
+    return given.astype(np.int64)

@@ -84,6 +84,18 @@ class Table(ABC):
         """The smallest option that is nowhere smaller than either of two."""
         return np.maximum(one, other)
 
+    def meant(self, given: Mapping[int, int]) -> dict[int, int]:
+        """What options mean that are given: none is larger than one before it.
+
+        Args:
+            given: Options by the places of their parameters.
+        """
+        found, state = {}, np.array(self.start)
+        for index in sorted(given):
+            state = self.meet(state, np.array(given[index]))
+            found[index] = int(state)
+        return found
+
     def floors(self, given: Mapping[int, int]) -> list[int] | None:
         """The smallest option of each parameter that leaves options open that are given.
 

@@ -10,6 +10,7 @@ from optuna import Study
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.controller.settings import PolicySettings
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
@@ -44,7 +45,8 @@ class Journal:
         seed: The seed of the search.
 
     Raises:
-        ValueError: If the study's sampler is no NISSampler, or it is of another space.
+        ValueError: If the study's sampler is no NISSampler or has other settings than the plan,
+            or it is of another space.
     """
 
     def __init__(
@@ -61,6 +63,12 @@ class Journal:
             raise ValueError(
                 "`study` must have a NISSampler with `budget=space`, its sampler is "
                 f"{type(study.sampler).__name__}."
+            )
+        own = study.sampler.settings
+        if plan.policy not in (own, PolicySettings()):
+            raise ValueError(
+                "`plan.policy` must be the settings of the sampler of `study`, by which the "
+                f"policy learns: got {plan.policy} and {own}."
             )
         self._study, self._sampler = study, study.sampler
         self._processes = processes

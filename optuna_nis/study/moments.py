@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna import Study
 
+from optuna_nis.study.attributes import is_number
 from optuna_nis.study.keys import MOMENTS_KEY
 
 _VERSION = 1
@@ -88,9 +89,16 @@ def noted_settings(study: Study) -> dict[str, float]:
         ValueError: If the study holds something else in their place.
     """
     settings = (_record_of(study) or {}).get("settings", {})
-    if not isinstance(settings, dict) or not _are_numbers(settings.values()):
+    if not isinstance(settings, dict) or not all(map(is_number, settings.values())):
         raise _malformed(study)
     return settings
+
+
+def copy_settings(study: Study, other: Study) -> None:
+    """Note in another study, which has no moments, how the policy of this one learns."""
+    if settings := noted_settings(study):
+        record: dict[str, Any] = {"version": _VERSION, "moments": [], "settings": settings}
+        other._storage.set_study_system_attr(other._study_id, MOMENTS_KEY, record)
 
 
 def _record_of(study: Study) -> dict[str, Any] | None:

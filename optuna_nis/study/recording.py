@@ -165,7 +165,8 @@ class TrialRecorder:
             return
         self._last_moment = num_trials
         mean, std = mean_and_std(policy.advantages.tolist())
-        save_moment(self._study, Moment(num_trials, policy.entropy(), mean, std, self._lag))
+        moment = Moment(num_trials, policy.entropy(), mean, std, self._lag)
+        save_moment(self._study, moment, policy.settings.changed())
 
 
 def add_finished_trials(study: Study, trials: Sequence[FrozenTrial]) -> list[int]:

@@ -132,8 +132,12 @@ def finalist_allocations(study: Study) -> dict[int, Allocation]:
     for trial in sorted(trained, key=value_of, reverse=True):
         if len(found) == _MOST_FINALISTS:
             break
+        sizes = None
+        # Trials of something else may have been added.
+        with suppress(ValueError):
+            sizes = space.allocation(trial.params)
         # Several choices of parameters may be the same sizes.
-        if (sizes := space.allocation(trial.params)) not in found.values():
+        if sizes is not None and space.fits(sizes) and sizes not in found.values():
             found[trial.number] = sizes
     return found or {best.number: space.allocation(best.params)}
 

@@ -131,11 +131,16 @@ def nbytes_of(trial: FrozenTrial, space: SearchSpace) -> int | None:
         >>> nbytes_of(best_trial(study), space_of(study)) <= space_of(study).budget_nbytes
         True
     """
+    if fidelity_of(trial) is None:
+        # Not of a search: attributes of these names may be of something else.
+        return _computed_nbytes(trial, space)
     nbytes = number_of(trial, NBYTES_ATTR, -1)
     if nbytes < 0 and space.precisions == (32,):
         nbytes = 4 * number_of(trial, NUM_PARAMETERS_ATTR, -1)
-    if nbytes >= 0:
-        return int(nbytes)
+    return int(nbytes) if nbytes >= 0 else _computed_nbytes(trial, space)
+
+
+def _computed_nbytes(trial: FrozenTrial, space: SearchSpace) -> int | None:
     try:
         return space.allocation(trial.params).nbytes()
     except ValueError:
@@ -250,7 +255,7 @@ def _within_budget(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial:
     none is, the best that is of the space, or else the best of all.
     """
     best = max(trials, key=value_of)
-    if NBYTES_ATTR in best.user_attrs or SPACE_ATTR not in study.user_attrs:
+    if SPACE_ATTR not in study.user_attrs:
         return best
     space = space_of(study)
     of_space = []

@@ -655,6 +655,22 @@ def test_tables_with_an_enqueued_size_are_paid_for_first() -> None:
         study.tell(trial, 0.0)
 
 
+@pytest.mark.parametrize("budget", ["20%", "30%"])
+def test_enqueued_widths_that_rise_cost_what_they_mean(
+    budget: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    specs = [EmbeddingSpec("user", 1000, 8), EmbeddingSpec("city", 40, 8)]
+    space = SearchSpace(specs, budget=budget)
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=space, seed=0))
+    for _ in range(40):
+        study.enqueue_trial({"user[0:50]": 4, "user[50:150]": 6})
+        allocation = space.suggest(trial := study.ask())
+        assert space.fits(allocation)
+        assert trial.params["user[50:150]"] == 6
+        study.tell(trial, 0.0)
+    assert "no choice" not in caplog.text
+
+
 def test_an_enqueued_value_that_is_no_choice_is_said(caplog: pytest.LogCaptureFixture) -> None:
     study = optuna.create_study(sampler=NISSampler(seed=0))
     both = {"x": IntDistribution(0, 9), "y": IntDistribution(0, 9)}

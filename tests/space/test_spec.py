@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 import json
 from typing import Any
 
@@ -81,12 +82,6 @@ def test_a_spec_refuses(arguments: dict[str, Any], message: str) -> None:
         EmbeddingSpec(**{"name": "t", "num_embeddings": 10, "embedding_dim": 8, **arguments})
 
 
-@pytest.mark.parametrize("counts", [[], [3, -1]])
-def test_from_counts_refuses(counts: list[int]) -> None:
-    with pytest.raises(ValueError, match="`counts` of 't' must be at least one number"):
-        EmbeddingSpec.from_counts("t", counts, 8)
-
-
 @pytest.mark.parametrize("precisions", [8, np.int64(8), [8], np.array([8]), {8}])
 def test_a_single_precision_may_be_a_number(precisions: Any) -> None:
     spec = EmbeddingSpec("t", 10, 8, precisions=precisions)
@@ -153,3 +148,20 @@ def test_only_features_that_share_need_the_new_file() -> None:
         assert data["version"] == version
         assert all(("oov" in spec) == (version == 4) for spec in data["specs"])
         assert SearchSpace.from_json(space.to_json()) == space
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [Counter("aab"), {"a": 2}, [1.5, 2.0], [[1, 2], [3, 4]], [float("nan"), 1.0], ["1", "2"], [],
+     [2**63], [3, -1]],
+)  # fmt: skip
+def test_counts_are_whole_numbers_in_a_row(counts: Any) -> None:
+    with pytest.raises(ValueError, match="`counts` of 'x' must be"):
+        EmbeddingSpec.from_counts("x", counts, 8)
+
+
+def test_counts_of_any_numbers_that_are_whole() -> None:
+    for counts in ([3.0, 1.0, 2.0], Counter("aaabcc").values(), np.array([3, 1, 2], np.uint8)):
+        spec = EmbeddingSpec.from_counts("x", counts, 8)
+        assert spec.num_embeddings == 3
+        assert sum(r * n for r, n in zip(spec.row_blocks, spec.mean_counts or ())) == 6

@@ -26,6 +26,7 @@ from optuna_nis import (
     SearchSpace,
     SizeSearch,
 )
+from optuna_nis.controller.settings import settings_of
 from optuna_nis.strategy.ending import Ending
 from optuna_nis.strategy.proposers import frequent_ids
 from optuna_nis.strategy.scoring import Scoring
@@ -194,6 +195,25 @@ def test_bad_arguments() -> None:
     other = SizeSearch(space_of(), optuna.create_study(direction="maximize"))
     with pytest.raises(ValueError, match="must have a NISSampler"):
         other.start(10)
+
+
+def test_how_the_policy_learns_is_noted_and_said_once() -> None:
+    slow = PolicySettings(learning_rate=0.05)
+    plan = replace(PLAN, policy=slow, num_updates=40)
+    search = SizeSearch(space_of(), plan=plan)
+    search.start(60)
+    for _ in range(60):
+        search.training_choices()
+        search.answer(answers())
+    assert settings_of(search.study) == slow
+    study = optuna.create_study(
+        direction="maximize", sampler=NISSampler(budget=space_of(), settings=slow)
+    )
+    SizeSearch(space_of(), study, plan=plan).start(10)
+    SizeSearch(space_of(), study, plan=PLAN).start(10)
+    other = replace(plan, policy=PolicySettings(learning_rate=5.0))
+    with pytest.raises(ValueError, match=r"`plan.policy` must be the settings of the sampler"):
+        SizeSearch(space_of(), study, plan=other).start(10)
 
 
 # Under which choices a batch is trained.

@@ -13,6 +13,7 @@ from optuna_nis.controller.settings import PolicySettings, settings_of
 from optuna_nis.study.moments import (
     MOMENTS_KEY,
     Moment,
+    copy_settings,
     is_due,
     mean_and_std,
     moments_of,
@@ -139,6 +140,24 @@ def test_malformed_settings_are_refused(held: Any) -> None:
     hold(study, {"version": 1, "moments": [], "settings": held})
     with pytest.raises(ValueError, match="is malformed"):
         noted_settings(study)
+
+
+def test_settings_out_of_range_are_refused_by_the_name_of_the_study() -> None:
+    study = new_study()
+    hold(study, {"version": 1, "moments": [], "settings": {"ridge": 0.0}})
+    with pytest.raises(ValueError, match=f"{study.study_name!r} holds are none: `ridge` must be"):
+        settings_of(study)
+
+
+def test_large_settings_are_noted() -> None:
+    study = new_study()
+    study.sampler = NISSampler(seed=0, settings=PolicySettings(max_importance=1e15))
+    study.optimize(additive, n_trials=9)
+    assert settings_of(study) == study.sampler.settings
+    other = new_study()
+    copy_settings(study, other)
+    assert settings_of(other) == study.sampler.settings
+    assert moments_of(other) == []
 
 
 def test_settings_of_a_later_version_are_refused() -> None:

@@ -4,6 +4,7 @@ import math
 
 from anything import anything, refusal
 from hypothesis import given, settings
+import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
@@ -115,7 +116,8 @@ def test_trials_know_their_bytes(make_study, precisions):
     assert [stored.nbytes_of(trial, space) for trial in old.trials] == expected
     nothing = optuna.create_trial(value=1.0)
     assert stored.nbytes_of(nothing, space) is None
-    odd = optuna.create_trial(value=1.0, user_attrs={"nbytes": "many"})
+    attrs = {"nbytes": "many", stored.FIDELITY_ATTR: stored.TRAINED}
+    odd = optuna.create_trial(value=1.0, user_attrs=attrs)
     with pytest.raises(ValueError, match="'nbytes' of trial -1 must be a number"):
         stored.nbytes_of(odd, space)
 
@@ -246,3 +248,38 @@ def test_trials_of_something_else_are_not_recommended(make_study):
     assert stored.best_trial(stray).number == 0
     with pytest.raises(ValueError, match="`params` must hold a choice for"):
         stored.best_allocation(stray)
+
+
+def test_attributes_of_other_programs_say_nothing_of_memory(make_study):
+    space = stored.space_of(make_study())
+    study = optuna.create_study(direction="maximize")
+    stored.save_space(study, space)
+    distributions = space.distributions()
+    small = space.params(space.sample(np.random.default_rng(0), space.budget))
+    for params, value, attrs in (
+        (space.params(space.full()), 9.0, {"nbytes": 8, "num_parameters": 2}),
+        (small, 1.0, {"num_parameters": 10**9}),
+    ):
+        study.add_trial(
+            optuna.create_trial(
+                params=params, distributions=distributions, value=value, user_attrs=attrs
+            )
+        )
+    assert stored.best_trial(study).number == 1
+    assert stored.nbytes_of(study.trials[1], space) == space.allocation(small).nbytes()
+
+
+def test_finalists_are_of_the_space_and_its_budget(make_study):
+    study = make_study(supernet=4, trained=2)
+    space = stored.space_of(study)
+    known = list(stored.finalist_allocations(study))
+    trained = {stored.FIDELITY_ATTR: stored.TRAINED}
+    add = [(space.params(space.full()), space.distributions()), ({}, {})]
+    for params, distributions in add:
+        study.add_trial(
+            optuna.create_trial(
+                params=params, distributions=distributions, value=9.0, user_attrs=trained
+            )
+        )
+    assert list(stored.finalist_allocations(study)) == known
+    assert stored.best_trial(study).number == known[0]
