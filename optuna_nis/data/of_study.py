@@ -87,6 +87,7 @@ def read_data(
         cache_dir: As in :meth:`DataConfig.datamodule`.
 
     Raises:
+        FileNotFoundError: If the data are not there.
         ValueError: If the data cannot be used, or have other ids than those that were searched and
             the study keeps no vocabulary.
     """
@@ -97,9 +98,17 @@ def read_data(
             fitted = searched_features(study, cache_dir)
         except FileNotFoundError as error:
             lost = error
-    datamodule = data.datamodule(
-        withhold_test=withhold_test, fitted=fitted, cache_dir=cache_dir, progress=progress
-    )
+    try:
+        datamodule = data.datamodule(
+            withhold_test=withhold_test, fitted=fitted, cache_dir=cache_dir, progress=progress
+        )
+    except FileNotFoundError as error:
+        if DATA_ATTR not in study.user_attrs:
+            raise
+        raise FileNotFoundError(
+            f"The table that `study` {study.study_name!r} was searched on is not where it was: "
+            f"{error}"
+        ) from error
     if lost is not None and study.user_attrs[FEATURES_ATTR] != _digest(datamodule.features):
         raise ValueError(
             f"The ids that `study` {study.study_name!r} was searched with are gone, and those of "

@@ -186,6 +186,18 @@ def test_values_that_are_lost_and_others_are_told(
         _read(study, config, cache)
 
 
+def test_a_table_that_is_gone_is_told_as_that_of_the_study(
+    searched: tuple[optuna.Study, DataConfig, Path],
+) -> None:
+    study, config, cache = searched
+    Path(str(config.table)).unlink()
+    message = f"`study` {study.study_name!r} was searched on is not where it was: .*t.csv"
+    with pytest.raises(FileNotFoundError, match=message):
+        _read(study, config, cache)
+    with pytest.raises(FileNotFoundError, match=r"^(?!The table that)"):
+        _read(optuna.create_study(), config, cache)
+
+
 def test_data_config_of_a_named_data_set() -> None:
     config = DataConfig(dataset="flights", features=("dest", "hour"), max_rows=500)
     assert set(config.datamodule(withhold_test=True).vocabularies) == {"dest", "hour"}
