@@ -276,10 +276,10 @@ class Policy:
             options[:, free] = pick(masks[:, free], free)
         if self._constraint is not None:
             walk = self._constraint.walk(n)
-            if reserve := getattr(walk, "reserve", None):
-                names = list(self._constraint.choices)
-                held = {row: option for row, option in pinned.items() if option is not None}
-                reserve({names[row]: held[row] for row in held if row < len(names)})
+            if pinned and (reserve := getattr(walk, "reserve", None)):
+                rows = enumerate(self._constraint.choices)
+                held = {name: pinned.get(row) for row, name in rows}
+                reserve({name: own for name, own in held.items() if own is not None})
             for row, name in enumerate(self._constraint.choices):
                 masks[:, row, : self._num_options[row]] = walk.allowed(name)
                 pin(row)

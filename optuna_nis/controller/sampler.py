@@ -34,7 +34,7 @@ from optuna_nis.study.keys import (
     LOG_PROB_KEY,
     PROPOSAL_KEY,
 )
-from optuna_nis.study.moments import Moment, is_due, mean_and_std, save_moment
+from optuna_nis.study.moments import is_due, note_policy
 
 __all__ = [
     "GROUP_KEY",
@@ -219,13 +219,7 @@ class NISSampler(BaseSampler):
         if replay.policy is None or not is_due(replay.num_trials, replay.last_moment):
             return
         replay.last_moment = replay.num_trials
-        moment = Moment(
-            replay.num_trials,
-            replay.policy.entropy(),
-            *mean_and_std(replay.policy.advantages.tolist()),
-            replay.lag,
-        )
-        save_moment(study, moment, replay.policy.settings.changed())
+        moment = note_policy(study, replay.policy, replay.num_trials, replay.lag)
         _logger.debug(f"The policy of the study {study.study_name!r}: {moment}.")
 
     def infer_relative_search_space(

@@ -133,8 +133,7 @@ class TableDataModule(EmbeddingDataModule):
         check_separators(bags)
         bags = dict(bags or {})
         wanted = (*features, *(name for name in bags if name not in features))
-        if label in wanted:
-            raise ValueError(f"`label` must not be a feature too, got {label!r} in `features`.")
+        _check_no_input(label, label, wanted, numeric)
         if label in (options.get("share") or {}).values():
             raise ValueError(
                 f"`share` must be between features, got the label {label!r}; a sequence, as "
@@ -194,12 +193,8 @@ class TableDataModule(EmbeddingDataModule):
 
     def _check_label(self, label: Label) -> None:
         """Raise a ValueError if what is to be predicted is an input, or a rule has no meaning."""
-        if label.column in (*self._wanted, *self._bags, *self._wanted_numeric):
-            argument = "numeric" if label.column in self._wanted_numeric else "features"
-            raise ValueError(
-                f"`label` must not be a feature too, got {label} with {label.column!r} in "
-                f"`{argument}`."
-            )
+        wanted = (*self._wanted, *self._bags)
+        _check_no_input(self.label, label.column, wanted, self._wanted_numeric)
         check_rule(label, self.task)
 
     def _files(self) -> list[TableFiles]:
@@ -339,6 +334,25 @@ class TableDataModule(EmbeddingDataModule):
 def _of_values(column: CodedColumn, found: NDArray[Any]) -> NDArray[Any]:
     """For every row what was found for its value, -1 where it is missing."""
     return np.append(found, -1)[column.cells]
+
+
+def _check_no_input(
+    label: str, column: str, features: Sequence[str], numeric: Sequence[str]
+) -> None:
+    """Raise a ValueError if what is to be predicted is an input.
+
+    Args:
+        label: The label as it was given, a column or a rule.
+        column: Its column.
+        features: Columns of ids.
+        numeric: Columns of numbers.
+    """
+    for argument, columns in (("numeric", numeric), ("features", features)):
+        if column in columns:
+            raise ValueError(
+                f"`label` must not be a feature too, got {label!r} with {column!r} in "
+                f"`{argument}`."
+            )
 
 
 def _check_split_column(

@@ -23,7 +23,7 @@ from optuna_nis.lightning.building import sized_like
 from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.prices import Prices
-from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards
+from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards, known_mode
 from optuna_nis.lightning.training import Data
 from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
@@ -235,7 +235,7 @@ class NISCallback(Callback):
         monitored, rewarding = self.monitored(self._supernet), self._search.rewarding
         error = rewarding.error
         if monitor is not None and monitor != monitored.name:
-            monitored = Monitored(monitor, "min" if "loss" in monitor else "max")
+            monitored = Monitored(monitor, known_mode(monitor) or "max")
             # What memory costs in another value is not known.
             rewarding.error = None
         if mode is not None:

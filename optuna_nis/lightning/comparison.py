@@ -104,6 +104,7 @@ def compare(
             the model logs no such value in a test.
     """
     check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
+    # Told before anything is trained, if they cannot be copied.
     copies(comparison.callbacks)
     group = group_of(comparison.trainer_options or {})
     study = group.study(study)

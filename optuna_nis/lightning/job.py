@@ -132,7 +132,8 @@ def search(
         known = study.user_attrs.get(MODEL_OPTIONS_ATTR)
         if known is not None:
             # As it was when the search began, perhaps by an earlier release.
-            model_options = {n: v for n, v in known.items() if n == "repeats"} | model_options
+            if "repeats" in known:
+                model_options.setdefault("repeats", known["repeats"])
         elif "repeats" not in model_options:
             model_options["repeats"] = _items_come_again(
                 datamodule, model_options.get("sequence"), progress

@@ -77,6 +77,11 @@ class Monitored:
         return [] if self.metric is None else [_Logged(self.metric, self.name)]
 
 
+def known_mode(name: str) -> MonitorMode | None:
+    """``"min"`` for a name with "loss" in it; no other name says which values are best."""
+    return "min" if "loss" in name else None
+
+
 def mode_by_name(monitor: str, mode: MonitorMode | None = None) -> MonitorMode:
     """Whether the largest or the smallest value of some name is best, if it is not said.
 
@@ -87,10 +92,8 @@ def mode_by_name(monitor: str, mode: MonitorMode | None = None) -> MonitorMode:
     Raises:
         ValueError: If the name is that of an error, of which the smallest value may be best.
     """
-    if mode is not None:
-        return mode
-    if "loss" in monitor:
-        return "min"
+    if found := mode or known_mode(monitor):
+        return found
     if any(word in monitor.lower() for word in _ERRORS):
         raise ValueError(
             f'`mode` must be given for the monitor {monitor!r}: "min" if smaller values are '
@@ -177,7 +180,7 @@ class Rewards:
             higher = self.metric.higher_is_better
             return Monitored(name, self.mode or ("min" if higher is False else "max"), self.metric)
         logged = self.monitor or str(getattr(pl_module, "monitor", _DEFAULT_MONITOR))
-        return Monitored(logged, self._found_mode or ("min" if "loss" in logged else "max"))
+        return Monitored(logged, self._found_mode or known_mode(logged) or "max")
 
     def side_by_side(self, pl_module: LightningModule) -> bool:
         """Whether the module takes several choices in one batch."""
@@ -362,8 +365,7 @@ class Rewards:
         mode = self.mode
         if mode is None and isinstance(source, Metric):
             mode = {True: "max", False: "min"}.get(source.higher_is_better)  # type: ignore[assignment,arg-type]
-        if mode is None and "loss" in name:
-            mode = "min"
+        mode = mode or known_mode(name)
         if mode is None:
             raise MisconfigurationException(
                 f'NISCallback needs `mode`, "max" or "min", to know whether {name!r} should be '

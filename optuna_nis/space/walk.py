@@ -57,9 +57,10 @@ class SpaceWalk:
         table, index = self._where[name]
         cost, falling = self._price(name)
         feature = table.spec.name
-        left = self._left - sum(
-            nbytes for other, nbytes in self._reserved.items() if other != feature
-        )
+        left = self._left
+        for other, nbytes in self._reserved.items():
+            if other != feature:
+                left = left - nbytes
         if floors := self._floors.get(feature):
             before = self._previous[feature]
             options = np.arange(cost.shape[1])

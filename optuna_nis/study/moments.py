@@ -5,15 +5,18 @@ A replay tells all of this too, but costs time; moments are few, whatever the nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna import Study
 
 from optuna_nis.study.attributes import is_number
 from optuna_nis.study.keys import MOMENTS_KEY
+
+if TYPE_CHECKING:
+    from optuna_nis.controller.policy import Policy
 
 _VERSION = 1
 _MOST = 400
@@ -61,10 +64,22 @@ def save_moment(study: Study, moment: Moment, settings: Mapping[str, float] | No
         known = []
     by_trials = {old.num_trials: old for old in known} | {moment.num_trials: moment}
     kept = [astuple(by_trials[number]) for number in sorted(by_trials)][-_MOST:]
-    record: dict[str, Any] = {"version": _VERSION, "moments": kept}
-    if settings:
-        record["settings"] = dict(settings)
-    study._storage.set_study_system_attr(study._study_id, MOMENTS_KEY, record)
+    _save_record(study, kept, settings or {})
+
+
+def note_policy(study: Study, policy: Policy, num_trials: int, lag: int) -> Moment:
+    """Note in a study how its policy is doing, and how it learns.
+
+    Args:
+        study: The study.
+        policy: The policy.
+        num_trials: As in :class:`Moment`.
+        lag: Its ``replay_lag``.
+    """
+    advantages = mean_and_std(policy.advantages.tolist())
+    moment = Moment(num_trials, policy.entropy(), *advantages, lag)
+    save_moment(study, moment, policy.settings.changed())
+    return moment
 
 
 def moments_of(study: Study) -> list[Moment]:
@@ -97,8 +112,16 @@ def noted_settings(study: Study) -> dict[str, float]:
 def copy_settings(study: Study, other: Study) -> None:
     """Note in another study, which has no moments, how the policy of this one learns."""
     if settings := noted_settings(study):
-        record: dict[str, Any] = {"version": _VERSION, "moments": [], "settings": settings}
-        other._storage.set_study_system_attr(other._study_id, MOMENTS_KEY, record)
+        _save_record(other, [], settings)
+
+
+def _save_record(
+    study: Study, moments: Sequence[tuple[Any, ...]], settings: Mapping[str, float]
+) -> None:
+    record: dict[str, Any] = {"version": _VERSION, "moments": list(moments)}
+    if settings:
+        record["settings"] = dict(settings)
+    study._storage.set_study_system_attr(study._study_id, MOMENTS_KEY, record)
 
 
 def _record_of(study: Study) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ from optuna_nis.study.keys import (
     SEARCH_ATTR,
     STEP_ATTR,
 )
-from optuna_nis.study.moments import Moment, is_due, mean_and_std, save_moment
+from optuna_nis.study.moments import is_due, note_policy
 from optuna_nis.study.settings import save_space
 
 if TYPE_CHECKING:
@@ -164,9 +164,7 @@ class TrialRecorder:
         if self._groups % _GROUPS_PER_MOMENT or not is_due(num_trials, self._last_moment):
             return
         self._last_moment = num_trials
-        mean, std = mean_and_std(policy.advantages.tolist())
-        moment = Moment(num_trials, policy.entropy(), mean, std, self._lag)
-        save_moment(self._study, moment, policy.settings.changed())
+        note_policy(self._study, policy, num_trials, self._lag)
 
 
 def add_finished_trials(study: Study, trials: Sequence[FrozenTrial]) -> list[int]:
