@@ -23,8 +23,15 @@ METADATA = {
     "licenses/LICENSE",
     "top_level.txt",
 }
-OF_THE_REPOSITORY = (".ci/", ".gitignore", "benchmarks/results/search_quality/")
+OF_THE_REPOSITORY = (
+    ".ci/",
+    ".gitignore",
+    "benchmarks/results/output_tables/",
+    "benchmarks/results/search_quality/",
+)
 MADE_BY_BUILD = {"MANIFEST.in", "PKG-INFO", "setup.cfg"}
+# Where there is a C compiler.
+COMPILED, SOURCES = "optuna_nis/nn/_kernels.", (".c", ".pyi")
 
 
 def main() -> None:
@@ -55,7 +62,8 @@ def in_wheel(path: Path) -> set[str]:
     metadata = {name.removeprefix(folder) for name in names if name.startswith(folder)}
     if metadata != METADATA:
         sys.exit(f"{path.name}: its metadata are {sorted(metadata)}, not {sorted(METADATA)}.")
-    return {name for name in names if not name.startswith(folder)}
+    files = {name for name in names if not name.startswith(folder)}
+    return {name for name in files if not name.startswith(COMPILED) or name.endswith(SOURCES)}
 
 
 def in_archive(path: Path) -> set[str]:

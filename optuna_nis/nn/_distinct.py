@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 import torch
 from torch import Tensor
 
+from optuna_nis.nn import _native
+
 
 @dataclass
 class Distinct:
@@ -60,6 +62,10 @@ def distinct(ranks: Tensor, tables: Sequence[int], highest: int) -> Distinct:
     ends = list(accumulate(tables))
     if ranks.device.type != "cpu":
         return _on_device(ranks, ends)
+    if (compiled := _native.distinct(ranks, tables, highest)) is not None:
+        found = Distinct(torch.split(compiled.rows, compiled.sizes)[:-1], *compiled[1:4])
+        found.inverse = compiled.inverse
+        return found
     # An operation of numpy takes less time than one of torch before it does something.
     ordered, order = _sorted(ranks.numpy(), highest)
     new = np.ones(ordered.shape, dtype=np.bool_)

@@ -58,6 +58,26 @@ def look_up(
     return output
 
 
+def sparse_rows(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of one table, whose sparse gradient has each of them once.
+
+    As :func:`torch.nn.functional.embedding`, after which an optimiser has to add up the gradients
+    of all places that have a row.
+
+    Args:
+        ids: Shape ``(*,)``, in range.
+        weight: Shape ``(rows, width)``.
+
+    Returns:
+        Shape ``(*, width)``.
+    """
+    rows, width = weight.shape
+    found: Tensor = _LookUp.apply(  # type: ignore[no-untyped-call]
+        ids.reshape(-1).long(), width, rows - 1, True, [32], [None], None, weight, None
+    )
+    return found.view(*ids.shape, width)
+
+
 class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 # Tensors without numbers, and operations that are recorded (make_fx).
-_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
+_FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
 
 
 def is_traced() -> bool:
@@ -20,7 +20,8 @@ def is_traced() -> bool:
         torch.compiler.is_compiling()
         or is_scripted()
         or torch._C._are_functorch_transforms_active()
-        or any(torch._C._get_dispatch_mode(mode) is not None for mode in _MODES)
+        or torch._C._get_dispatch_mode(_FAKE) is not None
+        or torch._C._get_dispatch_mode(_PROXY) is not None
     )
 
 

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optuna_nis.nn._native import rowwise_adagrad
+from optuna_nis.nn._tracing import is_traced
+
 
 class RowwiseAdagrad(Optimizer):
     """Adagrad whose state is one number for each row of a table.
@@ -74,10 +77,11 @@ class RowwiseAdagrad(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        traced = is_traced()
         for group in self._rowwise():
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._move(parameter, group)
+                    self._move(parameter, group, traced)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -94,7 +98,7 @@ class RowwiseAdagrad(Optimizer):
         """The groups whose parameters have an accumulator for each row."""
         return self.param_groups
 
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, parameter: Tensor, group: dict[str, Any], traced: bool) -> None:
         state = self.state[parameter]
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         if not state:
@@ -104,6 +108,8 @@ class RowwiseAdagrad(Optimizer):
         total: Tensor = state["sum"]
         grad = parameter.grad
         assert grad is not None
+        if not is_traced() and rowwise_adagrad(parameter, total, grad, group["lr"], group["eps"]):
+            return
         if grad.is_sparse:
             rows, values = _of_distinct_rows(grad)
             values = values.to(dtype)

@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from optuna_nis.nn._gather import look_up
 from optuna_nis.nn._ids import mean_of
-from optuna_nis.nn._look_up import full_precision
+from optuna_nis.nn._look_up import full_precision, sparse_rows
 from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._shared import shared_means
 from optuna_nis.nn._supernet_rounding import Rounding, Spread
 from optuna_nis.nn._supernet_shared import Sharing
+from optuna_nis.nn._tracing import is_traced
 from optuna_nis.nn.multi_size import BagMode, MultiSize, Tier, check_bag_mode
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation, TableAllocation
@@ -338,9 +339,11 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         return rows * functional.embedding(where, mask.view(-1, width))
 
     def _look_up(self, ranks: Tensor) -> Tensor:
-        if self.sparse:
+        if not self.sparse:
+            return look_up(ranks, self.weight)
+        if is_traced() or not ranks.is_cpu:
             return functional.embedding(ranks, self.weight, sparse=True)
-        return look_up(ranks, self.weight)
+        return sparse_rows(ranks, self.weight)
 
     def _blocks_of(self, ranks: Tensor) -> Tensor:
         """The row block of each rank; ids out of vocabulary have one of their own."""

@@ -1,0 +1,293 @@
+/* Loops over the rows of a batch for which torch takes many operations.
+
+   Everything here is also done without: `_native.py` says when this is used, and tests compare
+   both. Addresses are those of contiguous tensors on the CPU; who calls has looked at types and
+   shapes, what is in them is looked at here. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030a0000
+#include <Python.h>
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(_MSC_VER)
+#define restrict __restrict
+#endif
+
+/* Compiled for several generations of processors, of which the loader takes the best. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EACH_PROCESSOR
+#endif
+
+/* Rows of large tables come from far: they are asked for so many rows before they are needed. */
+#define AHEAD 12
+#define CACHE_LINE 64
+#if defined(__GNUC__)
+#define FETCH(address) __builtin_prefetch(address, 1)
+#else
+#define FETCH(address) ((void)(address))
+#endif
+
+/* Digits of numbers that are sorted, in bits. */
+#define DIGIT 11
+#define LANES 16
+
+static int bits_of(uint64_t number) {
+    int bits = 0;
+    while (number >> bits && bits < 63) bits++;
+    return bits;
+}
+
+/* Sorts numbers below 2**bits, each beside its place, by one digit after the other. */
+static uint64_t *sorted(uint64_t *pairs, uint64_t *other, int64_t n, int bits, int place_bits,
+                        int64_t *counts) {
+    const int passes = bits ? (bits + DIGIT - 1) / DIGIT : 1;
+    const int digit_bits = (bits + passes - 1) / passes;
+    const uint64_t mask = ((uint64_t)1 << digit_bits) - 1;
+    for (int pass = 0; pass < passes; pass++) {
+        const int shift = place_bits + pass * digit_bits;
+        int64_t start = 0;
+        memset(counts, 0, sizeof(*counts) << digit_bits);
+        for (int64_t i = 0; i < n; i++) counts[pairs[i] >> shift & mask]++;
+        for (uint64_t digit = 0; digit <= mask; digit++) {
+            const int64_t count = counts[digit];
+            counts[digit] = start;
+            start += count;
+        }
+        for (int64_t i = 0; i < n; i++) other[counts[pairs[i] >> shift & mask]++] = pairs[i];
+        uint64_t *swapped = pairs;
+        pairs = other;
+        other = swapped;
+    }
+    return pairs;
+}
+
+PyDoc_STRVAR(distinct_doc,
+             "Sort the rows of a batch, and find the distinct ones of each table.\n\n"
+             "Gives how many there are in each table, then how many beyond all.");
+
+static PyObject *distinct(PyObject *module, PyObject *args) {
+    unsigned long long keys_at, order_at, starts_at, rows_at, inverse_at;
+    long long n, highest;
+    PyObject *sizes;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "KLLOKKKK", &keys_at, &n, &highest, &sizes, &order_at, &starts_at,
+                          &rows_at, &inverse_at))
+        return NULL;
+    const int64_t *keys = (const int64_t *)(uintptr_t)keys_at;
+    int64_t *order = (int64_t *)(uintptr_t)order_at, *starts = (int64_t *)(uintptr_t)starts_at;
+    int64_t *rows = (int64_t *)(uintptr_t)rows_at, *inverse = (int64_t *)(uintptr_t)inverse_at;
+    const int bits = bits_of((uint64_t)highest), place_bits = bits_of((uint64_t)n);
+    if (highest < 0 || n < 0 || bits + place_bits > 63) {
+        PyErr_SetString(PyExc_OverflowError, "A row and its place need more than 63 bits.");
+        return NULL;
+    }
+    const Py_ssize_t tables = PyList_Size(sizes);
+    if (tables < 0) return NULL;
+    uint64_t *pairs = malloc((size_t)(2 * n + 1) * sizeof(*pairs));
+    /* Where tables end, and how many rows of each are found, those beyond all at last. */
+    int64_t *ends = malloc((size_t)(2 * tables + 2) * sizeof(*ends)), *found = ends + tables + 1;
+    int64_t *counts = malloc(sizeof(*counts) << DIGIT);
+    PyObject *result = NULL;
+    int wrong = 0;
+    if (pairs == NULL || ends == NULL || counts == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    ends[tables] = INT64_MAX;
+    for (Py_ssize_t table = 0; table < tables; table++) {
+        const long long size = PyLong_AsLongLong(PyList_GetItem(sizes, table));
+        if (size == -1 && PyErr_Occurred()) goto done;
+        ends[table] = (table ? ends[table - 1] : 0) + size;
+    }
+    memset(found, 0, (size_t)(tables + 1) * sizeof(*found));
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < n; i++) {
+        wrong |= keys[i] < 0 || keys[i] > highest;
+        pairs[i] = (uint64_t)keys[i] << place_bits | (uint64_t)i;
+    }
+    if (!wrong) {
+        const uint64_t *in_order = sorted(pairs, pairs + n, n, bits, place_bits, counts);
+        const uint64_t mask = ((uint64_t)1 << place_bits) - 1;
+        int64_t total = 0, last = -1, table = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t key = (int64_t)(in_order[i] >> place_bits);
+            const int64_t place = (int64_t)(in_order[i] & mask);
+            if (key != last) {
+                while (key >= ends[table]) table++;
+                found[table]++;
+                starts[total] = i;
+                rows[total++] = key - (table ? ends[table - 1] : 0);
+                last = key;
+            }
+            order[i] = place;
+            inverse[place] = total - 1;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    if (wrong) {
+        PyErr_Format(PyExc_IndexError, "A row is not between 0 and %lld.", highest);
+        goto done;
+    }
+    result = PyList_New(tables + 1);
+    for (Py_ssize_t table = 0; result != NULL && table <= tables; table++) {
+        PyObject *number = PyLong_FromLongLong(found[table]);
+        if (number == NULL || PyList_SetItem(result, table, number) < 0) {
+            Py_DECREF(result);
+            result = NULL;
+        }
+    }
+done:
+    free(pairs);
+    free(ends);
+    free(counts);
+    return result;
+}
+
+/* Whether numbers rise, all of them from 0 to below an end. */
+static int rise(const int64_t *numbers, int64_t n, int64_t end) {
+    int64_t last = -1;
+    for (int64_t i = 0; i < n; i++) {
+        if (numbers[i] <= last) return 0;
+        last = numbers[i];
+    }
+    return last < end;
+}
+
+FOR_EACH_PROCESSOR
+static void move_rows(float *restrict weight, float *restrict total, const int64_t *restrict rows,
+                      const float *restrict grad, int64_t n, int64_t width, float lr, float eps) {
+    for (int64_t i = 0; i < n; i++) {
+        if (rows != NULL && i + AHEAD < n) {
+            const char *ahead = (const char *)(weight + rows[i + AHEAD] * width);
+            for (int64_t byte = 0; byte < width * (int64_t)sizeof(float); byte += CACHE_LINE)
+                FETCH(ahead + byte);
+            FETCH(total + rows[i + AHEAD]);
+        }
+        const int64_t place = rows == NULL ? i : rows[i];
+        const float *restrict slope = grad + i * width;
+        float *restrict row = weight + place * width;
+        float lanes[LANES] = {0}, square = 0;
+        int64_t column = 0;
+        for (; column + LANES <= width; column += LANES)
+            for (int lane = 0; lane < LANES; lane++)
+                lanes[lane] += slope[column + lane] * slope[column + lane];
+        for (int lane = 0; lane < LANES; lane++) square += lanes[lane];
+        for (; column < width; column++) square += slope[column] * slope[column];
+        const float sum = total[place] + square / (float)width;
+        const float step = -lr / (sqrtf(sum) + eps);
+        total[place] = sum;
+        for (column = 0; column < width; column++) row[column] += step * slope[column];
+    }
+}
+
+PyDoc_STRVAR(rowwise_adagrad_doc,
+             "Move rows by row-wise Adagrad, without their numbers all of them.\n\n"
+             "False, with nothing done, if their numbers do not rise.");
+
+static PyObject *rowwise_adagrad(PyObject *module, PyObject *args) {
+    unsigned long long weight_at, total_at, rows_at, grad_at;
+    long long size, n, width;
+    float lr, eps;
+    int done;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "KKLKKLLff", &weight_at, &total_at, &size, &rows_at, &grad_at, &n,
+                          &width, &lr, &eps))
+        return NULL;
+    const int64_t *rows = (const int64_t *)(uintptr_t)rows_at;
+    Py_BEGIN_ALLOW_THREADS
+    done = rows == NULL || rise(rows, n, size);
+    if (done)
+        move_rows((float *)(uintptr_t)weight_at, (float *)(uintptr_t)total_at, rows,
+                  (const float *)(uintptr_t)grad_at, n, width, lr, eps);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(done);
+}
+
+/* What a code stands for: as `_rounding.rows_of` works it out, to the bit. */
+static float level(int code, int bits, float step) {
+    return ((float)code + 0.5f - (float)(1 << (bits - 1))) * step;
+}
+
+/* Writes the numbers that the codes of a byte stand for, byte by byte. */
+static inline void write_levels(float *restrict out, const uint8_t *restrict bytes, int64_t n,
+                                const float *restrict levels, const int codes) {
+    for (int64_t i = 0; i < n; i++)
+        memcpy(out + i * codes, levels + bytes[i] * codes, (size_t)codes * sizeof(*out));
+}
+
+FOR_EACH_PROCESSOR
+static void unpack_rows(float *restrict out, const uint8_t *restrict table,
+                        const int64_t *restrict rows, int64_t n, int64_t width, int bits,
+                        float step) {
+    float levels[256 * 4];
+    const int codes = 8 / bits;
+    const int64_t row_bytes = (width + codes - 1) / codes, whole = width / codes;
+    const int64_t rest = width - whole * codes;
+    for (int byte = 0; byte < 256; byte++)
+        for (int code = 0; code < codes; code++)
+            levels[byte * codes + code] =
+                level(byte >> code * bits & ((1 << bits) - 1), bits, step);
+    for (int64_t i = 0; i < n; i++) {
+        if (i + AHEAD < n) {
+            const char *ahead = (const char *)(table + rows[i + AHEAD] * row_bytes);
+            for (int64_t byte = 0; byte < row_bytes; byte += CACHE_LINE) FETCH(ahead + byte);
+        }
+        const uint8_t *restrict bytes = table + rows[i] * row_bytes;
+        float *restrict row = out + i * width;
+        if (codes == 1)
+            for (int64_t column = 0; column < width; column++)
+                row[column] = level(bytes[column], 8, step);
+        else if (codes == 2)
+            write_levels(row, bytes, whole, levels, 2);
+        else
+            write_levels(row, bytes, whole, levels, 4);
+        if (rest)
+            memcpy(row + whole * codes, levels + bytes[whole] * codes,
+                   (size_t)rest * sizeof(*row));
+    }
+}
+
+PyDoc_STRVAR(unpack_doc, "Write the rows of a table of packed codes. Raises IndexError.");
+
+static PyObject *unpack(PyObject *module, PyObject *args) {
+    unsigned long long out_at, table_at, rows_at;
+    long long size, n, width;
+    int bits, wrong = 0;
+    float step;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "KKLKLLif", &out_at, &table_at, &size, &rows_at, &n, &width, &bits,
+                          &step))
+        return NULL;
+    const int64_t *rows = (const int64_t *)(uintptr_t)rows_at;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < n; i++) wrong |= rows[i] < 0 || rows[i] >= size;
+    if (!wrong)
+        unpack_rows((float *)(uintptr_t)out_at, (const uint8_t *)(uintptr_t)table_at, rows, n,
+                    width, bits, step);
+    Py_END_ALLOW_THREADS
+    if (wrong) {
+        PyErr_Format(PyExc_IndexError, "A row is not between 0 and %lld.", size - 1);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"distinct", distinct, METH_VARARGS, distinct_doc},
+    {"rowwise_adagrad", rowwise_adagrad, METH_VARARGS, rowwise_adagrad_doc},
+    {"unpack", unpack, METH_VARARGS, unpack_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_kernels", "Loops over the rows of a batch.", 0, methods,
+    NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,24 @@
+def distinct(
+    keys: int,
+    n: int,
+    highest: int,
+    sizes: list[int],
+    order: int,
+    starts: int,
+    rows: int,
+    inverse: int,
+) -> list[int]: ...
+def rowwise_adagrad(
+    weight: int,
+    total: int,
+    size: int,
+    rows: int,
+    grad: int,
+    n: int,
+    width: int,
+    lr: float,
+    eps: float,
+) -> bool: ...
+def unpack(
+    out: int, table: int, size: int, rows: int, n: int, width: int, bits: int, step: float
+) -> None: ...

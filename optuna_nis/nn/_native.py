@@ -1,0 +1,154 @@
+"""Compiled loops for batches on the CPU, where they were built; torch and numpy do all of it too.
+
+Installing compiles them where there is a C compiler, and goes on without where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    from optuna_nis.nn import _kernels
+except ImportError:
+    _kernels = None  # type: ignore[assignment]
+
+# Set to 1 before the import, all is done without them.
+_IS_USED = _kernels is not None and os.environ.get("OPTUNA_NIS_NO_KERNELS", "") in ("", "0")
+
+
+class DistinctRows(NamedTuple):
+    """The distinct rows of a batch, from the first table to the last, then those beyond all.
+
+    Attributes:
+        rows: Which row of its table each is.
+        sizes: How many are in each table; at last how many are beyond all.
+        order: Where in the batch they are, one after the other, of shape ``(n,)``.
+        starts: Where in ``order`` each of them starts.
+        inverse: Which of them each place of the batch has, of shape ``(n,)``.
+    """
+
+    rows: Tensor
+    sizes: list[int]
+    order: Tensor
+    starts: Tensor
+    inverse: Tensor
+
+
+def distinct(ranks: Tensor, tables: Sequence[int], highest: int) -> DistinctRows | None:
+    """Find the distinct rows of a batch, and which of some tables they are in.
+
+    Args:
+        ranks: Shape ``(n,)``, int64 from 0 on, on the CPU.
+        tables: Number of rows of each table, one after the other.
+        highest: The highest rank there may be.
+
+    Returns:
+        None where this is not built, or numbers are too large for it.
+
+    Raises:
+        IndexError: If a rank is out of range.
+    """
+    n = len(ranks)
+    if not _IS_USED or highest.bit_length() + n.bit_length() > 63:
+        return None
+    ranks = ranks.contiguous()
+    order, starts, rows, inverse = torch.empty(4, n, dtype=torch.int64, device="cpu").unbind()
+    sizes = _kernels.distinct(
+        ranks.data_ptr(),
+        n,
+        highest,
+        [*tables],
+        order.data_ptr(),
+        starts.data_ptr(),
+        rows.data_ptr(),
+        inverse.data_ptr(),
+    )
+    found = sum(sizes)
+    return DistinctRows(rows[:found], sizes, order, starts[:found], inverse)
+
+
+def rowwise_adagrad(weight: Tensor, total: Tensor, grad: Tensor, lr: float, eps: float) -> bool:
+    """Move the rows of a table by row-wise Adagrad, in place.
+
+    Args:
+        weight: Shape ``(rows, width)``.
+        total: The sums of the mean squares of gradients, shape ``(rows,)``.
+        grad: The gradient of the table, dense or sparse.
+        lr: Learning rate.
+        eps: Added to the root.
+
+    Returns:
+        Whether it was done. It is not, and nothing is changed, where this is not built, for other
+        tensors than contiguous ones of float32 on the CPU, and where the rows of a sparse gradient
+        do not rise.
+    """
+    if not _IS_USED or weight.dim() != 2 or not (_is_plain(weight) and _is_plain(total)):
+        return False
+    rows, values = (grad._indices(), grad._values()) if grad.is_sparse else (None, grad)
+    if rows is not None and (rows.shape[0] != 1 or not rows.is_contiguous()):
+        return False
+    if not _is_plain(values):
+        return False
+    done = _kernels.rowwise_adagrad(
+        weight.data_ptr(),
+        total.data_ptr(),
+        len(weight),
+        0 if rows is None else rows.data_ptr(),
+        values.data_ptr(),
+        len(values),
+        weight.shape[1],
+        lr,
+        eps,
+    )
+    if done:
+        torch.autograd.graph.increment_version([weight, total])
+    return done
+
+
+def unpacked(codes: Tensor, rows: Tensor, step: Tensor, bits: int, columns: int) -> Tensor | None:
+    """Rows of a table of packed codes.
+
+    Args:
+        codes: As :func:`~optuna_nis.nn.packed.pack` gives them, on the CPU.
+        rows: Shape ``(n,)``.
+        step: Shape ``(1,)``.
+        bits: Bits of a code, 8, 4 or 2.
+        columns: Codes of a row.
+
+    Returns:
+        Shape ``(n, columns)``, of type float32; None where this is not built.
+
+    Raises:
+        IndexError: If a row is out of range.
+    """
+    width = -(-columns * bits // 8)
+    if not _IS_USED or not codes.is_contiguous() or codes.shape[1] != width:
+        return None
+    rows = rows.long().contiguous()
+    out = torch.empty(len(rows), columns, dtype=torch.float32, device="cpu")
+    _kernels.unpack(
+        out.data_ptr(),
+        codes.data_ptr(),
+        len(codes),
+        rows.data_ptr(),
+        len(rows),
+        columns,
+        bits,
+        step.item(),
+    )
+    return out
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but its numbers, in float32."""
+    return (
+        tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.is_contiguous()
+    )

@@ -1,0 +1,183 @@
+"""Compiled loops give what torch and numpy give without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import os
+import subprocess
+import sys
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optuna_nis import EmbeddingSpec, SearchSpace, TableAllocation, Tier
+from optuna_nis.nn import (
+    MultiSizeEmbedding,
+    MultiSizeEmbeddingBag,
+    RowwiseAdagrad,
+    SupernetEmbedding,
+    _native,
+    freeze,
+    set_choices,
+)
+from optuna_nis.nn._distinct import distinct
+
+needs_kernels = pytest.mark.skipif(not _native._IS_USED, reason="needs a C compiler")
+
+
+@contextmanager
+def _without_kernels() -> Iterator[None]:
+    with mock.patch.object(_native, "_IS_USED", False):
+        yield
+
+
+@needs_kernels
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_distinct_rows_are_the_same(data: st.DataObject) -> None:
+    highest = data.draw(st.sampled_from([0, 1, 5, 2047, 2048, 2**22, 2**40, 2**61]))
+    ids = data.draw(st.lists(st.integers(0, highest), max_size=40))
+    some = st.integers(1, highest // 2 + 2)
+    tables = data.draw(st.lists(some, min_size=1, max_size=4))
+    ranks = torch.tensor(ids, dtype=torch.int64)
+    found = distinct(ranks, tables, highest)
+    with _without_kernels():
+        expected = distinct(ranks, tables, highest)
+    assert found.sizes == expected.sizes
+    pairs = [*zip(found.rows, expected.rows, strict=True), (found.inverse, expected.inverse)]
+    pairs += [(found.order, expected.order), (found.starts, expected.starts)]
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@needs_kernels
+@pytest.mark.parametrize("ids", [[3, -1], [3, 11]])
+def test_ranks_out_of_range_are_refused(ids: list[int]) -> None:
+    with pytest.raises(IndexError, match="not between 0 and 10"):
+        distinct(torch.tensor(ids), [5], 10)
+
+
+def test_ranks_of_every_second_place_are_taken() -> None:
+    found = distinct(torch.tensor([7, 0, 2, 0, 7, 0])[::2], [8], 8)
+    assert [rows.tolist() for rows in found.rows] == [[2, 7]]
+
+
+def _trained(layer: nn.Module, *batches: Tensor) -> list[Tensor]:
+    optimizer = RowwiseAdagrad(layer.parameters(), lr=0.1)
+    for ids in batches:
+        optimizer.zero_grad()
+        layer(ids).square().sum().backward()
+        optimizer.step()
+    states = [state["sum"] for state in optimizer.state.values()]
+    return [parameter.detach().clone() for parameter in layer.parameters()] + states
+
+
+@needs_kernels
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.sampled_from([4, 16, 17, 64, 70]),
+    sparse=st.booleans(),
+    bag=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_training_is_the_same(width: int, sparse: bool, bag: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    tiers = (Tier(10, width), Tier(60, width // 2), Tier(20, 1, 4))
+    table = TableAllocation("f", 100, width, tiers[: int(torch.randint(1, 4, ()))])
+    kind = MultiSizeEmbeddingBag if bag else MultiSizeEmbedding
+    layer = kind(table, sparse=sparse, init_std=1.0)
+    start = {name: value.clone() for name, value in layer.state_dict().items()}
+    batches = [torch.randint(0, 101, (30, 2)) for _ in range(3)]
+    found = _trained(layer, *batches)
+    layer.load_state_dict(start)
+    with _without_kernels():
+        expected = _trained(layer, *batches)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found[0], start["tiers.0.weight"])
+
+
+@needs_kernels
+def test_a_supernet_is_trained_the_same() -> None:
+    spec = EmbeddingSpec("f", 100, 8)
+    space = SearchSpace([spec], budget=0.5)
+    layers = [SupernetEmbedding(spec, sparse=sparse, init_std=1.0) for sparse in (True, False)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    ids = torch.randint(0, 101, (40,))
+    choices = [space.full(), space.sample(np.random.default_rng(0), space.budget)]
+    for layer in layers:
+        set_choices(layer, space, choices)
+    rows = [_trained(layer, ids, ids.flip(0)) for layer in layers]
+    torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_what_the_kernel_is_not_for_is_left_to_torch() -> None:
+    grad = torch.sparse_coo_tensor([[4, 4, 1]], torch.ones(3, 2), (6, 2), check_invariants=True)
+    weight, total = torch.zeros(6, 2), torch.zeros(6)
+    sorted_grad = grad.coalesce()
+    for tensors in (
+        (weight, total, grad),
+        (weight.double(), total.double(), sorted_grad.double()),
+        (torch.zeros(2, 6).t(), total, sorted_grad),
+        (weight[:, 0], total, sorted_grad.to_dense()[:, 0]),
+    ):
+        assert not _native.rowwise_adagrad(*tensors, lr=0.1, eps=0.0)
+        assert not tensors[0].any()
+        assert not tensors[1].any()
+    beyond = torch.sparse_coo_tensor([[1, 6]], torch.ones(2, 2), (9, 2), check_invariants=True)
+    assert not _native.rowwise_adagrad(weight, total, beyond, lr=0.1, eps=0.0)
+    assert not weight.any()
+    assert _native.rowwise_adagrad(weight, total, sorted_grad, lr=0.1, eps=0.0)
+    assert weight.sum(1).nonzero().flatten().tolist() == [1, 4]
+
+
+@needs_kernels
+def test_a_step_is_noticed_by_the_backward_pass() -> None:
+    layer = nn.Embedding(5, 2)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    loss = layer.weight.square().sum()
+    RowwiseAdagrad(layer.parameters()).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("width", [1, 5, 64, 66])
+def test_frozen_rows_are_the_same_to_the_bit(bits: int, width: int) -> None:
+    table = TableAllocation("f", 50, width, (Tier(40, width, bits),))
+    layer = freeze(MultiSizeEmbedding(table, init_std=1.0)).eval()
+    ids = torch.randint(0, 51, (80,))
+    found = layer(ids)
+    with _without_kernels():
+        assert torch.equal(layer(ids), found)
+    with torch.device("meta"):
+        assert torch.equal(layer(ids), found)
+
+
+@needs_kernels
+def test_rows_beyond_a_frozen_table_are_refused() -> None:
+    codes, step = torch.zeros(5, 3, dtype=torch.uint8), torch.ones(1)
+    for row in (-1, 5):
+        with pytest.raises(IndexError, match="not between 0 and 4"):
+            _native.unpacked(codes, torch.tensor([0, row]), step, 8, 3)
+    # Of other codes than it is told of.
+    assert _native.unpacked(codes, torch.tensor([0]), step, 8, 4) is None
+
+
+def test_kernels_can_be_left_out() -> None:
+    program = "from optuna_nis.nn import _native; print(_native._IS_USED)"
+    environment = os.environ | {"OPTUNA_NIS_NO_KERNELS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "False"
