@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from glob import has_magic
 import math
 from numbers import Real
 import os
 from pathlib import Path
 import tempfile
+from typing import TypeVar
+
+Kind = TypeVar("Kind")
 
 
 def check_integer(name: str, value: object, least: int) -> None:
@@ -42,6 +46,22 @@ def check_number(
         raise ValueError(
             f"`{name}` must be a number in {bracket}{least:g}, {below:g}), got {value!r}."
         )
+
+
+def instances(name: str, given: object, kind: type[Kind]) -> tuple[Kind, ...]:
+    """An argument that must hold objects of one kind, and hold them one after the other.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else None
+    wrong = [given] if found is None else [each for each in found if not isinstance(each, kind)]
+    if found is None or wrong:
+        raise TypeError(
+            f"`{name}` must be a sequence of `{kind.__name__}`, got "
+            f"{'' if found is None else 'one with '}{wrong[0]!r}."
+        )
+    return found
 
 
 def check_source(name: str, path: str | os.PathLike[str]) -> None:

@@ -60,8 +60,8 @@ def load_dataset(name: str, task: Task = "ranking", **options: Any) -> NamedData
     """
     if name not in _DATASETS:
         raise ValueError(
-            f"`name` must be one of {', '.join(map(repr, _DATASETS))}, got {name!r}; a table of "
-            "your own is a `TableDataModule`."
+            f"`name` must be one of {', '.join(map(repr, _DATASETS))}, got {name!r}. "
+            "Tables of your own go by their paths, to `TableDataModule` or `--table`."
         )
     tasks = _DATASETS[name]
     if task not in tasks:

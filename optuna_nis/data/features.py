@@ -54,6 +54,7 @@ class Features:
         numeric: For every numeric column, how its numbers become inputs of a model.
         share: For features without a table of their own, the feature whose vocabulary and table
             they share.
+        optional: Features whose columns new rows need not have, see :meth:`cut`.
 
     Raises:
         ValueError: If there is no feature, one is named "label" or is numeric too, a bag or what
@@ -79,6 +80,7 @@ class Features:
     na_values: tuple[str, ...] = ()
     numeric: Mapping[str, Scaling] = field(default_factory=dict)
     share: Mapping[str, str] = field(default_factory=dict)
+    optional: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -182,6 +184,11 @@ class Features:
         return (*self.names, *self.numeric)
 
     @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of the columns that must be there: all but those that are optional."""
+        return tuple(name for name in self.columns if name not in self.optional)
+
+    @property
     def num_numeric(self) -> int:
         """Number of numeric inputs of a model: one for a column, and one if it has gaps."""
         return sum(each.width for each in self.numeric.values())
@@ -246,8 +253,8 @@ class Features:
         """Turn rows into a batch without labels.
 
         Args:
-            frame: Rows with a column for each feature; other columns are ignored. Missing and
-                unknown values are fine.
+            frame: Rows with the columns that are :attr:`needed`; those of other features may be
+                there too, all else is ignored. Missing and unknown values are fine.
 
         Returns:
             For every feature ids of shape ``(rows,)``, or ``(rows, longest bag)`` for bags; under
@@ -307,11 +314,14 @@ class Features:
         """The columns with cells of the types seen in training, as far as they can be."""
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"`frame` must be a pandas DataFrame, got {type(frame).__name__}.")
-        if absent := [name for name in self.columns if name not in frame.columns]:
+        if absent := [name for name in self.needed if name not in frame.columns]:
             raise ValueError(
                 f"`frame` has no column {', '.join(map(repr, absent))}; it has "
                 f"{', '.join(map(repr, frame.columns))}."
             )
+        if absent := [name for name in self.optional if name not in frame.columns]:
+            frame = frame.copy(deep=False)
+            frame[absent] = None
         if check:
             return {name: self.as_seen(frame[name], name) for name in self.names}
         return {
@@ -351,7 +361,8 @@ class Features:
         """Without the rarest ids of features, to keep with a model that has no rows for them.
 
         Predictions stay the same: an id without a row and an unknown one both give zeros. Bags,
-        whose mean counts the former but not the latter, are left as they are.
+        whose mean counts the former but not the latter, are left as they are. Columns of features
+        that keep no id become optional.
 
         Args:
             sizes: For features the number of ids to keep, the most frequent ones.
@@ -368,7 +379,8 @@ class Features:
             owner = self.share.get(name, name)
             kept = owner in sizes and name not in whole and owner not in whole
             cut[name] = each.cut(sizes[owner]) if kept else each
-        return replace(self, vocabularies=cut)
+        without = {name for name in cut if sizes.get(self.share.get(name, name)) == 0}
+        return replace(self, vocabularies=cut, optional=self.optional | without)
 
     def to_dict(self) -> dict[str, Any]:
         """The features in types that JSON knows, to be read back by :meth:`from_dict`."""

@@ -112,7 +112,7 @@ def read_batches(
         >>> frame["user"].tolist(), others.to_pylist()
         ([8, 9], [{'day': '03'}, {'day': '04'}])
     """
-    files.check_there([*like.columns, *more])
+    files.check_there([*like.needed, *more])
     _check_kinds(files, like, rows)
     return _batches(files, like, list(more), rows)
 
@@ -121,7 +121,7 @@ def _batches(
     files: TableFiles, like: Features, more: list[str], rows: int
 ) -> Iterator[tuple[pd.DataFrame, pyarrow.RecordBatch]]:
     start = 0
-    columns = list(dict.fromkeys([*like.columns, *more]))
+    columns = list(dict.fromkeys([*_there(like.columns, files), *more]))
     for batch in files.batches(columns, rows=rows):
         frame = _frame(batch, like, files.name)
         # Errors tell the row.
@@ -169,12 +169,17 @@ def _meant(
     return cells.without(column, na_values)
 
 
+def _there(columns: Sequence[str], files: TableFiles) -> list[str]:
+    """The columns that some files have: those that are not needed may be missing."""
+    return [name for name in columns if name in files.names]
+
+
 def _check_kinds(files: TableFiles, like: Features, rows: int) -> None:
     """Refuse columns of another kind than in training, which a few rows of them tell.
 
     Where the first rows have none that fits, those behind them may.
     """
-    left = list(like.names)
+    left = _there(like.names, files)
     while left:
         error, fitting = None, set[str]()
         for batch in files.batches(left, rows=rows):

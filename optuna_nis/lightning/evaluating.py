@@ -148,7 +148,7 @@ def evaluate_table(
     rule = Label.parse(label, files.names)
     check_rule(rule, predictor.features.task)
     columns = [name for name in (rule.column, weight, group) if name is not None]
-    files.check_there([*predictor.features.columns, *columns])
+    files.check_there([*predictor.features.needed, *columns])
     labels = _labels(predictor, files, rule, weight, group, progress)
     pace = Pace(progress)
     loader = _batches(predictor, files, labels, pace)

@@ -88,7 +88,7 @@ def predict_table(
     if output.resolve() in [file.resolve() for file in files.files]:
         raise ValueError(f"`output` must not be a file of the table, got {str(output)!r}.")
     kept = select_columns(keep, files.names, argument="keep")
-    files.check_there([*predictor.features.columns, *kept])
+    files.check_there([*predictor.features.needed, *kept])
     predicted = predictor.columns
     if taken := [name for name in kept if name in predicted]:
         raise ValueError(

@@ -66,7 +66,7 @@ class Predictor:
         kept = {
             name: table.kept
             for name, table in allocation.items()
-            if name not in shared and not table.num_shared
+            if not table.num_shared and (name not in shared or not table.kept)
         }
         self.features = features.cut(kept)
         self.tables = tables
@@ -110,8 +110,8 @@ class Predictor:
         """Predict for new rows.
 
         Args:
-            frame: A column for each feature, with the same names and types as in training;
-                unknown and missing ids are fine, other columns are ignored.
+            frame: A column for each feature that has rows in the model, with the same names and
+                types as in training; unknown and missing ids are fine, other columns are ignored.
             batch_size: Rows at a time.
             check: As in :meth:`Features.encode_batches`.
             tally: As in :meth:`Features.encode_batches`.

@@ -9,6 +9,7 @@ import json
 from typing import NamedTuple
 import warnings
 
+from optuna_nis._checks import instances
 from optuna_nis.space.budget import bytes_per_element
 from optuna_nis.space.precision import PRECISIONS, projection_nbytes, row_nbytes, step_nbytes
 
@@ -68,6 +69,7 @@ class TableAllocation:
         num_shared: Number of rows that the ids beyond the last tier share.
 
     Raises:
+        TypeError: If something is no tier.
         ValueError: If the tiers do not fit the vocabulary or are not in order, or there are more
             shared rows than ids to share them, or no tier to take their size from.
 
@@ -97,7 +99,12 @@ class TableAllocation:
                 raise ValueError(
                     f"`{field}` of {self.name!r} must be a positive integer, got {value!r}."
                 )
-        tiers = tuple(Tier(*tier) for tier in self.tiers)
+        try:
+            tiers = tuple(Tier(*tier) for tier in self.tiers)
+        except TypeError:
+            raise TypeError(
+                f"`tiers` of {self.name!r} must be a sequence of `Tier`, got {self.tiers!r}."
+            ) from None
         object.__setattr__(self, "tiers", tiers)
         for tier in tiers:
             if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in tier):
@@ -201,6 +208,7 @@ class Allocation(Mapping[str, TableAllocation]):
         tables: One :class:`TableAllocation` for each feature.
 
     Raises:
+        TypeError: If something is no table.
         ValueError: If there is no table or a name comes twice.
 
     Example:
@@ -221,7 +229,7 @@ class Allocation(Mapping[str, TableAllocation]):
 
     def __init__(self, tables: Iterable[TableAllocation]) -> None:
         self._tables: dict[str, TableAllocation] = {}
-        for table in tables:
+        for table in instances("tables", tables, TableAllocation):
             if table.name in self._tables:
                 raise ValueError(f"`tables` names the feature {table.name!r} twice.")
             self._tables[table.name] = table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import math
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,6 +80,7 @@ class AdditiveBudget:
         costs: For every parameter, the cost of each of its choices.
 
     Raises:
+        TypeError: If the costs are no mapping of mappings.
         ValueError: If a parameter has no choice, a cost is negative or not finite, or even the
             cheapest choices exceed the limit.
 
@@ -91,19 +93,21 @@ class AdditiveBudget:
     """
 
     def __init__(self, limit: float, costs: Mapping[str, Mapping[Choice, float]]) -> None:
+        _check_mapping("costs", costs)
         if not costs:
             raise ValueError("`costs` must name at least one parameter, got an empty mapping.")
         for name, options in costs.items():
+            _check_mapping(f"costs[{name!r}]", options)
             if not options:
                 raise ValueError(f"`costs[{name!r}]` must hold at least one choice, got none.")
             for choice, cost in options.items():
-                if not (math.isfinite(cost) and cost >= 0):
+                if not (_is_finite(cost) and cost >= 0):
                     raise ValueError(
                         f"`costs[{name!r}][{choice!r}]` must be finite and not negative, "
                         f"got {cost!r}."
                     )
         cheapest = sum(min(options.values()) for options in costs.values())
-        if not (math.isfinite(limit) and limit >= cheapest):
+        if not (_is_finite(limit) and limit >= cheapest):
             raise ValueError(
                 f"`limit` must be at least {cheapest}, the cost of the cheapest choices, "
                 f"got {limit!r}."
@@ -138,6 +142,15 @@ class AdditiveBudget:
     def canonical(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """The params themselves: every choice means something else."""
         return params
+
+
+def _check_mapping(name: str, given: object) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"`{name}` must be a mapping, got {given!r}.")
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, Real) and math.isfinite(number)
 
 
 class _AdditiveWalk:

@@ -20,6 +20,7 @@ import numpy as np
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import BaseTrial
 
+from optuna_nis._checks import instances
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.blocks import Blocks
 from optuna_nis.space.budget import bytes_per_element, parse_budget
@@ -73,6 +74,7 @@ class SearchSpace:
             later. Where precisions are chosen, bytes are bytes.
 
     Raises:
+        TypeError: If something is no spec, or the budget no number or string.
         ValueError: If there is no spec, a name comes twice, the mode is unknown, or the budget is
             not positive, larger than the full tables or smaller than the smallest choice.
 
@@ -100,7 +102,7 @@ class SearchSpace:
         mode: Mode = "multi",
         dtype: str = "float32",
     ) -> None:
-        self.specs = tuple(specs)
+        self.specs = instances("specs", specs, EmbeddingSpec)
         if not self.specs:
             raise ValueError("`specs` must hold at least one `EmbeddingSpec`, got none.")
         names = [spec.name for spec in self.specs]

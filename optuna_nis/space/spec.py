@@ -417,7 +417,8 @@ def _checked_counts(name: str, counts: Any) -> NDArray[np.int64]:
             f"`counts` of {name!r} must be the occurrences alone, of each id a number, got a "
             f"{type(counts).__name__}: give its `.values()`."
         )
-    given = np.asarray(counts if isinstance(counts, np.ndarray) else list(counts))
+    is_listed = isinstance(counts, np.ndarray) or not isinstance(counts, Iterable)
+    given = np.asarray(counts if is_listed else list(counts))
     is_number = given.dtype.kind in "iuf" and given.ndim == 1 and given.size > 0
     if not is_number or not ((given >= 0) & (given < 2**63) & (given % 1 == 0)).all():
         raise ValueError(

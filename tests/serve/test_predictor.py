@@ -14,6 +14,7 @@ from optuna_nis.data import Features, TableDataModule
 from optuna_nis.data.unknown import UnknownIds
 from optuna_nis.models import reference_model
 from optuna_nis.nn.multi_size import MultiSize
+from optuna_nis.serve.predictions import predict_table
 from optuna_nis.serve.predictor import Predictor
 
 FRAME = pd.DataFrame(
@@ -278,3 +279,36 @@ def test_a_model_that_takes_numbers_predicts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Predictor.load(tmp_path).predict(frame), expected)
     one = features.encode(frame[:1])
     assert predictor.predict(frame, batch_size=1)[0] == predictor.model(one).sigmoid().item()
+
+
+def test_columns_of_features_without_rows_need_not_be_there(tmp_path: Path) -> None:
+    features = Features.fit(FRAME, task="ranking", separators={"tags": None})
+    sizes = [TableAllocation(name, SIZES[name].num_embeddings, 4, ()) for name in ("city", "tags")]
+    allocation = Allocation([SIZES["user"], *sizes])
+    whole = Predictor(reference_model(features)(allocation), allocation, features)
+    whole.save(tmp_path)
+    predictor = Predictor.load(tmp_path)
+    assert predictor.features.needed == ("user",)
+    expected = predictor.predict(FRAME)
+    np.testing.assert_array_equal(predictor.predict(FRAME[["user"]]), expected)
+    path, output = tmp_path / "new.parquet", tmp_path / "found.csv"
+    FRAME[["user"]].to_parquet(path)
+    done = predict_table(predictor, path, output)
+    np.testing.assert_allclose(pd.read_csv(output)["prediction"], expected, rtol=1e-6)
+    assert "city" not in str(done.tally)
+    with pytest.raises(ValueError, match="no column 'user'"):
+        predictor.predict(FRAME[["city"]])
+    assert list(FRAME) == ["user", "city", "tags"]
+
+
+def test_a_sequence_is_needed_whatever_rows_its_items_have() -> None:
+    frame = pd.DataFrame({"user": ["a", "b", "a"], "history": [[2], [1, 1], [2]]})
+    features = Features.fit(
+        frame, task="retrieval", separators={"history": None}, targets=pd.Series([1, 2, 1])
+    )
+    build = reference_model(features, model="sasrec")
+    specs = build.specs(8)
+    allocation = Allocation(
+        TableAllocation(spec.name, spec.num_embeddings, 8, ()) for spec in specs
+    )
+    assert Predictor(build(allocation), allocation, features).features.needed == ("history",)
