@@ -28,10 +28,14 @@
 #define AHEAD 12
 #define CACHE_LINE 64
 #if defined(__GNUC__)
-#define FETCH(address) __builtin_prefetch(address, 1)
+#define FETCH(address) __builtin_prefetch(address)
 #else
 #define FETCH(address) ((void)(address))
 #endif
+
+static inline void fetch_row(const void *row, int64_t bytes) {
+    for (int64_t byte = 0; byte < bytes; byte += CACHE_LINE) FETCH((const char *)row + byte);
+}
 
 /* Digits of numbers that are sorted, in bits. */
 #define DIGIT 11
@@ -164,9 +168,7 @@ static void move_rows(float *restrict weight, float *restrict total, const int64
                       const float *restrict grad, int64_t n, int64_t width, float lr, float eps) {
     for (int64_t i = 0; i < n; i++) {
         if (rows != NULL && i + AHEAD < n) {
-            const char *ahead = (const char *)(weight + rows[i + AHEAD] * width);
-            for (int64_t byte = 0; byte < width * (int64_t)sizeof(float); byte += CACHE_LINE)
-                FETCH(ahead + byte);
+            fetch_row(weight + rows[i + AHEAD] * width, width * (int64_t)sizeof(float));
             FETCH(total + rows[i + AHEAD]);
         }
         const int64_t place = rows == NULL ? i : rows[i];
@@ -234,10 +236,7 @@ static void unpack_rows(float *restrict out, const uint8_t *restrict table,
             levels[byte * codes + code] =
                 level(byte >> code * bits & ((1 << bits) - 1), bits, step);
     for (int64_t i = 0; i < n; i++) {
-        if (i + AHEAD < n) {
-            const char *ahead = (const char *)(table + rows[i + AHEAD] * row_bytes);
-            for (int64_t byte = 0; byte < row_bytes; byte += CACHE_LINE) FETCH(ahead + byte);
-        }
+        if (i + AHEAD < n) fetch_row(table + rows[i + AHEAD] * row_bytes, row_bytes);
         const uint8_t *restrict bytes = table + rows[i] * row_bytes;
         float *restrict row = out + i * width;
         if (codes == 1)
