@@ -34,6 +34,8 @@ def check_ids(ids: Tensor, num_embeddings: int, name: str) -> None:
         ValueError: If an id is out of range. Not checked off the CPU, where it would stall the
             device, nor in compiled, exported or traced models.
     """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"`ids` of {name!r} must be a tensor, got a {type(ids).__name__}.")
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"`ids` of {name!r} must be int64 or int32, got {ids.dtype}.")
     if ids.device.type == "cpu" and not is_traced() and ids.numel():

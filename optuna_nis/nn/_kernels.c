@@ -112,8 +112,9 @@ static PyObject *distinct(PyObject *module, PyObject *args) {
     memset(found, 0, (size_t)(tables + 1) * sizeof(*found));
     Py_BEGIN_ALLOW_THREADS
     for (int64_t i = 0; i < n; i++) {
-        wrong |= keys[i] < 0 || keys[i] > highest;
-        pairs[i] = (uint64_t)keys[i] << place_bits | (uint64_t)i;
+        const int64_t key = keys[i];
+        wrong |= key < 0 || key > highest;
+        pairs[i] = (uint64_t)key << place_bits | (uint64_t)i;
     }
     if (!wrong) {
         const uint64_t *in_order = sorted(pairs, pairs + n, n, bits, place_bits, counts);
@@ -151,6 +152,16 @@ done:
     free(ends);
     free(counts);
     return result;
+}
+
+/* A copy of row numbers: another thread may write to those of a batch after they were checked. */
+static int64_t *copied(unsigned long long rows_at, int64_t n) {
+    int64_t *rows = malloc((size_t)(n + 1) * sizeof(*rows));
+    if (rows == NULL)
+        PyErr_NoMemory();
+    else
+        memcpy(rows, (const void *)(uintptr_t)rows_at, (size_t)n * sizeof(*rows));
+    return rows;
 }
 
 /* Whether numbers rise, all of them from 0 to below an end. */
@@ -201,13 +212,15 @@ static PyObject *rowwise_adagrad(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "KKLKKLLff", &weight_at, &total_at, &size, &rows_at, &grad_at, &n,
                           &width, &lr, &eps))
         return NULL;
-    const int64_t *rows = (const int64_t *)(uintptr_t)rows_at;
+    int64_t *rows = NULL;
+    if (rows_at != 0 && (rows = copied(rows_at, n)) == NULL) return NULL;
     Py_BEGIN_ALLOW_THREADS
     done = rows == NULL || rise(rows, n, size);
     if (done)
         move_rows((float *)(uintptr_t)weight_at, (float *)(uintptr_t)total_at, rows,
                   (const float *)(uintptr_t)grad_at, n, width, lr, eps);
     Py_END_ALLOW_THREADS
+    free(rows);
     return PyBool_FromLong(done);
 }
 
@@ -263,13 +276,15 @@ static PyObject *unpack(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "KKLKLLif", &out_at, &table_at, &size, &rows_at, &n, &width, &bits,
                           &step))
         return NULL;
-    const int64_t *rows = (const int64_t *)(uintptr_t)rows_at;
+    int64_t *rows = copied(rows_at, n);
+    if (rows == NULL) return NULL;
     Py_BEGIN_ALLOW_THREADS
     for (int64_t i = 0; i < n; i++) wrong |= rows[i] < 0 || rows[i] >= size;
     if (!wrong)
         unpack_rows((float *)(uintptr_t)out_at, (const uint8_t *)(uintptr_t)table_at, rows, n,
                     width, bits, step);
     Py_END_ALLOW_THREADS
+    free(rows);
     if (wrong) {
         PyErr_Format(PyExc_IndexError, "A row is not between 0 and %lld.", size - 1);
         return NULL;

@@ -87,12 +87,16 @@ def rowwise_adagrad(weight: Tensor, total: Tensor, grad: Tensor, lr: float, eps:
         tensors than contiguous ones of float32 on the CPU, and where the rows of a sparse gradient
         do not rise.
     """
-    if not _IS_USED or weight.dim() != 2 or not (_is_plain(weight) and _is_plain(total)):
+    if not _IS_USED or weight.dim() != 2 or total.shape != weight.shape[:1]:
         return False
-    rows, values = (grad._indices(), grad._values()) if grad.is_sparse else (None, grad)
-    if rows is not None and (rows.shape[0] != 1 or not rows.is_contiguous()):
-        return False
-    if not _is_plain(values):
+    if grad.is_sparse:
+        rows, values = grad._indices(), grad._values()
+        fits = rows.shape == (1, len(values)) and values.shape[1:] == weight.shape[1:]
+        fits = fits and rows.is_contiguous()
+    else:
+        rows, values = None, grad
+        fits = grad.shape == weight.shape
+    if not (fits and _is_plain(weight) and _is_plain(total) and _is_plain(values)):
         return False
     done = _kernels.rowwise_adagrad(
         weight.data_ptr(),
@@ -106,7 +110,9 @@ def rowwise_adagrad(weight: Tensor, total: Tensor, grad: Tensor, lr: float, eps:
         eps,
     )
     if done:
-        torch.autograd.graph.increment_version([weight, total])
+        # Both at once only newer versions of torch take.
+        torch.autograd.graph.increment_version(weight)
+        torch.autograd.graph.increment_version(total)
     return done
 
 
@@ -127,7 +133,8 @@ def unpacked(codes: Tensor, rows: Tensor, step: Tensor, bits: int, columns: int)
         IndexError: If a row is out of range.
     """
     width = -(-columns * bits // 8)
-    if not _IS_USED or not codes.is_contiguous() or codes.shape[1] != width:
+    fits = codes.dtype is torch.uint8 and codes.shape[1:] == (width,) and codes.is_contiguous()
+    if not (_IS_USED and fits and codes.is_cpu and rows.is_cpu):
         return None
     rows = rows.long().contiguous()
     out = torch.empty(len(rows), columns, dtype=torch.float32, device="cpu")
@@ -151,4 +158,7 @@ def _is_plain(tensor: Tensor) -> bool:
         and tensor.is_cpu
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.is_contiguous()
+        # Of these, what is in memory is not what they are.
+        and not tensor.is_neg()
+        and not tensor._is_zerotensor()
     )

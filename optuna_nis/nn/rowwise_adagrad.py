@@ -85,10 +85,28 @@ class RowwiseAdagrad(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state, whose accumulators keep their type."""
-        super().load_state_dict(state_dict)
+        """Go on from a state, whose accumulators keep their type.
+
+        Raises:
+            ValueError: If the groups are others, or a table has another number of rows. Nothing
+                is changed then.
+        """
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
+        names = [name for g in self.param_groups for name in g.get("param_names", g["params"])]
+        own = {id(parameter) for group in self._rowwise() for parameter in group["params"]}
+        for index, (key, parameter) in enumerate(zip(keys, parameters)):
+            state = state_dict["state"].get(key)
+            if not state or id(parameter) not in own:
+                continue
+            shape = tuple(getattr(state.get("sum"), "shape", ()))
+            if "sum" not in state or shape != parameter.shape[:1]:
+                named = f"{names[index]!r}" if isinstance(names[index], str) else f"number {index}"
+                raise ValueError(
+                    f"`state_dict` must have a `sum` of shape {tuple(parameter.shape[:1])} for "
+                    f"the parameter {named}, got {f'shape {shape}' if 'sum' in state else 'none'}."
+                )
+        super().load_state_dict(state_dict)
         for key, parameter in zip(keys, parameters):
             total = state_dict["state"].get(key, {}).get("sum")
             if total is not None:
@@ -108,7 +126,7 @@ class RowwiseAdagrad(Optimizer):
         total: Tensor = state["sum"]
         grad = parameter.grad
         assert grad is not None
-        if not is_traced() and rowwise_adagrad(parameter, total, grad, group["lr"], group["eps"]):
+        if not traced and rowwise_adagrad(parameter, total, grad, group["lr"], group["eps"]):
             return
         if grad.is_sparse:
             rows, values = _of_distinct_rows(grad)

@@ -181,3 +181,59 @@ def test_kernels_can_be_left_out() -> None:
         check=True,
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("rows", [10, 1000])
+def test_a_state_of_another_table_is_refused(rows: int, sparse: bool) -> None:
+    table, other = nn.Embedding(100, 8, sparse=sparse), nn.Embedding(rows, 8, sparse=sparse)
+    optimizer = RowwiseAdagrad(other.parameters())
+    other(torch.arange(5)).sum().backward()
+    optimizer.step()
+    mine = RowwiseAdagrad(table.parameters())
+    with pytest.raises(ValueError, match=rf"shape \(100,\) for the parameter .*\({rows},\)"):
+        mine.load_state_dict(optimizer.state_dict())
+    assert not mine.state
+    # As it may be put there without.
+    mine.state[table.weight]["sum"] = optimizer.state[other.weight]["sum"]
+    table(torch.tensor([3, 99])).sum().backward()
+    before = table.weight.detach().clone()
+    if sparse and rows > 100:
+        return
+    with pytest.raises((RuntimeError, IndexError)):
+        mine.step()
+    assert torch.equal(table.weight, before)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adagrad])
+def test_a_state_of_another_optimizer_is_refused(kind: type[torch.optim.Optimizer]) -> None:
+    table = nn.Embedding(100, 8)
+    table(torch.arange(5)).sum().backward()
+    other = kind(table.parameters())
+    other.step()
+    with pytest.raises(ValueError, match=r"must have a `sum` of shape \(100,\)"):
+        RowwiseAdagrad(table.parameters()).load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("size", [(50, 8), (1000, 8), (100, 4)])
+def test_a_gradient_of_another_size_moves_nothing(size: tuple[int, int]) -> None:
+    table = nn.Embedding(100, 8)
+    table.weight.grad = torch.ones(100, 8)
+    table.weight.data = torch.zeros(size)
+    with pytest.raises(RuntimeError):
+        RowwiseAdagrad(table.parameters()).step()
+    assert not table.weight.any()
+
+
+@needs_kernels
+def test_gradients_that_are_not_what_is_in_memory() -> None:
+    weight, total = torch.zeros(3, 2), torch.zeros(3)
+    for grad in (torch._neg_view(torch.ones(3, 2)), torch._efficientzerotensor((3, 2))):
+        assert not _native.rowwise_adagrad(weight, total, grad, lr=0.1, eps=0.0)
+
+
+def test_ids_elsewhere_are_refused_by_frozen_tables() -> None:
+    table = TableAllocation("f", 50, 6, (Tier(50, 6, 8),))
+    layer = freeze(MultiSizeEmbedding(table)).eval()
+    with pytest.raises(RuntimeError, match="device"):
+        layer(torch.zeros(3, dtype=torch.int64, device="meta"))
