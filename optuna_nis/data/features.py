@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from optuna_nis._checks import check_integer
 from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.coded import (
@@ -288,6 +289,7 @@ class Features:
             TypeError: As :meth:`encode`.
             ValueError: As :meth:`encode`.
         """
+        check_integer("batch_size", batch_size, 1)
         seen, numbers = self._as_seen(frame, check), self._numbers(frame)
         for start in range(0, len(frame), batch_size):
             rows = slice(start, start + batch_size)
@@ -319,6 +321,8 @@ class Features:
                 f"`frame` has no column {', '.join(map(repr, absent))}; it has "
                 f"{', '.join(map(repr, frame.columns))}."
             )
+        if twice := [name for name in self.columns if list(frame.columns).count(name) > 1]:
+            raise ValueError(f"`frame` must have the column {twice[0]!r} once, it has it again.")
         if absent := [name for name in self.optional if name not in frame.columns]:
             frame = frame.copy(deep=False)
             frame[absent] = None

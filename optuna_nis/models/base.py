@@ -125,7 +125,7 @@ class EmbeddingModule(LightningModule):
         """
         if not self.num_numeric:
             return rows
-        field = self.numeric(numbers_of(batch, self.num_numeric))
+        field = self.numeric(numbers_of(batch, self.num_numeric).to(rows.dtype))
         return torch.cat([rows, field.unsqueeze(1)], 1)
 
     def _flat(self, fields: Tensor, batch: Batch) -> Tensor:
@@ -137,7 +137,7 @@ class EmbeddingModule(LightningModule):
             Shape ``(batch, inputs)``.
         """
         flat = fields.flatten(1)
-        return torch.cat([flat, batch[NUMERIC]], 1) if self.num_numeric else flat
+        return torch.cat([flat, batch[NUMERIC].to(flat.dtype)], 1) if self.num_numeric else flat
 
     @property
     def more_metrics(self) -> dict[str, str]:

@@ -50,6 +50,7 @@ class SequenceModule(ItemsModule):
             not for rows that are split at random: their sequences hold what others are tested on.
         repeats: Whether an item may come again. If not, those of a sequence are left out when
             items are ranked: the latest, whose row goes through all blocks, would else be first.
+            Where fewer items than are asked for are not of the sequence, those of it come last.
         learning_rate: Of Adam.
         l2: Weight of the mean squared norm of the embeddings looked up.
         dropout: Probability after the embeddings and in each block.

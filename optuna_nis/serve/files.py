@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import json
 import os
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optuna_nis._checks import check_file
+from optuna_nis._files import replacing
 from optuna_nis.nn import freeze
 from optuna_nis.nn._layers import Model, check_not_searchable
 from optuna_nis.nn._stored import stored_tables
@@ -72,7 +74,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ModuleNotFoundError: If a path ends in ``.safetensors`` and the package is not installed.
-        ValueError: As :func:`allocation_of`, or if the state of the model is more than tensors.
+        ValueError: As :func:`allocation_of`, or if the state of the model is more than tensors,
+            or the file cannot be written.
     """
     allocation, state = allocation_of(model), model.state_dict()
     for name, value in state.items():
@@ -82,24 +85,24 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
                 f"{type(value).__name__}."
             )
     path = Path(path)
-    part = path.with_name(f"{path.name}.part")
+    check_file("path", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     found = {"version": _VERSION, "allocation": allocation.to_json()}
     if is_frozen(model):
         found["tables"] = "packed"
     elif stored := stored_tables(model):
         found["stored"] = json.dumps(stored)
-    if path.suffix == _SAFETENSORS:
-        texts = {key: str(value) for key, value in found.items()}
-        package = _safetensors().torch
-        # It writes files that only their owner may read.
-        part.unlink(missing_ok=True)
-        part.touch()
-        mode = part.stat().st_mode
-        package.save_model(model, str(part), metadata=texts)
-        part.chmod(mode)
-    else:
-        torch.save(found | {"state_dict": state}, part)
-    part.replace(path)
+    with replacing(path) as part:
+        if path.suffix == _SAFETENSORS:
+            texts = {key: str(value) for key, value in found.items()}
+            package = _safetensors().torch
+            # It writes files that only their owner may read.
+            part.touch()
+            mode = part.stat().st_mode
+            package.save_model(model, str(part), metadata=texts)
+            part.chmod(mode)
+        else:
+            torch.save(found | {"state_dict": state}, part)
 
 
 def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> Model:
@@ -145,10 +148,13 @@ def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> 
             f"`path` {str(path)!r} must be a file of version {_VERSION} written by `save`, got "
             f"version {version!r}."
         )
-    model = build(Allocation.from_json(found["allocation"]))
+    allocation, stored = _sizes_in(found, path)
+    model = build(allocation)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`build` must return a model, got {model!r}.")
     if found.get("tables") == "packed" and not is_frozen(model):
         model = freeze(model)
-    if "stored" in found and (stored := json.loads(found["stored"])) != stored_tables(model):
+    if stored is not None and stored != stored_tables(model):
         raise ValueError(
             f"`build` must make the tables as those of {str(path)!r} are, {stored}, got "
             f"{stored_tables(model) or 'tables that are neither quantised nor frozen'}."
@@ -160,10 +166,31 @@ def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> 
     return model
 
 
+def _sizes_in(found: Mapping[str, Any], path: Path) -> tuple[Allocation, dict[str, str] | None]:
+    """The sizes that a file has, and what was done to which tables, if it says so.
+
+    Raises:
+        ValueError: If they are not such.
+    """
+    try:
+        allocation = Allocation.from_json(found["allocation"])
+        stored = json.loads(found["stored"]) if "stored" in found else None
+        fits = found.get("tables") in (None, "packed") and isinstance(stored, (dict, type(None)))
+        if path.suffix != _SAFETENSORS:
+            fits = fits and isinstance(found["state_dict"], Mapping)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(_NOT_OURS.format(str(path))) from error
+    if not fits:
+        raise ValueError(_NOT_OURS.format(str(path)))
+    return allocation, stored
+
+
 def _dictionary(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except FileNotFoundError:
+        raise
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(_NOT_OURS.format(str(path))) from error
 
 

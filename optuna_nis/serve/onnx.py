@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 
+from optuna_nis._checks import check_file
 from optuna_nis.serve._gathers import Gathers
 from optuna_nis.serve.fused import fused
 from optuna_nis.serve.torch_export import Batch, Inputs, free_axes, to_torch_export
@@ -49,7 +50,8 @@ def to_onnx(
 
     Raises:
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
-        ValueError: As :func:`to_torch_export`.
+        ValueError: As :func:`to_torch_export`, or if the file cannot be written or outputs have
+            too few names or too many.
         RuntimeError: If ONNX Runtime gives something else than the model.
 
     Example:
@@ -69,12 +71,19 @@ def to_onnx(
                 'pip install "optuna-nis[export]"',
                 name=package,
             ) from error
+    path = Path(path)
+    check_file("path", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     model = fused(model)
     with Gathers():
         program = to_torch_export(model, batch, bags=bags)
     inputs = Inputs.of(model, batch)
     args, kwargs = inputs.as_called(free_axes(inputs.tensors, bags))
-    path = Path(path)
+    num_outputs = len(program.graph_signature.user_outputs)
+    if isinstance(output_names, str) or len(output_names) != num_outputs:
+        raise ValueError(
+            f"`output_names` must name the {num_outputs} outputs of `model`, got {output_names!r}."
+        )
     # The order of ids is a constant.
     held = [*program.state_dict.values(), *program.constants.values()]
     large = sum(value.nbytes for value in held if isinstance(value, Tensor)) > _MOST_BYTES

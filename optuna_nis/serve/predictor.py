@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 import copy
 import json
 from pathlib import Path
+import pickle
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,7 +23,8 @@ from optuna_nis.data.tally import Tally
 from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.models.items import ItemsModule
 from optuna_nis.nn import sized_layers
-from optuna_nis.serve import freeze, load, quantize, save, to_dense
+from optuna_nis.nn._stored import stored_tables
+from optuna_nis.serve import allocation_of, freeze, load, quantize, save, to_dense
 from optuna_nis.space.allocation import Allocation
 
 _VERSION = 1
@@ -30,6 +33,25 @@ _WEIGHTS, _PACKED_WEIGHTS = "weights.pt", "weights.safetensors"
 
 #: What the tables of a model are kept as.
 Tables = Literal["multi-size", "dense", "int8", "float16", "packed"]
+
+# What was done to tables that are kept as this.
+_DONE = {
+    "multi-size": set[str](),
+    "packed": {"frozen"},
+    "int8": {"quantised"},
+    "float16": {"quantised"},
+}
+# What reading a file that is damaged may end in.
+_DAMAGED = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 
 
 class Predictor:
@@ -41,6 +63,9 @@ class Predictor:
         features: Its features. Ids for which the model has no row are forgotten, which changes no
             prediction.
         tables: What its tables are kept as.
+
+    Raises:
+        ValueError: If the model has other sizes, or its tables are kept as something else.
 
     Example:
         >>> from optuna_nis import SearchSpace
@@ -58,6 +83,7 @@ class Predictor:
         features: Features,
         tables: Tables = "multi-size",
     ) -> None:
+        _check_tables(model, allocation, tables)
         self.model = model.eval()
         self.allocation = allocation
         # Features that share a table keep the same ids, and ids that share rows are told apart by
@@ -77,6 +103,12 @@ class Predictor:
         Raises:
             ValueError: If there is no such form, or the tables are no longer of several sizes.
         """
+        _check_known(tables)
+        if self.tables != "multi-size":
+            raise ValueError(
+                f"`tables` must be of tables as they were trained, got {tables!r}: they are kept "
+                f"as {self.tables} already."
+            )
         # Tables are converted into new ones: those of before are no part of the copy.
         before = {} if tables == self.tables else {id(e): e for e in sized_layers(self.model)}
         model = _converted(copy.deepcopy(self.model, before), tables)
@@ -201,31 +233,48 @@ class Predictor:
         folder = Path(folder)
         for name in (_ALLOCATION, FEATURES_FILE, _MODEL):
             _check_there(folder / name)
-        allocation = Allocation.from_json((folder / _ALLOCATION).read_text())
-        features = unpack_features((folder / FEATURES_FILE).read_text(), folder)
-        meta = json.loads((folder / _MODEL).read_text())
-        if not isinstance(meta, dict) or meta.get("version") != _VERSION:
-            raise ValueError(f"`folder` {str(folder)!r} must hold a model of version {_VERSION}.")
-        tables = meta.get("tables", "multi-size")
+        with _whole(folder / _MODEL):
+            meta = json.loads((folder / _MODEL).read_text())
+            if not isinstance(meta, dict) or meta.get("version") != _VERSION:
+                raise ValueError(f"it is not of version {_VERSION}")
+            tables, options = meta.get("tables", "multi-size"), meta["options"]
+            _check_known(tables)
+        with _whole(folder / _ALLOCATION):
+            allocation = Allocation.from_json((folder / _ALLOCATION).read_text())
+        with _whole(folder / FEATURES_FILE):
+            features = unpack_features((folder / FEATURES_FILE).read_text(), folder)
+        with _whole(folder / _MODEL):
+            model = _converted(reference_model(features, **options)(allocation), tables)
         weights = folder / _weights(tables)
         _check_there(weights)
-        model = _converted(reference_model(features, **meta["options"])(allocation), tables)
-        if tables == "packed":
-            model = load(weights, lambda sizes: _of_same(model, sizes, allocation, folder))
-        else:
-            model.load_state_dict(torch.load(weights, weights_only=True, mmap=True))
+        with _whole(weights):
+            if tables == "packed":
+                model = load(weights, lambda sizes: _of_same(model, sizes, allocation))
+            else:
+                model.load_state_dict(torch.load(weights, weights_only=True, mmap=True))
         return cls(model, allocation, features, tables)
 
 
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What goes wrong with a file of a model is said of the file."""
+    try:
+        yield
+    except (ModuleNotFoundError, FileNotFoundError):
+        raise
+    except _DAMAGED as error:
+        raise ValueError(
+            f"`folder` {str(path.parent)!r} must hold the files of one model, whole, but "
+            f"{path.name!r} is not of it, or damaged: {error.__cause__ or error}"
+        ) from error
+
+
 def _of_same(
-    model: EmbeddingModule, weighed: Allocation, allocation: Allocation, folder: Path
+    model: EmbeddingModule, weighed: Allocation, allocation: Allocation
 ) -> EmbeddingModule:
     """The model, if its weights are of the sizes that it was made of."""
     if weighed != allocation:
-        raise ValueError(
-            f"`folder` {str(folder)!r} must hold the files of one model, but {_ALLOCATION!r} has "
-            f"other sizes than {_PACKED_WEIGHTS!r}."
-        )
+        raise ValueError(f"it has other sizes than {_ALLOCATION!r}")
     return model
 
 
@@ -245,10 +294,32 @@ def _check_there(path: Path) -> None:
         )
 
 
-def _converted(model: EmbeddingModule, tables: Tables) -> EmbeddingModule:
+def _check_known(tables: str) -> None:
     if tables not in get_args(Tables):
         known = ", ".join(map(repr, get_args(Tables)))
         raise ValueError(f"`tables` must be one of {known}, got {tables!r}.")
+
+
+def _check_tables(model: EmbeddingModule, allocation: Allocation, tables: Tables) -> None:
+    """Raise a ValueError if a model has other tables than it is said to have."""
+    _check_known(tables)
+    if tables == "dense":
+        if sized_layers(model):
+            raise ValueError("`model` must have plain tables if `tables` is 'dense'.")
+        return
+    found, done = allocation_of(model), set(stored_tables(model).values())
+    if found != allocation:
+        raise ValueError(
+            f"`allocation` must be the sizes of `model`, {found!r}, got {allocation!r}."
+        )
+    if done != _DONE[tables]:
+        raise ValueError(
+            f"`tables` must be what the tables of `model` are kept as, got {tables!r} for tables "
+            f"that are {' and '.join(sorted(done)) or 'as they were trained'}."
+        )
+
+
+def _converted(model: EmbeddingModule, tables: Tables) -> EmbeddingModule:
     if tables == "multi-size":
         return model
     if tables == "packed":

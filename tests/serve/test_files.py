@@ -11,6 +11,7 @@ from any_tables import allocations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
+from safetensors import safe_open
 from safetensors.torch import save_file
 import torch
 from torch import Tensor, nn
@@ -226,3 +227,54 @@ def test_what_cannot_be_loaded(tmp_path: Path, content: Any) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "model.pt", MultiSizeEmbedding)  # type: ignore[arg-type]
+
+
+def _damaged(path: Path, **changes: Any) -> Path:
+    layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
+    save(layer, path)
+    if path.suffix == ".pt":
+        found = torch.load(path) | changes
+        torch.save({key: value for key, value in found.items() if value is not None}, path)
+    else:
+        with safe_open(path, "pt") as file:
+            texts = file.metadata() | changes
+        texts = {key: value for key, value in texts.items() if value is not None}
+        save_file({"weight": torch.zeros(1)}, path, texts)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"allocation": None}, {"allocation": "{"}, {"stored": "{"}, {"stored": "3"}, {"tables": "x"}],
+)
+def test_a_file_that_is_damaged(changes: Any, suffix: str, tmp_path: Path) -> None:
+    path = _damaged(tmp_path / f"model.{suffix}", **changes)
+    with pytest.raises(ValueError, match="is not a file written by `save`"):
+        load(path, lambda sizes: MultiSizeEmbedding(sizes["f"]))
+
+
+@pytest.mark.parametrize("changes", [{"state_dict": None}, {"state_dict": [1]}, {"stored": 3}])
+def test_a_file_of_torch_that_is_damaged(changes: Any, tmp_path: Path) -> None:
+    path = _damaged(tmp_path / "model.pt", **changes)
+    with pytest.raises(ValueError, match="is not a file written by `save`"):
+        load(path, lambda sizes: MultiSizeEmbedding(sizes["f"]))
+    path.write_bytes(_damaged(path).read_bytes()[:-10])
+    with pytest.raises(ValueError, match="is not a file written by `save`"):
+        load(path, lambda sizes: MultiSizeEmbedding(sizes["f"]))
+
+
+def test_what_builds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="`build` must return a model, got None"):
+        load(_damaged(tmp_path / "model.pt"), lambda sizes: None)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_what_cannot_be_written_leaves_nothing(name: str, tmp_path: Path) -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="`path` must be a file to write, got the folder"):
+        save(layer, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    save(layer, tmp_path / "new" / name)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]

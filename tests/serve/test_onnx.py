@@ -235,3 +235,16 @@ def test_the_reference_models(task: str, tmp_path: Path) -> None:
     to_onnx(model, batch(4, 3), tmp_path / "model.onnx", bags=bags)
     more = batch(17, 6)
     torch.testing.assert_close(_run(tmp_path / "model.onnx", more), model.eval()(more))
+
+
+@pytest.mark.parametrize("names", [("a", "b"), (), "output"])
+def test_each_output_has_a_name(names: Any, tmp_path: Path) -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
+    with pytest.raises(ValueError, match="`output_names` must name the 1 outputs of `model`, got"):
+        to_onnx(layer, torch.tensor([0, 3]), tmp_path / "model.onnx", output_names=names)
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
+    with pytest.raises(ValueError, match="`path` must be a file to write, got the folder"):
+        to_onnx(layer, torch.tensor([0, 3]), tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_packed_tables_replace_others_and_are_replaced(
         for name, value in predictor.model.state_dict().items():
             assert torch.equal(again.model.state_dict()[name], value)
     packed.save(tmp_path)
-    with pytest.raises(ValueError, match="is frozen already"):
+    with pytest.raises(ValueError, match="kept as packed already"):
         Predictor.load(tmp_path).with_tables("packed")
     (tmp_path / "weights.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
@@ -130,7 +131,8 @@ def test_files_are_of_one_model(datamodule: TableDataModule, tmp_path: Path) -> 
     # Rows of 3 and of 4 such numbers have as many bytes.
     narrower = Allocation([replace(tables[0], tiers=(Tier(4, 3, 4),)), *tables[1:]])
     (tmp_path / "allocation.json").write_text(narrower.to_json())
-    with pytest.raises(ValueError, match=r"'allocation\.json' has other sizes than 'weights\.saf"):
+    message = r"'weights\.safetensors' is not of it, .* other sizes than 'allocation\.json'"
+    with pytest.raises(ValueError, match=message):
         Predictor.load(tmp_path)
 
 
@@ -312,3 +314,76 @@ def test_a_sequence_is_needed_whatever_rows_its_items_have() -> None:
         TableAllocation(spec.name, spec.num_embeddings, 8, ()) for spec in specs
     )
     assert Predictor(build(allocation), allocation, features).features.needed == ("history",)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _without_options(path: Path) -> None:
+    meta = json.loads(path.read_text())
+    del meta["options"]
+    path.write_text(json.dumps(meta))
+
+
+def _with_list(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"options": [1]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *[(name, _cut) for name in ("allocation.json", "features.json", "model.json")],
+        *[(name, _cut) for name in ("weights.pt", "weights.safetensors")],
+        ("weights.pt", lambda path: path.write_text("")),
+        ("weights.pt", lambda path: path.write_bytes(path.read_bytes()[:-10])),
+        ("weights.pt", lambda path: torch.save([1], path)),
+        ("features.json", lambda path: path.write_bytes(b"\xff\xfe{}")),
+        ("model.json", _without_options),
+        ("model.json", _with_list),
+    ],
+)
+def test_a_damaged_file_is_named(
+    name: str, damage: Any, datamodule: TableDataModule, tmp_path: Path
+) -> None:
+    predictor = _predictor(datamodule)
+    if name == "weights.safetensors":
+        predictor = predictor.with_tables("packed")
+    predictor.save(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(ValueError, match=f"must hold the files of one model, whole, but '{name}'"):
+        Predictor.load(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(datamodule: TableDataModule, tmp_path: Path) -> None:
+    _predictor(datamodule).save(tmp_path / "one")
+    _predictor(datamodule, 8).save(tmp_path / "other")
+    (tmp_path / "other" / "weights.pt").replace(tmp_path / "one" / "weights.pt")
+    with pytest.raises(ValueError, match=r"'weights\.pt' is not of it"):
+        Predictor.load(tmp_path / "one")
+
+
+def test_a_predictor_knows_what_its_tables_are(datamodule: TableDataModule) -> None:
+    predictor = _predictor(datamodule)
+    packed, dense = predictor.with_tables("packed"), predictor.with_tables("dense")
+    for each in (packed, dense):
+        for tables in ("multi-size", "packed", "dense"):
+            with pytest.raises(ValueError, match=f"kept as {each.tables} already"):
+                each.with_tables(tables)  # type: ignore[arg-type]
+    model, sizes, features = predictor.model, predictor.allocation, predictor.features
+    for wrong, given, kept, message in (
+        (model, sizes, "packed", "'packed' for tables that are as they were trained"),
+        (model, sizes, "dense", "must have plain tables"),
+        (packed.model, sizes, "multi-size", "'multi-size' for tables that are frozen"),
+        (model, _predictor(datamodule, 8).allocation, "multi-size", "must be the sizes of"),
+        (model, sizes, "foo", "`tables` must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Predictor(wrong, given, features, kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [0, -5, 2.5, "3", None])
+def test_a_batch_has_a_row_at_least(batch_size: Any, datamodule: TableDataModule) -> None:
+    frame = pd.DataFrame({"user": [1], "item": [2]})
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1"):
+        _predictor(datamodule).predict(frame, batch_size=batch_size)
