@@ -43,8 +43,6 @@ _IN_PLAN: dict[str, dict[str, Any]] = {
     "prices": {"price_shares": ()},
     "popularity": {"popularity_powers": ()},
     "frequent_ids": {"frequent_shares": (), "frequent_narrower": False},
-    # Nothing leaves the shortlist because a better choice costs about the same.
-    "same_cost": {"same_cost": 0.0},
     # Formulas and uniform sizes have no place of their own in it.
     "keep_simple": {"keep_simple": False},
     # All of its rounds begin with the weights of the supernet.

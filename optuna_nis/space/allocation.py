@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 import itertools
 import json
 from typing import NamedTuple
@@ -194,6 +194,21 @@ class TableAllocation:
         widest = self.tiers[0].embedding_dim
         return rows + projection_nbytes(widest, self.embedding_dim, self.projection_bits)
 
+    def unprojected(self) -> TableAllocation:
+        """The same ids in the same precisions, at full width and so without a projection.
+
+        Example:
+            >>> print(TableAllocation("day", 7, 32, (Tier(2, 32), Tier(5, 8))).unprojected())
+            day: 7x32 (of 7x32)
+        """
+        tiers: list[Tier] = []
+        for tier in self.tiers:
+            rows = tier.num_embeddings
+            if tiers and tiers[-1].bits == tier.bits:
+                rows += tiers.pop().num_embeddings
+            tiers.append(Tier(rows, self.embedding_dim, tier.bits))
+        return replace(self, tiers=tuple(tiers))
+
     def __str__(self) -> str:
         shared = [f"{self.num_shared} shared"] if self.num_shared else []
         kept = " + ".join([*map(str, self.tiers), *shared])
@@ -235,6 +250,28 @@ class Allocation(Mapping[str, TableAllocation]):
             self._tables[table.name] = table
         if not self._tables:
             raise ValueError("`tables` must hold at least one feature, got none.")
+
+    def widened(self) -> Allocation:
+        """With rows of full width wherever they cost no more than narrower ones.
+
+        Narrower rows come with a projection, which for few ids is larger than what they save.
+
+        Returns:
+            An allocation of the same ids, of no more bytes.
+
+        Example:
+            >>> day = TableAllocation("day", 7, 32, (Tier(7, 8),))
+            >>> user = TableAllocation("user", 900, 32, (Tier(900, 8),))
+            >>> for table in Allocation([day, user]).widened().values():
+            ...     print(table)
+            day: 7x32 (of 7x32)
+            user: 900x8 (of 900x32)
+        """
+        wide = {name: table.unprojected() for name, table in self.items()}
+        return Allocation(
+            wide[name] if wide[name].nbytes() <= table.nbytes() else table
+            for name, table in self.items()
+        )
 
     def __getitem__(self, name: str) -> TableAllocation:
         if name not in self._tables:

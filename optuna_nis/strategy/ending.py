@@ -39,9 +39,9 @@ class Ending:
     def __init__(self, space: SearchSpace, plan: SearchPlan) -> None:
         self._plan = plan
         self._spaces = budgets(space, plan)
-        self._by_popularity = [by_popularity(each, plan) for each in self._spaces]
-        self._frequent = frequent_ids(space, plan)
-        self._uniform = one_width(space)
+        self._by_popularity = [_widened(by_popularity(each, plan)) for each in self._spaces]
+        self._frequent = _widened(frequent_ids(space, plan))
+        self._uniform = _widened(one_width(space))
 
     def find(
         self,
@@ -79,6 +79,7 @@ class Ending:
             }
         )
         proposals = {RANDOM: made[RANDOM], **proposals, "policy": made["policy"]}
+        proposals = {origin: [*map(_widened, own)] for origin, own in proposals.items()}
         return (
             yield from find_candidates(
                 proposals,
@@ -117,3 +118,8 @@ class Ending:
         worth = policy.worth(priors or [{} for _ in self._spaces])
         best = [space.best(own) for space, own in zip(self._spaces, worth)]
         return [[c] * (c.num_parameters > 0) + own for c, own in zip(best, proposals)]
+
+
+def _widened(choices: Sequence[Allocation]) -> list[Allocation]:
+    """Choices as they are cheapest, each once."""
+    return list(dict.fromkeys(choice.widened() for choice in choices))

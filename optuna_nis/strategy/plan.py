@@ -68,8 +68,6 @@ class SearchPlan:
             the candidates are trained from scratch.
         shortlist_batches: Share of the training batches that make an epoch there; by default an
             epoch there has one in 24 of the batches that the supernet was trained with.
-        same_cost: Candidates cost about the same if the larger has at most so many times the
-            parameters; after the first round, only the best of those stays.
         most_kept: Most candidates that are trained on after a round.
         keep_frequent: Whether the frequent ids may have a place beside the best as long as
             trainings begin with the weights of the supernet, which has trained them too little.
@@ -108,7 +106,6 @@ class SearchPlan:
     shortlist_epochs: tuple[int, ...] = (1, 6)
     warm_rounds: int = 1
     shortlist_batches: float | None = None
-    same_cost: float = 1.25
     most_kept: int = 3
     keep_frequent: bool = True
     keep_simple: bool = True
@@ -150,7 +147,6 @@ class SearchPlan:
                 math.nextafter(1, 2),
                 or_least=False,
             )
-        check_number("same_cost", self.same_cost, 0)
         check_number("penalty_weight", self.penalty_weight, 0)
         self._check_each("near_costs", 0.0, math.inf, length=2)
         self._check_each("budget_shares", 0.0, 1.0, first=1.0)

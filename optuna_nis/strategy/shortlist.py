@@ -84,7 +84,7 @@ class Shortlist:
 
     Args:
         allocations: The candidates.
-        plan: The numbers of its fields that begin with ``shortlist``, ``same_cost``,
+        plan: The numbers of its fields that begin with ``shortlist``,
             ``warm_rounds`` and ``most_kept``. Without any rounds nothing is trained.
         keep: Choices to which rounds from the supernet's weights are unfair. As long as there are
             such rounds, the best of these has a place beside the best of all.
@@ -213,8 +213,7 @@ class Shortlist:
             for position, allocation in enumerate(alive, start=1):
                 yield Training(allocation, epochs, anew, number, rounds, position, len(alive))
             ranked = self._ranked(alive)
-            others = self._best_of_each_cost(ranked) if number == 1 else ranked
-            places = (len(others) + 1) // 2
+            others, places = ranked, (len(ranked) + 1) // 2
             if number <= plan.warm_rounds:
                 near = self._near(ranked, _HOPELESS_ERRORS)
                 safe = next(([each] for each in near if each in self._keep), [])
@@ -235,11 +234,9 @@ class Shortlist:
         return [each for each in ranked if self._values[each] >= least or each == ranked[0]]
 
     def _smaller(self, tied: Sequence[Allocation]) -> list[Allocation]:
-        """The smallest of those that tie with the best, where that is known and it costs less."""
-        best, least = tied[0], min(tied, key=lambda each: each.nbytes())
-        known = self.error is not None and math.isfinite(self.error(self._values[best]))
-        cheaper = best.nbytes() > self.plan.same_cost * least.nbytes()
-        return [least] if known and cheaper else []
+        """The smallest of those that tie with the best, where that is known."""
+        known = self.error is not None and math.isfinite(self.error(self._values[tied[0]]))
+        return [min(tied, key=lambda each: each.nbytes())] if known else []
 
     def _ranked(self, allocations: Collection[Allocation]) -> list[Allocation]:
         return sorted(allocations, key=self._worth, reverse=True)
@@ -250,12 +247,3 @@ class Shortlist:
         if self._reward is not None and math.isfinite(value):
             value = self._reward(value, allocation).value
         return self._rounds[allocation], value
-
-    def _best_of_each_cost(self, ranked: Sequence[Allocation]) -> list[Allocation]:
-        """Those that no better one costs about as much as; best first, as they come."""
-        kept: list[Allocation] = []
-        for each in ranked:
-            costs = [(each.nbytes(), k.nbytes()) for k in kept]
-            if all(max(pair) > self.plan.same_cost * min(pair) for pair in costs):
-                kept.append(each)
-        return kept

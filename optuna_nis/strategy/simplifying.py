@@ -48,7 +48,7 @@ def simpler(choice: Allocation) -> dict[Part, Allocation]:
     for name, table in choice.items():
         for tiers in _fewer(table):
             tables = {**choice, name: replace(table, tiers=tiers, num_shared=0)}
-            found[name, len(tiers)] = Allocation(tables.values())
+            found[name, len(tiers)] = Allocation(tables.values()).widened()
     return {part: each for part, each in found.items() if each.num_parameters}
 
 

@@ -184,3 +184,32 @@ def _table(**fields: Any) -> str:
 def test_from_json_refuses(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Allocation.from_json(text)
+
+
+@given(allocation=allocations())
+def test_what_is_widened_has_the_same_ids_and_costs_no_more(allocation: Allocation) -> None:
+    wide = allocation.widened()
+    assert wide.widened() == wide
+    for name, table in allocation.items():
+        assert wide[name].kept == table.kept
+        assert wide[name].num_shared == table.num_shared
+        assert wide[name].nbytes() == min(table.nbytes(), table.unprojected().nbytes())
+        assert [bits for tier in wide[name].tiers for bits in [tier.bits] * tier[0]] == [
+            bits for tier in table.tiers for bits in [tier.bits] * tier[0]
+        ]
+        assert not table.unprojected().is_projected
+
+
+@pytest.mark.parametrize(
+    ("tiers", "expected"),
+    [
+        ((Tier(2, 20),), "2x32"),
+        ((Tier(1, 28), Tier(1, 4)), "2x32"),
+        ((Tier(2, 8, 8),), "2x32x8bit"),
+        ((Tier(1, 28, 8), Tier(1, 8, 2)), "1x32x8bit + 1x32x2bit"),
+        ((), "removed"),
+    ],
+)
+def test_few_ids_are_as_wide_as_may_be(tiers: tuple[Tier, ...], expected: str) -> None:
+    table = TableAllocation("service", 2, 32, tiers)
+    assert str(Allocation([table]).widened()["service"]) == f"service: {expected} (of 2x32)"

@@ -272,6 +272,25 @@ def test_every_choice_is_within_the_budget_and_runs_are_equal(
     assert len(set(search.candidates)) == len(search.candidates)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("precisions", [(32,), (32, 8, 2)])
+def test_no_candidate_costs_more_than_rows_of_full_width(
+    precisions: tuple[int, ...], seed: int
+) -> None:
+    specs = [
+        EmbeddingSpec.from_counts("user", [1000 // (rank + 1) for rank in range(100)], 8),
+        EmbeddingSpec.from_counts("item", [9, 8, 7, 6], 8),
+    ]
+    space = SearchSpace(specs, budget=0.5).with_precisions(precisions).with_budget(0.5)
+    search = SizeSearch(space, plan=PLAN, seed=seed)
+    searched(search)
+    assert any(choice["item"].kept for choice in search.candidates)
+    for choice in search.candidates:
+        assert choice.widened() == choice
+        assert choice.nbytes() <= space.budget_nbytes
+        assert space.allocation(space.params(choice)) == choice
+
+
 # What is learned and written.
 
 

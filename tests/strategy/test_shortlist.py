@@ -56,15 +56,6 @@ def test_the_better_half_is_trained_on() -> None:
     assert shortlist.best() == sizes(1000)[0]
 
 
-def test_of_what_costs_the_same_only_the_best_stays() -> None:
-    shortlist = Shortlist(sizes(1000, 900, 810, 500))
-    trainings = run(shortlist, lambda t: float(t.allocation.num_parameters))
-    assert rows(trainings, 2) == [1000]
-    lenient = Shortlist(sizes(1000, 900, 810, 500), SearchPlan(same_cost=0.0))
-    trainings = run(lenient, lambda t: float(t.allocation.num_parameters))
-    assert rows(trainings, 2) == [1000, 900]
-
-
 def test_the_best_of_what_is_to_be_kept_stays_until_it_is_trained_from_scratch() -> None:
     keep = sizes(100, 60)
     shortlist = Shortlist(sizes(1000, 500, 250, 100, 60), ROUNDS, keep=keep)
@@ -233,13 +224,6 @@ def test_the_smallest_that_ties_with_the_best_goes_on(
     value = {1000: 0.7, 500: 0.699, 250: 0.698, 125: 0.695, 60: 0.69}
     trainings = run(shortlist, lambda t: value[t.allocation.num_parameters // 8])
     assert rows(trainings, 2) == stays
-
-
-def test_the_smallest_that_ties_has_a_place_only_where_it_costs_less() -> None:
-    value = {1000: 0.7, 900: 0.699, 500: 0.6, 250: 0.59, 120: 0.58}
-    shortlist = Shortlist(sizes(*value), error=lambda _: 0.002)
-    trainings = run(shortlist, lambda t: value[t.allocation.num_parameters // 8])
-    assert rows(trainings, 2) == [1000, 500]
 
 
 @pytest.mark.parametrize(
