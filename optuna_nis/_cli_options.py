@@ -253,7 +253,10 @@ class SearchOptions:
         show_default="4 for ranking, 6 for retrieval, more if it learns more slowly",
     )
     updates: int | None = typer.Option(
-        None, min=1, help="Updates of the controller; by default 50."
+        None,
+        min=1,
+        help="Updates of the controller.",
+        show_default="16",
     )
     seed: int = typer.Option(0, min=0, help="Seed of the search.")
     model: str | None = typer.Option(

@@ -30,6 +30,7 @@ from optuna_nis._logging import get_logger
 from optuna_nis.cli import app
 from optuna_nis.data.config import DataConfig
 from optuna_nis.serve.predictor import Predictor
+from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.study.results import DATA_ATTR, best_allocation, best_trial, space_of
 from optuna_nis.study.searches import searches_of
 
@@ -685,6 +686,12 @@ def test_help_teaches() -> None:
     for command in ("search", "retrain", "report", "predict", "evaluate", "export"):
         assert command in output
         assert _run(command, "--help")[0] == 0
+
+
+def test_help_knows_the_defaults() -> None:
+    words = _run("search", "--help")[1].replace("│", " ").split()
+    told = words[words.index("--updates") :][:40]
+    assert f"[default: ({SearchPlan().num_updates})]" in " ".join(told)
 
 
 def _at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:

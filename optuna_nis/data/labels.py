@@ -150,6 +150,8 @@ class Label:
         return [float(next(found) or 0) if is_used else np.nan for is_used in used]
 
     def _as_rule(self, values: Sequence[Any]) -> str:
+        if len(values) == 2 and all(isinstance(value, str) for value in values):
+            return f" If {values[1]!r} is a yes, say so: `{self.column}=={values[1]}`."
         numbers = sorted(v for v in values if isinstance(v, (int, float)) and v == v)
         if len(numbers) < 3 or len(numbers) < len(values):
             return ""

@@ -96,7 +96,8 @@ def check_path(path: Paths, separator: str | None = None) -> None:
     """Check what can be checked of a path without reading anything.
 
     Raises:
-        ValueError: If it is no path, can be no table by its name, or ``separator`` is wrong.
+        TypeError: If it is no path.
+        ValueError: If it can be no table by its name, or ``separator`` is wrong.
     """
     if separator is not None and (
         not isinstance(separator, str) or len(separator.encode()) != 1 or separator in '"\r\n'
@@ -144,7 +145,15 @@ def table_file(path: Path, separator: str | None = None) -> TableFile:
 
 
 def _listed(path: Paths) -> list[str | Path]:
-    return [path] if isinstance(path, (str, Path)) else list(path)
+    if isinstance(path, (str, Path)):
+        return [path]
+    if not isinstance(path, Sequence) or not all(isinstance(each, (str, Path)) for each in path):
+        kind = type(path).__name__
+        raise TypeError(
+            f"`path` must be a file, several, a folder or a pattern, got a {kind}."
+            + (" Write it first: `frame.to_parquet(...)`." if kind == "DataFrame" else "")
+        )
+    return list(path)
 
 
 def _expanded(path: str | Path) -> list[Path]:

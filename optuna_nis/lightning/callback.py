@@ -362,6 +362,9 @@ class NISCallback(Callback):
         """Answer what the search asks for; whether the controller has learned from it."""
         before = self._search.updates_done
         while (scoring := self._search.ask()) is not None:
+            if trainer.received_sigterm:
+                # Lightning looks for it between the batches of a training alone.
+                raise SystemExit("Terminated.")
             if isinstance(scoring, Pricing):
                 self._search.tell(self._prices.gradients(trainer, pl_module, scoring))
                 continue

@@ -35,11 +35,13 @@ def format_table(results: Sequence[RetrainResult]) -> Table:
     """
     header, rows = result_rows(results)
     title = f"Trained from scratch{trained_on(results)}, tested once per seed"
-    return _rich_table(title, header, rows, no_wrap=True)
+    return _rich_table(title, header, rows)
 
 
 def format_metrics(results: Sequence[RetrainResult]) -> Table | None:
-    """The other metrics of the results as a table for the terminal, a row for each.
+    """The other metrics of the results as a table for the terminal.
+
+    A row for each metric of each result, so that it fits however many there are.
 
     Args:
         results: As in :func:`format_table`.
@@ -57,10 +59,17 @@ def format_metrics(results: Sequence[RetrainResult]) -> Table | None:
         >>> format_metrics([nis]).row_count
         2
     """
-    header, rows = metric_rows(results)
-    if not rows:
+    (_, *labels), found = metric_rows(results)
+    if not found:
         return None
-    return _rich_table("Other metrics on the test data", header, rows, no_wrap=False)
+    rows = [
+        # Named once.
+        [name if index == 0 else "", label, value]
+        for name, *values in found
+        for index, (label, value) in enumerate(zip(labels, values))
+    ]
+    title = "Other metrics on the test data"
+    return _rich_table(title, ["Metric", "Sizes", "Mean"], rows, texts=2)
 
 
 def trained_on(found: Sequence[RetrainResult]) -> str:
@@ -109,16 +118,17 @@ def result_rows(found: Sequence[RetrainResult]) -> tuple[list[str], list[list[st
 
 
 def _rich_table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, no_wrap: bool
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1
 ) -> Table:
+    """A table whose first columns are texts, which may be broken, and the others numbers."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title)
     for index, name in enumerate(header):
-        first = index == 0
-        justify: Literal["left", "right"] = "left" if first else "right"
-        table.add_column(Text(name), justify=justify, no_wrap=no_wrap and not first)
+        is_text = index < texts
+        justify: Literal["left", "right"] = "left" if is_text else "right"
+        table.add_column(Text(name), justify=justify, no_wrap=not is_text)
     for row in rows:
         # Text and not str: square brackets in a name are no markup.
         table.add_row(*(Text(cell) for cell in row))

@@ -49,6 +49,7 @@ def test_labels(rule: str, cells: list[Any], labels: list[float]) -> None:
     [
         ("x", [1, 2, 3, 4, 5], r"'x' must hold 0 and 1 only .*such as `x>=3`"),
         ("x", [-1, 0, 1], "must hold 0 and 1 only"),
+        ("x", ["alive", "dead"], r"If 'dead' is a yes, say so: `x==dead`\."),
         ("x>=4", ["a", "b"], "'x>=4' compares the column 'x' with '4', got 'a'"),
         ("x>=4", ["NA", "b"], "`na_values`, on the command line `--na-values NA`"),
         ("x>=4", [5, 6], "'x>=4' must give two classes, got 1 in every row"),

@@ -621,6 +621,15 @@ def test_paths_are_checked_without_reading(arguments: dict[str, Any], message: s
 
 
 @pytest.mark.parametrize(
+    ("path", "kind"), [(pd.DataFrame({"a.csv": [1]}), "DataFrame"), (3, "int"), ([1], "list")]
+)
+def test_what_is_no_path(path: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"`path` must be a file, .*, got a {kind}") as caught:
+        check_path(path)
+    assert ("to_parquet" in str(caught.value)) == (kind == "DataFrame")
+
+
+@pytest.mark.parametrize(
     ("name", "names", "message"),
     [
         ("a.csv", "user,item", "`names` must be a list of names of columns, got 'user,item'"),

@@ -425,6 +425,23 @@ def test_searches_where_the_first_epochs_are_not_validated(datamodule: TableData
     assert "val_metric" in trainer.callback_metrics
 
 
+class _Terminated(Callback):
+    """As Lightning is where it is told to end after the last batch."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer._signal_connector.received_sigterm = True
+
+
+def test_it_ends_when_it_is_told_to_while_it_scores(datamodule: TableDataModule) -> None:
+    space = _space(datamodule)
+    study = _study(space)
+    callback = NISCallback(space, study, num_updates=2, group_size=2, score_examples=200)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[_Terminated(), callback])
+    with pytest.raises(SystemExit, match="Terminated"):
+        trainer.fit(reference_model(datamodule.features)(space), datamodule=datamodule)
+    assert not callback.search.is_done
+
+
 class Unsearchable(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> None: ...
 

@@ -49,10 +49,25 @@ def test_other_metrics_in_the_terminal():
         metrics={"LogLoss": (0.3, 0.32), "[GAUC]": (0.6, 0.6)},
     )  # fmt: skip
     full = stored.RetrainResult("full", "Full", "AUC", (0.7,), (0,), 10, metrics={"LogLoss": (1,)})
-    text = rendered([nis, full], format_metrics, width=40)
-    (loss,) = (line for line in text.splitlines() if "LogLoss" in line)
-    assert loss.split("│")[1:-1] == [" LogLoss ", " 0.3100 ± 0.0141 ", " 1.0000 "]
-    (group,) = (line for line in text.splitlines() if "[GAUC]" in line)
-    assert group.split()[-2] == "-"
+    text = rendered([nis, full], format_metrics, width=50)
+    rows = [line.split("│")[1:-1] for line in text.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["LogLoss", "NIS", "0.3100 ± 0.0141"],
+        ["", "Full", "1.0000"],
+        ["[GAUC]", "NIS", "0.6000 ± 0.0000"],
+        ["", "Full", "-"],
+    ]
     assert format_metrics([stored.RetrainResult("a", "A", "AUC", (0.7,), (0,), 1)]) is None
     assert format_metrics([]) is None
+
+
+def test_other_metrics_of_many_sizes_are_whole():
+    labels = [f"Uniform {width} in 8 bits, projected" for width in range(12)]
+    metrics = {"LogLoss": (0.31, 0.3), "GAUC": (0.7, 0.6)}
+    found = [
+        stored.RetrainResult(label, label, "AUC", (0.7, 0.8), (0, 1), 10, metrics=metrics)
+        for label in labels
+    ]
+    text = rendered(found, format_metrics, width=80)
+    assert text.count("0.3050 ± 0.0071") == text.count("0.6500 ± 0.0707") == len(labels)
+    assert all(text.count(label) == 2 for label in labels)
