@@ -242,7 +242,7 @@ def sequence_of(features: Features, name: str | None) -> dict[str, Any]:
     if (name is None and len(holding) != 1) or (name is not None and name not in holding):
         raise ValueError(
             "`sequence` must name a bag that holds targets, the items of a user in their order; "
-            f"there are {holding}, got {name!r}."
+            f"there are {holding}, got {name!r}. Columns with several items are named by `bags`."
         )
     name = name or holding[0]
     return {

@@ -134,6 +134,8 @@ def unpacked(codes: Tensor, rows: Tensor, step: Tensor, bits: int, columns: int)
     """
     width = -(-columns * bits // 8)
     fits = codes.dtype is torch.uint8 and codes.shape[1:] == (width,) and codes.is_contiguous()
+    # Memory may have been given back, as sharding does with what is elsewhere for a while.
+    fits = fits and codes.untyped_storage().nbytes() >= codes.nbytes
     if not (_IS_USED and fits and codes.is_cpu and rows.is_cpu):
         return None
     rows = rows.long().contiguous()

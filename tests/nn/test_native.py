@@ -232,6 +232,12 @@ def test_gradients_that_are_not_what_is_in_memory() -> None:
         assert not _native.rowwise_adagrad(weight, total, grad, lr=0.1, eps=0.0)
 
 
+def test_codes_without_memory_are_left_to_torch() -> None:
+    codes, step = torch.zeros(5, 3, dtype=torch.uint8), torch.ones(1)
+    codes.untyped_storage().resize_(0)
+    assert _native.unpacked(codes, torch.tensor([0]), step, 8, 3) is None
+
+
 def test_ids_elsewhere_are_refused_by_frozen_tables() -> None:
     table = TableAllocation("f", 50, 6, (Tier(50, 6, 8),))
     layer = freeze(MultiSizeEmbedding(table)).eval()
