@@ -87,7 +87,6 @@ _PARTS = {
     "frequent_ids": "the most frequent ids only",
     "simpler": "the best choice without what its quality does not show",
     "memory_price": "the price of memory among choices alike good",
-    "same_cost": "one choice of each cost after the first round of the shortlist",
     "keep_simple": "places in the shortlist for the best formula and uniform sizes",
     "from_scratch": "rounds of the shortlist from scratch",
     "trained_first": "a supernet that is trained before the controller learns",

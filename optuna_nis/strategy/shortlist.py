@@ -77,15 +77,15 @@ class Shortlist:
     and all but ``most_kept``; after rounds from scratch only what validation can tell from the
     best, where its standard error is known. Of rounds that begin with the weights of the supernet
     the metric at the end counts, since choices that are too large are at their best at the start;
-    of those from scratch the best so far, to which a training to the end goes back. After the
-    first round, of choices that cost about the same only the best stays. As long as rounds begin
-    with the weights of the supernet, the smallest of those that are at most a standard error below
-    the best has a place: small ones learn slowly, and go on when others overfit.
+    of those from scratch the best so far, to which a training to the end goes back. As long as
+    rounds begin with the weights of the supernet, the smallest of those that are at most a
+    standard error below the best has a place: small ones learn slowly, and go on when others
+    overfit.
 
     Args:
         allocations: The candidates.
-        plan: The numbers of its fields that begin with ``shortlist``,
-            ``warm_rounds`` and ``most_kept``. Without any rounds nothing is trained.
+        plan: The numbers of its fields that begin with ``shortlist``, ``warm_rounds`` and
+            ``most_kept``. Without any rounds nothing is trained.
         keep: Choices to which rounds from the supernet's weights are unfair. As long as there are
             such rounds, the best of these has a place beside the best of all.
         supernet_batches: Batches that the supernet was trained with, if that is known.
