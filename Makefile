@@ -13,7 +13,7 @@ STUDY := --storage sqlite:///$(RUN)/study.db --study-name flights-$(TASK)
 
 .PHONY: demo test lint types docs unit coverage servers chromium test-oldest screenshots dist release-check format clean
 
-$(BIN)/.installed: pyproject.toml constraints.txt optuna_nis/nn/_kernels.c
+$(BIN)/.installed: pyproject.toml constraints.txt setup.py optuna_nis/nn/_kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt \
 		--editable ".[dev,docs,foreign]"
@@ -66,7 +66,7 @@ coverage: $(BIN)/.installed servers chromium
 	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 # With the oldest versions that pyproject.toml allows, in an environment of its own.
-$(OLDEST)/bin/.installed: pyproject.toml constraints-oldest.txt optuna_nis/nn/_kernels.c
+$(OLDEST)/bin/.installed: pyproject.toml constraints-oldest.txt setup.py optuna_nis/nn/_kernels.c
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
 	touch $@

@@ -55,7 +55,8 @@ class Features:
         numeric: For every numeric column, how its numbers become inputs of a model.
         share: For features without a table of their own, the feature whose vocabulary and table
             they share.
-        optional: Features whose columns new rows need not have, see :meth:`cut`.
+        optional: Features of which a model has no row (:meth:`cut`): new rows need not have their
+            columns, which are not looked at.
 
     Raises:
         ValueError: If there is no feature, one is named "label" or is numeric too, a bag or what
@@ -323,9 +324,9 @@ class Features:
             )
         if twice := [name for name in self.columns if list(frame.columns).count(name) > 1]:
             raise ValueError(f"`frame` must have the column {twice[0]!r} once, it has it again.")
-        if absent := [name for name in self.optional if name not in frame.columns]:
+        if self.optional:
             frame = frame.copy(deep=False)
-            frame[absent] = None
+            frame[sorted(self.optional)] = None
         if check:
             return {name: self.as_seen(frame[name], name) for name in self.names}
         return {

@@ -65,7 +65,7 @@ def read_table(
     if like is not None:
         known_types, more_text = _known(like)
         na_values, text = (*na_values, *like.na_values), (*text, *more_text)
-        columns = like.columns if columns is None else columns
+        columns = like.needed if columns is None else columns
     columns = files.names if columns is None else list(columns)
     files.check_there(columns)
     frame = _read(files, list(dict.fromkeys(columns)))
@@ -121,7 +121,7 @@ def _batches(
     files: TableFiles, like: Features, more: list[str], rows: int
 ) -> Iterator[tuple[pd.DataFrame, pyarrow.RecordBatch]]:
     start = 0
-    columns = list(dict.fromkeys([*_there(like.columns, files), *more]))
+    columns = list(dict.fromkeys([*like.needed, *more]))
     for batch in files.batches(columns, rows=rows):
         frame = _frame(batch, like, files.name)
         # Errors tell the row.
@@ -135,7 +135,7 @@ def _batches(
 def _frame(batch: pyarrow.RecordBatch, like: Features, table: str) -> pd.DataFrame:
     """The columns of a model, cell by cell as the training rows were read."""
     types, text = _known(like)
-    columns = [name for name in like.columns if name in batch.schema.names]
+    columns = [name for name in like.needed if name in batch.schema.names]
     frame: pd.DataFrame = batch.select(columns).to_pandas(
         ignore_metadata=True, integer_object_nulls=True
     )
@@ -169,17 +169,12 @@ def _meant(
     return cells.without(column, na_values)
 
 
-def _there(columns: Sequence[str], files: TableFiles) -> list[str]:
-    """The columns that some files have: those that are not needed may be missing."""
-    return [name for name in columns if name in files.names]
-
-
 def _check_kinds(files: TableFiles, like: Features, rows: int) -> None:
     """Refuse columns of another kind than in training, which a few rows of them tell.
 
     Where the first rows have none that fits, those behind them may.
     """
-    left = _there(like.names, files)
+    left = [name for name in like.names if name not in like.optional]
     while left:
         error, fitting = None, set[str]()
         for batch in files.batches(left, rows=rows):

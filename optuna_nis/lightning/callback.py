@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.seed import isolate_rng
 from optuna import Study
 from torchmetrics import Metric
@@ -362,9 +363,9 @@ class NISCallback(Callback):
         """Answer what the search asks for; whether the controller has learned from it."""
         before = self._search.updates_done
         while (scoring := self._search.ask()) is not None:
-            if trainer.received_sigterm:
-                # Lightning looks for it between the batches of a training alone.
-                raise SystemExit("Terminated.")
+            # Lightning looks for it between the batches of a training alone.
+            if trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False):
+                raise SIGTERMException
             if isinstance(scoring, Pricing):
                 self._search.tell(self._prices.gradients(trainer, pl_module, scoring))
                 continue

@@ -11,7 +11,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from optuna_nis.nn import _native
 from optuna_nis.nn._rounding import offset_of
 from optuna_nis.nn._tracing import is_traced
 
@@ -69,10 +68,6 @@ def dequantized(
     Returns:
         Shape ``(n, columns)`` or ``(bags, columns)``, of type float32.
     """
-    if starts is None and weights is None:
-        rows = _native.unpacked(codes, ids, step, bits, columns)
-        if rows is not None:
-            return rows
     # Whole words are copied several times as fast as bytes.
     word = torch.int32 if codes.shape[1] % 4 == 0 else torch.uint8
     table, more = codes.view(word), _EXACT[bits].view(word)

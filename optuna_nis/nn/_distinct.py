@@ -50,7 +50,7 @@ def distinct(ranks: Tensor, tables: Sequence[int], highest: int) -> Distinct:
     Args:
         ranks: Shape ``(n,)``, int64 from 0 on.
         tables: Number of rows of each table, one after the other; at least one.
-        highest: The highest rank there may be.
+        highest: The highest rank there may be; what is given beyond it may raise an IndexError.
 
     Example:
         >>> found = distinct(torch.tensor([7, 2, 9, 2]), [3, 5], 9)
@@ -63,7 +63,8 @@ def distinct(ranks: Tensor, tables: Sequence[int], highest: int) -> Distinct:
     if ranks.device.type != "cpu":
         return _on_device(ranks, ends)
     if (compiled := _native.distinct(ranks, tables, highest)) is not None:
-        found = Distinct(torch.split(compiled.rows, compiled.sizes)[:-1], *compiled[1:4])
+        rows = [*torch.split(compiled.rows, compiled.sizes)[:-1]]
+        found = Distinct(rows, *compiled[1:4])
         found.inverse = compiled.inverse
         return found
     # An operation of numpy takes less time than one of torch before it does something.

@@ -179,7 +179,7 @@ def multi_size_field(plan: Plan, index: int) -> MultiSize:
             table, mode=mode, ranks=ranks, init_std=std, sparse=plan.sparse
         )
     layer.to(rows)
-    ids = torch.arange(len(rows)) if ranks is None else ranks.argsort()
+    ids = torch.arange(len(rows), device="cpu") if ranks is None else ranks.argsort()
     directions = plan.directions(index) if table.is_projected else None
     if directions is not None:
         rows = _turned(rows, directions)

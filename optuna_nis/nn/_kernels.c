@@ -5,7 +5,6 @@
    shapes, what is in them is looked at here. */
 
 #define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030a0000
 #include <Python.h>
 
 #include <math.h>
@@ -95,7 +94,7 @@ static PyObject *distinct(PyObject *module, PyObject *args) {
     if (tables < 0) return NULL;
     uint64_t *pairs = malloc((size_t)(2 * n + 1) * sizeof(*pairs));
     /* Where tables end, and how many rows of each are found, those beyond all at last. */
-    int64_t *ends = malloc((size_t)(2 * tables + 2) * sizeof(*ends)), *found = ends + tables + 1;
+    int64_t *ends = malloc((size_t)(2 * tables + 2) * sizeof(*ends)), *found = NULL;
     int64_t *counts = malloc(sizeof(*counts) << DIGIT);
     PyObject *result = NULL;
     int wrong = 0;
@@ -103,6 +102,7 @@ static PyObject *distinct(PyObject *module, PyObject *args) {
         PyErr_NoMemory();
         goto done;
     }
+    found = ends + tables + 1;
     ends[tables] = INT64_MAX;
     for (Py_ssize_t table = 0; table < tables; table++) {
         const long long size = PyLong_AsLongLong(PyList_GetItem(sizes, table));
@@ -159,7 +159,7 @@ static int64_t *copied(unsigned long long rows_at, int64_t n) {
     int64_t *rows = malloc((size_t)(n + 1) * sizeof(*rows));
     if (rows == NULL)
         PyErr_NoMemory();
-    else
+    else if (n > 0)
         memcpy(rows, (const void *)(uintptr_t)rows_at, (size_t)n * sizeof(*rows));
     return rows;
 }

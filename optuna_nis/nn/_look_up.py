@@ -211,7 +211,8 @@ def _rows_alone(ranks: Tensor, weight: Tensor) -> Tensor:
     rows: Tensor
     if weight.device.type == "cpu" and weight.dtype is torch.float32:
         # As bags of one id each: that fetches rows of large tables ahead, index_select does not.
-        rows = torch.embedding_bag(weight.detach(), inside, torch.arange(inside.shape[0]))[0]
+        places = torch.arange(inside.shape[0], device=inside.device)
+        rows = torch.embedding_bag(weight.detach(), inside, places)[0]
     else:
         rows = weight.index_select(0, inside)
     if beyond.device.type != "cpu":

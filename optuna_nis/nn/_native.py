@@ -12,11 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from optuna_nis.space.precision import CODES
+
 try:
     from optuna_nis.nn import _kernels
 except ImportError:
     _kernels = None  # type: ignore[assignment]
 
+# Numbers of a table whose dense gradient one thread goes over.
+_MOST_DENSE = 1 << 16
 # Set to 1 before the import, all is done without them.
 _IS_USED = _kernels is not None and os.environ.get("OPTUNA_NIS_NO_KERNELS", "") in ("", "0")
 
@@ -54,7 +58,8 @@ def distinct(ranks: Tensor, tables: Sequence[int], highest: int) -> DistinctRows
         IndexError: If a rank is out of range.
     """
     n = len(ranks)
-    if not _IS_USED or highest.bit_length() + n.bit_length() > 63:
+    fits = ranks.is_cpu and ranks.dtype is torch.int64 and _has_memory(ranks)
+    if not (_IS_USED and fits) or highest.bit_length() + n.bit_length() > 63:
         return None
     ranks = ranks.contiguous()
     order, starts, rows, inverse = torch.empty(4, n, dtype=torch.int64, device="cpu").unbind()
@@ -84,8 +89,8 @@ def rowwise_adagrad(weight: Tensor, total: Tensor, grad: Tensor, lr: float, eps:
 
     Returns:
         Whether it was done. It is not, and nothing is changed, where this is not built, for other
-        tensors than contiguous ones of float32 on the CPU, and where the rows of a sparse gradient
-        do not rise.
+        tensors than contiguous ones of float32 on the CPU, for large dense gradients, and where
+        the rows of a sparse one do not rise.
     """
     if not _IS_USED or weight.dim() != 2 or total.shape != weight.shape[:1]:
         return False
@@ -95,7 +100,10 @@ def rowwise_adagrad(weight: Tensor, total: Tensor, grad: Tensor, lr: float, eps:
         fits = fits and rows.is_contiguous()
     else:
         rows, values = None, grad
-        fits = grad.shape == weight.shape
+        # Of large tables torch takes all threads.
+        fits = grad.shape == weight.shape and weight.numel() <= _MOST_DENSE
+    if not len(values):
+        return False
     if not (fits and _is_plain(weight) and _is_plain(total) and _is_plain(values)):
         return False
     done = _kernels.rowwise_adagrad(
@@ -134,10 +142,9 @@ def unpacked(codes: Tensor, rows: Tensor, step: Tensor, bits: int, columns: int)
     """
     width = -(-columns * bits // 8)
     fits = codes.dtype is torch.uint8 and codes.shape[1:] == (width,) and codes.is_contiguous()
-    # Memory may have been given back, as sharding does with what is elsewhere for a while.
-    fits = fits and codes.untyped_storage().nbytes() >= codes.nbytes
-    if not (_IS_USED and fits and codes.is_cpu and rows.is_cpu):
+    if not (_IS_USED and fits and codes.is_cpu and rows.is_cpu and _has_memory(codes)):
         return None
+    assert bits in CODES
     rows = rows.long().contiguous()
     out = torch.empty(len(rows), columns, dtype=torch.float32, device="cpu")
     _kernels.unpack(
@@ -160,7 +167,14 @@ def _is_plain(tensor: Tensor) -> bool:
         and tensor.is_cpu
         and type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.is_contiguous()
+        and _has_memory(tensor)
         # Of these, what is in memory is not what they are.
         and not tensor.is_neg()
         and not tensor._is_zerotensor()
     )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether its numbers are there; sharding gives back what is elsewhere for a while."""
+    end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
+    return tensor.untyped_storage().nbytes() >= end

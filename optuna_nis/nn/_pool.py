@@ -113,7 +113,8 @@ class _Pool(torch.autograd.Function):
         order = found.order
         # The bag of each place of the batch, in the order of the rows.
         lengths = starts.diff(append=starts.new_full((1,), order.shape[0]))
-        bags = torch.arange(starts.shape[0]).repeat_interleave(lengths).index_select(0, order)
+        bags = torch.arange(starts.shape[0], device=starts.device).repeat_interleave(lengths)
+        bags = bags.index_select(0, order)
         own = None if per_sample is None else per_sample.index_select(0, order)
         of_projection = torch.zeros_like(projection) if ctx.needs_input_grad[8] else None
         of_weights: list[Tensor | None] = []

@@ -119,7 +119,7 @@ class ShardedSupernetEmbedding(ShardedRows, SupernetEmbedding):
         return self.looked_up(ranks)
 
     def _rows_for(self, tier: Tier, start: int, end: int) -> tuple[Tensor, Tensor]:
-        target, ids = tier.weight, torch.arange(start, end)
+        target, ids = tier.weight, torch.arange(start, end, device="cpu")
         if isinstance(tier, ShardedRows):
             target, ids = tier.shards.own, ids[tier.shards.start : tier.shards.end]
         return target, self.shards.fetch(ids)
@@ -142,7 +142,7 @@ class ShardedTier(ShardedRows, Tier):
     def pooled(self, ids: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
         """The sums of the rows of bags, not projected, as those of any tier."""
         rows = self.looked_up(ids)
-        places = torch.arange(len(ids), dtype=starts.dtype)
+        places = torch.arange(len(ids), dtype=starts.dtype, device=starts.device)
         return functional.embedding_bag(
             places, rows, starts, mode="sum", per_sample_weights=weights
         )

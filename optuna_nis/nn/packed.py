@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optuna_nis.nn import _native
 from optuna_nis.nn._dequantized import dequantized, has_kernel
 from optuna_nis.nn._ids import get_gradients
 from optuna_nis.nn._layers import Model, check_sized, replace_layers
@@ -120,6 +121,10 @@ class PackedTier(StoredTier):
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids, not projected, of the type of the model."""
         dtype = self._empty.dtype
+        if self.step is not None and ids.dim() == 1 and dtype is torch.float32 and not is_traced():
+            args = (self.codes, ids, self.step, self.bits, self.embedding_dim)
+            if (unpacked := _native.unpacked(*args)) is not None:
+                return unpacked
         if self.step is not None and ids.dim() == 1 and has_kernel(self.codes, dtype):
             return dequantized(self.codes, ids, self.step, self.bits, self.embedding_dim)
         found = functional.embedding(ids, self.codes)

@@ -188,7 +188,7 @@ def _sizes_in(found: Mapping[str, Any], path: Path) -> tuple[Allocation, dict[st
 def _dictionary(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(_NOT_OURS.format(str(path))) from error

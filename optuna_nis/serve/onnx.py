@@ -31,7 +31,7 @@ def to_onnx(
     path: str | os.PathLike[str],
     *,
     bags: Collection[str] = (),
-    output_names: Sequence[str] = ("output",),
+    output_names: Sequence[str] | None = None,
 ) -> None:
     """Write a model as ONNX, for batches of any size, and check it.
 
@@ -46,7 +46,8 @@ def to_onnx(
         path: The file. Weights beyond two gigabytes, which is the most a file may have, are
             written beside it.
         bags: As in :func:`to_torch_export`.
-        output_names: Names of the outputs.
+        output_names: Names of the outputs; by default ``"output"``, or of several ``"output_0"``,
+            ``"output_1"`` and so on.
 
     Raises:
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
@@ -80,6 +81,9 @@ def to_onnx(
     inputs = Inputs.of(model, batch)
     args, kwargs = inputs.as_called(free_axes(inputs.tensors, bags))
     num_outputs = len(program.graph_signature.user_outputs)
+    if output_names is None:
+        several = [f"output_{index}" for index in range(num_outputs)]
+        output_names = ["output"] if num_outputs == 1 else several
     if isinstance(output_names, str) or len(output_names) != num_outputs:
         raise ValueError(
             f"`output_names` must name the {num_outputs} outputs of `model`, got {output_names!r}."

@@ -43,9 +43,10 @@ _DONE = {
 }
 # What reading a file that is damaged may end in.
 _DAMAGED = (
+    AssertionError,
     AttributeError,
     EOFError,
-    KeyError,
+    LookupError,
     OSError,
     RuntimeError,
     TypeError,
@@ -88,11 +89,13 @@ class Predictor:
         self.allocation = allocation
         # Features that share a table keep the same ids, and ids that share rows are told apart by
         # their ranks.
-        shared = set(model.embeddings.share.values())
+        share = dict(model.embeddings.share)
+        is_known = share == dict(features.share)
         kept = {
             name: table.kept
             for name, table in allocation.items()
-            if not table.num_shared and (name not in shared or not table.kept)
+            if not table.num_shared
+            and (name not in share.values() or (is_known and not table.kept))
         }
         self.features = features.cut(kept)
         self.tables = tables
@@ -106,8 +109,8 @@ class Predictor:
         _check_known(tables)
         if self.tables != "multi-size":
             raise ValueError(
-                f"`tables` must be of tables as they were trained, got {tables!r}: they are kept "
-                f"as {self.tables} already."
+                f"`tables` can be chosen of tables as they were trained, got {tables!r}: those of "
+                f"this predictor are kept as {self.tables} already."
             )
         # Tables are converted into new ones: those of before are no part of the copy.
         before = {} if tables == self.tables else {id(e): e for e in sized_layers(self.model)}
@@ -192,15 +195,21 @@ class Predictor:
             FEATURES_FILE: pack_features(self.features, folder),
             _MODEL: json.dumps(meta | ({} if training is None else {"training": training})),
         }
-        for name, text in texts.items():
-            _new(folder / name).write_text(text)
         weights = _weights(self.tables)
-        if self.tables == "packed":
-            save(self.model, _new(folder / weights))
-        else:
-            torch.save(self.model.state_dict(), _new(folder / weights))
+        names = (_ALLOCATION, FEATURES_FILE, weights, _MODEL)
+        try:
+            for name, text in texts.items():
+                _new(folder / name).write_text(text)
+            if self.tables == "packed":
+                save(self.model, _new(folder / weights))
+            else:
+                torch.save(self.model.state_dict(), _new(folder / weights))
+        except BaseException:
+            for name in names:
+                _new(folder / name).unlink(missing_ok=True)
+            raise
         (folder / _MODEL).unlink(missing_ok=True)
-        for name in (_ALLOCATION, FEATURES_FILE, weights, _MODEL):
+        for name in names:
             _new(folder / name).replace(folder / name)
         for name in {_WEIGHTS, _PACKED_WEIGHTS} - {weights}:
             (folder / name).unlink(missing_ok=True)
@@ -237,13 +246,13 @@ class Predictor:
             meta = json.loads((folder / _MODEL).read_text())
             if not isinstance(meta, dict) or meta.get("version") != _VERSION:
                 raise ValueError(f"it is not of version {_VERSION}")
-            tables, options = meta.get("tables", "multi-size"), meta["options"]
+            tables, options = meta.get("tables", "multi-size"), dict(meta["options"])
             _check_known(tables)
         with _whole(folder / _ALLOCATION):
             allocation = Allocation.from_json((folder / _ALLOCATION).read_text())
         with _whole(folder / FEATURES_FILE):
             features = unpack_features((folder / FEATURES_FILE).read_text(), folder)
-        with _whole(folder / _MODEL):
+        with _whole(folder):
             model = _converted(reference_model(features, **options)(allocation), tables)
         weights = folder / _weights(tables)
         _check_there(weights)
@@ -257,15 +266,19 @@ class Predictor:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """What goes wrong with a file of a model is said of the file."""
+    """What goes wrong with a file of a model, or all of a folder together, is said of it."""
     try:
         yield
-    except (ModuleNotFoundError, FileNotFoundError):
+    except (ModuleNotFoundError, FileNotFoundError, PermissionError):
         raise
     except _DAMAGED as error:
+        folder, problem = path.parent, f"{path.name!r} is not of it, or damaged"
+        if path.is_dir():
+            folder, problem = path, "these do not go together"
+        cause = error.__cause__ or error
         raise ValueError(
-            f"`folder` {str(path.parent)!r} must hold the files of one model, whole, but "
-            f"{path.name!r} is not of it, or damaged: {error.__cause__ or error}"
+            f"`folder` {str(folder)!r} must hold the files of one model, whole, but {problem}: "
+            f"{repr(cause) if isinstance(cause, KeyError) or not str(cause) else cause}"
         ) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import math
-from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,7 +149,10 @@ def _check_mapping(name: str, given: object) -> None:
 
 
 def _is_finite(number: object) -> bool:
-    return isinstance(number, Real) and math.isfinite(number)
+    try:
+        return math.isfinite(number)  # type: ignore[arg-type]
+    except TypeError:
+        return False
 
 
 class _AdditiveWalk:

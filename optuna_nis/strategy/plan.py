@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna_nis._checks import check_integer, check_number
 from optuna_nis.controller.settings import PolicySettings
+from optuna_nis.study.keys import PLAN_OF_BEFORE
 
 # Where the full tables are one of the choices that share a batch.
 _SIDE_BY_SIDE = 2
@@ -213,6 +214,7 @@ class SearchPlan:
             ValueError: If it is no plan.
         """
         try:
+            values = {name: each for name, each in values.items() if name not in PLAN_OF_BEFORE}
             if "shortlist_epochs" in values and "warm_rounds" not in values:
                 # In plans of before, no training of the shortlist was from scratch.
                 rounds = len(values["shortlist_epochs"])

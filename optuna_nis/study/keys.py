@@ -65,6 +65,8 @@ LOG_PROB_KEY = "nis:log_prob"
 """Trial system attribute: log-probability with which the policy drew the trial's parameters."""
 PROPOSAL_KEY = "nis:proposal"
 """Trial system attribute: fingerprint of the proposal that the log-probability speaks of."""
+PLAN_OF_BEFORE = ("same_cost",)
+"""Numbers that plans of before have."""
 HEARTBEAT_KEY = "nis:heartbeat"
 """Trial system attribute: how often the worker of a trial has given a sign of life."""
 CONSTRAINTS_KEY = "constraints"

@@ -16,6 +16,7 @@ from optuna_nis.study.keys import (
     MONITOR_MODE_ATTR,
     OUTPUTS_ATTR,
     PLAN_ATTR,
+    PLAN_OF_BEFORE,
     SPACE_ATTR,
 )
 
@@ -162,7 +163,9 @@ def save_plan(study: Study, plan: Mapping[str, Any]) -> None:
         ...
         ValueError: `study` 'clicks' was searched with another plan, with warmup 0.1 (now 0.0). ...
     """
-    save_once(study, PLAN_ATTR, plan, "another plan")
+    before = plan_of(study) or {}
+    gone = {name: before[name] for name in PLAN_OF_BEFORE if name in before}
+    save_once(study, PLAN_ATTR, {**plan, **gone}, "another plan")
 
 
 def plan_of(study: Study) -> dict[str, Any] | None:

@@ -162,3 +162,12 @@ def test_libsvm(tmp_path: Path) -> None:
         features.encode(frame)["features"], features.encode(found[["features"]])["features"]
     )
     assert others.to_pydict() == {"label": ["1", "-1"]}
+
+
+def test_columns_by_the_names_that_a_format_gives_them(tmp_path: Path) -> None:
+    path = tmp_path / "ml.inter"
+    path.write_text("user_id:token\thist:token_seq\na\tb c\n")
+    frame = pd.DataFrame({"user_id:token": ["a", "b"], "hist:token_seq": ["b c", "d"]})
+    features = Features.fit(frame, task="ranking", separators={"hist:token_seq": " "})
+    ((found, _),) = read_batches(TableFiles(path), features)
+    assert found.to_dict("list") == {"user_id:token": ["a"], "hist:token_seq": ["b c"]}

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 import numpy as np
 import optuna
 import pytest
@@ -278,11 +279,11 @@ def test_formulas_and_frequent_ids_compete_without_being_asked_for(
         if t.user_attrs["fidelity"] == "validated"
     }
     popular = [
-        mixed_dimensions(smaller, alpha=power, on_grid=True)
+        mixed_dimensions(smaller, alpha=power, on_grid=True).widened()
         for smaller in (space, space.with_budget(space.budget // 2))
         for power in (0.3, 0.5)
     ]
-    frequent = [frequent_ids(space), frequent_ids(space, full_width=False)]
+    frequent = [frequent_ids(space, full_width=full).widened() for full in (True, False)]
     assert validated.keys() > {*popular, *frequent}
     # Each has a place for the best of its kind.
     candidates = callback.candidates
@@ -437,7 +438,7 @@ def test_it_ends_when_it_is_told_to_while_it_scores(datamodule: TableDataModule)
     study = _study(space)
     callback = NISCallback(space, study, num_updates=2, group_size=2, score_examples=200)
     trainer = quiet_trainer(max_epochs=1, callbacks=[_Terminated(), callback])
-    with pytest.raises(SystemExit, match="Terminated"):
+    with pytest.raises(SIGTERMException):
         trainer.fit(reference_model(datamodule.features)(space), datamodule=datamodule)
     assert not callback.search.is_done
 

@@ -243,3 +243,23 @@ def test_ids_elsewhere_are_refused_by_frozen_tables() -> None:
     layer = freeze(MultiSizeEmbedding(table)).eval()
     with pytest.raises(RuntimeError, match="device"):
         layer(torch.zeros(3, dtype=torch.int64, device="meta"))
+
+
+def test_large_dense_gradients_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_MOST_DENSE", 5)
+    weight, total = torch.zeros(3, 2), torch.zeros(3)
+    assert not _native.rowwise_adagrad(weight, total, torch.ones(3, 2), lr=0.1, eps=0.0)
+
+
+def test_a_weight_without_memory_is_left_to_torch() -> None:
+    weight, total = torch.zeros(3, 2), torch.zeros(3)
+    weight.untyped_storage().resize_(0)
+    assert not _native.rowwise_adagrad(weight, total, torch.ones(3, 2), lr=0.1, eps=0.0)
+
+
+def test_a_supernet_on_the_cpu_beside_another_default_device() -> None:
+    layer = SupernetEmbedding(EmbeddingSpec("f", 100, 8), sparse=True)
+    with torch.device("meta"):
+        layer(torch.randint(0, 101, (40,), device="cpu")).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.device.type == "cpu"

@@ -244,6 +244,23 @@ def test_each_output_has_a_name(names: Any, tmp_path: Path) -> None:
         to_onnx(layer, torch.tensor([0, 3]), tmp_path / "model.onnx", output_names=names)
 
 
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.layer(ids)
+        return rows, rows.sum(1)
+
+
+def test_several_outputs_have_names_without_being_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    to_onnx(_Two(), torch.tensor([0, 3]), path)
+    names = [output.name for output in onnx.load(path).graph.output]
+    assert names == ["output_0", "output_1"]
+
+
 def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
     layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
     with pytest.raises(ValueError, match="`path` must be a file to write, got the folder"):

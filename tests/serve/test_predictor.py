@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
-from optuna_nis.data import Features, TableDataModule
+from optuna_nis.data import Features, TableDataModule, read_table
 from optuna_nis.data.unknown import UnknownIds
 from optuna_nis.models import reference_model
 from optuna_nis.nn.multi_size import MultiSize
@@ -301,6 +301,58 @@ def test_columns_of_features_without_rows_need_not_be_there(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="no column 'user'"):
         predictor.predict(FRAME[["city"]])
     assert list(FRAME) == ["user", "city", "tags"]
+
+
+def test_what_is_not_needed_is_not_looked_at(tmp_path: Path) -> None:
+    features = Features.fit(FRAME, task="ranking", separators={"tags": None})
+    allocation = Allocation([SIZES["user"], SIZES["city"], SIZES["tags"]])
+    predictor = Predictor(reference_model(features)(allocation), allocation, features)
+    new = FRAME.assign(city=[{"no": "id"}] * len(FRAME))
+    np.testing.assert_array_equal(predictor.predict(new), predictor.predict(FRAME))
+    path = tmp_path / "new.parquet"
+    FRAME.drop(columns="city").to_parquet(path)
+    read = read_table(path, like=predictor.features)
+    assert list(read) == ["user", "tags"]
+    np.testing.assert_array_equal(predictor.predict(read), predictor.predict(FRAME))
+
+
+def test_a_table_shared_by_the_model_alone_is_removed(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3, 3], "b": [3, 1, 2, 3], "c": [5, 5, 6, 6]})
+    features = Features.fit(frame, task="ranking")
+    removed, kept = TableAllocation("a", 3, 4, ()), TableAllocation("c", 2, 4, (Tier(2, 4),))
+    allocation = Allocation([removed, kept])
+    predictor = Predictor(
+        reference_model(features, share={"b": "a"})(allocation), allocation, features
+    )
+    predictor.save(tmp_path)
+    again = Predictor.load(tmp_path)
+    np.testing.assert_array_equal(again.predict(frame), predictor.predict(frame))
+
+
+def test_a_failed_save_leaves_the_model_before(
+    datamodule: TableDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = _predictor(datamodule)
+    predictor.save(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def fails(*args: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="no space left"):
+        predictor.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_files_that_do_not_go_together(datamodule: TableDataModule, tmp_path: Path) -> None:
+    _predictor(datamodule).save(tmp_path)
+    meta = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(meta | {"options": {"model": "sasrec"}}))
+    with pytest.raises(
+        ValueError, match="files of one model, whole, but these do not go together"
+    ):
+        Predictor.load(tmp_path)
 
 
 def test_a_sequence_is_needed_whatever_rows_its_items_have() -> None:

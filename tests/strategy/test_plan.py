@@ -3,10 +3,13 @@ from __future__ import annotations
 from dataclasses import fields, replace
 import json
 
+import optuna
 import pytest
 
 from optuna_nis import PolicySettings
 from optuna_nis.strategy.plan import SearchPlan
+from optuna_nis.study.keys import PLAN_ATTR
+from optuna_nis.study.settings import plan_of, save_plan
 
 
 def test_a_plan_is_read_as_it_was_written() -> None:
@@ -83,6 +86,17 @@ def test_a_plan_of_before_has_no_rounds_from_scratch() -> None:
     del values["warm_rounds"], values["keep_simple"]
     before = SearchPlan.from_dict(values)
     assert (before.warm_rounds, before.keep_simple) == (3, False)
+
+
+def test_a_plan_of_before_has_a_field_that_has_gone() -> None:
+    before = {**SearchPlan(warmup=0.3).to_dict(), "same_cost": 1.25}
+    assert SearchPlan.from_dict(before) == SearchPlan(warmup=0.3)
+    study = optuna.create_study()
+    study.set_user_attr(PLAN_ATTR, before)
+    save_plan(study, SearchPlan(warmup=0.3).to_dict())
+    assert plan_of(study) == before
+    with pytest.raises(ValueError, match=r"with warmup 0\.3 \(now 0\.2\)"):
+        save_plan(study, SearchPlan(warmup=0.2).to_dict())
 
 
 def test_every_field_is_documented() -> None:
