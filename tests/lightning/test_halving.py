@@ -99,19 +99,6 @@ def test_shortlist_trains_all_and_the_better_half_longer(datamodule: TableDataMo
         assert last.get(name, f"{candidate.val_metric:.4f}") == f"{candidate.val_metric:.4f}"
 
 
-def test_of_choices_of_one_cost_the_shortlist_keeps_the_best(datamodule: TableDataModule) -> None:
-    space = SearchSpace(datamodule.embedding_specs(8))
-    build = reference_model(datamodule.features)
-    rng = np.random.default_rng(0)
-    shares = (0.80, 0.82, 0.84, 0.2)
-    choices = [space.sample(rng, space.full_parameters * share) for share in shares]
-    lines: list[str] = []
-    train_shortlist(
-        choices, build(space), build, datamodule, shortlist_epochs=(1, 1), progress=lines.append
-    )
-    assert lines[-1].startswith("round 2 of 2: 1 of 1 from scratch, ")
-
-
 def test_no_more_than_three_stay_in_the_shortlist(datamodule: TableDataModule) -> None:
     space = SearchSpace(datamodule.embedding_specs(8))
     build = reference_model(datamodule.features)

@@ -79,8 +79,9 @@ def test_your_own_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     found = run("02_your_own_model")["found"]
     assert {spec.name for spec in found.space.specs} == {"user", "item", "genres"}
     assert found.allocation.nbytes() <= found.space.budget_nbytes
-    assert found.allocation == found.candidates[0].allocation
     finalists = [candidate for candidate in found.candidates if candidate.is_finalist]
+    # Trained to their end, another one may be the best.
+    assert found.allocation in [candidate.allocation for candidate in finalists]
     assert found.candidates[: len(finalists)] == finalists
     qualities = [candidate.val_metric for candidate in finalists]
     assert qualities == sorted(qualities, reverse=True)
