@@ -55,8 +55,8 @@ class Features:
         numeric: For every numeric column, how its numbers become inputs of a model.
         share: For features without a table of their own, the feature whose vocabulary and table
             they share.
-        optional: Features of which a model has no row (:meth:`cut`): new rows need not have their
-            columns, which are not looked at.
+        optional: Features of which a model has no row: new rows need not have their columns, which
+            are not looked at.
 
     Raises:
         ValueError: If there is no feature, one is named "label" or is numeric too, a bag or what
@@ -366,8 +366,7 @@ class Features:
         """Without the rarest ids of features, to keep with a model that has no rows for them.
 
         Predictions stay the same: an id without a row and an unknown one both give zeros. Bags,
-        whose mean counts the former but not the latter, are left as they are. Columns of features
-        that keep no id become optional.
+        whose mean counts the former but not the latter, are left as they are.
 
         Args:
             sizes: For features the number of ids to keep, the most frequent ones.
@@ -384,8 +383,7 @@ class Features:
             owner = self.share.get(name, name)
             kept = owner in sizes and name not in whole and owner not in whole
             cut[name] = each.cut(sizes[owner]) if kept else each
-        without = {name for name in cut if sizes.get(self.share.get(name, name)) == 0}
-        return replace(self, vocabularies=cut, optional=self.optional | without)
+        return replace(self, vocabularies=cut)
 
     def to_dict(self) -> dict[str, Any]:
         """The features in types that JSON knows, to be read back by :meth:`from_dict`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Tally:
         self.missing[name] += gaps + empty
         self.unknown[name] += len(values) - gaps - int(is_known.sum())
 
-    def without(self, names: set[str]) -> Tally:
+    def without(self, names: Set[str]) -> Tally:
         """The same without some features."""
         other = Tally()
         for counts, own in zip(other._counts(), self._counts()):

@@ -125,8 +125,8 @@ class PackedTier(StoredTier):
             args = (self.codes, ids, self.step, self.bits, self.embedding_dim)
             if (unpacked := _native.unpacked(*args)) is not None:
                 return unpacked
-        if self.step is not None and ids.dim() == 1 and has_kernel(self.codes, dtype):
-            return dequantized(self.codes, ids, self.step, self.bits, self.embedding_dim)
+            if has_kernel(self.codes, dtype):
+                return dequantized(*args)
         found = functional.embedding(ids, self.codes)
         if self.step is None:
             return found.to(dtype)

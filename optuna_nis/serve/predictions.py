@@ -112,12 +112,4 @@ def predict_table(
                 columns[name] = pyarrow.array(map(str, values) if is_text else values, kind)
             write(pyarrow.table(columns))
             pace.add(len(frame), "Predicting")
-    return TablePredictions(pace.rows, tally.without(_without_rows(predictor)))
-
-
-def _without_rows(predictor: Predictor) -> set[str]:
-    """Features of which no value matters."""
-    share = predictor.features.share
-    owners = {name: share.get(name, name) for name in predictor.features.names}
-    tables = predictor.allocation
-    return {name for name, owner in owners.items() if owner in tables and not tables[owner].kept}
+    return TablePredictions(pace.rows, tally.without(predictor.features.optional))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 import copy
+from dataclasses import replace
 import json
 from pathlib import Path
 import pickle
@@ -89,15 +90,17 @@ class Predictor:
         self.allocation = allocation
         # Features that share a table keep the same ids, and ids that share rows are told apart by
         # their ranks.
-        share = dict(model.embeddings.share)
-        is_known = share == dict(features.share)
+        share = model.embeddings.share
         kept = {
             name: table.kept
             for name, table in allocation.items()
-            if not table.num_shared
-            and (name not in share.values() or (is_known and not table.kept))
+            if name not in share.values() and not table.num_shared
         }
-        self.features = features.cut(kept)
+        owners = {name: share.get(name, name) for name in features.names}
+        without = {
+            n for n, owner in owners.items() if owner in allocation and not allocation[owner].kept
+        }
+        self.features = replace(features.cut(kept), optional=frozenset(without))
         self.tables = tables
 
     def with_tables(self, tables: Tables) -> Predictor:
