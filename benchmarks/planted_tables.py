@@ -229,7 +229,9 @@ class _Table:
     def _with_effect(self, name: str, num_ids: int, ids: Array, effect: float, head: int) -> Array:
         effects = effect * self._rng.normal(size=num_ids)
         if head:
-            effects[head:] = 0.0
+            # By the rows of training: who finds the others cannot know what was likely.
+            counts = np.bincount(ids[: PARTS[0]], minlength=num_ids)
+            effects[np.argsort(-counts, kind="stable")[head:]] = 0.0
         self.frame[name] = ids
         added: Array = effects[ids]
         return added
