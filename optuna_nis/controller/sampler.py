@@ -149,6 +149,11 @@ class NISSampler(BaseSampler):
                 self._independent_sampler.reseed_rng()
 
     @property
+    def budget(self) -> Constraint | None:
+        """The hard limit on the choices, as the argument."""
+        return self._budget
+
+    @property
     def settings(self) -> PolicySettings:
         """How the policy learns."""
         return self._settings or PolicySettings()

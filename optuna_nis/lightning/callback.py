@@ -16,7 +16,6 @@ from optuna import Study
 from torchmetrics import Metric
 
 from optuna_nis._logging import get_logger
-from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.batches import TrainingBatches, check_end
@@ -30,7 +29,7 @@ from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
-from optuna_nis.strategy.journal import plan_in
+from optuna_nis.strategy.journal import plan_in, sampler_of
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.pricing import Pricing
 from optuna_nis.strategy.search import SizeSearch
@@ -232,6 +231,7 @@ class NISCallback(Callback):
             TypeError: If ``build_model`` is no function.
             ValueError: If it takes more than sizes, or the models log no such value.
         """
+        self._search.check_done()
         build_model = sized_like(build_model, self._supernet)
         monitored, rewarding = self.monitored(self._supernet), self._search.rewarding
         error = rewarding.error
@@ -276,11 +276,10 @@ class NISCallback(Callback):
                 f"The model must have a SupernetEmbedding for each of {sorted(wanted)}, it has "
                 f"them for {sorted(found)}."
             )
-        if not isinstance(self.study.sampler, NISSampler):
-            raise MisconfigurationException(
-                "The study must have a NISSampler with `budget=space`, its sampler is "
-                f"{type(self.study.sampler).__name__}."
-            )
+        try:
+            sampler_of(self.study, self.space)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
         if self.plan.warmup < 1:
             check_end(trainer)
         if trainer.is_global_zero:
@@ -401,7 +400,9 @@ class _Processes:
 
 def _of_dataloader(monitor: str | None) -> tuple[str | None, int | None]:
     """What Lightning logs for one of several dataloaders: its name and the dataloader's index."""
-    name, mark, index = (monitor or "").partition("/dataloader_idx_")
+    if not isinstance(monitor, str):
+        return monitor, None
+    name, mark, index = monitor.partition("/dataloader_idx_")
     return (name, int(index)) if mark and index.isdecimal() else (monitor, None)
 
 

@@ -28,9 +28,32 @@ _logger = get_logger(__name__)
 
 
 def plan_in(study: Study | None) -> SearchPlan | None:
-    """The plan that a study was searched with, None if it was not."""
+    """The plan that a study was searched with, None if it was not.
+
+    Raises:
+        TypeError: If it is no study.
+    """
+    if not isinstance(study, Study | None):
+        raise TypeError(f"`study` must be a study of Optuna, got {study!r}.")
     known = None if study is None else plan_of(study)
     return None if known is None else SearchPlan.from_dict(known)
+
+
+def sampler_of(study: Study, space: SearchSpace) -> NISSampler:
+    """The sampler of a study that is searched.
+
+    Raises:
+        ValueError: If it is no NISSampler, or its budget is another one than the space.
+    """
+    sampler = study.sampler
+    if isinstance(sampler, NISSampler) and sampler.budget == space:
+        return sampler
+    found = type(sampler).__name__
+    if isinstance(sampler, NISSampler):
+        found += f" with `budget={sampler.budget!r}`"
+    raise ValueError(
+        f"`study` must have a NISSampler with `budget=space`, {space!r}, its sampler is {found}."
+    )
 
 
 class Journal:
@@ -45,8 +68,8 @@ class Journal:
         seed: The seed of the search.
 
     Raises:
-        ValueError: If the study's sampler is no NISSampler or has other settings than the plan,
-            or it is of another space.
+        ValueError: If the study's sampler is no NISSampler of the space or has other settings than
+            the plan, or the study is of another space.
     """
 
     def __init__(
@@ -59,18 +82,14 @@ class Journal:
         search_id: str | None,
         seed: int,
     ) -> None:
-        if not isinstance(study.sampler, NISSampler):
-            raise ValueError(
-                "`study` must have a NISSampler with `budget=space`, its sampler is "
-                f"{type(study.sampler).__name__}."
-            )
-        own = study.sampler.settings
+        self._sampler = sampler_of(study, space)
+        own = self._sampler.settings
         if plan.policy not in (own, PolicySettings()):
             raise ValueError(
                 "`plan.policy` must be the settings of the sampler of `study`, by which the "
                 f"policy learns: got {plan.policy} and {own}."
             )
-        self._study, self._sampler = study, study.sampler
+        self._study = study
         self._processes = processes
         if processes.is_first:
             save_space(study, space)

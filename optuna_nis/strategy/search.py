@@ -155,9 +155,13 @@ class SizeSearch:
         Raises:
             RuntimeError: If the search is not done.
         """
+        self.check_done()
+        return self._candidates or []
+
+    def check_done(self) -> None:
+        """Raise a RuntimeError if the search is not done."""
         if self._candidates is None:
             raise RuntimeError(f"The search has no candidates: {self._why_none}.")
-        return self._candidates
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs beyond the study's trials."""

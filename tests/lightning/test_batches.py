@@ -129,6 +129,12 @@ def test_a_training_that_is_stopped_leaves_no_candidates(
         _ = search.candidates
 
 
+def test_a_search_that_has_not_begun_has_no_candidates_to_train() -> None:
+    search = NISCallback(make_searchable(Net(), budget=0.5))
+    with pytest.raises(RuntimeError, match="has no candidates"):
+        search.train_candidates(Net, [TRAIN, TRAIN])
+
+
 class _AnyLength(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         yield from ((k % IDS, k % 2) for k in range(64))

@@ -466,6 +466,9 @@ def test_bad_set_ups(datamodule: TableDataModule) -> None:
     other = SearchSpace(space.specs, budget=0.25)
     study = _study(space)
     fit(build(space), study)
+    with pytest.raises(MisconfigurationException, match="its sampler is NISSampler with `budget="):
+        fit(build(other), study, other)
+    study.sampler = NISSampler(budget=other)
     with pytest.raises(ValueError, match="was searched with another space: a budget of"):
         fit(build(other), study, other)
     callback = NISCallback(space, _study(space))

@@ -193,8 +193,19 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="`search_id` must be a text"):
         SizeSearch(space_of(), search_id="")
     other = SizeSearch(space_of(), optuna.create_study(direction="maximize"))
+    with pytest.raises(TypeError, match="`study` must be a study of Optuna, got 5"):
+        SizeSearch(space_of(), 5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must have a NISSampler"):
         other.start(10)
+
+
+@pytest.mark.parametrize("budget", [space_of("100%"), None])
+def test_a_sampler_of_another_budget_would_break_it(budget: SearchSpace | None) -> None:
+    study = optuna.create_study(direction="maximize", sampler=NISSampler(budget=budget))
+    search = SizeSearch(space_of(), study)
+    with pytest.raises(ValueError, match=r"with `budget=space`.* its sampler is NISSampler with"):
+        search.start(10)
+    assert not study.user_attrs
 
 
 def test_how_the_policy_learns_is_noted_and_said_once() -> None:
