@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna_nis._checks import check_integer
+from optuna_nis._json import read_json
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.data.bags import BagKeep, check_separators
 from optuna_nis.data.pace import Progress, no_progress
@@ -16,8 +17,8 @@ from optuna_nis.space.spec import Oov, check_oov
 
 _LISTS = ("features", "na_values", "numeric", "columns")
 _OF_TABLES = (
-    *("na_values", "split_column", "valid", "test", "numeric", "weight", "group", "columns"),
-    "separator",
+    *("label", "bags", "time", "time_format", "na_values", "split_column", "valid", "test"),
+    *("numeric", "weight", "group", "columns", "separator"),
 )
 
 
@@ -228,7 +229,7 @@ class DataConfig:
             ValueError: If the text is not such a configuration.
         """
         try:
-            data = json.loads(text)
+            data = read_json(text)
             if "bag_keep" not in data and data["table"] is not None and data["bags"]:
                 # Written when the first values were kept.
                 data["bag_keep"] = "first"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_nis._checks import check_integer
+from optuna_nis._json import read_json
 from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, check_bags
 from optuna_nis.data.coded import (
@@ -451,4 +452,4 @@ class Features:
         Raises:
             ValueError: If the text is not such features.
         """
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(read_json(text))

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from optuna_nis._checks import check_folder
 from optuna_nis._files import beside, replacing
+from optuna_nis._json import read_json
 from optuna_nis.data.features import Features
 from optuna_nis.data.lookup import hashes_of
 from optuna_nis.data.vocabulary import Vocabulary
@@ -109,7 +110,7 @@ def unpack_features(text: str, folder: str | Path) -> Features:
         FileNotFoundError: If it is not there.
         ValueError: If it or the text is malformed.
     """
-    data = json.loads(text)
+    data = read_json(text)
     entries = {}
     for key, holder, name in _places(data):
         entry = holder[name]

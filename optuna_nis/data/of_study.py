@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import blake2b
-import json
 from pathlib import Path
 
 from optuna import Study
 
+from optuna_nis._json import read_json
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule, Features
 from optuna_nis.data.config import DataConfig
@@ -127,7 +127,7 @@ def oov_of_data(study: Study, oov: Oov) -> Oov:
     Studies from before values that are new or rare had ids go on without.
     """
     text = study.user_attrs.get(DATA_ATTR)
-    return oov if text is None or "oov" in json.loads(text) else "zero"
+    return oov if text is None or "oov" in read_json(text) else "zero"
 
 
 def check_data(study: Study, data: DataConfig) -> None:

@@ -14,6 +14,7 @@ import pyarrow
 from pyarrow import compute
 
 from optuna_nis._checks import check_integer
+from optuna_nis._json import read_json
 from optuna_nis.data.unknown import UnknownIds
 from optuna_nis.data.values import (
     ArrowValues,
@@ -445,4 +446,4 @@ class Vocabulary:
         Raises:
             ValueError: If the text is not such a vocabulary.
         """
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(read_json(text))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from optuna_nis._checks import check_file
 from optuna_nis._files import replacing
+from optuna_nis._json import read_json
 from optuna_nis.nn import freeze
 from optuna_nis.nn._layers import Model, check_not_searchable
 from optuna_nis.nn._stored import stored_tables
@@ -174,7 +175,7 @@ def _sizes_in(found: Mapping[str, Any], path: Path) -> tuple[Allocation, dict[st
     """
     try:
         allocation = Allocation.from_json(found["allocation"])
-        stored = json.loads(found["stored"]) if "stored" in found else None
+        stored = read_json(found["stored"]) if "stored" in found else None
         fits = found.get("tables") in (None, "packed") and isinstance(stored, (dict, type(None)))
         if path.suffix != _SAFETENSORS:
             fits = fits and isinstance(found["state_dict"], Mapping)
@@ -188,7 +189,7 @@ def _sizes_in(found: Mapping[str, Any], path: Path) -> tuple[Allocation, dict[st
 def _dictionary(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+    except (FileNotFoundError, PermissionError):
         raise
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(_NOT_OURS.format(str(path))) from error

@@ -18,6 +18,7 @@ import pyarrow
 import torch
 
 from optuna_nis._checks import check_folder
+from optuna_nis._json import read_json
 from optuna_nis.data import Features
 from optuna_nis.data.keeping import FEATURES_FILE, drop_unused, pack_features, unpack_features
 from optuna_nis.data.tally import Tally
@@ -246,7 +247,7 @@ class Predictor:
         for name in (_ALLOCATION, FEATURES_FILE, _MODEL):
             _check_there(folder / name)
         with _whole(folder / _MODEL):
-            meta = json.loads((folder / _MODEL).read_text())
+            meta = read_json((folder / _MODEL).read_text())
             if not isinstance(meta, dict) or meta.get("version") != _VERSION:
                 raise ValueError(f"it is not of version {_VERSION}")
             tables, options = meta.get("tables", "multi-size"), dict(meta["options"])

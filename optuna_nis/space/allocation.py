@@ -10,6 +10,7 @@ from typing import NamedTuple
 import warnings
 
 from optuna_nis._checks import instances
+from optuna_nis._json import read_json
 from optuna_nis.space.budget import bytes_per_element
 from optuna_nis.space.precision import PRECISIONS, projection_nbytes, row_nbytes, step_nbytes
 
@@ -349,8 +350,8 @@ class Allocation(Mapping[str, TableAllocation]):
             ValueError: If the text is not such an allocation.
         """
         try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError, TypeError) as error:
+            data = read_json(text)
+        except (ValueError, TypeError) as error:
             raise ValueError(f"An allocation must be JSON: {error}.") from error
         version = data.get("version") if isinstance(data, dict) else None
         if version not in _JSON_VERSIONS:

@@ -21,6 +21,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import BaseTrial
 
 from optuna_nis._checks import instances
+from optuna_nis._json import read_json
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.blocks import Blocks
 from optuna_nis.space.budget import bytes_per_element, parse_budget
@@ -345,7 +346,12 @@ class SearchSpace:
 
         Args:
             gains: For every parameter what each of its options is worth.
+
+        Raises:
+            ValueError: If a parameter is missing.
         """
+        if missing := [name for name in self._choices if name not in gains]:
+            raise ValueError(f"`gains` must be of every parameter, it lacks {missing}.")
         # What counts is by how much an option is better than to leave out what it stands for.
         options = best_options(
             self._tables,
@@ -458,7 +464,7 @@ class SearchSpace:
             ValueError: If the text is not such a space.
         """
         try:
-            data = json.loads(text)
+            data = read_json(text)
             if data["version"] not in _JSON_VERSIONS:
                 raise ValueError(
                     "A search space must be of a version from "

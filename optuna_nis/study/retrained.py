@@ -12,6 +12,7 @@ from typing import Any
 from optuna import Study
 
 from optuna_nis._format import size
+from optuna_nis._json import read_json
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.attributes import is_number, naming, read_text, save_text
 from optuna_nis.study.keys import (
@@ -299,7 +300,7 @@ def results_of(study: Study) -> Results:
         return Results()
     mode = mode_of(study)
     with naming(study, RESULTS_ATTR):
-        data = json.loads(text)
+        data = read_json(text)
         if not isinstance(data, list):
             raise ValueError(f"must be a list, got {type(data).__name__}")
         results = Results((RetrainResult.from_dict(item) for item in data), mode=mode)
@@ -307,7 +308,7 @@ def results_of(study: Study) -> Results:
     if not verdict:
         return results
     with naming(study, VERDICT_ATTR):
-        match json.loads(verdict):
+        match read_json(verdict):
             case {"best": str(best), "text": str(line)}:
                 return Results(results, line, best, mode)
             case other:

@@ -65,6 +65,14 @@ def test_how_a_table_is_read_is_kept() -> None:
     assert DataConfig.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match=r"`na_values` is for a table, got \['NA'\].*--na-values"):
         DataConfig(dataset="flights", na_values=("NA",))
+    for name, value in (
+        ("label", "y"),
+        ("time", "t"),
+        ("time_format", "%Y"),
+        ("bags", {"c": "|"}),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` is for a table, got .* with the data set"):
+            DataConfig(dataset="flights", **{name: value})
 
 
 def test_rare_ids_were_there_at_the_search(

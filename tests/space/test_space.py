@@ -331,6 +331,13 @@ def test_from_json_refuses(text: str, message: str) -> None:
         SearchSpace.from_json(text)
 
 
+def test_what_is_best_needs_the_gains_of_every_parameter() -> None:
+    with pytest.raises(
+        ValueError, match=r"`gains` must be of every parameter, it lacks \['t\[2:10"
+    ):
+        SPACE.best({"t[0:2]": np.zeros(5)})
+
+
 def test_spaces_differ_in_budget_and_mode() -> None:
     assert SearchSpace([TABLE]) == SPACE
     assert SPACE != SINGLE
