@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 import re
 import stat
@@ -111,6 +113,30 @@ def test_the_page_on_others_names_the_versions_of_constraints() -> None:
     assert {"torch", "lightning", "optuna", "pandas", "onnxruntime", "torchrec"} <= set(named)
     ours = {name: version for name, version in named.items() if name in pinned}
     assert ours == {name: pinned[name] for name in ours}
+
+
+def test_imports_point_one_way() -> None:
+    table = re.findall(r"^\| `(\w+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    package = ROOT / "optuna_nis"
+    assert set(table) == {path.parent.name for path in package.glob("*/__init__.py")}
+    backwards = [
+        f"{path.relative_to(package)} imports {other}"
+        for place, name in enumerate(table)
+        for path in (package / name).rglob("*.py")
+        for other in _imported(ast.parse(path.read_text()))
+        if other in table[place + 1 :]
+    ]
+    assert not backwards
+
+
+def _imported(node: ast.AST) -> Iterator[str]:
+    """Packages of ours that a module imports, but for the sake of types alone."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optuna_nis."):
+        yield str(node.module).split(".")[1]
+    for child in ast.iter_child_nodes(node):
+        yield from _imported(child)
 
 
 def test_findings_are_listed_in_their_readme() -> None:

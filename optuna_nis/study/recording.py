@@ -18,7 +18,6 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from optuna_nis.controller.policy import Policy
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.keys import (
     CUT_SHORT,
@@ -39,6 +38,7 @@ from optuna_nis.study.moments import is_due, note_policy
 from optuna_nis.study.settings import save_space
 
 if TYPE_CHECKING:
+    from optuna_nis.controller.policy import Policy
     from optuna_nis.strategy.reward import Reward
 
 _GROUPS_PER_MOMENT = 4
