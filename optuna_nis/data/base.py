@@ -16,7 +16,7 @@ from optuna_nis.data.coded import CodedColumn, code_columns
 from optuna_nis.data.encoding import Encoder
 from optuna_nis.data.features import Features
 from optuna_nis.data.keeping import fingerprint
-from optuna_nis.data.keys import LABEL, Task, check_names, check_share, check_task
+from optuna_nis.data.keys import LABEL, Task, check_names, check_share, check_task, sharing
 from optuna_nis.data.lightning_base import LightningDataModule
 from optuna_nis.data.parts import DiskPart, MemoryPart, Part
 from optuna_nis.data.source import (
@@ -153,7 +153,7 @@ class EmbeddingDataModule(LightningDataModule):
         self.sample_rows = sample_rows
         self.max_vocabulary = max_vocabulary
         self.min_count = min_count
-        self.share = dict(share or {})
+        self.share = sharing(share)
         self.oov = check_oov(oov, "all features")
         self.max_bytes = max_bytes
         self.num_workers = num_workers

@@ -79,6 +79,17 @@ def check_names(
             raise ValueError(f"`numeric` names {name!r} twice.")
 
 
+def sharing(share: Mapping[str, str] | None) -> dict[str, str]:
+    """Which features look into the tables of others, by default none.
+
+    Raises:
+        TypeError: If it is no mapping.
+    """
+    if not isinstance(share, Mapping | None):
+        raise TypeError(f"`share` must be a mapping between features, got {share!r}.")
+    return dict(share or {})
+
+
 def check_share(share: Mapping[str, str], names: Sequence[str]) -> None:
     """Check which features look into the tables of others.
 

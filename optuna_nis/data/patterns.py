@@ -33,6 +33,7 @@ def select_columns(
         column are among them.
 
     Raises:
+        TypeError: If something is no text.
         ValueError: If a pattern fits no column, or nothing is left.
 
     Example:
@@ -42,6 +43,8 @@ def select_columns(
         >>> select_columns(["!day"], names, exclude=["label"])
         ('C1', 'C2', 'C3')
     """
+    if wrong := [each for each in patterns if not isinstance(each, str)]:
+        raise TypeError(f"`{argument}` must be names of columns, got one with {wrong[0]!r}.")
     others = set(exclude)
     free = [name for name in names if name not in others]
     kept = [each for each in patterns if not _is_negative(each, names)]

@@ -16,7 +16,7 @@ from optuna_nis.data.bags import check_bags, check_separators
 from optuna_nis.data.base import EmbeddingDataModule
 from optuna_nis.data.coded import CodedColumn, plain_values
 from optuna_nis.data.files import TableFiles
-from optuna_nis.data.keys import GROUP, WEIGHT, Task, check_names
+from optuna_nis.data.keys import GROUP, WEIGHT, Task, check_names, sharing
 from optuna_nis.data.labels import Label, check_rule
 from optuna_nis.data.meaning import Meaning
 from optuna_nis.data.pace import Progress, no_progress
@@ -134,7 +134,7 @@ class TableDataModule(EmbeddingDataModule):
         bags = dict(bags or {})
         wanted = (*features, *(name for name in bags if name not in features))
         _check_no_input(label, label, wanted, numeric)
-        if label in (options.get("share") or {}).values():
+        if label in sharing(options.get("share")).values():
             raise ValueError(
                 f"`share` must be between features, got the label {label!r}; a sequence, as "
                 "`model='sasrec'` takes one, has the table of the label anyway."
@@ -187,7 +187,8 @@ class TableDataModule(EmbeddingDataModule):
         if not has_patterns(wanted):
             check_names(wanted, self._numeric)
             check_bags(bags, self.max_bag_length, self.bag_keep, wanted)
-        for each in (path, valid_path, test_path):
+        check_path(path, separator)
+        for each in (valid_path, test_path):
             if each is not None:
                 check_path(each, separator)
 

@@ -13,6 +13,7 @@ from optuna_nis._checks import check_folder, check_integer
 from optuna_nis._format import size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
+from optuna_nis.lightning.convergence import check_ending
 from optuna_nis.lightning.processes import group_of, shared_batches
 from optuna_nis.lightning.training import copies
 from optuna_nis.lightning.trainings import Comparison, Run, Trainings
@@ -43,9 +44,7 @@ def check_options(
         check_integer("seeds", seed, 0)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must hold each seed once, got {list(seeds)}.")
-    if max_epochs is not None:
-        check_integer("max_epochs", max_epochs, 1)
-    check_integer("patience", patience, 1)
+    check_ending(max_epochs, patience)
     if output is not None:
         check_folder("output", output)
 

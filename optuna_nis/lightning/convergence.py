@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 
+from optuna_nis._checks import check_integer
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
@@ -43,6 +44,13 @@ _STEPS_BETWEEN = 500
 _MOST_IN_EPOCH = 8
 # What a training may take if nothing else is said.
 _EPOCHS, _STEPS = 30, 10_000
+
+
+def check_ending(max_epochs: int | None, patience: int) -> None:
+    """Raise a ValueError if no training can end by these numbers; see :class:`Convergence`."""
+    if max_epochs is not None:
+        check_integer("max_epochs", max_epochs, 1)
+    check_integer("patience", patience, 1)
 
 
 class Convergence(Callback):
@@ -125,7 +133,7 @@ class Convergence(Callback):
     @staticmethod
     def most_epochs(max_epochs: int | None) -> int:
         """What the trainer is to be made with."""
-        return max_epochs or _EPOCHS
+        return _EPOCHS if max_epochs is None else max_epochs
 
     def state_dict(self) -> dict[str, Any]:
         """What a training that is resumed needs, the best weights or their file among it."""

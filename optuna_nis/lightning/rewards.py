@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import inspect
 import math
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -90,8 +90,10 @@ def mode_by_name(monitor: str, mode: MonitorMode | None = None) -> MonitorMode:
         mode: What is said.
 
     Raises:
-        ValueError: If the name is that of an error, of which the smallest value may be best.
+        ValueError: If the mode is unknown, or the name is that of an error, of which the smallest
+            value may be best.
     """
+    _check_mode("mode", mode)
     if found := mode or known_mode(monitor):
         return found
     if any(word in monitor.lower() for word in _ERRORS):
@@ -122,7 +124,11 @@ def check_goal(
         raise ValueError(f"`metric` must be a torchmetrics.Metric, got {metric!r}.")
     if not isinstance(monitor, str | None):
         raise ValueError(f"`monitor` must be the name of a value, got {monitor!r}.")
-    if mode not in (None, "max", "min"):
+    _check_mode(name, mode)
+
+
+def _check_mode(name: str, mode: object) -> None:
+    if mode not in (None, *get_args(MonitorMode)):
         raise ValueError(f'`{name}` must be "max" or "min", got {mode!r}.')
 
 

@@ -17,10 +17,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import torch
 
+from optuna_nis._checks import check_integer
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
-from optuna_nis.lightning.convergence import Convergence, error_on_validation
+from optuna_nis.lightning.convergence import Convergence, check_ending, error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, mode_by_name
 from optuna_nis.space.allocation import Allocation
 
@@ -121,8 +122,8 @@ def train(
         The model at its best epoch, and what it took.
 
     Raises:
-        ValueError: If the model logs no value of that name in validation, or no mode is given for
-            an error.
+        ValueError: If a number is out of range, the mode is unknown, the model logs no value of
+            that name in validation, or no mode is given for an error.
         FloatingPointError: If the best value is not a finite number.
         RuntimeError: If the training ended before its first validation.
 
@@ -137,6 +138,9 @@ def train(
         True
     """
     check_takes_sizes(build_model)
+    check_integer("seed", seed, 0)
+    check_ending(max_epochs, patience)
+    monitored = Monitored(monitor, mode_by_name(monitor, mode))
     torch.manual_seed(seed)
     model = build_model(allocation)
     with ExitStack() as stack:
@@ -144,7 +148,7 @@ def train(
         if checkpoint_dir is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=checkpoint_dir)))
         convergence = Convergence(
-            Monitored(monitor, mode_by_name(monitor, mode)),
+            monitored,
             patience=patience,
             max_epochs=max_epochs,
             error=error_on_validation(model, datamodule, monitor),

@@ -128,7 +128,7 @@ class ReferenceModel:
             >>> [spec.name for spec in reference_model(data.features).specs(8)]
             ['user', 'item']
         """
-        dim = embedding_dim or _EMBEDDING_DIM[self._features.task]
+        dim = _EMBEDDING_DIM[self._features.task] if embedding_dim is None else embedding_dim
         shared = self._options.get("share") or {}
         specs = self._features.embedding_specs(dim, precisions)
         specs = [spec for spec in specs if spec.name not in shared]

@@ -93,6 +93,9 @@ def count_ids(
                 f"{list(sizes)}."
             )
         size = sizes[name]
+        if not isinstance(found, Tensor) or found.is_floating_point() or found.is_complex():
+            kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(f"The ids of {name!r} must be a tensor of integers, got {kind}.")
         flat = found.detach().reshape(-1).cpu()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < size:
             raise ValueError(
@@ -105,7 +108,13 @@ def count_ids(
     batches = _batches(dataloader, progress)
     if ids is not None:
         for batch in batches:
-            for name, found in ids(batch).items():
+            own = ids(batch)
+            if not isinstance(own, Mapping):
+                raise TypeError(
+                    "`ids` must give a mapping from the names of layers to tensors, got "
+                    f"{type(own).__name__}."
+                )
+            for name, found in own.items():
                 add(name, found)
     else:
         with _counting(model, layers, add) as read:

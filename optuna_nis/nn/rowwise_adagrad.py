@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -88,9 +88,15 @@ class RowwiseAdagrad(Optimizer):
         """Go on from a state, whose accumulators keep their type.
 
         Raises:
-            ValueError: If the groups are others, or a table has another number of rows. Nothing
-                is changed then.
+            ValueError: If it is no such state, the groups are others, or a table has another
+                number of rows. Nothing is changed then.
         """
+        parts = {"state", "param_groups"}
+        if not (isinstance(state_dict, Mapping) and parts <= state_dict.keys()):
+            raise ValueError(
+                "`state_dict` must be what an optimiser's `state_dict()` gave, with `state` and "
+                f"`param_groups`, got {str(state_dict)[:80]}."
+            )
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         names = [name for g in self.param_groups for name in g.get("param_names", g["params"])]

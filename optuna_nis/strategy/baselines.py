@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optuna_nis._checks import check_number
 from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
@@ -18,6 +19,8 @@ from optuna_nis.space.spec import EmbeddingSpec
 # Share of the columns for each share of the ids: few ids that are wide enough are worth more than
 # more of them.
 _MIN_COLUMNS_PER_ID = 2.0
+# Beyond such a power of the popularity a few ids have all columns anyway.
+_MOST_ALPHA = 10
 
 
 def uniform(
@@ -54,9 +57,10 @@ def uniform(
     """
     widest = max(spec.embedding_dim for spec in space.specs)
     for name, value, high in (("width", width, widest), ("max_embeddings", max_embeddings, None)):
-        if value is not None and not 1 <= value <= (high or value):
-            limit = f"between 1 and {high}" if high else "at least 1"
-            raise ValueError(f"`{name}` must be {limit}, got {value!r}.")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and 1 <= value <= (high or value)):
+            limit = f"between 1 and {high}" if high else "of at least 1"
+            raise ValueError(f"`{name}` must be an integer {limit}, got {value!r}.")
 
     def of(width: int, coverage: float) -> Allocation:
         return Allocation(
@@ -132,8 +136,8 @@ def mixed_dimensions(
             the result one of the choices of a space of ``mode="multi"``.
 
     Raises:
-        ValueError: If the counts of a feature are unknown or of another length, or the budget
-            leaves no room for a width of 1.
+        ValueError: If the counts of a feature are unknown, of another length or negative, the
+            power is out of range, or the budget leaves no room for a width of 1.
 
     Example:
         >>> from optuna_nis import EmbeddingSpec
@@ -145,6 +149,11 @@ def mixed_dimensions(
         >>> print(mixed_dimensions(space, counts, alpha=0.5, on_grid=True))
         user: 100x32 + 900x12 (of 1000x32)
     """
+    check_number("alpha", alpha, 0, _MOST_ALPHA)
+    if not isinstance(counts, Mapping | None):
+        raise ValueError(
+            f"`counts` must be the occurrences of each id for every feature, got {counts!r:.80}."
+        )
     popularity = {spec.name: _popularity(spec, counts) for spec in space.specs}
 
     def of(scale: float) -> Allocation:
@@ -228,11 +237,16 @@ def _popularity(
             )
         means = spec.mean_counts
     else:
-        own = counts.get(spec.name, ())
-        if len(own) != spec.num_embeddings:
+        own = np.asarray(counts.get(spec.name, ()))
+        if own.shape != (spec.num_embeddings,):
             raise ValueError(
                 f"`counts` must hold {spec.num_embeddings} numbers for {spec.name!r}, "
-                f"got {len(own)}."
+                f"got {len(own) if own.ndim == 1 else f'shape {own.shape}'}."
+            )
+        if own.dtype.kind not in "iuf" or not (np.isfinite(own) & (own >= 0)).all():
+            raise ValueError(
+                f"`counts` of {spec.name!r} must be numbers of 0 or more, got "
+                f"{own.tolist()!r:.80}."
             )
         ordered = np.sort(own)[::-1]
         cuts = pairwise([0, *spec.row_cuts])

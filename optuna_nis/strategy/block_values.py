@@ -15,6 +15,12 @@ from optuna_nis.space.space import SearchSpace
 Widths = Mapping[str, tuple[int, ...]]
 Gradients = Mapping[str, NDArray[np.floating[Any]]]
 
+# Least and largest cost of the two ends of a random path, as shares of the budget.
+_LOW_COSTS, _HIGH_COSTS = (0.1, 0.8), (0.9, 2.5)
+# Around a choice: the least width of a block at the narrower end, as a share of its own, and the
+# largest at the wider one, as a multiple of it, or of 1 if the choice leaves the block out.
+_NARROWEST, _WIDEST = 0.25, 3.0
+
 
 @dataclass(frozen=True)
 class Path:
@@ -114,25 +120,18 @@ class BlockValues:
         return errors
 
 
-def random_path(
-    space: SearchSpace,
-    rng: np.random.Generator,
-    *,
-    low: tuple[float, float] = (0.1, 0.8),
-    high: tuple[float, float] = (0.9, 2.5),
-) -> Path:
+def random_path(space: SearchSpace, rng: np.random.Generator) -> Path:
     """A point between two random choices, one within the budget and one beyond it.
+
+    The narrower one is made narrower still where the other one is.
 
     Args:
         space: The space.
         rng: Source of randomness.
-        low: Least and largest cost of the narrower one, as shares of the budget; it is made
-            narrower still where the other one is.
-        high: The same of the wider one.
     """
     ends = [
         space.widths(space.sample(rng, rng.uniform(*costs) * space.budget))
-        for costs in (low, high)
+        for costs in (_LOW_COSTS, _HIGH_COSTS)
     ]
     pairs = {name: np.array([end[name] for end in ends]) for name in ends[0]}
     return Path(
@@ -142,29 +141,19 @@ def random_path(
     )
 
 
-def path_around(
-    space: SearchSpace,
-    widths: Widths,
-    rng: np.random.Generator,
-    *,
-    narrowest: float = 0.25,
-    widest: float = 3.0,
-) -> Path:
+def path_around(space: SearchSpace, widths: Widths, rng: np.random.Generator) -> Path:
     """A point between two random choices near a given one, each row block apart from the others.
 
     Args:
         space: The space.
         widths: The choice, by feature.
         rng: Source of randomness.
-        narrowest: Least width of a block at the narrower end, as a share of its own.
-        widest: Largest width of a block at the wider end, as a multiple of its own, or of 1 if
-            the choice leaves the block out.
     """
     low, high = {}, {}
     for spec in space.specs:
         own = np.array(widths[spec.name])
-        narrower = own * rng.uniform(narrowest, 1.0, own.shape)
-        wider = np.maximum(own, 1) * rng.uniform(1.0, widest, own.shape)
+        narrower = own * rng.uniform(_NARROWEST, 1.0, own.shape)
+        wider = np.maximum(own, 1) * rng.uniform(1.0, _WIDEST, own.shape)
         low[spec.name] = tuple(narrower.astype(int).tolist())
         high[spec.name] = tuple(np.minimum(wider, spec.embedding_dim).astype(int).tolist())
     return Path(low, high, rng.random())

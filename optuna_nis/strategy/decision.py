@@ -46,7 +46,7 @@ def decide(
 
     Raises:
         ValueError: If there is no choice or no seed, they are not as many everywhere, or a value
-            is not finite.
+            is not finite, or the error is negative.
 
     Example:
         >>> decide([[0.775, 0.777], [0.776, 0.777], [0.764, 0.765]], [1_000, 2_000, 500])
@@ -57,6 +57,8 @@ def decide(
             "`values` must hold as many numbers for each choice, and as many choices as `costs`, "
             f"got {[len(each) for each in values]} for {len(costs)}."
         )
+    if error is not None and error < 0:
+        raise ValueError(f"`error` must be a number of 0 or more, got {error!r}.")
     each = np.asarray(values, dtype=float)
     if not np.isfinite(each).all():
         raise ValueError(f"`values` must be finite, got {each.tolist()}.")

@@ -114,12 +114,14 @@ class SearchPlan:
 
     def __post_init__(self) -> None:
         for name, default in _defaults():
-            if isinstance(value := getattr(self, name), list):
+            value = getattr(self, name)
+            if isinstance(default, bool):
+                if not isinstance(value, bool):
+                    raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+            elif isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
             elif name == "policy" and isinstance(value, Mapping):
                 object.__setattr__(self, name, PolicySettings(**value))
-            elif isinstance(default, bool) and not isinstance(value, bool):
-                raise ValueError(f"`{name}` must be True or False, got {value!r}.")
         if self.epochs is not None:
             check_integer("epochs", self.epochs, 1)
         for name, low in (
@@ -150,6 +152,10 @@ class SearchPlan:
             )
         check_number("penalty_weight", self.penalty_weight, 0)
         self._check_each("near_costs", 0.0, math.inf, length=2)
+        if self.near_costs[0] > self.near_costs[1]:
+            raise ValueError(
+                f"`near_costs` must be the lowest and the highest, got {self.near_costs!r}."
+            )
         self._check_each("budget_shares", 0.0, 1.0, first=1.0)
         self._check_each("popularity_powers", 0.0, math.inf)
         self._check_each("frequent_shares", 0.0, 1.0)
@@ -213,6 +219,8 @@ class SearchPlan:
         Raises:
             ValueError: If it is no plan.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"This is no plan of a search: {str(values)[:80]!r}.")
         try:
             values = {name: each for name, each in values.items() if name not in PLAN_OF_BEFORE}
             if "shortlist_epochs" in values and "warm_rounds" not in values:

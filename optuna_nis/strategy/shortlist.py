@@ -97,6 +97,9 @@ class Shortlist:
     Attributes:
         error: See above; may be set later.
 
+    Raises:
+        ValueError: If there is no candidate.
+
     Example:
         >>> from optuna_nis import EmbeddingSpec, SearchSpace
         >>> from optuna_nis.strategy.baselines import uniform
@@ -118,6 +121,8 @@ class Shortlist:
         error: Callable[[float], float] | None = None,
         reward: Callable[[float, Allocation], Reward] | None = None,
     ) -> None:
+        if not allocations:
+            raise ValueError("`allocations` must hold at least one candidate, got none.")
         self._reward = reward
         self.error = error
         self.plan = plan or SearchPlan()

@@ -77,6 +77,8 @@ def open_storage(
     ):
         if seconds is not None and seconds <= 0:
             raise ValueError(f"`{name}` must be positive, got {seconds!r}.")
+    if not isinstance(address, str):
+        raise ValueError(f"`address` must be a text, got {address!r}.")
     scheme = urlsplit(address).scheme
     options: dict[str, Any] = {
         "heartbeat_interval": heartbeat_interval,
@@ -101,7 +103,12 @@ def open_storage(
         engine: dict[str, Any] = {"pool_pre_ping": True}
         if scheme.partition("+")[0] == "sqlite":
             engine = {"connect_args": {"timeout": _SQLITE_TIMEOUT}}
-        return _Relational(address, engine_kwargs=engine, **options)
+        try:
+            return _Relational(address, engine_kwargs=engine, **options)
+        except (sqlalchemy.exc.NoSuchModuleError, sqlalchemy.exc.ArgumentError) as error:
+            raise ValueError(
+                f"`address` must be a URL of a database that SQLAlchemy knows: {error}"
+            ) from error
 
 
 class _Silence:

@@ -46,6 +46,11 @@ def test_refused(patterns: list[str], message: str) -> None:
         select_columns(patterns, NAMES, exclude=["label"])
 
 
+def test_columns_are_named_by_texts() -> None:
+    with pytest.raises(TypeError, match="`features` must be names of columns, got one with 5"):
+        select_columns(["C1", 5], NAMES)  # type: ignore[list-item]
+
+
 def test_errors_name_the_argument_and_few_columns() -> None:
     names = [f"C{place}" for place in range(100)]
 

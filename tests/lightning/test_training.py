@@ -101,8 +101,8 @@ class _Data(LightningDataModule):
 
 def _train(model: Any, data: Any = None, **options: Any) -> Training:
     full = make_searchable(_tiny(), budget=0.5).full()
-    options = {"max_epochs": 2} | options
-    return train(lambda _: model, full, data or _Data(), seed=0, **options)
+    options = {"max_epochs": 2, "seed": 0} | options
+    return train(lambda _: model, full, data or _Data(), **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"val_check_interval": 2}, {"num_sanity_val_steps": 1}])
@@ -177,6 +177,20 @@ def test_a_loss_is_to_be_small_and_an_error_must_be_said() -> None:
     assert _train(model, monitor="val_loss", max_epochs=3).val_metric == pytest.approx(0.2)
     with pytest.raises(ValueError, match="`mode` must be given for the monitor 'val_rmse'"):
         _train(_tiny(val_rmse=0.5), monitor="val_rmse")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_epochs": 0}, "`max_epochs` must be an integer of at least 1, got 0"),
+        ({"patience": 0}, "`patience` must be an integer of at least 1, got 0"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
+        ({"mode": "best"}, """`mode` must be "max" or "min", got 'best'"""),
+    ],
+)
+def test_what_a_training_cannot_go_by(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _train(_tiny(val_metric=0.5), **option)
 
 
 def test_callbacks_of_several_trainings_are_copies() -> None:

@@ -101,6 +101,10 @@ def test_bad_arguments() -> None:
     ids = torch.tensor([9, 99])
     with pytest.raises(ValueError, match="ids of 'user' must be between 0 and 59, got 9 to 99"):
         count_ids(batches, model, ids=lambda b: {"user": ids}, progress=False)
+    with pytest.raises(TypeError, match=r"ids of 'user' must be .* integers, got torch\.f"):
+        count_ids([0], model, ids=lambda _: {"user": torch.tensor([1.5])}, progress=False)
+    with pytest.raises(TypeError, match=r"`ids` must give a mapping .*, got list"):
+        count_ids([0], model, ids=lambda _: [1], progress=False)  # type: ignore[arg-type,return-value]
     with pytest.raises(ValueError, match="no embedding layer was asked"):
         count_ids([], model, progress=False)
     model.automatic_optimization = False

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,12 @@ def test_state_goes_on_where_it_was() -> None:
     step(layer, optimizer)
     step(twin, other)
     torch.testing.assert_close(twin.weight, layer.weight)
+
+
+@pytest.mark.parametrize("state", [{}, {"state": {}}, [1]])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(ValueError, match="`state_dict` must be what an optimiser's"):
+        RowwiseAdagrad(nn.Linear(1, 1).parameters()).load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["lr", "eps", "initial_accumulator_value"])

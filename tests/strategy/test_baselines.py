@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
@@ -41,14 +44,38 @@ def test_a_cell_of_the_grid_of_widths_and_rows() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "`width` must be between 1 and 16, got 0"),
-        ({"width": 17}, "`width` must be between 1 and 16, got 17"),
-        ({"max_embeddings": 0}, "`max_embeddings` must be at least 1, got 0"),
+        ({"width": 0}, "`width` must be an integer between 1 and 16, got 0"),
+        ({"width": 17}, "`width` must be an integer between 1 and 16, got 17"),
+        ({"width": 1.5}, "`width` must be an integer between 1 and 16, got 1.5"),
+        ({"width": "8"}, "`width` must be an integer between 1 and 16, got '8'"),
+        ({"max_embeddings": 0}, "`max_embeddings` must be an integer of at least 1, got 0"),
     ],
 )
-def test_uniform_refuses(options: dict[str, int], message: str) -> None:
+def test_uniform_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        uniform(SearchSpace([EmbeddingSpec("a", 1000, 16)]), **options)  # type: ignore[arg-type]
+        uniform(SearchSpace([EmbeddingSpec("a", 1000, 16)]), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": -1}, r"`alpha` must be a number in \[0, 10\), got -1"),
+        ({"alpha": 1e9}, "`alpha` must be a number in"),
+        ({"alpha": math.nan}, "`alpha` must be a number in"),
+        ({"counts": [1, 2, 3]}, "`counts` must be the occurrences of each id for every feature"),
+        ({"counts": {"a": [1]}}, "`counts` must hold 3 numbers for 'a', got 1"),
+        (
+            {"counts": {"a": [[1, 2, 3]]}},
+            r"`counts` must hold 3 numbers for 'a', got shape \(1, 3",
+        ),
+        ({"counts": {"a": [3, 2, -1]}}, "`counts` of 'a' must be numbers of 0 or more"),
+        ({"counts": {"a": ["x", "y", "z"]}}, "`counts` of 'a' must be numbers of 0 or more"),
+    ],
+)
+def test_mixed_dimensions_refuse(options: dict[str, Any], message: str) -> None:
+    options = {"counts": {"a": [3, 2, 1]}, **options}
+    with pytest.raises(ValueError, match=message):
+        mixed_dimensions(SearchSpace([EmbeddingSpec("a", 3, 16)]), **options)
 
 
 def test_rule_of_thumb_without_a_tight_budget_is_the_rule() -> None:

@@ -54,6 +54,11 @@ def test_values_of_different_lengths_are_refused(values, costs):
         decide(values, costs)
 
 
+def test_an_error_is_not_negative():
+    with pytest.raises(ValueError, match=r"`error` must be a number of 0 or more, got -1.0"):
+        decide([[0.5], [0.6]], [1, 2], error=-1.0)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_values_must_be_finite(bad):
     with pytest.raises(ValueError, match="`values` must be finite"):

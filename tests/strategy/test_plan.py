@@ -42,6 +42,7 @@ def test_fields_take_the_place_of_those_of_a_plan() -> None:
         ("near_budget", 1.5, "a number in"),
         ("near_costs", (0.8,), "a tuple of 2 numbers from 0 to inf"),
         ("near_costs", 0.8, "2 numbers from 0 to inf"),
+        ("near_costs", (1.05, 0.8), "the lowest and the highest"),
         ("budget_shares", (0.5,), "the first being 1"),
         ("budget_shares", (1.0, 2.0), "numbers from 0 to 1"),
         ("popularity_powers", ("x",), "numbers from 0 to inf"),
@@ -51,6 +52,7 @@ def test_fields_take_the_place_of_those_of_a_plan() -> None:
         ("warm_rounds", -1, "an integer of at least 0"),
         ("keep_frequent", 1, "True or False"),
         ("keep_simple", "yes", "True or False"),
+        ("frequent_narrower", [False], "True or False"),
         ("policy", "fast", "PolicySettings"),
     ],
 )
@@ -78,6 +80,9 @@ def test_a_name_that_is_no_field_leads_to_the_one_that_is_meant(name: str, told:
 def test_what_is_read_must_be_a_plan() -> None:
     with pytest.raises(ValueError, match="no plan of a search"):
         SearchPlan.from_dict({"warm_up": 0.5})
+    for wrong in ([1], "abc", None):
+        with pytest.raises(ValueError, match="no plan of a search"):
+            SearchPlan.from_dict(wrong)  # type: ignore[arg-type]
 
 
 def test_a_plan_of_before_has_no_rounds_from_scratch() -> None:

@@ -159,6 +159,11 @@ def test_rewards_are_not_asked_of_what_is_no_number() -> None:
     assert shortlist.best() == sizes(1000)[0]
 
 
+def test_a_shortlist_of_none() -> None:
+    with pytest.raises(ValueError, match="`allocations` must hold at least one candidate"):
+        Shortlist([])
+
+
 def test_asking_and_telling_out_of_order() -> None:
     shortlist = Shortlist(sizes(1000))
     with pytest.raises(RuntimeError, match="`tell` answers `ask`"):

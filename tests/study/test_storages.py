@@ -332,6 +332,7 @@ def test_a_log_on_redis_is_read_in_batches(
     [
         ("study.db", {}, "`address` must be a URL such as sqlite:///study.db or a *.journal file"),
         ("grpc://host", {}, "`address` must be grpc://HOST:PORT, got 'grpc://host'"),
+        ("ftp://host/a", {}, "`address` must be a URL of a database that SQLAlchemy knows"),
         ("sqlite://", {"heartbeat_interval": 0}, "`heartbeat_interval` must be positive, got 0"),
         ("s.journal", {"grace_period": -1}, "`grace_period` must be positive, got -1"),
     ],
