@@ -12,8 +12,9 @@ batches of 8,192. Prints one JSON object as its last line and writes it to
 - ``multisize_step_vs_sparse_step``: as the first, with the step of the optimiser
   (:class:`~optuna_nis.nn.RowwiseAdagrad`) that follows in training.
 - ``bag_vs_bag``: bags of 20 ids, against ``nn.EmbeddingBag(1_000_000, 64, sparse=True)``.
-- ``supernet_step_vs_plain``: a training step of the supernet on flights, shared among 4 choices,
-  against one of the plain model with full tables.
+- ``supernet_step_vs_plain``: a training step of the supernet on flights, shared among as many
+  choices as in a search, the drawing of which counts, against one of the plain model with full
+  tables.
 - ``packed4_vs_float32``: a lookup, without gradients, from a frozen table of 1,000,000 x 64 in 4
   bits against ``nn.Embedding(1_000_000, 64)``; the median of the ratios of pairs, both in 1
   thread, as servers run that answer many requests at a time.
@@ -37,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from turns import seconds_in_turns
 
-from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
+from optuna_nis import Allocation, SearchPlan, SearchSpace, TableAllocation, Tier
 from optuna_nis.lightning import DataConfig, reference_model
 from optuna_nis.nn import (
     MultiSizeEmbedding,
@@ -164,8 +165,10 @@ def supernet(rounds: int) -> float:
 
     net, plain = build(space), build(space.full())
 
+    num_random = SearchPlan().num_choices(side_by_side=True) - 1
+
     def share() -> None:
-        choices = [space.sample(rng, space.budget) for _ in range(3)]
+        choices = [space.sample(rng, space.budget) for _ in range(num_random)]
         set_choices(net, space, [space.full(), *choices])
 
     ours, theirs = in_turns(rounds, training(net, share), training(plain, lambda: None))

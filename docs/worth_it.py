@@ -372,7 +372,7 @@ _LAYERS = {
     "times as long as one through `nn.Embedding` at full width.",
     "multisize_vs_sparse": "The same with sparse gradients: {} times as long.",
     "bag_vs_bag": "Bags of 20 ids, sparse gradients: {} times as long.",
-    "supernet_step_vs_plain": "A training step of the supernet, which serves four choices, takes "
+    "supernet_step_vs_plain": "A training step of the supernet, which serves two choices, takes "
     "{} times as long as a plain one.",
 }
 

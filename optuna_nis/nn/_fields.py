@@ -20,6 +20,10 @@ from optuna_nis.nn.supernet import SupernetEmbedding
 from optuna_nis.space.allocation import TableAllocation
 from optuna_nis.space.spec import EmbeddingSpec
 
+# Of columns that are made equally long, those that are trained count as this long at least, beside
+# all of them.
+_SHORTEST = 0.01
+
 
 @dataclass
 class Plan:
@@ -149,8 +153,9 @@ def supernet_field(plan: Plan, index: int) -> SupernetEmbedding:
     layer.to(rows)
     directions = plan.directions(index)
     if directions is not None:
-        rows = _turned(rows, directions)
-        layer.projection.copy_(directions.T)
+        few_bits = spec.precisions[-1] < 16
+        rows, back = _turned(rows, directions, trained=plan.trained, few_bits=few_bits)
+        layer.projection.copy_(back)
     layer.weight[-1].zero_()
     layer.weight[:-1].copy_(rows) if ranks is None else layer.weight.index_copy_(
         0, ranks.to(rows.device), rows
@@ -182,9 +187,10 @@ def multi_size_field(plan: Plan, index: int) -> MultiSize:
     ids = torch.arange(len(rows), device="cpu") if ranks is None else ranks.argsort()
     directions = plan.directions(index) if table.is_projected else None
     if directions is not None:
-        rows = _turned(rows, directions)
+        few_bits = any(tier.bits < 16 for tier in table.tiers)
+        rows, back = _turned(rows, directions, trained=plan.trained, few_bits=few_bits)
         assert layer.projection is not None
-        layer.projection.copy_(directions.T[: len(layer.projection)])
+        layer.projection.copy_(back[: len(layer.projection)])
     start = 0
     for size, tier in zip(table.tiers, layer.tier_modules()):
         end = start + size.num_embeddings
@@ -208,11 +214,29 @@ def _std(rows: Tensor) -> float:
     return float(rows.float().std()) if rows.numel() > 1 else 0.0
 
 
-def _turned(rows: Tensor, directions: Tensor) -> Tensor:
-    """The coordinates of rows in some directions."""
+def _turned(
+    rows: Tensor, directions: Tensor, *, trained: bool, few_bits: bool
+) -> tuple[Tensor, Tensor]:
+    """The coordinates of rows in some directions, and what projects them back.
+
+    Args:
+        rows: The rows.
+        directions: As :func:`principal_directions` gives them.
+        trained: Whether they will be trained.
+        few_bits: Whether they are to be rounded, for which all columns have one step: they are
+            made equally long then, and the projection has the difference.
+    """
     # In half precision they would lose more than the rows have.
     kind = torch.promote_types(rows.dtype, torch.float32)
-    return (rows.to(kind) @ directions.to(rows.device, kind)).to(rows.dtype)
+    directions = directions.to(rows.device, kind)
+    turned, back = rows.to(kind) @ directions, directions.T
+    if few_bits:
+        lengths = torch.linalg.vector_norm(turned, dim=0)
+        scale = lengths / lengths.square().mean().sqrt()
+        # Next to nothing could not be trained behind a projection of as little.
+        scale = scale.clamp(min=_SHORTEST) if trained else torch.where(scale > 0, scale, 1.0)
+        turned, back = turned / scale, back * scale.unsqueeze(1)
+    return turned.to(rows.dtype), back
 
 
 def shrunk(supernet: SupernetEmbedding, table: TableAllocation) -> MultiSize:

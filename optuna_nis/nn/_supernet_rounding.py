@@ -1,8 +1,8 @@
 """Rows of a supernet in few bits, each choice and row block as it will be stored.
 
 In the final model the steps are learned, one for a tier. Here tiers differ from choice to choice:
-a row block has the step that a tier starts from, by the spread of its own numbers. Numbers of 16
-bits are left as they are.
+each has the step that it would start from, by the spread of its numbers. Numbers of 16 bits are
+left as they are.
 """
 
 from __future__ import annotations
@@ -86,13 +86,17 @@ class Rounding:
             ``(choices, row blocks + 1, 1)``.
         limits: Half the number of levels, of the same shape.
         last: The last column of each choice and row block, of the same shape.
+        tiers: Of the rows of the tier that each row block is in, the share that is in each row
+            block, shape ``(choices, row blocks + 1, row blocks + 1)``.
     """
 
-    def __init__(self, scales: Tensor, limits: Tensor, last: Tensor) -> None:
-        self.scales, self.limits, self.last = scales, limits, last
+    def __init__(self, scales: Tensor, limits: Tensor, last: Tensor, tiers: Tensor) -> None:
+        self.scales, self.limits, self.last, self.tiers = scales, limits, last, tiers
 
     @classmethod
-    def of(cls, widths: NDArray[np.int64], bits: NDArray[np.int64] | None) -> Self | None:
+    def of(
+        cls, spec: EmbeddingSpec, widths: NDArray[np.int64], bits: NDArray[np.int64] | None
+    ) -> Self | None:
         """From the sizes of each choice and row block; None if nothing is rounded."""
         # For every batch and layer, so nothing dearer than this.
         if bits is None or bits.min() > max(CODES):
@@ -103,7 +107,12 @@ class Rounding:
             scales[:, :-1, 0][bits == own] = BEST_STEPS[own]
             limits[:, :-1, 0][bits == own] = 2 ** (own - 1)
         last[:, :-1, 0] = np.maximum(widths - 1, 0)
-        return cls(*(torch.from_numpy(each) for each in (scales, limits, last)))
+        # Sizes never rise with the rank, so row blocks of one size are a tier.
+        sizes = np.stack([widths, bits], -1)
+        alike = (sizes[:, :, None] == sizes[:, None]).all(-1) * np.array(spec.row_blocks)
+        shares = alike / alike.sum(-1, keepdims=True)
+        tiers = np.pad(shares.astype(np.float32), ((0, 0), (0, 1), (0, 1)))
+        return cls(*(torch.from_numpy(each) for each in (scales, limits, last, tiers)))
 
     def every(self, rows: Tensor, spread: Tensor, blocks: Tensor, choices: slice) -> Tensor:
         """Rows as each of some choices has them.
@@ -139,9 +148,12 @@ class Rounding:
         """Steps and limits of each choice and row block, where and as the rows are."""
         if self.scales.device != rows.device or self.scales.dtype != rows.dtype:
             self.scales, self.limits = self.scales.to(rows), self.limits.to(rows)
-            self.last = self.last.to(rows.device)
-        spreads = spread.to(rows.dtype).expand(len(self.last), -1, -1).gather(2, self.last)
-        return self.scales * spreads, self.limits
+            self.last, self.tiers = self.last.to(rows.device), self.tiers.to(rows.device)
+        spreads = spread.expand(len(self.last), -1, -1).gather(2, self.last)
+        of_tiers = (self.tiers.to(spread.dtype) @ spreads.square()).sqrt()
+        # As they are stored.
+        steps = (self.scales * of_tiers).clamp(max=torch.finfo(torch.float16).max).half()
+        return steps.to(rows.dtype), self.limits
 
 
 def _rounded(rows: Tensor, steps: Tensor, limits: Tensor) -> Tensor:

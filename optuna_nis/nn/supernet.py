@@ -442,7 +442,7 @@ def _set_sizes(
     tables = [layer._checked(widths) for layer, widths, *_ in given]
     for layer, widths, bits, shared in given:
         layer._sharing = Sharing.of(layer.spec, np.asarray(widths), shared)
-        rounding = Rounding.of(widths, bits)
+        rounding = Rounding.of(layer.spec, np.asarray(widths), bits)
         if rounding is not None and layer._spread is None:
             raise ValueError(
                 f"The layer {layer.name!r} was made for float32 alone and rounds nothing: make it "

@@ -172,10 +172,10 @@ def apply_allocation(
     """Give the tables of a model the sizes of an allocation, in place.
 
     A model that was made searchable, and trained, keeps its weights: it then predicts what the
-    supernet does under this choice. In a model that was not, tiers as wide as the table keep its
-    rows. Narrower ones are the best approximation of a table that is frozen or was trained before;
-    where there is nothing to keep they start anew with the same standard deviation. Frozen tables
-    stay frozen, rows and projection.
+    supernet does under this choice, with numbers of 16 bits to their accuracy. In a model that was
+    not, tiers as wide as the table keep its rows. Narrower ones are the best approximation of a
+    table that is frozen or was trained before; where there is nothing to keep they start anew with
+    the same standard deviation. Frozen tables stay frozen, rows and projection.
 
     The weights are new parameters: make what holds on to weights anew. Optimisers that have made
     no step yet hold the new ones, others raise a RuntimeError at their next step.

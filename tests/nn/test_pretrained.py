@@ -152,3 +152,24 @@ def test_the_best_rows_of_a_large_table_come_from_all_of_it() -> None:
     directions = principal_directions(table, frozen=True)
     assert directions is not None
     assert directions[:, 0].abs().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("searched", [True, False])
+def test_wider_rows_of_few_bits_are_no_worse(bits: int, searched: bool) -> None:
+    # Word vectors have few directions that matter: the steps of codes must suit the others too.
+    torch.manual_seed(0)
+    table = torch.randn(2000, 4) @ torch.randn(4, 16)
+    best = []
+    for width in (1, 2, 4, 8, 12):
+        sizes = Allocation([TableAllocation("e", 2000, 16, (Tier(2000, width, bits),))])
+        model = _model(table, True)
+        if searched:
+            counts = {"e": torch.arange(2000, 0, -1)}
+            make_searchable(model, counts=counts, precisions=(32, bits))
+        rows = apply_allocation(model, sizes)["e"](torch.arange(2000))
+        best.append(float((rows - table).norm() / table.norm()))
+    assert best[0] > 1.2 * best[1] > 1.4 * best[2]
+    assert best[2:] == pytest.approx([best[2]] * 3, rel=0.05)
+    # That of a bell curve, rounded by itself.
+    assert best[2] ** 2 == pytest.approx({8: 8.4e-5, 4: 0.01154, 2: 0.1188}[bits], rel=0.1)

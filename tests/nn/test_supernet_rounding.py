@@ -14,6 +14,7 @@ from optuna_nis.nn import (
     SupernetEmbedding,
     SupernetLinear,
     _supernet_rounding,
+    apply_allocation,
     make_searchable,
     mask_gradients,
     set_choices,
@@ -41,27 +42,49 @@ def _choice(widths: list[int], bits: list[int]) -> Allocation:
 def _on_grid(rows: Tensor, weight: Tensor, bits: int) -> Tensor:
     """By hand, in double precision: the nearest level, none beyond the outermost."""
     weight, rows = weight.double(), rows.double()
-    step = BEST_STEPS[bits] * weight.square().mean().sqrt()
+    step = float((BEST_STEPS[bits] * weight.square().mean().sqrt()).half())
     levels = (torch.arange(2**bits, dtype=torch.float64) + 0.5 - 2 ** (bits - 1))[:, None, None]
     nearest = (levels * step - rows).abs().argmin(0)
     return (nearest.double() + 0.5 - 2 ** (bits - 1)) * step
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_rows_are_at_the_nearest_levels_of_their_block(bits: int) -> None:
+def test_rows_are_at_the_nearest_levels_of_their_tier(bits: int) -> None:
     layer = _layer()
+    with torch.no_grad():
+        layer.weight[:4] *= 3.0
+    layer.train().eval()
     set_choices(layer, SPACE, [_choice([4, 4], [32, bits]), _choice([4, 4], [bits, bits])])
     ids = torch.tensor([0, 3, 4, 39])
     found = layer(torch.cat([ids, ids])).double()
     weight = layer.weight.detach()
-    head, tail = weight[:4], weight[4:40]
+    tail, both = weight[4:40], weight[:40]
     torch.testing.assert_close(found[:2], weight[[0, 3]].double(), rtol=0, atol=0)
-    for rows, own, block in (
+    for rows, own, tier in (
         (found[2:4], [0, 35], tail),
-        (found[4:6], [0, 3], head),
-        (found[6:], [0, 35], tail),
+        (found[4:], [0, 3, 4, 39], both),
     ):
-        torch.testing.assert_close(rows, _on_grid(block[own], block, bits), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(rows, _on_grid(tier[own], tier, bits), rtol=1e-5, atol=1e-6)
+
+
+@given(
+    widths=st.lists(st.integers(1, 4), min_size=2, max_size=2).map(lambda w: sorted(w)[::-1]),
+    bits=st.lists(st.sampled_from([8, 4, 2]), min_size=2, max_size=2).map(
+        lambda b: sorted(b)[::-1]
+    ),
+)
+@settings(deadline=None, max_examples=50)
+def test_a_choice_is_scored_as_it_will_be_stored(widths: list[int], bits: list[int]) -> None:
+    model = nn.ModuleDict({"t": nn.Embedding(40, 4)})
+    with torch.no_grad():
+        model["t"].weight[:4] *= 3.0
+    space = make_searchable(model, counts={"t": torch.arange(40, 0, -1)}, precisions=(8, 4, 2))
+    choice = Allocation([space.specs[0].table(widths, bits)])
+    set_choices(model.eval(), space, [choice])
+    ids = torch.arange(40)
+    scored = model["t"](ids)
+    apply_allocation(model, choice)
+    torch.testing.assert_close(model["t"](ids), scored)
 
 
 def test_what_is_not_rounded_is_the_same_to_the_bit() -> None:
@@ -124,11 +147,11 @@ def test_the_spread_is_measured_now_and_then_and_before_an_evaluation() -> None:
     layer(ids)
     before = layer(ids)
     with torch.no_grad():
-        layer.weight.mul_(3.0)
+        layer.weight.mul_(4.0)
     # The grid is still the old one: nothing lies beyond its outermost level.
     torch.testing.assert_close(layer(ids).abs().amax(), before.abs().amax())
     layer.eval()
-    torch.testing.assert_close(layer(ids), 3 * before)
+    torch.testing.assert_close(layer(ids), 4 * before)
     again = copy.deepcopy(layer)
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again(ids), layer(ids))
@@ -137,7 +160,7 @@ def test_the_spread_is_measured_now_and_then_and_before_an_evaluation() -> None:
         layer.weight.mul_(2.0)
     for _ in range(20):
         last = layer(ids)
-    torch.testing.assert_close(last, 6 * before)
+    torch.testing.assert_close(last, 8 * before)
 
 
 @pytest.mark.parametrize("measured", [36, 35, 12, 5])
@@ -160,7 +183,7 @@ def test_the_step_is_that_of_the_columns_that_are_kept() -> None:
     with torch.no_grad():
         layer.weight[:, 2:] *= 10.0
     layer.train().eval()
-    set_choices(layer, SPACE, [_choice([2, 2], [4, 4]), _choice([4, 4], [4, 4])])
+    set_choices(layer, SPACE, [_choice([3, 2], [4, 4]), _choice([4, 4], [8, 4])])
     ids = torch.arange(4, 40)
     narrow, wide = layer(torch.cat([ids, ids])).detach().split(36)
     rows = layer.weight.detach()[4:40]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.nn import (
@@ -525,7 +526,7 @@ def test_a_layer_cannot_be_left_alone_by_half() -> None:
 def test_a_weight_that_is_computed_is_refused(computed: str) -> None:
     model = nn.ModuleDict({"e": nn.Embedding(20, 4)})
     if computed == "prune":
-        nn.utils.prune.l1_unstructured(model["e"], "weight", 0.5)
+        prune.l1_unstructured(model["e"], "weight", 0.5)
     else:
         with pytest.warns(FutureWarning):
             nn.utils.weight_norm(model["e"])
