@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+import errno
 import logging
 import os
 import time
@@ -15,7 +16,8 @@ from rich.console import Console
 import typer
 
 # Lightning draws its bars on this console too: what is printed goes above them, not into them.
-rich.reconfigure(stderr=True)
+# Names of columns may look like its codes of emoji.
+rich.reconfigure(stderr=True, emoji=False)
 _console = rich.get_console()
 
 # Packages through which Optuna speaks to storages, and the errors that are told in a line.
@@ -46,6 +48,8 @@ def errors(
             optuna.logging.set_verbosity(optuna.logging.WARNING if quiet else optuna.logging.INFO)
             optuna.logging.disable_default_handler()
             yield
+    except BrokenPipeError:  # Nobody reads on.
+        raise
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second.
         fail(f"Interrupted. {interrupted}", 130)
     except Exception as error:
@@ -95,9 +99,20 @@ def tell(text: str, *, style: str | None = None, whole: bool = False) -> None:
     _print(_console, text, style, whole)
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would exit as an interruption does.
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def stdout() -> Console:
+    """The standard output."""
+    return _Output(emoji=False)
+
+
 def result(text: str) -> None:
     """Print lines on the standard output."""
-    _print(Console(), text)
+    _print(stdout(), text)
 
 
 def _print(console: Console, text: str, style: str | None = None, whole: bool = False) -> None:

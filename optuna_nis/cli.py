@@ -12,7 +12,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any
 
 try:
-    from rich.console import Console
+    import rich  # noqa: F401
     import typer
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -29,6 +29,7 @@ from optuna_nis._cli_console import (
     progress,
     result,
     silence_lightning,
+    stdout,
     tell,
     warn,
 )
@@ -227,9 +228,9 @@ def retrain(
         return
     if (dashboard := _dashboard()) is not None:
         dashboard.finish(study)
-    Console().print(format_table(results))
+    stdout().print(format_table(results))
     if (more := format_metrics(results)) is not None:
-        Console().print(more)
+        stdout().print(more)
     result(results.verdict)
     _next(quiet, "report", where)
 
@@ -257,9 +258,9 @@ def report(
         warn(line)
     results = results_of(study)
     if results:
-        Console().print(format_table(results))
+        stdout().print(format_table(results))
         if (more := format_metrics(results)) is not None:
-            Console().print(more)
+            stdout().print(more)
         if results.verdict:
             result(results.verdict)
     else:
@@ -287,9 +288,9 @@ def status(
     study = where.load()
     sampler = None if space_of(study) is None else sampler_of(study)
     if not watch:
-        Console().print(render(status_of(study, sampler)))
+        stdout().print(render(status_of(study, sampler)))
         return
-    with suppress(KeyboardInterrupt), Live(console=Console(), auto_refresh=False) as live:
+    with suppress(KeyboardInterrupt), Live(console=stdout(), auto_refresh=False) as live:
         while True:
             live.update(render(status_of(study, sampler)), refresh=True)
             sleep(interval)

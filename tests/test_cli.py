@@ -485,6 +485,19 @@ def test_only_commands_that_train_import_torch(command: str, tmp_path: Path) -> 
     assert done.returncode == 0
 
 
+def test_a_reader_that_has_gone_is_no_interruption(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/s.db"
+    optuna.create_study(storage=storage, study_name="optuna-nis", direction="maximize")
+    code = "from optuna_nis.cli import app; app()"
+    command = [sys.executable, "-c", code, "status", "--storage", storage]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, told) == (1, b"")
+
+
 @pytest.mark.parametrize("args", [["--help"], ["search", "--help"], ["--version"]])
 def test_help_waits_for_no_imports(args: list[str]) -> None:
     code = (
@@ -712,6 +725,15 @@ def test_lines_are_broken_between_words_at_a_terminal(monkeypatch: pytest.Monkey
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= 60
     assert "".join(f"{line.strip()} " for line in lines) == f"{told} Warning: {told} {told} "
+
+
+def test_names_of_columns_are_no_emoji(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "user:id: removed, item:x: 8, [red]shop[bold]"
+    _cli_console.result(name)
+    _cli_console.tell(name)
+    assert [*capsys.readouterr()] == [f"{name}\n"] * 2
 
 
 def test_a_command_to_copy_stays_a_line_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
