@@ -83,9 +83,10 @@ class NISSampler(BaseSampler):
     Args:
         budget: A hard limit on the choices, a :class:`~optuna_nis.SearchSpace` or an
             :class:`~optuna_nis.AdditiveBudget`. No choice beyond it is ever proposed. Its
-            parameters must be suggested by ``suggest_categorical`` with its choices. Parameters
-            that are enqueued or fixed by :class:`optuna.samplers.PartialFixedSampler` may break
-            it; such trials are marked as infeasible (the constraint ``"budget"``).
+            parameters must be suggested by ``suggest_categorical`` with its choices, in their
+            order. Parameters that are enqueued or fixed by
+            :class:`optuna.samplers.PartialFixedSampler` may break it; such trials are marked as
+            infeasible (the constraint ``"budget"``).
         seed: Makes draws repeatable. It is mixed with the number of the trial: processes that have
             one seed and share a study draw apart, and a study that was interrupted goes on as it
             would have. The studies of one sampler draw apart, too.

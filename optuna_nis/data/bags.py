@@ -70,10 +70,9 @@ def flatten(
 def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
     if isinstance(cell, str) and separator is not None:
         return [item for text in cell.split(separator) if (item := text.strip())]
-    if isinstance(cell, (list, tuple)):
-        return cell
-    if isinstance(cell, np.ndarray):
-        return list(cell)
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        # An empty text is a missing value, and no item.
+        return [item for item in cell if not (isinstance(item, str) and item == "")]
     if pd.isna(cell):
         return []
     if separator is None:

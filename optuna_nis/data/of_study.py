@@ -180,6 +180,11 @@ def _check_ids(study: Study, data: DataConfig, datamodule: EmbeddingDataModule) 
     if features.targets is not None:
         # The table of the items, if it was searched, is of no input.
         now |= dict.fromkeys(before.keys() - now.keys(), len(features.targets))
+    if DATA_ATTR not in study.user_attrs and before.keys() != now.keys():
+        raise ValueError(
+            f"`study` {study.study_name!r} holds the search space of other features than "
+            f"{data.name} has, {sorted(before)}. Use another study name."
+        )
     if before != now:
         raise ValueError(
             f"{data.name} has changed since `study` {study.study_name!r} was searched: distinct "

@@ -122,12 +122,14 @@ class ColumnStore:
             ValueError: If the cells are not lists, or are lists and should not, or no cell
                 contains the separator.
         """
-        column = self._coded(name, f"items {separator}", lambda c: _items(c, separator, name))
+        column = self._coded(
+            name, f"filled items {separator}", lambda c: _items(c, separator, name)
+        )
         assert column.offsets is not None
         if separator is not None and column.lengths().max(initial=0) == 1:
             raise ValueError(
                 f"`bags[{name!r}]` must be the text between two values, got {separator!r}, which "
-                f"no cell contains; one is {column.first()!r}. Leave the column out of "
+                f"stands between no two; one is {column.first()!r}. Leave the column out of "
                 "`bags` if its cells hold one value each."
             )
         return column
@@ -310,7 +312,9 @@ def _items(
     items = compute.list_flatten(cells)
     if separator is not None:
         items = compute.utf8_trim_whitespace(items)
-        filled = compute.not_equal(items, "").to_numpy(zero_copy_only=False)
+    if types.is_string(items.type) or types.is_large_string(items.type):
+        # An empty text is a missing value, and no item.
+        filled = compute.not_equal(items, "").fill_null(True).to_numpy(zero_copy_only=False)
         rows = np.repeat(np.arange(len(lengths)), lengths)
         items = items.filter(pyarrow.array(filled))
         lengths = np.bincount(rows[filled], minlength=len(lengths))

@@ -268,7 +268,12 @@ def _check_owners(table: Table, owners: Sequence[tuple[str, nn.Module]]) -> None
     for path, module in owners:
         if not any(module is layer for layer in known):
             others = [other for other, _ in owners]
-            alone = f"`exclude=[{table.name!r}]`" if table.layers else "not in `outputs`"
+            tied = [
+                other.rpartition(".")[0] or "embedding"
+                for other, layer in owners
+                if isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+            ]
+            alone = f"`exclude={tied}`" if table.layers else "not in `outputs`"
             raise ValueError(
                 f"The weight of {table.name!r} is tied: {path!r} is one of {others}. Only "
                 "embeddings of the same kind and settings, and linear layers, may share a weight. "

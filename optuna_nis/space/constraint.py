@@ -76,7 +76,8 @@ class AdditiveBudget:
 
     Args:
         limit: Largest total cost allowed.
-        costs: For every parameter, the cost of each of its choices.
+        costs: For every parameter, the cost of each of its choices, in the order in which
+            ``suggest_categorical`` is given them.
 
     Raises:
         TypeError: If the costs are no mapping of mappings.

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from optuna_nis import SearchSpace
+from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.data import TableDataModule, load_dataset
 from optuna_nis.data.config import DataConfig
 from optuna_nis.data.of_study import read_data, save_data, searched_features
@@ -73,6 +73,14 @@ def test_how_a_table_is_read_is_kept() -> None:
     ):
         with pytest.raises(ValueError, match=f"`{name}` is for a table, got .* with the data set"):
             DataConfig(dataset="flights", **{name: value})
+
+
+def test_a_study_of_other_features_is_told_so() -> None:
+    study = optuna.create_study(study_name="own", direction="maximize")
+    save_space(study, SearchSpace([EmbeddingSpec("shop", 100, 8)]))
+    data = DataConfig(dataset="flights", max_rows=500)
+    with pytest.raises(ValueError, match=r"'own' holds the .* other features than flights .*shop"):
+        read_data(study, data, withhold_test=True, progress=lambda _: None)
 
 
 def test_rare_ids_were_there_at_the_search(

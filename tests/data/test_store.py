@@ -172,7 +172,7 @@ def test_a_file_is_read_once_for_its_digest(
 @pytest.mark.parametrize(
     ("cells", "separator", "message"),
     [
-        (["a", "b"], "|", "got '|', which no cell contains; one is 'a'"),
+        (["a", "b"], "|", "got '|', which stands between no two; one is 'a'"),
         (["a|b"], None, "since not all cells are lists; got None for 'a|b'"),
         (pa.array([["a"]]), "|", "must be None, since the cells of the column are lists"),
     ],

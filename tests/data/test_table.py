@@ -305,6 +305,21 @@ def test_list_cells_of_parquet(tmp_path: Path) -> None:
     assert next(iter(data.train_dataloader()))["genres"].shape == (64, 2)
 
 
+def test_an_empty_text_is_no_item_of_a_bag(tmp_path: Path) -> None:
+    lists = [["a", ""], ["", "b", "a"], [""], []] * 25
+    frame = clicks().assign(genres=lists)
+    texts = frame.assign(genres=["|".join(each) for each in lists])
+    parts = []
+    for data in (
+        table(write(frame, tmp_path, "clicks.parquet"), bags={"genres": None}),
+        table(write(texts, tmp_path, "clicks.csv")),
+    ):
+        data.setup("fit")
+        assert data.vocabularies["genres"].values == ("a", "b")
+        parts.append([batch["genres"] for batch in data.train_dataloader()])
+    assert all(map(torch.equal, *parts))
+
+
 @pytest.mark.parametrize("name", ["ids.csv", "ids.parquet"])
 def test_large_ids_beside_missing_values_stay_exact(name: str, tmp_path: Path) -> None:
     ids = pd.array([2**60 + 1, None, 2**60 + 2], dtype="Int64")
@@ -799,7 +814,11 @@ def test_arguments_are_checked(options: dict[str, Any], message: str, tmp_path: 
         ({}, {"split_column": "part"}, "no column 'part'; it has"),
         ({}, {"split": "given"}, r"takes what the data say of every row, .*\(`split_column`\)"),
         ({}, {"bags": {"tags": "|"}}, "no column 'tags'; it has"),
-        ({}, {"bags": {"genres": ";"}}, r"`bags\['genres'\]` .* got ';', which no cell contains"),
+        (
+            {},
+            {"bags": {"genres": ";"}},
+            r"`bags\['genres'\]` .* got ';', which stands between",
+        ),
         ({"city": None}, {}, "'city' is empty: all 80 values are missing. Leave it out"),
         ({"genres": None}, {}, "'genres' is empty: all 80 bags are empty. Leave it out"),
         ({"city": "Rome"}, {}, "'city' is constant: .* are 'Rome'. Leave it out"),

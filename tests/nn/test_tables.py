@@ -56,6 +56,17 @@ def test_a_tied_table_is_named_with_lines_that_help() -> None:
     torch.testing.assert_close(model(torch.arange(100)), before)
 
 
+def test_of_layers_of_two_kinds_all_are_to_be_left_alone() -> None:
+    model = nn.ModuleDict({"item": nn.Embedding(50, 8), "user": nn.Embedding(50, 8)})
+    model["history"] = nn.EmbeddingBag(50, 8)
+    model["history"].weight = model["item"].weight
+    for exclude in ([], ["item"], ["history"]):
+        with pytest.raises(ValueError, match=r"`exclude=\['item', 'history'\]`"):
+            make_searchable(model, exclude=exclude)
+    space = make_searchable(model, exclude=["item", "history"])
+    assert [spec.name for spec in space.specs] == ["user"]
+
+
 class QuotientRemainder(nn.Module):
     """The bag of DLRM that adds two small tables, which are bare parameters."""
 
