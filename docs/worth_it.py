@@ -96,6 +96,16 @@ _PARTS = {
     "wide_start": "the wide start of the policy",
     "widths_between": "widths between the powers of two",
 }
+# Of ``benchmarks/planted_tables.py``.
+_KINDS = {
+    "noise": "A feature of many ids that say nothing is removed.",
+    "decisive": "A feature whose ids are alike frequent, and decide, keeps its rows.",
+    "tails": "Rare ids keep rows where they say something, and have none where they do not.",
+    "drift": "Items that are frequent only lately keep rows, the week itself has none.",
+    "duplicates": "Of a feature that comes twice one has nearly all of the memory.",
+    "rare": "Of rare positives, the feature that says which keeps its rows, another goes.",
+    "two_stage": "Where interactions are learned late, sizes are as good as any rival's.",
+}
 OBJECTIVES = {
     "flights": "flights, a short training",
     "nk1": "NK landscape, one neighbour",
@@ -120,6 +130,7 @@ def write(results: Path, folder: Path) -> None:
         "quality": sections(cells),
         "fewest_bytes": fewest_bytes(_read(results / "fewest_bytes.json")),
         "costs": costs(results),
+        "planted": planted(_read(results / "planted.json").get("kinds", {})),
         "ablation": ablation(read_cells(results / "ablation.json")),
         "sample_efficiency": sample_efficiency(_read(results / "sample_efficiency.json")),
     }
@@ -312,6 +323,15 @@ def ablation(cells: Sequence[Cell]) -> str:
         return _PENDING
     header = [f"{DATA.get(data, data)}, {_percent(budget)}" for data, budget in places]
     return _table(["without", *header], rows)
+
+
+def planted(kinds: Mapping[str, Any]) -> str:
+    """What was planted, and in how many seeds it was found."""
+    rows = [
+        [_KINDS.get(kind, kind), f"{counts['found']} of {counts['seeds']}"]
+        for kind, counts in kinds.items()
+    ]
+    return _table(["what is to be found", "found"], rows) if rows else _PENDING
 
 
 def sample_efficiency(medians: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from planted_tables import KINDS
 import pytest
 from without import WITHOUT
 import worth_it
@@ -137,6 +138,7 @@ def test_nothing_has_been_measured(tmp_path: Path):
         "fewest_bytes.md",
         "quality.md",
         "quality_summary.md",
+        "planted.md",
         "sample_efficiency.md",
     }
     assert all("Not measured yet" in text for text in pages.values())
@@ -194,6 +196,14 @@ def test_the_ablation_has_a_line_for_each_part_and_a_column_for_each_place():
 
 def test_every_part_that_the_ablation_takes_away_has_a_name():
     assert {"nothing", *WITHOUT} == set(worth_it._PARTS)
+
+
+def test_every_kind_of_planted_table_has_a_line():
+    kinds = {kind: {"found": 9, "seeds": 10} for kind in KINDS}
+    header, _, *rows = lines(worth_it.planted(kinds))
+    assert header == ["what is to be found", "found"]
+    assert [text for text, _ in rows] == [worth_it._KINDS[kind] for kind in KINDS]
+    assert {found for _, found in rows} == {"9 of 10"}
 
 
 def test_sample_efficiency_has_a_line_for_each_sampler():
