@@ -205,7 +205,9 @@ class SearchSpace:
 
         Returns:
             The allocation that the trial's parameters stand for. Only
-            ``NISSampler(budget=space)`` keeps it within the budget.
+            ``NISSampler(budget=space)`` keeps it within the budget. Narrow rows of few ids come
+            with a projection that may cost more than wide rows would:
+            :meth:`Allocation.widened` gives these.
         """
         return self.allocation(
             {name: trial.suggest_categorical(name, own) for name, own in self._choices.items()}
