@@ -13,7 +13,7 @@ _REMEMBERED = "digests.json"
 
 
 class Digests:
-    """Digests of files, each remembered with its size and the time of its last change.
+    """Digests of files, each remembered with its size and the times of its last change.
 
     Args:
         folder: Where they are remembered.
@@ -28,7 +28,9 @@ class Digests:
     def of(self, path: Path) -> str:
         """The digest of a file."""
         status = path.stat()
-        key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+        # Its own time may be set back; that of its entry in the file system is not.
+        changed = f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+        key = f"{path.resolve()} {status.st_size} {changed}"
         if key not in self._known:
             self._known[key] = file_digest(path)
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from optuna_nis.data.file_array import FileArray
 
 Floats = NDArray[np.float32]
 _CHUNK = 1 << 20
+_BOOLEANS = {"true": 1.0, "false": 0.0}
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,17 @@ class Scaling:
             ValueError: If there is no number, all are the same, or one is infinite.
         """
         number, total = 0, 0.0
+        least, most = np.inf, -np.inf
         for chunk in _logs(values, name):
             number, total = number + len(chunk), total + float(chunk.sum())
+            least, most = chunk.min(initial=least), chunk.max(initial=most)
         if not number:
             raise ValueError(f"The column {name!r} is empty: all its numbers are missing.")
         mean = total / number
         squares = sum(float(np.square(chunk - mean).sum()) for chunk in _logs(values, name))
         std = float(np.sqrt(squares / number))
         has_missing = number < len(values)
-        if std < 1e-6 * max(1.0, abs(mean)):
+        if least == most:
             if not has_missing:
                 raise ValueError(
                     f"The column {name!r} is constant: all its numbers in the training part are "
@@ -120,7 +123,13 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
     if column.dtype.kind not in "iufb":
         column = column.mask(column.astype(object) == "")
         found = pd.to_numeric(column, errors="coerce")
-        odd = column[found.isna() & column.notna()]
+        is_odd = found.isna() & column.notna()
+        odd = column[is_odd]
+        if len(odd):
+            # Booleans are numbers in Parquet, and texts in text files.
+            spelled = odd.astype(str).str.strip().str.lower().map(_BOOLEANS)
+            found = found.astype(np.float64)
+            found[is_odd], odd = spelled.to_numpy(), odd[spelled.isna()]
         # As Arrow reads text that is a number: NaN is one, if missing.
         if (odd := odd[odd.astype(str).str.strip(" +-").str.lower() != "nan"]).size:
             raise ValueError(
@@ -130,7 +139,8 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
                 "the features."
             )
         column = found
-    numbers = column.to_numpy(np.float32, na_value=np.nan)
+    with np.errstate(over="ignore"):
+        numbers = column.to_numpy(np.float32, na_value=np.nan)
     _check_finite(numbers, name)
     return numbers
 

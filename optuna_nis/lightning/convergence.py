@@ -125,7 +125,7 @@ class Convergence(Callback):
         #: How often the learning rate has been lowered.
         self.decays = 0
         #: Whether the training has ended by itself, and not at the most epochs allowed.
-        self.ended = False
+        self.ended = self._had_ended = False
         # The value and the step since which it waits.
         self._mark, self._mark_step = math.nan, 0
         self._waited = self._declined = 0
@@ -146,6 +146,7 @@ class Convergence(Callback):
             "mark_step": self._mark_step,
             "waited": self._waited,
             "declined": self._declined,
+            "ended": self.ended,
         }
         if self._temporary is None:
             return state | {"file": None if self._file is None else self._file.name}
@@ -162,6 +163,7 @@ class Convergence(Callback):
         self._waited, self._declined = state_dict["waited"], state_dict["declined"]
         self._mark = state_dict.get("mark", self.best)
         self._mark_step = state_dict.get("mark_step", self.best_step)
+        self._had_ended = state_dict.get("ended", False)
         if state_dict.get("weights") is not None:
             self._replace(state_dict["weights"])
         elif (name := state_dict.get("file")) is not None:
@@ -184,6 +186,9 @@ class Convergence(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the validations, and how long it may take."""
+        # A checkpoint may be of the end, and trainers do not remember that they were to stop.
+        self.ended, self._had_ended = self._had_ended, False
+        trainer.should_stop = trainer.should_stop or self.ended
         batches = trainer.num_training_batches
         scheduled = bool(trainer.lr_scheduler_configs)
         self._can_decay = bool(trainer.optimizers) and _is_rate_free(trainer, pl_module)

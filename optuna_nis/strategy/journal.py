@@ -19,7 +19,7 @@ from optuna_nis.strategy.reward import Reward
 from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.keys import DROPPED, SUPERNET, TRAINED
 from optuna_nis.study.recording import TrialRecorder
-from optuna_nis.study.searches import Search, join, new_search_id, num_scored
+from optuna_nis.study.searches import Search, join, new_search_id, num_groups, num_scored
 from optuna_nis.study.settings import plan_of, save_plan, save_space
 
 _T = TypeVar("_T")
@@ -101,10 +101,10 @@ class Journal:
         if processes.is_first:
             self._recorder = TrialRecorder(study, space, self.search.id)
 
-    def num_updates(self, group_size: int, most: int) -> int:
+    def num_updates(self, most: int) -> int:
         """Updates that the search has made already, at most so many."""
         return self.of_the_first(
-            lambda: min(num_scored(self._study, self.search.id, SUPERNET) // group_size, most)
+            lambda: min(num_groups(self._study, self.search.id, SUPERNET), most)
         )
 
     def policy(self) -> Policy:

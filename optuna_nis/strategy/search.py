@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import math
+import time
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,7 +29,7 @@ from optuna_nis.strategy.scoring import Scoring
 from optuna_nis.strategy.shortlist import Candidate, Shortlist
 from optuna_nis.strategy.training_choices import training_choices
 from optuna_nis.study.keys import SUPERNET, VALIDATED
-from optuna_nis.study.searches import check_search_id
+from optuna_nis.study.searches import check_search_id, finish, join
 
 _T = TypeVar("_T")
 
@@ -126,6 +127,10 @@ class SizeSearch:
         self._asking = Asking(self._next_work)
         self._prices = prices
         self._num_examples: int | None = None
+        # Of a checkpoint: its updates, None if it does not say so, and seconds.
+        self._updates_before: int | None = 0
+        self._seconds_before = 0.0
+        self._began: float | None = None
         self._origins: dict[Allocation, str] = {}
 
     @property
@@ -171,6 +176,9 @@ class SizeSearch:
             "reference": self.rewarding.reference,
             "step": self._step,
             "batches": self.batches_done,
+            "updates": self.updates_done,
+            "batch_examples": self._num_examples,
+            "seconds": self._seconds(),
             "candidates": self._candidates and [c.to_json() for c in self._candidates],
             "origins": [self._origins.get(c) for c in self._candidates or ()],
         }
@@ -183,6 +191,9 @@ class SizeSearch:
         self.rewarding.reference = state_dict.get("reference")
         self._step = state_dict.get("step", 0)
         self.batches_done = state_dict.get("batches", 0)
+        self._updates_before = state_dict.get("updates")
+        self._num_examples = state_dict.get("batch_examples")
+        self._seconds_before, self._began = state_dict.get("seconds", 0.0), None
         if (candidates := state_dict.get("candidates")) is not None:
             self._candidates = [Allocation.from_json(text) for text in candidates]
             origins = zip(self._candidates, state_dict.get("origins", ()))
@@ -232,7 +243,11 @@ class SizeSearch:
         if self._is_new:
             self._rng = np.random.default_rng(journal.search.seed)
         self._search_id, self._is_new = journal.search.id, False
-        self.updates_done = journal.num_updates(plan.group_size, plan.num_updates)
+        self.updates_done = journal.num_updates(plan.num_updates)
+        if self._updates_before not in (None, self.updates_done):
+            # The study is ahead of the checkpoint: what follows is not to be drawn again.
+            self._rng = np.random.default_rng([int(self._rng.integers(2**63)), self.updates_done])
+        self._updates_before, self._began = None, time.perf_counter()
         self._policy = journal.of_the_first(journal.policy)
         self.batches_done = batches_done
         schedule.resume(batches_done, self.updates_done)
@@ -362,6 +377,12 @@ class SizeSearch:
         write_found(
             self.study, self.space, self._search_id, found, reward, self._step, self._origins
         )
+        finish(self.study, join(self.study, self._search_id, seed=self._seed), self._seconds())
+
+    def _seconds(self) -> float:
+        """The time it has taken so far."""
+        began = self._began
+        return self._seconds_before + (0.0 if began is None else time.perf_counter() - began)
 
     def _next_work(self) -> Work | None:
         if self._schedule is None:

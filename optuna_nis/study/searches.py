@@ -6,6 +6,7 @@ scored, and draws of its own. What they learn they share through the trials.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 import math
@@ -16,7 +17,13 @@ import zlib
 import numpy as np
 from optuna import Study
 
-from optuna_nis.study.keys import FIDELITY_ATTR, SEARCH_ATTR, SEARCH_KEY
+from optuna_nis.study.keys import (
+    FIDELITY_ATTR,
+    GROUP_KEY,
+    GROUP_SIZE_KEY,
+    SEARCH_ATTR,
+    SEARCH_KEY,
+)
 from optuna_nis.study.trials import finished_trials
 
 _LONGEST_ID = 100
@@ -131,6 +138,23 @@ def num_scored(study: Study, search_id: str, fidelity: str) -> int:
         and trial.user_attrs.get(FIDELITY_ATTR) == fidelity
         for trial in finished_trials(study)
     )
+
+
+def num_groups(study: Study, search_id: str, fidelity: str) -> int:
+    """How many groups of trials a search has scored in one way, those cut short left out.
+
+    Args:
+        study: A study that maximises a reward.
+        search_id: The id of the search.
+        fidelity: As in :func:`num_scored`.
+    """
+    scored = [
+        (trial.system_attrs.get(GROUP_KEY), trial.system_attrs.get(GROUP_SIZE_KEY))
+        for trial in finished_trials(study)
+        if trial.user_attrs.get(SEARCH_ATTR) == search_id
+        and trial.user_attrs.get(FIDELITY_ATTR) == fidelity
+    ]
+    return sum(count == size for (_, size), count in Counter(scored).items())
 
 
 def _save(study: Study, search: Search) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
+from numpy.typing import NDArray
 import pandas as pd
 import pytest
 
@@ -79,6 +80,7 @@ def test_useless_columns_are_refused(values: Any, message: str) -> None:
         ([1, -2, 3], [1, -2, 3]),
         ([True, False], [1, 0]),
         ([" 1.5", "-2e3", "", None], [1.5, -2000, np.nan, np.nan]),
+        (["True", "false", "", None], [1, 0, np.nan, np.nan]),
         ([1.5, None], [1.5, np.nan]),
     ],
 )
@@ -91,13 +93,21 @@ def test_numbers_of_cells(cells: list[Any], numbers: list[float]) -> None:
     [
         (["1", "NA", "NA"], "got 'NA' in 2 of 3 rows, first in row 1. .* `na_values`"),
         (["1,5"], "'x' must hold numbers to be numeric, got '1,5'"),
+        (["True", "yes"], "'x' must hold numbers to be numeric, got 'yes' in 1 of 2 rows"),
         ([pd.Timestamp("2024-01-31")], "got times such as 2024-01-31"),
         ([1.0, 1e39], "must hold finite numbers, got inf .or one too large for 32 bits"),
     ],
 )
 def test_other_cells_are_refused(cells: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message), np.errstate(over="ignore"):
+    with pytest.raises(ValueError, match=message):
         numbers_of(pd.Series(cells), "x")
+
+
+@pytest.mark.parametrize("numbers", [1.7e9 + 4e4 * np.arange(99), 1e-8 * np.arange(1, 99)])
+def test_what_varies_little_is_no_constant(numbers: NDArray[Any]) -> None:
+    values = numbers.astype(np.float32)
+    scaled = Scaling.fit(values, "x").apply(values)
+    assert (scaled.mean(), scaled.std()) == pytest.approx((0, 1), abs=1e-3)
 
 
 def _frame() -> pd.DataFrame:

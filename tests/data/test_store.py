@@ -164,6 +164,12 @@ def test_a_file_is_read_once_for_its_digest(
 
     assert Digests(tmp_path).of(path) == digest
     monkeypatch.undo()
+    # Other content of the same size, whose time was set back.
+    status, text = path.stat(), path.read_bytes()
+    path.write_bytes(text.replace(b"\n", b" "))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert Digests(tmp_path).of(path) != digest
+    path.write_bytes(text)
     (tmp_path / "digests.json").write_text("{")
     assert Digests(tmp_path).of(path) == digest
     assert len(json.loads((tmp_path / "digests.json").read_text())) == 1

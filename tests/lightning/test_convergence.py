@@ -337,6 +337,18 @@ def test_it_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
         torch.testing.assert_close(second.state_dict(), whole.state_dict())
 
 
+def test_what_had_ended_does_not_go_on(tmp_path: Path) -> None:
+    first = Told(_in_turn(0.5, 0.6, 0.1, 0.1, 0.3))
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
+    ended, before = _fit(first, callbacks=[checkpoint], enable_checkpointing=True)
+    assert ended.ended
+    second = Told(_in_turn(0.9))
+    done, trainer = _fit(second, ckpt_path=checkpoint.last_model_path)
+    assert trainer.global_step == before.global_step
+    assert (done.best, done.ended, second.validations) == (ended.best, True, 0)
+    torch.testing.assert_close(second.state_dict(), first.state_dict())
+
+
 def test_a_model_that_keeps_some_weights_out_of_its_state() -> None:
     class Frozen(Told):
         def __init__(self, value: Callable[[Told], float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,31 @@ def test_a_search_asks_for_prices_when_the_supernet_is_trained_if_they_are_wante
     assert asked[0].num_examples == 32
     assert search.is_done
     assert origins(search) == {"policy", "formula", "uniform", "values"}
+
+
+def test_a_search_that_goes_on_at_its_end_asks_for_the_same_prices() -> None:
+    asked: list[list[tuple[Any, ...]]] = []
+    for goes_on in (False, True):
+        search = SizeSearch(space_of(), plan=PLAN, prices=True)
+        search.start(10, choices_per_step=4)
+        for _ in range(10):
+            search.training_choices(32)
+            search.answer(score)
+        if goes_on:
+            state = json.loads(json.dumps(search.state_dict()))
+            search = SizeSearch(space_of(), search.study, plan=PLAN, prices=True)
+            search.load_state_dict(state)
+            search.start(10, choices_per_step=4, batches_done=10)
+        search.end_training()
+        own: list[tuple[Any, ...]] = []
+
+        def price(pricing: Pricing, search: SizeSearch = search, own: list[Any] = own) -> Any:
+            own.append((pricing.num_examples, pricing.batches))
+            return gradients(worth_of(search.space), pricing)
+
+        search.answer(score, price)
+        asked.append(own)
+    assert asked[0] == asked[1]
 
 
 def test_a_space_of_one_size_for_each_feature() -> None:

@@ -27,6 +27,7 @@ from optuna_nis import (
     SizeSearch,
 )
 from optuna_nis.controller.settings import settings_of
+from optuna_nis.show.words import how_scored
 from optuna_nis.strategy.ending import Ending
 from optuna_nis.strategy.proposers import frequent_ids
 from optuna_nis.strategy.scoring import Scoring
@@ -635,6 +636,54 @@ def test_a_search_goes_on_from_its_state(done: int) -> None:
     assert trials_of(second) == trials_of(whole)
     assert second.candidates == whole.candidates
     assert list(searches_of(study)) == [first.id] == [second.id]
+
+
+@pytest.mark.parametrize("from_state", [True, False])
+def test_what_is_in_the_study_is_not_drawn_again(from_state: bool) -> None:
+    # Of a flat policy that hardly moves, draws of the same random numbers would be the same.
+    plan = replace(PLAN, policy=PolicySettings(learning_rate=1e-9), num_updates=4)
+    first = SizeSearch(space_of(), plan=plan, search_id="mine")
+    first.start(NUM_BATCHES)
+    state = json.loads(json.dumps(first.state_dict()))
+    batches(first, range(NUM_BATCHES - 2))
+    done = len(first.study.trials)
+    assert done >= PLAN.group_size
+    second = SizeSearch(space_of(), first.study, plan=plan, search_id="mine")
+    if from_state:
+        second.load_state_dict(state)
+    second.start(NUM_BATCHES, batches_done=NUM_BATCHES - 2)
+    batches(second, range(NUM_BATCHES - 2, NUM_BATCHES))
+    trials = [tuple(trial.params.values()) for trial in first.study.trials]
+    assert len(trials) > done
+    assert trials[done : 2 * done] != trials[: len(trials) - done][:done]
+    assert not set(trials[done:]) & set(trials[:done])
+
+
+def test_a_group_that_was_cut_short_is_no_update() -> None:
+    search = SizeSearch(space_of(), plan=PLAN, search_id="mine")
+    search.start(NUM_BATCHES)
+    batches(search, range(NUM_BATCHES))
+    assert search.updates_done == PLAN.num_updates
+    study = study_of(space_of())
+    for key, value in search.study.user_attrs.items():
+        study.set_user_attr(key, value)
+    # Of each group the last trial is missing.
+    for place, trial in enumerate(search.study.trials):
+        if (place + 1) % PLAN.group_size:
+            study.add_trial(trial)
+    again = SizeSearch(space_of(), study, plan=PLAN, search_id="mine")
+    again.start(NUM_BATCHES)
+    assert again.updates_done == 0
+
+
+def test_a_search_whose_trainings_are_written_has_come_to_its_end() -> None:
+    search = searched(SizeSearch(space_of(), plan=PLAN, search_id="mine"))
+    assert searches_of(search.study)["mine"].seconds is None
+    search.record(finals(search))
+    seconds = searches_of(search.study)["mine"].seconds
+    assert seconds is not None
+    assert 0 < seconds < 60
+    assert "not ended" not in how_scored(search.study, search.study.best_trial)
 
 
 def test_candidates_are_part_of_the_state() -> None:
