@@ -14,14 +14,17 @@ from typing import TypeVar
 Kind = TypeVar("Kind")
 
 
-def check_integer(name: str, value: object, least: int) -> None:
-    """Check that an argument is an integer of at least some number.
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Check that an argument is an integer of at least some number, and at most another one.
 
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    high = math.inf if most is None else most
+    if not (is_whole and least <= value <= high):  # type: ignore[operator]
+        limit = f"of at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"`{name}` must be an integer {limit}, got {value!r}.")
 
 
 def check_number(

@@ -48,7 +48,7 @@ from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.keys import METRIC_ATTR, MONITOR_MODE_ATTR, OUTPUTS_ATTR, SEARCH_SECONDS_ATTR
 from optuna_nis.study.results import cautions_of, save_parts
-from optuna_nis.study.searches import finish, join, new_search_id, searches_of
+from optuna_nis.study.searches import join, new_search_id, searches_of
 from optuna_nis.study.settings import differences, plan_of, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
@@ -207,8 +207,7 @@ def run_search(
             trainer_options=trainer_options,
         )
         study.set_user_attr(MONITOR_MODE_ATTR, monitored.mode)
-        search.search.record(found)
-        finish(study, me, folder.seconds)
+        search.search.record(found, seconds=folder.seconds)
         seconds = [each.seconds for each in searches_of(study).values() if each.seconds]
         study.set_user_attr(SEARCH_SECONDS_ATTR, sum(seconds))
         group.wait()

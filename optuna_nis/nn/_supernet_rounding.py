@@ -108,10 +108,11 @@ class Rounding:
             limits[:, :-1, 0][bits == own] = 2 ** (own - 1)
         last[:, :-1, 0] = np.maximum(widths - 1, 0)
         # Sizes never rise with the rank, so row blocks of one size are a tier.
-        sizes = np.stack([widths, bits], -1)
-        alike = (sizes[:, :, None] == sizes[:, None]).all(-1) * np.array(spec.row_blocks)
-        shares = alike / alike.sum(-1, keepdims=True)
-        tiers = np.pad(shares.astype(np.float32), ((0, 0), (0, 1), (0, 1)))
+        alike = (widths[:, :, None] == widths[:, None]) & (bits[:, :, None] == bits[:, None])
+        rows = alike * np.array(spec.row_blocks)
+        size = bits.shape[1] + 1
+        tiers = np.zeros((len(bits), size, size), dtype=np.float32)
+        tiers[:, :-1, :-1] = rows / rows.sum(-1, keepdims=True)
         return cls(*(torch.from_numpy(each) for each in (scales, limits, last, tiers)))
 
     def every(self, rows: Tensor, spread: Tensor, blocks: Tensor, choices: slice) -> Tensor:

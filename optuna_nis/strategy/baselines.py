@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optuna_nis._checks import check_number
+from optuna_nis._checks import check_integer, check_number
 from optuna_nis.space.allocation import Allocation, TableAllocation, Tier
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
@@ -57,10 +57,8 @@ def uniform(
     """
     widest = max(spec.embedding_dim for spec in space.specs)
     for name, value, high in (("width", width, widest), ("max_embeddings", max_embeddings, None)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and 1 <= value <= (high or value)):
-            limit = f"between 1 and {high}" if high else "of at least 1"
-            raise ValueError(f"`{name}` must be an integer {limit}, got {value!r}.")
+        if value is not None:
+            check_integer(name, value, 1, high)
 
     def of(width: int, coverage: float) -> Allocation:
         return Allocation(

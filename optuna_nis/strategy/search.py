@@ -365,11 +365,12 @@ class SizeSearch:
             reward=self.rewarding.reward,
         )
 
-    def record(self, found: Sequence[Candidate]) -> None:
+    def record(self, found: Sequence[Candidate], *, seconds: float | None = None) -> None:
         """Write choices that were trained for real into the study, best first, once.
 
         Args:
             found: The candidates of the :meth:`shortlist`.
+            seconds: The time that the search took; by default since its start.
         """
         if self._search_id is None or self._candidates is None:
             raise RuntimeError(f"The search has no candidates: {self._why_none}.")
@@ -377,7 +378,8 @@ class SizeSearch:
         write_found(
             self.study, self.space, self._search_id, found, reward, self._step, self._origins
         )
-        finish(self.study, join(self.study, self._search_id, seed=self._seed), self._seconds())
+        search = join(self.study, self._search_id, seed=self._seed)
+        finish(self.study, search, self._seconds() if seconds is None else seconds)
 
     def _seconds(self) -> float:
         """The time it has taken so far."""

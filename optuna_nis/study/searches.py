@@ -16,6 +16,7 @@ import zlib
 
 import numpy as np
 from optuna import Study
+from optuna.trial import FrozenTrial
 
 from optuna_nis.study.keys import (
     FIDELITY_ATTR,
@@ -133,11 +134,7 @@ def num_scored(study: Study, search_id: str, fidelity: str) -> int:
         search_id: The id of the search.
         fidelity: ``"supernet"``, ``"validated"``, ``"dropped"`` or ``"trained"``.
     """
-    return sum(
-        trial.user_attrs.get(SEARCH_ATTR) == search_id
-        and trial.user_attrs.get(FIDELITY_ATTR) == fidelity
-        for trial in finished_trials(study)
-    )
+    return len(_scored(study, search_id, fidelity))
 
 
 def num_groups(study: Study, search_id: str, fidelity: str) -> int:
@@ -148,13 +145,20 @@ def num_groups(study: Study, search_id: str, fidelity: str) -> int:
         search_id: The id of the search.
         fidelity: As in :func:`num_scored`.
     """
-    scored = [
+    groups = Counter(
         (trial.system_attrs.get(GROUP_KEY), trial.system_attrs.get(GROUP_SIZE_KEY))
+        for trial in _scored(study, search_id, fidelity)
+    )
+    return sum(count == size for (_, size), count in groups.items())
+
+
+def _scored(study: Study, search_id: str, fidelity: str) -> list[FrozenTrial]:
+    return [
+        trial
         for trial in finished_trials(study)
         if trial.user_attrs.get(SEARCH_ATTR) == search_id
         and trial.user_attrs.get(FIDELITY_ATTR) == fidelity
     ]
-    return sum(count == size for (_, size), count in Counter(scored).items())
 
 
 def _save(study: Study, search: Search) -> None:
