@@ -16,8 +16,7 @@ from rich.console import Console
 import typer
 
 # Lightning draws its bars on this console too: what is printed goes above them, not into them.
-# Names of columns may look like its codes of emoji.
-rich.reconfigure(stderr=True, emoji=False)
+rich.reconfigure(stderr=True)
 _console = rich.get_console()
 
 # Packages through which Optuna speaks to storages, and the errors that are told in a line.
@@ -125,7 +124,10 @@ def _print(console: Console, text: str, style: str | None = None, whole: bool = 
         whole: Whether they must not be broken, as a command that is copied.
     """
     soft_wrap = whole or not console.is_terminal
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=soft_wrap)
+    # Names of columns may look like codes of emoji.
+    console.print(
+        text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=soft_wrap
+    )
 
 
 def silence_lightning() -> None:

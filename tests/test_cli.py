@@ -730,6 +730,7 @@ def test_lines_are_broken_between_words_at_a_terminal(monkeypatch: pytest.Monkey
 def test_names_of_columns_are_no_emoji(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    rich.reconfigure(stderr=True)  # As Lightning does for its bars.
     name = "user:id: removed, item:x: 8, [red]shop[bold]"
     _cli_console.result(name)
     _cli_console.tell(name)
