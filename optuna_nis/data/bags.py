@@ -62,7 +62,16 @@ def flatten(
 ) -> tuple[list[Any], NDArray[np.int64]]:
     """The values of all bags one after the other, and how many each bag has."""
     kept = slice(-limit, None) if keep == "last" else slice(limit)
-    bags = [_items(cell, separator, name)[kept] for cell in column.tolist()]
+    # Texts take long to be split, and many cells may hold the same.
+    texts: dict[str, Sequence[Any]] = {}
+    bags = []
+    for cell in column.tolist():
+        bag = texts.get(cell) if isinstance(cell, str) else None
+        if bag is None:
+            bag = _items(cell, separator, name)[kept]
+            if isinstance(cell, str):
+                texts[cell] = bag
+        bags.append(bag)
     lengths = np.fromiter(map(len, bags), dtype=np.int64, count=len(bags))
     return list(chain.from_iterable(bags)), lengths
 
