@@ -124,7 +124,7 @@ def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
                 'NISCallback(space, monitor="auroc", num_updates=4)'
             ),
             "max_epochs=4": "max_epochs=1",
-            "n_trials=50": "n_trials=2",
+            'monitor="auroc"), n_trials=50': 'monitor="auroc", max_epochs=1), n_trials=2',
         },
     )
     printed = run(

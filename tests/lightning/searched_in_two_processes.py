@@ -214,7 +214,8 @@ def check_sharded(rank: int, folder: Path) -> None:
 def check_command(rank: int, folder: Path) -> None:
     """The command has one study, and says what it has found once."""
     storage, said = f"sqlite:///{folder}/command.db", io.StringIO()
-    options = ["--dataset", "flights", "--max-rows", "2000", "--epochs", "1", "--updates", "2"]
+    options = ["--table", f"{folder}/clicks.csv", "--label", "clicked", "--features", "user,item"]
+    options += ["--embedding-dim", "8", "--epochs", "1", "--updates", "2"]
     with redirect_stdout(said):
         app(["search", *options, "--storage", storage], standalone_mode=False)
     assert said.getvalue().count("Validation ROC-AUC") == (rank == 0)
