@@ -21,6 +21,8 @@ _console = rich.get_console()
 
 # Packages through which Optuna speaks to storages, and the errors that are told in a line.
 _CLIENTS = ("sqlalchemy", "redis", "grpc")
+# What follows in errors of SQLAlchemy is what the database was told.
+_STATEMENT = "\n[SQL:"
 # Seconds in which torchrun ends the other processes when one has failed, and more.
 _ENDS_ALL = 5.0
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError)
@@ -56,7 +58,7 @@ def errors(
 
         package = type(error).__module__.partition(".")[0]
         if isinstance(error, StorageInternalError) or package in _CLIENTS:
-            fail(f"The storage cannot be used: {error}")
+            fail(f"The storage cannot be used: {str(error).partition(_STATEMENT)[0]}")
         if not isinstance(error, _EXPECTED):
             raise
         fail(reword(str(error.args[0] if isinstance(error, KeyError) else error)))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Arguments in Python that are called otherwise than their options.
 _ALIASES = {"num_updates": "updates", "name": "dataset", "path": "table", "folder": "model"}
-_ALIASES |= {"names": "columns", "valid_path": "valid", "test_path": "test"}
+_ALIASES |= {"names": "columns", "valid_path": "valid", "test_path": "test", "address": "storage"}
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
 Model = Annotated[
@@ -222,8 +222,8 @@ class SearchOptions:
 
     budget: str = typer.Option(
         "25%",
-        help="Embedding memory, in bytes as stored: 25% of the full tables in float32, 64MB, or "
-        "50000, a number of float32 parameters.",
+        help="Embedding memory, in bytes as stored: 25% or 0.25 of the full tables in float32, "
+        "64MB, or 50000, a number of float32 parameters.",
     )
     mode: str = typer.Option(
         "multi", help="multi: frequent ids get wider rows; single: one width for each feature."
@@ -302,18 +302,15 @@ class SearchOptions:
         from optuna_nis.space.precision import check_precisions
         from optuna_nis.space.spec import check_oov
 
-        precisions = check_precisions(
-            numbers("precisions", self.precisions, "32,8"), "all features"
-        )
         found = vars(self) | {
             "budget": budget_of(self.budget),
-            "precisions": precisions,
+            "precisions": check_precisions(numbers("precisions", self.precisions, "32,8")),
             "shard": shard_of(self.shard),
         }
         found["num_updates"] = found.pop("updates")
         if self.mode not in get_args(Mode):
             raise ValueError(f'`mode` must be "multi" or "single", got {self.mode!r}.')
-        check_oov(self.oov, "all features")
+        check_oov(self.oov)
         if self.learning_rate is not None:
             check_number("learning_rate", self.learning_rate, 0, or_least=False)
         if self.dropout is not None:

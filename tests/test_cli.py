@@ -83,10 +83,7 @@ def test_ids_without_a_row_may_share_some(table: Path) -> None:
     assert {spec.oov for spec in space_of(study).specs} == {"shared"}
     code, output = _search(table, "--oov", "one")
     assert code == 1
-    assert (
-        '`--oov` of \'all features\' must be one of "zero", "shared", "hash", got \'one\''
-        in output
-    )
+    assert '`--oov` must be one of "zero", "shared", "hash", got \'one\'' in output
 
 
 def test_options_of_the_model_hold_for_search_and_retrain(table: Path) -> None:
@@ -211,6 +208,7 @@ def test_search_retrain_report_predict(table: Path) -> None:
         (("--storage", "study.db"), "`--storage` must be a URL"),
         (("--storage", "sqlite:////nowhere/at/all.db"), "The storage cannot be used"),
         (("--storage", "redis://127.0.0.1:1"), "The storage cannot be used"),
+        (("--storage", "sqlite://study.db"), "`--storage` must be a URL of a database"),
     ],
 )
 def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message: str) -> None:
@@ -230,7 +228,7 @@ def test_bad_input_is_one_clear_line(table: Path, more: tuple[str, ...], message
         (("--budget", "1.5"), "or a number of float32 parameters such as 50000; got '1.5'"),
         (
             ("--precisions", "32,5"),
-            "`--precisions` of 'all features' must hold some of [32, 16, 8",
+            "`--precisions` must hold some of [32, 16, 8",
         ),
         (("--precisions", "8,8"), "each once, got [8, 8]"),
         (("--precisions", "half"), "`--precisions` must be numbers such as 32,8, got 'half'"),

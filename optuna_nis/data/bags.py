@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import pandas as pd
 
 from optuna_nis._checks import check_integer
+from optuna_nis.data.values import check_no_struct
 
 BagKeep = Literal["last", "first"]
 
@@ -82,6 +83,7 @@ def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
     if isinstance(cell, (list, tuple, np.ndarray)):
         # An empty text is a missing value, and no item.
         return [item for item in cell if not (isinstance(item, str) and item == "")]
+    check_no_struct(cell, name)
     if pd.isna(cell):
         return []
     if separator is None:

@@ -154,7 +154,7 @@ class EmbeddingDataModule(LightningDataModule):
         self.max_vocabulary = max_vocabulary
         self.min_count = min_count
         self.share = sharing(share)
-        self.oov = check_oov(oov, "all features")
+        self.oov = check_oov(oov)
         self.max_bytes = max_bytes
         self.num_workers = num_workers
         self.max_bag_length = max_bag_length

@@ -237,6 +237,12 @@ def feature_vocabulary(
             f"{vocabulary.values[0]!r}. Leave it out."
         )
     check_continuous(vocabulary, name)
+    if vocabulary.counts[0] < min_count:
+        raise ValueError(
+            f"`min_count` of {min_count:,} leaves nothing of the column {name!r}, whose most "
+            f"frequent value occurs {vocabulary.counts[0]:,} times in the training part: lower "
+            "it, or leave the column out."
+        )
     kept = vocabulary.at_least(min_count) if min_count > 1 else vocabulary
     if max_vocabulary is not None:
         kept = kept.cut(max_vocabulary)

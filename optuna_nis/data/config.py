@@ -103,17 +103,14 @@ class DataConfig:
     search_rows: int | None = None
 
     def __post_init__(self) -> None:
-        check_oov(self.oov, "all features")
+        check_oov(self.oov)
         if (self.dataset is None) == (self.table is None):
             raise ValueError(
                 f"Either `dataset` or `table` must be given, got dataset={self.dataset!r} and "
-                f"table={self.table!r}. On the command line: `--dataset` or `--table`."
+                f"table={self.table!r}."
             )
         if self.table is not None and self.label is None:
-            raise ValueError(
-                "`label` must name the label's column of the table, got None. On the command "
-                "line: `--label`."
-            )
+            raise ValueError("`label` must name the label's column of the table, got None.")
         if self.table is not None and self.data_dir is not None:
             raise ValueError(
                 f"`data_dir` is for a data set by name, got {self.data_dir!r} with the table "

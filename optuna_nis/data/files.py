@@ -232,20 +232,32 @@ class TableFiles:
         """
         return self.aliases.get(name, name) in self._text
 
-    def check_there(self, columns: Sequence[str]) -> None:
+    def check_there(self, columns: Sequence[str] | None) -> None:
         """Check that there are columns of some names, and warn if they look like values.
 
+        Args:
+            columns: Names of columns, None for all that there are, whatever their names.
+
         Raises:
-            ValueError: If one is not there.
+            ValueError: If one is not there, or there are several of that name.
         """
         known = {*self.names, *self.aliases}
-        if absent := [name for name in dict.fromkeys(columns) if name not in known]:
+        if absent := [name for name in dict.fromkeys(columns or ()) if name not in known]:
             raise ValueError(
                 f"The {self.described} has no column {', '.join(map(repr, absent))}; it has "
                 f"{', '.join(map(repr, self.names))}.{self.without_header()}"
             )
         if advice := self.without_header():
             warnings.warn(f"{self.name}:{advice}", stacklevel=3)
+        for name in columns or ():
+            # As pandas calls a second one.
+            if f"{name}.1" in self.names and self._is_repeated(name):
+                raise ValueError(f"The {self.described} has the column {name!r} twice.")
+
+    def _is_repeated(self, name: str) -> bool:
+        """Whether several columns of a text file have a name."""
+        headers = self._names is None and self.kind == "text"
+        return headers and any(first_row(file).count(name) > 1 for file in self._files)
 
     def without_header(self) -> str:
         """What to do if the first row looks like values and not like names, or nothing."""

@@ -153,8 +153,10 @@ class Label:
         if len(values) == 2 and all(isinstance(value, str) for value in values):
             return f" If {values[1]!r} is a yes, say so: `{self.column}=={values[1]}`."
         numbers = sorted(v for v in values if isinstance(v, (int, float)) and v == v)
-        if len(numbers) < 3 or len(numbers) < len(values):
+        if len(numbers) < 2 or len(numbers) < len(values):
             return ""
+        if len(numbers) == 2:
+            return f" If {numbers[1]:g} is a yes, say so: `{self.column}=={numbers[1]:g}`."
         middle = numbers[len(numbers) // 2]
         return (
             f" If it is a rating, say from where on it is a yes, such as `{self.column}>="

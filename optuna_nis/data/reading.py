@@ -66,8 +66,8 @@ def read_table(
         known_types, more_text = _known(like)
         na_values, text = (*na_values, *like.na_values), (*text, *more_text)
         columns = like.needed if columns is None else columns
-    columns = files.names if columns is None else list(columns)
     files.check_there(columns)
+    columns = files.names if columns is None else list(columns)
     frame = _read(files, list(dict.fromkeys(columns)))
     if frame.empty:
         raise ValueError(f"The {files.described} is empty: it has no row.")

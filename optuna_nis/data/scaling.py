@@ -133,10 +133,10 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
         # As Arrow reads text that is a number: NaN is one, if missing.
         if (odd := odd[odd.astype(str).str.strip(" +-").str.lower() != "nan"]).size:
             raise ValueError(
-                f"The column {name!r} must hold numbers to be numeric, got {odd.iloc[0]!r} in "
-                f"{len(odd):,} of {len(column):,} rows, first in row {odd.index[0]}. If it stands "
-                "for a missing one, say so: `na_values`; if the column holds ids, name it among "
-                "the features."
+                f"The column {name!r} must hold numbers to be numeric, got {odd.iloc[0]!r}, first "
+                f"in the row of index {odd.index[0]}. If it stands for a missing one, it must be "
+                "among the `na_values` of the search; if the column holds ids, name it among the "
+                "features."
             )
         column = found
     with np.errstate(over="ignore"):

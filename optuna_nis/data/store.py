@@ -33,7 +33,7 @@ from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.scaling import Floats, numbers_of
-from optuna_nis.data.values import factorize
+from optuna_nis.data.values import check_no_struct, factorize
 
 _ROWS = 1 << 18
 # Cells by which a column is judged.
@@ -293,6 +293,9 @@ def _items(
     if types.is_fixed_size_list(cells.type) or "list_view" in str(cells.type):
         cells, is_list = cells.cast(pyarrow.large_list(cells.type.value_type)), True
     empty = types.is_null(cells.type) or cells.null_count == len(cells)
+    for each in (cells, compute.list_flatten(cells) if is_list else cells):
+        if types.is_struct(each.type) and each.null_count < len(each):
+            check_no_struct(each.drop_null()[0].as_py(), name)
     if separator is None and not is_list and not empty:
         shown = cells.drop_null()[0].as_py()
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
@@ -290,12 +290,23 @@ def factorize(
     try:
         codes, found = distinct(series)
     except TypeError as error:
+        for cell in series:
+            check_no_struct(cell, name)
         raise TypeError(
             f"The column {name!r} has several values in one row, such as {_unhashable(series)}; "
             f"if they are lists, name it as a bag: `bags={{{name!r}: None}}`, or on the command "
             f"line `--bags {name}`."
         ) from error
     return codes, [plain(value, name) for value in found]
+
+
+def check_no_struct(cell: object, name: str) -> None:
+    """Raise a TypeError if a cell holds named fields, which no feature can be made of."""
+    if isinstance(cell, Mapping):
+        raise TypeError(
+            f"The column {name!r} holds structs, such as {reprlib.repr(cell)}: make columns of "
+            "the fields that are wanted."
+        )
 
 
 def _unhashable(series: pd.Series[Any]) -> str:

@@ -274,8 +274,8 @@ def search_sizes(
             f'`mode` must be "multi" or "single", got {mode!r}; whether the largest or the '
             "smallest value of the monitor is best is `monitor_mode`."
         )
-    precisions = check_precisions(precisions, "all features")
-    check_oov(oov, "all features")
+    precisions = check_precisions(precisions)
+    check_oov(oov)
     fit_data(data)
     no_length = isinstance(data, Sequence) and sized_len(data[0]) is None
     whole = plan.shortlist_batches in (None, 1)

@@ -194,7 +194,8 @@ def run_search(
             error = error_on_validation(supernet, data, monitored.name)
             search.search.rewarding.error = error
         shortlist = search.search.shortlist()
-        progress(f"Training the best {len(shortlist.allocations)} choices for real.")
+        number = len(shortlist.allocations)
+        progress(f"Training the best {f'{number} choices' if number > 1 else 'choice'} for real.")
         found = run_shortlist(
             shortlist,
             supernet,

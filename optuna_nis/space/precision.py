@@ -25,8 +25,8 @@ _NOT_MADE_UP_FOR = 0.1
 _Number = TypeVar("_Number", int, NDArray[np.int64])
 
 
-def check_precisions(precisions: int | Iterable[int], name: str) -> tuple[int, ...]:
-    """Precisions of a feature, the most exact first.
+def check_precisions(precisions: int | Iterable[int], name: str | None = None) -> tuple[int, ...]:
+    """Precisions of a feature or of all, the most exact first.
 
     Raises:
         ValueError: If there is none, one comes twice or is unknown.
@@ -36,9 +36,10 @@ def check_precisions(precisions: int | Iterable[int], name: str) -> tuple[int, .
     found = tuple(precisions)
     known = [bits for bits in PRECISIONS if bits in found]
     if not found or len(known) < len(found):
+        of = "" if name is None else f" of {name!r}"
         raise ValueError(
-            f"`precisions` of {name!r} must hold some of {list(PRECISIONS)}, the bits that a "
-            f"number may have, each once, got {list(found)}."
+            f"`precisions`{of} must hold some of {list(PRECISIONS)}, the bits that a number may "
+            f"have, each once, got {list(found)}."
         )
     return tuple(known)
 

@@ -445,7 +445,7 @@ class SearchSpace:
         Raises:
             ValueError: If a precision is unknown, or no choice is within the budget.
         """
-        bits = check_precisions(precisions, "all features")
+        bits = check_precisions(precisions)
         specs = [replace_precisions(spec, bits) for spec in self.specs]
         return SearchSpace(specs, budget=self.budget, mode=self.mode, dtype=self._dtype)
 

@@ -314,8 +314,8 @@ def _sizes_of(spec: EmbeddingSpec, table: TableAllocation) -> tuple[tuple[int, i
     return tuple(sizes)
 
 
-def check_oov(oov: object, name: str) -> Oov:
-    """What ids without a row may give.
+def check_oov(oov: object, name: str | None = None) -> Oov:
+    """What ids without a row may give, of a feature or of all.
 
     Raises:
         ValueError: If it is unknown.
@@ -325,7 +325,8 @@ def check_oov(oov: object, name: str) -> Oov:
             found: Oov = known
             return found
     known = ", ".join(f'"{each}"' for each in get_args(Oov))
-    raise ValueError(f"`oov` of {name!r} must be one of {known}, got {oov!r}.")
+    of = "" if name is None else f" of {name!r}"
+    raise ValueError(f"`oov`{of} must be one of {known}, got {oov!r}.")
 
 
 def replace_precisions(spec: EmbeddingSpec, precisions: Iterable[int]) -> EmbeddingSpec:

@@ -21,11 +21,9 @@ from optuna_nis.study.settings import save_space
 def test_data_config() -> None:
     config = DataConfig(table="a.csv", label="y", features=("a", "b"), bags={"c": "|"})
     assert DataConfig.from_json(config.to_json()) == config
-    with pytest.raises(
-        ValueError, match=r"Either `dataset` or `table` .* `--dataset` or `--table`"
-    ):
+    with pytest.raises(ValueError, match=r"Either `dataset` or `table` must be given, got"):
         DataConfig()
-    with pytest.raises(ValueError, match=r"`label` must name .* None.* `--label`"):
+    with pytest.raises(ValueError, match=r"`label` must name .* got None"):
         DataConfig(table="a.csv")
     with pytest.raises(
         ValueError, match=r"`data_dir` is for a data set by name, got '/data'.*--data-dir"

@@ -375,6 +375,15 @@ def test_fit_refuses_useless_columns(frame: dict[str, list[object]], message: st
         Features.fit(pd.DataFrame(frame), task="ranking", separators=separators)
 
 
+def test_a_count_that_no_value_has() -> None:
+    frame = pd.DataFrame({"shop": ["a", "a", "b", "c"]})
+    with pytest.raises(
+        ValueError, match=r"`min_count` of 3 leaves nothing of the column 'shop', "
+    ):
+        Features.fit(frame, task="ranking", min_count=3)
+    assert len(Features.fit(frame, task="ranking", min_count=2).vocabularies["shop"]) == 1
+
+
 def test_one_value_beside_missing_ones_is_no_constant() -> None:
     features = Features.fit(
         pd.DataFrame({"city": ["a", None], "bag": ["a", None]}),

@@ -48,6 +48,7 @@ def test_labels(rule: str, cells: list[Any], labels: list[float]) -> None:
     ("rule", "cells", "message"),
     [
         ("x", [1, 2, 3, 4, 5], r"'x' must hold 0 and 1 only .*such as `x>=3`"),
+        ("x", [2, 1, 1], r"got 2, 1\. If 2 is a yes, say so: `x==2`\."),
         ("x", [-1, 0, 1], "must hold 0 and 1 only"),
         ("x", ["alive", "dead"], r"If 'dead' is a yes, say so: `x==dead`\."),
         ("x>=4", ["a", "b"], "'x>=4' compares the column 'x' with '4', got 'a'"),

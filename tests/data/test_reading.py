@@ -145,7 +145,7 @@ def test_nan_as_text_is_a_missing_number_wherever_it_is_read(cell: str, tmp_path
 
 def test_the_row_of_what_is_no_number_is_that_of_the_table(tmp_path: Path) -> None:
     files = _write(TRAIN.assign(price=["1", "2", "3", "dear"]), tmp_path, "new.csv")
-    with pytest.raises(ValueError, match=r"'price' must hold numbers.*'dear' in .* in row 3\."):
+    with pytest.raises(ValueError, match=r"'price' must hold numbers.*'dear', .* of index 3\."):
         [FEATURES.encode(frame) for frame, _ in read_batches(files, FEATURES, rows=2)]
 
 

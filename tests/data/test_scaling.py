@@ -91,9 +91,12 @@ def test_numbers_of_cells(cells: list[Any], numbers: list[float]) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (["1", "NA", "NA"], "got 'NA' in 2 of 3 rows, first in row 1. .* `na_values`"),
+        (["1", "NA", "NA"], "got 'NA', first in the row of index 1. .* `na_values`"),
         (["1,5"], "'x' must hold numbers to be numeric, got '1,5'"),
-        (["True", "yes"], "'x' must hold numbers to be numeric, got 'yes' in 1 of 2 rows"),
+        (
+            ["True", "yes"],
+            "'x' must hold numbers to be numeric, got 'yes', first in the row of index 1",
+        ),
         ([pd.Timestamp("2024-01-31")], "got times such as 2024-01-31"),
         ([1.0, 1e39], "must hold finite numbers, got inf .or one too large for 32 bits"),
     ],

@@ -746,10 +746,18 @@ def test_ids_that_are_too_large_for_floats_of_less_precision_are_told(tmp_path: 
 
 
 def test_structs_are_no_ids(tmp_path: Path) -> None:
-    path = write_arrow({"x": pa.array([{"a": 1}, {"a": 2}])}, tmp_path)
+    structs = pa.array([{"a": 1}, {"a": 2}])
+    lists = pa.array([[{"a": 1}], []])
+    path = write_arrow({"x": structs, "y": lists, "label": pa.array([0, 1])}, tmp_path)
+    frame = read_table(path)
 
-    with pytest.raises(TypeError, match=r"'x' has several values in one row, such as \{'a': 1\}"):
-        Features.fit(read_table(path), task="ranking")
+    for bags in ({}, {"x": None}, {"x": "|"}, {"y": None}):
+        names = [*bags] or ["x"]
+        message = rf"'{names[0]}' holds structs, such as \{{'a': 1\}}: make columns of the fields"
+        with pytest.raises(TypeError, match=message):
+            Features.fit(frame[names], task="ranking", separators=bags)
+        with pytest.raises(TypeError, match=message):
+            TableDataModule(path, features=names, label="label", bags=bags).setup("fit")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)

@@ -290,6 +290,19 @@ def test_atomic_files_of_recbole(tmp_path: Path) -> None:
         TableFiles(path)
 
 
+def test_a_name_of_several_columns_names_none(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("y,shop,,ware,shop,\n1,a,x,b,c,z\n")
+
+    assert read_table(path, ["y", "ware"]).to_dict("list") == {"y": [1], "ware": ["b"]}
+    for names in (["shop"], ["y", "shop"]):
+        with pytest.raises(ValueError, match=r"clicks.csv' has the column 'shop' twice"):
+            read_table(path, names)
+    own = ["y", "s1", "a", "ware", "s2", "b"]
+    path.write_text("1,a,x,b,c,z\n")
+    assert read_table(path, ["s2"], names=own).to_dict("list") == {"s2": ["c"]}
+
+
 def test_libsvm(tmp_path: Path) -> None:
     path = tmp_path / "train.libsvm"
     path.write_text("# made\n\n # by hand\n+1 12:1  507:1.0\t\n\n-1\n1 3:1e0 # the last\n")

@@ -112,8 +112,8 @@ def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) ->
         ),
         (Ordinary, Data(), {"mode": "max"}, ValueError, "got 'max'; .* is `monitor_mode`"),
         # Before the data are fitted, which they cannot be.
-        (Ordinary, [1], {"precisions": 3}, ValueError, "`precisions` of 'all features' must"),
-        (Ordinary, [1], {"oov": "none"}, ValueError, "`oov` of 'all features' must"),
+        (Ordinary, [1], {"precisions": 3}, ValueError, "`precisions` must"),
+        (Ordinary, [1], {"oov": "none"}, ValueError, "`oov` must"),
         (
             Ordinary,
             Data(),
