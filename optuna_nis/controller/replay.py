@@ -190,7 +190,10 @@ class Replay:
         """Restrict the space to what trials have in common, before they are learned."""
         common = self._common
         for trial in trials:
-            if trial.state != TrialState.FAIL and trial.distributions:
+            # A trial that was pruned before it had a value teaches nothing: it may not have come
+            # to suggest everything.
+            nothing = trial.state == TrialState.PRUNED and math.isnan(_value(trial))
+            if trial.state != TrialState.FAIL and trial.distributions and not nothing:
                 common = common_distributions(common, trial.distributions)
         if common is self._common:
             return

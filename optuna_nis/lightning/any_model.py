@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 import inspect
 from pathlib import Path
+import re
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.data import sized_len
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
 
 _logger = get_logger(__name__)
+
+# As a word of its own, in what becomes the name of a value in a test.
+_VALIDATION = re.compile("(?<![A-Za-z])(validation|valid|val)(?![a-z])")
 
 #: Makes a model; or, given them, a model of given sizes and a supernet of a space.
 BuildAnyModel = Callable[..., LightningModule]
@@ -122,7 +126,7 @@ class FoundSizes:
         Args:
             seeds: Seeds of the trainings.
             test_monitor: Name under which ``test_step`` logs its metric; by default that of the
-                validation with "test" in place of "val".
+                validation with "test" in place of "val", "valid" or "validation".
             max_epochs: As in :func:`train`.
             patience: As in :func:`train`.
             output: Folder for the model of the sizes that the verdict takes, with the best
@@ -147,7 +151,7 @@ class FoundSizes:
             test_monitor = test_monitor or f"{name}_test"
         elif test_monitor is None:
             reference = isinstance(looked_at(self._build, self.allocation), EmbeddingModule)
-            test_monitor = "test_metric" if reference else name.replace("val", "test")
+            test_monitor = "test_metric" if reference else _VALIDATION.sub("test", name)
         # Trainings from scratch need checkpoints, to go back to the best epoch.
         inherited = dict(self._trainer_options)
         inherited.pop("enable_checkpointing", None)
@@ -200,8 +204,8 @@ def search_sizes(
 
     Several such searches may be at work on one study, on several machines, and learn from each
     other's trials; the best sizes are those of all. One that was interrupted goes on from its
-    checkpoint when the same is called again with the same ``checkpoint_dir``. Without one, nothing
-    is done if another has brought the study to its end.
+    checkpoint when the same is called again with the same ``study`` and ``checkpoint_dir``.
+    Without one, nothing is done if another has brought the study to its end.
 
     Args:
         build_model: A function without arguments that makes the model, a Lightning module with
@@ -265,6 +269,11 @@ def search_sizes(
     plan = SearchPlan.of(plan or plan_in(study), plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
+        if study is None:
+            _logger.warning(
+                "`checkpoint_dir` is given without a `study`: if the search is interrupted, "
+                "nothing goes on from there, since its trials are in memory alone."
+            )
     of_trainers = dict(trainer_options or {})
     check_trainer_options(of_trainers)
     group = group_of(of_trainers)

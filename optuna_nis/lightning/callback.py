@@ -23,7 +23,7 @@ from optuna_nis.lightning.building import sized_like
 from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.prices import Prices
-from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards, known_mode
+from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards, mode_by_name
 from optuna_nis.lightning.training import Data
 from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
@@ -229,14 +229,15 @@ class NISCallback(Callback):
         Raises:
             RuntimeError: If the search is not done.
             TypeError: If ``build_model`` is no function.
-            ValueError: If it takes more than sizes, or the models log no such value.
+            ValueError: If it takes more than sizes, the models log no such value, or no mode is
+                given for an error.
         """
         self._search.check_done()
         build_model = sized_like(build_model, self._supernet)
         monitored, rewarding = self.monitored(self._supernet), self._search.rewarding
         error = rewarding.error
         if monitor is not None and monitor != monitored.name:
-            monitored = Monitored(monitor, known_mode(monitor) or "max")
+            monitored = Monitored(monitor, mode_by_name(monitor, mode))
             # What memory costs in another value is not known.
             rewarding.error = None
         if mode is not None:

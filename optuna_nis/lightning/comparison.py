@@ -83,7 +83,8 @@ def compare(
     known, and the full tables, if they fit the budget. These are float32; uniform sizes are tried
     in the lowest precisions of the space too. All are trained alike with the first seed.
     Those that validation cannot tell from the best one, the best sizes, the better uniform sizes
-    and the full tables go on with the other seeds. Then validation decides which sizes to take
+    and the full tables go on with the other seeds. Sizes whose training diverges are
+    left out, and it is said. Then validation decides which sizes to take
     (:func:`~optuna_nis.strategy.decision.decide`), and only then each of these is tested, once.
 
     Args:
@@ -138,22 +139,38 @@ def compare(
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
 
+        def ending(every: Sequence[_Sizes], seeds: Sequence[int]) -> dict[_Sizes, list[Run]]:
+            """The trainings of sizes none of whose trainings diverges, the found ones first."""
+            done = {every[0]: runs(every[0], seeds)}
+            for sizes in every[1:]:
+                try:
+                    done[sizes] = runs(sizes, seeds)
+                except FloatingPointError as error:
+                    progress(f"{sizes.label}: left out, {error}")
+            return done
+
         number = _best_of(finalists, trainings, seeds, comparison)
         found = _Sizes("nis", "NIS", finalists[number])
         if comparison.output is not None and trainings.has_weights(found.allocation, seeds[0]):
             # Whoever interrupts the rest has a model.
             trainings.save(found.label, found.allocation, seeds[:1])
         contenders.insert(0, found)
-        firsts = [runs(sizes, seeds[:1])[0] for sizes in contenders]
-        values = [sign * run.val_metric for run in firsts]
-        leader = firsts[max(range(len(firsts)), key=values.__getitem__)]
+        firsts = ending(contenders, seeds[:1])
+        contenders = [*firsts]
+        values = [sign * run.val_metric for (run,) in firsts.values()]
+        leader = firsts[contenders[max(range(len(firsts)), key=values.__getitem__)]][0]
         kept = {contenders[index] for index in within_error(values, leader.val_error)}
-        uniform = max(uniforms, key=lambda sizes: values[contenders.index(sizes)])
+        uniform = max(
+            (sizes for sizes in uniforms if sizes in firsts),
+            key=lambda sizes: values[contenders.index(sizes)],
+            default=None,
+        )
         # What is always reported, in this order, then what may be taken too.
-        reported = [found, uniform, full]
+        reported = [found, *([] if uniform is None else [uniform]), full]
         reported += [s for s in contenders if s in kept and s not in reported]
         trainings.left = trainings.num_unknown([s.allocation for s in reported], seeds)
-        trained = {sizes: runs(sizes, seeds) for sizes in reported}
+        trained = ending(reported, seeds)
+        reported = [*trained]
 
         rivals = [sizes for sizes in reported if sizes in contenders]
         decision = decide(
@@ -184,7 +201,9 @@ def compare(
     )
     data = comparison.data
     rows = data.sizes["train"] if isinstance(data, EmbeddingDataModule) else None
-    above = full not in rivals and sign * said[full].value > sign * said[taken].value
+    above = (
+        full in said and full not in rivals and sign * said[full].value > sign * said[taken].value
+    )
     results = Results(
         [
             _result(
@@ -205,7 +224,8 @@ def compare(
     save_results(study, results)
     if len(finalists) > 1:
         save_finalist(study, number, finalists)
-    study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in trained[full]))
+    if full in trained:
+        study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in trained[full]))
     return results
 
 

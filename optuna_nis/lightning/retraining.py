@@ -16,6 +16,7 @@ from optuna_nis._logging import get_logger
 from optuna_nis.data.of_study import data_of, read_data
 from optuna_nis.data.splits import MIN_ROWS
 from optuna_nis.lightning._memory import looked_at
+from optuna_nis.lightning._training_key import options_key
 from optuna_nis.lightning.comparison import check_options, compare
 from optuna_nis.lightning.parts import parts_of_data
 from optuna_nis.lightning.processes import built, group_of
@@ -77,7 +78,8 @@ def retrain(
         checkpoint_dir: Where trained weights wait for their test, so that a retraining that was
             interrupted has them. By default those that wait are trained again.
         callbacks: Further callbacks of the trainers, such as a progress bar. Every training has
-            copies of its own.
+            copies of its own. With other ones than before all trainings are run again, but for
+            those that only show something; so they are with any that cannot be pickled.
         progress: Called with a line of text before and after each training.
         cache_dir: As in :func:`search`.
         max_rows: Train on about so many rows, or on ``"all"``, after a search with another
@@ -133,6 +135,11 @@ def retrain(
         _logger.warning(line)
     model = looked_at(build, next(iter(finalists.values())))
     assert isinstance(model, EmbeddingModule)
+    # Whatever else changes what a training comes to.
+    key: list[Any] | None = options_key(trainer_options or {}, callbacks)
+    if key is not None:
+        options = json.loads(json.dumps(options, default=float))
+        key = [datamodule.fingerprint(), datamodule.batch_size, options, *key]
     comparison = Comparison(
         build,
         datamodule,
@@ -144,12 +151,7 @@ def retrain(
         progress=progress,
         output=output,
         checkpoint_dir=checkpoint_dir,
-        # Whatever else changes what a training comes to.
-        key=[
-            datamodule.fingerprint(),
-            datamodule.batch_size,
-            json.loads(json.dumps(options, default=float)),
-        ],
+        key=key,
         trainer_options=trainer_options,
     )
     results = compare(study, comparison, space_of(study), finalists, seeds)

@@ -31,7 +31,7 @@ MonitorMode = Literal["max", "min"]
 
 _DEFAULT_MONITOR = "val_loss"
 # In the names of what should be small, most often.
-_ERRORS = ("error", "mse", "mae", "mape", "nll", "perplexity")
+_ERRORS = ("error", "mse", "mae", "mape", "nll", "perplexity", "entropy", "bce")
 # More examples at once do not fit the caches of a processor: each takes half as long again.
 _MAX_EXAMPLES = 16_384
 
@@ -79,7 +79,7 @@ class Monitored:
 
 def known_mode(name: str) -> MonitorMode | None:
     """``"min"`` for a name with "loss" in it; no other name says which values are best."""
-    return "min" if "loss" in name else None
+    return "min" if "loss" in name.lower() else None
 
 
 def mode_by_name(monitor: str, mode: MonitorMode | None = None) -> MonitorMode:

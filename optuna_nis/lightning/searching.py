@@ -16,6 +16,7 @@ import torch
 from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import free, looked_at
+from optuna_nis.lightning._training_key import has_bar
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.checkpoints import (
@@ -175,7 +176,7 @@ def run_search(
                 lambda: search.monitored(supernet),
                 every_callback,
                 folder,
-                {"enable_progress_bar": bool(callbacks), **trainer_options},
+                {"enable_progress_bar": has_bar(callbacks), **trainer_options},
                 group,
             )
             # Others may need the trainer when their length is asked for.

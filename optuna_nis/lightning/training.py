@@ -146,6 +146,7 @@ def train(
     with ExitStack() as stack:
         folder = None
         if checkpoint_dir is not None:
+            Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=checkpoint_dir)))
         convergence = Convergence(
             monitored,
@@ -167,7 +168,8 @@ def train(
     if not convergence.num_validations:
         raise RuntimeError(
             "The training ended before its first validation: there must be validation data, and "
-            "`check_val_every_n_epoch` must not be above `max_epochs`."
+            "`check_val_every_n_epoch` must not be above `max_epochs`, nor may `max_steps` or "
+            "`max_time` end it before."
         )
     if not convergence.best_epoch:
         raise FloatingPointError(
@@ -276,9 +278,13 @@ def evaluated(
     *,
     monitor: str,
     callbacks: Sequence[Callback] | Callback | None = None,
+    named: str = "monitor",
     **trainer_options: Any,
 ) -> dict[str, float]:
-    """All values that are logged in a test, the metric among them: see :func:`evaluate`."""
+    """All values that are logged in a test, the metric among them: see :func:`evaluate`.
+
+    Errors say ``named`` of the argument by which it is known.
+    """
     with quiet_lightning():
         trainer = quiet_trainer(model, callbacks=listed(callbacks), **trainer_options)
         found = trainer.test(model, **data_of_test(datamodule), verbose=False)
@@ -286,7 +292,7 @@ def evaluated(
     metrics = {name: float(value) for each in found for name, value in each.items()}
     if monitor not in metrics:
         raise ValueError(
-            f"`monitor` must be a value that `test_step` logs, one of {sorted(metrics)}, "
+            f"`{named}` must be a value that `test_step` logs, one of {sorted(metrics)}, "
             f"got {monitor!r}."
         )
     return metrics

@@ -17,6 +17,7 @@ from statistics import fmean
 import tempfile
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule
 from optuna import Study
 import torch
@@ -26,6 +27,7 @@ from optuna_nis._format import duration, size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import free
 from optuna_nis.lightning._package import is_overridden
+from optuna_nis.lightning._training_key import has_bar
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.logged import warn_of_another
 from optuna_nis.lightning.processes import Group
@@ -104,6 +106,7 @@ class Comparison:
             self.data,
             monitor=self.test_monitor,
             callbacks=self.monitored.callbacks(),
+            named="test_monitor",
             **{**(self.trainer_options or {}), **trainer_options},
         )
         first = self.group.share(found)
@@ -177,19 +180,31 @@ class Trainings:
         # By what names people know them.
         self._labels: dict[str, list[str]] = {}
         self._group = how.group
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._lock: FileLock | None = None
         if how.checkpoint_dir is None:
             self._temporary = tempfile.TemporaryDirectory()
             self._folder = Path(self._temporary.name)
         else:
             name = hashlib.sha256(study.study_name.encode()).hexdigest()[:16]
             self._folder = self._group.own(Path(how.checkpoint_dir) / f"retrain-{name}")
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self._folder / "lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                # Another comparison is at work there; its weights are not ours to remove.
+                self._temporary = tempfile.TemporaryDirectory(dir=how.checkpoint_dir)
+                self._folder = Path(self._temporary.name)
 
     def __enter__(self) -> Trainings:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *args: object) -> None:
         # Whoever goes on needs what an interrupted comparison has trained.
-        if error is None or self._how.checkpoint_dir is None:
+        if self._lock is not None:
+            self._lock.release()
+        if error is None or self._temporary is not None:
             self._group.wait()
             shutil.rmtree(self._folder, ignore_errors=True)
             if self._group.is_first:
@@ -290,7 +305,8 @@ class Trainings:
         self._free()
         torch.manual_seed(seed)
         model = self._how.build(allocation)
-        model.load_state_dict(torch.load(file, weights_only=True, mmap=True))
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        model.load_state_dict(weights)
         return model
 
     def _train(self, label: str, allocation: Allocation, seed: int) -> LightningModule:
@@ -318,7 +334,7 @@ class Trainings:
                 *copies(how.callbacks),
             ],
             checkpoint_dir=self._folder,
-            **({"enable_progress_bar": bool(how.callbacks)} | dict(how.trainer_options or {})),
+            **({"enable_progress_bar": has_bar(how.callbacks)} | dict(how.trainer_options or {})),
         )
         model = training.model
         before = self._runs.get(key)

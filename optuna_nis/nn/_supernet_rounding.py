@@ -152,8 +152,9 @@ class Rounding:
             self.last, self.tiers = self.last.to(rows.device), self.tiers.to(rows.device)
         spreads = spread.expand(len(self.last), -1, -1).gather(2, self.last)
         of_tiers = (self.tiers.to(spread.dtype) @ spreads.square()).sqrt()
-        # As they are stored.
-        steps = (self.scales * of_tiers).clamp(max=torch.finfo(torch.float16).max).half()
+        # As `step_of` stores them; zeros stay so.
+        half, steps = torch.finfo(torch.float16), self.scales * of_tiers
+        steps = torch.where(steps > 0, steps.clamp(half.tiny, half.max), 0.0).half()
         return steps.to(rows.dtype), self.limits
 
 

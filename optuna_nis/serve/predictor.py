@@ -264,7 +264,9 @@ class Predictor:
             if tables == "packed":
                 model = load(weights, lambda sizes: _of_same(model, sizes, allocation))
             else:
-                model.load_state_dict(torch.load(weights, weights_only=True, mmap=True))
+                model.load_state_dict(
+                    torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+                )
         return cls(model, allocation, features, tables)
 
 

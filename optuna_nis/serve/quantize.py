@@ -160,6 +160,14 @@ def quantization_report(model: nn.Module, dtype: Dtype = "int8") -> Quantization
     return QuantizationReport(tuple(_report(layer, dtype) for layer in sized_layers(model)))
 
 
+def _half_or_more(scales: Tensor, name: str) -> Tensor:
+    """Scales as float16, of which none is smaller: the codes of a row must reach its ends."""
+    nearest = half(scales, name)
+    half_type = torch.finfo(torch.float16)
+    next_one = half(scales * (1 + half_type.eps) + half_type.smallest_normal * half_type.eps, name)
+    return torch.where(nearest.float() < scales, next_one, nearest)
+
+
 class QuantizedTier(StoredTier):
     """Rows of one width as codes.
 
@@ -183,7 +191,7 @@ class QuantizedTier(StoredTier):
             codes = half(weight, name)
         else:
             low, high = weight.aminmax(dim=1)
-            scale = half((high - low) / (2 * _LARGEST_CODE), name)
+            scale = _half_or_more((high - low) / (2 * _LARGEST_CODE), name)
             offset = half((high + low) / 2, name)
             steps = (weight - offset.float().unsqueeze(1)) / scale.float().unsqueeze(1)
             # A row of equal numbers has a scale of zero.

@@ -109,8 +109,8 @@ class AdditiveBudget:
         cheapest = sum(min(options.values()) for options in costs.values())
         if not (_is_finite(limit) and limit >= cheapest):
             raise ValueError(
-                f"`limit` must be at least {cheapest}, the cost of the cheapest choices, "
-                f"got {limit!r}."
+                f"`limit` must be finite and at least {cheapest}, the cost of the cheapest "
+                f"choices, got {limit!r}."
             )
         self._limit = limit
         self._choices = {name: tuple(options) for name, options in costs.items()}

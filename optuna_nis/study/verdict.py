@@ -75,16 +75,17 @@ def verdict(
     """
     everyone = [*tied, *others]
     is_found = taken.name == "nis"
-    # Found sizes are held against the best rival, a rival against them.
-    against = everyone[0] if is_found else next(c for c in everyone if c.name == "nis")
+    # Found sizes are held against the best rival, if one is left, a rival against them.
+    against = next((c for c in everyone if is_found or c.name == "nis"), None)
     subject = taken.words[0].upper() + taken.words[1:]
     if against in tied:
         how = f"{taken.are} as good, take {taken.them}"
     else:
         how = f"{taken.are} best" if is_found else f"{taken.are} better, take {taken.them}"
+    compared = "" if against is None else f" against {against.value:.4f} of {against.words}"
     text = (
-        f"{subject} {how}: validation {metric} {taken.value:.4f} against "
-        f"{against.value:.4f} of {against.words}, with {taken.memory} of the full tables"
+        f"{subject} {how}: validation {metric} {taken.value:.4f}{compared}, with {taken.memory} "
+        "of the full tables"
     )
     if reference is not None:
         text += f"; the full tables, above the budget, reach {reference.value:.4f}"

@@ -348,6 +348,20 @@ def test_fingerprints_are_the_same_everywhere() -> None:
     assert fingerprint(policy, np.array([[1, 1]])) != "dcf88078"
 
 
+def test_a_trial_that_was_pruned_before_it_had_a_value_narrows_nothing() -> None:
+    wide = {"a": IntDistribution(0, 3), "x": SPACE["x"]}
+    narrow = {"a": wide["a"]}
+    whole = trial(0, 1.0, {"a": 1, "x": 1}, distributions=wide)
+    for state, value, names in (
+        (TrialState.PRUNED, None, ["a", "x"]),
+        (TrialState.PRUNED, 1.0, ["a"]),
+        (TrialState.COMPLETE, 1.0, ["a"]),
+    ):
+        early = trial(1, value, {"a": 2}, state=state, distributions=narrow)
+        assert list(replayed([whole, early], None).distributions) == names
+        assert list(replayed([early, whole], None).distributions) == names
+
+
 def test_the_space_is_what_trials_have_in_common() -> None:
     wide = {"a": IntDistribution(0, 3), "b": FloatDistribution(0, 1, step=0.5)}
     trials = [

@@ -21,6 +21,7 @@ from typing import Any
 
 from killing import KilledAt, KilledError
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 import numpy as np
 import optuna
 import pandas as pd
@@ -95,11 +96,18 @@ class Jobs:
         )
 
 
-class KilledAfter(Callback):
-    """Kills a training when so many batches of all trainings have been trained on."""
+class KilledAfter(ProgressBar):
+    """Kills a training when so many batches of all trainings have been trained on.
+
+    A bar, without which a training is the same.
+    """
 
     def __init__(self, batches: int) -> None:
+        super().__init__()
         self.left = batches
+
+    def disable(self) -> None:
+        """Nothing is shown anyway."""
 
     def __deepcopy__(self, memo: Any) -> KilledAfter:
         return self  # Not one for each training.

@@ -21,7 +21,13 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import NISSampler, SearchSpace
-from optuna_nis.lightning import NISCallback, objective, train_shortlist, warm_start
+from optuna_nis.lightning import (
+    NISCallback,
+    any_model,
+    objective,
+    train_shortlist,
+    warm_start,
+)
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import (
     apply_allocation,
@@ -399,3 +405,19 @@ def test_a_training_for_each_trial() -> None:
         assert trial.value is not None
         assert trial.value == pytest.approx(max(trial.intermediate_values.values()))
         assert trial.value < 0
+
+
+@pytest.mark.parametrize(
+    ("validation", "test"),
+    [
+        ("val_loss", "test_loss"),
+        ("validation_loss", "test_loss"),
+        ("valid/auc", "test/auc"),
+        ("valLoss", "testLoss"),
+        ("eval_interval", "eval_interval"),
+    ],
+)
+def test_the_value_of_a_test_is_called_as_that_of_the_validation(
+    validation: str, test: str
+) -> None:
+    assert any_model._VALIDATION.sub("test", validation) == test

@@ -392,6 +392,9 @@ def test_a_wrong_name_of_a_value_leaves_the_price_of_memory_as_it_is(
     build = reference_model(datamodule.features)
     with pytest.raises(ValueError, match="got 'val_acu'"):
         callback.train_candidates(build, datamodule, monitor="val_acu")
+    for error in ("val_mse", "val_cross_entropy"):
+        with pytest.raises(ValueError, match=f"`mode` must be given for the monitor '{error}'"):
+            callback.train_candidates(build, datamodule, monitor=error)
     callback.train_candidates(build, datamodule)
     trained = [t for t in study.trials if t.user_attrs["fidelity"] == "trained"]
     assert all(t.user_attrs["penalty"] > 0 for t in trained)

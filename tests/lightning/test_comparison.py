@@ -219,6 +219,53 @@ def test_a_finalist_that_diverges_is_none(
         again.run()
 
 
+@pytest.mark.parametrize(
+    ("name", "diverging", "left"),
+    [
+        ("uniform_native", 0, {"nis", "uniform", "full"}),  # Projected ones stand in.
+        ("uniform_native", 1, {"nis", "full"}),
+        ("full", 0, {"nis", "uniform"}),
+        ("full", 2, {"nis", "uniform"}),
+    ],
+)
+def test_rivals_that_diverge_are_left_out_and_it_is_said(
+    name: str,
+    diverging: int,
+    left: set[str],
+    datamodule: EmbeddingDataModule,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    train, sizes = trainings.train, pretended.sizes[name]
+
+    def diverge(build: Any, allocation: Any, data: Any, *, seed: int, **options: Any) -> Any:
+        if (allocation, seed) == (sizes, diverging):
+            raise FloatingPointError("The training diverged.")
+        return train(build, allocation, data, seed=seed, **options)
+
+    monkeypatch.setattr(trainings, "train", diverge)
+    lines: list[str] = []
+    results = pretended.run(progress=lines.append)
+    assert {result.name for result in results} == left
+    assert sizes not in [result.allocation for result in results]
+    assert results.best is not None
+    assert results.best.name == "nis"
+    assert sum("left out, The training diverged." in line for line in lines) == 1
+    assert [*results_of(pretended.study)] == [*results]
+
+
+def test_a_comparison_beside_another_leaves_its_weights_alone(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    how = replace(pretended.how, checkpoint_dir=tmp_path)
+    with trainings.Trainings(pretended.study, how, 1) as first:
+        first.run("NIS", pretended.nis, 0)
+        pretended.run(seeds=[0, 1], checkpoint_dir=tmp_path)
+        assert first.has_weights(pretended.nis, 0)
+    assert not tmp_path.exists()
+
+
 def test_finalists_that_tie_and_all_diverge_with_another_seed(
     datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:

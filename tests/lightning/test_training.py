@@ -162,7 +162,14 @@ def test_data_without_a_test_part_are_refused_before_anything_is_trained() -> No
 
 @pytest.mark.parametrize(
     ("monitor", "mode"),
-    [("val_loss", "min"), ("val_auroc", "max"), ("val_metric", "max"), ("mean_loss", "min")],
+    [
+        ("val_loss", "min"),
+        ("val_Loss", "min"),
+        ("valid/LogLoss", "min"),
+        ("mean_loss", "min"),
+        ("val_auroc", "max"),
+        ("val_metric", "max"),
+    ],
 )
 def test_the_direction_of_a_monitor_by_its_name(monitor: str, mode: str) -> None:
     assert mode_by_name(monitor) == mode

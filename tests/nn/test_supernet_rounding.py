@@ -72,12 +72,16 @@ def test_rows_are_at_the_nearest_levels_of_their_tier(bits: int) -> None:
     bits=st.lists(st.sampled_from([8, 4, 2]), min_size=2, max_size=2).map(
         lambda b: sorted(b)[::-1]
     ),
+    size=st.sampled_from([1.0, 1e-4]),  # Steps are at least the least of float16.
 )
 @settings(deadline=None, max_examples=50)
-def test_a_choice_is_scored_as_it_will_be_stored(widths: list[int], bits: list[int]) -> None:
+def test_a_choice_is_scored_as_it_will_be_stored(
+    widths: list[int], bits: list[int], size: float
+) -> None:
     model = nn.ModuleDict({"t": nn.Embedding(40, 4)})
     with torch.no_grad():
         model["t"].weight[:4] *= 3.0
+        model["t"].weight *= size
     space = make_searchable(model, counts={"t": torch.arange(40, 0, -1)}, precisions=(8, 4, 2))
     choice = Allocation([space.specs[0].table(widths, bits)])
     set_choices(model.eval(), space, [choice])

@@ -50,6 +50,16 @@ def test_the_error_is_half_a_scale(rows: list[list[float]], shift: float) -> Non
     assert bool(((found - weight).abs().amax(1) <= most).all())
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-5])
+def test_the_error_is_half_a_scale_of_small_numbers_too(size: float) -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 60, 8, (Tier(60, 8),)), init_std=size)
+    found, rows = quantize(layer)(torch.arange(60)), layer(torch.arange(60))
+    spread = rows.amax(1) - rows.amin(1)
+    # Scales and offsets below those of float16 are 6e-8 apart.
+    most = spread / 508 * (1 + 2**-9) + rows.abs().amax(1) / 2**11 + 6.1e-8
+    assert bool(((found - rows).abs().amax(1) <= most).all())
+
+
 def test_bytes_and_errors_are_those_reported(swapped: nn.Module) -> None:
     allocation = allocation_of(swapped)
     before = {table: copy.deepcopy(swapped) for table in ("int8", "float16")}

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    LearningRateMonitor,
+    RichProgressBar,
+    StochasticWeightAveraging,
+)
+import pytest
+import pytorch_lightning
+
+from optuna_nis.lightning._training_key import has_bar, options_key
+
+
+class _Unknown(Callback):
+    def __init__(self) -> None:
+        self.function = lambda: None  # Not to be pickled.
+
+
+def test_what_only_shows_something_or_says_where_changes_nothing() -> None:
+    shown = [
+        RichProgressBar(),
+        LearningRateMonitor(),
+        pytorch_lightning.callbacks.TQDMProgressBar(),
+    ]
+    options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "logger": object()}
+    assert options_key({}, []) == options_key(options, shown) == []
+    assert [has_bar([each]) for each in shown] == [True, False, True]
+    assert not has_bar([EarlyStopping("loss")])
+
+
+def test_options_and_callbacks_tell_trainings_apart() -> None:
+    keys: list[Any] = [
+        options_key({}, []),
+        options_key({"gradient_clip_val": 1.0}, []),
+        options_key({"gradient_clip_val": 0.5}, []),
+        options_key({}, [StochasticWeightAveraging(0.1)]),
+        options_key({}, [StochasticWeightAveraging(0.2)]),
+        options_key({"gradient_clip_val": 0.5}, [StochasticWeightAveraging(0.2)]),
+    ]
+    assert all(keys.count(key) == 1 for key in keys)
+    again = options_key({"gradient_clip_val": 0.5}, [StochasticWeightAveraging(0.2)])
+    assert again == keys[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "callbacks"), [({"plugins": object()}, []), ({}, [_Unknown()])]
+)
+def test_what_cannot_be_told(options: dict[str, Any], callbacks: list[Callback]) -> None:
+    assert options_key(options, callbacks) is None
