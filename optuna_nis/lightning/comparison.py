@@ -127,7 +127,7 @@ def compare(
     contenders = [*uniforms, *mixed]
     if space.fits(full.allocation):
         contenders.append(full)
-    sign = comparison.sign
+    sign = comparison.monitored.sign
     with (
         shared_batches(comparison.data, group),
         Trainings(study, comparison, full.allocation.nbytes()) as trainings,
@@ -258,7 +258,7 @@ def _best_of(
                 comparison.progress(f"{labels[number]}: {error}")
 
     def decided(numbers: Sequence[int]) -> Decision:
-        values = [[comparison.sign * run.val_metric for run in runs[n]] for n in numbers]
+        values = [[comparison.monitored.sign * run.val_metric for run in runs[n]] for n in numbers]
         best = max(range(len(numbers)), key=lambda index: values[index][0])
         return decide(
             values,

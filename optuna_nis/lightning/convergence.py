@@ -230,7 +230,7 @@ class Convergence(Callback):
         if trainer.sanity_checking:
             return
         monitored = self._monitored
-        sign = 1.0 if monitored.mode == "max" else -1.0
+        sign = monitored.sign
         # Of several processes all go by what the first one has seen.
         self.last = logged_by_first(trainer, monitored.name)
         self._rows = trainer.strategy.broadcast(self._rows * trainer.world_size)

@@ -242,7 +242,7 @@ class _Run:
         build_model(allocation)
 
     def __str__(self) -> str:
-        value = _sign(self._monitored) * self.latest
+        value = self._monitored.sign * self.latest
         return f"{size(self.allocation.nbytes())}: {self._label} {value:.4f}"
 
     def train(self, data: Data, training: Training) -> None:
@@ -313,10 +313,5 @@ class _LatestMetric(Callback):
         self.value = state_dict["value"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = _sign(self._monitored) * logged_by_first(trainer, self._monitored.name)
+        value = self._monitored.sign * logged_by_first(trainer, self._monitored.name)
         self.value = value if math.isfinite(value) else -math.inf
-
-
-def _sign(monitored: Monitored) -> float:
-    """1 if large values are good, -1 if small ones are."""
-    return 1.0 if monitored.mode == "max" else -1.0

@@ -72,6 +72,11 @@ class Monitored:
         """What the value is called, for people."""
         return self.name if self.metric is None else type(self.metric).__name__
 
+    @property
+    def sign(self) -> float:
+        """1 if large values are good, -1 if small ones are."""
+        return 1.0 if self.mode == "max" else -1.0
+
     def callbacks(self) -> list[Callback]:
         """What the trainer needs for the value to be logged."""
         return [] if self.metric is None else [_Logged(self.metric, self.name)]

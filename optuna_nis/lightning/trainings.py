@@ -82,11 +82,6 @@ class Comparison:
     checkpoint_dir: str | Path | None = None
     group: Group = field(default_factory=Group)
 
-    @property
-    def sign(self) -> float:
-        """1 if larger values of validation are better, -1 if smaller are."""
-        return 1.0 if self.monitored.mode == "max" else -1.0
-
     def tested(self, model: LightningModule, **trainer_options: Any) -> dict[str, float]:
         """What a model logs in a test, the test metric among it.
 
@@ -263,7 +258,7 @@ class Trainings:
 
     def save(self, label: str, allocation: Allocation, seeds: Sequence[int]) -> None:
         """Save the model of some sizes with the best validation, if the output is not that."""
-        output, sign = self._how.output, self._how.sign
+        output, sign = self._how.output, self._how.monitored.sign
         assert output is not None
         values = [self._runs[self._key(allocation, seed)].val_metric for seed in seeds]
         seed = seeds[max(range(len(seeds)), key=lambda index: sign * values[index])]

@@ -94,7 +94,7 @@ def _finalists(
     total = np.zeros(len(distinct))
     for _ in range(plan.proposal_groups):
         qualities = np.array((yield Scoring(distinct, plan.score_examples)))
-        total += np.where(np.isnan(qualities), -np.inf, qualities)
+        total += np.where(np.isfinite(qualities), qualities, -np.inf)
     value = dict(zip(distinct, total.tolist()))
     return {
         origin: [[max(group, key=value.__getitem__)] if group else [] for group in own]

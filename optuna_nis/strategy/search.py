@@ -306,8 +306,8 @@ class SizeSearch:
 
         Raises:
             RuntimeError: If nothing was asked for.
-            ValueError: If there is not one for each, or one is not finite; then others are to be
-                asked for.
+            ValueError: If there is not one for each, or in an update one is not finite; then
+                others are to be asked for. Of proposals those that are not come last.
         """
         self._step = self.batches_done if step is None else step
         self._asking.tell(answer)

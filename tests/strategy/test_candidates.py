@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import math
 
 import pytest
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchPlan, SearchSpace, TableAllocation, Tier
+from optuna_nis.strategy import candidates
 from optuna_nis.strategy.candidates import Found, find_candidates
 from optuna_nis.strategy.reward import Reward, penalised_reward
 from optuna_nis.strategy.scoring import Scoring
@@ -92,6 +94,16 @@ def test_for_a_smaller_budget_all_compete_for_one_place() -> None:
     best = [whole[5], whole[4], whole[3], whole[2], whole[0], small[3]]
     assert result.candidates == best
     assert result.origins[whole[4]] == result.origins[small[3]] == "formula"
+
+
+@pytest.mark.parametrize("quality", [math.nan, math.inf, -math.inf])
+def test_a_quality_that_is_no_number_is_last(quality: float) -> None:
+    policy = [choice(k, 6) for k in range(1, 4)]
+    work = candidates._finalists({"policy": [policy]}, SearchPlan(proposal_groups=1))
+    assert next(work).choices == tuple(policy)
+    with pytest.raises(StopIteration) as ended:
+        work.send([0.4, quality, 0.3])
+    assert ended.value.value == {"policy": [[policy[0]]]}
 
 
 def test_of_each_kind_the_best_on_some_examples_is_scored_on_all_data() -> None:
