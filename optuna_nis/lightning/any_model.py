@@ -19,6 +19,7 @@ from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.lightning._memory import looked_at
+from optuna_nis.lightning._training_key import options_key
 from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.comparison import compare
@@ -343,6 +344,7 @@ def search_sizes(
     study = group.study(study or create_study(direction="maximize"))
     progress = group.only_first(progress)
     save_space(study, space)
+    changing = options_key(of_trainers, ())
     study.sampler = NISSampler(budget=space, seed=seed, settings=plan.policy)
     found, monitored = run_search(
         study,
@@ -366,6 +368,8 @@ def search_sizes(
             "epochs": plan.epochs,
             "num_updates": plan.num_updates,
             **({"processes": group.size} if group.size > 1 else {}),
+            **_goal(metric, monitor, monitor_mode),
+            **({"trainer_options": changing[0]} if changing else {}),
             **(settings or {}),
         },
         callbacks=listed(callbacks),
@@ -379,6 +383,16 @@ def search_sizes(
     # What the first process has found is found by all.
     study = group.study(study)
     return FoundSizes(found, study, space, subject.sized, data, monitored, of_trainers)
+
+
+def _goal(metric: Metric | None, monitor: str | None, mode: MonitorMode | None) -> dict[str, str]:
+    """What choices are scored by, as far as it is said."""
+    named = {
+        "metric": None if metric is None else type(metric).__name__,
+        "monitor": monitor,
+        "monitor_mode": mode,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _check_fields(plan_fields: Mapping[str, Any]) -> None:

@@ -198,8 +198,10 @@ def test_another_search_starts_where_none_is_left_to_go_on_with(
     held.release()
     # With other settings it is not the same search, and the study has been searched to the end.
     lines: list[str] = []
-    search(study, data, **(SMALL | {"num_updates": 7}), **once, progress=lines.append)
-    assert "nothing is left to do" in lines[-1]
+    for other in ({"num_updates": 7}, {"trainer_options": {"gradient_clip_val": 0.5}}):
+        lines.clear()
+        search(study, data, **(SMALL | other), **once, progress=lines.append)
+        assert "nothing is left to do" in lines[-1]
     lines.clear()
     search(study, data, **SMALL, **once, progress=lines.append)
     assert f"Going on with the search {first} that was interrupted." in lines
