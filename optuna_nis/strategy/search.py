@@ -118,7 +118,8 @@ class SizeSearch:
         self._search_id = search_id
         self._is_new = True
         self._candidates: list[Allocation] | None = None
-        self._why_none = _NOT_YET
+        # Why there will be no candidates.
+        self._failed: str | None = None
         self.batches_done = 0  #: Training batches so far, one that has begun included.
         self._step = 0
         self.ended = False  #: Whether the supernet has been trained to its end.
@@ -166,7 +167,7 @@ class SizeSearch:
     def check_done(self) -> None:
         """Raise a RuntimeError if the search is not done."""
         if self._candidates is None:
-            raise RuntimeError(f"The search has no candidates: {self._why_none}.")
+            raise RuntimeError(f"The search has no candidates: {self._failed or _NOT_YET}.")
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs beyond the study's trials."""
@@ -226,7 +227,7 @@ class SizeSearch:
             choices_per_step = self.plan.num_choices(side_by_side=False)
         check_integer("choices_per_step", choices_per_step, 1)
         self._choices_per_step = choices_per_step
-        self._candidates, self._why_none = None, _NOT_YET
+        self._candidates = self._failed = None
         self._asking.forget()
         plan = self.plan
         self._schedule = schedule = Schedule(
@@ -341,12 +342,12 @@ class SizeSearch:
         """
         self.ended = True
         if stopped and self.plan.warmup < 1 and self.updates_done < self.plan.num_updates:
-            self._why_none = (
+            self._failed = (
                 f"the training was stopped after {self.updates_done} of "
                 f"{self.plan.num_updates} updates of the controller"
             )
             _logger.warning(
-                f"The search has no candidates: {self._why_none}. Go on from a checkpoint, or "
+                f"The search has no candidates: {self._failed}. Go on from a checkpoint, or "
                 "leave out what stops the training."
             )
 
@@ -373,7 +374,7 @@ class SizeSearch:
             seconds: The time that the search took; by default since its start.
         """
         if self._search_id is None or self._candidates is None:
-            raise RuntimeError(f"The search has no candidates: {self._why_none}.")
+            raise RuntimeError(f"The search has no candidates: {self._failed or _NOT_YET}.")
         reward = self.rewarding.reward
         write_found(
             self.study, self.space, self._search_id, found, reward, self._step, self._origins
@@ -392,8 +393,8 @@ class SizeSearch:
         if not self.ended:
             due = self._schedule.num_due(self.batches_done)
             return self._update() if self.updates_done < due else None
-        done = self._candidates is not None or self._why_none != _NOT_YET
-        return None if done else self._end()
+        is_open = self._candidates is None and self._failed is None
+        return self._end() if is_open else None
 
     def _update(self) -> Work:
         """Draw a group, have it scored, and learn from it."""
