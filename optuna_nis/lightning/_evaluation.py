@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from optuna_nis.lightning._package import is_overridden
-from optuna_nis.lightning._snapshot import Change, Snapshot, undo
 from optuna_nis.lightning._validation import silent
 from optuna_nis.nn import set_choices, supernet_layers
 from optuna_nis.nn._modes import modes_kept
+from optuna_nis.nn._snapshot import Change, Snapshot, undo
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 

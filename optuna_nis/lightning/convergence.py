@@ -201,7 +201,8 @@ class Convergence(Callback):
             steps = math.ceil(batches / trainer.accumulate_grad_batches)
             trainer.fit_loop.max_epochs = max(_EPOCHS, math.ceil(_STEPS / steps))
         own = trainer.val_check_batch != batches or trainer.check_val_every_n_epoch != 1
-        parts = min(int(batches) // _STEPS_BETWEEN, _MOST_IN_EPOCH)
+        steps = int(batches) // trainer.accumulate_grad_batches
+        parts = min(steps // _STEPS_BETWEEN, _MOST_IN_EPOCH)
         if parts > 1 and not own:
             trainer.val_check_batch = int(batches) // parts
 
@@ -227,7 +228,8 @@ class Convergence(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the best weights, or go back to them, or end the training."""
-        if trainer.sanity_checking:
+        # Nor is what somebody else validates with the same trainer.
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         monitored = self._monitored
         sign = monitored.sign

@@ -165,7 +165,6 @@ def run_search(
                 EpochLines(progress, plan.epochs),
                 RowLines(progress, "Supernet"),
                 ValidationForSchedules(),
-                *callbacks,
             ]
             if keep:
                 every_callback.append(PeriodicCheckpoint(folder.supernet, folder))
@@ -174,6 +173,7 @@ def run_search(
                 data,
                 plan.epochs,
                 lambda: search.monitored(supernet),
+                callbacks,
                 every_callback,
                 folder,
                 {"enable_progress_bar": has_bar(callbacks), **trainer_options},
@@ -239,7 +239,8 @@ def _train_supernet(
     data: Data,
     epochs: int | None,
     monitored: Callable[[], Monitored],
-    callbacks: list[Callback],
+    callbacks: Sequence[Callback],
+    of_search: list[Callback],
     folder: SearchFolder,
     trainer_options: Mapping[str, Any],
     group: Group,
@@ -252,7 +253,7 @@ def _train_supernet(
         convergence = Convergence(
             monitored, error=error, num_decays=0, min_delta=_MIN_DELTA, folder=folder.best
         )
-        callbacks = [*known.callbacks(), convergence, *callbacks]
+        of_search = [*known.callbacks(), convergence, *of_search]
         length = {"max_epochs": Convergence.most_epochs(None)}
     else:
         # Nothing depends on how good the full tables are on the way.
@@ -261,7 +262,8 @@ def _train_supernet(
         trainer = quiet_trainer(
             supernet,
             **length,
-            callbacks=callbacks,
+            # What averages weights has done so before the best are taken, and scored.
+            callbacks=[*callbacks, *of_search],
             **trainer_options,
         )
         without_copies(trainer, folder.supernet.parent)

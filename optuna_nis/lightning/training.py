@@ -308,6 +308,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         ("callbacks", "`callbacks` of the search are those of the supernet's trainer"),
         ("max_epochs", "`epochs` and `shortlist_epochs` of the plan say how long is trained"),
         ("check_val_every_n_epoch", "a search validates at the end of its trainings"),
+        ("val_check_interval", "a search validates at the end of its trainings"),
     ):
         if name in options:
             raise ValueError(f"`trainer_options` must not have {name!r}: {instead}.")

@@ -173,7 +173,7 @@ class SequenceModule(ItemsModule):
 
     def left_out(self, batch: Batch) -> Tensor | None:
         """The items of the sequences, unless they may come again."""
-        return None if self.repeats else self._items_of(batch)
+        return None if self.repeats else self._in_order(batch)
 
     def training_examples(self, batch: Batch) -> Examples:
         """What comes out at the items, what comes after each of them, and the rows."""
@@ -203,6 +203,13 @@ class SequenceModule(ItemsModule):
         return (first + starts.unsqueeze(1)).flatten()
 
     def _items_of(self, batch: Batch) -> Tensor:
+        """Indices of the latest items of each sequence, as many as are seen."""
+        items = self._in_order(batch)
+        places = torch.arange(items.shape[1], device=items.device)
+        # Nothing is cut off: exported models take sequences of any length.
+        return items.masked_fill(places >= len(self.places), self.num_classes)
+
+    def _in_order(self, batch: Batch) -> Tensor:
         """Indices of the items of each sequence, the latest first, then ``num_classes``."""
         ids = batch[self.sequence]
         if ids.dim() != 2:
@@ -214,8 +221,7 @@ class SequenceModule(ItemsModule):
         items = self._classes[ids if self.latest_first else ids.flip(1)]
         places = torch.arange(items.shape[1], device=items.device)
         order = (places + (items == self.num_classes) * _FAR).argsort(1)
-        # Nothing is cut off: exported models take sequences of any length.
-        return items.gather(1, order).masked_fill(places >= len(self.places), self.num_classes)
+        return items.gather(1, order)
 
     def _encoded(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """What comes out at each item, and the rows that were looked up."""

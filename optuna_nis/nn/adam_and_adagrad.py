@@ -46,6 +46,16 @@ class AdamAndRowwiseAdagrad(RowwiseAdagrad):
         super().__init__([*groups, {"params": tables}], lr=tables_lr)
         self._link()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters: Adam's if it has ``betas``, of tables otherwise."""
+        adam_of_ours: Adam | None = self.__dict__.get("_adam")
+        if adam_of_ours is not None and "betas" in param_group:
+            rate = {"lr": adam_of_ours.param_groups[0]["lr"]}
+            param_group = {**adam_of_ours.defaults, **rate, **param_group}
+        super().add_param_group(param_group)
+        if adam_of_ours is not None:
+            self._link()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """After copying, pickling and loading, groups and state are others."""
         super().__setstate__(state)
@@ -66,7 +76,7 @@ class AdamAndRowwiseAdagrad(RowwiseAdagrad):
         Returns:
             The loss, if there is a closure.
         """
-        loss: float | None = super().step(closure)
+        loss = self._step(closure)
         self._adam.step()
         return loss
 

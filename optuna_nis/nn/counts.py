@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from optuna_nis._steps import step_arguments, takes_iterator
 from optuna_nis.nn._modes import modes_kept
+from optuna_nis.nn._snapshot import Snapshot
 from optuna_nis.nn._tables import (
     Plain,
     check_patterns,
@@ -231,6 +232,8 @@ def _counting(model: nn.Module, layers: Mapping[str, Plain], add: _Add) -> Itera
     """Tell what the layers of a model are asked for; gives the names whose weight is read."""
     read: set[str] = set()
     with ExitStack() as stack:
+        # What a training step gathers (metrics, lists) is not to be found in the training.
+        stack.callback(Snapshot(model).put_back)
         stack.enter_context(modes_kept(model))
         model.eval()
         for name, layer in layers.items():

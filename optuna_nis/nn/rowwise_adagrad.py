@@ -63,7 +63,6 @@ class RowwiseAdagrad(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take a step along the gradients.
 
@@ -73,6 +72,11 @@ class RowwiseAdagrad(Optimizer):
         Returns:
             The loss, if there is a closure.
         """
+        return self._step(closure)
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
+        """A step without the hooks of it, which torch calls around :meth:`step` of each class."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

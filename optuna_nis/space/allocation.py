@@ -293,7 +293,7 @@ class Allocation(Mapping[str, TableAllocation]):
         return isinstance(other, Allocation) and self._tables == other._tables
 
     def __hash__(self) -> int:
-        return hash(tuple(self._tables.values()))
+        return hash(frozenset(self._tables.values()))
 
     def __str__(self) -> str:
         return "\n".join(str(table) for table in self._tables.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 import math
+from numbers import Integral
 import re
 
 _BYTES_PER_ELEMENT = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
@@ -58,6 +59,8 @@ def parse_budget(budget: int | float | str, full: int, dtype: str = "float32") -
         >>> parse_budget("1kB", full=1_000, dtype="float32")
         250
     """
+    if isinstance(budget, Integral) and not isinstance(budget, bool):
+        budget = int(budget)  # Of numpy, too.
     if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
         raise TypeError(
             "`budget` must be a number of parameters (int), a fraction of the full tables "
@@ -100,8 +103,8 @@ def _parse_text(budget: str, full: int, dtype: str) -> int:
             f"`budget` must be at most the full tables, got a number of {len(match[1])} digits."
         )
     if unit is None:
-        is_whole = number.denominator == 1
-        return int(number) if is_whole else parse_budget(float(number), full, dtype)
+        # As a number in Python: with a point it is a fraction.
+        return parse_budget(float(number), full, dtype) if "." in match[1] else int(number)
     if unit == "%":
         return math.floor(number / 100 * full)
     return math.floor(number * _UNITS[unit.removesuffix("B")] / bytes_per_element(dtype))

@@ -302,8 +302,9 @@ class SearchSpace:
 
         Blocks are taken to be worth the same whatever else is kept, and to cost what they cost,
         projections included. Blocks that are worth nothing or less are left out, unless they come
-        with others that are worth more. The result is best up to what a price on memory cannot
-        tell apart: the last bit of the budget.
+        with others that are worth more. It is found by a price on memory, and what is left of
+        the budget is filled up: best but for the last bit of the budget, which may be worth some
+        percent where there are few blocks, or large ones.
 
         Args:
             values: For every feature what each column of each row block is worth, of shape
@@ -455,7 +456,9 @@ class SearchSpace:
         version = 3 if {spec.oov for spec in self.specs} == {"zero"} else 4
         for spec in specs if version == 3 else ():
             del spec["oov"]
-        data = {"version": version, "mode": self.mode, "budget": self.budget}
+        data: dict[str, Any] = {"version": version, "mode": self.mode, "budget": self.budget}
+        if self._dtype != "float32":
+            data["dtype"] = self._dtype
         return json.dumps(data | {"specs": specs})
 
     @classmethod
@@ -481,6 +484,7 @@ class SearchSpace:
                 [EmbeddingSpec(**spec) for spec in data["specs"]],
                 budget=data["budget"],
                 mode=data["mode"],
+                dtype=data.get("dtype", "float32"),
             )
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"This search space is malformed: {error!r}.") from error

@@ -384,6 +384,19 @@ def test_weights_that_are_averaged_are_those_that_were_validated() -> None:
     assert metrics["val_loss"] == pytest.approx(done.val_metric)
 
 
+def test_what_somebody_else_validates_is_not_its_own() -> None:
+    model = Told(_in_turn(0.5, 0.1))
+    done, trainer = _fit(model, max_epochs=2)
+    before = done.decays, done.num_validations
+    other = Told(lambda _: 0.0)
+    with torch.no_grad():
+        other.ids.weight.fill_(7.0)
+    for _ in range(4):
+        trainer.validate(other, _loader(1), verbose=False)
+    assert bool((other.ids.weight == 7.0).all())
+    assert (done.decays, done.num_validations) == before
+
+
 def test_the_standard_error_of_reference_models(datamodule: TableDataModule) -> None:
     space = SearchSpace(datamodule.embedding_specs(8))
     model = reference_model(datamodule.features)(space.full())

@@ -25,6 +25,7 @@ from optuna_nis.lightning import (
     convergence,
     reference_model,
     search_sizes,
+    searching,
 )
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import make_searchable
@@ -144,6 +145,13 @@ def test_what_was_found_is_built_by_default(caplog: pytest.LogCaptureFixture) ->
             {"trainer_options": {"max_epochs": 2}},
             ValueError,
             "`trainer_options` must not have 'max_epochs': `epochs`",
+        ),
+        (
+            Ordinary,
+            Data(),
+            {"trainer_options": {"val_check_interval": 2}},
+            ValueError,
+            "`trainer_options` must not have 'val_check_interval': a search validates at the end",
         ),
         (Ordinary, Data(), {"swap_options": {"ids": 1}}, ValueError, "'outputs'.* got 'ids'"),
         (Ordinary, Data(), {"count_options": {"model": 1}}, ValueError, "'step'.* got 'model'"),
@@ -369,6 +377,36 @@ def test_a_supernet_goes_back_to_its_best_by_what_the_search_goes_by(
     best = max if isinstance(how.get("metric"), BinaryAUROC) else min
     assert min(values) < max(values)
     assert ended.best == best(values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [None, 1])
+def test_what_is_scored_is_what_the_shortlist_begins_with(
+    epochs: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a callback does at the end of the training, such as averaging weights."""
+    monkeypatch.setattr(convergence, "_LEAST_STEPS", 20)
+    seen: list[torch.Tensor] = []
+    score, shortlist = NISCallback.on_train_end, searching.run_shortlist
+
+    class Averaging(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+            with torch.no_grad():
+                next(pl_module.parameters()).add_(1.0)
+
+    def noted(self: Any, trainer: Trainer, pl_module: Any) -> None:
+        seen.append(next(pl_module.parameters()).clone())
+        score(self, trainer, pl_module)
+
+    def begun(candidates: Any, supernet: Any, *args: Any, **options: Any) -> Any:
+        seen.append(next(supernet.parameters()).clone())
+        return shortlist(candidates, supernet, *args, **options)
+
+    monkeypatch.setattr(NISCallback, "on_train_end", noted)
+    monkeypatch.setattr(searching, "run_shortlist", begun)
+    options = FAST | {"epochs": epochs, "callbacks": [Averaging()]}
+    search_sizes(Ordinary, Data(), "25%", monitor="val_auroc", **options)
+    assert torch.equal(*seen)
 
 
 @pytest.mark.slow

@@ -221,3 +221,17 @@ def test_bad_ids_are_told() -> None:
         made()({"history": torch.tensor([3, 4])})
     with pytest.raises(ValueError, match="`ids` of 'history' must be between 0 and 30"):
         made()({"history": torch.tensor([[3, 31]])})
+
+
+def test_all_of_a_long_sequence_is_left_out() -> None:
+    model = made(repeats=False, max_length=3)
+    batch = {"history": torch.tensor([[N, 4, 1, 7, 2, 9], [N, N, N, N, 3, 5]])}
+    left_out = model.left_out(batch)
+    assert left_out is not None
+    assert [sorted(row) for row in left_out.tolist()] == [
+        [1, 2, 4, 7, 9, N],
+        [3, 5, N, N, N, N],
+    ]
+    # Of which it sees the latest.
+    short = {"history": batch["history"][:, -3:]}
+    torch.testing.assert_close(model.vectors(batch), model.vectors(short))

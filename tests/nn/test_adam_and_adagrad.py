@@ -130,3 +130,33 @@ def test_rates_must_not_be_negative() -> None:
         _optimizer(Model(), lr=-1.0)
     with pytest.raises(ValueError, match=r"`lr` must not be negative, got -1\.0"):
         _optimizer(Model(), tables_lr=-1.0)
+
+
+def test_a_step_is_one_to_those_who_look() -> None:
+    RowwiseAdagrad([nn.Parameter(torch.ones(2, 2))])  # Torch wraps the steps of its class.
+    model = Model()
+    optimizer, seen = _optimizer(model), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(model.head.weight.clone()))
+    optimizer.register_step_post_hook(lambda *_: seen.append(model.head.weight.clone()))
+    model.backward(4)
+    optimizer.step()
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+
+
+def test_groups_that_are_added_are_trained() -> None:
+    model, dense, table = Model(), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, 2))
+    optimizer = _optimizer(model)
+    optimizer.add_param_group({"params": [dense], "betas": (0.9, 0.99)})
+    optimizer.add_param_group({"params": [table], "lr": 0.5})
+    (dense.sum() + table[1].sum()).backward()
+    optimizer.step()
+    torch.testing.assert_close(
+        dense.detach(), torch.full((3,), 1 - optimizer.param_groups[0]["lr"])
+    )
+    assert torch.equal(table[[0, 2]], torch.ones(2, 2))
+    torch.testing.assert_close(table[1].detach(), torch.full((2,), 0.5))
+    again = _optimizer(Model())
+    again.add_param_group({"params": [nn.Parameter(torch.ones(3))], "betas": (0.9, 0.99)})
+    again.add_param_group({"params": [nn.Parameter(torch.ones(3, 2))], "lr": 0.5})
+    again.load_state_dict(optimizer.state_dict())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchmetrics import SumMetric
 
 from optuna_nis.nn import count_ids, make_searchable
 
@@ -112,14 +113,21 @@ def test_bad_arguments() -> None:
         count_ids(batches, model, progress=False)
 
 
+# Apart from the models, which are put back as they were.
+SEEN: list[Any] = []
+
+
 class Plain(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.user = nn.Embedding(10, 4)
-        self.seen: list[Any] = []
+        self.steps: list[int] = []
+        self.total = SumMetric()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        self.seen.append(batch_idx)
+        SEEN.append(batch_idx)
+        self.steps.append(batch_idx)
+        self.total.update(len(batch))
         return self.user(batch).sum()  # type: ignore[no-any-return]
 
 
@@ -159,8 +167,13 @@ COUNTED = torch.tensor([0, 2, 1, 1, 0, 0, 0, 0, 0, 0])
 @pytest.mark.parametrize("kind", [Plain, BatchOnly, ByPosition, AnyNumber, Wrapped])
 def test_the_training_step_is_called_as_lightning_does(kind: type[Plain]) -> None:
     model = kind()
+    SEEN.clear()
     assert torch.equal(count_ids(BATCHES, model, progress=False)["user"], COUNTED)
-    assert model.seen == ([0, 0] if kind is BatchOnly else [0, 1])
+    assert ([0, 0] if kind is BatchOnly else [0, 1]) == SEEN
+    # What it gathers is not to be found in the training.
+    assert model.steps == []
+    assert not model.total._update_called
+    assert float(model.total.sum_value) == 0.0
 
 
 class Transferring(Plain):

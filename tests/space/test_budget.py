@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from optuna_nis.space.budget import bytes_per_element, parse_budget
@@ -30,6 +31,8 @@ def test_an_unknown_dtype_is_refused() -> None:
         (250, 250),
         (0.25, 250),
         (1.0, 1000),
+        ("1.0", 1000),
+        (np.int64(70), 70),
         ("25%", 250),
         (" 12.5 % ", 125),
         ("400B", 100),

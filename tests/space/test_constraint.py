@@ -22,8 +22,8 @@ costs = st.dictionaries(
         (1, {}, "`costs` must name at least one parameter"),
         (1, {"x": {"a": -1.0}}, r"`costs\['x'\]\['a'\]` must be finite and not negative"),
         (1, {"x": {"a": float("inf")}}, r"`costs\['x'\]\['a'\]` must be finite"),
-        (1, {"x": {"a": 1}, "y": {"b": 0.5}}, "`limit` must be at least 1.5"),
-        (float("nan"), {"x": {"a": 1}}, "`limit` must be at least 1"),
+        (1, {"x": {"a": 1}, "y": {"b": 0.5}}, "`limit` must be finite and at least 1.5"),
+        (float("nan"), {"x": {"a": 1}}, "`limit` must be finite and at least 1"),
     ],
 )
 def test_additive_budget_refuses(limit: float, costs: Any, message: str) -> None:

@@ -41,7 +41,10 @@ def test_kinds(make: Callable[[], Any], message: str) -> None:
             lambda: EmbeddingSpec.from_counts("u", None, 8),
             "`counts` of 'u' must be .*, got .None.",
         ),  # type: ignore[arg-type]
-        (lambda: AdditiveBudget("5", {"a": {"x": 1}}), "`limit` must be at least 1, .*got '5'"),  # type: ignore[arg-type]
+        (
+            lambda: AdditiveBudget("5", {"a": {"x": 1}}),
+            "`limit` must be finite and at least 1, .*got '5'",
+        ),  # type: ignore[arg-type]
         (lambda: AdditiveBudget(5, {"a": {"x": "q"}}), r"`costs\['a'\]\['x'\]` must be finite"),  # type: ignore[dict-item]
     ],
 )

@@ -125,6 +125,12 @@ def test_json_round_trip(space: SearchSpace) -> None:
     assert list(again.choices) == list(space.choices)
 
 
+def test_bytes_of_another_type_are_kept() -> None:
+    space = SearchSpace([EmbeddingSpec("t", 1000, 16)], budget="8kB", dtype="float16")
+    again = SearchSpace.from_json(space.to_json())
+    assert again.with_budget("8kB").budget == space.with_budget("8kB").budget == 4000
+
+
 def test_a_space_keeps_the_counts_and_is_equal_without_them() -> None:
     counted = EmbeddingSpec.from_counts("t", [5000 // (rank + 1) for rank in range(100)], 8)
     space = SearchSpace([counted, EmbeddingSpec("u", 5, 4)], budget="50%")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
-from optuna_nis.lightning._snapshot import Snapshot, undo
+from optuna_nis.nn._snapshot import Snapshot, undo
 
 
 @dataclass
