@@ -105,7 +105,7 @@ class DataOptions:
         "item=history. Can be given more than once.",
     )
     min_count: int = typer.Option(
-        1, min=1, help="Ids with fewer training rows are out of vocabulary."
+        1, min=1, help="Ids that occur less often in training are out of vocabulary."
     )
     bags: list[str] | None = typer.Option(
         None,
@@ -430,5 +430,5 @@ def in_options(text: str, context: typer.Context) -> str:
     def option(name: re.Match[str]) -> str:
         return options.get(_ALIASES.get(name[0], name[0]), name[0])
 
-    # Not arguments with values of Python, such as `numeric=['x']`.
-    return re.sub(r"(?<=`)\w+\b(?!=[\[{`])", option, text)
+    # Not arguments with values of Python, such as `numeric=['x']`, nor rules such as `label==2`.
+    return re.sub(r"(?<=`)\w+\b(?!=[\[{`=]|[<>!])", option, text)

@@ -735,6 +735,16 @@ def test_names_of_columns_are_no_emoji(
     assert [*capsys.readouterr()] == [f"{name}\n"] * 2
 
 
+def test_rules_for_columns_called_as_options_are_no_options(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    frame = pd.DataFrame({"label": [1, 2] * 30, "user": [*range(20)] * 3})
+    frame.to_csv(path, index=False)
+    options = ["--table", str(path), "--label", "label", "--features", "user"]
+    result = runner.invoke(app, ["search", *options, "--storage", f"sqlite:///{tmp_path}/s.db"])
+    assert result.exit_code == 1
+    assert "say so: `label==2`" in " ".join(result.output.split())
+
+
 def test_a_command_to_copy_stays_a_line_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     written = _at_a_terminal(monkeypatch)
     storage = "sqlite:///a folder with a long name/another one/study.db"

@@ -127,8 +127,9 @@ def without(column: pd.Series[Any], markers: Iterable[str]) -> pd.Series[Any]:
     markers = list(markers)
     if not markers or column.dtype in ("bool", "boolean"):
         return column
-    typed = {value for text in markers for value in infer(pd.Series([text])).tolist()}
-    missing = typed.union(markers)
+    typed = (value for text in markers for value in infer(pd.Series([text])).tolist())
+    # No yes or no, which equals a number.
+    missing = {*markers, *(value for value in typed if not isinstance(value, bool))}
     try:
         codes, found = distinct(column)
     except TypeError:

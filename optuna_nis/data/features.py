@@ -122,7 +122,7 @@ class Features:
             separators: As the attribute.
             max_bag_length: As the attribute.
             max_vocabulary: Keep only so many of the most frequent values of every feature.
-            min_count: Keep only values with so many occurrences; one is kept in any case.
+            min_count: Keep only values with so many occurrences, at least one of each feature.
             oov: Unless this is ``"zero"``, values that are too rare or new have ids of their own,
                 apart from missing ones, so that they may have rows:
                 :class:`~optuna_nis.data.unknown.UnknownIds`.
@@ -336,7 +336,7 @@ class Features:
         }
 
     def _numbers(self, frame: pd.DataFrame) -> dict[str, Floats]:
-        return {name: numbers_of(frame[name], name) for name in self.numeric}
+        return {name: numbers_of(frame[name], name, self.na_values) for name in self.numeric}
 
     def _encode(
         self,

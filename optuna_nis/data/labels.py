@@ -139,7 +139,7 @@ class Label:
         # Margins of a classifier.
         plus_and_minus = set(map(str, there)) <= {"-1", "1", "+1", "-1.0", "1.0"}
         minus = plus_and_minus and len(there) == 2
-        labels = [0 if minus and float(v) < 0 else _no_or_yes(v) for v in there]
+        labels = [int(float(v) > 0) if minus else _no_or_yes(v) for v in there]
         if None in labels:
             shown = ", ".join(repr(value) for value in there[:5])
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -105,12 +105,30 @@ def scaled(scalings: Mapping[str, Scaling], numbers: Mapping[str, Floats | FileA
     )
 
 
-def numbers_of(column: pd.Series[Any], name: str) -> Floats:
+def without_markers(
+    numbers: pd.Series[Any], na_values: Sequence[str], kind: type[np.floating[Any]] = np.float64
+) -> pd.Series[Any]:
+    """Numbers, those missing that a marker spells, however it is written.
+
+    Args:
+        numbers: The numbers.
+        na_values: Texts that stand for a missing value.
+        kind: As precisely as what numbers and markers are compared.
+    """
+    markers = pd.to_numeric(pd.Series(list(na_values)), errors="coerce").dropna()
+    if markers.empty:
+        return numbers
+    known = pd.Series(numbers.to_numpy(kind, na_value=np.nan), index=numbers.index)
+    return numbers.mask(known.isin(markers.astype(kind)))
+
+
+def numbers_of(column: pd.Series[Any], name: str, na_values: Sequence[str] = ()) -> Floats:
     """The numbers of a column, NaN where one is missing.
 
     Args:
         column: Numbers, booleans, or text that spells numbers; missing values or empty text.
         name: Its name in errors.
+        na_values: Texts that stand for a missing value.
 
     Raises:
         ValueError: If a cell holds something else, or a number is infinite.
@@ -122,6 +140,8 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
         )
     if column.dtype.kind not in "iufb":
         column = column.mask(column.astype(object) == "")
+        if na_values:
+            column = column.mask(column.isin(list(na_values)))
         found = pd.to_numeric(column, errors="coerce")
         is_odd = found.isna() & column.notna()
         odd = column[is_odd]
@@ -139,6 +159,9 @@ def numbers_of(column: pd.Series[Any], name: str) -> Floats:
                 "features."
             )
         column = found
+    if column.dtype.kind != "b":
+        kind = np.float32 if column.dtype == np.float32 else np.float64
+        column = without_markers(column, na_values, kind)
     with np.errstate(over="ignore"):
         numbers = column.to_numpy(np.float32, na_value=np.nan)
     _check_finite(numbers, name)

@@ -109,6 +109,21 @@ def _between_times(times: NDArray[Any], first: int, second: int) -> tuple[int, i
     return int(begins[best]), int(begins[later[best]])
 
 
+def between_times(times: NDArray[Any], cut: int) -> int:
+    """The place where a new time begins that is nearest to one given.
+
+    Raises:
+        ValueError: If all times are the same.
+    """
+    begins = np.flatnonzero(times[1:] != times[:-1]) + 1
+    if not len(begins):
+        raise ValueError(
+            "The chronological split puts all rows of one time into one part and must have at "
+            "least two different times for training and validation, got 1."
+        )
+    return int(begins[np.abs(begins - cut).argmin()])
+
+
 def _last_of_groups(rows: NDArray[np.int64], group: NDArray[Any] | None) -> Parts:
     if group is None:
         raise ValueError(

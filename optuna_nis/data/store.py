@@ -32,7 +32,7 @@ from optuna_nis.data.digests import Digests
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.pace import Pace, Progress, no_progress
-from optuna_nis.data.scaling import Floats, numbers_of
+from optuna_nis.data.scaling import Floats, numbers_of, without_markers
 from optuna_nis.data.values import check_no_struct, factorize
 
 _ROWS = 1 << 18
@@ -358,7 +358,7 @@ def _numbers(cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int
         return _checked(cells.cast(pyarrow.float64(), safe=False), name, na_values, row, kind)
     column = cells.to_pandas()
     column.index += row
-    return numbers_of(column, name)
+    return numbers_of(column, name, na_values)
 
 
 def _checked(
@@ -367,10 +367,7 @@ def _checked(
     """Numbers, those missing that a marker spells, however it is written."""
     column = pd.Series(cells.to_numpy(zero_copy_only=False))
     column.index += row
-    if na_values:
-        markers = pd.to_numeric(pd.Series(list(na_values)), errors="coerce").dropna()
-        column = column.mask(column.astype(kind).isin(markers.astype(kind)))
-    return numbers_of(column, name)
+    return numbers_of(without_markers(column, na_values, kind), name)
 
 
 def _kept(path: Path, values: NDArray[Any]) -> FileArray:

@@ -24,7 +24,7 @@ from optuna_nis.data.paths import Paths, check_path
 from optuna_nis.data.patterns import has_patterns, select_columns
 from optuna_nis.data.row_columns import left_after, read_row_columns
 from optuna_nis.data.source import CodedSource
-from optuna_nis.data.splits import Split, parts_of
+from optuna_nis.data.splits import Split, between_times, parts_of
 from optuna_nis.data.store import ColumnStore
 from optuna_nis.data.times import order_of
 
@@ -139,8 +139,9 @@ class TableDataModule(EmbeddingDataModule):
                 f"`share` must be between features, got the label {label!r}; a sequence, as "
                 "`model='sasrec'` takes one, has the table of the label anyway."
             )
-        if time is not None and time == label:
-            raise ValueError(f"`time` must not be the label too, got {time!r}.")
+        for name, given in (("time", time), ("weight", weight), ("group", group)):
+            if given is not None and given == label:
+                raise ValueError(f"`{name}` must not be the label too, got {given!r}.")
         if time is not None and split == "random":
             raise ValueError(f'`time` is for `split="chronological"`, got {time!r} with "random".')
         if time_format is not None and time is None:
@@ -307,7 +308,10 @@ class TableDataModule(EmbeddingDataModule):
             rows = np.random.default_rng(self.seed).permutation(rows)
         else:
             rows = rows[np.argsort(order[rows], kind="stable")]
-        part[rows[len(rows) - len(rows) // 9 :]] = 1
+        cut = len(rows) - len(rows) // 9
+        if order is not None:
+            cut = between_times(order[rows], cut)
+        part[rows[cut:]] = 1
         return part
 
     def _columns_of(

@@ -59,7 +59,10 @@ class TableMetrics:
         lines = []
         for name, value in self.metrics.items():
             error = f", standard error {self.errors[name]:.2g}" if name in self.errors else ""
-            shown = "unknown: no group has both classes" if math.isnan(value) else f"{value:.4f}"
+            shown = f"{value:.4f}"
+            if math.isnan(value):
+                what = "row has a group" if self.groups == 0 else "group has both classes"
+                shown = f"unknown: no {what}"
             lines.append(f"{name} {shown}{error}")
         more = [f"{self.rows:,} rows"]
         for number, what in (

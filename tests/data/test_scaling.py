@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -8,8 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 import pytest
+import torch
 
-from optuna_nis.data import EmbeddingDataModule, Features, Source
+from optuna_nis.data import (
+    EmbeddingDataModule,
+    Features,
+    Source,
+    TableDataModule,
+    cells,
+    read_table,
+)
 from optuna_nis.data.scaling import Scaling, numbers_of, scaled
 
 
@@ -166,3 +176,40 @@ def test_a_numeric_column_is_no_feature() -> None:
     features = Features.fit(_frame(), task="ranking", numeric=["price"])
     with pytest.raises(ValueError, match="`frame` has no column 'price'"):
         features.encode(_frame().drop(columns="price"))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "decimals.parquet", "halves.parquet"])
+def test_markers_are_missing_in_new_rows_as_in_training(name: str, tmp_path: Path) -> None:
+    price = [-999.0, 1.5, 2.5, None] * 10
+    frame = pd.DataFrame({"u": [0, 1] * 20, "price": price, "y": [0, 1, 1, 0] * 10})
+    if name == "t.csv":
+        frame.to_csv(tmp_path / name, index=False)  # As -999.0.
+    elif name == "decimals.parquet":
+        exact = [None if each is None else Decimal(str(each)) for each in price]
+        frame.assign(price=exact).to_parquet(tmp_path / name)
+    else:
+        kind = "float32" if name == "halves.parquet" else "float64"
+        frame.astype({"price": kind}).to_parquet(tmp_path / name)
+    data = TableDataModule(
+        tmp_path / name,
+        label="y",
+        features=["u"],
+        numeric=["price"],
+        na_values=["-999", "none"],
+    )
+    data.setup("fit")
+    assert data.features.numeric["price"].mean == pytest.approx(
+        np.log1p([1.5, 2.5]).mean(), abs=0.1
+    )
+
+    read = data.features.encode(read_table(tmp_path / name, like=data.features))["numeric"]
+    given = data.features.encode(frame)["numeric"]
+    assert torch.equal(read, given)
+    assert read[:, 1].tolist() == [1.0, 0.0, 0.0, 1.0] * 10
+    text = frame.assign(price=["none", "1.5", "-999.00", None] * 10)
+    assert data.features.encode(text)["numeric"][:, 1].tolist() == [1.0, 0.0, 1.0, 1.0] * 10
+
+
+def test_a_yes_is_no_number() -> None:
+    assert numbers_of(pd.Series([1, 0]), "x", ["true"]).tolist() == [1, 0]
+    assert cells.without(pd.Series([1, 0]), ["true"]).tolist() == [1, 0]

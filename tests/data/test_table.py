@@ -794,6 +794,8 @@ def test_parts_are_disjoint(num_rows: int, seed: int, timed: bool, tmp_path: Pat
         ({"features": ["label"]}, "must not name a feature 'label'"),
         ({"bags": {"genres": ""}}, r"`bags\['genres'\]` must be the text between two values"),
         ({"time": "clicked"}, "`time` must not be the label too"),
+        ({"weight": "clicked"}, "`weight` must not be the label too"),
+        ({"group": "clicked"}, "`group` must not be the label too"),
         ({"time_format": "%d/%m/%Y"}, "`time_format` says how `time` is written, got '%d/%m"),
         ({"na_values": "NA"}, "`na_values` must be a list of texts, got 'NA'"),
         ({"bag_keep": "all"}, '`bag_keep` must be "last" or "first"'),

@@ -278,6 +278,22 @@ def test_small_tables_are_held_in_memory(path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+def test_rows_of_one_time_are_in_one_part_beside_a_test_of_their_own(tmp_path: Path) -> None:
+    frame = _clicks(400)
+    days = np.repeat(np.arange(5), 80)
+    train = _write(frame.assign(day=days), tmp_path / "train.csv")
+    test = _write(frame[:50].assign(day=9), tmp_path / "test.csv")
+
+    data = _data(train, test_path=test, features=["row", "C1"], time="day")
+    data.setup("test")
+
+    # A ninth of 400 rows is nearer to one day than to none.
+    assert data.sizes == {"train": 320, "validation": 80, "test": 50}
+    alike = _write(frame.assign(day=1), tmp_path / "alike.csv")
+    with pytest.raises(ValueError, match="at least two different times for training and valid"):
+        _data(alike, test_path=test, features=["row", "C1"], time="day").setup("fit")
+
+
 def _refused(message: str, path: Path, columns: Sequence[Any] = (), **options: Any) -> None:
     frame = _clicks()
     for name, values in columns:
