@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 import json
-import os
 from pathlib import Path
 import re
 import shutil
 import time
 from typing import Any
+import uuid
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,25 +234,34 @@ class ColumnStore:
         key = blake2b("\n".join(self._columns).encode(), digest_size=12).hexdigest()
         parts = folder / f"{key}.{index}.text"
         if not parts.is_dir():
-            new = folder / f"new.{os.getpid()}.{key}.{index}.text"
-            new.mkdir(exist_ok=True)
-            writer, rows, number = None, 0, 0
-            for batch in self._text(self.files[index]):
-                if writer is None:
-                    number += 1
-                    path = new / f"{number:05}.parquet"
-                    writer = parquet.ParquetWriter(path, batch.schema, compression="lz4")
-                writer.write_batch(batch)
-                rows += len(batch)
-                if rows >= _ROWS_OF_A_PART:
-                    writer.close()
-                    writer, rows = None, 0
-            if writer is not None:
-                writer.close()
-            with suppress(OSError):
-                # Whoever else was at it has written the same.
+            # Processes of other machines, too, may be at it.
+            new = folder / f"new.{uuid.uuid4().hex}.{parts.name}"
+            new.mkdir()
+            try:
+                self._write_parts(index, new)
                 new.rename(parts)
+            except OSError:
+                # Whoever else was at it has written the same.
+                if not parts.is_dir():
+                    raise
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
         return sorted(parts.glob("*.parquet"))
+
+    def _write_parts(self, index: int, folder: Path) -> None:
+        writer, rows, number = None, 0, 0
+        for batch in self._text(self.files[index]):
+            if writer is None:
+                number += 1
+                path = folder / f"{number:05}.parquet"
+                writer = parquet.ParquetWriter(path, batch.schema, compression="lz4")
+            writer.write_batch(batch)
+            rows += len(batch)
+            if rows >= _ROWS_OF_A_PART:
+                writer.close()
+                writer, rows = None, 0
+        if writer is not None:
+            writer.close()
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -222,6 +222,26 @@ def test_the_row_of_what_is_no_number_is_told(tmp_path: Path) -> None:
         ColumnStore([files], None, ["x"]).numbers("x")
 
 
+def test_of_two_that_write_at_once_one_is_taken_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = _write(tmp_path, "t.csv")
+    write, others = ColumnStore._write_parts, [1]
+
+    def beside_another(self: ColumnStore, index: int, folder: Path) -> None:
+        if others:
+            others.clear()
+            # In the midst of it another process is at it from the beginning to the end.
+            ColumnStore([files], tmp_path / "cache", ["user"]).column("user")
+        write(self, index, folder)
+
+    monkeypatch.setattr(ColumnStore, "_write_parts", beside_another)
+    found = ColumnStore([files], tmp_path / "cache", ["user"]).column("user")
+    alone = ColumnStore([files], None, ["user"]).column("user")
+    np.testing.assert_array_equal(found.cells, alone.cells)
+    assert not [*(tmp_path / "cache").rglob("new.*")]
+
+
 def test_what_was_left_long_ago_is_removed(tmp_path: Path) -> None:
     files = _write(tmp_path, "t.csv")
     ColumnStore([files], tmp_path / "cache", ["user"])
