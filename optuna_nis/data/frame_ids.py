@@ -57,4 +57,9 @@ def items_of(
     items, lengths = flatten(
         column, features.separators[name], features.max_bag_length, features.bag_keep, name
     )
-    return pd.Series(items, dtype=object), lengths
+    column, types = pd.Series(items, dtype=object), features.vocabularies[name].types
+    shared = {*features.share, *features.share.values()}
+    if features.separators[name] is None and name in shared and types == {str}:
+        # As in training: beside texts, numbers in lists are texts.
+        column = cells.like(column, types)
+    return column, lengths

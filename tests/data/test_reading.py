@@ -10,7 +10,7 @@ from pyarrow import parquet
 import pytest
 import torch
 
-from optuna_nis.data import Features, read_table
+from optuna_nis.data import Features, TableDataModule, read_table
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.reading import read_batches
 from optuna_nis.data.store import ColumnStore
@@ -171,3 +171,31 @@ def test_columns_by_the_names_that_a_format_gives_them(tmp_path: Path) -> None:
     features = Features.fit(frame, task="ranking", separators={"hist:token_seq": " "})
     ((found, _),) = read_batches(TableFiles(path), features)
     assert found.to_dict("list") == {"user_id:token": ["a"], "hist:token_seq": ["b c"]}
+
+
+def test_numbers_in_lists_beside_texts_are_texts_in_new_rows_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "item": [str(item) for item in rng.integers(0, 9, 60)],
+            "history": [rng.integers(0, 9, 3).tolist() for _ in range(60)],
+            "y": [0, 1] * 30,
+        }
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    data = TableDataModule(
+        tmp_path / "t.parquet",
+        label="y",
+        features=["item"],
+        bags={"history": None},
+        share={"history": "item"},
+    )
+    data.setup("fit")
+    features = data.features
+    found = features.encode(read_table(tmp_path / "t.parquet", like=features))
+    expected = [
+        features.vocabularies["item"].encode(pd.Series([str(item) for item in bag], dtype=object))
+        for bag in frame["history"]
+    ]
+    assert found["history"].tolist() == [ids.tolist() for ids in expected]
+    assert bool((found["history"] < len(features.vocabularies["item"])).all())
