@@ -92,8 +92,6 @@ class _Swapped(OfFields):
         if isinstance(given, Tensor) and self._padding_row is None and self._keeps_padding():
             like = self.field_layers()[0].like()
             self._padding_row = torch.zeros_like(given, dtype=like.dtype, device=like.device)
-        if given is None and any(key.startswith(prefix) for key in state_dict):
-            self._padding_row = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _keeps_padding(self) -> bool:
