@@ -1,4 +1,4 @@
-"""What callbacks and options of trainers are to a training: by which it is known again."""
+"""What callbacks and options of trainers are to a training, which is known again by them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _ONLY_LOOK = frozenset(
 )
 
 
-def class_names(callback: Callback) -> set[str]:
+def _class_names(callback: Callback) -> set[str]:
     """The names of its class and of those that it is made from."""
     return {kind.__name__ for kind in type(callback).__mro__}
 
 
 def has_bar(callbacks: Sequence[Callback]) -> bool:
     """Whether there is a progress bar, of either package of Lightning."""
-    return any("ProgressBar" in class_names(each) for each in callbacks)
+    return any("ProgressBar" in _class_names(each) for each in callbacks)
 
 
 def options_key(
@@ -55,10 +55,10 @@ def options_key(
         they are.
     """
     options = {name: value for name, value in trainer_options.items() if name not in _OF_PLACE}
-    at_work = [each for each in callbacks if _ONLY_LOOK.isdisjoint(class_names(each))]
+    at_work = [each for each in callbacks if _ONLY_LOOK.isdisjoint(_class_names(each))]
     try:
         found = [json.loads(json.dumps(options, sort_keys=True))] if options else []
         digests = [hashlib.sha256(pickle.dumps(each)).hexdigest()[:32] for each in at_work]
-    except (TypeError, ValueError, AttributeError, pickle.PicklingError):
+    except Exception:  # Whatever the objects in them raise.
         return None
     return [*found, digests] if digests else found

@@ -196,9 +196,9 @@ class Trainings:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *args: object) -> None:
-        # Whoever goes on needs what an interrupted comparison has trained.
         if self._lock is not None:
             self._lock.release()
+        # Whoever goes on needs what an interrupted comparison has trained.
         if error is None or self._temporary is not None:
             self._group.wait()
             shutil.rmtree(self._folder, ignore_errors=True)
