@@ -105,16 +105,10 @@ def scaled(scalings: Mapping[str, Scaling], numbers: Mapping[str, Floats | FileA
     )
 
 
-def without_markers(
-    numbers: pd.Series[Any], na_values: Sequence[str], kind: type[np.floating[Any]] = np.float64
-) -> pd.Series[Any]:
-    """Numbers, those missing that a marker spells, however it is written.
-
-    Args:
-        numbers: The numbers.
-        na_values: Texts that stand for a missing value.
-        kind: As precisely as what numbers and markers are compared.
-    """
+def _without_markers(numbers: pd.Series[Any], na_values: Sequence[str]) -> pd.Series[Any]:
+    """Numbers, those missing that a marker spells, however it is written."""
+    # Markers are taken as precisely as the numbers are written.
+    kind = np.float32 if numbers.dtype == np.float32 else np.float64
     markers = pd.to_numeric(pd.Series(list(na_values)), errors="coerce").dropna()
     if markers.empty:
         return numbers
@@ -160,8 +154,7 @@ def numbers_of(column: pd.Series[Any], name: str, na_values: Sequence[str] = ())
             )
         column = found
     if column.dtype.kind != "b":
-        kind = np.float32 if column.dtype == np.float32 else np.float64
-        column = without_markers(column, na_values, kind)
+        column = _without_markers(column, na_values)
     with np.errstate(over="ignore"):
         numbers = column.to_numpy(np.float32, na_value=np.nan)
     _check_finite(numbers, name)

@@ -95,12 +95,7 @@ def split_rows(
 
 def _between_times(times: NDArray[Any], first: int, second: int) -> tuple[int, int]:
     """The two places where a new time begins that are nearest to those given."""
-    begins = np.flatnonzero(times[1:] != times[:-1]) + 1
-    if len(begins) < 2:
-        raise ValueError(
-            "The chronological split puts all rows of one time into one part and must have at "
-            f"least three different times for its three parts, got {len(begins) + 1}."
-        )
+    begins = _begins(times, "three different times for its three parts", 3)
     # To every first cut the second one behind it that is nearest to its place.
     nearest = int(np.abs(begins - second).argmin())
     later = np.maximum(nearest, np.arange(1, len(begins)))
@@ -109,19 +104,25 @@ def _between_times(times: NDArray[Any], first: int, second: int) -> tuple[int, i
     return int(begins[best]), int(begins[later[best]])
 
 
-def between_times(times: NDArray[Any], cut: int) -> int:
+def nearest_time(times: NDArray[Any], cut: int) -> int:
     """The place where a new time begins that is nearest to one given.
 
     Raises:
         ValueError: If all times are the same.
     """
+    begins = _begins(times, "two different times for training and validation", 2)
+    return int(begins[np.abs(begins - cut).argmin()])
+
+
+def _begins(times: NDArray[Any], needed: str, least: int) -> NDArray[np.intp]:
+    """The places where a new time begins, of so many times at least."""
     begins = np.flatnonzero(times[1:] != times[:-1]) + 1
-    if not len(begins):
+    if len(begins) + 1 < least:
         raise ValueError(
             "The chronological split puts all rows of one time into one part and must have at "
-            "least two different times for training and validation, got 1."
+            f"least {needed}, got {len(begins) + 1}."
         )
-    return int(begins[np.abs(begins - cut).argmin()])
+    return begins
 
 
 def _last_of_groups(rows: NDArray[np.int64], group: NDArray[Any] | None) -> Parts:

@@ -22,7 +22,6 @@ import uuid
 
 import numpy as np
 from numpy.typing import NDArray
-import pandas as pd
 import pyarrow
 from pyarrow import compute, parquet
 
@@ -32,7 +31,7 @@ from optuna_nis.data.digests import Digests
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.pace import Pace, Progress, no_progress
-from optuna_nis.data.scaling import Floats, numbers_of, without_markers
+from optuna_nis.data.scaling import Floats, numbers_of
 from optuna_nis.data.values import check_no_struct, factorize
 
 _ROWS = 1 << 18
@@ -302,9 +301,9 @@ def _items(
     if types.is_fixed_size_list(cells.type) or "list_view" in str(cells.type):
         cells, is_list = cells.cast(pyarrow.large_list(cells.type.value_type)), True
     empty = types.is_null(cells.type) or cells.null_count == len(cells)
-    for each in (cells, compute.list_flatten(cells) if is_list else cells):
-        if types.is_struct(each.type) and each.null_count < len(each):
-            check_no_struct(each.drop_null()[0].as_py(), name)
+    if types.is_struct(cells.type.value_type if is_list else cells.type):
+        for struct in (compute.list_flatten(cells) if is_list else cells).drop_null()[:1]:
+            check_no_struct(struct.as_py(), name)
     if separator is None and not is_list and not empty:
         shown = cells.drop_null()[0].as_py()
         raise ValueError(
@@ -360,23 +359,10 @@ def _numbers(cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int
             missing = compute.is_in(cells, value_set=pyarrow.array(na_values, cells.type))
             cells = compute.if_else(missing, pyarrow.scalar(None, cells.type), cells)
         with suppress(pyarrow.ArrowInvalid):
-            return _checked(cells.cast(pyarrow.float64()), name, na_values, row)
-    elif types.is_integer(cells.type) or types.is_floating(cells.type):
-        # Markers are taken as precisely as the cells are written.
-        kind = np.float32 if types.is_float32(cells.type) else np.float64
-        return _checked(cells.cast(pyarrow.float64(), safe=False), name, na_values, row, kind)
+            cells = cells.cast(pyarrow.float64())
     column = cells.to_pandas()
     column.index += row
     return numbers_of(column, name, na_values)
-
-
-def _checked(
-    cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int, kind: type = np.float64
-) -> Floats:
-    """Numbers, those missing that a marker spells, however it is written."""
-    column = pd.Series(cells.to_numpy(zero_copy_only=False))
-    column.index += row
-    return numbers_of(without_markers(column, na_values, kind), name)
 
 
 def _kept(path: Path, values: NDArray[Any]) -> FileArray:

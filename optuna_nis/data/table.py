@@ -24,7 +24,7 @@ from optuna_nis.data.paths import Paths, check_path
 from optuna_nis.data.patterns import has_patterns, select_columns
 from optuna_nis.data.row_columns import left_after, read_row_columns
 from optuna_nis.data.source import CodedSource
-from optuna_nis.data.splits import Split, between_times, parts_of
+from optuna_nis.data.splits import Split, nearest_time, parts_of
 from optuna_nis.data.store import ColumnStore
 from optuna_nis.data.times import order_of
 
@@ -310,7 +310,7 @@ class TableDataModule(EmbeddingDataModule):
             rows = rows[np.argsort(order[rows], kind="stable")]
         cut = len(rows) - len(rows) // 9
         if order is not None:
-            cut = between_times(order[rows], cut)
+            cut = nearest_time(order[rows], cut)
         part[rows[cut:]] = 1
         return part
 

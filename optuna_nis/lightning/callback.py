@@ -240,7 +240,7 @@ class NISCallback(Callback):
             monitored = Monitored(monitor, mode_by_name(monitor, mode))
             # What memory costs in another value is not known.
             rewarding.error = None
-        if mode is not None:
+        elif mode is not None:
             monitored = replace(monitored, mode=mode)
         try:
             found = run_shortlist(

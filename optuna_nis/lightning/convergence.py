@@ -197,11 +197,10 @@ class Convergence(Callback):
             self._save(trainer, pl_module)
         if not math.isfinite(batches):
             return
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
         if self._max_epochs is None and not scheduled and trainer.max_steps == -1:
-            steps = math.ceil(batches / trainer.accumulate_grad_batches)
             trainer.fit_loop.max_epochs = max(_EPOCHS, math.ceil(_STEPS / steps))
         own = trainer.val_check_batch != batches or trainer.check_val_every_n_epoch != 1
-        steps = int(batches) // trainer.accumulate_grad_batches
         parts = min(steps // _STEPS_BETWEEN, _MOST_IN_EPOCH)
         if parts > 1 and not own:
             trainer.val_check_batch = int(batches) // parts
@@ -228,7 +227,7 @@ class Convergence(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the best weights, or go back to them, or end the training."""
-        # Nor is what somebody else validates with the same trainer.
+        # What is validated before or after the training is not its own.
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         monitored = self._monitored

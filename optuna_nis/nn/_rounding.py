@@ -44,9 +44,13 @@ def step_of(spread: Tensor, bits: int) -> Tensor:
     Returns:
         Shape ``(1,)``, in float16 and above zero.
     """
+    return stored_steps((spread.detach().float() * BEST_STEPS[bits]).abs_())
+
+
+def stored_steps(steps: Tensor) -> Tensor:
+    """Steps above zero as float16 has them."""
     half = torch.finfo(torch.float16)
-    step = spread.detach().float() * BEST_STEPS[bits]
-    return step.abs_().clamp(half.tiny, half.max).half()
+    return steps.clamp(half.tiny, half.max).half()
 
 
 def rounded(rows: Tensor, spread: Tensor | None, bits: int, scale: float | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 
-from optuna_nis.nn._rounding import BEST_STEPS
+from optuna_nis.nn._rounding import BEST_STEPS, stored_steps
 from optuna_nis.space.precision import CODES
 from optuna_nis.space.spec import EmbeddingSpec
 
@@ -152,9 +152,8 @@ class Rounding:
             self.last, self.tiers = self.last.to(rows.device), self.tiers.to(rows.device)
         spreads = spread.expand(len(self.last), -1, -1).gather(2, self.last)
         of_tiers = (self.tiers.to(spread.dtype) @ spreads.square()).sqrt()
-        # As `step_of` stores them; zeros stay so.
-        half, steps = torch.finfo(torch.float16), self.scales * of_tiers
-        steps = torch.where(steps > 0, steps.clamp(half.tiny, half.max), 0.0).half()
+        steps = self.scales * of_tiers
+        steps = torch.where(steps > 0, stored_steps(steps), 0.0)  # Zeros stay so.
         return steps.to(rows.dtype), self.limits
 
 

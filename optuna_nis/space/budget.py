@@ -59,9 +59,8 @@ def parse_budget(budget: int | float | str, full: int, dtype: str = "float32") -
         >>> parse_budget("1kB", full=1_000, dtype="float32")
         250
     """
-    if isinstance(budget, Integral) and not isinstance(budget, bool):
-        budget = int(budget)  # Of numpy, too.
-    if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
+    # Integers of numpy, too.
+    if isinstance(budget, bool) or not isinstance(budget, (Integral, float, str)):
         raise TypeError(
             "`budget` must be a number of parameters (int), a fraction of the full tables "
             f'(float), or a string such as "64MB" or "20%", got {budget!r}.'
@@ -77,7 +76,7 @@ def parse_budget(budget: int | float | str, full: int, dtype: str = "float32") -
         # Of what is written: 29 % of 100 are 29, of the float that is nearest to it 28.
         parameters = math.floor(Fraction(str(float(budget))) * full)
     else:
-        parameters = budget
+        parameters = int(budget)
     size = bytes_per_element(dtype)
     if parameters <= 0:
         raise ValueError(f"`budget` must be at least one parameter, {size} bytes, got {budget!r}.")
