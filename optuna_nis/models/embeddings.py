@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
 from optuna_nis.nn._gather import gather, gathers
 from optuna_nis.nn._ids import mean_of
+from optuna_nis.nn._supernet_rows import Wanted, masked_rows
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
@@ -159,11 +160,28 @@ class FeatureEmbeddings(nn.Module):
                     f"{self.bags}, got {tuple(batch[name].shape)}."
                 )
         layers = dict(zip(self.names, self.layers))
-        parts = [self._part(n, layers[self.share.get(n, n)], batch[n]) for n in self.names]
+        pairs = [(name, layers[self.share.get(name, name)]) for name in self.names]
+        together = [self._wanted(layer, batch[name]) for name, layer in pairs]
+        wanted = [found for found in together if found is not None]
+        table = masked_rows([each for each, _ in wanted]) if wanted else None
+        start, parts = 0, []
+        for (name, layer), found in zip(pairs, together):
+            if found is None or table is None:
+                parts.append(self._part(name, layer, batch[name]))
+                continue
+            rows, where = found
+            parts.append((table, where + start))
+            start += len(rows.own)
         if all(places is None for _, places in parts):
             return torch.stack([rows for rows, _ in parts], 1)
         tables, places = zip(*parts)
         return gather(tables, places)
+
+    def _wanted(self, layer: nn.Module, ids: Tensor) -> tuple[Wanted, Tensor] | None:
+        """The rows that are made with those of other features, and which of them each id has."""
+        if not isinstance(layer, SupernetEmbedding) or layer.mode is not None or ids.dim() != 1:
+            return None
+        return layer.wanted(ids) if gathers(layer.weight) and not _has_hooks(layer) else None
 
     def _part(self, name: str, layer: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """A table and which of its rows examples have, or the rows of the examples and None."""

@@ -63,7 +63,8 @@ def auc_of_groups(
     starts[:1] = True
     group = starts.cumsum(0) - 1
     # Examples of a group with the same score.
-    starts[1:] |= scores[order].diff() != 0
+    scores = scores[order]
+    starts[1:] |= scores[1:] != scores[:-1]  # A difference of infinite ones would be none.
     tied = starts.cumsum(0) - 1
 
     weight = _wide(torch.ones_like(scores) if weights is None else weights)[order]
@@ -101,8 +102,11 @@ class AUROC(BinaryAUROC):
             self.weights.append(weights)
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The area; NaN where a class has no weight."""
+        """The area; NaN where a class has no example, or these have no weight."""
         if not len(self.weights):
+            target = dim_zero_cat(self.target)
+            if target.numel() and target.min() == target.max():
+                return torch.full((), torch.nan, device=target.device)
             area: Tensor = super().compute()
             return area
         states = (dim_zero_cat(each) for each in (self.preds, self.target, self.weights))

@@ -292,7 +292,44 @@ static PyObject *unpack(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+FOR_EACH_PROCESSOR
+static void add_each(float *restrict total, const int64_t *restrict rows,
+                     const float *restrict values, int64_t n, int64_t width, int64_t stride) {
+    for (int64_t i = 0; i < n; i++) {
+        const float *restrict value = values + i * stride;
+        float *restrict row = total + rows[i] * width;
+        for (int64_t column = 0; column < width; column++) row[column] += value[column];
+    }
+}
+
+PyDoc_STRVAR(add_rows_doc, "Add rows to those of a table, one after the other. Raises IndexError.");
+
+static PyObject *add_rows(PyObject *module, PyObject *args) {
+    unsigned long long total_at, rows_at, values_at;
+    long long size, n, width, stride;
+    int wrong = 0;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "KLKKLLL", &total_at, &size, &rows_at, &values_at, &n, &width,
+                          &stride))
+        return NULL;
+    int64_t *rows = copied(rows_at, n);
+    if (rows == NULL) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < n; i++) wrong |= rows[i] < 0 || rows[i] >= size;
+    if (!wrong)
+        add_each((float *)(uintptr_t)total_at, rows, (const float *)(uintptr_t)values_at, n, width,
+                 stride);
+    Py_END_ALLOW_THREADS
+    free(rows);
+    if (wrong) {
+        PyErr_Format(PyExc_IndexError, "A row is not between 0 and %lld.", size - 1);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"add_rows", add_rows, METH_VARARGS, add_rows_doc},
     {"distinct", distinct, METH_VARARGS, distinct_doc},
     {"rowwise_adagrad", rowwise_adagrad, METH_VARARGS, rowwise_adagrad_doc},
     {"unpack", unpack, METH_VARARGS, unpack_doc},

@@ -1,3 +1,6 @@
+def add_rows(
+    total: int, size: int, rows: int, values: int, n: int, width: int, stride: int
+) -> None: ...
 def distinct(
     keys: int,
     n: int,

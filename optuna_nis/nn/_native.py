@@ -124,6 +124,45 @@ def rowwise_adagrad(weight: Tensor, total: Tensor, grad: Tensor, lr: float, eps:
     return done
 
 
+def adds(table: Tensor) -> bool:
+    """Whether rows are added to those of such a table by :func:`add_rows`."""
+    return _IS_USED and _is_float32(table)
+
+
+def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> bool:
+    """Add rows to those of a table, in place.
+
+    Args:
+        total: The table, shape ``(num_rows, width)``.
+        rows: Which row each is added to, shape ``(n,)``.
+        values: Shape ``(n, width)``; the numbers of a row are next to each other.
+
+    Returns:
+        Whether it was done. It is not, and nothing is changed, where this is not built, and for
+        others than int64 and float32 on the CPU.
+
+    Raises:
+        IndexError: If a row is out of range.
+    """
+    fits = rows.is_cpu and rows.dtype is torch.int64 and rows.is_contiguous()
+    if not (_IS_USED and fits and _has_memory(rows) and _is_plain(total)):
+        return False
+    if values.stride(1) != 1 or not _is_float32(values):
+        return False
+    size, width = total.shape
+    _kernels.add_rows(
+        total.data_ptr(),
+        size,
+        rows.data_ptr(),
+        values.data_ptr(),
+        len(rows),
+        width,
+        values.stride(0),
+    )
+    torch.autograd.graph.increment_version(total)
+    return True
+
+
 def unpacked(codes: Tensor, rows: Tensor, step: Tensor, bits: int, columns: int) -> Tensor | None:
     """Rows of a table of packed codes.
 
@@ -161,13 +200,16 @@ def unpacked(codes: Tensor, rows: Tensor, step: Tensor, bits: int, columns: int)
 
 
 def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but its numbers, in float32, one after the other."""
+    return tensor.is_contiguous() and _is_float32(tensor) and _has_memory(tensor)
+
+
+def _is_float32(tensor: Tensor) -> bool:
     """Whether a tensor is nothing but its numbers, in float32."""
     return (
         tensor.dtype is torch.float32
         and tensor.is_cpu
         and type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.is_contiguous()
-        and _has_memory(tensor)
         # Of these, what is in memory is not what they are.
         and not tensor.is_neg()
         and not tensor._is_zerotensor()

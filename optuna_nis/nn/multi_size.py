@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optuna_nis.nn._gather import bag_sums
 from optuna_nis.nn._ids import (
     check_bags,
     check_weights,
@@ -204,10 +205,20 @@ class MultiSize(TableLayer):
     def _num_stored(self) -> int:
         return self.table.kept + self.table.num_shared
 
-    def _with_zero_row(self, device: torch.device) -> Tensor:
-        """The projected stored rows, then one of zeros for all ids that have none."""
-        zero = self._zeros(1, self.embedding_dim, device=device)
-        return torch.cat([*self._projected(), zero])
+    def _with_zero_row(self, device: torch.device, projected: bool = True) -> Tensor:
+        """The stored rows, then one of zeros for all ids that have none.
+
+        Args:
+            device: Where ids are.
+            projected: Whether to project them; else all are as wide as the widest.
+        """
+        if projected or self.projection is None:
+            zero = self._zeros(1, self.embedding_dim, device=device)
+            return torch.cat([*self._projected(), zero])
+        rows = [tier.table() for tier in self.tier_modules()]
+        width = len(self.projection)
+        zero = self._zeros(1, width, device=device)
+        return torch.cat([*(functional.pad(own, (0, width - own.shape[1])) for own in rows), zero])
 
     def extra_repr(self) -> str:
         """Show the tiers."""
@@ -366,13 +377,12 @@ class MultiSizeEmbeddingBag(MultiSize):
             return self._traced(ranks, offsets, per_sample_weights)
         if self._small(ranks.numel()):
             check_bags(ranks, offsets, self.table.name)
-            return functional.embedding_bag(
-                ranks.clamp(max=self._num_stored),
-                self._with_zero_row(ranks.device),
-                None if offsets is None else offsets.to(ranks.dtype),
-                mode="sum",
-                per_sample_weights=per_sample_weights,
-            )
+            # What are fewer, rows or bags, is projected.
+            late = self._num_stored > len(ranks if offsets is None else offsets)
+            table = self._with_zero_row(ranks.device, projected=not late)
+            places = ranks.clamp(max=self._num_stored)
+            sums = bag_sums(places, table, offsets, per_sample_weights)
+            return self.project(sums) if late else sums
         flat, starts = flat_bags(ranks, offsets, self.table.name)
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
         if self._for_all(ranks):

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.nn._gather import look_up
+from optuna_nis.nn._distinct import distinct
+from optuna_nis.nn._gather import bag_sums, look_up
 from optuna_nis.nn._ids import mean_of
 from optuna_nis.nn._look_up import full_precision, sparse_rows
 from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._shared import shared_means
 from optuna_nis.nn._supernet_rounding import Rounding, Spread
+from optuna_nis.nn._supernet_rows import Wanted, masked_rows
 from optuna_nis.nn._supernet_shared import Sharing
 from optuna_nis.nn._tracing import is_traced
 from optuna_nis.nn.multi_size import BagMode, MultiSize, Tier, check_bag_mode
@@ -80,8 +82,10 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     # No state: what is set is not averaged, cast or broadcast by those who do that to a model.
     _row_cuts: Tensor
     _mask: Tensor
-    _rounding: Rounding | None
-    _sharing: Sharing | None
+    # The row block of all rows under all choices; of no table that batches have fewer ids than.
+    _all_blocks: Tensor | None = None
+    _rounding: Rounding | None = None
+    _sharing: Sharing | None = None
 
     def __init__(
         self,
@@ -296,31 +300,92 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         """A table and which row of it each id has, or the rows of the ids and None.
 
         The table is of all rows under all choices, where that is cheaper than to mask and project
-        every row that is looked up.
+        every row that is looked up, else of the distinct ones.
         """
         ranks = self._ranks_of(ids)
         self.check_runs(len(ids))
         with full_precision(ids):
-            if self._is_small(ranks):
-                return self._all_rows(), self._of_choices(ranks, len(self.weight))
-            return self._rows(ranks) @ self.projection, None
+            found = self._table(ranks)
+            return (self._rows(ranks) @ self.projection, None) if found is None else found
+
+    def wanted(self, ids: Tensor) -> tuple[Wanted, Tensor] | None:
+        """The rows that ids want, and which of them each has; None where they are not so made.
+
+        What several layers want can be computed at once. It is all rows under all choices, where
+        these are fewer than the ids, else the distinct ones.
+        """
+        if not self._is_plain():
+            return None
+        self.check_runs(len(ids))
+        return self._wanted(self._ranks_of(ids))
 
     def _rows_or_sums(self, ranks: Tensor) -> Tensor:
-        if self._is_small(ranks):
-            where, table = self._of_choices(ranks, len(self.weight)), self._all_rows()
-            if self.mode is None:
-                return look_up(where, table)
-            return functional.embedding_bag(where, table, mode="sum")
-        rows = self._rows(ranks)
-        return (rows if self.mode is None else rows.sum(1)) @ self.projection
+        if self.mode is not None:
+            return self._sums(ranks)
+        if (found := self._table(ranks)) is not None:
+            table, where = found
+            return look_up(where, table)
+        return self._rows(ranks) @ self.projection
+
+    def _sums(self, ranks: Tensor) -> Tensor:
+        """The sums of bags: what are fewer, rows or bags, is projected."""
+        if (found := self._kept(ranks)) is None:
+            return self._rows(ranks).sum(1) @ self.projection
+        rows, where = found
+        if len(rows) <= len(ranks):
+            return bag_sums(where, rows @ self.projection)
+        return bag_sums(where, rows) @ self.projection
+
+    def _table(self, ranks: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As :meth:`_kept`, projected."""
+        if self._is_plain():
+            wanted, where = self._wanted(ranks)
+            return masked_rows([wanted]), where
+        if (found := self._kept(ranks)) is None:
+            return None
+        rows, where = found
+        return rows @ self.projection, where
+
+    def _kept(self, ranks: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rows as the choices have them and which of them each rank has, where that pays."""
+        if self._is_plain():
+            wanted, where = self._wanted(ranks)
+            return wanted.kept(), where
+        if self.sparse or not self._is_small(ranks):
+            return None
+        rows = self._every(self.weight, self._blocks_of_all(self.weight), slice(None))
+        return rows.view(-1, self.width), self._of_choices(ranks, len(self.weight))
+
+    def _is_plain(self) -> bool:
+        """Whether choices differ in what they keep alone, which nobody learns, on the CPU."""
+        return (
+            self.weight.is_cpu
+            and not self.sparse
+            and self._rounding is None
+            and self._sharing is None
+            and not self._mask.requires_grad
+            and not is_traced()
+        )
 
     def _is_small(self, ranks: Tensor) -> bool:
-        return not self.sparse and self.num_choices * len(self.weight) <= ranks.numel()
+        return self.num_choices * len(self.weight) <= ranks.numel()
 
-    def _all_rows(self) -> Tensor:
-        """All rows under all choices, one after the other."""
-        rows = self._every(self.weight, self._blocks_of_all(self.weight), slice(None))
-        return (rows @ self.projection).view(-1, self.width)
+    def _wanted(self, ranks: Tensor) -> tuple[Wanted, Tensor]:
+        size = len(self.weight)
+        where = self._of_choices(ranks, size)
+        masks = constant(self, "_mask", self.weight.device, self.weight.dtype).view(-1, self.width)
+        number = self.num_choices * size
+        if self._is_small(ranks):
+            if self._all_blocks is None or len(self._all_blocks) != number:
+                self._all_blocks = self._blocks_of_choices(torch.arange(number, device="cpu"))
+            return Wanted(self.weight, self.projection, masks, self._all_blocks, None), where
+        found = distinct(where.reshape(-1).long(), [number], number - 1)
+        rows = found.rows[0] % size
+        own = self._blocks_of_choices(found.rows[0])
+        return (
+            Wanted(self.weight, self.projection, masks, own, rows),
+            found.inverse.view(ranks.shape),
+        )
 
     def _rows(self, ranks: Tensor) -> Tensor:
         """The rows of ids, each as its choice has it, not projected."""
@@ -352,6 +417,14 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
 
     def _blocks_of_all(self, weight: Tensor) -> Tensor:
         return self._blocks_of(torch.arange(self.spec.num_embeddings + 1, device=weight.device))
+
+    def _blocks_of_choices(self, numbers: Tensor) -> Tensor:
+        """The row blocks of ranks under choices, both as one number each."""
+        cuts = constant(self, "_row_cuts", numbers.device, numbers.dtype)
+        starts = torch.arange(self.num_choices, device=numbers.device) * len(self.weight)
+        # After the row of ids out of vocabulary begin the blocks of the next choice.
+        cuts = torch.cat([cuts, cuts[-1:] + 1]) + starts.unsqueeze(1)
+        return torch.bucketize(numbers, cuts.view(-1)[:-1], right=True)
 
     def _of_choices(self, indices: Tensor, size: int) -> Tensor:
         """Indices into one table of some size for each choice, as those into one of them all."""
@@ -441,14 +514,18 @@ def _set_sizes(
     """
     tables = [layer._checked(widths) for layer, widths, *_ in given]
     for layer, widths, bits, shared in given:
-        layer._sharing = Sharing.of(layer.spec, np.asarray(widths), shared)
+        sharing = Sharing.of(layer.spec, np.asarray(widths), shared)
         rounding = Rounding.of(layer.spec, np.asarray(widths), bits)
         if rounding is not None and layer._spread is None:
             raise ValueError(
                 f"The layer {layer.name!r} was made for float32 alone and rounds nothing: make it "
                 "with the `precisions` of the space."
             )
-        layer._rounding = rounding
+        # This is done for every batch and feature, and modules take long to set what is the same.
+        if layer._rounding is not rounding:
+            layer._rounding = rounding
+        if layer._sharing is not sharing:
+            layer._sharing = sharing
     _set_masks([(layer, table) for (layer, *_), table in zip(given, tables)])
 
 

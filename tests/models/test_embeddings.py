@@ -72,3 +72,38 @@ def test_whoever_watches_a_layer_sees_its_rows(tables: SearchSpace | Allocation)
     handle.remove()
     model(_batch())
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("size", [16, 256])
+def test_under_autocast_tables_are_as_precise_as_they_are(size: int) -> None:
+    model = FeatureEmbeddings(SPACE, init_std=0.5)
+    set_choices(model, SPACE, [SPACE.full(), NARROW])
+    for layer in supernet_layers(model).values():
+        nn.init.normal_(layer.projection)
+    batch = _batch(size)
+    expected = model(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = model(batch)
+        rows.sum().backward()
+    assert torch.equal(rows, expected)
+    assert all(p.grad is None or p.grad.dtype == p.dtype for p in model.parameters())
+
+
+def test_those_that_share_a_table_are_looked_up_together() -> None:
+    torch.manual_seed(0)
+    space = SearchSpace(SPACE.specs[:2])
+    model = FeatureEmbeddings(space, share={"home": "city"}, init_std=0.5)
+    choices = [space.full(), Allocation([NARROW["user"], NARROW["city"]])]
+    set_choices(model, space, choices)
+    batch = {n: ids for n, ids in _batch().items() if n != "tag"}
+    rows = model(batch | {"home": batch["city"].flip(0)})
+    user, city = model.layers
+    assert torch.equal(rows[:, 1], city(batch["city"]))
+    assert torch.equal(rows[:, 2], city(batch["city"].flip(0)))
+    grad = torch.randn_like(rows)
+    expected = torch.stack([user(batch["user"]), city(batch["city"]), rows[:, 2] * 0], 1)
+    (found,) = torch.autograd.grad(rows, [city.weight], grad, retain_graph=True)
+    (first,) = torch.autograd.grad(expected, [city.weight], grad)
+    other = city(batch["city"].flip(0))
+    (second,) = torch.autograd.grad(other, [city.weight], grad[:, 2])
+    torch.testing.assert_close(found, first + second)

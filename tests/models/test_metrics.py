@@ -58,6 +58,24 @@ def test_without_examples_there_is_no_area() -> None:
     assert one_class.isnan()
 
 
+@pytest.mark.parametrize("weights", [None, torch.ones(3)])
+def test_of_one_class_there_is_no_area(weights: Tensor | None) -> None:
+    metric = AUROC()
+    metric.update(torch.rand(3), torch.ones(3, dtype=torch.int64), weights)
+    assert metric.compute().isnan()
+    metric.update(torch.ones(3), torch.zeros(3, dtype=torch.int64), weights)
+    assert metric.compute() == 0
+
+
+def test_scores_without_bounds_are_tied_too() -> None:
+    scores, target = (
+        torch.tensor([torch.inf, torch.inf, -torch.inf, 0.0]),
+        torch.tensor([1, 0, 0, 1]),
+    )
+    areas, _ = auc_of_groups(scores, target, None, None)
+    assert areas.tolist() == [(0.5 + 1 + 0 + 1) / 4]
+
+
 def test_the_metric_is_that_of_torchmetrics_until_there_are_weights() -> None:
     torch.manual_seed(0)
     ours, theirs = AUROC(), BinaryAUROC()

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from optuna_nis.nn._gather import gather, look_up
+from optuna_nis.nn import _native
+from optuna_nis.nn._gather import bag_sums, gather, look_up
 
 
 def _tables(*rows: int) -> list[Tensor]:
@@ -39,6 +42,18 @@ def test_what_is_not_trained_has_no_gradient() -> None:
     assert grad[:, 0].tolist() == [1, 0, 1]
 
 
+def test_a_table_may_be_there_several_times() -> None:
+    one, other = _tables(4, 4)
+    places = [torch.tensor([0, 3, 3]), torch.tensor([1, 3, 9]), torch.tensor([2, 2, 0])]
+    rows = gather([one, other, one, one[:3] * 2], [*places, None])
+    padded = functional.pad(other, (0, 0, 0, 9))
+    expected = torch.stack([one[places[0]], padded[places[1]], one[places[2]], one[:3] * 2], 1)
+    assert torch.equal(rows, expected)
+    grad = torch.randn(rows.shape, dtype=torch.float64)
+    found, wanted = (torch.autograd.grad(each, [one, other], grad) for each in (rows, expected))
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (0,), ()])
 def test_a_lookup_keeps_the_shape_of_ids(shape: tuple[int, ...]) -> None:
     (table,) = _tables(4)
@@ -49,3 +64,29 @@ def test_a_lookup_keeps_the_shape_of_ids(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(
         torch.autograd.grad(found, table, grad), torch.autograd.grad(expected, table, grad)
     )
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 1), (2, 0), (0, 3)])
+def test_sums_of_bags_are_those_of_torch(shape: tuple[int, int], compiled: bool) -> None:
+    table = _tables(4)[0].detach().float().requires_grad_()
+    ids = torch.randint(4, shape, dtype=torch.int32)
+    with mock.patch.object(_native, "_IS_USED", _native._IS_USED and compiled):
+        found = bag_sums(ids, table)
+        expected = functional.embedding(ids, table).sum(1)
+        torch.testing.assert_close(found, expected)
+        grad = torch.randn(len(found), 20)
+        # A gradient whose rows are one row of memory, as sums have it.
+        for own in (grad, torch.ones(()).expand_as(grad)):
+            torch.testing.assert_close(
+                torch.autograd.grad(found, table, own, retain_graph=True),
+                torch.autograd.grad(expected, table, own, retain_graph=True),
+            )
+
+
+def test_bags_of_any_form_are_summed() -> None:
+    table = _tables(4)[0].detach().float().requires_grad_()
+    ids, offsets, weights = torch.tensor([3, 1, 1, 0]), torch.tensor([0, 1]), torch.rand(4)
+    found = bag_sums(ids, table, offsets.int(), weights)
+    expected = torch.stack([table[3] * weights[0], (table[ids[1:]].T * weights[1:]).sum(1)])
+    torch.testing.assert_close(found, expected)

@@ -27,6 +27,7 @@ from optuna_nis.nn import (
     set_choices,
 )
 from optuna_nis.nn._distinct import distinct
+from optuna_nis.nn._gather import add_rows
 
 needs_kernels = pytest.mark.skipif(not _native._IS_USED, reason="needs a C compiler")
 
@@ -113,6 +114,41 @@ def test_a_supernet_is_trained_the_same() -> None:
         set_choices(layer, space, choices)
     rows = [_trained(layer, ids, ids.flip(0)) for layer in layers]
     torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@settings(deadline=None, max_examples=100)
+@given(
+    size=st.integers(1, 9),
+    n=st.integers(0, 30),
+    width=st.sampled_from([1, 7, 16, 33]),
+    columns=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_rows_add_up_to_the_same(size: int, n: int, width: int, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    rows, values = torch.randint(0, size, (n,)), torch.randn(n, columns, width)[:, -1]
+    found = torch.randn(size, width)
+    expected = found.index_add(0, rows, values)
+    with mock.patch.object(Tensor, "scatter_add_", side_effect=AssertionError):
+        add_rows(found, rows, values)
+    torch.testing.assert_close(found, expected)
+    with _without_kernels():
+        add_rows(found, rows, -values)
+    torch.testing.assert_close(found, expected.index_add(0, rows, -values), rtol=0, atol=1e-5)
+
+
+@needs_kernels
+def test_rows_that_are_not_in_the_table_are_refused() -> None:
+    total, values = torch.zeros(3, 2), torch.ones(2, 2)
+    for wrong in (-1, 3):
+        with pytest.raises(IndexError, match="not between 0 and 2"):
+            add_rows(total, torch.tensor([0, wrong]), values)
+    assert not total.any()
+    # Of another type, not next to each other, and not what is in memory.
+    for own in (values.double(), values[:, :1].expand(2, 2), torch._neg_view(values)):
+        assert not _native.add_rows(total.to(own.dtype), torch.tensor([0, 1]), own)
+    assert not _native.add_rows(total, torch.tensor([0, 1], dtype=torch.int32), values)
 
 
 @needs_kernels
