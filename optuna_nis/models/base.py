@@ -117,27 +117,27 @@ class EmbeddingModule(LightningModule):
         fields = len(self.embeddings.names) + (self.num_numeric > 0)
         return fields * self.embeddings.embedding_dim + self.num_numeric
 
-    def _fields(self, rows: Tensor, batch: Batch) -> Tensor:
-        """The fields that are crossed: the rows that were looked up, and one of the numbers.
-
-        Returns:
-            Shape ``(batch, fields, embedding_dim)``.
-        """
-        if not self.num_numeric:
-            return rows
-        field = self.numeric(numbers_of(batch, self.num_numeric).to(rows.dtype))
-        return torch.cat([rows, field.unsqueeze(1)], 1)
-
-    def _flat(self, fields: Tensor, batch: Batch) -> Tensor:
-        """All inputs in a row: the fields, and the numbers as they are.
+    def _beside(self, rows: Tensor, batch: Batch) -> Tensor | None:
+        """The inputs beside the rows: the field made of the numbers, then these as they are.
 
         So have it the linear term of DeepFM (Guo et al., 2017) and DCN-V2 (Wang et al., 2021).
 
         Returns:
+            Shape ``(batch, embedding_dim + num_numeric)``, None without numbers.
+        """
+        if not self.num_numeric:
+            return None
+        numbers = numbers_of(batch, self.num_numeric).to(rows.dtype)
+        return torch.cat([self.numeric(numbers), numbers], 1)
+
+    def _flat(self, rows: Tensor, batch: Batch) -> Tensor:
+        """All inputs in a row.
+
+        Returns:
             Shape ``(batch, inputs)``.
         """
-        flat = fields.flatten(1)
-        return torch.cat([flat, batch[NUMERIC].to(flat.dtype)], 1) if self.num_numeric else flat
+        flat, others = rows.flatten(1), self._beside(rows, batch)
+        return flat if others is None else torch.cat([flat, others], 1)
 
     @property
     def more_metrics(self) -> dict[str, str]:

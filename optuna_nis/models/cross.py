@@ -89,7 +89,7 @@ class CrossRankingModule(RankingModule):
             del self.wide
 
     def _logits(self, rows: Tensor, found: Products, batch: Batch) -> Tensor:
-        flat = crossed = self._flat(self._fields(rows, batch), batch)
+        flat = crossed = self._flat(rows, batch)
         for layer in self.crosses:
             crossed = flat * layer(crossed) + crossed
         if self.stacked:

@@ -181,11 +181,11 @@ class FeatureEmbeddings(nn.Module):
         """The rows that are made with those of other features, and which of them each id has."""
         if not isinstance(layer, SupernetEmbedding) or layer.mode is not None or ids.dim() != 1:
             return None
-        return layer.wanted(ids) if gathers(layer.weight) and not _has_hooks(layer) else None
+        return layer.wanted(ids) if gathers(layer.weight) and not has_hooks(layer) else None
 
     def _part(self, name: str, layer: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """A table and which of its rows examples have, or the rows of the examples and None."""
-        if isinstance(layer, TableLayer) and gathers(layer.like()) and not _has_hooks(layer):
+        if isinstance(layer, TableLayer) and gathers(layer.like()) and not has_hooks(layer):
             if isinstance(layer, MultiSizeEmbedding) and ids.dim() == 1:
                 return layer.parts(ids)
             if isinstance(layer, SupernetEmbedding) and layer.mode is None and ids.dim() == 1:
@@ -196,7 +196,7 @@ class FeatureEmbeddings(nn.Module):
         return rows, None
 
 
-def _has_hooks(layer: nn.Module) -> bool:
+def has_hooks(layer: nn.Module) -> bool:
     """Whether somebody looks at what a layer is given or gives."""
     return bool(
         layer._forward_pre_hooks

@@ -11,10 +11,11 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.classification import binary_auroc
 
 from optuna_nis.models.base import EmbeddingModule, mlp
-from optuna_nis.models.embeddings import Batch
+from optuna_nis.models.embeddings import Batch, has_hooks
 from optuna_nis.models.metrics import AUROC, GroupAUC, weighted_auc
 from optuna_nis.models.products import Products, products
 from optuna_nis.models.weights import weight_sum
+from optuna_nis.nn._tracing import is_traced
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
@@ -100,13 +101,37 @@ class RankingModule(EmbeddingModule):
         return self._logits(rows, products(rows), batch)
 
     def _logits(self, rows: Tensor, found: Products, batch: Batch) -> Tensor:
-        interaction = found.pairs
-        fields = self._fields(rows, batch)
-        if self.num_numeric:
-            interaction = interaction + (found.sums * fields[:, -1]).sum(1)
-        flat = self._flat(fields, batch)
-        deep: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
-        return interaction + deep.squeeze(1)
+        interaction, others = found.pairs, self._beside(rows, batch)
+        if others is not None:
+            interaction = interaction + (found.sums * others[:, : rows.shape[2]]).sum(1)
+        return interaction + self._of_inputs(rows.flatten(1), others).squeeze(1)
+
+    def _of_inputs(self, rows: Tensor, others: Tensor | None) -> Tensor:
+        """The MLP and the linear term.
+
+        Trained, their first layers are one product: the inputs are many numbers, which are neither
+        copied side by side nor gone over twice, nor are their gradients.
+        """
+        first, *layers = self.mlp
+        linears = all(type(each) is nn.Linear for each in (first, self.wide))
+        watched = any(has_hooks(each) for each in (self.mlp, first, self.wide))
+        if not linears or watched or is_traced() or not torch.is_grad_enabled():
+            flat = rows if others is None else torch.cat([rows, others], 1)
+            of_all: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
+            return of_all
+        assert isinstance(first, nn.Linear)
+        weight = torch.cat([first.weight, self.wide.weight])
+        bias = functional.pad(first.bias, (0, 1))
+        if others is None:
+            hidden = functional.linear(rows, weight, bias)
+        else:
+            own, rest = torch.split(weight, [rows.shape[1], others.shape[1]], 1)
+            hidden = torch.addmm(functional.linear(others, rest, bias), rows, own.t())
+        hidden, wide = torch.split(hidden, [first.out_features, 1], 1)
+        for layer in layers:
+            hidden = layer(hidden)
+        deep: Tensor = self.head(hidden) + wide
+        return deep
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Binary cross-entropy and the penalty of the embeddings."""

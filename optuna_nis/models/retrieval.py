@@ -123,7 +123,7 @@ class RetrievalModule(ItemsModule):
         return Examples(self._of_rows(rows, batch), batch["label"], rows, weights=weights)
 
     def _of_rows(self, rows: Tensor, batch: Batch) -> Tensor:
-        vectors: Tensor = self.mlp(self._flat(self._fields(rows, batch), batch))
+        vectors: Tensor = self.mlp(self._flat(rows, batch))
         return vectors
 
 

@@ -50,3 +50,40 @@ def test_auc_of_a_part_is_that_of_all_its_batches(monkeypatch: pytest.MonkeyPatc
 def test_counts_dense_parameters() -> None:
     model = RankingModule(SPACE.full(), bags={"genres"}, hidden=(4,))
     assert model.num_dense_parameters() == (16 * 4 + 4) + (4 + 1) + 16
+
+
+@pytest.mark.parametrize("num_numeric", [0, 3])
+def test_the_first_layers_together_give_what_each_gives(num_numeric: int) -> None:
+    torch.manual_seed(0)
+    model = RankingModule(SPACE, bags={"genres"}, num_numeric=num_numeric, init_std=1.0)
+    batch = batch_of()
+    if num_numeric:
+        batch["numeric"] = torch.randn(len(batch["label"]), num_numeric)
+    logits = [model(batch)]
+    with torch.no_grad():
+        logits.append(model(batch))
+    seen: list[int] = []
+    for layer in (model.mlp[0], model.wide, model.mlp):
+        handle = layer.register_forward_hook(lambda *args: seen.append(0))
+        logits.append(model(batch))
+        handle.remove()
+    # Whoever watches a layer sees it called.
+    assert len(seen) == 3
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0])
+    parameters = [*model.parameters()]
+    first, *others = (
+        torch.autograd.grad(own.square().sum(), parameters, allow_unused=True)
+        for own in (logits[0], *logits[2:])
+    )
+    for other in others:
+        torch.testing.assert_close(other, first)
+
+
+def test_layers_that_others_have_changed_are_called() -> None:
+    model, batch = RankingModule(SPACE, bags={"genres"}), batch_of()
+    expected = model(batch)
+    torch.nn.utils.parametrizations.weight_norm(model.mlp[0])
+    torch.testing.assert_close(model(batch), expected)
+    model.wide = torch.nn.Sequential(model.wide)  # type: ignore[assignment]
+    torch.testing.assert_close(model(batch), expected)
