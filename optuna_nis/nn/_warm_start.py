@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn._stored import check_not_stored
+from optuna_nis.nn.choices import supernet_layers
 from optuna_nis.nn.multi_size import sized_layers
-from optuna_nis.nn.supernet import supernet_layers
 from optuna_nis.nn.swapped import SwappedLayer
 
 

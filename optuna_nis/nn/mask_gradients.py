@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn._modes import modes_kept
-from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
+from optuna_nis.nn.choices import supernet_layers
+from optuna_nis.nn.supernet import SupernetEmbedding
 from optuna_nis.strategy.block_values import Path
 
 Gradients = dict[str, NDArray[np.float64]]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn._weight import table_weight
+from optuna_nis.nn.choices import supernet_layers
 from optuna_nis.nn.multi_size import MultiSizeEmbedding, sized_layers
-from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
+from optuna_nis.nn.supernet import SupernetEmbedding
 from optuna_nis.nn.table import OfFields, TableLayer
 from optuna_nis.space.allocation import TableAllocation
 from optuna_nis.space.spec import EmbeddingSpec

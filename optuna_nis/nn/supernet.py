@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optuna_nis.nn._choice_masks import set_sizes
 from optuna_nis.nn._distinct import distinct
 from optuna_nis.nn._gather import bag_sums, look_up
 from optuna_nis.nn._ids import mean_of
@@ -23,8 +24,7 @@ from optuna_nis.nn._supernet_shared import Sharing
 from optuna_nis.nn._tracing import is_traced
 from optuna_nis.nn.multi_size import BagMode, MultiSize, Tier, check_bag_mode
 from optuna_nis.nn.table import TableLayer
-from optuna_nis.space.allocation import Allocation, TableAllocation
-from optuna_nis.space.space import SearchSpace
+from optuna_nis.space.allocation import TableAllocation
 from optuna_nis.space.spec import EmbeddingSpec
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         Raises:
             ValueError: If there is no choice, or a number of blocks or a width does not fit.
         """
-        _set_sizes([(self, widths, None, None)])
+        set_sizes([(self, widths, None, None)])
 
     def _checked(self, widths: Sequence[Sequence[int]]) -> NDArray[np.int64]:
         """The width of every choice and row block; that of ids out of vocabulary is 0."""
@@ -439,112 +439,3 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
             f"{spec.name}: {spec.num_embeddings}x{spec.embedding_dim}, "
             f"rows={list(spec.row_blocks)}, widths={list(spec.widths)}"
         )
-
-
-def supernet_layers(module: nn.Module) -> dict[str, SupernetEmbedding]:
-    """The supernet embeddings of a model by feature name.
-
-    Raises:
-        ValueError: If two of them are of the same feature.
-
-    Example:
-        >>> model = nn.Sequential(SupernetEmbedding(EmbeddingSpec("user", 1000, 16)))
-        >>> list(supernet_layers(model))
-        ['user']
-    """
-    layers: dict[str, SupernetEmbedding] = {}
-    for layer in module.modules():
-        if isinstance(layer, SupernetEmbedding):
-            if layer.spec.name in layers:
-                raise ValueError(f"The model has two supernet embeddings of {layer.spec.name!r}.")
-            layers[layer.spec.name] = layer
-    return layers
-
-
-def set_choices(module: nn.Module, space: SearchSpace, allocations: Sequence[Allocation]) -> None:
-    """Let all supernet embeddings of a model share their batches among some allocations.
-
-    Args:
-        module: A model with a :class:`SupernetEmbedding` for every feature of the space.
-        space: The space that the allocations are from.
-        allocations: The choices, one for each run of a batch.
-
-    Raises:
-        ValueError: If there is no allocation or no such layer, the space has not the features of
-            all of them, an allocation is not of this space, or has codes where a layer was made
-            for float32 alone.
-
-    Example:
-        >>> space = SearchSpace([EmbeddingSpec("user", 100, 8)])
-        >>> model = nn.ModuleList([SupernetEmbedding(space.specs[0])])
-        >>> set_choices(model, space, [space.full(), space.full()])
-        >>> model[0].num_choices
-        2
-    """
-    if not allocations:
-        raise ValueError("`allocations` must hold a choice for each run of a batch, got none.")
-    layers = supernet_layers(module)
-    if not layers:
-        raise ValueError(
-            f"`module` must have supernet layers, {type(module).__name__} has none: call "
-            "`make_searchable(model)` first."
-        )
-    if unknown := sorted(layers.keys() - {spec.name for spec in space.specs}):
-        raise ValueError(
-            "`space` must have the features of all supernet layers of `module`, it lacks "
-            f"{unknown}."
-        )
-    sizes = [space.sizes(allocation) for allocation in allocations]
-    given = []
-    for name, layer in layers.items():
-        own = np.array([choice[name] for choice in sizes], dtype=np.int64)
-        shared = [allocation[name].num_shared for allocation in allocations]
-        given.append((layer, own[:, :, 0], own[:, :, 1], shared))
-    _set_sizes(given)
-
-
-def _set_sizes(
-    given: Sequence[tuple[SupernetEmbedding, Any, NDArray[np.int64] | None, Sequence[int] | None]],
-) -> None:
-    """Set the choices of some layers.
-
-    Args:
-        given: For each layer the width of every choice and row block, the bits of its numbers, and
-            how many rows ids without one share under each choice.
-    """
-    tables = [layer._checked(widths) for layer, widths, *_ in given]
-    for layer, widths, bits, shared in given:
-        sharing = Sharing.of(layer.spec, np.asarray(widths), shared)
-        rounding = Rounding.of(layer.spec, np.asarray(widths), bits)
-        if rounding is not None and layer._spread is None:
-            raise ValueError(
-                f"The layer {layer.name!r} was made for float32 alone and rounds nothing: make it "
-                "with the `precisions` of the space."
-            )
-        # This is done for every batch and feature, and modules take long to set what is the same.
-        if layer._rounding is not rounding:
-            layer._rounding = rounding
-        if layer._sharing is not sharing:
-            layer._sharing = sharing
-    _set_masks([(layer, table) for (layer, *_), table in zip(given, tables)])
-
-
-def _set_masks(given: Sequence[tuple[SupernetEmbedding, NDArray[np.int64]]]) -> None:
-    """Set which columns the choices of some layers keep, by the widths of all row blocks."""
-    groups: dict[torch.device, dict[tuple[torch.dtype, int], list[Any]]] = {}
-    for layer, table in given:
-        weight = layer.weight
-        device = torch.device("cpu") if weight.is_meta else weight.device
-        group = groups.setdefault(device, {}).setdefault((weight.dtype, layer.width), [])
-        group.append((layer, table))
-    for device, alike in groups.items():
-        tables = [table.ravel() for group in alike.values() for _, table in group]
-        # One way to the device, which is not waited for, is as good as one for each layer.
-        widths = torch.from_numpy(np.concatenate(tables)).to(device, non_blocking=True)
-        sizes = [sum(table.size for _, table in group) for group in alike.values()]
-        parts = torch.split(widths, sizes)
-        for ((dtype, width), group), part in zip(alike.items(), parts):
-            masks = (torch.arange(width, device=device) < part.unsqueeze(1)).to(dtype)
-            own = torch.split(masks, [table.size for _, table in group])
-            for (layer, table), mask in zip(group, own):
-                layer._mask = mask.view(*table.shape, width)

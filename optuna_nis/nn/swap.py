@@ -35,7 +35,8 @@ from optuna_nis.nn._tables import (
     plain_layers,
     swapped_names,
 )
-from optuna_nis.nn.supernet import SupernetEmbedding, supernet_layers
+from optuna_nis.nn.choices import supernet_layers
+from optuna_nis.nn.supernet import SupernetEmbedding
 from optuna_nis.nn.swapped import become, swapped_layers
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import Allocation
