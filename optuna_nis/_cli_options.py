@@ -187,7 +187,8 @@ class DataOptions:
         from optuna_nis.data.files import TableFiles
 
         columns = listed(self.columns) or None
-        return TableFiles(self.table, names=columns, separator=separator_of(self.separator)).names
+        files = TableFiles(self.table, names=columns, separator=separator_of(self.separator))
+        return [*files.names, *files.aliases]
 
 
 @dataclass(frozen=True)

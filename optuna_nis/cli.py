@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from optuna_nis import __version__
-from optuna_nis._checks import check_file, check_folder, check_table_file
+from optuna_nis._checks import check_folder, check_table_file
 from optuna_nis._cli_console import (
     bars,
     errors,
@@ -246,13 +246,13 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Print the results and write one self-contained HTML page with figures."""
-    from optuna_nis.show.report import write_report
+    from optuna_nis.show.report import check_page, write_report
     from optuna_nis.show.results_table import format_metrics, format_table
     from optuna_nis.study.keys import DATA_ATTR
     from optuna_nis.study.results import best_allocation, cautions_of, results_of, summary_of
 
     study = where.load()
-    check_file("output", output)
+    check_page("output", output)
     write_report(study, output)
     for line in cautions_of(study):
         warn(line)

@@ -308,6 +308,15 @@ def test_bags_are_columns_with_or_without_a_separator(
     assert _cli_values._bag(text, ["hist", "a:token_seq", "a"]) == bag
 
 
+def test_bags_of_atomic_files_by_the_names_in_their_header(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.inter"
+    path.write_text("user:token\ttags:token_seq\n" + "a\tb c\n" * 9)
+    options = ("--features", "user:token", "--bags", "tags:token_seq: ", "--label", "absent")
+    code, output = _run("search", "--table", path, *options, "--quiet")
+    assert code != 0
+    assert "has no column 'absent'" in output
+
+
 @pytest.mark.parametrize(
     ("given", "names"),
     [("a, b", ("a", "b")), (["a,b", "c"], ("a", "b", "c")), ("", ()), (None, ()), ([], ())],

@@ -62,6 +62,10 @@ def _plain_items(column: Any, as_bytes: bool) -> Any:
     kind = column.type
     if not hasattr(kind, "value_type") or pyarrow.types.is_map(kind):
         return column
+    if "list_view" in str(kind):
+        lists = pyarrow.large_list(kind.value_type)
+        chunks = [_as_lists(chunk) for chunk in column.chunks]
+        return _plain_items(pyarrow.chunked_array(chunks, lists), as_bytes)
     empty = pyarrow.chunked_array([pyarrow.nulls(0, kind.value_type)])
     if plain_column(empty, as_bytes).type == kind.value_type:
         return column
@@ -71,6 +75,11 @@ def _plain_items(column: Any, as_bytes: bool) -> Any:
     items = iter(values.to_pylist())
     lists = [None if size is None else list(islice(items, size)) for size in sizes]
     return pyarrow.chunked_array([pyarrow.array(lists, pyarrow.list_(values.type))])
+
+
+def _as_lists(views: Any) -> Any:
+    """Views of lists as lists; a cast would lose items of them."""
+    return pyarrow.array(views.to_pylist(), pyarrow.large_list(views.type.value_type))
 
 
 def _written(column: Any, write: Callable[[Any], str]) -> Any:
@@ -90,6 +99,13 @@ def is_decimal(kind: Any) -> bool:
     """Whether a type is that of decimals, which become text."""
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     return bool(pyarrow.types.is_decimal(kind))
+
+
+def is_list_of_zoned_times(kind: Any) -> bool:
+    """Whether a type is that of lists of times with a zone."""
+    types = pyarrow.types
+    item = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+    return bool(item is not kind and types.is_timestamp(item) and item.tz is not None)
 
 
 def common_type(kinds: Sequence[Any]) -> Any:

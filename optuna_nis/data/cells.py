@@ -190,6 +190,8 @@ def _converter(types: frozenset[type]) -> Callable[[Any], Any] | None:
 
 
 def _to_text(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return f"{value:f}"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, pd.Timestamp) and value.tz is None and value == value.normalize():
@@ -207,12 +209,16 @@ def _to_boolean(value: Any) -> Any:
 
 
 def _to_number(value: Any) -> Any:
+    if isinstance(value, Decimal) and value.is_finite():
+        return int(value) if value == value.to_integral_value() else float(value)
     if not isinstance(value, str) or not _ANY.fullmatch(value):
         return value
     return int(value) if _INTEGER.fullmatch(value) else float(value)
 
 
 def _to_decimal(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return value
     number = _to_number(value)
     return Decimal(repr(number)) if isinstance(number, float) else number
 

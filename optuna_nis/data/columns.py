@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from optuna_nis.data import cells
+from optuna_nis.data.few_digits import warn_of_few_digits
 from optuna_nis.data.vocabulary import Vocabulary
 
 # What pandas calls the kinds of values that a column holds, and what people do.
@@ -34,9 +35,14 @@ def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Ser
 
     A whole column of another kind is refused: all of it would be unknown.
     """
+    column = _plain(column, vocabulary)
     kind, seen = _kind(column), {_KIND_OF_TYPE[each] for each in vocabulary.types}
     found = converted(column, vocabulary)
-    if kind is None or kind in seen or not column.notna().any():
+    if kind is None or not column.notna().any():
+        return found
+    if kind == "times" and seen == {"times"}:
+        _check_zone(found, vocabulary, name)
+    if kind in seen:
         return found
     if kind == "text":
         fits = [not isinstance(value, str) for value in found[column.notna()]]
@@ -53,9 +59,48 @@ def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Ser
 
 def converted(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
     """Cells that spell a value of the types of a vocabulary, as such values."""
+    column = _plain(column, vocabulary)
     kind = _kind(column)
     exact = kind in {_KIND_OF_TYPE[each] for each in vocabulary.types} and kind != "times"
     return column if exact or str in vocabulary.types else cells.like(column, vocabulary.types)
+
+
+def warn_of_rounded(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> None:
+    """Warn of ids that pandas has made floats of, which cannot hold all of them."""
+    if int not in vocabulary.types:
+        return
+    if column.dtype == object:
+        column = pd.Series([value for value in column if isinstance(value, float)], dtype=float)
+    if column.dtype.kind == "f":
+        kind = {"float16": "halffloat", "float32": "float"}.get(str(column.dtype), "double")
+        warn_of_few_digits(
+            column,
+            kind,
+            "`frame`",
+            name,
+            advice="Beside missing values pandas makes floats of integers; `read_table(path, "
+            "like=features)` does not.",
+        )
+
+
+def _plain(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
+    """Decimals as what rows of files have in their place, unless training has seen decimals."""
+    is_decimal = pd.api.types.infer_dtype(column, skipna=True) == "decimal"
+    if not is_decimal or Decimal in vocabulary.types:
+        return column
+    return cells.like(column.astype(object), vocabulary.types)
+
+
+def _check_zone(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> None:
+    """Refuse times with a zone where training has seen some without, and the other way round."""
+    seen = getattr(vocabulary.values[0], "tz", None)
+    zone = getattr(column.dropna().iloc[0], "tz", None)
+    if (seen is None) != (zone is None):
+        how = "without" if seen is None else "with"
+        raise ValueError(
+            f"The column {name!r} must hold times {how} a zone as in training, such as "
+            f"{vocabulary.values[0]!r}, got {column.dropna().iloc[0]!r}."
+        )
 
 
 def _kind(column: pd.Series[Any]) -> str | None:

@@ -25,7 +25,7 @@ from optuna_nis.data.coded import (
     feature_vocabulary,
     joined,
 )
-from optuna_nis.data.columns import as_seen, converted
+from optuna_nis.data.columns import as_seen, converted, warn_of_rounded
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.frame_ids import ids_of_cells, items_of
 from optuna_nis.data.keys import NUMERIC, Task, check_names, check_share, check_task
@@ -329,6 +329,11 @@ class Features:
             frame = frame.copy(deep=False)
             frame[sorted(self.optional)] = None
         if check:
+            for name, known in self.vocabularies.items():
+                column = frame[name]
+                if name in self.separators:
+                    column = items_of(self, column, name)[0]
+                warn_of_rounded(column, known, name)
             return {name: self.as_seen(frame[name], name) for name in self.names}
         return {
             name: frame[name] if name in self.separators else converted(frame[name], known)

@@ -14,12 +14,11 @@ from pyarrow import compute
 
 from optuna_nis.data import cells
 from optuna_nis.data.coded import CodedColumn, arrow_type, merged, plain_values
+from optuna_nis.data.few_digits import warn_of_few_digits
 from optuna_nis.data.values import factorize
 
 _HEAD = 1000
 _TEXT: frozenset[type] = frozenset({str})
-# Up to two to the power of so much, floats can hold every whole number.
-_DIGITS = {"halffloat": 11, "float": 24, "double": 53}
 
 
 @dataclass(frozen=True)
@@ -138,29 +137,3 @@ def inferred(column: pd.Series[Any], name: str) -> pd.Series[Any]:
             stacklevel=3,
         )
     return typed
-
-
-def warn_of_few_digits(column: pd.Series[Any], kind: str, table: str, name: str) -> None:
-    """Warn of whole numbers that are held as floats which cannot hold all of them.
-
-    Args:
-        column: Numbers.
-        kind: Their type in Arrow.
-        table: Name of the file or table.
-        name: Name of the column.
-    """
-    digits = _DIGITS.get(kind)
-    if digits is not None and _beyond_floats(column, 2.0**digits):
-        warnings.warn(
-            f"{table}: the column {name!r} holds whole numbers above 2**{digits} as "
-            "floats, in which ids next to each other have become one. Write them as integers "
-            "or text (DuckDB writes its HUGEINT as floats: CAST it AS VARCHAR).",
-            stacklevel=3,
-        )
-
-
-def _beyond_floats(column: pd.Series[Any], most: float) -> bool:
-    numbers = column.to_numpy(np.float64)
-    with np.errstate(invalid="ignore"):
-        whole = np.isnan(numbers) | (np.isfinite(numbers) & (numbers == np.floor(numbers)))
-    return bool(np.nanmax(np.abs(numbers), initial=0) >= most and whole.all())

@@ -9,9 +9,11 @@ import pandas as pd
 import pyarrow
 
 from optuna_nis.data import cells
+from optuna_nis.data.arrow_types import is_list_of_zoned_times
 from optuna_nis.data.features import Features
+from optuna_nis.data.few_digits import warn_of_few_digits
 from optuna_nis.data.files import TableFiles
-from optuna_nis.data.meaning import inferred, warn_of_few_digits
+from optuna_nis.data.meaning import inferred
 from optuna_nis.data.paths import Paths
 
 _ROWS = 1 << 16
@@ -69,7 +71,7 @@ def read_table(
     files.check_there(columns)
     columns = files.names if columns is None else list(columns)
     frame = _read(files, list(dict.fromkeys(columns)))
-    if frame.empty:
+    if not len(frame):
         raise ValueError(f"The {files.described} is empty: it has no row.")
     for name in columns:
         known = name in text or name in known_types
@@ -121,7 +123,8 @@ def _batches(
     files: TableFiles, like: Features, more: list[str], rows: int
 ) -> Iterator[tuple[pd.DataFrame, pyarrow.RecordBatch]]:
     start = 0
-    columns = list(dict.fromkeys([*like.needed, *more]))
+    # Rows are there even where a model looks at no column.
+    columns = list(dict.fromkeys([*like.needed, *more])) or files.names[:1]
     for batch in files.batches(columns, rows=rows):
         frame = _frame(batch, like, files.name)
         # Errors tell the row.
@@ -136,9 +139,7 @@ def _frame(batch: pyarrow.RecordBatch, like: Features, table: str) -> pd.DataFra
     """The columns of a model, cell by cell as the training rows were read."""
     types, text = _known(like)
     columns = [name for name in like.needed if name in batch.schema.names]
-    frame: pd.DataFrame = batch.select(columns).to_pandas(
-        ignore_metadata=True, integer_object_nulls=True
-    )
+    frame = _to_pandas(batch.select(columns), len(batch))
     for name in columns:
         warn_of_few_digits(frame[name], str(batch.schema.field(name).type), table, name)
         known = None if name in text else types.get(name)
@@ -219,13 +220,25 @@ def column_names(
 
 
 def _read(files: TableFiles, columns: list[str]) -> pd.DataFrame:
-    schema = files.schema(columns)
-    table = pyarrow.Table.from_batches(files.batches(columns), schema)
-    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True, integer_object_nulls=True)
+    some = columns or files.names[:1]
+    schema = files.schema(some)
+    table = pyarrow.Table.from_batches(files.batches(some), schema)
+    frame = _to_pandas(table, len(table))[columns]
     if files.kind == "text":
         return frame
     for name, kind in zip(columns, schema.types):
         if files.is_text(name):
             frame[name] = cells.infer(frame[name])
         warn_of_few_digits(frame[name], str(kind), files.name, name)
+    return frame
+
+
+def _to_pandas(rows: pyarrow.RecordBatch | pyarrow.Table, number: int) -> pd.DataFrame:
+    frame: pd.DataFrame = rows.to_pandas(ignore_metadata=True, integer_object_nulls=True)
+    if frame.columns.empty:
+        return pd.DataFrame(index=pd.RangeIndex(number))
+    for name, field in zip(frame.columns, rows.schema):
+        if is_list_of_zoned_times(field.type):
+            # Pandas would leave their zone out.
+            frame[name] = pd.Series(rows.column(name).to_pylist(), dtype=object)
     return frame

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from optuna_nis.data.file_array import FileArray
 
 Floats = NDArray[np.float32]
 _CHUNK = 1 << 20
+# Of so few numbers apart from each other a column has lost some.
+_FEW_STEPS = 1000
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 
 
@@ -69,9 +72,12 @@ class Scaling:
             if not has_missing:
                 raise ValueError(
                     f"The column {name!r} is constant: all its numbers in the training part are "
-                    f"{values[:1][0]:g}. Leave it out."
+                    f"{values[:1][0]:g}, as floats of 32 bits. Leave it out, or take what is "
+                    "common to all of them away before."
                 )
             std = 1.0
+        else:
+            _warn_of_few_steps(least, most, name)
         return cls(mean, std, has_missing)
 
     @property
@@ -133,6 +139,7 @@ def numbers_of(column: pd.Series[Any], name: str, na_values: Sequence[str] = ())
             f"{column.dropna().iloc[0]!s}."
         )
     if column.dtype.kind not in "iufb":
+        column = column.astype(object)
         column = column.mask(column.astype(object) == "")
         if na_values:
             column = column.mask(column.isin(list(na_values)))
@@ -189,6 +196,25 @@ def _logs(values: Floats | FileArray, name: str) -> Iterator[NDArray[np.float64]
         chunk = np.asarray(values[start : start + _CHUNK])
         _check_finite(chunk, name)
         yield _signed_log(chunk[~np.isnan(chunk)])
+
+
+def _warn_of_few_steps(least: float, most: float, name: str) -> None:
+    """Warn of numbers that lie so close together that floats of 32 bits tell few of them apart.
+
+    Args:
+        least: The least of them, as signed logarithm.
+        most: The largest.
+        name: The column.
+    """
+    low, high = (float(np.sign(log) * np.expm1(abs(log))) for log in (least, most))
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if high - low < _FEW_STEPS * step:
+        warnings.warn(
+            f"The numbers of the column {name!r}, from {low:g} to {high:g}, lie so close together "
+            f"that floats of 32 bits, {step:g} apart, tell few of them apart: take what is common "
+            "to all of them away before.",
+            stacklevel=4,
+        )
 
 
 def _signed_log(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -298,7 +298,7 @@ def _items(
     """The items of bags one after the other, and how many each bag has."""
     types = pyarrow.types
     is_list = types.is_list(cells.type) or types.is_large_list(cells.type)
-    if types.is_fixed_size_list(cells.type) or "list_view" in str(cells.type):
+    if types.is_fixed_size_list(cells.type):
         cells, is_list = cells.cast(pyarrow.large_list(cells.type.value_type)), True
     empty = types.is_null(cells.type) or cells.null_count == len(cells)
     if types.is_struct(cells.type.value_type if is_list else cells.type):
@@ -321,6 +321,12 @@ def _items(
         cells = compute.split_pattern(_as_text(cells), separator or "\0")
     lengths = compute.list_value_length(cells).fill_null(0).to_numpy(zero_copy_only=False)
     items = compute.list_flatten(cells)
+    if types.is_nested(items.type):
+        shown = next((cell for cell in cells.to_pylist() if cell), [])
+        raise ValueError(
+            f"The cells of the bag {name!r} must be lists of values, got lists of lists such as "
+            f"{shown!r:.80}."
+        )
     if separator is not None:
         items = compute.utf8_trim_whitespace(items)
     if types.is_string(items.type) or types.is_large_string(items.type):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cached_property
 import operator
 import re
 import reprlib
 from typing import Any, Final, get_args
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -273,6 +274,11 @@ def plain(value: Any, name: str = "values") -> Value:
         return value  # type: ignore[no-any-return]
     if isinstance(value, (np.datetime64, datetime)):
         return pd.Timestamp(value)
+    if isinstance(value, (timedelta, np.timedelta64)):
+        return str(pd.Timedelta(value))
+    if isinstance(value, (UUID, time)):
+        # What has no other form in a text file is text from elsewhere, too.
+        return str(value)
     if isinstance(value, np.generic):
         written = as_written(value)
         return plain(value.item() if written is value else written, name)

@@ -45,7 +45,7 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> Path:
             be written.
         ImportError: If plotly is not installed.
     """
-    check_file("path", path)
+    check_page("path", path)
     best = results.best_trial(study)
     space = results.space_of(study)
     allocation = space.allocation(best.params)
@@ -72,6 +72,24 @@ def write_report(study: Study, path: str | os.PathLike[str]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8", errors="replace")
     return target
+
+
+def check_page(name: str, path: str | os.PathLike[str]) -> None:
+    """Check that a page can be written into a file, and that nothing but a page would be lost.
+
+    Raises:
+        ValueError: If not.
+    """
+    check_file(name, path)
+    page = Path(path)
+    if page.exists() and page.stat().st_size:
+        with page.open("rb") as file:
+            start = file.read(_START).lstrip().lower()
+        if not start.startswith((b"<!doctype html", b"<html")):
+            raise ValueError(
+                f"`{name}` must be a new file or an HTML page to replace, got {str(path)!r}, "
+                "which holds something else."
+            )
 
 
 def _figures(study: Study) -> list[tuple[str, go.Figure]]:
@@ -275,6 +293,8 @@ def _script_json(data: object) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+# Bytes that tell a page from something else.
+_START = 256
 _ENDINGS = ["Sizes", "Steps", "Epochs", "Rate lowered", "Learning rate", "Ended by itself"]
 
 _SIZES = ["Feature", "Full table", "Kept, most frequent ids first", "Memory", "Share"]

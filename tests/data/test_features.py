@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, time, timedelta
 from decimal import Decimal
 import json
+from uuid import UUID
+import warnings
 
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 
@@ -435,3 +438,56 @@ def test_num_classes_is_for_retrieval() -> None:
 def test_malformed_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"[Ff]eatures"):
         Features.from_json(text)
+
+
+@pytest.mark.parametrize("values", [[1.1, 2, 3.7], ["1.10", "2", "3.70"]])
+def test_decimals_are_the_numbers_or_texts_that_training_has_seen(values: list[object]) -> None:
+    features = Features.fit(pd.DataFrame({"x": values}), task="ranking")
+    decimals = [Decimal("3.70"), None, Decimal("1.10"), Decimal(2), Decimal("9.9")]
+    found = features.encode(pd.DataFrame({"x": pd.Series(decimals, dtype=object)}))["x"]
+    same = [values[2], None, values[0], values[1], type(values[0])("9.9")]
+    assert found.tolist() == features.encode(pd.DataFrame({"x": same}))["x"].tolist()
+    assert len(set(found.tolist())) == 4
+
+
+def test_numbers_may_be_decimals_of_arrow() -> None:
+    numbers = pyarrow.array([Decimal("1.5"), None, Decimal("2.25")], pyarrow.decimal128(10, 2))
+    frame = pd.DataFrame(
+        {"a": [1, 2, 1], "x": pd.Series(numbers, dtype=pd.ArrowDtype(numbers.type))}
+    )
+    plain = frame.assign(x=[1.5, None, 2.25])
+    found, expected = (
+        Features.fit(each, task="ranking", numeric=["x"]).encode(each) for each in (frame, plain)
+    )
+    assert torch.equal(found["numeric"], expected["numeric"])
+
+
+def test_what_has_no_form_in_text_files_is_the_text_that_it_has_from_others() -> None:
+    values = [time(9, 30), timedelta(hours=1), UUID(int=1)]
+    texts = ["09:30:00", "0 days 01:00:00", str(UUID(int=1))]
+    for value, text in zip(values, texts):
+        seen = Features.fit(pd.DataFrame({"x": [text, "other"]}), task="ranking")
+        assert seen.encode(pd.DataFrame({"x": [value, None]}))["x"].tolist() == [
+            seen.vocabularies["x"].values.index(text),
+            2,
+        ]
+        bags = Features.fit(
+            pd.DataFrame({"x": [[text], ["other"]]}), task="ranking", separators={"x": None}
+        )
+        found = bags.encode(pd.DataFrame({"x": [[value], []]}))["x"].tolist()
+        assert found == [[bags.vocabularies["x"].values.index(text)], [2]]
+
+
+@pytest.mark.parametrize("bag", [False, True])
+def test_ids_that_pandas_has_rounded_are_told(bag: bool) -> None:
+    users = [2**60 + 1, 2**60 + 2, 5]
+    cells = [[user] for user in users] if bag else users
+    separators = {"user": None} if bag else None
+    features = Features.fit(pd.DataFrame({"user": cells}), task="ranking", separators=separators)
+    floats = [[float(user)] for user in users] if bag else [*map(float, users[:2]), None]
+    with pytest.warns(UserWarning, match=r"`frame`: the column 'user' .* above 2\*\*53 as floats"):
+        features.encode(pd.DataFrame({"user": floats}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        features.encode(pd.DataFrame({"user": cells}))
+        features.encode(pd.DataFrame({"user": [[5.0]] if bag else [5.0, None]}))

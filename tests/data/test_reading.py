@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ TRAIN = pd.DataFrame(
 FEATURES = Features.fit(
     TRAIN, task="ranking", separators={"tags": "|"}, numeric=["price"], na_values=["-1", "?"]
 )
+
+PLAIN, ZONED = pyarrow.timestamp("us"), pyarrow.timestamp("us", "UTC")
 
 
 def _write(frame: pd.DataFrame, folder: Path, name: str) -> TableFiles:
@@ -199,3 +202,67 @@ def test_numbers_in_lists_beside_texts_are_texts_in_new_rows_too(tmp_path: Path)
     ]
     assert found["history"].tolist() == [ids.tolist() for ids in expected]
     assert bool((found["history"] < len(features.vocabularies["item"])).all())
+
+
+def test_lists_of_times_with_a_zone_are_those_of_training(tmp_path: Path) -> None:
+    lists = [[10**15], [], None, [10**15, 2 * 10**15]] * 15
+    times = pyarrow.array(lists, pyarrow.list_(ZONED))
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"visits": times, "y": [0, 1, 0, 1] * 15}), path)
+    data = TableDataModule(str(path), label="y", features=["visits"], bags={"visits": None})
+    data.setup("fit")
+    features = Features.fit(
+        read_table(path, ["visits"]), task="ranking", separators={"visits": None}
+    )
+    for known in (data.features, features):
+        (frame, _), *_ = read_batches(TableFiles(path), known)
+        ids = known.encode(frame)["visits"]
+        assert ids.tolist() == known.encode(read_table(path, like=known))["visits"].tolist()
+        assert (ids[0, 0] < known.vocabularies["visits"].num_embeddings).item()
+
+
+def test_times_with_a_zone_are_not_those_without(tmp_path: Path) -> None:
+    path = tmp_path / "new.parquet"
+    for seen, other in ((PLAIN, ZONED), (ZONED, PLAIN)):
+        times = {kind: pyarrow.array([10**15, 2 * 10**15], kind) for kind in (seen, other)}
+        features = Features.fit(times[seen].to_pandas().to_frame("day"), task="ranking")
+        parquet.write_table(pyarrow.table({"day": times[other]}), path)
+        how = "without" if seen is PLAIN else "with"
+        with pytest.raises(ValueError, match=f"'day' must hold times {how} a zone as in training"):
+            read_batches(TableFiles(path), features)
+
+
+def test_rows_are_there_where_a_model_looks_at_no_column(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"user": [7, 8], "city": ["a", "b"]})
+    features = replace(Features.fit(frame, task="ranking"), optional=frozenset(["user", "city"]))
+    files = _write(frame, tmp_path, "new.csv")
+    ((found, others),) = read_batches(files, features)
+    assert len(found) == len(others) == 2
+    assert features.encode(found)["user"].tolist() == [2, 2]
+    assert len(read_table(tmp_path / "new.csv", like=features)) == 2
+    _write(frame[:0], tmp_path, "new.csv")
+    with pytest.raises(ValueError, match="is empty: it has no row"):
+        read_table(tmp_path / "new.csv", like=features)
+
+
+@pytest.mark.skipif(not hasattr(pyarrow, "list_view"), reason="list views came with pyarrow 16")
+@pytest.mark.parametrize("large", [False, True])
+def test_views_of_lists_are_lists(large: bool, tmp_path: Path) -> None:
+    make = pyarrow.large_list_view if large else pyarrow.list_view
+    rows = [[1, 2], [], None, [3], [2]] * 9
+    path = tmp_path / "rows.parquet"
+    table = {"hist": pyarrow.array(rows, make(pyarrow.int64())), "y": [0, 1, 0, 1, 1] * 9}
+    parquet.write_table(pyarrow.table(table), path, row_group_size=7)
+    data = TableDataModule(str(path), label="y", features=["hist"], bags={"hist": None})
+    data.setup("fit")
+    assert sorted(data.features.vocabularies["hist"].values) == [1, 2, 3]
+    found = read_table(path, ["hist"])["hist"].tolist()
+    assert [None if bag is None else list(bag) for bag in found] == rows
+
+
+def test_lists_of_lists_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"x": [[[1], [2]]] * 9, "y": [0, 1, 1] * 3}), path)
+    data = TableDataModule(str(path), label="y", features=["x"], bags={"x": None})
+    with pytest.raises(ValueError, match=r"bag 'x' must be lists of values, got lists of lists"):
+        data.setup("fit")

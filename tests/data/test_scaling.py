@@ -3,6 +3,7 @@ from __future__ import annotations
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+import warnings
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +75,7 @@ def test_chunks_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((5, 5, 5), "'x' is constant: all its numbers in the training part are 5"),
+        ((5, 5, 5), "'x' is constant: all its numbers in the training part are 5,"),
         ((None, None), "'x' is empty: all its numbers are missing"),
         ((1, np.inf), "'x' must hold finite numbers, got inf"),
     ],
@@ -213,3 +214,13 @@ def test_markers_are_missing_in_new_rows_as_in_training(name: str, tmp_path: Pat
 def test_a_yes_is_no_number() -> None:
     assert numbers_of(pd.Series([1, 0]), "x", ["true"]).tolist() == [1, 0]
     assert cells.without(pd.Series([1, 0]), ["true"]).tolist() == [1, 0]
+
+
+def test_numbers_of_which_floats_tell_few_apart_are_told() -> None:
+    seconds = 1.7e9 + np.arange(0, 1200, 3)
+    with pytest.warns(UserWarning, match="column 'x', from 1.7e.09 .* tell few of them apart"):
+        Scaling.fit(seconds.astype(np.float32), "x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for numbers in (seconds - 1.7e9, [0, 1], [-1e-9, 1e30], [5e6, 6e6], [-3, -2.5]):
+            Scaling.fit(np.array(numbers, dtype=np.float32), "x")

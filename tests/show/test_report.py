@@ -307,3 +307,16 @@ def test_smaller_values_of_a_loss_are_better_everywhere(page, make_study):
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(render(status_of(study)))
     assert f"{value:.5g}" in console.export_text()
+
+
+def test_a_report_replaces_pages_alone(tmp_path, make_study):
+    study, path = make_study(), tmp_path / "report.html"
+    for content in (b"", b"<!DOCTYPE html><p>old"):
+        path.write_bytes(content)
+        write_report(study, path)
+        assert b"<h1" in path.read_bytes()
+    path = tmp_path / "study.db"
+    path.write_bytes(b"SQLite format 3\0")
+    with pytest.raises(ValueError, match=r"`path` must be a new file or an HTML page .*study.db'"):
+        write_report(study, path)
+    assert path.read_bytes() == b"SQLite format 3\0"
