@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from optuna_nis._format import duration, size
+from optuna_nis._logging import get_logger
 from optuna_nis.lightning._memory import free
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.checkpoints import (
@@ -32,8 +33,11 @@ from optuna_nis.lightning.processes import Group, group_of
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, mode_by_name
 from optuna_nis.lightning.training import (
     Data,
+    NeedsTrainerError,
+    NothingToTrainError,
     ValidationForSchedules,
     check_trainer_options,
+    fit,
     fit_data,
     quiet_lightning,
     quiet_trainer,
@@ -43,6 +47,8 @@ from optuna_nis.nn import warm_start
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate, Shortlist, Training
+
+_logger = get_logger(__name__)
 
 
 def train_shortlist(
@@ -192,8 +198,11 @@ def run_shortlist(
 
 def _epoch_batches(shortlist: Shortlist, data: Data, group: Group) -> int | float:
     """What an epoch of the shortlist is limited to, batches or their share."""
-    loader = training_loader(data)
-    num_batches = sized_len(loader)
+    try:
+        loader = training_loader(data)
+        num_batches = sized_len(loader)
+    except NeedsTrainerError:
+        num_batches = None
     if num_batches is None:
         return shortlist.plan.shortlist_batches or 1.0
     if isinstance(loader, DataLoader) and not isinstance(loader.sampler, DistributedSampler):
@@ -269,7 +278,13 @@ class _Run:
             **self._options,
         )
         without_copies(trainer, self._folder)
-        trainer.fit(model, **fit_data(data), ckpt_path=ckpt_path)
+        try:
+            fit(trainer, model, **fit_data(data), ckpt_path=ckpt_path)
+        except NothingToTrainError as error:
+            # Others may still be compared.
+            _logger.warning(f"A choice is left out: {error}")
+            self.latest = -math.inf
+            return
         save_checkpoint(trainer, checkpoint)
         self._before = checkpoint
         self.latest = metric.value

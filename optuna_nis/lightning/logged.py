@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 from lightning.pytorch import Trainer
 
@@ -12,12 +13,16 @@ _logger = get_logger(__name__)
 
 
 def logged(trainer: Trainer, monitor: str) -> float:
-    """A value that the model has logged.
+    """A value that the model has logged; of several dataloaders the mean over them.
 
     Raises:
         ValueError: If it logs none of that name.
     """
     metrics = trainer.callback_metrics
+    # As Lightning calls what is logged for each of several.
+    of_each = [metrics[name] for name in metrics if name.startswith(f"{monitor}/dataloader_idx_")]
+    if monitor not in metrics and of_each:
+        return fmean(map(float, of_each))
     if monitor not in metrics:
         raise ValueError(
             f"`monitor` must be a value that the model logs in validation, one of "

@@ -233,8 +233,10 @@ class Rewards:
         anew = Rewards(self.space, metric=self.metric, monitor=self.monitor, mode=self.mode)
         full = [self.space.full()]
         anew.score(trainer, pl_module, full, batches, dataloader_idx=dataloader_idx)
-        # But which values are good: other validations come before.
+        # But which values are good: other validations come before. And what a module keeps that
+        # has just been trained: at the end of a training it keeps what the last validation left.
         self._found_mode = anew._found_mode
+        self._evaluation.take_over(anew._evaluation)
 
     def score(
         self,

@@ -23,6 +23,7 @@ from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.convergence import Convergence, check_ending, error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, mode_by_name
+from optuna_nis.nn.multi_size import sized_layers
 from optuna_nis.space.allocation import Allocation
 
 #: A data module, or the dataloaders of training and validation, and of the test if there is one.
@@ -163,7 +164,7 @@ def train(
             **trainer_options,
         )
         start = time.perf_counter()
-        trainer.fit(model, **fit_data(datamodule))
+        fit(trainer, model, **fit_data(datamodule))
         seconds = time.perf_counter() - start
     if not convergence.num_validations:
         raise RuntimeError(
@@ -190,6 +191,33 @@ def train(
     )
 
 
+class NeedsTrainerError(ValueError):
+    """A data module has no dataloaders as long as no trainer has it."""
+
+
+class NothingToTrainError(ValueError):
+    """An optimiser is for tables alone of which a choice keeps no row."""
+
+
+def fit(trainer: Trainer, model: LightningModule, **arguments: Any) -> None:
+    """Fit a model of chosen sizes.
+
+    Raises:
+        NothingToTrainError: If an optimiser has no parameter, and the model tables without rows.
+    """
+    try:
+        trainer.fit(model, **arguments)
+    except ValueError as error:
+        removed = sorted(layer.name for layer in sized_layers(model) if not layer.table.tiers)
+        if not removed or "empty parameter list" not in str(error):
+            raise
+        raise NothingToTrainError(
+            "`configure_optimizers` gives an optimiser nothing to train, since these sizes have "
+            f"no row of {removed}: let it leave out optimisers of layers without parameters, or "
+            "`exclude` such layers from the search."
+        ) from error
+
+
 def fit_data(data: Data) -> dict[str, Any]:
     """Data as arguments of ``Trainer.fit``.
 
@@ -212,12 +240,25 @@ def fit_data(data: Data) -> dict[str, Any]:
 
 
 def training_loader(data: Data) -> Any:
-    """The dataloader of the training data."""
+    """The dataloader of the training data.
+
+    Raises:
+        NeedsTrainerError: If a data module asks its trainer for something, and has none.
+    """
     if isinstance(data, Sequence):
         return data[0]
     data.prepare_data()
     data.setup("fit")
-    return data.train_dataloader()
+    try:
+        return data.train_dataloader()
+    except AttributeError as error:
+        if data.trainer is not None:
+            raise
+        raise NeedsTrainerError(
+            f"`data` must give its training rows without a trainer too, {type(data).__name__} "
+            f"does not ({error}): let it do without where `self.trainer` is None, or give "
+            "`counts`."
+        ) from error
 
 
 def data_of_test(data: Data) -> dict[str, Any]:

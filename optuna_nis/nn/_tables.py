@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from optuna_nis.nn.swapped import SwappedLayer
 from optuna_nis.nn.table import OfFields, TableLayer
@@ -17,6 +17,7 @@ Plain = nn.Embedding | nn.EmbeddingBag
 # A bare parameter is taken for a table if it has so many rows, and so many for each column.
 _MIN_ROWS = 100
 _MIN_RATIO = 4
+_HOOKED = "hooks of its weight change gradients, and would be lost with it"
 # Hooks in which Lightning lets a module make its layers.
 _LATE = ("configure_model", "setup")
 
@@ -232,6 +233,8 @@ def _check_layer(name: str, layer: Plain) -> None:
         problem = "scale_grad_by_freq=True is not supported"
     elif not layer.weight.is_floating_point():
         problem = f"its weight is of type {layer.weight.dtype}"
+    elif _has_hooks(layer.weight):
+        problem = _HOOKED
     if problem:
         raise ValueError(f"The layer {name!r} cannot be swapped: {problem}. `exclude` it.")
 
@@ -244,10 +247,17 @@ def _check_linear(name: str, layer: nn.Linear, weight: nn.Parameter | None) -> N
         problem = "its weight is computed from others"
     elif not weight.is_floating_point():
         problem = f"its weight is of type {weight.dtype}"
+    elif _has_hooks(weight):
+        problem = _HOOKED
     if problem:
         raise ValueError(
             f"The layer {name!r} cannot be swapped: {problem}. Leave it out of `outputs`."
         )
+
+
+def _has_hooks(weight: Tensor) -> bool:
+    """Whether something is done with the gradient of a weight before the optimiser has it."""
+    return bool(weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None))
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:

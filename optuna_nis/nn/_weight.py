@@ -14,6 +14,8 @@ _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _ASKED_BY_OPTIMISERS = Tensor.retains_grad.__get__  # type: ignore[attr-defined]
 
 
+_GRAD = Tensor.grad.__get__  # type: ignore[union-attr]
+
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 _LOOK_UPS = ("embedding", "embedding_bag")
 _AUGMENTED = {
@@ -47,6 +49,11 @@ class TableWeight(Tensor):
                 raise ValueError(
                     f"{_computed(target)} and cannot be optimised. Give the optimiser what is "
                     "trained instead: the `parameters()` of the layer."
+                )
+            if func == _GRAD:
+                raise RuntimeError(
+                    f"{_computed(target)} and has no gradient of its own: look at those of the "
+                    "`parameters()` of the layer."
                 )
             if name in _HOOKS:
                 raise RuntimeError(

@@ -62,11 +62,14 @@ def test_what_a_model_keeps_is_of_each_choice(kind: type[Keeps]) -> None:
     assert len(set(probe.quality)) == 3
 
 
+@pytest.mark.parametrize("warmup", [0.7, 1.0])
 @pytest.mark.parametrize("kind", [Keeps, KeepsInDictionary])
-def test_what_a_validation_has_left_does_not_decide_the_end(kind: type[Keeps]) -> None:
+def test_what_a_validation_has_left_does_not_decide_the_end(
+    kind: type[Keeps], warmup: float
+) -> None:
     model = kind()
     space = make_searchable(model, budget="50%")
-    search = NISCallback(space, num_updates=2, group_size=3, warmup=0.7)
+    search = NISCallback(space, num_updates=2, group_size=3, warmup=warmup)
     trainer = quiet_trainer(max_epochs=2, callbacks=[search])
     trainer.fit(model, loader(), loader())
     kept = model.kept if kind is Keeps else model.cache["all"]  # type: ignore[attr-defined]
@@ -74,6 +77,42 @@ def test_what_a_validation_has_left_does_not_decide_the_end(kind: type[Keeps]) -
     model.train()
     ended = [t for t in search.study.trials if t.user_attrs["fidelity"] == "validated"]
     assert len({trial.value for trial in ended}) > 1
+    for trial in ended:
+        set_choices(model, space, [space.allocation(trial.params)])
+        with torch.no_grad():
+            loss = float(model.loss((IDS, LABEL)))
+        assert trial.user_attrs["quality"] == pytest.approx(-loss, abs=1e-5)
+
+
+def test_one_table_that_is_kept_is_that_of_each_choice() -> None:
+    class KeepsItems(Small):
+        kept: Tensor | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.item = nn.Embedding(60, 8)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            items = self.item(ids) if self.training else self.all_items()[ids]
+            return (self.user(ids) * items).sum(1)
+
+        def all_items(self) -> Tensor:
+            if self.kept is None:
+                self.kept = self.item(torch.arange(60))
+            return self.kept
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.kept = None
+
+    torch.manual_seed(0)
+    model = KeepsItems()
+    space = make_searchable(model, budget="50%")
+    search = NISCallback(space, num_updates=3, group_size=4)
+    quiet_trainer(max_epochs=2, callbacks=[search]).fit(model, loader(), loader())
+    model.train()
+    told = [trial for trial in search.study.trials if "quality" in trial.user_attrs]
+    ended = [trial for trial in told if trial.user_attrs["fidelity"] == "validated"]
+    assert ended
     for trial in ended:
         set_choices(model, space, [space.allocation(trial.params)])
         with torch.no_grad():

@@ -135,6 +135,34 @@ def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
     ]
 
 
+def test_a_choice_that_leaves_an_optimiser_nothing_is_named(
+    datamodule: TableDataModule, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    first = next(iter(space.full()))
+
+    class TwoOptimizers(RankingModule):
+        def configure_optimizers(self) -> Any:
+            own = [*self.embeddings.layers[0].parameters()]
+            return torch.optim.SGD(own, lr=0.1)
+
+    def build(tables: SearchSpace | Allocation) -> RankingModule:
+        return TwoOptimizers(tables, bags=datamodule.features.bags)
+
+    removed = space.allocation(
+        {name: 0 if name.startswith(first) else 8 for name in space.choices}
+    )
+    with pytest.raises(ValueError, match=rf"nothing to train, .* no row of \['{first}'\]: let it"):
+        train(build, removed, datamodule, seed=0, max_epochs=1)
+    choices = [space.full(), removed]
+    options: dict[str, Any] = {"shortlist_epochs": (1,), "shortlist_batches": 0.1}
+    found = train_shortlist(choices, build(space), build, datamodule, **options)
+    assert [each.allocation for each in found] == [space.full()]
+    assert f"A choice is left out: `configure_optimizers` gives .* ['{first}']" in re.sub(
+        "gives an .* no row of", "gives .*", caplog.text
+    )
+
+
 def test_choices_whose_trainings_diverge_are_left_out(
     datamodule: TableDataModule, caplog: pytest.LogCaptureFixture
 ) -> None:

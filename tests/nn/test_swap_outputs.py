@@ -285,6 +285,17 @@ class Wider(nn.Linear):
     pass
 
 
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_weights_whose_gradients_others_change_are_not_swapped(hook: str) -> None:
+    model = nn.ModuleDict({"e": nn.Embedding(60, 8), "head": nn.Linear(8, 60)})
+    for name, outputs in (("e", []), ("head", ["head"])):
+        handle = getattr(model[name].weight, hook)(lambda given: None)
+        with pytest.raises(ValueError, match=f"'{name}' cannot be swapped: hooks of its weight"):
+            make_searchable(model, outputs=outputs)
+        handle.remove()
+    make_searchable(model, outputs=["head"])
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 def test_what_cannot_be_swapped_is_named() -> None:
     model = nn.ModuleDict(
