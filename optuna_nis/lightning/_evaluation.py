@@ -82,6 +82,7 @@ class Evaluation:
     def take_over(self, other: Evaluation) -> None:
         """Know what another evaluation of a module that had just been trained has found out."""
         self._layers, self._kept = set(other._layers), other._kept
+        self._snapshot = other._snapshot
 
     def under(
         self,

@@ -45,10 +45,13 @@ _CLOSED = frozenset(
     | {"multiprocessing"}
 )
 _RECORDS = (SimpleNamespace, UserDict, UserList)
+_PLAIN = (list, deque, tuple, dict, set)
 _REMEMBERING = type(lru_cache(id))
 # Kernels such as that of batch normalisation write to buffers without counting it as a change:
 # buffers that are not large are always put back.
 _LARGE = 2**16
+# Entries from which on looking through what a container holds takes long.
+_MANY = 2**12
 # Containers that torch keeps in every module, many of them and seldom of use.
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith(("_hooks", "_kwargs")))
 _MISSING = object()
@@ -62,7 +65,8 @@ class Snapshot:
     if they are modules, records (dataclasses, namespaces), or of the user's own code: of classes
     that are not installed, or that come from the same package as a module. Weights are left
     alone, they are too many. What methods remember of earlier calls (:func:`functools.lru_cache`)
-    is forgotten.
+    is forgotten. What large containers of plain values hold, such as the histories of all users,
+    is looked through in later snapshots only if something of it was to be put back before.
 
     Args:
         module: The module.
@@ -86,20 +90,53 @@ class Snapshot:
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._sequences: list[tuple[list[Any] | deque[Any], list[Any]]] = []
         self._sets: list[tuple[set[Any], set[Any]]] = []
+        # Large containers by their ids, those of them that hold more than plain values or have
+        # changed, and in which of them others are.
+        self._many: dict[int, Any] = {}
+        self._told: set[int] = set()
+        self._inside: dict[int, int] = {}
+        self._is_put_back = False
         self._tensors: dict[int, tuple[Tensor, tuple[int, int], Tensor]] = {}
         self._arrays: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
         self._others: list[Callable[[], object]] = []
         self._classes: set[type] = set()
         seen: dict[int, Any] = {id(submodule): submodule for submodule in without}
-        found: list[Any] = [module]
+        found: list[tuple[Any, int | None]] = [(module, None)]
+        still = {} if earlier is None else earlier._still()
         while found:
-            value = found.pop()
-            if id(value) not in seen:
-                seen[id(value)] = value
-                held = self._remember(value)
-                if not _ATOMS.issuperset(map(type, held)):
-                    found.extend(each for each in held if not _is_fixed(each))
+            value, many = found.pop()
+            if id(value) in seen:
+                continue
+            seen[id(value)] = value
+            if many is not None:
+                self._inside[id(value)] = many
+                if not isinstance(value, _PLAIN):
+                    self._told.add(many)
+            elif (
+                isinstance(value, _PLAIN) and not isinstance(value, tuple) and len(value) >= _MANY
+            ):
+                many = id(value)
+                self._many[many] = value
+                self._inside[many] = many
+            if many == id(value) and still.get(many) is value:
+                if not isinstance(value, set):
+                    self._remember(value)
+                continue
+            held = self._remember(value)
+            if not _ATOMS.issuperset(map(type, held)):
+                found.extend((each, many) for each in held if not _is_fixed(each))
         self._known, self._known_arrays = {}, {}
+
+    def _still(self) -> dict[int, Any]:
+        """Large containers of plain values of which nothing was to be put back."""
+        if not self._is_put_back:
+            return {}
+        return {key: value for key, value in self._many.items() if key not in self._told}
+
+    def _tell(self, container: Any) -> None:
+        """Note that a container has changed."""
+        if (many := self._inside.get(id(container))) is not None:
+            self._told.add(many)
 
     def put_back(self) -> list[Change]:
         """Put everything back as it was.
@@ -108,12 +145,14 @@ class Snapshot:
             What had changed in dictionaries and attributes.
         """
         changes: list[Change] = []
+        self._is_put_back = True
         for entries, saved in self._dicts:
             if (
                 len(entries) != len(saved)
                 or not all(map(is_, entries, saved))
                 or not all(map(is_, entries.values(), saved.values()))
             ):
+                self._tell(entries)
                 changes += [
                     (entries, key, saved.get(key, _MISSING))
                     for key in entries.keys() | saved.keys()
@@ -123,10 +162,12 @@ class Snapshot:
                 entries.update(saved)
         for sequence, items in self._sequences:
             if len(sequence) != len(items) or not all(map(is_, sequence, items)):
+                self._tell(sequence)
                 sequence.clear()
                 sequence.extend(items)
         for members, before in self._sets:
             if members != before:
+                self._tell(members)
                 members.clear()
                 members.update(before)
         for key, (tensor, version, copy) in self._tensors.items():

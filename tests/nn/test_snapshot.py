@@ -263,3 +263,36 @@ def test_what_methods_remember_is_forgotten() -> None:
         assert after is not before
         assert model.vectors() is after
         before = after
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_large_containers_are_looked_through_as_long_as_they_change(changes: bool) -> None:
+    module = nn.Module()
+    module.histories = {user: [user] for user in range(5000)}  # type: ignore[assignment]
+    module.pairs = {(user, user) for user in range(5000)}  # type: ignore[assignment]
+    histories: Any = module.histories
+    first = Snapshot(module)
+    if changes:
+        histories[7].append(1)
+        module.pairs.add((1, 2))  # type: ignore[operator]
+    first.put_back()
+    assert histories[7] == [7]
+    later = Snapshot(module, earlier=first)
+    histories[8].append(1)
+    module.pairs.clear()  # type: ignore[operator]
+    histories[-1] = [0]
+    later.put_back()
+    assert -1 not in histories
+    assert histories[8] == ([8] if changes else [8, 1])
+    assert len(module.pairs) == (5000 if changes else 0)  # type: ignore[arg-type]
+
+
+def test_large_containers_of_more_than_plain_values_are_looked_through() -> None:
+    module = nn.Module()
+    module.rows = [torch.zeros(1) for _ in range(5000)]  # type: ignore[assignment]
+    first = Snapshot(module)
+    first.put_back()
+    later = Snapshot(module, earlier=first)
+    module.rows[3].add_(1)  # type: ignore[index]
+    later.put_back()
+    assert module.rows[3] == 0  # type: ignore[index]
