@@ -39,6 +39,7 @@ from optuna_nis.lightning.training import (
     check_trainer_options,
     fit,
     fit_data,
+    naming_options,
     quiet_lightning,
     quiet_trainer,
     training_loader,
@@ -152,6 +153,7 @@ def run_shortlist(
     check_trainer_options(trainer_options or {})
     with ExitStack() as stack:
         stack.enter_context(quiet_lightning())
+        stack.enter_context(naming_options())
         kept = folder is not None
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

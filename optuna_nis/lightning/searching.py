@@ -38,6 +38,7 @@ from optuna_nis.lightning.training import (
     Data,
     ValidationForSchedules,
     fit_data,
+    naming_options,
     quiet_lightning,
     quiet_trainer,
 )
@@ -258,7 +259,7 @@ def _train_supernet(
     else:
         # Nothing depends on how good the full tables are on the way.
         length = {"max_epochs": epochs, "check_val_every_n_epoch": epochs}
-    with quiet_lightning():
+    with quiet_lightning(), naming_options():
         trainer = quiet_trainer(
             supernet,
             **length,

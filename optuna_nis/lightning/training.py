@@ -35,6 +35,19 @@ _quiet_lock = threading.Lock()
 _num_quiet = 0
 
 
+# What errors of others hold, and what helps here.
+_ADVICE = {
+    "enable_checkpointing=False": "That is the default here: give "
+    '`trainer_options={"enable_checkpointing": True}`.',
+    "that has no logger": 'Here trainers have none by default: give `trainer_options={"logger": '
+    "...}`.",
+    "Tried to step": "A schedule of the model is made for fewer steps than the training has, "
+    "which goes on until validation improves no more. Say how long it is, `epochs` of a search "
+    "and `max_epochs` of other trainings, or make the schedule by "
+    "`self.trainer.estimated_stepping_batches`.",
+}
+
+
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep back what Lightning tells whoever makes a trainer; its warnings stay.
@@ -56,6 +69,18 @@ def quiet_lightning() -> Iterator[None]:
             if _num_quiet == 0:
                 for logger, level in zip(_loggers, _levels):
                     logger.setLevel(level)
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Add to errors of Lightning and torch the options of ours that they are about."""
+    try:
+        yield
+    except Exception as error:  # Lightning's packages have classes of their own.
+        advice = [text for part, text in _ADVICE.items() if part in str(error)]
+        if not advice:
+            raise
+        raise type(error)(f"{error} {advice[0]}") from error
 
 
 @dataclass(frozen=True)
@@ -157,6 +182,7 @@ def train(
             folder=folder,
         )
         stack.enter_context(quiet_lightning())
+        stack.enter_context(naming_options())
         trainer = quiet_trainer(
             model,
             max_epochs=convergence.most_epochs(max_epochs),

@@ -7,19 +7,21 @@ import re
 import threading
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from probing import Small, loader
 import pytest
 from tiny import IDS, MIXED, TRAIN, batches_of, rows
 import torch
 
-from optuna_nis import SearchSpace
+from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import DataConfig, evaluate, reference_model, train
 from optuna_nis.lightning.rewards import mode_by_name
 from optuna_nis.lightning.training import Training, copies, quiet_lightning, quiet_trainer
 from optuna_nis.lightning.training import data_of_test as part_of_test
-from optuna_nis.nn import make_searchable
+from optuna_nis.nn import apply_allocation, make_searchable
 
 
 @pytest.fixture
@@ -198,6 +200,32 @@ def test_a_loss_is_to_be_small_and_an_error_must_be_said() -> None:
 def test_what_a_training_cannot_go_by(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _train(_tiny(val_metric=0.5), **option)
+
+
+class Schedules(Small):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=2)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "callbacks", "message"),
+    [
+        (Small, [ModelCheckpoint()], r'default here: give .*"enable_checkpointing": True'),
+        (Small, [LearningRateMonitor()], r'none by default: give `trainer_options=\{"logger"'),
+        (Schedules, [], "Tried to step .* is made for fewer steps .* `max_epochs` of other"),
+    ],
+)
+def test_errors_of_others_name_the_option(
+    kind: type[Small], callbacks: list[Callback], message: str
+) -> None:
+    def build(allocation: Allocation) -> LightningModule:
+        return apply_allocation(kind(), allocation)
+
+    full = SearchSpace([EmbeddingSpec("user", 60, 8)]).full()
+    with pytest.raises((ValueError, MisconfigurationException), match=message):
+        train(build, full, (loader(), loader()), seed=0, callbacks=callbacks, monitor="val_loss")
 
 
 def test_callbacks_of_several_trainings_are_copies() -> None:
