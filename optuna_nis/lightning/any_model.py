@@ -221,8 +221,11 @@ def search_sizes(
         oov: What ids without a row give, as in :class:`~optuna_nis.EmbeddingSpec`, of every table.
         space: The search space, in place of ``budget``, ``mode``, ``precisions`` and ``oov``, for
             a ``build_model`` that takes sizes; by default that of the reference model.
-        counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted.
-        count_options: Arguments of :func:`~optuna_nis.nn.count_ids`, ``step`` or ``ids``.
+        counts: As in :func:`~optuna_nis.nn.make_searchable`; by default they are counted, in
+            all training data. In such as have no length, perhaps no end, they are in four times
+            the ``limit_train_batches`` of ``trainer_options``, if that is a number of batches.
+        count_options: Arguments of :func:`~optuna_nis.nn.count_ids`, such as ``step``, ``ids`` or
+            ``max_batches``.
         metric: As in :class:`NISCallback`.
         monitor: As in :class:`NISCallback`.
         monitor_mode: As ``mode`` in :class:`NISCallback`.
@@ -339,6 +342,7 @@ def search_sizes(
             mode=mode,
             precisions=precisions,
             oov=oov,
+            trainer_options=of_trainers,
         )
         space = subject.space
     study = group.study(study or create_study(direction="maximize"))

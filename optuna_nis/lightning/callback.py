@@ -345,6 +345,9 @@ class NISCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the full tables."""
+        # What is validated after the training may be of chosen sizes by then.
+        if trainer.state.fn != "fit":
+            return
         set_choices(pl_module, self.space, [self.space.full()])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

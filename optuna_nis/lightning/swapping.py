@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 import inspect
 from typing import Any
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
+from torch.utils._pytree import tree_leaves
 
 from optuna_nis.data.windows import whole
-from optuna_nis.lightning._package import lightning_of
+from optuna_nis.lightning._package import is_a, lightning_of
 from optuna_nis.lightning.searching import Subject
 from optuna_nis.lightning.training import Data, training_loader
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features
@@ -19,7 +21,9 @@ from optuna_nis.space.spec import Oov
 
 # Arguments that are those of the search itself.
 _NOT_OF_SWAP = ("model", "budget", "counts", "mode", "precisions")
-_NOT_OF_COUNT = ("dataloader", "model")
+_NOT_OF_COUNT = ("dataloader", "model", "datamodule")
+# Of data without an end: an epoch may be short, and how rare ids rank takes many batches.
+_EPOCHS_COUNTED = 4
 
 
 def swapped_subject(
@@ -30,17 +34,21 @@ def swapped_subject(
     swap_options: Mapping[str, Any] | None,
     *,
     oov: Oov,
+    trainer_options: Mapping[str, Any] | None = None,
     **of_space: Any,
 ) -> Subject:
     """The space of the layers of a model, and how their swapped models are made.
 
     Args:
         build_model: Makes the model.
-        data: Training data, where ids are counted.
+        data: Training data, where ids are counted: all of them, but at most four epochs of data
+            without a length, where the trainers have a number as ``limit_train_batches`` and
+            ``count_options`` no ``max_batches``.
         counts: As in :func:`search_sizes`.
         count_options: As in :func:`search_sizes`.
         swap_options: As in :func:`search_sizes`.
         oov: As in :func:`search_sizes`.
+        trainer_options: As in :func:`search_sizes`.
         **of_space: Budget, mode and precisions.
 
     Raises:
@@ -59,7 +67,7 @@ def swapped_subject(
         of_count = _options("count_options", count_options, count_ids, _NOT_OF_COUNT)
         if "outputs" in options and "ids" not in of_count:
             _check_outputs(build_model(), options)
-        counts = _counted(build_model(), data, of_count, options)
+        counts = _counted(build_model(), data, of_count, options, trainer_options or {})
         if "outputs" in options:
             _check_outputs(build_model(), {**options, "counts": counts})
     elif count_options is not None:
@@ -98,12 +106,37 @@ def _check_outputs(model: LightningModule, options: Mapping[str, Any]) -> None:
 
 
 def _counted(
-    model: LightningModule, data: Data, options: Mapping[str, Any], swap: Mapping[str, Any]
+    model: LightningModule,
+    data: Data,
+    options: Mapping[str, Any],
+    swap: Mapping[str, Any],
+    trainer_options: Mapping[str, Any],
 ) -> Counts:
-    """How often each id occurs in the training data."""
+    """How often each id occurs in the training data, or in the first batches of endless ones."""
     lightning_of(model)  # It must be a LightningModule.
-    options = {"exclude": swap.get("exclude", ()), **options}
-    return count_ids(whole(training_loader(data)), model, **options)
+    loader = training_loader(data)
+    options = {
+        "exclude": swap.get("exclude", ()),
+        "datamodule": None if isinstance(data, Sequence) else data,
+        "max_batches": None if _has_length(loader) else _most_batches(trainer_options),
+        **options,
+    }
+    return count_ids(whole(loader), model, **options)
+
+
+def _has_length(loader: Any) -> bool:
+    """Whether it is known how many batches a dataloader has, or each of several."""
+    loaders = loader.flattened if is_a(loader, "CombinedLoader") else tree_leaves(loader)
+    return all(sized_len(each) is not None for each in loaders)
+
+
+def _most_batches(trainer_options: Mapping[str, Any]) -> int | None:
+    """Batches of a few epochs of a trainer, None if it is not told how many an epoch has."""
+    limit = trainer_options.get("limit_train_batches")
+    if isinstance(limit, float):
+        # Above one it is a number of batches too, else a share.
+        limit = int(limit) if limit > 1 else None
+    return _EPOCHS_COUNTED * limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _swapped(

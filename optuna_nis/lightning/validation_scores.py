@@ -306,7 +306,7 @@ class _Batches:
         # Random numbers that are drawn later do not depend on whether this was asked.
         with isolate_rng(include_cuda=False):
             first, second = (_tensors(next(self._make(), None)) for _ in range(2))
-        return len(first) == len(second) and all(map(torch.equal, first, second))
+        return bool(first) and len(first) == len(second) and all(map(_same, first, second))
 
     def keep(self) -> None:
         """Give the batches of one pass from now on."""
@@ -391,9 +391,41 @@ def _mean(qualities: Sequence[Tensor]) -> Tensor:
 
 
 def _tensors(batch: Any) -> list[Tensor]:
-    """The tensors of a batch; a NaN, equal to nothing, where there are none to be seen."""
-    found = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    return found or [torch.tensor(math.nan)]
+    """The tensors of a batch, as far as they can be seen."""
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, NaN where the other has NaN; no if it cannot be told."""
+    try:
+        parts, others = _dense_parts(one), _dense_parts(other)
+        return len(parts) == len(others) and all(map(_equal, parts, others))
+    except (NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
+def _dense_parts(tensor: Tensor) -> list[Tensor]:
+    """What tells a tensor of any layout from others."""
+    if tensor.is_nested:
+        # The lengths in the shape of a jagged one equal those of no other one.
+        return list(tensor.unbind())
+    if tensor.layout == torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    else:
+        return [tensor]
+    return [torch.tensor(tensor.shape), *parts]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if torch.equal(one, other):
+        return True
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _joined(batches: list[Any]) -> list[Any]:

@@ -19,6 +19,9 @@ from optuna_nis.nn._tracing import is_traced
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
+# Rows from which on putting weights together takes less time than it saves.
+_MANY = 64
+
 
 class RankingModule(EmbeddingModule):
     """A DeepFM-style model of a yes-or-no label, measured by ROC-AUC.
@@ -109,13 +112,13 @@ class RankingModule(EmbeddingModule):
     def _of_inputs(self, rows: Tensor, others: Tensor | None) -> Tensor:
         """The MLP and the linear term.
 
-        Trained, their first layers are one product: the inputs are many numbers, which are neither
-        copied side by side nor gone over twice, nor are their gradients.
+        Of many rows, their first layers are one product: the inputs are many numbers, which are
+        neither copied side by side nor gone over twice, nor are their gradients.
         """
         first, *layers = self.mlp
         linears = all(type(each) is nn.Linear for each in (first, self.wide))
         watched = any(has_hooks(each) for each in (self.mlp, first, self.wide))
-        if not linears or watched or is_traced() or not torch.is_grad_enabled():
+        if not linears or watched or is_traced() or len(rows) < _MANY:
             flat = rows if others is None else torch.cat([rows, others], 1)
             of_all: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
             return of_all

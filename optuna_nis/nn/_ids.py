@@ -123,6 +123,44 @@ def flat_bags(ids: Tensor, offsets: Tensor | None, name: str) -> tuple[Tensor, T
     return ids, offsets
 
 
+def without_rest(
+    ids: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, num_embeddings: int, name: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Leave out the ids behind the last of offsets that are one more than there are bags.
+
+    Bags of torch end there in some cases, such as sums of 32 bits without padding on CPUs. In
+    others the rest is in the last bag, or counts in its mean alone (issue 191965 of pytorch).
+
+    Args:
+        ids: All ids, flat.
+        offsets: Where each bag starts, and where the last one ends.
+        per_sample_weights: The weight of each id, if they have weights.
+        num_embeddings: The id out of vocabulary.
+        name: What messages call the layer.
+
+    Returns:
+        Ids, where each bag starts, and weights. On CPUs the rest is cut off and need not be ids.
+        Elsewhere, where the device would be waited for, it is out of vocabulary, with weights of
+        zero.
+
+    Raises:
+        ValueError: As :func:`check_bags`, or if there are no offsets.
+    """
+    check_bags(ids, offsets, name)
+    if not len(offsets):
+        raise ValueError(f"`offsets` of {name!r} must hold where the last bag ends, got none.")
+    starts, end = offsets[:-1], offsets[-1]
+    if offsets.device.type == "cpu":
+        length = int(end)
+        weights = None if per_sample_weights is None else per_sample_weights[:length]
+        return ids[:length], starts, weights
+    rest = torch.arange(len(ids), device=ids.device) >= end
+    if per_sample_weights is not None:
+        # Also zero times what is no number would be none.
+        per_sample_weights = per_sample_weights.masked_fill(rest, 0.0)
+    return ids.masked_fill(rest, num_embeddings), starts, per_sample_weights
+
+
 def bags_of(ids: Tensor, offsets: Tensor | None, name: str) -> tuple[Tensor, Tensor, int]:
     """Flatten bags of ids.
 

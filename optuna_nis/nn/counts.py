@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 import sys
 from typing import Any
 import warnings
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from optuna_nis._checks import check_integer
 from optuna_nis._steps import step_arguments, takes_iterator
 from optuna_nis.nn._modes import modes_kept
 from optuna_nis.nn._snapshot import Snapshot
@@ -29,6 +31,8 @@ from optuna_nis.nn._tables import (
 
 _Add = Callable[[str, Tensor], None]
 
+_BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
 
 def count_ids(
     dataloader: Iterable[Any],
@@ -37,6 +41,8 @@ def count_ids(
     step: Callable[[Any], Any] | None = None,
     ids: Callable[[Any], Mapping[str, Tensor]] | None = None,
     exclude: Collection[str] = (),
+    datamodule: Any = None,
+    max_batches: int | None = None,
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """Count the ids that the embedding layers of a model look up, for :func:`make_searchable`.
@@ -60,6 +66,10 @@ def count_ids(
             :class:`torch.nn.Linear` that will be among the ``outputs``, the targets.
         exclude: Patterns of the names of layers that will not be swapped, as in
             :func:`make_searchable`; they are not counted.
+        datamodule: The data module that the batches are from, if there is one. Where it has hooks
+            of a batch, such as ``on_after_batch_transfer``, these are called in place of those
+            of the model, as Lightning does; like them, not where ``step`` or ``ids`` is given.
+        max_batches: Most batches to count, for data without an end; by default all.
         progress: Whether to show a progress bar, on standard error.
 
     Returns:
@@ -68,14 +78,16 @@ def count_ids(
 
     Raises:
         ValueError: If a name or an id does not fit the model, no id was seen, a layer was not
-            asked for rows but its ``weight`` was read, or the training step cannot be run
-            without a trainer.
+            asked for rows but its ``weight`` was read, the training step cannot be run without a
+            trainer, or ``max_batches`` is below 1.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 1))
         >>> count_ids([torch.tensor([3, 3, 1])], model, progress=False)
         {'0': tensor([0, 1, 0, 2])}
     """
+    if max_batches is not None:
+        check_integer("max_batches", max_batches, 1)
     layers = plain_layers(model)
     check_patterns("exclude", exclude, [*layers, *swapped_names(model)])
     layers = {name: layer for name, layer in layers.items() if not fits(name, exclude)}
@@ -106,7 +118,7 @@ def count_ids(
         counts.setdefault(name, torch.zeros(size, dtype=torch.int64))
         counts[name] += torch.bincount(flat.long(), minlength=size)
 
-    batches = _batches(dataloader, progress)
+    batches = _batches(dataloader, max_batches, progress)
     if ids is not None:
         for batch in batches:
             own = ids(batch)
@@ -119,7 +131,7 @@ def count_ids(
                 add(name, found)
     else:
         with _counting(model, layers, add) as read:
-            _run(model, step, batches)
+            _run(model, step, batches, datamodule)
         if unknown := sorted(read - set(counts)):
             raise ValueError(
                 f"The ids of {unknown} cannot be counted: the model reads the `weight` of these "
@@ -132,7 +144,7 @@ def count_ids(
     return counts
 
 
-def _batches(dataloader: Any, progress: bool) -> Iterator[Any]:
+def _batches(dataloader: Any, max_batches: int | None, progress: bool) -> Iterator[Any]:
     """The batches as a training step gets them, with a progress bar."""
     if _are_loaders(dataloader):
         from lightning.pytorch.utilities import CombinedLoader
@@ -143,15 +155,17 @@ def _batches(dataloader: Any, progress: bool) -> Iterator[Any]:
     except TypeError as error:
         raise ValueError(
             f"`dataloader` must give batches, got a {type(dataloader).__name__}; for a data "
-            "module pass what its `train_dataloader()` returns."
+            "module pass what its `train_dataloader()` returns, and itself as `datamodule`."
         ) from error
     try:
         total = len(dataloader)
     except (NotImplementedError, TypeError):
         # It has no length, or its data set has none.
         total = None
+    if max_batches is not None:
+        total = max_batches if total is None else min(total, max_batches)
     bar = track(
-        batches,
+        islice(batches, max_batches),
         "Counting ids",
         total=total,
         disable=not progress,
@@ -177,7 +191,12 @@ def _is_combined(dataloader: Any) -> bool:
     return isinstance(dataloader, tuple(each.CombinedLoader for each in found if each))
 
 
-def _run(model: nn.Module, step: Callable[[Any], Any] | None, batches: Iterator[Any]) -> None:
+def _run(
+    model: nn.Module,
+    step: Callable[[Any], Any] | None,
+    batches: Iterator[Any],
+    datamodule: Any,
+) -> None:
     training_step = getattr(model, "training_step", None)
     if step is not None or not callable(training_step):
         for batch in batches:
@@ -195,26 +214,34 @@ def _run(model: nn.Module, step: Callable[[Any], Any] | None, batches: Iterator[
         )
     for index, batch in enumerate(batches):
         try:
-            batch = _transferred(model, batch)
+            batch = _transferred(model, datamodule, batch)
             training_step(*step_arguments(training_step, batch, index))
         except (AttributeError, RuntimeError) as error:
             if not _misses_trainer(model, error):
                 raise
             raise ValueError(
-                f"`step` or `ids` must be given: the training step of {kind} needs a trainer "
-                f"({error}). Run what looks ids up, `step=lambda batch: model(batch[0])`, or say "
-                "where the ids are, `ids=lambda batch: {'user': batch[0]}`."
+                f"`step` or `ids` must be given: the training step of {kind} or a hook of its "
+                f"batches needs a trainer ({error}). Run what looks ids up, "
+                "`step=lambda batch: model(batch[0])`, or say where the ids are, "
+                "`ids=lambda batch: {'user': batch[0]}`."
             ) from error
 
 
-def _transferred(model: nn.Module, batch: Any) -> Any:
-    """The batch on the device of the model, after the hooks of a Lightning module."""
-    hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-    before, transfer, after = (getattr(model, name, None) for name in hooks)
+def _transferred(model: nn.Module, datamodule: Any, batch: Any) -> Any:
+    """The batch on the device of the model, after the hooks of Lightning's modules."""
+    before, transfer, after = (
+        _own_hook(datamodule, name) or getattr(model, name, None) for name in _BATCH_HOOKS
+    )
     if before is None or transfer is None or after is None:
         return batch
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return after(transfer(before(batch, 0), device, 0), 0)
+
+
+def _own_hook(datamodule: Any, name: str) -> Any:
+    """A hook that a data module has in place of Lightning's, in either of its packages."""
+    hook = getattr(datamodule, name, None)
+    return None if getattr(hook, "__qualname__", "") == f"DataHooks.{name}" else hook
 
 
 def _misses_trainer(model: nn.Module, error: Exception) -> bool:
@@ -250,7 +277,7 @@ def _listening(name: str, layer: Plain, add: _Add, read: set[str]) -> Iterator[N
     parameters = _Parameters(layer._parameters, lambda: read.add(name))
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        add(name, args[0] if args else kwargs["input"])
+        add(name, _looked_up(layer, *args, **kwargs))
         parameters.silent = True
 
     def after(layer: nn.Module, args: Any, output: Any) -> None:
@@ -267,6 +294,16 @@ def _listening(name: str, layer: Plain, add: _Add, read: set[str]) -> Iterator[N
         layer._parameters = original
         for handle in handles:
             handle.remove()
+
+
+def _looked_up(
+    layer: nn.Module, input: Tensor, offsets: Tensor | None = None, *more: Any, **options: Any
+) -> Tensor:
+    """The ids that a layer looks up of those that it is given."""
+    if offsets is None or not getattr(layer, "include_last_offset", False):
+        return input
+    # What is behind the last bag need not even be ids. Wrong offsets are refused by the layer.
+    return input[: int(offsets[-1])] if len(offsets) else input
 
 
 class _Parameters(dict[str, "nn.Parameter | None"]):

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.nn._ids import bags_of, check_bags, check_weights, mean_of, no_offsets
+from optuna_nis.nn._ids import (
+    bags_of,
+    check_bags,
+    check_weights,
+    mean_of,
+    no_offsets,
+    without_rest,
+)
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._ranked import constant
 from optuna_nis.nn._sparse import sparse_only
@@ -207,10 +214,28 @@ class SwappedEmbedding(_SwappedTable, nn.Embedding):
         return table_weight(self._filled(ids, self._table()), self._name)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Look up ids of any shape."""
+        """Look up ids of any shape, also jagged ones."""
         if self.sparse:
             sparse_only(self.fields)
+        if input.is_nested:
+            return self._jagged(input)
         return self._filled(input, self._rows(input))
+
+    def _jagged(self, ids: Tensor) -> Tensor:
+        if ids.layout != torch.jagged:
+            raise TypeError(
+                f"`input` of {self._name!r} must be an ordinary tensor or a jagged one, got a "
+                "nested one of another layout."
+            )
+        choices = self.field_layers()[0].num_choices
+        if choices > 1:
+            raise ValueError(
+                f"Jagged ids of {self._name!r} cannot be shared among {choices} choices; use "
+                "NISCallback(..., choices_per_step=1)."
+            )
+        rows = self(ids.values())
+        cuts = ids.offsets(), ids.lengths()  # type: ignore[attr-defined]
+        return torch.nested.nested_tensor_from_jagged(rows, *cuts)
 
     def _filled(self, ids: Tensor, rows: Tensor) -> Tensor:
         # A row of padding that is not zero is a constant, as in torch.
@@ -239,16 +264,22 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
-        """Look up and pool bags of ids, as torch takes them."""
+        """Look up and pool bags of ids, as torch takes them.
+
+        With ``include_last_offset`` the last bag ends where the last offset says, in every mode.
+        """
         if self.sparse:
             sparse_only(self.fields)
-        if offsets is not None and self.include_last_offset:
-            offsets = offsets[:-1]
         if per_sample_weights is not None and self.mode != "sum":
             raise ValueError(f"`per_sample_weights` needs mode='sum', got {self.mode!r}.")
         if input.dim() == 1 and offsets is None:
             check_bags(input, offsets, self._name)
         check_weights(per_sample_weights, input, self._name)
+        # Bags by offsets are refused below where a model is traced.
+        if offsets is not None and self.include_last_offset and not is_traced():
+            input, offsets, per_sample_weights = without_rest(
+                input, offsets, per_sample_weights, self.num_embeddings, self._name
+            )
         if self.mode == "max":
             return self._maximum(input, offsets)
         columns = None if per_sample_weights is not None else self._columns(input)
@@ -309,8 +340,9 @@ class SwappedEmbeddingBag(_SwappedTable, nn.EmbeddingBag):
             return torch.where(known.any(1), highest, torch.zeros_like(highest))
         flat, bags, num_bags = self._bags(ids, offsets)
         rows = self._rows(flat)
-        if self.padding_idx is not None:
-            rows = rows.masked_fill((flat == self.padding_idx).unsqueeze(1), -math.inf)
+        if self.padding_idx is not None or self.include_last_offset:
+            left_out = self._known(flat) == self.num_embeddings
+            rows = rows.masked_fill(left_out.unsqueeze(1), -math.inf)
         index = bags.unsqueeze(1).expand(-1, self.embedding_dim)
         # Not of zeros, which torch counts among equal maxima where the gradient is shared, also
         # if they are not to be included.

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import numpy as np
 import optuna
 import pytest
+from tiny import MIXED, TRAIN, Net, batches_of
 import torch
 
 from optuna_nis import NISSampler, SearchSpace, penalised_reward
@@ -19,7 +20,7 @@ from optuna_nis.data import TableDataModule
 from optuna_nis.lightning import EmbeddingModule, NISCallback, RankingModule, reference_model
 from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.training import quiet_trainer
-from optuna_nis.nn import supernet_layers
+from optuna_nis.nn import apply_allocation, make_searchable, set_choices, supernet_layers
 from optuna_nis.strategy.baselines import frequent_ids, mixed_dimensions
 from optuna_nis.strategy.journal import Journal
 from optuna_nis.study.recording import TrialRecorder
@@ -427,6 +428,20 @@ def test_searches_where_the_first_epochs_are_not_validated(datamodule: TableData
     trainer.fit(reference_model(datamodule.features)(space), datamodule=datamodule)
     assert search.candidates
     assert "val_metric" in trainer.callback_metrics
+
+
+def test_what_is_validated_after_the_training_is_left_as_it_is() -> None:
+    model, validation = Net(), batches_of(MIXED)
+    space = make_searchable(model, budget=0.5)
+    search = NISCallback(space, num_updates=1, group_size=2)
+    trainer = quiet_trainer(max_epochs=1, callbacks=[search])
+    trainer.fit(model, batches_of(TRAIN), validation)
+    choice = space.sample(np.random.default_rng(0), space.budget)
+    set_choices(model, space, [choice])
+    chosen = trainer.validate(model, validation, verbose=False)
+    apply_allocation(model, choice)
+    (sized,) = trainer.validate(model, validation, verbose=False)
+    assert sized == pytest.approx(chosen[0])
 
 
 class _Terminated(Callback):

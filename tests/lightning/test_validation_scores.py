@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny import IDS, MIXED, TRAIN, Net, SideBySide, batches_of, rows
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics.classification import BinaryAUROC
 
@@ -189,6 +190,50 @@ def test_data_that_stay_the_same_are_not_kept_and_cost_no_random_numbers() -> No
     assert _Batches(lambda: iter(data)).repeat()
     assert not _Batches(lambda: iter(batches_of(MIXED, shuffle=True))).repeat()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+_DENSE = torch.tensor([[1.0, 0.0], [torch.nan, 2.0], [0.0, 3.0], [0.0, 0.0]])
+_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": lambda dense: dense,
+    "coo": lambda dense: dense.to_sparse(),
+    "uncoalesced": lambda dense: torch.sparse_coo_tensor(
+        [[0, 0]], dense[:2], check_invariants=False
+    ),
+    "csr": lambda dense: dense.to_sparse_csr(),
+    "csc": lambda dense: dense.to_sparse_csc(),
+    "bsr": lambda dense: dense.to_sparse_bsr((2, 2)),
+    "bsc": lambda dense: dense.to_sparse_bsc((2, 2)),
+    "jagged": lambda dense: torch.nested.nested_tensor(
+        [dense[:1], dense[1:]], layout=torch.jagged
+    ),
+    "nested": lambda dense: torch.nested.nested_tensor([dense[:1], dense[1:]]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+@pytest.mark.parametrize("layout", list(_LAYOUTS))
+def test_batches_of_any_layout_are_compared(layout: str) -> None:
+    def repeat(*batches: Any) -> bool:
+        given = iter(batches)
+        return _Batches(lambda: given).repeat()
+
+    make = _LAYOUTS[layout]
+    other = _DENSE.clone()
+    other[1, 1] = 4.0
+    assert repeat({"x": make(_DENSE)}, {"x": make(_DENSE.clone())})
+    assert not repeat({"x": make(_DENSE)}, {"x": make(other)})
+    assert not repeat({"x": make(_DENSE)}, {"x": other[:3]})
+
+
+def test_batches_that_cannot_be_compared_are_not_the_same() -> None:
+    def repeat(batch: Any) -> bool:
+        return _Batches(lambda: iter([batch])).repeat()
+
+    assert repeat(torch.ones(2))
+    assert not repeat(torch.ones(2).to_mkldnn())
+    assert not repeat(["no tensors"])
+    assert not _Batches(lambda: iter([])).repeat()
 
 
 def test_all_dataloaders_in_their_order() -> None:

@@ -56,11 +56,13 @@ def test_counts_dense_parameters() -> None:
 def test_the_first_layers_together_give_what_each_gives(num_numeric: int) -> None:
     torch.manual_seed(0)
     model = RankingModule(SPACE, bags={"genres"}, num_numeric=num_numeric, init_std=1.0)
-    batch = batch_of()
+    batch = batch_of(100)
     if num_numeric:
         batch["numeric"] = torch.randn(len(batch["label"]), num_numeric)
     logits = [model(batch)]
     with torch.no_grad():
+        few = {name: values[:9] for name, values in batch.items()}
+        torch.testing.assert_close(model(few), logits[0][:9])
         logits.append(model(batch))
     seen: list[int] = []
     for layer in (model.mlp[0], model.wide, model.mlp):
@@ -81,7 +83,7 @@ def test_the_first_layers_together_give_what_each_gives(num_numeric: int) -> Non
 
 
 def test_layers_that_others_have_changed_are_called() -> None:
-    model, batch = RankingModule(SPACE, bags={"genres"}), batch_of()
+    model, batch = RankingModule(SPACE, bags={"genres"}), batch_of(100)
     expected = model(batch)
     torch.nn.utils.parametrizations.weight_norm(model.mlp[0])
     torch.testing.assert_close(model(batch), expected)

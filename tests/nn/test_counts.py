@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import functools
+from itertools import cycle
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -189,6 +190,49 @@ class Transferring(Plain):
 def test_the_hooks_of_a_batch_are_called() -> None:
     batches = [{"ids": batch + 100} for batch in BATCHES]
     assert torch.equal(count_ids(batches, Transferring(), progress=False)["user"], COUNTED)
+
+
+class Hooked(LightningDataModule):
+    """Its batches are what its hook makes of them, after the first one of the model."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch - 200
+
+
+def test_the_hooks_of_a_data_module_take_the_place_of_those_of_the_model() -> None:
+    for datamodule, offset in ((Hooked(), 200), (LightningDataModule(), 100)):
+        batches = [{"ids": batch + offset} for batch in BATCHES]
+        counts = count_ids(batches, Transferring(), datamodule=datamodule, progress=False)
+        assert torch.equal(counts["user"], COUNTED)
+
+
+def test_a_hook_that_needs_a_trainer_is_told() -> None:
+    class Asking(LightningDataModule):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch if self.trainer.training else None  # type: ignore[union-attr]
+
+    with pytest.raises(ValueError, match="of Plain or a hook of its batches needs a trainer"):
+        count_ids(BATCHES, Plain(), datamodule=Asking(), progress=False)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_of_data_without_an_end_some_batches_are_counted(progress: bool) -> None:
+    endless = cycle([*BATCHES, torch.tensor([9])])
+    counts = count_ids(endless, Plain(), max_batches=2, progress=progress)
+    assert torch.equal(counts["user"], COUNTED)
+    assert next(endless).tolist() == [9]  # None was taken in vain.
+    counts = count_ids(BATCHES, Plain(), max_batches=3, progress=progress)
+    assert torch.equal(counts["user"], COUNTED)
+    with pytest.raises(ValueError, match="`max_batches` must be an integer of at least 1, got 0"):
+        count_ids(BATCHES, Plain(), max_batches=0)
+
+
+def test_ids_behind_the_last_bag_are_not_counted() -> None:
+    model = nn.ModuleDict({"bag": nn.EmbeddingBag(10, 4, mode="sum", include_last_offset=True)})
+    bags = (torch.tensor([1, 1, 2, 3, 99]), torch.tensor([0, 3, 4]))
+    for step in (lambda b: model["bag"](*b), lambda b: model["bag"](input=b[0], offsets=b[1])):
+        counts = count_ids([bags], model, step=step, progress=False)
+        assert torch.equal(counts["bag"], COUNTED)
 
 
 class Rate(Plain):

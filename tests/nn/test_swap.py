@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
+from pretend_device import DEVICE, PretendDevice
 import pytest
 import torch
 from torch import Tensor, nn
@@ -241,6 +242,60 @@ def test_bags(
     torch.testing.assert_close(layer(ids, **arguments), chosen)
     if choice.num_parameters:
         layer(ids, **arguments).sum().backward()
+
+
+_BUFFER = torch.arange(20).where(torch.arange(20) < 15, 999)
+_ENDS = torch.tensor([0, 3, 3, 15])
+
+
+def _with_rest(mode: str, fused: bool, padding: int | None, sized: bool) -> tuple[Any, Any]:
+    """A layer for bags that end before the ids do, and torch's for ids without the rest."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"mode": mode, "padding_idx": padding, "include_last_offset": True}
+    plain = nn.EmbeddingBag(50, 4, **options)
+    model = nn.ModuleDict({"bag": copy.deepcopy(plain)})
+    space = make_searchable(model, fields={"bag": [20, 30]} if fused else None)
+    if sized:
+        apply_allocation(model, space.full())
+    return model["bag"], plain
+
+
+@pytest.mark.parametrize("sized", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("padding", [None, 3])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max", "weighted"])
+def test_a_bag_ends_at_the_last_offset(
+    mode: str, padding: int | None, fused: bool, sized: bool
+) -> None:
+    weights = torch.rand(20) if mode == "weighted" else None
+    layer, plain = _with_rest("sum" if mode == "weighted" else mode, fused, padding, sized)
+    expected = plain(_BUFFER[:15], _ENDS, None if weights is None else weights[:15])
+    torch.testing.assert_close(layer(_BUFFER, _ENDS, weights), expected)
+    assert layer(_BUFFER, _ENDS[:1], weights).shape == (0, 4)
+    with PretendDevice() as device:
+        layer.to(DEVICE)
+        if weights is not None:
+            weights[15:] = torch.nan
+            weights = weights.to(DEVICE)
+        ids, ends = _BUFFER.to(DEVICE), _ENDS.to(DEVICE)
+        layer(ids, ends, weights)
+        device.reset()
+        found = layer(ids, ends, weights)
+        assert fused or not device.waits
+        torch.testing.assert_close(found.cpu(), expected)
+
+
+def test_last_offsets_that_torch_refuses_are_refused() -> None:
+    layer, plain = _with_rest("sum", False, None, False)
+    # Where torch ends bags there too.
+    torch.testing.assert_close(layer(_BUFFER, _ENDS), plain(_BUFFER, _ENDS))
+    for offsets, message in (
+        ([0, 21], "at most the number of ids, 20, got"),
+        ([0, 7, 3], "not fall"),
+        ([], "must hold where the last bag ends, got none"),
+    ):
+        with pytest.raises(ValueError, match=f"`offsets` of 'bag' .*{message}"):
+            layer(_BUFFER, torch.tensor(offsets, dtype=torch.int64))
 
 
 def test_bags_in_the_columns_of_a_fused_table() -> None:
@@ -575,3 +630,19 @@ def test_choices_that_do_not_fit_are_refused() -> None:
     second = make_searchable(model, include=["item"])
     with pytest.raises(ValueError, match=r"it lacks \['user'\]"):
         set_choices(model, second, [second.full()])
+
+
+def test_jagged_ids_have_jagged_rows() -> None:
+    parts = [torch.tensor([1, 2, 3]), torch.tensor([4, 49])]
+    ids = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    model = nn.Sequential(nn.Embedding(50, 8))
+    space = make_searchable(model, budget="50%")
+    rows = model(ids)
+    assert [len(each) for each in rows.unbind()] == [3, 2]
+    assert torch.equal(rows.values(), model(torch.cat(parts)))
+    rows.values().sum().backward()
+    set_choices(model, space, [space.full(), space.full()])
+    with pytest.raises(ValueError, match="Jagged ids of '0' cannot be shared among 2 choices"):
+        model(ids)
+    with pytest.raises(TypeError, match="'0' must be an ordinary tensor or a jagged one"):
+        model(torch.nested.nested_tensor(parts, layout=torch.strided))
