@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -88,15 +88,16 @@ def find_tables(
     """
     owners = _owners(model)
     tables: dict[int, Table] = {}
-    for name, layer in plain_layers(model).items():
-        if id(layer.weight) in tables:
-            tables[id(layer.weight)].layers.append(layer)
-            tables[id(layer.weight)].names.append(name)
-        elif selected(name):
+    for own in _by_weight(plain_layers(model)):
+        # Those that have one weight are swapped together, whichever of them is asked for.
+        if not any(selected(name) for name, _ in own):
+            continue
+        for name, layer in own:
             _check_layer(name, layer)
-            weight = layer._parameters["weight"]
-            assert weight is not None
-            tables[id(weight)] = Table(name, weight, [layer], names=[name])
+        names, layers = [name for name, _ in own], [layer for _, layer in own]
+        weight = layers[0]._parameters["weight"]
+        assert weight is not None
+        tables[id(weight)] = Table(names[0], weight, layers, names=names)
     linear = linear_layers(model)
     for name, head in linear.items():
         weight = head._parameters.get("weight")
@@ -112,6 +113,14 @@ def find_tables(
     for table in tables.values():
         _check_owners(table, owners[id(table.weight)])
     return list(tables.values())
+
+
+def _by_weight(layers: Mapping[str, Plain]) -> list[list[tuple[str, Plain]]]:
+    """Layers and their names, those that have one weight together."""
+    groups: dict[int, list[tuple[str, Plain]]] = {}
+    for name, layer in layers.items():
+        groups.setdefault(id(layer.weight), []).append((name, layer))
+    return list(groups.values())
 
 
 def bare_tables(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -283,11 +283,13 @@ def _with_counts(layers: Collection[str], tables: Sequence[Table]) -> list[str]:
 
 def _check_excluded(table: Table, exclude: Collection[str]) -> None:
     """Raise a ValueError if a table is to be swapped of which a layer is to be left alone."""
-    for name in table.names[: len(table.layers)]:
+    names = table.names[: len(table.layers)]
+    for name in names:
         if fits(name, exclude):
+            other = next(each for each in names if not fits(each, exclude))
             raise ValueError(
-                f"`exclude` leaves {name!r} alone, which has the weight of {table.name!r}: "
-                "exclude both, or untie them before."
+                f"`exclude` leaves {name!r} alone, which has the weight of {other!r}: exclude "
+                "both, or untie them before."
             )
 
 

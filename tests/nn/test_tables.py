@@ -189,3 +189,20 @@ def test_a_frozen_table_may_be_sparse(sparse: bool) -> None:
     model(torch.arange(100)).sum().backward()
     apply_allocation(model, space.full())
     model(torch.arange(100)).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["one", "other"])
+def test_embeddings_that_are_tied_go_by_either_name(name: str) -> None:
+    def build() -> nn.ModuleDict:
+        model = nn.ModuleDict({"one": nn.Embedding(100, 8), "other": nn.Embedding(100, 8)})
+        model["other"].weight = model["one"].weight
+        return model
+
+    model = build()
+    space = make_searchable(model, budget="50%", include=[name])
+    assert [spec.name for spec in space.specs] == ["one"]
+    ids = torch.tensor([3, 99])
+    assert torch.equal(model["one"](ids), model["other"](ids))
+    rest = {"one": "other", "other": "one"}[name]
+    with pytest.raises(ValueError, match=f"leaves '{name}' alone, .* the weight of '{rest}'"):
+        make_searchable(build(), exclude=[name])
