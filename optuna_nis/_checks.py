@@ -80,6 +80,16 @@ def check_source(name: str, path: str | os.PathLike[str]) -> None:
         )
 
 
+def check_label(table: object, label: str | None) -> None:
+    """Check that a label is named, if there is a table.
+
+    Raises:
+        ValueError: If not.
+    """
+    if table is not None and label is None:
+        raise ValueError("`label` must name the label's column of the table, got None.")
+
+
 def check_file(name: str, path: str | os.PathLike[str]) -> None:
     """Check that a file can be written, before hours of work are lost; nothing is left behind.
 

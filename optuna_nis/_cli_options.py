@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from optuna_nis._checks import check_label
 from optuna_nis._cli_values import (
     bags_of,
     budget_of,
@@ -159,9 +160,10 @@ class DataOptions:
         return str(self.dataset or (self.table or ["data"])[0])
 
     def check_files(self) -> None:
-        """Check that the tables are there, before anything large is imported."""
+        """Check that the tables are there, and a label, before anything large is imported."""
         for name, paths in (("table", self.table), ("valid", self.valid), ("test", self.test)):
             check_sources(name, paths)
+        check_label(self.table, self.label)
 
     def config(self) -> DataConfig:
         """The same in Python; paths hold wherever a later command is started."""

@@ -537,7 +537,10 @@ def no_loading(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (("search", "--table", "a.csv"), "Searching the sizes for a.csv: loading torch"),
+        (
+            ("search", "--table", "a.csv", "--label", "y"),
+            "Searching the sizes for a.csv: loading torch",
+        ),
         (("search", "--dataset", "flights"), "Searching the sizes for flights: loading torch"),
         (("retrain",), "Retraining the best sizes of optuna-nis: loading torch"),
         (
@@ -579,6 +582,11 @@ def test_tables_that_are_not_there_wait_for_no_imports(
 ) -> None:
     told = f"`{option}` must be a file, got 'none.csv', which is none, nor a folder.\n"
     assert _run(*command, "--quiet") == (1, told)
+
+
+def test_a_label_that_is_not_named_waits_for_no_imports(no_loading: None) -> None:
+    told = "`--label` must name the label's column of the table, got None.\n"
+    assert _run("search", "--table", "a.csv", "--quiet") == (1, told)
 
 
 def test_progress_and_results_go_their_own_ways(

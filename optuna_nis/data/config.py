@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from optuna_nis._checks import check_integer
+from optuna_nis._checks import check_integer, check_label
 from optuna_nis._json import read_json
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.data.bags import BagKeep, check_separators
@@ -109,8 +109,7 @@ class DataConfig:
                 f"Either `dataset` or `table` must be given, got dataset={self.dataset!r} and "
                 f"table={self.table!r}."
             )
-        if self.table is not None and self.label is None:
-            raise ValueError("`label` must name the label's column of the table, got None.")
+        check_label(self.table, self.label)
         if self.table is not None and self.data_dir is not None:
             raise ValueError(
                 f"`data_dir` is for a data set by name, got {self.data_dir!r} with the table "
