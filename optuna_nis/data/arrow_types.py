@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow
 from pyarrow import compute
 
+# By their names: older versions have no such types.
+_VIEWS: Final = ("list_view<", "large_list_view<")
 _UNITS: Final = ("s", "ms", "us", "ns")
 
 
@@ -62,7 +64,7 @@ def _plain_items(column: Any, as_bytes: bool) -> Any:
     kind = column.type
     if not hasattr(kind, "value_type") or pyarrow.types.is_map(kind):
         return column
-    if "list_view" in str(kind):
+    if str(kind).startswith(_VIEWS):
         lists = pyarrow.large_list(kind.value_type)
         chunks = [_as_lists(chunk) for chunk in column.chunks]
         return _plain_items(pyarrow.chunked_array(chunks, lists), as_bytes)
@@ -104,7 +106,8 @@ def is_decimal(kind: Any) -> bool:
 def is_list_of_zoned_times(kind: Any) -> bool:
     """Whether a type is that of lists of times with a zone."""
     types = pyarrow.types
-    item = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    item = kind.value_type if any(is_list(kind) for is_list in lists) else kind
     return bool(item is not kind and types.is_timestamp(item) and item.tz is not None)
 
 

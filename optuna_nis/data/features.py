@@ -311,7 +311,9 @@ class Features:
         if name not in self.separators:
             return as_seen(column, self.vocabularies[name], name)
         if self.separators[name] is None:
-            as_seen(items_of(self, column, name)[0], self.vocabularies[name], name)
+            items, _ = items_of(self, column, name)
+            warn_of_rounded(items, self.vocabularies[name], name)
+            as_seen(items, self.vocabularies[name], name)
         return column
 
     def _as_seen(self, frame: pd.DataFrame, check: bool = True) -> dict[str, pd.Series[Any]]:
@@ -329,11 +331,8 @@ class Features:
             frame = frame.copy(deep=False)
             frame[sorted(self.optional)] = None
         if check:
-            for name, known in self.vocabularies.items():
-                column = frame[name]
-                if name in self.separators:
-                    column = items_of(self, column, name)[0]
-                warn_of_rounded(column, known, name)
+            for name in self.vocabularies.keys() - self.separators.keys():
+                warn_of_rounded(frame[name], self.vocabularies[name], name)
             return {name: self.as_seen(frame[name], name) for name in self.names}
         return {
             name: frame[name] if name in self.separators else converted(frame[name], known)

@@ -77,7 +77,7 @@ class Scaling:
                 )
             std = 1.0
         else:
-            _warn_of_few_steps(least, most, name)
+            _warn_of_few_steps(values, least, most, name)
         return cls(mean, std, has_missing)
 
     @property
@@ -198,23 +198,32 @@ def _logs(values: Floats | FileArray, name: str) -> Iterator[NDArray[np.float64]
         yield _signed_log(chunk[~np.isnan(chunk)])
 
 
-def _warn_of_few_steps(least: float, most: float, name: str) -> None:
+def _warn_of_few_steps(values: Floats | FileArray, least: float, most: float, name: str) -> None:
     """Warn of numbers that lie so close together that floats of 32 bits tell few of them apart.
 
     Args:
+        values: The numbers.
         least: The least of them, as signed logarithm.
         most: The largest.
         name: The column.
     """
     low, high = (float(np.sign(log) * np.expm1(abs(log))) for log in (least, most))
     step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    if high - low < _FEW_STEPS * step:
+    # Whole numbers of so many digits are all told apart.
+    if high - low < _FEW_STEPS * step and not (step <= 1 and _are_whole(values)):
         warnings.warn(
             f"The numbers of the column {name!r}, from {low:g} to {high:g}, lie so close together "
             f"that floats of 32 bits, {step:g} apart, tell few of them apart: take what is common "
             "to all of them away before.",
             stacklevel=4,
         )
+
+
+def _are_whole(values: Floats | FileArray) -> bool:
+    chunks = (
+        np.asarray(values[start : start + _CHUNK]) for start in range(0, len(values), _CHUNK)
+    )
+    return all((np.isnan(chunk) | (chunk == np.floor(chunk))).all() for chunk in chunks)
 
 
 def _signed_log(values: NDArray[Any]) -> NDArray[np.float64]:

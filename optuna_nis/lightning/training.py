@@ -80,7 +80,11 @@ def naming_options() -> Iterator[None]:
         advice = [text for part, text in _ADVICE.items() if part in str(error)]
         if not advice:
             raise
-        raise type(error)(f"{error} {advice[0]}") from error
+        try:
+            named = type(error)(f"{error} {advice[0]}")
+        except Exception:  # It is made of something else than a text.
+            raise error from None
+        raise named from error
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class FeatureEmbeddings(nn.Module):
         """The rows that are made with those of other features, and which of them each id has."""
         if not isinstance(layer, SupernetEmbedding) or layer.mode is not None or ids.dim() != 1:
             return None
-        return layer.wanted(ids) if gathers(layer.weight) and not has_hooks(layer) else None
+        return None if has_hooks(layer) else layer.wanted(ids)
 
     def _part(self, name: str, layer: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """A table and which of its rows examples have, or the rows of the examples and None."""

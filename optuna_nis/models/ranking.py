@@ -19,8 +19,8 @@ from optuna_nis.nn._tracing import is_traced
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 
-# Rows from which on putting weights together takes less time than it saves.
-_MANY = 64
+# Inputs of a batch from which on putting weights together takes less time than it saves.
+_MANY = 2**19
 
 
 class RankingModule(EmbeddingModule):
@@ -112,13 +112,20 @@ class RankingModule(EmbeddingModule):
     def _of_inputs(self, rows: Tensor, others: Tensor | None) -> Tensor:
         """The MLP and the linear term.
 
-        Of many rows, their first layers are one product: the inputs are many numbers, which are
-        neither copied side by side nor gone over twice, nor are their gradients.
+        Of many inputs, their first layers are one product: they are neither copied side by side
+        nor gone over twice, nor are their gradients.
         """
         first, *layers = self.mlp
         linears = all(type(each) is nn.Linear for each in (first, self.wide))
         watched = any(has_hooks(each) for each in (self.mlp, first, self.wide))
-        if not linears or watched or is_traced() or len(rows) < _MANY:
+        plain = linears and first.bias is not None and self.wide.bias is None
+        if (
+            not plain
+            or self.wide.out_features != 1
+            or watched
+            or is_traced()
+            or rows.numel() < _MANY
+        ):
             flat = rows if others is None else torch.cat([rows, others], 1)
             of_all: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
             return of_all

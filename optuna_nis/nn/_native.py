@@ -147,9 +147,11 @@ def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> bool:
     fits = rows.is_cpu and rows.dtype is torch.int64 and rows.is_contiguous()
     if not (_IS_USED and fits and _has_memory(rows) and _is_plain(total)):
         return False
-    if values.stride(1) != 1 or not _is_float32(values):
-        return False
     size, width = total.shape
+    if values.shape != (len(rows), width) or values.stride(1) != 1:
+        return False
+    if not (_is_float32(values) and _has_memory(values)):
+        return False
     _kernels.add_rows(
         total.data_ptr(),
         size,
@@ -219,4 +221,4 @@ def _is_float32(tensor: Tensor) -> bool:
 def _has_memory(tensor: Tensor) -> bool:
     """Whether its numbers are there; sharding gives back what is elsewhere for a while."""
     end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
-    return tensor.untyped_storage().nbytes() >= end
+    return not tensor.numel() or tensor.untyped_storage().nbytes() >= end

@@ -93,7 +93,7 @@ class Snapshot:
         # Large containers by their ids, those of them that hold more than plain values or have
         # changed, and in which of them others are.
         self._many: dict[int, Any] = {}
-        self._told: set[int] = set()
+        self._told: set[int] = set() if earlier is None else set(earlier._told)
         self._inside: dict[int, int] = {}
         self._is_put_back = False
         self._tensors: dict[int, tuple[Tensor, tuple[int, int], Tensor]] = {}
@@ -118,11 +118,9 @@ class Snapshot:
                 many = id(value)
                 self._many[many] = value
                 self._inside[many] = many
-            if many == id(value) and still.get(many) is value:
-                if not isinstance(value, set):
-                    self._remember(value)
-                continue
             held = self._remember(value)
+            if many == id(value) and still.get(many) is value:
+                continue
             if not _ATOMS.issuperset(map(type, held)):
                 found.extend((each, many) for each in held if not _is_fixed(each))
         self._known, self._known_arrays = {}, {}

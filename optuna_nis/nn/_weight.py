@@ -17,6 +17,9 @@ _ASKED_BY_OPTIMISERS = Tensor.retains_grad.__get__  # type: ignore[attr-defined]
 _GRAD = Tensor.grad.__get__  # type: ignore[union-attr]
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
+_NO_GRADIENT = (
+    "{} and has no gradient of its own: look at those of the `parameters()` of the layer."
+)
 _LOOK_UPS = ("embedding", "embedding_bag")
 _AUGMENTED = {
     f"__i{name}__"
@@ -51,10 +54,9 @@ class TableWeight(Tensor):
                     "trained instead: the `parameters()` of the layer."
                 )
             if func == _GRAD:
-                raise RuntimeError(
-                    f"{_computed(target)} and has no gradient of its own: look at those of the "
-                    "`parameters()` of the layer."
-                )
+                raise AttributeError(_NO_GRADIENT.format(_computed(target)))
+            if name == "retain_grad":
+                raise RuntimeError(_NO_GRADIENT.format(_computed(target)))
             if name in _HOOKS:
                 raise RuntimeError(
                     f"{_computed(target)}: a hook of it would never be called. Register it for "

@@ -109,7 +109,9 @@ def count_ids(
         if not isinstance(found, Tensor) or found.is_floating_point() or found.is_complex():
             kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
             raise TypeError(f"The ids of {name!r} must be a tensor of integers, got {kind}.")
-        flat = found.detach().reshape(-1).cpu()
+        # Of jagged ones what is in their rows.
+        parts = found.detach().unbind() if found.is_nested else [found.detach()]
+        flat = torch.cat([part.reshape(-1) for part in parts]).cpu()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < size:
             raise ValueError(
                 f"The ids of {name!r} must be between 0 and {size - 1}, got {int(flat.min())} to "

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from optuna_nis.nn._choice_masks import set_sizes
 from optuna_nis.nn._distinct import distinct
-from optuna_nis.nn._gather import bag_sums, look_up
+from optuna_nis.nn._gather import bag_sums, gathers, look_up
 from optuna_nis.nn._ids import mean_of
 from optuna_nis.nn._look_up import full_precision, sparse_rows
 from optuna_nis.nn._ranked import constant
@@ -29,6 +29,11 @@ from optuna_nis.space.spec import EmbeddingSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+# Ids from which on looking for the distinct ones takes less time than it saves: with those of
+# other features, and alone.
+_SOME, _MANY = 256, 2048
 
 
 class _Projection(nn.Module):
@@ -82,7 +87,8 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
     # No state: what is set is not averaged, cast or broadcast by those who do that to a model.
     _row_cuts: Tensor
     _mask: Tensor
-    # The row block of all rows under all choices; of no table that batches have fewer ids than.
+    # The row block of all rows under all choices, kept of tables with fewer of them than a batch
+    # has ids.
     _all_blocks: Tensor | None = None
     _rounding: Rounding | None = None
     _sharing: Sharing | None = None
@@ -175,6 +181,9 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         if not mode and self.training:
             self._measure()
         return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_all_blocks": None}
 
     def _measure(self) -> None:
         if self._spread is not None:
@@ -314,7 +323,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
         What several layers want can be computed at once. It is all rows under all choices, where
         these are fewer than the ids, else the distinct ones.
         """
-        if not self._is_plain():
+        if not self._is_plain() or ids.numel() < _SOME:
             return None
         self.check_runs(len(ids))
         return self._wanted(self._ranks_of(ids))
@@ -338,7 +347,7 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
 
     def _table(self, ranks: Tensor) -> tuple[Tensor, Tensor] | None:
         """As :meth:`_kept`, projected."""
-        if self._is_plain():
+        if ranks.numel() >= _MANY and self._is_plain():
             wanted, where = self._wanted(ranks)
             return masked_rows([wanted]), where
         if (found := self._kept(ranks)) is None:
@@ -348,23 +357,24 @@ class SupernetEmbedding(TableLayer, nn.Embedding):
 
     def _kept(self, ranks: Tensor) -> tuple[Tensor, Tensor] | None:
         """Rows as the choices have them and which of them each rank has, where that pays."""
-        if self._is_plain():
-            wanted, where = self._wanted(ranks)
-            return wanted.kept(), where
-        if self.sparse or not self._is_small(ranks):
+        if self.sparse:
             return None
-        rows = self._every(self.weight, self._blocks_of_all(self.weight), slice(None))
-        return rows.view(-1, self.width), self._of_choices(ranks, len(self.weight))
+        if self._is_small(ranks):
+            rows = self._every(self.weight, self._blocks_of_all(self.weight), slice(None))
+            return rows.view(-1, self.width), self._of_choices(ranks, len(self.weight))
+        if ranks.numel() < _MANY or not self._is_plain():
+            return None
+        wanted, where = self._wanted(ranks)
+        return wanted.kept(), where
 
     def _is_plain(self) -> bool:
-        """Whether choices differ in what they keep alone, which nobody learns, on the CPU."""
+        """Whether rows are trained on the CPU, and choices differ in what they keep alone."""
         return (
-            self.weight.is_cpu
+            gathers(self.weight)
             and not self.sparse
             and self._rounding is None
             and self._sharing is None
             and not self._mask.requires_grad
-            and not is_traced()
         )
 
     def _is_small(self, ranks: Tensor) -> bool:

@@ -204,9 +204,14 @@ def test_numbers_in_lists_beside_texts_are_texts_in_new_rows_too(tmp_path: Path)
     assert bool((found["history"] < len(features.vocabularies["item"])).all())
 
 
-def test_lists_of_times_with_a_zone_are_those_of_training(tmp_path: Path) -> None:
-    lists = [[10**15], [], None, [10**15, 2 * 10**15]] * 15
-    times = pyarrow.array(lists, pyarrow.list_(ZONED))
+@pytest.mark.parametrize(
+    "kind", [pyarrow.list_(ZONED), pyarrow.large_list(ZONED), pyarrow.list_(ZONED, 2)], ids=str
+)
+def test_lists_of_times_with_a_zone_are_those_of_training(kind: Any, tmp_path: Path) -> None:
+    lists: list[Any] = [[10**15, 10**15], [2 * 10**15] * 2, None, [10**15, 2 * 10**15]] * 15
+    if not pyarrow.types.is_fixed_size_list(kind):
+        lists[:2] = [[10**15], []]
+    times = pyarrow.array(lists, kind)
     path = tmp_path / "rows.parquet"
     parquet.write_table(pyarrow.table({"visits": times, "y": [0, 1, 0, 1] * 15}), path)
     data = TableDataModule(str(path), label="y", features=["visits"], bags={"visits": None})
@@ -260,9 +265,14 @@ def test_views_of_lists_are_lists(large: bool, tmp_path: Path) -> None:
     assert [None if bag is None else list(bag) for bag in found] == rows
 
 
-def test_lists_of_lists_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("views", [False, True])
+def test_lists_of_lists_are_named(views: bool, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    parquet.write_table(pyarrow.table({"x": [[[1], [2]]] * 9, "y": [0, 1, 1] * 3}), path)
+    if views and not hasattr(pyarrow, "list_view"):
+        pytest.skip("list views came with pyarrow 16")
+    item = pyarrow.list_view(pyarrow.int64()) if views else pyarrow.list_(pyarrow.int64())
+    x = pyarrow.array([[[1], [2]]] * 9, pyarrow.list_(item))
+    parquet.write_table(pyarrow.table({"x": x, "y": [0, 1, 1] * 3}), path)
     data = TableDataModule(str(path), label="y", features=["x"], bags={"x": None})
     with pytest.raises(ValueError, match=r"bag 'x' must be lists of values, got lists of lists"):
         data.setup("fit")

@@ -222,5 +222,12 @@ def test_numbers_of_which_floats_tell_few_apart_are_told() -> None:
         Scaling.fit(seconds.astype(np.float32), "x")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for numbers in (seconds - 1.7e9, [0, 1], [-1e-9, 1e30], [5e6, 6e6], [-3, -2.5]):
+        for numbers in (
+            seconds - 1.7e9,
+            np.arange(8e6, 8e6 + 400),
+            [0, 1],
+            [-1e-9, 1e30],
+            [5e6, 6e6],
+            [-3, -2.5],
+        ):
             Scaling.fit(np.array(numbers, dtype=np.float32), "x")

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 import torch
 from users_and_genres import SPACE, batch_of
 
-from optuna_nis.models import RankingModule
+from optuna_nis.models import RankingModule, ranking
 from optuna_nis.nn import set_choices
 
 
@@ -53,7 +53,10 @@ def test_counts_dense_parameters() -> None:
 
 
 @pytest.mark.parametrize("num_numeric", [0, 3])
-def test_the_first_layers_together_give_what_each_gives(num_numeric: int) -> None:
+def test_the_first_layers_together_give_what_each_gives(
+    num_numeric: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "_MANY", 1000)
     torch.manual_seed(0)
     model = RankingModule(SPACE, bags={"genres"}, num_numeric=num_numeric, init_std=1.0)
     batch = batch_of(100)
@@ -82,10 +85,18 @@ def test_the_first_layers_together_give_what_each_gives(num_numeric: int) -> Non
         torch.testing.assert_close(other, first)
 
 
-def test_layers_that_others_have_changed_are_called() -> None:
+def test_layers_that_others_have_changed_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "_MANY", 1000)
     model, batch = RankingModule(SPACE, bags={"genres"}), batch_of(100)
     expected = model(batch)
     torch.nn.utils.parametrizations.weight_norm(model.mlp[0])
     torch.testing.assert_close(model(batch), expected)
-    model.wide = torch.nn.Sequential(model.wide)  # type: ignore[assignment]
+    wide = model.wide
+    model.wide = torch.nn.Sequential(wide)  # type: ignore[assignment]
     torch.testing.assert_close(model(batch), expected)
+    model.wide = torch.nn.Linear(wide.in_features, 1)
+    model.wide.weight = wide.weight
+    torch.testing.assert_close(model(batch), expected + model.wide.bias)
+    model.mlp[0] = torch.nn.Linear(wide.in_features, 128, bias=False)
+    few = {name: values[:9] for name, values in batch.items()}
+    torch.testing.assert_close(model(batch)[:9], model(few))

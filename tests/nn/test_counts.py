@@ -387,3 +387,10 @@ def test_a_table_that_is_read_and_asked_is_counted() -> None:
 def test_what_is_excluded_must_be_there() -> None:
     with pytest.raises(ValueError, match="`exclude` has 'city', which fits none of"):
         count_ids(BATCHES, Reads("both"), exclude=["city"], progress=False)
+
+
+def test_jagged_ids_are_counted() -> None:
+    parts = [torch.tensor([1, 2, 1]), torch.tensor([3])]
+    jagged = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    model = nn.Sequential(nn.Embedding(5, 8))
+    assert count_ids([jagged], model, progress=False)["0"].tolist() == [0, 2, 1, 1, 0]

@@ -149,6 +149,8 @@ def test_rows_that_are_not_in_the_table_are_refused() -> None:
     for own in (values.double(), values[:, :1].expand(2, 2), torch._neg_view(values)):
         assert not _native.add_rows(total.to(own.dtype), torch.tensor([0, 1]), own)
     assert not _native.add_rows(total, torch.tensor([0, 1], dtype=torch.int32), values)
+    assert not _native.add_rows(total, torch.tensor([0, 1, 2]), values)
+    assert not _native.add_rows(total, torch.tensor([0, 1]), values[:, :1])
 
 
 @needs_kernels

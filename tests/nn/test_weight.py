@@ -102,8 +102,11 @@ def test_hooks_and_norms_that_would_do_nothing_are_refused(make: Callable[[], An
     layer, ids = make(), torch.tensor([1, 2])
     with pytest.raises(RuntimeError, match=r"of the layer 'e' .* a hook of it would never be"):
         layer.weight.register_hook(lambda grad: grad)
-    with pytest.raises(RuntimeError, match=r"of the layer 'e' .* has no gradient of its own"):
+    with pytest.raises(AttributeError, match=r"of the layer 'e' .* has no gradient of its own"):
         layer.weight.grad  # noqa: B018
+    assert not hasattr(layer.weight, "grad")
+    with pytest.raises(RuntimeError, match=r"of the layer 'e' .* has no gradient of its own"):
+        layer.weight.retain_grad()
     for look_up in (functional.embedding, functional.embedding_bag):
         rows = look_up(ids.unsqueeze(0), layer.weight)
         assert type(rows) is Tensor
