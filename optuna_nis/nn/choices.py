@@ -20,6 +20,7 @@ def supernet_layers(module: nn.Module) -> dict[str, SupernetEmbedding]:
         ValueError: If two of them are of the same feature.
 
     Example:
+        >>> from optuna_nis import EmbeddingSpec
         >>> model = nn.Sequential(SupernetEmbedding(EmbeddingSpec("user", 1000, 16)))
         >>> list(supernet_layers(model))
         ['user']
@@ -47,6 +48,7 @@ def set_choices(module: nn.Module, space: SearchSpace, allocations: Sequence[All
             for float32 alone.
 
     Example:
+        >>> from optuna_nis import EmbeddingSpec
         >>> space = SearchSpace([EmbeddingSpec("user", 100, 8)])
         >>> model = nn.ModuleList([SupernetEmbedding(space.specs[0])])
         >>> set_choices(model, space, [space.full(), space.full()])
