@@ -164,6 +164,18 @@ static int64_t *copied(unsigned long long rows_at, int64_t n) {
     return rows;
 }
 
+/* The same of a table with so many rows. Raises IndexError. */
+static int64_t *copied_below(unsigned long long rows_at, int64_t n, long long size) {
+    int64_t *rows = copied(rows_at, n);
+    for (int64_t i = 0; rows != NULL && i < n; i++)
+        if (rows[i] < 0 || rows[i] >= size) {
+            PyErr_Format(PyExc_IndexError, "A row is not between 0 and %lld.", size - 1);
+            free(rows);
+            return NULL;
+        }
+    return rows;
+}
+
 /* Whether numbers rise, all of them from 0 to below an end. */
 static int rise(const int64_t *numbers, int64_t n, int64_t end) {
     int64_t last = -1;
@@ -270,25 +282,19 @@ PyDoc_STRVAR(unpack_doc, "Write the rows of a table of packed codes. Raises Inde
 static PyObject *unpack(PyObject *module, PyObject *args) {
     unsigned long long out_at, table_at, rows_at;
     long long size, n, width;
-    int bits, wrong = 0;
+    int bits;
     float step;
     (void)module;
     if (!PyArg_ParseTuple(args, "KKLKLLif", &out_at, &table_at, &size, &rows_at, &n, &width, &bits,
                           &step))
         return NULL;
-    int64_t *rows = copied(rows_at, n);
+    int64_t *rows = copied_below(rows_at, n, size);
     if (rows == NULL) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    for (int64_t i = 0; i < n; i++) wrong |= rows[i] < 0 || rows[i] >= size;
-    if (!wrong)
-        unpack_rows((float *)(uintptr_t)out_at, (const uint8_t *)(uintptr_t)table_at, rows, n,
-                    width, bits, step);
+    unpack_rows((float *)(uintptr_t)out_at, (const uint8_t *)(uintptr_t)table_at, rows, n, width,
+                bits, step);
     Py_END_ALLOW_THREADS
     free(rows);
-    if (wrong) {
-        PyErr_Format(PyExc_IndexError, "A row is not between 0 and %lld.", size - 1);
-        return NULL;
-    }
     Py_RETURN_NONE;
 }
 
@@ -307,24 +313,17 @@ PyDoc_STRVAR(add_rows_doc, "Add rows to those of a table, one after the other. R
 static PyObject *add_rows(PyObject *module, PyObject *args) {
     unsigned long long total_at, rows_at, values_at;
     long long size, n, width, stride;
-    int wrong = 0;
     (void)module;
     if (!PyArg_ParseTuple(args, "KLKKLLL", &total_at, &size, &rows_at, &values_at, &n, &width,
                           &stride))
         return NULL;
-    int64_t *rows = copied(rows_at, n);
+    int64_t *rows = copied_below(rows_at, n, size);
     if (rows == NULL) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    for (int64_t i = 0; i < n; i++) wrong |= rows[i] < 0 || rows[i] >= size;
-    if (!wrong)
-        add_each((float *)(uintptr_t)total_at, rows, (const float *)(uintptr_t)values_at, n, width,
-                 stride);
+    add_each((float *)(uintptr_t)total_at, rows, (const float *)(uintptr_t)values_at, n, width,
+             stride);
     Py_END_ALLOW_THREADS
     free(rows);
-    if (wrong) {
-        PyErr_Format(PyExc_IndexError, "A row is not between 0 and %lld.", size - 1);
-        return NULL;
-    }
     Py_RETURN_NONE;
 }
 
