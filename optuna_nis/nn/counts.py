@@ -219,11 +219,11 @@ def _run(
             batch = _transferred(model, datamodule, batch)
             training_step(*step_arguments(training_step, batch, index))
         except (AttributeError, RuntimeError) as error:
-            if not _misses_trainer(model, error):
+            if (missed := _missed(model, error)) is None:
                 raise
             raise ValueError(
                 f"`step` or `ids` must be given: the training step of {kind} or a hook of its "
-                f"batches needs a trainer ({error}). Run what looks ids up, "
+                f"batches needs {missed} ({error}). Run what looks ids up, "
                 "`step=lambda batch: model(batch[0])`, or say where the ids are, "
                 "`ids=lambda batch: {'user': batch[0]}`."
             ) from error
@@ -246,14 +246,14 @@ def _own_hook(datamodule: Any, name: str) -> Any:
     return None if getattr(hook, "__qualname__", "") == f"DataHooks.{name}" else hook
 
 
-def _misses_trainer(model: nn.Module, error: Exception) -> bool:
-    """Whether a step failed since the module is in no trainer, which gives it a logger too."""
-    if getattr(model, "_trainer", None) is not None:
-        return False
-    return any(
-        sign in str(error)
-        for sign in ("is not attached to a `Trainer`", "'NoneType' object has no attribute")
-    )
+def _missed(model: nn.Module, error: Exception) -> str | None:
+    """What a step misses that it has in a training alone; None if it failed for other reasons."""
+    if "does not require grad" in str(error):
+        return "gradients, which are not computed here"
+    # It gives the module a logger too.
+    signs = ("is not attached to a `Trainer`", "'NoneType' object has no attribute")
+    has_trainer = getattr(model, "_trainer", None) is not None
+    return None if has_trainer or not any(sign in str(error) for sign in signs) else "a trainer"
 
 
 @contextmanager

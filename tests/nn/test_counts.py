@@ -215,6 +215,16 @@ def test_a_hook_that_needs_a_trainer_is_told() -> None:
         count_ids(BATCHES, Plain(), datamodule=Asking(), progress=False)
 
 
+def test_a_step_that_computes_gradients_is_told() -> None:
+    class Adversarial(Plain):
+        def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
+            rows = self.user(batch)
+            return torch.autograd.grad(rows.sum(), rows)
+
+    with pytest.raises(ValueError, match=r"needs gradients, .* here \(.*`ids=lambda batch"):
+        count_ids(BATCHES, Adversarial(), progress=False)
+
+
 @pytest.mark.parametrize("progress", [False, True])
 def test_of_data_without_an_end_some_batches_are_counted(progress: bool) -> None:
     endless = cycle([*BATCHES, torch.tensor([9])])
