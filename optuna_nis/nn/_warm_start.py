@@ -64,13 +64,14 @@ def warm_start(model: nn.Module, supernet: nn.Module) -> None:
 
 def _copy_buffers(model: nn.Module, supernet: nn.Module) -> None:
     """Copy what a model has beside what is trained: buffers, and constant rows of padding."""
-    known = dict(supernet.named_buffers())
+    known = {_plain(name): buffer for name, buffer in supernet.named_buffers()}
     for name, buffer in model.named_buffers():
-        if name in known and known[name].shape == buffer.shape:
-            buffer.copy_(known[name])
-    others = dict(supernet.named_modules())
+        other_buffer = known.get(_plain(name))
+        if other_buffer is not None and other_buffer.shape == buffer.shape:
+            buffer.copy_(other_buffer)
+    others = {_plain(name): module for name, module in supernet.named_modules()}
     for name, layer in model.named_modules():
-        other = others.get(name)
+        other = others.get(_plain(name))
         if not isinstance(layer, SwappedLayer) or not isinstance(other, SwappedLayer):
             continue
         # A row of zeros is not kept.
@@ -84,10 +85,15 @@ def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Tensor]
     """Parameters and statistics (of batch normalisation) outside the embeddings."""
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     tensors: dict[str, Tensor] = {
-        name: p for name, p in model.named_parameters() if id(p) not in inside
+        _plain(name): p for name, p in model.named_parameters() if id(p) not in inside
     }
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             for name, buffer in module.named_buffers(path, recurse=False):
-                tensors[name] = buffer
+                tensors[_plain(name)] = buffer
     return tensors
+
+
+def _plain(name: str) -> str:
+    """A name without what compiling a part of a model has put into it."""
+    return name.replace("_orig_mod.", "")

@@ -45,6 +45,20 @@ def test_it_predicts_what_the_supernet_does_under_the_choice() -> None:
     torch.testing.assert_close(model(ids), supernet(ids))
 
 
+@pytest.mark.parametrize("compiled", ["head", "norm"])
+def test_parts_of_either_model_may_be_compiled(compiled: str) -> None:
+    supernet = Net()
+    space = make_searchable(supernet, counts=COUNTS)
+    nn.init.normal_(supernet.norm.bias)
+    supernet.norm.running_mean.add_(1)  # type: ignore[operator, union-attr]
+    model = apply_allocation(Net(), space.full(), counts=COUNTS)
+    part = torch.compile(getattr(supernet, compiled), backend="eager")
+    setattr(supernet, compiled, part)
+    warm_start(model, supernet)
+    ids = torch.arange(6)
+    torch.testing.assert_close(model.eval()(ids), supernet.eval()(ids))
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_changed() -> None:
     supernet = Net()
     space = make_searchable(supernet, counts=COUNTS)
