@@ -37,7 +37,7 @@ def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Ser
     """
     column = _plain(column, vocabulary)
     kind, seen = _kind(column), {_KIND_OF_TYPE[each] for each in vocabulary.types}
-    found = converted(column, vocabulary)
+    found = _in_types(column, vocabulary)
     if kind is None or not column.notna().any():
         return found
     if kind == "times" and seen == {"times"}:
@@ -59,7 +59,10 @@ def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Ser
 
 def converted(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
     """Cells that spell a value of the types of a vocabulary, as such values."""
-    column = _plain(column, vocabulary)
+    return _in_types(_plain(column, vocabulary), vocabulary)
+
+
+def _in_types(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
     kind = _kind(column)
     exact = kind in {_KIND_OF_TYPE[each] for each in vocabulary.types} and kind != "times"
     return column if exact or str in vocabulary.types else cells.like(column, vocabulary.types)

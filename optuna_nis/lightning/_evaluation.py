@@ -79,11 +79,6 @@ class Evaluation:
             stack.callback(self._put_back)
             yield
 
-    def take_over(self, other: Evaluation) -> None:
-        """Know what another evaluation of a module that had just been trained has found out."""
-        self._layers, self._kept = set(other._layers), other._kept
-        self._snapshot = other._snapshot
-
     def under(
         self,
         pl_module: LightningModule,

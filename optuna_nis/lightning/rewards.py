@@ -229,14 +229,8 @@ class Rewards:
         Raises:
             lightning.pytorch.utilities.exceptions.MisconfigurationException: As in :meth:`score`.
         """
-        # Nothing that is learned from a choice here is known when choices are scored.
-        anew = Rewards(self.space, metric=self.metric, monitor=self.monitor, mode=self.mode)
         full = [self.space.full()]
-        anew.score(trainer, pl_module, full, batches, dataloader_idx=dataloader_idx)
-        # But which values are good: other validations come before. And what a module keeps that
-        # has just been trained: at the end of a training it keeps what the last validation left.
-        self._found_mode = anew._found_mode
-        self._evaluation.take_over(anew._evaluation)
+        self.score(trainer, pl_module, full, batches, dataloader_idx=dataloader_idx)
 
     def score(
         self,

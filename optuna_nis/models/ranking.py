@@ -115,20 +115,12 @@ class RankingModule(EmbeddingModule):
         Of many inputs, their first layers are one product: they are neither copied side by side
         nor gone over twice, nor are their gradients.
         """
-        first, *layers = self.mlp
-        linears = all(type(each) is nn.Linear for each in (first, self.wide))
-        watched = any(has_hooks(each) for each in (self.mlp, first, self.wide))
-        plain = linears and first.bias is not None and self.wide.bias is None
-        if (
-            not plain
-            or self.wide.out_features != 1
-            or watched
-            or is_traced()
-            or rows.numel() < _MANY
-        ):
+        # Of what is traced no size is looked at.
+        if is_traced() or rows.numel() < _MANY or not self._has_plain_first_layers():
             flat = rows if others is None else torch.cat([rows, others], 1)
             of_all: Tensor = self.head(self.mlp(flat)) + self.wide(flat)
             return of_all
+        first, *layers = self.mlp
         assert isinstance(first, nn.Linear)
         weight = torch.cat([first.weight, self.wide.weight])
         bias = functional.pad(first.bias, (0, 1))
@@ -142,6 +134,17 @@ class RankingModule(EmbeddingModule):
             hidden = layer(hidden)
         deep: Tensor = self.head(hidden) + wide
         return deep
+
+    def _has_plain_first_layers(self) -> bool:
+        """Whether the first layers do what they were made for, and nobody looks at them."""
+        first, wide = self.mlp[0], self.wide
+        return (
+            type(first) is type(wide) is nn.Linear
+            and first.bias is not None
+            and wide.bias is None
+            and wide.out_features == 1
+            and not any(has_hooks(each) for each in (self.mlp, first, wide))
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Binary cross-entropy and the penalty of the embeddings."""
