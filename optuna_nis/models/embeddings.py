@@ -6,14 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag, SupernetEmbedding
-from optuna_nis.nn._gather import gather, gathers
 from optuna_nis.nn._ids import mean_of
-from optuna_nis.nn._supernet_rows import Wanted, masked_rows
-from optuna_nis.nn.table import TableLayer
+from optuna_nis.nn._side_by_side import rows_side_by_side
 from optuna_nis.space.allocation import Allocation, TableAllocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.space.spec import EmbeddingSpec
@@ -160,47 +157,10 @@ class FeatureEmbeddings(nn.Module):
                     f"{self.bags}, got {tuple(batch[name].shape)}."
                 )
         layers = dict(zip(self.names, self.layers))
-        pairs = [(name, layers[self.share.get(name, name)]) for name in self.names]
-        together = [self._wanted(layer, batch[name]) for name, layer in pairs]
-        wanted = [found for found in together if found is not None]
-        table = masked_rows([each for each, _ in wanted]) if wanted else None
-        start, parts = 0, []
-        for (name, layer), found in zip(pairs, together):
-            if found is None or table is None:
-                parts.append(self._part(name, layer, batch[name]))
-                continue
-            rows, where = found
-            parts.append((table, where + start))
-            start += len(rows.own)
-        if all(places is None for _, places in parts):
-            return torch.stack([rows for rows, _ in parts], 1)
-        tables, places = zip(*parts)
-        return gather(tables, places)
+        pairs = [(layers[self.share.get(name, name)], batch[name]) for name in self.names]
+        return rows_side_by_side(pairs, lambda index: self._alone(index, *pairs[index]))
 
-    def _wanted(self, layer: nn.Module, ids: Tensor) -> tuple[Wanted, Tensor] | None:
-        """The rows that are made with those of other features, and which of them each id has."""
-        if not isinstance(layer, SupernetEmbedding) or layer.mode is not None or ids.dim() != 1:
-            return None
-        return None if has_hooks(layer) else layer.wanted(ids)
-
-    def _part(self, name: str, layer: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A table and which of its rows examples have, or the rows of the examples and None."""
-        if isinstance(layer, TableLayer) and gathers(layer.like()) and not has_hooks(layer):
-            if isinstance(layer, MultiSizeEmbedding) and ids.dim() == 1:
-                return layer.parts(ids)
-            if isinstance(layer, SupernetEmbedding) and layer.mode is None and ids.dim() == 1:
-                return layer.parts(ids)
+    def _alone(self, index: int, layer: nn.Module, ids: Tensor) -> Tensor:
         rows: Tensor = layer(ids)
-        if name in self._pooled:
-            rows = mean_of(rows.sum(1), ids, None, self._pooled[name])
-        return rows, None
-
-
-def has_hooks(layer: nn.Module) -> bool:
-    """Whether somebody looks at what a layer is given or gives."""
-    return bool(
-        layer._forward_pre_hooks
-        or layer._forward_hooks
-        or layer._backward_pre_hooks
-        or layer._backward_hooks
-    )
+        unknown = self._pooled.get(self.names[index])
+        return rows if unknown is None else mean_of(rows.sum(1), ids, None, unknown)

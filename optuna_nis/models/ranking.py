@@ -11,10 +11,11 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.classification import binary_auroc
 
 from optuna_nis.models.base import EmbeddingModule, mlp
-from optuna_nis.models.embeddings import Batch, has_hooks
+from optuna_nis.models.embeddings import Batch
 from optuna_nis.models.metrics import AUROC, GroupAUC, weighted_auc
 from optuna_nis.models.products import Products, products
 from optuna_nis.models.weights import weight_sum
+from optuna_nis.nn._side_by_side import has_hooks
 from optuna_nis.nn._tracing import is_traced
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace

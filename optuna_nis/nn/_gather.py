@@ -75,40 +75,21 @@ def gather(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor:
     own_tables = list({id(table): table for table in tables}.values())
     numbers = {id(table): number for number, table in enumerate(own_tables)}
     output: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
-        [_Places(own, len(table)) for own, table in zip(places, tables)],
+        [None if own is None else own.long() for own in places],
         [numbers[id(table)] for table in tables],
         *own_tables,
     )
     return output
 
 
-class _Places:
-    """Which row of a table each example has: all in range, and whether they were."""
-
-    def __init__(self, places: Tensor | None, rows: int) -> None:
-        self.rows: Tensor | None = None
-        self.inside: Tensor | None = None
-        if places is not None:
-            self.rows = places.long()
-            if len(places) and int(places.max()) >= rows:
-                self.rows = self.rows.clamp(max=rows - 1)
-                self.inside = (places < rows).unsqueeze(1)
-
-
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(places: list[_Places], columns: list[int], *tables: Tensor) -> Tensor:
+    def forward(
+        places: Sequence[Tensor | None], columns: Sequence[int], *tables: Tensor
+    ) -> Tensor:
         own_tables = [tables[number] for number in columns]
-        batch = next(len(t) if p.rows is None else len(p.rows) for t, p in zip(own_tables, places))
-        output = tables[0].new_empty(batch, len(columns), tables[0].shape[1])
-        for index, (table, own) in enumerate(zip(own_tables, places)):
-            if own.rows is None:
-                output[:, index] = table
-            else:
-                torch.index_select(table, 0, own.rows, out=output[:, index])
-            if own.inside is not None:
-                output[:, index] *= own.inside
-        return output
+        found = _native.gather(own_tables, places)
+        return _side_by_side(own_tables, places) if found is None else found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -120,20 +101,50 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads: list[Tensor | None] = [None] * len(ctx.rows)
-        for index, (own, number) in enumerate(zip(ctx.places, ctx.columns)):
-            if not ctx.needs_input_grad[2 + number]:
-                continue
-            values, total = grad[:, index], grads[number]
-            if own.inside is not None:
-                values = values * own.inside
-            if own.rows is None:
-                grads[number] = values.contiguous() if total is None else total + values
-                continue
-            if total is None:
-                total = grads[number] = grad.new_zeros(ctx.rows[number], grad.shape[2])
-            add_rows(total, own.rows, values)
-        return (None, None, *grads)
+        grad = grad.contiguous()
+        wanted = ctx.needs_input_grad[2:]
+        # Of a table that has no gradient every row is beyond.
+        totals = [
+            grad.new_zeros(rows if needed else 0, grad.shape[2])
+            for rows, needed in zip(ctx.rows, wanted)
+        ]
+        own_totals = [totals[number] for number in ctx.columns]
+        if not _native.scatter(own_totals, ctx.places, grad):
+            for total, own, values in zip(own_totals, ctx.places, grad.unbind(1)):
+                _add(total, own, values)
+        return (None, None, *(own if needed else None for own, needed in zip(totals, wanted)))
+
+
+def _side_by_side(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor:
+    batch = next(len(t) if own is None else len(own) for t, own in zip(tables, places))
+    output = tables[0].new_empty(batch, len(tables), tables[0].shape[1])
+    for index, (table, own) in enumerate(zip(tables, places)):
+        if own is None:
+            output[:, index] = table
+            continue
+        torch.index_select(table, 0, own.clamp(max=len(table) - 1), out=output[:, index])
+        if (inside := _inside(own, len(table))) is not None:
+            output[:, index] *= inside
+    return output
+
+
+def _add(total: Tensor, places: Tensor | None, values: Tensor) -> None:
+    """Add what examples have to the rows of a table; what is beyond it to none."""
+    if not len(total):
+        return
+    if places is None:
+        total += values
+        return
+    if (inside := _inside(places, len(total))) is not None:
+        places, values = places.clamp(max=len(total) - 1), values * inside
+    add_rows(total, places, values)
+
+
+def _inside(places: Tensor, rows: int) -> Tensor | None:
+    """Which of some places are rows, shape ``(batch, 1)``; None if all are."""
+    if not len(places) or int(places.max()) < rows:
+        return None
+    return (places < rows).unsqueeze(1)
 
 
 class _BagSums(torch.autograd.Function):

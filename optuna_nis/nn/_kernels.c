@@ -327,10 +327,293 @@ static PyObject *add_rows(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* A table of which examples have rows, and which; all in turn where there are no numbers. */
+typedef struct {
+    float *table;
+    int64_t size;
+    int64_t *rows;
+} column;
+
+/* Reads the tables and the rows of a batch, which are copied. Rows beyond a table are none. */
+static column *columns_of(PyObject *parts, int64_t batch, Py_ssize_t *number) {
+    *number = PyList_Size(parts);
+    if (*number < 0) return NULL;
+    column *columns = calloc((size_t)*number + 1, sizeof(*columns));
+    int64_t *room = malloc((size_t)(*number * batch + 1) * sizeof(*room));
+    if (columns == NULL || room == NULL) {
+        PyErr_NoMemory();
+        goto failed;
+    }
+    /* At the end, where it is found again. */
+    columns[*number].rows = room;
+    for (Py_ssize_t index = 0; index < *number; index++) {
+        unsigned long long table_at, rows_at;
+        long long size;
+        if (!PyArg_ParseTuple(PyList_GetItem(parts, index), "KLK", &table_at, &size, &rows_at))
+            goto failed;
+        columns[index].table = (float *)(uintptr_t)table_at;
+        columns[index].size = size;
+        if (rows_at == 0) continue;
+        int64_t *rows = columns[index].rows = room + index * batch;
+        memcpy(rows, (const void *)(uintptr_t)rows_at, (size_t)batch * sizeof(*rows));
+        for (int64_t i = 0; i < batch; i++)
+            if (rows[i] < 0) {
+                PyErr_SetString(PyExc_IndexError, "A row is below 0.");
+                goto failed;
+            }
+    }
+    return columns;
+failed:
+    free(columns);
+    free(room);
+    return NULL;
+}
+
+static void free_columns(column *columns, Py_ssize_t number) {
+    free(columns[number].rows);
+    free(columns);
+}
+
+/* The row of an example, NULL where it has none. */
+static inline float *row_of(const column *own, int64_t example, int64_t width) {
+    const int64_t row = own->rows == NULL ? example : own->rows[example];
+    return row < own->size ? own->table + row * width : NULL;
+}
+
+/* Asks for the row of an example to come: of few tables more examples ahead. */
+static inline void fetch_ahead(const column *own, int64_t number, int64_t example, int64_t batch,
+                               int64_t width) {
+    const int64_t later = example + (number < AHEAD ? AHEAD / number : 1);
+    const float *row = later < batch ? row_of(own, later, width) : NULL;
+    if (row != NULL) fetch_row(row, width * (int64_t)sizeof(*row));
+}
+
+/* Examples one after the other: what is written lies side by side then, and tables are small. */
+FOR_EACH_PROCESSOR
+static void gather_each(float *restrict out, const column *columns, int64_t number, int64_t batch,
+                        int64_t width) {
+    const size_t bytes = (size_t)width * sizeof(*out);
+    for (int64_t i = 0; i < batch; i++)
+        for (int64_t index = 0; index < number; index++) {
+            const float *row = row_of(columns + index, i, width);
+            fetch_ahead(columns + index, number, i, batch, width);
+            if (row != NULL)
+                memcpy(out, row, bytes);
+            else
+                memset(out, 0, bytes);
+            out += width;
+        }
+}
+
+FOR_EACH_PROCESSOR
+static void scatter_each(const column *columns, int64_t number, const float *restrict values,
+                         int64_t batch, int64_t width) {
+    for (int64_t i = 0; i < batch; i++)
+        for (int64_t index = 0; index < number; index++) {
+            float *restrict row = row_of(columns + index, i, width);
+            fetch_ahead(columns + index, number, i, batch, width);
+            if (row != NULL)
+                for (int64_t place = 0; place < width; place++) row[place] += values[place];
+            values += width;
+        }
+}
+
+PyDoc_STRVAR(gather_doc,
+             "Write the rows that examples have of some tables, side by side; zeros beyond them.");
+
+static PyObject *gather(PyObject *module, PyObject *args) {
+    unsigned long long out_at;
+    long long batch, width;
+    PyObject *parts;
+    Py_ssize_t number;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "KOLL", &out_at, &parts, &batch, &width)) return NULL;
+    column *columns = columns_of(parts, batch, &number);
+    if (columns == NULL) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    gather_each((float *)(uintptr_t)out_at, columns, number, batch, width);
+    Py_END_ALLOW_THREADS
+    free_columns(columns, number);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(scatter_doc, "Add what examples have side by side to rows of some tables.");
+
+static PyObject *scatter(PyObject *module, PyObject *args) {
+    unsigned long long values_at;
+    long long batch, width;
+    PyObject *parts;
+    Py_ssize_t number;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OKLL", &parts, &values_at, &batch, &width)) return NULL;
+    column *columns = columns_of(parts, batch, &number);
+    if (columns == NULL) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    scatter_each(columns, number, (const float *)(uintptr_t)values_at, batch, width);
+    Py_END_ALLOW_THREADS
+    free_columns(columns, number);
+    Py_RETURN_NONE;
+}
+
+/* Rows that are multiplied at a time, while what they are multiplied by stays in registers. */
+#define ROWS 4
+
+/* Writes rows times a matrix whose rows are padded to so many columns, a multiple of LANES. */
+FOR_EACH_PROCESSOR
+static void multiply(float *restrict out, int64_t width, const float *restrict rows, int64_t n,
+                     int64_t inner, const float *restrict matrix, int64_t padded) {
+    for (int64_t start = 0; start < padded; start += LANES) {
+        const int64_t left = width - start;
+        const size_t bytes = (size_t)(left < LANES ? left : LANES) * sizeof(*out);
+        for (int64_t i = 0; i < n; i += ROWS) {
+            /* What is beyond the last row is multiplied with it once more. */
+            const float *restrict first = rows + i * inner;
+            const float *restrict second = i + 1 < n ? first + inner : first;
+            const float *restrict third = i + 2 < n ? second + inner : first;
+            const float *restrict fourth = i + 3 < n ? third + inner : first;
+            float one[LANES] = {0}, two[LANES] = {0}, three[LANES] = {0}, four[LANES] = {0};
+            for (int64_t k = 0; k < inner; k++) {
+                const float *restrict factors = matrix + k * padded + start;
+                for (int lane = 0; lane < LANES; lane++) {
+                    one[lane] += first[k] * factors[lane];
+                    two[lane] += second[k] * factors[lane];
+                    three[lane] += third[k] * factors[lane];
+                    four[lane] += fourth[k] * factors[lane];
+                }
+            }
+            float *restrict place = out + i * width + start;
+            memcpy(place, one, bytes);
+            if (i + 1 < n) memcpy(place + width, two, bytes);
+            if (i + 2 < n) memcpy(place + 2 * width, three, bytes);
+            if (i + 3 < n) memcpy(place + 3 * width, four, bytes);
+        }
+    }
+}
+
+/* Adds the product of the transpose of some rows and of other rows to a matrix. */
+FOR_EACH_PROCESSOR
+static void add_product(float *restrict matrix, const float *restrict left, int64_t height,
+                        const float *restrict right, int64_t width, int64_t n) {
+    int64_t i = 0;
+    for (; i + ROWS <= n; i += ROWS)
+        for (int64_t k = 0; k < height; k++) {
+            const float *restrict factors = left + i * height + k;
+            const float *restrict values = right + i * width;
+            for (int64_t column = 0; column < width; column++) {
+                float sum = 0;
+                for (int row = 0; row < ROWS; row++)
+                    sum += factors[row * height] * values[row * width + column];
+                matrix[k * width + column] += sum;
+            }
+        }
+    for (; i < n; i++)
+        for (int64_t k = 0; k < height; k++)
+            for (int64_t column = 0; column < width; column++)
+                matrix[k * width + column] += left[i * height + k] * right[i * width + column];
+}
+
+static int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
+
+FOR_EACH_PROCESSOR
+static void take(float *restrict out, const float *restrict table, const int64_t *restrict rows,
+                 int64_t n, int64_t width) {
+    const int64_t bytes = width * (int64_t)sizeof(*out);
+    for (int64_t i = 0; i < n; i++) {
+        if (i + AHEAD < n) fetch_row(table + rows[i + AHEAD] * width, bytes);
+        memcpy(out + i * width, table + rows[i] * width, (size_t)bytes);
+    }
+}
+
+PyDoc_STRVAR(take_rows_doc,
+             "Copy rows of tables, and multiply them by a matrix where there is one.\n\n"
+             "Raises IndexError.");
+
+static PyObject *take_rows(PyObject *module, PyObject *args) {
+    PyObject *parts;
+    long long columns;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OL", &parts, &columns)) return NULL;
+    const Py_ssize_t number = PyList_Size(parts);
+    if (number < 0) return NULL;
+    for (Py_ssize_t part = 0; part < number; part++) {
+        unsigned long long table_at, rows_at, kept_at, matrix_at, out_at;
+        long long size, n, width;
+        if (!PyArg_ParseTuple(PyList_GetItem(parts, part), "KLKLLKKK", &table_at, &size, &rows_at,
+                              &n, &width, &kept_at, &matrix_at, &out_at))
+            return NULL;
+        int64_t *rows = copied_below(rows_at, n, size);
+        if (rows == NULL) return NULL;
+        float *matrix = NULL;
+        const int64_t stride = padded(columns);
+        if (matrix_at != 0) {
+            matrix = calloc((size_t)(width * stride + 1), sizeof(*matrix));
+            if (matrix == NULL) {
+                free(rows);
+                return PyErr_NoMemory();
+            }
+            for (int64_t k = 0; k < width; k++)
+                memcpy(matrix + k * stride, (const float *)(uintptr_t)matrix_at + k * columns,
+                       (size_t)columns * sizeof(*matrix));
+        }
+        Py_BEGIN_ALLOW_THREADS
+        take((float *)(uintptr_t)kept_at, (const float *)(uintptr_t)table_at, rows, n, width);
+        if (matrix != NULL)
+            multiply((float *)(uintptr_t)out_at, columns, (const float *)(uintptr_t)kept_at, n,
+                     width, matrix, stride);
+        Py_END_ALLOW_THREADS
+        free(matrix);
+        free(rows);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(multiply_back_doc,
+             "The gradients of rows that were multiplied by a matrix, and of the matrix.");
+
+static PyObject *multiply_back(PyObject *module, PyObject *args) {
+    PyObject *parts;
+    long long columns;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OL", &parts, &columns)) return NULL;
+    const Py_ssize_t number = PyList_Size(parts);
+    if (number < 0) return NULL;
+    for (Py_ssize_t part = 0; part < number; part++) {
+        unsigned long long slopes_at, kept_at, matrix_at, of_rows_at, of_matrix_at;
+        long long n, width;
+        if (!PyArg_ParseTuple(PyList_GetItem(parts, part), "KLLKKKK", &slopes_at, &n, &width,
+                              &kept_at, &matrix_at, &of_rows_at, &of_matrix_at))
+            return NULL;
+        const float *matrix = (const float *)(uintptr_t)matrix_at;
+        const int64_t stride = padded(width);
+        float *turned = NULL;
+        if (of_rows_at != 0) {
+            turned = calloc((size_t)(columns * stride + 1), sizeof(*turned));
+            if (turned == NULL) return PyErr_NoMemory();
+            for (int64_t k = 0; k < width; k++)
+                for (int64_t column = 0; column < columns; column++)
+                    turned[column * stride + k] = matrix[k * columns + column];
+        }
+        Py_BEGIN_ALLOW_THREADS
+        if (turned != NULL)
+            multiply((float *)(uintptr_t)of_rows_at, width, (const float *)(uintptr_t)slopes_at, n,
+                     columns, turned, stride);
+        if (of_matrix_at != 0)
+            add_product((float *)(uintptr_t)of_matrix_at, (const float *)(uintptr_t)kept_at, width,
+                        (const float *)(uintptr_t)slopes_at, columns, n);
+        Py_END_ALLOW_THREADS
+        free(turned);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"add_rows", add_rows, METH_VARARGS, add_rows_doc},
     {"distinct", distinct, METH_VARARGS, distinct_doc},
+    {"gather", gather, METH_VARARGS, gather_doc},
+    {"multiply_back", multiply_back, METH_VARARGS, multiply_back_doc},
     {"rowwise_adagrad", rowwise_adagrad, METH_VARARGS, rowwise_adagrad_doc},
+    {"scatter", scatter, METH_VARARGS, scatter_doc},
+    {"take_rows", take_rows, METH_VARARGS, take_rows_doc},
     {"unpack", unpack, METH_VARARGS, unpack_doc},
     {NULL, NULL, 0, NULL},
 };

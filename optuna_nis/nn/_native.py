@@ -144,8 +144,7 @@ def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> bool:
     Raises:
         IndexError: If a row is out of range.
     """
-    fits = rows.is_cpu and rows.dtype is torch.int64 and rows.is_contiguous()
-    if not (_IS_USED and fits and _has_memory(rows) and _is_plain(total)):
+    if not (_IS_USED and _is_rows(rows) and _is_plain(total)):
         return False
     size, width = total.shape
     if values.shape != (len(rows), width) or values.stride(1) != 1:
@@ -163,6 +162,155 @@ def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> bool:
     )
     torch.autograd.graph.increment_version(total)
     return True
+
+
+def gather(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor | None:
+    """Rows of several tables side by side.
+
+    Args:
+        tables: Each of shape ``(rows, width)``.
+        places: Which row of each table each example has, shape ``(batch,)``; None where a table
+            has a row for each.
+
+    Returns:
+        Shape ``(batch, tables, width)``, zeros for rows beyond a table; None where this is not
+        built, and for others than int64 and float32 on the CPU.
+
+    Raises:
+        IndexError: If a row is below 0.
+    """
+    if not (multiplies(tables) and all(own is None or _is_rows(own) for own in places)):
+        return None
+    batch = next(len(t) if own is None else len(own) for t, own in zip(tables, places))
+    width = tables[0].shape[1]
+    out = torch.empty(batch, len(tables), width, dtype=torch.float32, device="cpu")
+    _kernels.gather(out.data_ptr(), _columns(tables, places), batch, width)
+    return out
+
+
+def scatter(totals: Sequence[Tensor], places: Sequence[Tensor | None], values: Tensor) -> bool:
+    """Add what examples have to rows of several tables, in place; what is beyond them to none.
+
+    Args:
+        totals: The tables, each of shape ``(rows, width)``.
+        places: As in :func:`gather`.
+        values: Shape ``(batch, tables, width)``.
+
+    Returns:
+        Whether it was done; it is not, and nothing is changed, where :func:`gather` gives None.
+
+    Raises:
+        IndexError: If a row is below 0.
+    """
+    fits = _is_plain(values) and all(own is None or _is_rows(own) for own in places)
+    if not (fits and multiplies(totals)):
+        return False
+    batch, _, width = values.shape
+    _kernels.scatter(_columns(totals, places), values.data_ptr(), batch, width)
+    for total in totals:
+        torch.autograd.graph.increment_version(total)
+    return True
+
+
+def _columns(
+    tables: Sequence[Tensor], places: Sequence[Tensor | None]
+) -> list[tuple[int, int, int]]:
+    return [(table.data_ptr(), len(table), _address(own)) for table, own in zip(tables, places)]
+
+
+class Taken(NamedTuple):
+    """Rows of a table, and what they are multiplied by.
+
+    Attributes:
+        table: Shape ``(num_rows, width)``.
+        rows: Which rows, int64 of shape ``(n,)``.
+        kept: Where the rows are written, shape ``(n, width)``.
+        matrix: Shape ``(width, columns)``; None where they are not multiplied.
+        output: Where the product is written, shape ``(n, columns)``.
+    """
+
+    table: Tensor
+    rows: Tensor
+    kept: Tensor
+    matrix: Tensor | None
+    output: Tensor | None
+
+
+class Multiplied(NamedTuple):
+    """Rows that were multiplied by a matrix, and the gradient of the product.
+
+    Attributes:
+        slopes: The gradient, shape ``(n, columns)``.
+        kept: The rows, shape ``(n, width)``.
+        matrix: Shape ``(width, columns)``.
+        of_rows: Where the gradient of the rows is written; None where there is to be none.
+        of_matrix: What the gradient of the matrix is added to; None where there is to be none.
+    """
+
+    slopes: Tensor
+    kept: Tensor
+    matrix: Tensor
+    of_rows: Tensor | None
+    of_matrix: Tensor | None
+
+
+def multiplies(tables: Sequence[Tensor]) -> bool:
+    """Whether :func:`take_rows` and :func:`multiply_back` are for such tables and matrices."""
+    return _IS_USED and all(_is_plain(table) for table in tables)
+
+
+def take_rows(parts: Sequence[Taken], columns: int) -> None:
+    """Copy rows of some tables, and multiply them by a matrix where there is one.
+
+    Args:
+        parts: Of tensors for which :func:`multiplies` holds.
+        columns: Of all matrices.
+
+    Raises:
+        IndexError: If a row is out of range.
+    """
+    _kernels.take_rows(
+        [
+            (
+                part.table.data_ptr(),
+                len(part.table),
+                part.rows.data_ptr(),
+                *part.kept.shape,
+                part.kept.data_ptr(),
+                _address(part.matrix),
+                _address(part.output),
+            )
+            for part in parts
+        ],
+        columns,
+    )
+
+
+def multiply_back(parts: Sequence[Multiplied], columns: int) -> None:
+    """The gradients of rows that were multiplied by a matrix, and of the matrix.
+
+    Args:
+        parts: Of tensors for which :func:`multiplies` holds.
+        columns: Of all matrices.
+    """
+    _kernels.multiply_back(
+        [
+            (
+                part.slopes.data_ptr(),
+                *part.kept.shape,
+                part.kept.data_ptr(),
+                part.matrix.data_ptr(),
+                _address(part.of_rows),
+                _address(part.of_matrix),
+            )
+            for part in parts
+        ],
+        columns,
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def unpacked(codes: Tensor, rows: Tensor, step: Tensor, bits: int, columns: int) -> Tensor | None:
@@ -199,6 +347,12 @@ def unpacked(codes: Tensor, rows: Tensor, step: Tensor, bits: int, columns: int)
         step.item(),
     )
     return out
+
+
+def _is_rows(rows: Tensor) -> bool:
+    """Whether a tensor is nothing but int64 numbers on the CPU, one after the other."""
+    fits = rows.is_cpu and rows.dtype is torch.int64 and rows.is_contiguous()
+    return fits and _has_memory(rows)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.nn._gather import bag_sums
+from optuna_nis.nn._gather import bag_sums, gathers
 from optuna_nis.nn._ids import (
     check_bags,
     check_weights,
@@ -25,6 +25,7 @@ from optuna_nis.nn._rounding import rounded
 from optuna_nis.nn._shared import places as stored_places
 from optuna_nis.nn._tier import Tier as Tier
 from optuna_nis.nn._tier import places, rows_of_all
+from optuna_nis.nn._tier_rows import Wanted, joins
 from optuna_nis.nn._tracing import is_traced
 from optuna_nis.nn.table import TableLayer
 from optuna_nis.space.allocation import TableAllocation
@@ -279,14 +280,31 @@ class MultiSizeEmbedding(MultiSize):
         table = self._table_of_all(len(ids))
         return (self(ids), None) if table is None else (table, self._ranks_of(ids))
 
+    def wanted(self, ids: Tensor) -> Wanted | None:
+        """The rows that ids want; None where they are not made with those of other layers."""
+        tiers = self.tier_modules()
+        if not tiers or any(tier.bits != 32 for tier in tiers):
+            return None
+        if not any(gathers(tier.weight) for tier in tiers) or self._has_table(len(ids)):
+            return None
+        weights = [tier.weight for tier in tiers]
+        found = Wanted(weights, self.mapping(), self._ranks_of(ids), self.sparse)
+        return found if joins(found) else None
+
+    def _has_table(self, num_ids: int) -> bool:
+        """Whether a table of all rows is cheaper than those that are looked up."""
+        return not self.sparse and (self._is_plain() or self._small(num_ids))
+
+    def _is_plain(self) -> bool:
+        """Whether there is one table, of which nothing is computed."""
+        return self.projection is None and [tier.bits for tier in self.tier_modules()] == [32]
+
     def _table_of_all(self, num_ids: int) -> Tensor | None:
         tiers = self.tier_modules()
-        if self.sparse or not tiers:
+        if not tiers or not self._has_table(num_ids):
             return None
-        if self.projection is None and [tier.bits for tier in tiers] == [32]:
+        if self._is_plain():
             return tiers[0].weight
-        if not self._small(num_ids):
-            return None
         with full_precision(tiers[0].weight):
             return torch.cat(self._projected())
 

@@ -26,6 +26,7 @@ from optuna_nis.nn._ids import (
 )
 from optuna_nis.nn._look_up import split
 from optuna_nis.nn._ranked import constant
+from optuna_nis.nn._side_by_side import rows_side_by_side
 from optuna_nis.nn._sparse import sparse_only
 from optuna_nis.nn._tracing import is_traced
 from optuna_nis.nn._weight import table_weight
@@ -163,6 +164,8 @@ class _SwappedTable(_Swapped):
             return self._rows(ids.view(1))[0]
         columns = self._columns(ids)
         if columns is not None:
+            if ids.dim() == 2:
+                return rows_side_by_side(columns, lambda index: _rows_of(*columns[index]))
             return torch.stack([_rows_of(layer, column) for layer, column in columns], dim=-2)
         self._check(ids)
         layers = self.field_layers()

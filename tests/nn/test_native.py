@@ -154,6 +154,100 @@ def test_rows_that_are_not_in_the_table_are_refused() -> None:
 
 
 @needs_kernels
+@settings(deadline=None, max_examples=100)
+@given(
+    rows=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    batch=st.integers(0, 30),
+    width=st.sampled_from([1, 7, 16, 33]),
+    seed=st.integers(0, 99),
+)
+def test_rows_side_by_side_are_the_same(
+    rows: list[int], batch: int, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    tables = [torch.randn(n, width) for n in rows] + [torch.randn(batch, width)]
+    # Some beyond the last row, which are zeros.
+    places = [torch.randint(n + 2, (batch,)) for n in rows] + [None]
+    padded = [torch.cat([table, torch.zeros(2, width)]) for table in tables]
+    found = _native.gather(tables, places)
+    own = [torch.arange(batch) if each is None else each for each in places]
+    expected = torch.stack([table[each] for table, each in zip(padded, own)], 1)
+    assert found is not None
+    assert torch.equal(found, expected)
+    assert _native.scatter(tables, places, found)
+    for table, each, before, values in zip(tables, own, padded, found.unbind(1)):
+        added = before.index_add(0, each, values)[: len(table)]
+        torch.testing.assert_close(table, added, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_tables_and_rows_that_are_not_plain_are_not_gathered() -> None:
+    table, rows = torch.randn(4, 2), torch.tensor([3, 0])
+    assert _native.gather([table.double()], [rows]) is None
+    assert _native.gather([torch.randn(2, 4).t()], [rows]) is None
+    assert _native.gather([table], [rows.int()]) is None
+    assert _native.gather([table], [torch.tensor([3, 9, 0])[::2]]) is None
+    before = table.clone()
+    assert not _native.scatter([table], [rows], torch.ones(2, 1, 2).double())
+    assert not _native.scatter([table], [rows.int()], torch.ones(2, 1, 2))
+    with pytest.raises(IndexError, match="below 0"):
+        _native.gather([table], [-rows])
+    with pytest.raises(IndexError, match="below 0"):
+        _native.scatter([table], [-rows], torch.ones(2, 1, 2))
+    assert torch.equal(table, before)
+    version = table._version
+    assert _native.scatter([table], [rows], torch.ones(2, 1, 2))
+    assert table._version > version
+
+
+@needs_kernels
+@settings(deadline=None, max_examples=100)
+@given(
+    size=st.integers(1, 9),
+    n=st.integers(0, 11),
+    width=st.sampled_from([1, 5, 16, 33]),
+    columns=st.sampled_from([1, 7, 16, 40]),
+    seed=st.integers(0, 99),
+)
+def test_products_of_rows_are_the_same(
+    size: int, n: int, width: int, columns: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    table, matrix = torch.randn(size, width), torch.randn(width, columns)
+    rows, slopes = torch.randint(0, size, (n,)), torch.randn(n, columns)
+    kept, output = torch.empty(n, width), torch.empty(n, columns)
+    alone = torch.empty(n, width)
+    _native.take_rows(
+        [
+            _native.Taken(table, rows, kept, matrix, output),
+            _native.Taken(table, rows, alone, None, None),
+        ],
+        columns,
+    )
+    assert torch.equal(kept, table[rows])
+    assert torch.equal(alone, kept)
+    torch.testing.assert_close(output, kept @ matrix, rtol=1e-4, atol=1e-5)
+    of_rows, of_matrix = torch.empty(n, width), torch.ones(width, columns)
+    _native.multiply_back(
+        [
+            _native.Multiplied(slopes, kept, matrix, of_rows, None),
+            _native.Multiplied(slopes, kept, matrix, None, of_matrix),
+        ],
+        columns,
+    )
+    torch.testing.assert_close(of_rows, slopes @ matrix.t(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_matrix, 1 + kept.t() @ slopes, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_rows_that_are_not_in_a_table_are_not_taken(wrong: int) -> None:
+    table, rows = torch.randn(4, 2), torch.tensor([0, wrong])
+    with pytest.raises(IndexError, match="not between 0 and 3"):
+        _native.take_rows([_native.Taken(table, rows, torch.empty(2, 2), None, None)], 2)
+
+
+@needs_kernels
 def test_what_the_kernel_is_not_for_is_left_to_torch() -> None:
     grad = torch.sparse_coo_tensor([[4, 4, 1]], torch.ones(3, 2), (6, 2), check_invariants=True)
     weight, total = torch.zeros(6, 2), torch.zeros(6)
