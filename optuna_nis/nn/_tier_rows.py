@@ -17,9 +17,8 @@ from torch.autograd.function import once_differentiable
 from optuna_nis.nn import _native
 from optuna_nis.nn._distinct import distinct
 from optuna_nis.nn._look_up import full_precision, table_gradient
-
-# Multiplications from which on torch takes less time, with all threads.
-_MANY = 1 << 21
+from optuna_nis.nn._native import Multiplied, Taken
+from optuna_nis.nn._projected import project, project_back
 
 
 class Wanted(NamedTuple):
@@ -128,23 +127,17 @@ class _TierRows(torch.autograd.Function):
             table[start : start + size] = 0.0
         parts = [*_parts(wanted, rows, sizes)]
         kept = _kept(parts, weights, projections)
-        takes, products = [], []
+        taken = []
         for part, own in zip(parts, kept):
             weight, projection = weights[part.tier], projections[part.layer]
             output = table[part.start : part.start + len(part.rows)]
             if own is None:
-                takes.append(_native.Taken(weight, part.rows, output, None, None))
-                continue
-            matrix = projection[: own.shape[1]]
-            if own.numel() * columns > _MANY:
-                takes.append(_native.Taken(weight, part.rows, own, None, None))
-                products.append((own, matrix, output))
+                taken.append(Taken(weight, part.rows, output, None, None))
             else:
-                takes.append(_native.Taken(weight, part.rows, own, matrix, output))
-        _native.take_rows(takes, columns)
+                matrix = projection[: own.shape[1]]
+                taken.append(Taken(weight, part.rows, own, matrix, output))
         with full_precision(table):
-            for own, matrix, output in products:
-                torch.mm(own, matrix, out=output)
+            project(taken, columns)
         ctx.parts, ctx.shapes = parts, [weight.shape for weight in weights]
         ctx.sparse = [each.sparse for each in wanted]
         ctx.save_for_backward(*projections, *kept)
@@ -164,25 +157,19 @@ class _TierRows(torch.autograd.Function):
         ]
         of_weights: list[Tensor | None] = [None] * len(kept)
         multiplied = []
+        for part, own in zip(ctx.parts, kept):
+            slopes = grad[part.start : part.start + len(part.rows)]
+            if own is None:
+                of_weights[part.tier] = slopes if wanted[part.tier] else None
+                continue
+            width = own.shape[1]
+            matrix, of_matrix = projections[part.layer][:width], of_projections[part.layer]
+            of_matrix = None if of_matrix is None else of_matrix[:width]
+            of_rows = torch.empty_like(own) if wanted[part.tier] else None
+            of_weights[part.tier] = of_rows
+            multiplied.append(Multiplied(slopes, own, matrix, of_rows, of_matrix))
         with full_precision(grad):
-            for part, own in zip(ctx.parts, kept):
-                slopes = grad[part.start : part.start + len(part.rows)]
-                if own is None:
-                    of_weights[part.tier] = slopes if wanted[part.tier] else None
-                    continue
-                width = own.shape[1]
-                matrix, of_matrix = projections[part.layer][:width], of_projections[part.layer]
-                of_matrix = None if of_matrix is None else of_matrix[:width]
-                of_rows = torch.empty_like(own) if wanted[part.tier] else None
-                of_weights[part.tier] = of_rows
-                if own.numel() * columns > _MANY:
-                    if of_rows is not None:
-                        torch.mm(slopes, matrix.t(), out=of_rows)
-                    if of_matrix is not None:
-                        of_matrix.addmm_(own.t(), slopes)
-                else:
-                    multiplied.append(_native.Multiplied(slopes, own, matrix, of_rows, of_matrix))
-        _native.multiply_back(multiplied, columns)
+            project_back(multiplied, columns)
         for part in ctx.parts:
             values = of_weights[part.tier]
             if values is not None:

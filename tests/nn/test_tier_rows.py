@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.models.embeddings import FeatureEmbeddings
-from optuna_nis.nn import MultiSizeEmbedding, _native, _tier_rows
+from optuna_nis.nn import MultiSizeEmbedding, _native, _projected
 
 _ROWS = 60
 needs_kernels = pytest.mark.skipif(not _native._IS_USED, reason="needs a C compiler")
@@ -60,7 +60,7 @@ def test_rows_and_gradients_are_those_of_each_layer_alone(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         next(model.parameters()).requires_grad_()
     batch = {name: torch.randint(_ROWS + 1, (11,)) for name in tables}
-    with mock.patch.object(_tier_rows, "_MANY", many):
+    with mock.patch.object(_projected, "_MANY", many):
         found = _rows_and_gradients(model, batch)
     with mock.patch.object(_native, "_IS_USED", False):
         expected = _rows_and_gradients(model, batch)
@@ -123,7 +123,7 @@ def test_what_the_loops_are_not_for_is_looked_up_alone(kind: str) -> None:
 def test_products_are_precise_under_autocast() -> None:
     model, batch = _model(), _batch()
     expected = _rows_and_gradients(model, batch)
-    with torch.autocast("cpu", torch.bfloat16), mock.patch.object(_tier_rows, "_MANY", 1):
+    with torch.autocast("cpu", torch.bfloat16), mock.patch.object(_projected, "_MANY", 1):
         found = _rows_and_gradients(model, batch)
     torch.testing.assert_close(found, expected)
 
