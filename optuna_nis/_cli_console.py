@@ -21,10 +21,12 @@ _console = rich.get_console()
 
 # Packages through which Optuna speaks to storages, and the errors that are told in a line.
 _CLIENTS = ("sqlalchemy", "redis", "grpc")
-# What follows in errors of SQLAlchemy is what the database was told.
-_STATEMENT = "\n[SQL:"
+# What follows in errors of SQLAlchemy is what the database was told, and where to read on.
+_STATEMENT, _BACKGROUND = "\n[SQL:", "\n(Background on this error"
 # Seconds in which torchrun ends the other processes when one has failed, and more.
 _ENDS_ALL = 5.0
+# A full disk, or a full share of it: what was written before is kept, as after an interruption.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError, KeyError)
 
 
@@ -58,9 +60,14 @@ def errors(
 
         package = type(error).__module__.partition(".")[0]
         if isinstance(error, StorageInternalError) or package in _CLIENTS:
-            fail(f"The storage cannot be used: {str(error).partition(_STATEMENT)[0]}")
+            # Optuna says what it was about, the error before it what was wrong.
+            why = str(error.__cause__ or error).partition(_STATEMENT)[0]
+            fail(f"The storage cannot be used: {why.partition(_BACKGROUND)[0]}")
         if not isinstance(error, _EXPECTED):
             raise
+        if isinstance(error, OSError) and error.errno in _FULL:
+            where = "" if error.filename is None else f": {error.filename}"
+            fail(f"{error.strerror}{where}. {interrupted}")
         fail(reword(str(error.args[0] if isinstance(error, KeyError) else error)))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+import errno
 import io
 import json
 import logging
@@ -15,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 import numpy as np
 import optuna
+from optuna.exceptions import StorageInternalError
 import pandas as pd
 import pytest
 import rich
@@ -184,6 +186,38 @@ def test_search_retrain_report_predict(table: Path) -> None:
     code, output = _run("export", "--model", folder, "--format", "zip", "--output", served)
     assert code == 1
     assert "`--format` must be one of" in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "study/3.pt"),
+            "No space left on device: study/3.pt. Finished trials are kept; the same command",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device. Finished"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "[Errno 13] Permission denied"),
+        (
+            StorageInternalError("An exception is raised during the commit."),
+            "The storage cannot be used: disk is full",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_one_clear_line(
+    table: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def called(*args: object, **options: object) -> None:
+        raise error from RuntimeError(
+            "disk is full\n[SQL: INSERT]\n(Background on this error at: https://sqlalche.me)"
+        )
+
+    monkeypatch.setattr("optuna_nis.lightning.search", called)
+    code, output = _search(table)
+    assert code == 1
+    said = " ".join(output.split())
+    assert message in said
+    assert "SQL" not in said
+    assert "Background" not in said
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def save_data(
     save_text(study, VOCABULARY_ATTR, text)
     study.set_user_attr(FEATURES_ATTR, _digest(features))
     study.set_user_attr(NUM_ROWS_ATTR, sum(datamodule.sizes.values()))
-    study.set_user_attr(SEEN_ROWS_ATTR, _seen_rows(datamodule))
+    study.set_user_attr(SEEN_ROWS_ATTR, seen_rows(datamodule))
     study.set_user_attr(TABLE_ROWS_ATTR, datamodule.source_digest)
     study.set_user_attr(DATASET_ATTR, data.name)
     study.set_user_attr(TASK_ATTR, data.task)
@@ -261,7 +261,7 @@ def _changed(
     before, now = attrs.get(NUM_ROWS_ATTR), sum(datamodule.sizes.values()) + left_out
     if isinstance(before, int) and before != now:
         return f"{now:,} rows, at the search it had {before:,}"
-    seen = _seen_rows(datamodule)
+    seen = seen_rows(datamodule)
     return others if attrs.get(SEEN_ROWS_ATTR, seen) != seen else None
 
 
@@ -269,6 +269,6 @@ def _digest(features: Features) -> str:
     return blake2b(fingerprint(features), digest_size=16).hexdigest()
 
 
-def _seen_rows(datamodule: EmbeddingDataModule) -> str:
+def seen_rows(datamodule: EmbeddingDataModule) -> str:
     """Which rows a search sees."""
     return datamodule.fingerprint("train", "validation")

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Callback, LightningModule, Trainer
+import numpy as np
 from optuna import Study, create_study
 from torchmetrics import Metric
 
 from optuna_nis._checks import check_folder
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
+from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning._training_key import options_key
 from optuna_nis.lightning.building import BuildModel, takes_sizes
@@ -46,6 +48,8 @@ from optuna_nis.space.spec import Oov, check_oov
 from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
+from optuna_nis.study.attributes import read_text
+from optuna_nis.study.keys import SPACE_ATTR
 from optuna_nis.study.results import (
     Results,
     best_allocation,
@@ -53,6 +57,7 @@ from optuna_nis.study.results import (
     save_space,
     score_line,
 )
+from optuna_nis.study.trials import finished_trials, is_trained
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -61,6 +66,9 @@ _logger = get_logger(__name__)
 
 # As a word of its own, in what becomes the name of a value in a test.
 _VALIDATION = re.compile("(?<![A-Za-z])(validation|valid|val)(?![a-z])")
+
+# Counts of ids that differ by less, as a share, may be of the same data.
+_SAME_COUNTS = 0.1
 
 #: Makes a model; or, given them, a model of given sizes and a supernet of a space.
 BuildAnyModel = Callable[..., LightningModule]
@@ -347,6 +355,7 @@ def search_sizes(
         space = subject.space
     study = group.study(study or create_study(direction="maximize"))
     progress = group.only_first(progress)
+    _warn_of_other_counts(study, space, data)
     save_space(study, space)
     changing = options_key(of_trainers, ())
     study.sampler = NISSampler(budget=space, seed=seed, settings=plan.policy)
@@ -387,6 +396,31 @@ def search_sizes(
     # What the first process has found is found by all.
     study = group.study(study)
     return FoundSizes(found, study, space, subject.sized, data, monitored, of_trainers)
+
+
+def _warn_of_other_counts(study: Study, space: SearchSpace, data: Data) -> None:
+    """Say that a study that has ended was searched on other data, as far as counts of ids tell."""
+    text = read_text(study, SPACE_ATTR)
+    # Of tables, which rows are others has been told when they were read.
+    if not text or isinstance(data, EmbeddingDataModule):
+        return
+    if not any(is_trained(trial) for trial in finished_trials(study)):
+        return
+    before = {spec.name: spec.mean_counts for spec in SearchSpace.from_json(text).specs}
+    now = {spec.name: spec.mean_counts for spec in space.specs}
+    others = [
+        name
+        for name, own in now.items()
+        if own is not None and (was := before.get(name)) is not None
+        # Counts of a sample of batches are never quite the same.
+        if not np.allclose(own, was, rtol=_SAME_COUNTS)
+    ]
+    if others:
+        _logger.warning(
+            f"`study` {study.study_name!r} was searched on other data: the ids of {others} come "
+            "more or less often now. Its sizes are those of before; give another study name for a "
+            "new search."
+        )
 
 
 def _goal(metric: Metric | None, monitor: str | None, mode: MonitorMode | None) -> dict[str, str]:

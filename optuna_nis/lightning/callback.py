@@ -33,7 +33,9 @@ from optuna_nis.strategy.journal import plan_in, sampler_of
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.pricing import Pricing
 from optuna_nis.strategy.search import SizeSearch
+from optuna_nis.study.keys import METRIC_ATTR
 from optuna_nis.study.results import best_allocation, save_space
+from optuna_nis.study.settings import check_metric
 
 if TYPE_CHECKING:
     from optuna_nis.show.dashboard import DashboardCallback
@@ -292,10 +294,14 @@ class NISCallback(Callback):
         self._scores.start(trainer)
         self._is_checked = False
         self._batches = TrainingBatches(trainer)
+        monitored = self.monitored(pl_module)
+        label = monitored.label_of(pl_module)
+        check_metric(self._search.study, label, self._rewards.mode)
+        if trainer.is_global_zero and METRIC_ATTR not in self._search.study.user_attrs:
+            self._search.study.set_user_attr(METRIC_ATTR, label)
         if self._search.rewarding.error is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            name = self.monitored(pl_module).name
-            self._search.rewarding.error = error_on_validation(pl_module, data, name)
+            self._search.rewarding.error = error_on_validation(pl_module, data, monitored.name)
         side_by_side = self._rewards.side_by_side(pl_module)
         self._search.start(
             self._batches.number if self.plan.warmup < 1 else 0,

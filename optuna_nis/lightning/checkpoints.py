@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from optuna_nis._tensor_files import write
 from optuna_nis.data.batches import Epochs
 from optuna_nis.lightning.convergence import Convergence
 from optuna_nis.lightning.processes import Group
 from optuna_nis.nn._sharded_layers import own_rows
 from optuna_nis.strategy.search import SizeSearch
+from optuna_nis.study.keys import ROWS
 from optuna_nis.study.searches import searches_of
 
 # Seconds between two checkpoints, at least, and the largest share of the time that they may take.
@@ -72,7 +74,9 @@ class SearchFolder:
         """
         for search in searches_of(study).values():
             path = parent / search.id
-            if search.seconds is None and search.settings == settings and path.is_dir():
+            # Of before, none says which rows it saw.
+            known = {ROWS: settings.get(ROWS), **search.settings}
+            if search.seconds is None and known == {ROWS: None, **settings} and path.is_dir():
                 with suppress(Timeout):
                     return cls(path)
         return None
@@ -93,7 +97,7 @@ class SearchFolder:
     ) -> None:
         """Keep a trained supernet, the search and whether it goes for large or small values."""
         new = self._searched.with_suffix(".new")
-        torch.save({"weights": weights, "search": search.state_dict(), "mode": mode}, new)
+        write({"weights": weights, "search": search.state_dict(), "mode": mode}, new)
         new.replace(self._searched)
         self.supernet.unlink(missing_ok=True)
         shutil.rmtree(self.best, ignore_errors=True)
@@ -273,7 +277,7 @@ class _Direct(CheckpointIO):
         if self._is_outside(path):
             self._otherwise.save_checkpoint(checkpoint, path, storage_options)
         else:
-            torch.save(checkpoint, path)
+            write(checkpoint, path)
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
         if self._is_outside(path):

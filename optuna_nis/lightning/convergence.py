@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 
 from optuna_nis._checks import check_integer
+from optuna_nis._tensor_files import write
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
@@ -310,7 +311,7 @@ class Convergence(Callback):
         self._folder.mkdir(parents=True, exist_ok=True)
         self._file = self._folder / f"{self._num_saved}.pt"
         new = self._file.with_suffix(".new")
-        torch.save(state, new)
+        write(state, new)
         new.replace(self._file)
         self._remove_others()
 

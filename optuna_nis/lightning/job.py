@@ -16,7 +16,7 @@ import torch
 from optuna_nis._checks import check_folder
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.config import DataConfig
-from optuna_nis.data.of_study import check_data, oov_of_data, read_data, save_data
+from optuna_nis.data.of_study import check_data, oov_of_data, read_data, save_data, seen_rows
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.any_model import search_sizes
 from optuna_nis.lightning.processes import built, group_of
@@ -26,7 +26,7 @@ from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import Mode, SearchSpace
 from optuna_nis.space.spec import Oov
 from optuna_nis.strategy.plan import SearchPlan
-from optuna_nis.study.keys import DATA_ATTR, MODEL_OPTIONS_ATTR
+from optuna_nis.study.keys import DATA_ATTR, MODEL_OPTIONS_ATTR, ROWS
 from optuna_nis.study.settings import save_once
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def search(
         dashboard=dashboard,
         progress=progress,
         checkpoint_dir=checkpoint_dir,
-        settings={"shard": list(shard), **spread, **options},
+        settings={"shard": list(shard), ROWS: seen_rows(datamodule), **spread, **options},
         trainer_options=trainer_options,
         **{name: value for name, value in fields.items() if value is not None},
     )

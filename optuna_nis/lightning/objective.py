@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 import math
+import threading
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,6 +25,11 @@ from optuna_nis.study.recording import save_score
 from optuna_nis.study.settings import save_space
 
 _logger = get_logger(__name__)
+
+# Trials that train now, in all threads of the process.
+_lock = threading.Lock()
+_num_trained = 0
+_is_told = False
 
 
 def objective(
@@ -59,7 +66,9 @@ def objective(
             negated for ``"min"``.
         penalty_weight: Weight of the memory above the budget, see
             :func:`~optuna_nis.penalised_reward`.
-        seed: Seed of every training, so that they differ in their sizes only.
+        seed: Seed of every training, so that they differ in their sizes only. It does not hold
+            for trials that train in several threads at once (``n_jobs``), which share torch's
+            random numbers.
         **trainer_options: Further arguments of the :class:`lightning.pytorch.Trainer`. Of
             ``callbacks`` every training has copies of its own.
 
@@ -93,17 +102,18 @@ def objective(
         pruning = _Pruning(trial, monitor, lambda metric: rewarded(metric, allocation).value)
         callbacks = [pruning, *copies(trainer_options.get("callbacks"))]
         try:
-            training = train(
-                build_model,
-                allocation,
-                datamodule,
-                seed=seed,
-                max_epochs=max_epochs,
-                patience=patience,
-                monitor=monitor,
-                mode=direction,
-                **(trainer_options | {"callbacks": callbacks}),
-            )
+            with _alone(seed):
+                training = train(
+                    build_model,
+                    allocation,
+                    datamodule,
+                    seed=seed,
+                    max_epochs=max_epochs,
+                    patience=patience,
+                    monitor=monitor,
+                    mode=direction,
+                    **(trainer_options | {"callbacks": callbacks}),
+                )
         except FloatingPointError as error:
             _logger.warning(str(error))
             return math.nan  # With which a trial fails.
@@ -112,6 +122,27 @@ def objective(
         return reward.value
 
     return run
+
+
+@contextmanager
+def _alone(seed: int) -> Iterator[None]:
+    """Warn, once, if another training goes on in this process."""
+    global _is_told, _num_trained
+    with _lock:
+        _num_trained += 1
+        is_new = _num_trained > 1 and not _is_told
+        _is_told |= is_new
+    if is_new:
+        _logger.warning(
+            "Several trials train at once in threads of one process, which share torch's random "
+            f"numbers: `seed` {seed} does not make their trainings alike. Processes, in place of "
+            "`n_jobs`, have their own."
+        )
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_trained -= 1
 
 
 class _Pruning(Callback):

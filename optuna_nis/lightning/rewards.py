@@ -72,6 +72,10 @@ class Monitored:
         """What the value is called, for people."""
         return self.name if self.metric is None else type(self.metric).__name__
 
+    def label_of(self, model: LightningModule) -> str:
+        """The same of a model that may have a name of its own for it."""
+        return str(getattr(model, "monitor_name", self.label))
+
     @property
     def sign(self) -> float:
         """1 if large values are good, -1 if small ones are."""

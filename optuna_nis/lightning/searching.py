@@ -48,10 +48,16 @@ from optuna_nis.nn._sharded_layers import own_rows
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
-from optuna_nis.study.keys import METRIC_ATTR, MONITOR_MODE_ATTR, OUTPUTS_ATTR, SEARCH_SECONDS_ATTR
+from optuna_nis.study.keys import (
+    METRIC_ATTR,
+    MONITOR_MODE_ATTR,
+    OUTPUTS_ATTR,
+    ROWS,
+    SEARCH_SECONDS_ATTR,
+)
 from optuna_nis.study.results import cautions_of, save_parts
 from optuna_nis.study.searches import join, new_search_id, searches_of
-from optuna_nis.study.settings import differences, plan_of, save_plan
+from optuna_nis.study.settings import check_metric, differences, plan_of, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
 _logger = get_logger(__name__)
@@ -112,6 +118,8 @@ def run_search(
         been searched to its end.
     """
     with ExitStack() as stack:
+        if METRIC_ATTR in study.user_attrs:
+            _check_goal(study, subject, callback, settings.get("monitor_mode"))
         keep = checkpoint_dir is not None
         parent = Path(checkpoint_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         folder = None
@@ -123,7 +131,9 @@ def run_search(
             folder = folder or SearchFolder(group.own(parent / interrupted), interrupted)
             progress(f"Going on with the search {folder.search_id} that was interrupted.")
         elif group.share(any(is_trained(trial) for trial in finished_trials(study))):
-            progress("The study has been searched to the end; nothing is left to do.")
+            told = "The study has been searched to the end; nothing is left to do."
+            progress(told)
+            _logger.info(told)
             _warn_ignored(study, settings)
             model = looked_at(subject.sized, subject.space.full())
             monitored = callback(None).monitored(model)
@@ -150,7 +160,7 @@ def run_search(
             data.shuffle_seed = me.seed
             stack.enter_context(_few_validated(data, progress))
         supernet = subject.supernet()
-        label = getattr(supernet, "monitor_name", search.monitored(supernet).label)
+        label = search.monitored(supernet).label_of(supernet)
         study.set_user_attr(METRIC_ATTR, label)
         if outputs := sorted(output_features(supernet)):
             study.set_user_attr(OUTPUTS_ATTR, outputs)
@@ -221,6 +231,17 @@ def run_search(
     return found, monitored
 
 
+def _check_goal(
+    study: Study,
+    subject: Subject,
+    callback: Callable[[str | None], NISCallback],
+    mode: str | None,
+) -> None:
+    """Refuse another metric than that of the searches before, or the other way round."""
+    model = looked_at(subject.sized, subject.space.full())
+    check_metric(study, callback(None).monitored(model).label_of(model), mode)
+
+
 @contextmanager
 def _few_validated(data: EmbeddingDataModule, progress: Callable[[str], None]) -> Iterator[None]:
     """Validate on a sample where the validation part is large."""
@@ -275,21 +296,32 @@ def _train_supernet(
 def _tell_of_others(
     study: Study, parent: Path, settings: Mapping[str, Any], progress: Callable[[str], None]
 ) -> None:
-    """Tell of searches like this one that were interrupted, but for the number of processes."""
+    """Tell of interrupted searches like this one, but for processes or the rows of the data."""
+    ours = {"processes": 1, ROWS: None, **settings}
     for search in searches_of(study).values():
-        like = {**settings, "processes": 0} == {**search.settings, "processes": 0}
-        if like and search.seconds is None and (parent / search.id).is_dir():
-            number = search.settings.get("processes", 1)
+        theirs = {"processes": 1, ROWS: ours[ROWS], **search.settings}
+        if search.seconds is not None or not (parent / search.id).is_dir():
+            continue
+        others = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        if others == ["processes"]:
+            number = theirs["processes"]
             progress(
                 f"The search {search.id}, of {number} process{'es' * (number > 1)}, was "
                 "interrupted; started with as many it goes on. This is another one."
+            )
+        elif others == [ROWS]:
+            progress(
+                f"The search {search.id} was interrupted. The data has other rows now: this is "
+                "another one."
             )
 
 
 def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:
     """Say which options a study that has ended does not go by."""
     ended = [s.settings for s in searches_of(study).values() if s.seconds is not None]
-    ignored = [differences(before, settings) for before in ended]
+    # Of other rows it has been told where they were read.
+    now = {name: value for name, value in settings.items() if name != ROWS}
+    ignored = [differences({**before, ROWS: None}, {**now, ROWS: None}) for before in ended]
     if ignored and (least := min(ignored, key=len)):
         _logger.warning(
             f"Options are ignored, since `study` {study.study_name!r} has been searched, with "

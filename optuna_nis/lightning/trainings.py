@@ -24,6 +24,7 @@ import torch
 
 from optuna_nis import __version__
 from optuna_nis._format import duration, size
+from optuna_nis._tensor_files import write
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import free
 from optuna_nis.lightning._package import is_overridden
@@ -352,7 +353,7 @@ class Trainings:
         # First the weights: what is known as finished can be tested.
         file = self._file(key)
         with own_rows():
-            torch.save(model.state_dict(), file.with_suffix(".new"))
+            write(model.state_dict(), file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
         self._group.wait()
         self._record(key, run)

@@ -94,14 +94,15 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         places, columns, *tables = inputs
-        # Nothing of them is trained, or changed by anyone before it is used again.
-        ctx.places, ctx.columns = places, columns
+        # Some may be the caller's own, who is told if they are changed before they are used again.
+        ctx.save_for_backward(*places)
+        ctx.columns = columns
         ctx.rows = [len(table) for table in tables]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grad.contiguous()
+        grad, places = grad.contiguous(), ctx.saved_tensors
         wanted = ctx.needs_input_grad[2:]
         # Of a table that has no gradient every row is beyond.
         totals = [
@@ -109,8 +110,8 @@ class _Gather(torch.autograd.Function):
             for rows, needed in zip(ctx.rows, wanted)
         ]
         own_totals = [totals[number] for number in ctx.columns]
-        if not _native.scatter(own_totals, ctx.places, grad):
-            for total, own, values in zip(own_totals, ctx.places, grad.unbind(1)):
+        if not _native.scatter(own_totals, places, grad):
+            for total, own, values in zip(own_totals, places, grad.unbind(1)):
                 _add(total, own, values)
         return (None, None, *(own if needed else None for own, needed in zip(totals, wanted)))
 

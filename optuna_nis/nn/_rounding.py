@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from optuna_nis.nn._tracing import is_scripted, is_traced
@@ -68,12 +69,22 @@ def rounded(rows: Tensor, spread: Tensor | None, bits: int, scale: float | None 
     if is_scripted():
         # The same operations with and without gradients, whose traces torch compares.
         return _straight_through(rows, spread, bits, scale)
+    if has_tangent(rows) or has_tangent(spread):
+        return _straight_through(rows, spread, bits, scale)
     if not torch.is_grad_enabled() or not (rows.requires_grad or scale is not None):
         return as_stored(rows, spread, bits)[0]
     if is_traced() and not torch.compiler.is_compiling():
         return _straight_through(rows, spread, bits, scale)
     found: Tensor = _Rounded.apply(rows, spread, bits, scale)  # type: ignore[no-untyped-call]
     return found
+
+
+def has_tangent(tensor: Tensor | None) -> bool:
+    """Whether derivatives are carried along with the numbers, forwards."""
+    if tensor is None:
+        return False
+    found = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return found.tangent is not None
 
 
 def _straight_through(
@@ -123,7 +134,8 @@ def as_stored(
     low, high = _codes(bits)
     parts = rows / step
     # Not clamped in place, which has no rule for batches (torch.func.vmap).
-    levels = parts.clamp(low, high + 0.5).floor_().add_(0.5)
+    # Both bounds are floats: ONNX has no operator for a whole number beside one.
+    levels = parts.clamp(float(low), high + 0.5).floor_().add_(0.5)
     slopes = None
     if sloped:
         # Numbers between two levels stay where they are, those beyond all follow the outermost.

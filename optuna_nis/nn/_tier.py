@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optuna_nis.nn._rounding import BEST_STEPS, rounded, spread_of, step_of
+from optuna_nis.nn._rounding import BEST_STEPS, has_tangent, rounded, spread_of, step_of
 from optuna_nis.nn._tracing import is_scripted
 from optuna_nis.space.precision import CODES
 
@@ -80,7 +80,8 @@ class Tier(nn.Embedding):
         """
         spread = self.spread
         gets_gradients = torch.is_grad_enabled() or is_scripted()
-        if spread is None or not (spread.requires_grad and gets_gradients):
+        is_trained = spread is not None and spread.requires_grad and gets_gradients
+        if spread is None or not (is_trained or has_tangent(spread)):
             return None
         shared = self.num_embeddings * self.embedding_dim * 2 ** (self.bits - 1)
         return float(BEST_STEPS[self.bits] * shared**-0.5)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 BagMode = Literal["sum", "mean"]
 
+# What a weight is made of by hooks of torch before its module is called.
+_OF_HOOKS = frozenset({"weight_orig", "weight_g", "weight_v"})
+
 
 class MultiSize(TableLayer):
     """Tiers and their projection: what layers of chosen sizes have in common.
@@ -105,8 +108,20 @@ class MultiSize(TableLayer):
                 self.projection.mul_((full / widest) ** 0.25)
 
     def tier_modules(self) -> list[Tier]:
-        """The tiers, widest first."""
-        return [tier for tier in self.tiers if isinstance(tier, Tier)]
+        """The tiers, widest first.
+
+        Raises:
+            RuntimeError: If the weight of one is made by a hook of its own.
+        """
+        tiers = [tier for tier in self.tiers if isinstance(tier, Tier)]
+        for tier in tiers:
+            if "weight" not in tier._parameters and not _OF_HOOKS.isdisjoint(tier._parameters):
+                raise RuntimeError(
+                    f"The rows of {self.name!r} are made by a hook, as `torch.nn.utils.prune` and "
+                    "`weight_norm` have them, which runs when a module is called. Tiers are not "
+                    "called: leave their `weight` out of pruning."
+                )
+        return tiers
 
     def dense_weight(self) -> Tensor:
         """The table as the model sees it: every kept id's projected row.

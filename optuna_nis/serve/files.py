@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from optuna_nis._checks import check_file
 from optuna_nis._files import replacing
 from optuna_nis._json import read_json
+from optuna_nis._tensor_files import write
 from optuna_nis.nn import freeze
 from optuna_nis.nn._layers import Model, check_not_searchable
 from optuna_nis.nn._stored import stored_tables
@@ -103,7 +104,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             package.save_model(model, str(part), metadata=texts)
             part.chmod(mode)
         else:
-            torch.save(found | {"state_dict": state}, part)
+            write(found | {"state_dict": state}, part)
 
 
 def load(path: str | os.PathLike[str], build: Callable[[Allocation], Model]) -> Model:

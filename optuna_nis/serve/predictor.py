@@ -19,6 +19,7 @@ import torch
 
 from optuna_nis._checks import check_folder
 from optuna_nis._json import read_json
+from optuna_nis._tensor_files import write
 from optuna_nis.data import Features
 from optuna_nis.data.keeping import FEATURES_FILE, drop_unused, pack_features, unpack_features
 from optuna_nis.data.tally import Tally
@@ -207,7 +208,7 @@ class Predictor:
             if self.tables == "packed":
                 save(self.model, _new(folder / weights))
             else:
-                torch.save(self.model.state_dict(), _new(folder / weights))
+                write(self.model.state_dict(), _new(folder / weights))
         except BaseException:
             for name in names:
                 _new(folder / name).unlink(missing_ok=True)

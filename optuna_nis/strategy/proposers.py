@@ -40,6 +40,8 @@ def from_policy(
         options = np.unique(np.concatenate([policy.mode(), draws]), axis=0)
         options = options[np.argsort(-policy.log_prob(options), kind="stable")]
         choices = [space.allocation(params) for params in policy.params(options)]
+        # A model of no table may be best by a metric that takes ties for hits.
+        choices = [choice for choice in choices if choice.num_parameters]
         least = plan.proposal_use * each.budget_nbytes
         using = [choice for choice in choices if choice.nbytes() >= least]
         groups.append((using or choices)[: plan.proposals])

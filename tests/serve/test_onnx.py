@@ -91,6 +91,17 @@ def test_packed_tables(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bits", [16, 8, 4, 2])
+def test_tables_of_few_bits_that_are_not_frozen(bits: int, tmp_path: Path) -> None:
+    table = TableAllocation("f", 60, 8, (Tier(20, 8, bits), Tier(30, 3, bits)))
+    layer = MultiSizeEmbedding(table, init_std=1.0)
+    to_onnx(layer, torch.arange(4), tmp_path / "layer.onnx")
+    ids = torch.randint(0, 61, (9,))
+    found = _run(tmp_path / "layer.onnx", {"input_0": ids})
+    torch.testing.assert_close(found, layer(ids))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4])
 def test_packed_codes_stay_so_in_the_file(bits: int, tmp_path: Path) -> None:
     table = TableAllocation("f", 5000, 32, (Tier(5000, 31, bits),))

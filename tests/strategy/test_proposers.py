@@ -34,6 +34,16 @@ def test_the_policy_proposes_for_each_budget_what_uses_it() -> None:
             assert 0.9 * share * space.budget <= choice.num_parameters <= share * space.budget
 
 
+def test_no_choice_without_a_row_is_proposed() -> None:
+    # Of one feature, most draws for a small budget keep nothing, and none uses nearly all of it.
+    space = SearchSpace([EmbeddingSpec("user", 300, 16, row_blocks=[200, 100])], budget=0.9)
+    plan = SearchPlan(proposal_use=1.0)
+    for seed in range(5):
+        policy = Policy(constraint=space)
+        for group in from_policy(policy, space, plan, np.random.default_rng(seed)):
+            assert all(choice.num_parameters for choice in group)
+
+
 def test_smaller_budgets_than_any_choice_are_left_out() -> None:
     space = SearchSpace([EmbeddingSpec("user", 1000, 8)], budget=60)
     assert len(budgets(space, SearchPlan())) == 1

@@ -638,6 +638,43 @@ def test_a_search_goes_on_from_its_state(done: int) -> None:
     assert list(searches_of(study)) == [first.id] == [second.id]
 
 
+@pytest.mark.parametrize("made", [1, 2, PLAN.num_updates])
+def test_a_search_goes_on_in_the_midst_of_its_last_updates(made: int) -> None:
+    plan = replace(PLAN, warmup=1.0)
+    # Each group is scored on the examples after those of the one before.
+    groups = 0
+
+    def score(scoring: Scoring) -> list[float]:
+        nonlocal groups
+        groups += scoring.num_examples is not None
+        return answers()(scoring)
+
+    whole = SizeSearch(space_of(), plan=plan, seed=1)
+    study = study_of(space_of())
+    first = SizeSearch(space_of(), study, plan=plan, seed=1)
+    for search in (whole, first):
+        search.start(NUM_BATCHES)
+        batches(search, range(NUM_BATCHES))
+    whole.end_training()
+    whole.answer(score)
+    expected, groups = groups, 0
+    state = json.loads(json.dumps(first.state_dict()))
+    first.end_training()
+    while first.updates_done < made:
+        asked = first.ask()
+        assert isinstance(asked, Scoring)
+        first.tell(answers()(asked))
+    assert len(study.trials) == made * plan.group_size
+    second = SizeSearch(space_of(), study, plan=plan, seed=99)
+    second.load_state_dict(state)
+    second.start(NUM_BATCHES, batches_done=NUM_BATCHES)
+    second.end_training()
+    second.answer(score)
+    assert trials_of(second) == trials_of(whole)
+    assert second.candidates == whole.candidates
+    assert groups == expected
+
+
 @pytest.mark.parametrize("from_state", [True, False])
 def test_what_is_in_the_study_is_not_drawn_again(from_state: bool) -> None:
     # Of a flat policy that hardly moves, draws of the same random numbers would be the same.
