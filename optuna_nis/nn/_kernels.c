@@ -388,25 +388,28 @@ static inline void fetch_ahead(const column *own, int64_t number, int64_t exampl
     if (row != NULL) fetch_row(row, width * (int64_t)sizeof(*row));
 }
 
-/* Examples one after the other: what is written lies side by side then, and tables are small. */
+/* Examples one after the other: what they have lies side by side then, and tables are small. */
+typedef void (*loop)(const column *columns, int64_t number, float *restrict values, int64_t batch,
+                     int64_t width);
+
 FOR_EACH_PROCESSOR
-static void gather_each(float *restrict out, const column *columns, int64_t number, int64_t batch,
-                        int64_t width) {
-    const size_t bytes = (size_t)width * sizeof(*out);
+static void gather_each(const column *columns, int64_t number, float *restrict values,
+                        int64_t batch, int64_t width) {
+    const size_t bytes = (size_t)width * sizeof(*values);
     for (int64_t i = 0; i < batch; i++)
         for (int64_t index = 0; index < number; index++) {
             const float *row = row_of(columns + index, i, width);
             fetch_ahead(columns + index, number, i, batch, width);
             if (row != NULL)
-                memcpy(out, row, bytes);
+                memcpy(values, row, bytes);
             else
-                memset(out, 0, bytes);
-            out += width;
+                memset(values, 0, bytes);
+            values += width;
         }
 }
 
 FOR_EACH_PROCESSOR
-static void scatter_each(const column *columns, int64_t number, const float *restrict values,
+static void scatter_each(const column *columns, int64_t number, float *restrict values,
                          int64_t batch, int64_t width) {
     for (int64_t i = 0; i < batch; i++)
         for (int64_t index = 0; index < number; index++) {
@@ -418,41 +421,34 @@ static void scatter_each(const column *columns, int64_t number, const float *res
         }
 }
 
-PyDoc_STRVAR(gather_doc,
-             "Write the rows that examples have of some tables, side by side; zeros beyond them.");
-
-static PyObject *gather(PyObject *module, PyObject *args) {
-    unsigned long long out_at;
+static PyObject *side_by_side(PyObject *args, loop run) {
+    unsigned long long values_at;
     long long batch, width;
     PyObject *parts;
     Py_ssize_t number;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "KOLL", &out_at, &parts, &batch, &width)) return NULL;
+    if (!PyArg_ParseTuple(args, "OKLL", &parts, &values_at, &batch, &width)) return NULL;
     column *columns = columns_of(parts, batch, &number);
     if (columns == NULL) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    gather_each((float *)(uintptr_t)out_at, columns, number, batch, width);
+    run(columns, number, (float *)(uintptr_t)values_at, batch, width);
     Py_END_ALLOW_THREADS
     free_columns(columns, number);
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(gather_doc,
+             "Write the rows that examples have of some tables, side by side; zeros beyond them.");
+
+static PyObject *gather(PyObject *module, PyObject *args) {
+    (void)module;
+    return side_by_side(args, gather_each);
+}
+
 PyDoc_STRVAR(scatter_doc, "Add what examples have side by side to rows of some tables.");
 
 static PyObject *scatter(PyObject *module, PyObject *args) {
-    unsigned long long values_at;
-    long long batch, width;
-    PyObject *parts;
-    Py_ssize_t number;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OKLL", &parts, &values_at, &batch, &width)) return NULL;
-    column *columns = columns_of(parts, batch, &number);
-    if (columns == NULL) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    scatter_each(columns, number, (const float *)(uintptr_t)values_at, batch, width);
-    Py_END_ALLOW_THREADS
-    free_columns(columns, number);
-    Py_RETURN_NONE;
+    return side_by_side(args, scatter_each);
 }
 
 /* Rows that are multiplied at a time, while what they are multiplied by stays in registers. */

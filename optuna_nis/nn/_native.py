@@ -184,7 +184,7 @@ def gather(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor 
     batch = next(len(t) if own is None else len(own) for t, own in zip(tables, places))
     width = tables[0].shape[1]
     out = torch.empty(batch, len(tables), width, dtype=torch.float32, device="cpu")
-    _kernels.gather(out.data_ptr(), _columns(tables, places), batch, width)
+    _kernels.gather(_columns(tables, places), out.data_ptr(), batch, width)
     return out
 
 
