@@ -17,8 +17,9 @@ def write(value: Any, path: str | os.PathLike[str]) -> None:
     try:
         with open(path, "wb") as file:
             torch.save(value, file)
-    except RuntimeError as error:
-        why = error.__context__
-        if isinstance(why, OSError):
+    except (RuntimeError, OSError) as error:
+        why = error if isinstance(error, OSError) else error.__context__
+        # Where the rest is written as the file is closed, the name is missing.
+        if isinstance(why, OSError) and why.filename is None:
             raise OSError(why.errno, why.strerror, os.fspath(path)) from error
         raise

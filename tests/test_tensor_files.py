@@ -62,6 +62,13 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     assert told.value.filename == str(path)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_a_disk_that_is_full_when_a_file_is_closed_is_told_too(size: int) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write({"rows": torch.randn(size)}, "/dev/full")
+
+
 def test_what_cannot_be_written_at_all_stays_as_torch_says_it(tmp_path: Path) -> None:
     with pytest.raises((AttributeError, TypeError), match=r"lambda|pickle"):
         write({"rows": lambda: None}, tmp_path / "values.pt")

@@ -412,8 +412,8 @@ def _warn_of_other_counts(study: Study, space: SearchSpace, data: Data) -> None:
         name
         for name, own in now.items()
         if own is not None and (was := before.get(name)) is not None
-        # Counts of a sample of batches are never quite the same.
-        if not np.allclose(own, was, rtol=_SAME_COUNTS)
+        # Counts of a sample of batches are never quite the same. Other blocks are another space.
+        if len(own) == len(was) and not np.allclose(own, was, rtol=_SAME_COUNTS)
     ]
     if others:
         _logger.warning(

@@ -33,7 +33,7 @@ from optuna_nis.strategy.journal import plan_in, sampler_of
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.pricing import Pricing
 from optuna_nis.strategy.search import SizeSearch
-from optuna_nis.study.keys import METRIC_ATTR
+from optuna_nis.study.keys import METRIC_ATTR, MONITOR_MODE_ATTR
 from optuna_nis.study.results import best_allocation, save_space
 from optuna_nis.study.settings import check_metric
 
@@ -295,10 +295,7 @@ class NISCallback(Callback):
         self._is_checked = False
         self._batches = TrainingBatches(trainer)
         monitored = self.monitored(pl_module)
-        label = monitored.label_of(pl_module)
-        check_metric(self._search.study, label, self._rewards.mode)
-        if trainer.is_global_zero and METRIC_ATTR not in self._search.study.user_attrs:
-            self._search.study.set_user_attr(METRIC_ATTR, label)
+        check_metric(self._search.study, monitored.label_of(pl_module), self._rewards.mode)
         if self._search.rewarding.error is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             self._search.rewarding.error = error_on_validation(pl_module, data, monitored.name)
@@ -309,6 +306,15 @@ class NISCallback(Callback):
             batches_done=self._batches.done(trainer),
             processes=_Processes(trainer),
         )
+
+    def _claim_metric(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the study say by what it is searched, now that it is known what is best."""
+        monitored, study = self.monitored(pl_module), self._search.study
+        label = monitored.label_of(pl_module)
+        check_metric(study, label, monitored.mode)
+        if trainer.is_global_zero and MONITOR_MODE_ATTR not in study.user_attrs:
+            study.set_user_attr(METRIC_ATTR, label)
+            study.set_user_attr(MONITOR_MODE_ATTR, monitored.mode)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -336,6 +342,7 @@ class NISCallback(Callback):
             # Rather than after the warm-up. What a model needs, its first batch has given it.
             self._scores.check(trainer, pl_module)
             self._is_checked = True
+            self._claim_metric(trainer, pl_module)
         self._search.batches_done = self._batches.done(trainer)
         if self._answer(trainer, pl_module):
             pl_module.log_dict(

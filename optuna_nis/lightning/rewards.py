@@ -73,8 +73,9 @@ class Monitored:
         return self.name if self.metric is None else type(self.metric).__name__
 
     def label_of(self, model: LightningModule) -> str:
-        """The same of a model that may have a name of its own for it."""
-        return str(getattr(model, "monitor_name", self.label))
+        """The same of a model that may have a name of its own for what it is compared by."""
+        is_own = self.metric is None and self.name == getattr(model, "monitor", None)
+        return str(getattr(model, "monitor_name", self.label)) if is_own else self.label
 
     @property
     def sign(self) -> float:

@@ -338,7 +338,7 @@ class Trainings:
             metric=getattr(model, "metric_name", how.monitored.label),
             value=None if before is None else before.value,
             metrics={} if before is None else before.metrics,
-            monitor=getattr(model, "monitor_name", how.monitored.label),
+            monitor=how.monitored.label_of(model),
             val_metric=training.val_metric,
             val_error=training.val_error if math.isfinite(training.val_error) else None,
             best_epoch=training.best_epoch,

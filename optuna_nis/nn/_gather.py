@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from optuna_nis.nn import _native
+from optuna_nis.nn._rounding import has_tangent
 from optuna_nis.nn._tracing import is_traced
 
 
@@ -22,6 +23,7 @@ def gathers(table: Tensor) -> bool:
         and table.requires_grad
         and torch.is_grad_enabled()
         and not is_traced()
+        and not has_tangent(table)
     )
 
 
@@ -71,11 +73,23 @@ def gather(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor:
 
     Returns:
         Shape ``(batch, tables, width)``.
+
+    Raises:
+        ValueError: If there are not as many examples for each table.
     """
+    batches = [len(table if own is None else own) for own, table in zip(places, tables)]
+    if len(set(batches)) > 1:
+        raise ValueError(f"All features must have ids of as many examples, got {batches}.")
+    places = [None if own is None else own.long().contiguous() for own in places]
+    if any(map(has_tangent, tables)):
+        pairs = zip(tables, places)
+        return torch.stack(
+            [table if own is None else _rows(table, own) for table, own in pairs], 1
+        )
     own_tables = list({id(table): table for table in tables}.values())
     numbers = {id(table): number for number, table in enumerate(own_tables)}
     output: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
-        [None if own is None else own.long() for own in places],
+        places,
         [numbers[id(table)] for table in tables],
         *own_tables,
     )
@@ -100,20 +114,43 @@ class _Gather(torch.autograd.Function):
         ctx.rows = [len(table) for table in tables]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad, places = grad.contiguous(), ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
+        places, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         # Of a table that has no gradient every row is beyond.
-        totals = [
-            grad.new_zeros(rows if needed else 0, grad.shape[2])
-            for rows, needed in zip(ctx.rows, wanted)
-        ]
-        own_totals = [totals[number] for number in ctx.columns]
-        if not _native.scatter(own_totals, places, grad):
-            for total, own, values in zip(own_totals, places, grad.unbind(1)):
-                _add(total, own, values)
+        rows = [number if needed else 0 for number, needed in zip(ctx.rows, wanted)]
+        if grad.requires_grad and torch.is_grad_enabled():
+            totals = _sums(rows, ctx.columns, places, grad)
+        else:
+            grad = grad.contiguous()
+            totals = [grad.new_zeros(number, grad.shape[2]) for number in rows]
+            own_totals = [totals[number] for number in ctx.columns]
+            if not _native.scatter(own_totals, places, grad):
+                for total, own, values in zip(own_totals, places, grad.unbind(1)):
+                    _add(total, own, values)
         return (None, None, *(own if needed else None for own, needed in zip(totals, wanted)))
+
+
+def _rows(table: Tensor, places: Tensor) -> Tensor:
+    """The rows of examples, zeros beyond the last one, by operations that torch knows."""
+    rows = functional.embedding(places.clamp(max=len(table) - 1), table)
+    return rows * (places < len(table)).unsqueeze(1)
+
+
+def _sums(
+    rows: Sequence[int], columns: Sequence[int], places: Sequence[Tensor | None], grad: Tensor
+) -> list[Tensor]:
+    """The gradients of tables of so many rows, which are differentiable themselves."""
+    totals = [grad.new_zeros(number, grad.shape[2]) for number in rows]
+    for number, own, values in zip(columns, places, grad.unbind(1)):
+        if not rows[number]:
+            continue
+        if own is None:
+            totals[number] = totals[number] + values
+            continue
+        inside = (own < rows[number]).unsqueeze(1)
+        kept = own.clamp(max=rows[number] - 1)
+        totals[number] = totals[number].index_add(0, kept, values * inside)
+    return totals
 
 
 def _side_by_side(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor:

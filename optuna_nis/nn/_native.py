@@ -181,7 +181,9 @@ def gather(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor 
     """
     if not (multiplies(tables) and all(own is None or _is_rows(own) for own in places)):
         return None
-    batch = next(len(t) if own is None else len(own) for t, own in zip(tables, places))
+    batch, *others = [len(t if own is None else own) for t, own in zip(tables, places)]
+    if any(other != batch for other in others):
+        return None
     width = tables[0].shape[1]
     out = torch.empty(batch, len(tables), width, dtype=torch.float32, device="cpu")
     _kernels.gather(_columns(tables, places), out.data_ptr(), batch, width)
@@ -206,6 +208,8 @@ def scatter(totals: Sequence[Tensor], places: Sequence[Tensor | None], values: T
     if not (fits and multiplies(totals)):
         return False
     batch, _, width = values.shape
+    if any(own is not None and len(own) != batch for own in places):
+        return False
     _kernels.scatter(_columns(totals, places), values.data_ptr(), batch, width)
     for total in totals:
         torch.autograd.graph.increment_version(total)

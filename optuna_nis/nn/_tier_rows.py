@@ -147,7 +147,9 @@ class _TierRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         number = len(ctx.sparse)
-        projections, kept = ctx.saved_tensors[:number], ctx.saved_tensors[number:]
+        # Read once: whoever saves tensors in a way of his own may make them anew each time.
+        saved = ctx.saved_tensors
+        projections, kept = saved[:number], saved[number:]
         wanted = ctx.needs_input_grad[3:]
         grad = grad.contiguous()
         columns = grad.shape[1]

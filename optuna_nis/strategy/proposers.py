@@ -52,13 +52,14 @@ def at_random(
     space: SearchSpace, plan: SearchPlan, rng: np.random.Generator
 ) -> list[list[Allocation]]:
     """For each of the :func:`budgets`, random choices that use it as a policy's do."""
-    return [
-        [
+    groups = []
+    for each in budgets(space, plan):
+        choices = [
             each.sample(rng, rng.uniform(plan.proposal_use, 1.0) * each.budget)
             for _ in range(plan.random_proposals)
         ]
-        for each in budgets(space, plan)
-    ]
+        groups.append([choice for choice in choices if choice.num_parameters])
+    return groups
 
 
 def by_popularity(space: SearchSpace, plan: SearchPlan) -> list[Allocation]:

@@ -31,6 +31,7 @@ from optuna_nis.lightning import (
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.nn import make_searchable
 from optuna_nis.study.results import outputs_of
+from optuna_nis.study.settings import metric_of
 
 FAST: dict[str, Any] = {
     "epochs": 1,
@@ -478,6 +479,29 @@ def test_a_study_whose_search_was_interrupted_has_one_metric() -> None:
         search_sizes(Ordinary, Data(), 0.25, monitor="val_auroc", callbacks=[Stop()], **options)
     with pytest.raises(ValueError, match="'val_auroc', not by 'val_loss'"):
         search_sizes(Ordinary, Data(), 0.25, monitor="val_loss", **options)
+
+
+def test_a_study_is_searched_for_the_largest_or_the_smallest_values() -> None:
+    options = FAST | {"study": _study(), "monitor": "val_auroc"}
+
+    def stop(line: str) -> None:
+        if line.startswith("Training"):
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        search_sizes(Ordinary, Data(), 0.25, progress=stop, **options)
+    with pytest.raises(ValueError, match="its max, not by 'val_auroc', the best being its min"):
+        search_sizes(Ordinary, Data(), 0.25, monitor_mode="min", **options)
+
+
+def test_a_metric_that_is_asked_for_has_its_own_name() -> None:
+    data = load_dataset("flights", "retrieval", max_rows=1_000, batch_size=256)
+    build = reference_model(data.features, hidden=(8,))
+    study = _study()
+    search_sizes(build, data, 0.5, study=study, monitor="val_ndcg@10", monitor_mode="max", **FAST)
+    assert metric_of(study) == "val_ndcg@10"
+    with pytest.raises(ValueError, match="is searched by 'val_ndcg@10', not by 'MRR'"):
+        search_sizes(build, data, 0.5, study=study, **FAST)
 
 
 def test_a_study_that_has_ended_says_so_and_what_is_other_about_the_data(

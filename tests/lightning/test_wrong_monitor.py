@@ -6,16 +6,20 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+import optuna
 import pytest
 from tiny import MIXED, TRAIN, Net, SideBySide, batches_of
 import torch
 from torch import Tensor, nn
 from torchmetrics.classification import BinaryAUROC
 
+from optuna_nis import NISSampler
 from optuna_nis.lightning import NISCallback
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import make_searchable
+from optuna_nis.study.results import score_line
+from optuna_nis.study.settings import metric_of, mode_of
 
 
 class _Steps(Callback):
@@ -130,3 +134,29 @@ def test_the_search_is_the_same_as_without(
     assert trials == trials_without
     assert all(torch.equal(weights[name], weights_without[name]) for name in weights)
     assert [seen, number, candidates] == others
+
+
+def test_the_study_of_a_callback_says_by_what_it_is_searched() -> None:
+    study = optuna.create_study(direction="maximize", study_name="mine")
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"num_updates": 2, "group_size": 2}
+
+    def fit(**goal: Any) -> None:
+        model = Net()
+        space = make_searchable(model, budget=0.5)
+        study.sampler = NISSampler(budget=space, seed=0)
+        search = NISCallback(space, study, **goal, **options)
+        trainer = quiet_trainer(max_epochs=1, callbacks=[search])
+        trainer.fit(model, batches_of(TRAIN, 8), batches_of(MIXED))
+
+    fit(monitor="val_loss")
+    assert (metric_of(study), mode_of(study)) == ("val_loss", "min")
+    assert score_line(study).startswith("Validation val_loss 0.")
+    before = len(study.trials)
+    for goal, message in (
+        ({"monitor": "auroc", "mode": "max"}, "'mine' is searched by 'val_loss', not by 'auroc'"),
+        ({"monitor": "val_loss", "mode": "max"}, "its min, not by 'val_loss', the best being its"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(**goal)
+    assert len(study.trials) == before

@@ -102,3 +102,43 @@ def test_ids_that_are_changed_before_the_backward_pass_are_noticed(compiled: boo
             ids.zero_()
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 rows.sum().backward()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("lengths", [(6, 3), (3, 6)])
+def test_as_many_ids_are_wanted_of_all_tables(lengths: tuple[int, int], compiled: bool) -> None:
+    tables = [own.detach().float().requires_grad_() for own in _tables(4, 5)]
+    places = [torch.zeros(length, dtype=torch.int64) for length in lengths]
+    with (
+        mock.patch.object(_native, "_IS_USED", _native._IS_USED and compiled),
+        pytest.raises(ValueError, match=rf"as many examples, got \[{lengths[0]}, {lengths[1]}\]"),
+    ):
+        gather(tables, places)
+    assert _native.gather(tables, places) is None
+    assert not _native.scatter(tables, places, torch.ones(6, 2, 20))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_derivatives_of_derivatives_and_forwards(compiled: bool) -> None:
+    tables = [own.detach().requires_grad_() for own in _tables(4, 5)]
+    # Every second id, and some beyond the last row.
+    ids = torch.tensor([3, 0, 1, 0, 6, 0, 3, 0])
+    places = [ids[::2], torch.tensor([4, 4, 0, 1])]
+
+    def total(*own: Tensor) -> Tensor:
+        return gather([*own, own[1][:4] * 2], [*places, None]).pow(3).sum()
+
+    with mock.patch.object(_native, "_IS_USED", _native._IS_USED and compiled):
+        assert torch.autograd.gradcheck(total, tables, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(total, tables)
+
+
+@pytest.mark.skipif(not _native._IS_USED, reason="needs a C compiler")
+def test_columns_of_ids_are_gathered_by_compiled_loops() -> None:
+    table = _tables(4)[0].detach().float().requires_grad_()
+    ids = torch.randint(4, (9, 2))
+    with mock.patch.object(_native, "add_rows", side_effect=AssertionError):
+        rows = gather([table, table], ids.unbind(1))
+        assert torch.equal(rows, table[ids])
+        (grad,) = torch.autograd.grad(rows.sum(), table)
+    assert grad[:, 0].tolist() == ids.flatten().bincount(minlength=4).tolist()

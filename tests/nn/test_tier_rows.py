@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.models.embeddings import FeatureEmbeddings
@@ -141,3 +142,22 @@ def test_a_batch_of_nothing_has_rows_and_gradients() -> None:
     assert rows is not None
     assert rows.shape == (0, 2, 8)
     assert not any(grad is not None and grad.any() for grad in gradients)
+
+
+@needs_kernels
+def test_what_is_saved_may_be_made_anew() -> None:
+    model, batch = _model(), _batch()
+    expected = _rows_and_gradients(model, batch)
+    model.zero_grad()
+    rows = checkpoint(model, batch, use_reentrant=False)
+    rows.backward(torch.linspace(-1, 1, rows.numel()).view_as(rows))
+    grads = [parameter.grad for parameter in model.parameters()]
+    torch.testing.assert_close(grads, expected[1:])
+
+
+@needs_kernels
+def test_one_layer_is_looked_up_alone() -> None:
+    table = TableAllocation("big", 9000, 8, (Tier(50, 8), Tier(8900, 3)))
+    model = FeatureEmbeddings(Allocation([table]), init_std=1.0)
+    with mock.patch.object(_native, "take_rows", side_effect=AssertionError):
+        model({"big": torch.randint(9001, (300,))})

@@ -7,6 +7,7 @@ from optuna_nis import Allocation, EmbeddingSpec, SearchSpace
 from optuna_nis.controller.policy import Policy
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.proposers import (
+    at_random,
     budgets,
     by_popularity,
     frequent_ids,
@@ -37,10 +38,11 @@ def test_the_policy_proposes_for_each_budget_what_uses_it() -> None:
 def test_no_choice_without_a_row_is_proposed() -> None:
     # Of one feature, most draws for a small budget keep nothing, and none uses nearly all of it.
     space = SearchSpace([EmbeddingSpec("user", 300, 16, row_blocks=[200, 100])], budget=0.9)
-    plan = SearchPlan(proposal_use=1.0)
+    plan = SearchPlan(proposal_use=0.5, random_proposals=20)
     for seed in range(5):
         policy = Policy(constraint=space)
-        for group in from_policy(policy, space, plan, np.random.default_rng(seed)):
+        rng = np.random.default_rng(seed)
+        for group in [*from_policy(policy, space, plan, rng), *at_random(space, plan, rng)]:
             assert all(choice.num_parameters for choice in group)
 
 
