@@ -224,7 +224,8 @@ def compare(
     save_results(study, results)
     if len(finalists) > 1:
         save_finalist(study, number, finalists)
-    if full in trained:
+    # How long a training takes, only one tells that was not cut short.
+    if full in trained and all(run.stopped for run in trained[full]):
         study.set_user_attr(PLAIN_SECONDS_ATTR, fmean(run.seconds for run in trained[full]))
     return results
 

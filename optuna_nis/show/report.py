@@ -25,6 +25,7 @@ from optuna_nis.space.space import SearchSpace
 from optuna_nis.study import results
 from optuna_nis.study.moments import moments_of
 from optuna_nis.study.results import RetrainResult
+from optuna_nis.study.searches import searches_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -198,7 +199,11 @@ def _results_section(study: Study, found: results.Results) -> str:
             f"The sizes found are {percent(abs(gain))} {word} than uniform ones (relative)."
         )
     if (ratio := results.search_cost_ratio(study)) is not None:
-        lines.append(f"The search took {ratio:.1f} times as long as one plain training.")
+        ended = [each for each in searches_of(study).values() if each.seconds is not None]
+        who = (
+            "The search" if len(ended) < 2 else f"All {len(ended)} searches, one after the other,"
+        )
+        lines.append(f"{who} took {ratio:.1f} times as long as one plain training.")
     text = " ".join(lines)
     verdict = f"<p><strong>{html.escape(found.verdict)}</strong></p>\n" if found.verdict else ""
     return (
@@ -261,7 +266,7 @@ def _rest(found: Sequence[RetrainResult]) -> str:
     seconds = sum(result.seconds for result in found)
     return (
         f"The rest of the model has {numbers} parameters. "
-        f"All trainings together took {seconds:,.0f} seconds."
+        f"The trainings of this table took {seconds:,.0f} seconds."
     )
 
 

@@ -361,7 +361,9 @@ def gain(result: RetrainResult, baseline: RetrainResult, mode: str) -> float | N
 
 
 def search_cost_ratio(study: Study) -> float | None:
-    """Time of the search over that of one plain training, :obj:`None` if not recorded.
+    """Time of all searches over that of one plain training, :obj:`None` if not recorded.
+
+    One that ended by itself: where `max_epochs` cut it short, it is not.
 
     Example:
         >>> study.set_user_attr(SEARCH_SECONDS_ATTR, 30.0)

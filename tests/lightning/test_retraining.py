@@ -35,6 +35,7 @@ from optuna_nis.study.results import (
     space_of,
     summary_of,
 )
+from optuna_nis.study.retrained import search_cost_ratio
 from optuna_nis.study.searches import searches_of
 
 FAST: dict[str, Any] = {
@@ -167,6 +168,21 @@ def test_the_same_table_says_nothing_of_changes(
     assert "400 rows: 320 for training, 40 for validation, 40 for the test" in lines[1]
     assert "user: 20 ids" in lines[1]
     assert not any("at the search" in line for line in [*lines, *caplog.messages])
+
+
+def test_a_training_that_is_cut_short_is_not_what_a_search_is_compared_with(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retrain(study, seeds=[0], max_epochs=1)
+    assert search_cost_ratio(study) is None
+    fit = trainings.train
+
+    def ended(*args: Any, **options: Any) -> Any:
+        return replace(fit(*args, **options), ended=True)
+
+    monkeypatch.setattr(trainings, "train", ended)
+    retrain(study, seeds=[1], max_epochs=1)
+    assert (search_cost_ratio(study) or 0) > 0
 
 
 @pytest.mark.parametrize("rows", ["search_rows", "max_rows"])

@@ -20,6 +20,7 @@ from optuna_nis.show.status import render, status_of
 from optuna_nis.study import results as stored
 from optuna_nis.study.cautions import Part, save_parts
 from optuna_nis.study.keys import DATA_ATTR, MONITOR_MODE_ATTR
+from optuna_nis.study.searches import finish, join
 
 
 class Page(HTMLParser):
@@ -79,6 +80,18 @@ def test_a_report_tells_what_was_dropped_from_what_was_trained_to_the_end(page, 
     assert names["Best so far, trained"] == 2
 
 
+def test_the_time_of_several_searches_is_told_as_that(page, make_study):
+    study = make_study(supernet=10, trained=2, results=True)
+    study.set_user_attr(stored.SEARCH_SECONDS_ATTR, 30.0)
+    study.set_user_attr(stored.PLAIN_SECONDS_ATTR, 20.0)
+    for name in ("one", "two"):
+        finish(study, join(study, name, seed=0), 15.0)
+    assert (
+        "All 2 searches, one after the other, took 1.5 times as long as one plain training."
+        in page(study).words
+    )
+
+
 def test_report_holds_results_sizes_and_figures(page, make_study):
     study = make_study(supernet=10, trained=2, results=True)
     study.set_user_attr(stored.SEARCH_SECONDS_ATTR, 30.0)
@@ -99,7 +112,7 @@ def test_report_holds_results_sizes_and_figures(page, make_study):
         "0.7750 ± 0.0071",
         "+3.33 %",
         "3.33 % better than uniform",
-        "1.5 times as long",
+        "The search took 1.5 times as long as one plain training.",
     ):
         assert text in found.words
     assert "/home/me" not in found.words
