@@ -20,6 +20,6 @@ def write(value: Any, path: str | os.PathLike[str]) -> None:
     except (RuntimeError, OSError) as error:
         why = error if isinstance(error, OSError) else error.__context__
         # Where the rest is written as the file is closed, the name is missing.
-        if isinstance(why, OSError) and why.filename is None:
+        if isinstance(why, OSError) and why.errno is not None and why.filename is None:
             raise OSError(why.errno, why.strerror, os.fspath(path)) from error
         raise

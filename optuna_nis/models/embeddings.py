@@ -77,6 +77,7 @@ class FeatureEmbeddings(nn.Module):
         - output: ``(batch, features, embedding_dim)``, those that share a table last
 
     Example:
+        >>> import torch
         >>> space = SearchSpace([EmbeddingSpec("item", 100, 8)])
         >>> layer = FeatureEmbeddings(
         ...     space, bags={"history"}, share={"history": "item"}, init_std=0.1

@@ -41,7 +41,8 @@ def test_search_retrain_predict(
     assert max(nis.nbytes, uniform.nbytes) <= summary_of(study)["budget_nbytes"] < full.nbytes
     summary = json.loads(json.dumps(summary_of(study)))
     assert {"dataset", "task", "budget", "nis", "uniform", "full"} <= set(summary)
-    assert summary["search_cost_ratio"] > 0
+    # No training was as long as it takes.
+    assert summary["search_cost_ratio"] is None
     assert summary["relative_gain"] == pytest.approx(nis.mean / uniform.mean - 1)
 
     assert summary["verdict"] == results.verdict
