@@ -68,24 +68,23 @@ def _table(layer: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor | None] | None
 
 def _together(pairs: Sequence[tuple[nn.Module, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
     """The same by the numbers of layers, from one table for those of a supernet, one for tiers."""
-    own = [
-        (index, layer, ids)
+    own = {
+        index: (layer, ids)
         for index, (layer, ids) in enumerate(pairs)
         if ids.dim() == 1 and not has_hooks(layer)
-    ]
-    supernets = [each for each in own if isinstance(each[1], SupernetEmbedding)]
+    }
     masked = {
         index: layer.wanted(ids)
-        for index, layer, ids in supernets
+        for index, (layer, ids) in own.items()
         if isinstance(layer, SupernetEmbedding) and layer.mode is None
     }
-    sized = [each for each in own if isinstance(each[1], MultiSizeEmbedding)]
-    tiered = {
-        index: layer.wanted(ids)
-        for index, layer, ids in sized
-        # One alone is as fast by itself.
-        if isinstance(layer, MultiSizeEmbedding) and len(sized) > 1
+    sized = {
+        index: (layer, ids)
+        for index, (layer, ids) in own.items()
+        if isinstance(layer, MultiSizeEmbedding)
     }
+    # One alone is as fast by itself.
+    tiered = {index: layer.wanted(ids) for index, (layer, ids) in sized.items() if len(sized) > 1}
     return _of_supernets(_known(masked)) | _of_tiers(_known(tiered))
 
 
