@@ -176,6 +176,8 @@ class EmbeddingDataModule(LightningDataModule):
         self._validated = 0
         self._unseen: dict[str, float] = {}
         self._source_digest = ""
+        # Of parts, which stay as they are: they may be many rows on disk.
+        self._fingerprints: dict[tuple[str, ...], str] = {}
 
     def load(self) -> Source:
         """Read all rows."""
@@ -377,11 +379,14 @@ class EmbeddingDataModule(LightningDataModule):
             RuntimeError: If the test part is among them and withheld.
         """
         self.setup("fit" if parts and "test" not in parts else "test")
-        features = b"" if parts else fingerprint(self.features)
-        digest = hashlib.blake2b(features, digest_size=16)
-        for part in sorted(parts or self._parts):
-            self._parts[part].update(digest, part)
-        return digest.hexdigest()
+        named = tuple(sorted(parts))
+        if named not in self._fingerprints:
+            features = b"" if parts else fingerprint(self.features)
+            digest = hashlib.blake2b(features, digest_size=16)
+            for part in named or sorted(self._parts):
+                self._parts[part].update(digest, part)
+            self._fingerprints[named] = digest.hexdigest()
+        return self._fingerprints[named]
 
     @property
     def source_digest(self) -> str:

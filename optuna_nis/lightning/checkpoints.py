@@ -25,8 +25,7 @@ from optuna_nis.lightning.convergence import Convergence
 from optuna_nis.lightning.processes import Group
 from optuna_nis.nn._sharded_layers import own_rows
 from optuna_nis.strategy.search import SizeSearch
-from optuna_nis.study.keys import ROWS
-from optuna_nis.study.searches import searches_of
+from optuna_nis.study.searches import other_settings, searches_of
 
 # Seconds between two checkpoints, at least, and the largest share of the time that they may take.
 _INTERVAL = 1.0
@@ -74,9 +73,8 @@ class SearchFolder:
         """
         for search in searches_of(study).values():
             path = parent / search.id
-            # Of before, none says which rows it saw.
-            known = {ROWS: settings.get(ROWS), **search.settings}
-            if search.seconds is None and known == {ROWS: None, **settings} and path.is_dir():
+            is_open = search.seconds is None and path.is_dir()
+            if is_open and not other_settings(search, settings):
                 with suppress(Timeout):
                     return cls(path)
         return None

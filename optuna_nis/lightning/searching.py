@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule
 from optuna import Study
@@ -56,7 +56,7 @@ from optuna_nis.study.keys import (
     SEARCH_SECONDS_ATTR,
 )
 from optuna_nis.study.results import cautions_of, save_parts
-from optuna_nis.study.searches import join, new_search_id, searches_of
+from optuna_nis.study.searches import join, new_search_id, other_settings, searches_of
 from optuna_nis.study.settings import check_metric, differences, plan_of, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
@@ -118,8 +118,10 @@ def run_search(
         been searched to its end.
     """
     with ExitStack() as stack:
+        goal = None
         if METRIC_ATTR in study.user_attrs:
-            _check_goal(study, subject, callback, settings.get("monitor_mode"))
+            goal = _goal(subject, callback)
+            check_metric(study, goal.label, settings.get("monitor_mode"))
         keep = checkpoint_dir is not None
         parent = Path(checkpoint_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         folder = None
@@ -135,8 +137,7 @@ def run_search(
             progress(told)
             _logger.info(told)
             _warn_ignored(study, settings)
-            model = looked_at(subject.sized, subject.space.full())
-            monitored = callback(None).monitored(model)
+            monitored = (goal or _goal(subject, callback)).monitored
             mode = study.user_attrs.get(MONITOR_MODE_ATTR, monitored.mode)
             return [], replace(monitored, mode=mode)
         else:
@@ -231,15 +232,17 @@ def run_search(
     return found, monitored
 
 
-def _check_goal(
-    study: Study,
-    subject: Subject,
-    callback: Callable[[str | None], NISCallback],
-    mode: str | None,
-) -> None:
-    """Refuse another metric than that of the searches before, or the other way round."""
+class _Goal(NamedTuple):
+    """By what models are compared, and what that is called."""
+
+    monitored: Monitored
+    label: str
+
+
+def _goal(subject: Subject, callback: Callable[[str | None], NISCallback]) -> _Goal:
     model = looked_at(subject.sized, subject.space.full())
-    check_metric(study, callback(None).monitored(model).label_of(model), mode)
+    monitored = callback(None).monitored(model)
+    return _Goal(monitored, monitored.label_of(model))
 
 
 @contextmanager
@@ -297,14 +300,12 @@ def _tell_of_others(
     study: Study, parent: Path, settings: Mapping[str, Any], progress: Callable[[str], None]
 ) -> None:
     """Tell of interrupted searches like this one, but for processes or the rows of the data."""
-    ours = {"processes": 1, ROWS: None, **settings}
     for search in searches_of(study).values():
-        theirs = {"processes": 1, ROWS: ours[ROWS], **search.settings}
         if search.seconds is not None or not (parent / search.id).is_dir():
             continue
-        others = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        others = other_settings(search, settings)
         if others == ["processes"]:
-            number = theirs["processes"]
+            number = search.settings.get("processes", 1)
             progress(
                 f"The search {search.id}, of {number} process{'es' * (number > 1)}, was "
                 "interrupted; started with as many it goes on. This is another one."

@@ -82,10 +82,7 @@ def gather(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor:
         raise ValueError(f"All features must have ids of as many examples, got {batches}.")
     places = [None if own is None else own.long().contiguous() for own in places]
     if any(map(has_tangent, tables)):
-        pairs = zip(tables, places)
-        return torch.stack(
-            [table if own is None else _rows(table, own) for table, own in pairs], 1
-        )
+        return _side_by_side(tables, places)
     own_tables = list({id(table): table for table in tables}.values())
     numbers = {id(table): number for number, table in enumerate(own_tables)}
     output: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
@@ -118,52 +115,27 @@ class _Gather(torch.autograd.Function):
         places, wanted = ctx.saved_tensors, ctx.needs_input_grad[2:]
         # Of a table that has no gradient every row is beyond.
         rows = [number if needed else 0 for number, needed in zip(ctx.rows, wanted)]
-        if grad.requires_grad and torch.is_grad_enabled():
-            totals = _sums(rows, ctx.columns, places, grad)
-        else:
-            grad = grad.contiguous()
-            totals = [grad.new_zeros(number, grad.shape[2]) for number in rows]
-            own_totals = [totals[number] for number in ctx.columns]
-            if not _native.scatter(own_totals, places, grad):
-                for total, own, values in zip(own_totals, places, grad.unbind(1)):
-                    _add(total, own, values)
+        grad = grad.contiguous()
+        totals = [grad.new_zeros(number, grad.shape[2]) for number in rows]
+        own_totals = [totals[number] for number in ctx.columns]
+        # Of what compiled loops do there are no derivatives.
+        derived = grad.requires_grad and torch.is_grad_enabled()
+        if derived or not _native.scatter(own_totals, places, grad):
+            for total, own, values in zip(own_totals, places, grad.unbind(1)):
+                _add(total, own, values)
         return (None, None, *(own if needed else None for own, needed in zip(totals, wanted)))
 
 
-def _rows(table: Tensor, places: Tensor) -> Tensor:
-    """The rows of examples, zeros beyond the last one, by operations that torch knows."""
-    rows = functional.embedding(places.clamp(max=len(table) - 1), table)
-    return rows * (places < len(table)).unsqueeze(1)
-
-
-def _sums(
-    rows: Sequence[int], columns: Sequence[int], places: Sequence[Tensor | None], grad: Tensor
-) -> list[Tensor]:
-    """The gradients of tables of so many rows, which are differentiable themselves."""
-    totals = [grad.new_zeros(number, grad.shape[2]) for number in rows]
-    for number, own, values in zip(columns, places, grad.unbind(1)):
-        if not rows[number]:
-            continue
-        if own is None:
-            totals[number] = totals[number] + values
-            continue
-        inside = (own < rows[number]).unsqueeze(1)
-        kept = own.clamp(max=rows[number] - 1)
-        totals[number] = totals[number].index_add(0, kept, values * inside)
-    return totals
-
-
 def _side_by_side(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor:
-    batch = next(len(t) if own is None else len(own) for t, own in zip(tables, places))
-    output = tables[0].new_empty(batch, len(tables), tables[0].shape[1])
-    for index, (table, own) in enumerate(zip(tables, places)):
-        if own is None:
-            output[:, index] = table
-            continue
-        torch.index_select(table, 0, own.clamp(max=len(table) - 1), out=output[:, index])
-        if (inside := _inside(own, len(table))) is not None:
-            output[:, index] *= inside
-    return output
+    """As :func:`gather`, by operations that torch knows the derivatives of."""
+    pairs = zip(tables, places)
+    return torch.stack([table if own is None else _rows(table, own) for table, own in pairs], 1)
+
+
+def _rows(table: Tensor, places: Tensor) -> Tensor:
+    rows = table.index_select(0, places.clamp(max=len(table) - 1))
+    inside = _inside(places, len(table))
+    return rows if inside is None else rows * inside
 
 
 def _add(total: Tensor, places: Tensor | None, values: Tensor) -> None:
@@ -175,7 +147,7 @@ def _add(total: Tensor, places: Tensor | None, values: Tensor) -> None:
         return
     if (inside := _inside(places, len(total))) is not None:
         places, values = places.clamp(max=len(total) - 1), values * inside
-    add_rows(total, places, values)
+    _add_plainly(total, places, values)
 
 
 def _inside(places: Tensor, rows: int) -> Tensor | None:
@@ -211,6 +183,10 @@ def add_rows(total: Tensor, rows: Tensor, values: Tensor) -> None:
         values: Shape ``(n, width)``.
     """
     if not _native.add_rows(total, rows, values):
-        # Rows are added at once if they are next to each other, else number by number.
-        values = values.contiguous()
-        total.scatter_add_(0, rows.unsqueeze(1).expand_as(values), values)
+        _add_plainly(total, rows, values)
+
+
+def _add_plainly(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    # Rows are added at once if they are next to each other, else number by number.
+    values = values.contiguous()
+    total.scatter_add_(0, rows.unsqueeze(1).expand_as(values), values)

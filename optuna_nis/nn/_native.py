@@ -179,12 +179,11 @@ def gather(tables: Sequence[Tensor], places: Sequence[Tensor | None]) -> Tensor 
     Raises:
         IndexError: If a row is below 0.
     """
-    if not (multiplies(tables) and all(own is None or _is_rows(own) for own in places)):
+    batch, width = len(tables[0] if places[0] is None else places[0]), tables[0].shape[1]
+    if any(own is None and len(table) != batch for table, own in zip(tables, places)):
         return None
-    batch, *others = [len(t if own is None else own) for t, own in zip(tables, places)]
-    if any(other != batch for other in others):
+    if not _are_columns(tables, places, batch, width):
         return None
-    width = tables[0].shape[1]
     out = torch.empty(batch, len(tables), width, dtype=torch.float32, device="cpu")
     _kernels.gather(_columns(tables, places), out.data_ptr(), batch, width)
     return out
@@ -204,16 +203,21 @@ def scatter(totals: Sequence[Tensor], places: Sequence[Tensor | None], values: T
     Raises:
         IndexError: If a row is below 0.
     """
-    fits = _is_plain(values) and all(own is None or _is_rows(own) for own in places)
-    if not (fits and multiplies(totals)):
-        return False
     batch, _, width = values.shape
-    if any(own is not None and len(own) != batch for own in places):
+    if not (_is_plain(values) and _are_columns(totals, places, batch, width)):
         return False
     _kernels.scatter(_columns(totals, places), values.data_ptr(), batch, width)
     for total in totals:
         torch.autograd.graph.increment_version(total)
     return True
+
+
+def _are_columns(
+    tables: Sequence[Tensor], places: Sequence[Tensor | None], batch: int, width: int
+) -> bool:
+    """Whether compiled loops are for such tables, and rows of so many examples."""
+    rows = all(own is None or (_is_rows(own) and len(own) == batch) for own in places)
+    return rows and multiplies(tables) and all(table.shape[1:] == (width,) for table in tables)
 
 
 def _columns(

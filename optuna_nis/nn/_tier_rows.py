@@ -74,17 +74,15 @@ def tier_rows(wanted: Sequence[Wanted]) -> tuple[Tensor, Sequence[Tensor]]:
 
 
 class _Part(NamedTuple):
-    """What is taken from one tier.
+    """What is taken from one of the tiers of all layers.
 
     Attributes:
         layer: Number of the layer.
-        tier: Number of the tier among those of all layers.
         rows: Which of its rows.
         start: Where they begin among all that are taken.
     """
 
     layer: int
-    tier: int
     rows: Tensor
     start: int
 
@@ -93,11 +91,11 @@ def _parts(
     wanted: Sequence[Wanted], rows: Sequence[Tensor], sizes: Sequence[int]
 ) -> Iterator[_Part]:
     starts = [0, *accumulate(sizes)]
-    place = tier = 0
+    place = 0
     for layer, each in enumerate(wanted):
         for _ in each.weights:
-            yield _Part(layer, tier, rows[place], starts[place])
-            place, tier = place + 1, tier + 1
+            yield _Part(layer, rows[place], starts[place])
+            place += 1
         place += 1  # The row of zeros.
 
 
@@ -128,8 +126,8 @@ class _TierRows(torch.autograd.Function):
         parts = [*_parts(wanted, rows, sizes)]
         kept = _kept(parts, weights, projections)
         taken = []
-        for part, own in zip(parts, kept):
-            weight, projection = weights[part.tier], projections[part.layer]
+        for part, weight, own in zip(parts, weights, kept):
+            projection = projections[part.layer]
             output = table[part.start : part.start + len(part.rows)]
             if own is None:
                 taken.append(Taken(weight, part.rows, output, None, None))
@@ -159,24 +157,24 @@ class _TierRows(torch.autograd.Function):
         ]
         of_weights: list[Tensor | None] = [None] * len(kept)
         multiplied = []
-        for part, own in zip(ctx.parts, kept):
+        for tier, (part, own) in enumerate(zip(ctx.parts, kept)):
             slopes = grad[part.start : part.start + len(part.rows)]
             if own is None:
-                of_weights[part.tier] = slopes if wanted[part.tier] else None
+                of_weights[tier] = slopes if wanted[tier] else None
                 continue
             width = own.shape[1]
             matrix, of_matrix = projections[part.layer][:width], of_projections[part.layer]
             of_matrix = None if of_matrix is None else of_matrix[:width]
-            of_rows = torch.empty_like(own) if wanted[part.tier] else None
-            of_weights[part.tier] = of_rows
+            of_rows = torch.empty_like(own) if wanted[tier] else None
+            of_weights[tier] = of_rows
             multiplied.append(Multiplied(slopes, own, matrix, of_rows, of_matrix))
         with full_precision(grad):
             project_back(multiplied, columns)
-        for part in ctx.parts:
-            values = of_weights[part.tier]
+        for tier, part in enumerate(ctx.parts):
+            values = of_weights[tier]
             if values is not None:
-                shape, sparse = ctx.shapes[part.tier], ctx.sparse[part.layer]
-                of_weights[part.tier] = table_gradient(part.rows, values, shape, sparse)
+                shape, sparse = ctx.shapes[tier], ctx.sparse[part.layer]
+                of_weights[tier] = table_gradient(part.rows, values, shape, sparse)
         return None, None, None, *of_weights, *of_projections
 
 
@@ -185,8 +183,8 @@ def _kept(
 ) -> list[Tensor | None]:
     """Room for the rows as they are, where they are to be projected."""
     shapes = [
-        None if projections[part.layer] is None else (len(part.rows), weights[part.tier].shape[1])
-        for part in parts
+        None if projections[part.layer] is None else (len(part.rows), weight.shape[1])
+        for part, weight in zip(parts, weights)
     ]
     room = weights[0].new_empty(sum(rows * width for rows, width in filter(None, shapes)))
     found: list[Tensor | None] = []

@@ -22,6 +22,7 @@ from optuna_nis.study.keys import (
     FIDELITY_ATTR,
     GROUP_KEY,
     GROUP_SIZE_KEY,
+    ROWS,
     SEARCH_ATTR,
     SEARCH_KEY,
 )
@@ -124,6 +125,16 @@ def searches_of(study: Study) -> dict[str, Search]:
         for key, value in study.user_attrs.items()
         if key.startswith(SEARCH_KEY)
     }
+
+
+def other_settings(search: Search, settings: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that are others than those that a search was started with.
+
+    Searches of before do not say which rows they saw; they are taken to be the same.
+    """
+    now = {"processes": 1, ROWS: None, **settings}
+    before = {"processes": 1, ROWS: now[ROWS], **search.settings}
+    return [name for name in {**now, **before} if now.get(name) != before.get(name)]
 
 
 def num_scored(study: Study, search_id: str, fidelity: str) -> int:
