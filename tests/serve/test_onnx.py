@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optuna_nis import Allocation, TableAllocation, Tier
+from optuna_nis.models import RankingModule
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.serve import freeze, quantize, to_dense, to_onnx
 
@@ -68,6 +69,29 @@ def test_layers_of_all_kinds(tmp_path: Path) -> None:
     found = _run(tmp_path / "layers.onnx", {"input_0": ids})
     torch.testing.assert_close(found, model(ids))
     assert bool((found[0] == 0).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_half_precision(seed: int, tmp_path: Path) -> None:
+    torch.manual_seed(seed)
+    model = RankingModule(Allocation([TABLE])).eval().half()
+    batch = {TABLE.name: torch.arange(50)}
+    to_onnx(model, batch, tmp_path / "half.onnx")
+    found = _run(tmp_path / "half.onnx", batch)
+    torch.testing.assert_close(found, model(batch).detach(), rtol=4e-3, atol=4e-3)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_another_output_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"gives another output 'output' than the model: they"):
+        to_onnx(Noisy(), torch.ones(4, 3, dtype=dtype), tmp_path / "noisy.onnx")
 
 
 @pytest.mark.slow
