@@ -167,7 +167,10 @@ def compare(
         )
         # What is always reported, in this order, then what may be taken too.
         reported = [found, *([] if uniform is None else [uniform]), full]
-        reported += [s for s in contenders if s in kept and s not in reported]
+        for sizes in contenders:
+            # The same sizes are there once, whatever else they may be called.
+            if sizes in kept and all(sizes.allocation != each.allocation for each in reported):
+                reported.append(sizes)
         trainings.left = trainings.num_unknown([s.allocation for s in reported], seeds)
         trained = ending(reported, seeds)
         reported = [*trained]

@@ -311,6 +311,18 @@ def test_a_better_rival_is_taken_and_saved(
     assert key == ran._key(pretended.sizes["uniform_native"], 1)
 
 
+def test_the_same_sizes_are_reported_once(
+    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    # The search may find what a formula gives.
+    pretended.finalists = {0: pretended.sizes.pop("mixed")}
+    pretended.sizes["nis"] = pretended.finalists[0]
+    results = pretended.run()
+    assert [result.name for result in results] == ["nis", "uniform", "full"]
+    assert "Mixed" not in results.verdict
+
+
 def test_a_tie_goes_to_the_fewest_bytes(
     datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
