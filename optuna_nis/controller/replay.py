@@ -343,8 +343,8 @@ class Replay:
 
 def fingerprint(policy: Policy, options: IntArray) -> str:
     """A short text that tells proposals apart, the same in every process."""
-    names = "\n".join(policy.choices)
-    return f"{zlib.crc32(names.encode() + options.astype('<i4').tobytes()):08x}"
+    names = "\n".join(policy.choices).encode(errors="surrogatepass")
+    return f"{zlib.crc32(names + options.astype('<i4').tobytes()):08x}"
 
 
 def replay_order(trial: FrozenTrial) -> tuple[datetime, int]:

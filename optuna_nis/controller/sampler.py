@@ -322,7 +322,7 @@ class NISSampler(BaseSampler):
     ) -> Any:
         sampler = self._independent_sampler
         if sampler is None:
-            seed = self._seed_of(study, trial, zlib.crc32(name.encode()))
+            seed = self._seed_of(study, trial, zlib.crc32(name.encode(errors="surrogatepass")))
             sampler = RandomSampler(seed=int(seed.generate_state(1)[0]))
         return sampler.sample_independent(study, trial, name, distribution)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from optuna_nis.data import cells
 from optuna_nis.data.bags import flatten
 from optuna_nis.data.columns import converted
 from optuna_nis.data.tally import Tally
+from optuna_nis.data.values import plain
 
 if TYPE_CHECKING:
     from optuna_nis.data.features import Features
@@ -30,6 +32,9 @@ def ids_of_cells(
 
     Returns:
         Shape ``(rows,)``, or ``(rows, longest bag)``.
+
+    Raises:
+        ValueError: If a cell is no value that a vocabulary can hold.
     """
     vocabulary, lengths = features.vocabularies[name], None
     if name in features.separators:
@@ -38,7 +43,13 @@ def ids_of_cells(
     if vocabulary.unknown is not None or tally is not None:
         # Otherwise what stands for a missing value has the id of one anyway.
         column = cells.without(column, features.na_values)
-    ids = vocabulary.encode(column)
+    try:
+        ids = vocabulary.encode(column)
+    except TypeError as error:
+        raise ValueError(
+            f"The column {name!r} must be of the type seen in training, with values such as "
+            f"{vocabulary.values[0]!r}, got {reprlib.repr(_strange(column))}."
+        ) from error
     if tally is not None:
         empty = 0 if lengths is None else int((lengths == 0).sum())
         tally.add(name, column, vocabulary.knows(ids), empty)
@@ -48,6 +59,16 @@ def ids_of_cells(
     padded = np.full((len(lengths), width), vocabulary.num_embeddings, dtype=np.int64)
     padded[np.arange(width) < lengths[:, None]] = ids
     return padded
+
+
+def _strange(column: pd.Series[Any]) -> object:
+    """The first cell that is no value that a vocabulary can hold."""
+    for cell in column:
+        try:
+            plain(cell)
+        except TypeError:
+            return cell
+    return None
 
 
 def items_of(

@@ -131,7 +131,8 @@ def evaluate_table(
     Raises:
         FileNotFoundError: If there is no such table.
         ValueError: If the table cannot be read, a column is missing or holds something else than
-            it should, or nothing can be measured on its labels.
+            it should, nothing can be measured on its labels, or there are weights or groups for a
+            model that has a feature of that name.
 
     Example:
         >>> import tempfile
@@ -147,6 +148,7 @@ def evaluate_table(
         >>> found.rows, found.positives, list(found.metrics)
         (3, 1, ['ROC-AUC', 'LogLoss'])
     """
+    _check_keys(predictor, weight, group)
     files = TableFiles(path, names=names, separator=separator)
     rule = Label.parse(label, files.names)
     check_rule(rule, predictor.features.task)
@@ -168,6 +170,15 @@ def evaluate_table(
         unseen = int((kept == UNSEEN_TARGET).sum())
         return TableMetrics(metrics, errors, len(kept), None, unseen, groups)
     return TableMetrics(metrics, errors, len(kept), int(kept.sum()), None, groups)
+
+
+def _check_keys(predictor: Predictor, weight: str | None, group: str | None) -> None:
+    for argument, key, given in (("weight", WEIGHT, weight), ("group", GROUP, group)):
+        if given is not None and key in predictor.features.names:
+            raise ValueError(
+                f"`{argument}` is not for a model with a feature {key!r}, which is the key of the "
+                f"{argument}s in a batch, got {given!r}. Train it with another name of that column."
+            )
 
 
 def _labels(

@@ -23,6 +23,7 @@ from optuna_nis.strategy.rewarding import reward_of
 from optuna_nis.study.keys import NBYTES_ATTR, NUM_PARAMETERS_ATTR, TRAINED
 from optuna_nis.study.recording import save_score
 from optuna_nis.study.settings import save_space
+from optuna_nis.study.trials import check_direction
 
 _logger = get_logger(__name__)
 
@@ -73,8 +74,9 @@ def objective(
             ``callbacks`` every training has copies of its own.
 
     Returns:
-        A function for :meth:`optuna.Study.optimize`. It raises a :exc:`ValueError` if the study
-        was searched with another space, or the model does not log ``monitor`` in validation.
+        A function for :meth:`optuna.Study.optimize` of a study that maximises, also with a loss
+        as the monitor. It raises a :exc:`ValueError` if the study has another direction or was
+        searched with another space, or the model does not log ``monitor`` in validation.
 
     Example:
         >>> from optuna_nis import NISSampler
@@ -92,6 +94,7 @@ def objective(
         return reward_of(allocation, quality, space, penalty_weight=penalty_weight)
 
     def run(trial: optuna.Trial) -> float:
+        check_direction(trial.study)
         save_space(trial.study, space)
         allocation = space.suggest(trial)
         trial.set_user_attr(NUM_PARAMETERS_ATTR, allocation.num_parameters)

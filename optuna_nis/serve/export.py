@@ -142,8 +142,10 @@ def _to_fewer_bits(dtype: Dtype, predictor: Predictor, output: Path) -> str:
 
 def _to_onnx(predictor: Predictor, output: Path) -> str:
     bags, model = predictor.features.bags, _serving(predictor)
-    path = output / "model.onnx"
-    to_onnx(model, _random_batch(predictor), path, bags=bags, output_names=[model.name])
+    path, batch, name = output / "model.onnx", _random_batch(predictor), model.name
+    while name in batch:
+        name += "_"
+    to_onnx(model, batch, path, bags=bags, output_names=[name])
     return f"ONNX: {path}"
 
 

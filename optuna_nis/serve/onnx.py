@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 import warnings
 
@@ -49,12 +50,12 @@ def to_onnx(
             written beside it.
         bags: As in :func:`to_torch_export`.
         output_names: Names of the outputs; by default ``"output"``, or of several ``"output_0"``,
-            ``"output_1"`` and so on.
+            ``"output_1"`` and so on. None may be that of an input.
 
     Raises:
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
         ValueError: As :func:`to_torch_export`, or if the file cannot be written or outputs have
-            too few names or too many.
+            too few names, too many or those of inputs.
         RuntimeError: If ONNX Runtime gives something else than the model.
 
     Example:
@@ -90,6 +91,11 @@ def to_onnx(
         raise ValueError(
             f"`output_names` must name the {num_outputs} outputs of `model`, got {output_names!r}."
         )
+    if taken := [name for name in output_names if name in inputs.tensors]:
+        raise ValueError(
+            f"`output_names` must be others than those of the inputs, got {taken[0]!r}; the inputs "
+            f"are {[*inputs.tensors]}."
+        )
     # The order of ids is a constant.
     held = [*program.state_dict.values(), *program.constants.values()]
     large = sum(value.nbytes for value in held if isinstance(value, Tensor)) > _MOST_BYTES
@@ -105,8 +111,12 @@ def to_onnx(
             verbose=False,
         )
         assert converted is not None
-        converted.save(path, external_data=large)
-    _check(program.module(), inputs, path)
+    # What is there already stays until the new file is known to work.
+    with TemporaryDirectory(dir=path.parent) as folder:
+        converted.save(Path(folder, path.name), external_data=large)
+        _check(program.module(), inputs, Path(folder, path.name))
+        for written in Path(folder).iterdir():
+            written.replace(path.with_name(written.name))
 
 
 def _check(program: nn.Module, inputs: Inputs, path: Path) -> None:

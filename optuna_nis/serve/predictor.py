@@ -169,7 +169,8 @@ class Predictor:
                 parts.append(self.model.predict_step(batch).cpu().numpy())
         if not parts:
             width = (max(self.model.top_k),) if isinstance(self.model, ItemsModule) else ()
-            return np.empty((0, *width))
+            kind = np.float32 if self.features.targets is None else object
+            return np.empty((0, *width), dtype=kind)
         found = np.concatenate(parts)
         if self.features.targets is None:
             return found

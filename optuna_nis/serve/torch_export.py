@@ -20,6 +20,9 @@ from optuna_nis.nn._modes import modes_kept
 #: What a model is called with: one tensor, several, or a mapping of names to tensors.
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
+# Names are written into the source of programs as they are.
+_QUOTES = frozenset("'\"")
+
 
 def to_torch_export(
     model: nn.Module, batch: Batch, *, bags: Collection[str] = ()
@@ -41,8 +44,9 @@ def to_torch_export(
         The program; call its ``module()``, or keep it with :func:`torch.export.save`.
 
     Raises:
-        ValueError: If the batch is not of this form or has less than two examples, a bag is not
-            in it, the model is still searchable, or it cannot be traced for any batch size.
+        ValueError: If the batch is not of this form or has less than two examples, a name in it
+            has a quote, a bag is not in it, the model is still searchable, or it cannot be traced
+            for any batch size.
 
     Example:
         >>> from optuna_nis import TableAllocation, Tier
@@ -105,7 +109,7 @@ class Inputs:
 
         Raises:
             ValueError: If the batch is not of a form that is known, has less than two examples, or
-                has names that no argument can have.
+                has names that no argument or no program can have.
         """
         if isinstance(batch, Tensor):
             batch = (batch,)
@@ -117,6 +121,11 @@ class Inputs:
                 raise ValueError(
                     "`batch` must have names of Python's arguments where `model` takes them by "
                     f"keyword, got {wrong[0]!r}."
+                )
+            if wrong := [name for name in tensors if not _QUOTES.isdisjoint(str(name))]:
+                raise ValueError(
+                    "`batch` must have names without quotes, with which what torch.export writes "
+                    f"cannot be called, got {wrong[0]!r}. Train the model with another name of it."
                 )
         elif isinstance(batch, Sequence):
             tensors = {f"input_{index}": tensor for index, tensor in enumerate(batch)}

@@ -45,13 +45,22 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
         >>> len(finished_trials(study))
         20
     """
+    check_direction(study)
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return [trial for trial in trials if is_scored(trial)]
+
+
+def check_direction(study: Study) -> None:
+    """Check that a study maximises a reward.
+
+    Raises:
+        ValueError: If it has another direction or several objectives.
+    """
     if study.directions != [StudyDirection.MAXIMIZE]:
         directions = [direction.name.lower() for direction in study.directions]
         raise ValueError(
             f"`study` {study.study_name!r} must maximize one reward, got directions {directions}."
         )
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return [trial for trial in trials if is_scored(trial)]
 
 
 def is_scored(trial: FrozenTrial) -> bool:

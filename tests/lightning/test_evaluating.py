@@ -185,3 +185,19 @@ def test_labels_of_which_nothing_can_be_measured_are_told_before_anything_is_pre
     monkeypatch.setattr(predictor, "model", None)
     with pytest.raises(ValueError, match=message):
         evaluate_table(predictor, tmp_path / "rows.csv", **options)
+
+
+@pytest.mark.parametrize(("argument", "column"), [("group", "item"), ("weight", "trust")])
+def test_a_feature_has_the_name_of_what_else_is_in_a_batch(
+    argument: str, column: str, tmp_path: Path
+) -> None:
+    rows = ROWS.rename(columns={"user": argument})
+    features = Features.fit(rows[[argument, "item"]], task="ranking")
+    full = SearchSpace(features.embedding_specs(4)).full()
+    predictor = Predictor(reference_model(features)(full), full, features)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    assert evaluate_table(predictor, tmp_path / "rows.csv", label="rating>=4").rows == 300
+    with pytest.raises(ValueError, match=f"`{argument}` is not for a model with a feature"):
+        evaluate_table(
+            predictor, tmp_path / "rows.csv", label="rating>=4", **{argument: column}
+        )

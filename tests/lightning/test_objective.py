@@ -219,3 +219,12 @@ def test_several_trials_at_once_are_told_that_a_seed_does_not_hold(
     )
     study.optimize(run, n_trials=2, n_jobs=2)
     assert caplog.text.count("share torch's random numbers: `seed` 0 does not") == 1
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
+def test_a_reward_is_maximised(directions: list[str], datamodule: TableDataModule) -> None:
+    space = SearchSpace(datamodule.embedding_specs(8))
+    study = optuna.create_study(directions=directions)
+    run = objective(reference_model(datamodule.features), datamodule, space)
+    with pytest.raises(ValueError, match="must maximize one reward, got directions"):
+        study.optimize(run, n_trials=1)

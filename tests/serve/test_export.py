@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from optuna_nis import Allocation, TableAllocation, Tier
+from optuna_nis import Allocation, SearchSpace, TableAllocation, Tier
 from optuna_nis.data import Features
 from optuna_nis.data.keeping import load_features
 from optuna_nis.models import reference_model
@@ -273,3 +273,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "served").exists()
     with pytest.raises(ValueError, match="`tables` must be one of 'multi-size', 'dense'"):
         predictor.with_tables("sparse")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_feature_has_the_name_of_the_output(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    frame = pd.DataFrame({"probability": range(20), "item": range(20)})
+    features = Features.fit(frame, task="ranking")
+    full = SearchSpace(features.embedding_specs(4)).full()
+    Predictor(reference_model(features)(full), full, features).save(tmp_path / "model")
+    export_model(tmp_path / "model", "onnx", tmp_path / "served")
+    session = onnxruntime.InferenceSession(tmp_path / "served" / "model.onnx")
+    assert {node.name for node in session.get_inputs()} == {"probability", "item"}
+    assert [node.name for node in session.get_outputs()] == ["probability_"]

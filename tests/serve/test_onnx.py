@@ -92,6 +92,7 @@ class Noisy(nn.Module):
 def test_another_output_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"gives another output 'output' than the model: they"):
         to_onnx(Noisy(), torch.ones(4, 3, dtype=dtype), tmp_path / "noisy.onnx")
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.slow
@@ -277,6 +278,15 @@ def test_each_output_has_a_name(names: Any, tmp_path: Path) -> None:
     layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
     with pytest.raises(ValueError, match="`output_names` must name the 1 outputs of `model`, got"):
         to_onnx(layer, torch.tensor([0, 3]), tmp_path / "model.onnx", output_names=names)
+
+
+@pytest.mark.slow
+def test_an_output_has_not_the_name_of_an_input(tmp_path: Path) -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match="others than those of the inputs, got 'input_0'"):
+        to_onnx(layer, torch.tensor([0, 3]), path, output_names=["input_0"])
+    assert not path.exists()
 
 
 class _Two(nn.Module):

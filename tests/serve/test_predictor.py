@@ -439,3 +439,22 @@ def test_a_batch_has_a_row_at_least(batch_size: Any, datamodule: TableDataModule
     frame = pd.DataFrame({"user": [1], "item": [2]})
     with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1"):
         _predictor(datamodule).predict(frame, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"), [("user", ["u1"]), ("user", {"a": 1}), ("user", 2j), ("tags", [[[1]]])]
+)
+def test_a_cell_that_is_no_value_is_told_with_its_column(column: str, cell: Any) -> None:
+    features = Features.fit(FRAME, task="ranking", separators={"tags": None})
+    full = SearchSpace(features.embedding_specs(4)).full()
+    predictor = Predictor(reference_model(features)(full), full, features)
+    rows = FRAME[:2].copy()
+    rows[column] = pd.Series([cell, cell], dtype=object)
+    message = f"The column '{column}' must be of the type seen in training, with values such as"
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(rows)
+
+
+def test_predictions_of_no_row_are_of_the_same_type(datamodule: TableDataModule) -> None:
+    predictor, frame = _predictor(datamodule), read_table(datamodule.path)
+    assert predictor.predict(frame[:0]).dtype == predictor.predict(frame).dtype == np.float32

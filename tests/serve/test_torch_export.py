@@ -215,3 +215,17 @@ def test_the_model_is_left_alone() -> None:
     for name, value in layer.state_dict().items():
         assert torch.equal(value, before[name])
     assert layer.tiers[0].weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["it's", 'so "called"'])
+def test_a_name_with_a_quote_is_refused(name: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = MultiSizeEmbedding(TABLE)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.layer(batch[name])
+
+    with pytest.raises(ValueError, match="`batch` must have names without quotes"):
+        to_torch_export(Model(), {name: IDS})

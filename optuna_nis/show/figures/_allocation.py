@@ -184,7 +184,7 @@ def _draw(info: _AllocationInfo, num_left_out: int = 0) -> go.Figure:
     )
     figure.update_yaxes(
         tickvals=list(range(count)),
-        ticktext=[_style.label(feature.name, 24) for feature in info.features],
+        ticktext=_style.labels((feature.name for feature in info.features), 24),
         range=[count - 0.5, -0.5],
         showgrid=False,
         zeroline=False,

@@ -91,10 +91,8 @@ def _feature_budget_info(study: Study) -> _FeatureBudgetInfo:
 
 def _draw(info: _FeatureBudgetInfo) -> go.Figure:
     figure = go.Figure()
-    areas = [
-        (_style.label(name), values, _style.MANY[index])
-        for index, (name, values) in enumerate(info.features.items())
-    ]
+    names = _style.labels(info.features)
+    areas = [*zip(names, info.features.values(), _style.MANY)]
     if info.other is not None:
         what = f"{info.num_other} other feature" + ("s" if info.num_other > 1 else "")
         areas.append((what, info.other, _style.GREY))

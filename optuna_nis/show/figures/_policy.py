@@ -231,7 +231,7 @@ def _style_sizes(figure: go.Figure, info: _PolicyInfo) -> None:
     count = len(info.parameters)
     figure.update_yaxes(
         tickvals=list(range(count)),
-        ticktext=[_style.label(parameter.name, 28) for parameter in info.parameters],
+        ticktext=_style.labels((parameter.name for parameter in info.parameters), 28),
         range=[count - 0.5, -0.5],
         showgrid=False,
         tickfont={"size": 11 if count <= 40 else 9},
@@ -291,8 +291,8 @@ def _add_probabilities(figure: go.Figure, info: _PolicyInfo) -> list[dict[str, A
         )
     areas = list(range(1, most + 1))
     return [
-        {"label": _style.label(parameter.name), "method": "restyle", "args": [update, areas]}
-        for parameter, update in zip(info.parameters, menu)
+        {"label": name, "method": "restyle", "args": [update, areas]}
+        for name, update in zip(_style.labels(each.name for each in info.parameters), menu)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 import html
 import math
@@ -94,6 +95,17 @@ def label(text: object, limit: int = 32) -> str:
         tail = limit // 3
         name = f"{name[: limit - tail - 1]}…{name[-tail:]}"
     return html.escape(name)
+
+
+def labels(texts: Iterable[object], limit: int = 32) -> list[str]:
+    """As :func:`label` of several; those of which the same is left have a number each."""
+    cut = [label(text, limit) for text in texts]
+    times, seen = Counter(cut), Counter[str]()
+    found = []
+    for name in cut:
+        seen[name] += 1
+        found.append(name if times[name] == 1 else f"{name} ({seen[name]})")
+    return found
 
 
 def full_label(text: object) -> str:

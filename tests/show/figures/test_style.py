@@ -61,3 +61,10 @@ def test_ticks_have_units():
     assert dict(zip(texts, places))["20 kB"] == 20_000
     assert "1 MB" in texts
     assert "100 bytes" in texts
+
+
+def test_labels_that_are_cut_to_the_same_are_numbered():
+    names = [f"customer_{'x' * 20}_{number}_{'y' * 20}" for number in range(3)]
+    labels = _style.labels(["short", *names], 20)
+    assert labels[0] == "short"
+    assert labels[1:] == [f"{_style.label(names[0], 20)} ({number})" for number in (1, 2, 3)]
