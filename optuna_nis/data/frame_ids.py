@@ -51,8 +51,7 @@ def ids_of_cells(
             f"{vocabulary.values[0]!r}, got {reprlib.repr(_strange(column))}."
         ) from error
     if tally is not None:
-        empty = 0 if lengths is None else int((lengths == 0).sum())
-        tally.add(name, column, vocabulary.knows(ids), empty)
+        tally.add(name, column, ids, vocabulary.knows(ids), lengths)
     if lengths is None:
         return ids
     width = max(1, int(lengths.max(initial=0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -14,57 +14,79 @@ import pandas as pd
 class Tally:
     """Counts values of features that are unknown or missing, some rows at a time.
 
+    Args:
+        kept: For features of whose ids some have no row in a model, how many have: the first ones.
+
     Attributes:
-        values: For every feature how many values there were, of bags those in all of them. An
-            empty bag counts as one, a missing one.
-        unknown: How many of them the vocabulary does not know.
-        missing: How many of them were missing.
+        rows: For every feature how many rows there were.
+        missing: In how many of them its value was missing, or each of a bag.
+        values: How many values there were, of bags those in all of them.
+        unknown: How many of them the vocabulary does not know, or the model has no row for.
 
     Example:
         >>> tally = Tally()
-        >>> tally.add("user", pd.Series(["ann", "new", None]), np.array([True, False, False]))
+        >>> ids = np.array([0, 9, 9])
+        >>> tally.add("user", pd.Series(["ann", "new", None]), ids, ids < 9)
         >>> print(tally)
-        unknown: user 1 of 3 values (33.3%)
-        missing: user 1 of 3 values (33.3%)
+        unknown: user 1 of 2 values (50.0%)
+        missing: user 1 of 3 rows (33.3%)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Mapping[str, int] | None = None) -> None:
+        self.rows: Counter[str] = Counter()
+        self.missing: Counter[str] = Counter()
         self.values: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
-        self.missing: Counter[str] = Counter()
+        self._kept = dict(kept or {})
 
     def add(
-        self, name: str, values: pd.Series[Any], is_known: NDArray[np.bool_], empty: int = 0
+        self,
+        name: str,
+        values: pd.Series[Any],
+        ids: NDArray[np.int64],
+        is_known: NDArray[np.bool_],
+        lengths: NDArray[np.int64] | None = None,
     ) -> None:
         """Count some values of a feature.
 
         Args:
             name: The feature.
-            values: The values.
+            values: The values, of bags one after the other.
+            ids: The id of each.
             is_known: Whether each is known.
-            empty: Number of bags without a value.
+            lengths: Of bags how many values each has.
         """
-        gaps = int(values.isna().sum())
-        self.values[name] += len(values) + empty
-        self.missing[name] += gaps + empty
-        self.unknown[name] += len(values) - gaps - int(is_known.sum())
+        if name in self._kept:
+            is_known = is_known & (ids < self._kept[name])
+        there = values.notna().to_numpy(dtype=np.bool_)
+        number = int(there.sum())
+        rows, filled = len(values), number
+        if lengths is not None:
+            rows = len(lengths)
+            filled = len(np.unique(np.arange(rows).repeat(lengths)[there]))
+        self.rows[name] += rows
+        self.missing[name] += rows - filled
+        self.values[name] += number
+        self.unknown[name] += number - int(is_known.sum())
 
     def without(self, names: Set[str]) -> Tally:
         """The same without some features."""
-        other = Tally()
+        other = Tally(self._kept)
         for counts, own in zip(other._counts(), self._counts()):
             counts.update({name: own[name] for name in own if name not in names})
         return other
 
     def _counts(self) -> Iterator[Counter[str]]:
-        yield from (self.values, self.unknown, self.missing)
+        yield from (self.rows, self.missing, self.values, self.unknown)
 
     def __str__(self) -> str:
         lines = []
-        for what, counts in (("unknown", self.unknown), ("missing", self.missing)):
+        for what, counts, of, all_of in (
+            ("unknown", self.unknown, "values", self.values),
+            ("missing", self.missing, "rows", self.rows),
+        ):
             found = [
-                f"{name} {number:,} of {self.values[name]:,} values "
-                f"({number / self.values[name]:.1%})"
+                f"{name} {number:,} of {all_of[name]:,} {of} ({number / all_of[name]:.1%})"
                 for name, number in counts.most_common()
                 if number
             ]

@@ -26,6 +26,7 @@ from optuna_nis.data.store import ColumnStore
 from optuna_nis.lightning.parts import num_rows
 from optuna_nis.lightning.training import evaluated
 from optuna_nis.models.items import ItemsModule
+from optuna_nis.models.metrics import auc_of_groups
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
@@ -41,6 +42,7 @@ class TableMetrics:
         positives: Those with a positive label, for ranking.
         unseen: Those with a target that training has never seen, for retrieval.
         groups: Number of groups, if there are some.
+        mixed_groups: Those with both classes, of which GAUC is the mean, for ranking.
     """
 
     metrics: dict[str, float]
@@ -49,6 +51,7 @@ class TableMetrics:
     positives: int | None = None
     unseen: int | None = None
     groups: int | None = None
+    mixed_groups: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In types that JSON knows: a metric that cannot be computed is None."""
@@ -71,6 +74,8 @@ class TableMetrics:
         ):
             more += [] if number is None else [f"{number:,} of them {what}"]
         more += [] if self.groups is None else [f"{self.groups:,} groups"]
+        if self.mixed_groups is not None:
+            more.append(f"{self.mixed_groups:,} of them with both classes")
         return "\n".join([*lines, ", ".join(more)])
 
 
@@ -169,7 +174,18 @@ def evaluate_table(
     if isinstance(model, ItemsModule):
         unseen = int((kept == UNSEEN_TARGET).sum())
         return TableMetrics(metrics, errors, len(kept), None, unseen, groups)
-    return TableMetrics(metrics, errors, len(kept), int(kept.sum()), None, groups)
+    mixed = None if groups is None else _num_mixed_groups(labels)
+    return TableMetrics(metrics, errors, len(kept), int(kept.sum()), None, groups, mixed)
+
+
+def _num_mixed_groups(labels: _Labels) -> int:
+    """Number of groups in which there is an area under the ROC curve."""
+    assert labels.group is not None
+    rows = labels.kept & (labels.group != NO_GROUP)
+    label, group = (torch.from_numpy(each[rows]) for each in (labels.label, labels.group))
+    weights = None if labels.weight is None else torch.from_numpy(labels.weight[rows])
+    areas, _ = auc_of_groups(torch.zeros(len(label)), label, weights, group)
+    return int(areas.isfinite().sum())
 
 
 def _check_keys(predictor: Predictor, weight: str | None, group: str | None) -> None:

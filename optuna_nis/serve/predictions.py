@@ -25,9 +25,8 @@ class TablePredictions:
 
     Attributes:
         rows: The number of rows.
-        tally: For each feature of which the model has rows, how many values were unknown or
-            missing. To a model that gives no rows to rare values these are unknown too, if no
-            rows are shared.
+        tally: For each feature of which the model has rows, how many values were unknown, and
+            how many rows had none. Values for which the model has no row are unknown too.
     """
 
     rows: int
@@ -101,7 +100,7 @@ def predict_table(
                     f"`output` must end in .parquet to keep the lists of {field.name!r}, got "
                     f"{str(output)!r}."
                 )
-    pace, kind, tally = Pace(progress), predictor.column_type, Tally()
+    pace, kind, tally = Pace(progress), predictor.column_type, Tally(predictor.num_rows)
     with writing(output) as write:
         for frame, others in read_batches(files, predictor.features, more=kept):
             found = predictor.predict(frame, check=False, tally=tally)

@@ -105,6 +105,16 @@ class Predictor:
         self.features = replace(features.cut(kept), optional=frozenset(without))
         self.tables = tables
 
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """How many ids of a feature, the first ones, have a row, where all others have none."""
+        share, found = self.model.embeddings.share, {}
+        for name in self.features.names:
+            table = self.allocation.get(share.get(name, name))
+            if table is not None and not table.num_shared:
+                found[name] = table.kept
+        return found
+
     def with_tables(self, tables: Tables) -> Predictor:
         """The same with plain layers of torch, or with quantised or frozen ones.
 

@@ -156,6 +156,20 @@ def test_no_group_has_both_classes(tmp_path: Path) -> None:
     assert math.isnan(found.metrics["GAUC"])
     assert found.to_dict()["metrics"]["GAUC"] is None
     assert "GAUC unknown: no group has both classes" in str(found)
+    assert str(found).endswith(", 5 groups, 0 of them with both classes")
+
+
+def test_groups_with_both_classes_are_counted(tmp_path: Path) -> None:
+    rows = ROWS.assign(of=ROWS["user"])
+    rows.loc[rows["user"] < 4, "rating"] = 1
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    found = evaluate_table(_predictor(), tmp_path / "rows.csv", label="rating>=4", group="of")
+    assert (found.groups, found.mixed_groups) == (9, 5)
+    assert str(found).endswith(", 9 groups, 5 of them with both classes")
+    # Rows of no weight count for nothing.
+    rows.assign(trust=(rows["user"] > 5) * 1.0).to_csv(tmp_path / "rows.csv", index=False)
+    options: Any = {"label": "rating>=4", "group": "of", "weight": "trust"}
+    assert evaluate_table(_predictor(), tmp_path / "rows.csv", **options).mixed_groups == 3
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from optuna_nis import Allocation, SearchSpace
+from optuna_nis import Allocation, SearchSpace, Tier
 from optuna_nis.data import Features, read_table
 from optuna_nis.data.reading import read_batches
 from optuna_nis.models import reference_model
@@ -174,10 +174,39 @@ def test_unknown_and_missing_values_are_counted(
 
     found = predict_table(predictor, path, tmp_path / "found.csv")
 
-    assert found.tally.values == {"user": 5, "tags": 9}
+    assert found.tally.rows == {"user": 5, "tags": 5}
+    assert found.tally.values == {"user": 4, "tags": 5}
     assert found.tally.unknown == {"user": 2, "tags": 2}
-    assert found.tally.missing == {"user": 1, "tags": 4}
+    assert found.tally.missing == {"user": 1, "tags": 3}
     assert str(found.tally) == (
-        "unknown: user 2 of 5 values (40.0%), tags 2 of 9 values (22.2%)\n"
-        "missing: tags 4 of 9 values (44.4%), user 1 of 5 values (20.0%)"
+        "unknown: user 2 of 4 values (50.0%), tags 2 of 5 values (40.0%)\n"
+        "missing: tags 3 of 5 rows (60.0%), user 1 of 5 rows (20.0%)"
     )
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_values_without_a_row_are_unknown_in_bags_too(shares: bool, tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "item": [i % 7 for i in range(70)],
+            "bag": [[i % 7, i % 3] for i in range(70)],
+            "tags": [["a", "b"], ["a"], ["c"], ["a", "b"], ["d"]] * 14,
+        }
+    )
+    share = {"bag": "item"} if shares else {}
+    features = Features.fit(
+        frame, task="ranking", separators={"bag": None, "tags": None}, share=share
+    )
+    full = SearchSpace(features.embedding_specs(4)).full()
+    sizes = Allocation(replace(table, tiers=(Tier(2, 4),)) for table in full.values())
+    predictor = Predictor(reference_model(features, hidden=[8])(sizes), sizes, features)
+    values = predictor.features.vocabularies["tags"].values
+    new = pd.DataFrame(
+        {"item": [0, 0], "bag": [[1, 0], [0, 99]], "tags": [values[1:], [values[0]]]}
+    )
+    new.to_parquet(tmp_path / "new.parquet")
+    found = predict_table(predictor, tmp_path / "new.parquet", tmp_path / "found.csv")
+    assert found.tally.values["tags"] == len(values)
+    assert found.tally.unknown["tags"] == len(values) - 2
+    kept = set(predictor.features.vocabularies["bag"].values[:2])
+    assert found.tally.unknown["bag"] == sum(value not in kept for value in (1, 0, 0, 99))
