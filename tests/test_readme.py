@@ -137,7 +137,7 @@ def test_the_steps_for_a_model_of_your_own_run(tmp_path: Path) -> None:
         + "print(len(study.trials), study.best_trial.user_attrs['fidelity'])\n",
     )
     assert re.search(
-        r"^NIS: auroc 0\.\d{4}, [\d.]+ k?[Bb]\w* \([\d,]+ param", printed, re.MULTILINE
+        r"^NIS: auroc 0\.\d{4} on the test, [\d.]+ k?[Bb]\w* \([\d,]+ param", printed, re.MULTILINE
     )
     assert printed.endswith("True\n2 trained\n")
 

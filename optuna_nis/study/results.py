@@ -305,6 +305,10 @@ def summary_of(study: Study) -> dict[str, Any]:
         "search_cost_ratio": search_cost_ratio(study),
         "verdict": results.verdict or None,
         "take": results.best.name if results.best else None,
-        "parts": {name: asdict(part) for name, part in parts_of(study).items()},
+        "parts": {
+            # Of the training rows it is known only how many they are.
+            name: {"rows": part.rows} if part.metric is None else asdict(part)
+            for name, part in parts_of(study).items()
+        },
         "warnings": cautions_of(study),
     }

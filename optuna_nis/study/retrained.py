@@ -56,7 +56,7 @@ class RetrainResult:
     Example:
         >>> result = RetrainResult("full", "Full size", "ROC-AUC", (0.74, 0.76), (0, 1), 1000)
         >>> print(result)
-        Full size: ROC-AUC 0.7500 ± 0.0141, 4 kB (1,000 parameters)
+        Full size: ROC-AUC 0.7500 ± 0.0141 on the test, 4 kB (1,000 parameters)
         >>> RetrainResult.from_dict(result.to_dict()) == result
         True
     """
@@ -124,7 +124,7 @@ class RetrainResult:
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:.4f}"
         return (
-            f"{self.label}: {self.metric} {self.mean:.4f}{spread}, {size(self.nbytes)} "
+            f"{self.label}: {self.metric} {self.mean:.4f}{spread} on the test, {size(self.nbytes)} "
             f"({self.num_parameters:,} parameters)"
         )
 
@@ -220,7 +220,7 @@ class Results(list[RetrainResult]):
         >>> nis = RetrainResult("nis", "NIS", "ROC-AUC", (0.77,), (0,), 1000)
         >>> results = Results([nis], "The found sizes are best.", "nis")
         >>> print(results)
-        NIS: ROC-AUC 0.7700, 4 kB (1,000 parameters)
+        NIS: ROC-AUC 0.7700 on the test, 4 kB (1,000 parameters)
         The found sizes are best.
         >>> results.best is nis
         True

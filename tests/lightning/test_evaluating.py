@@ -212,6 +212,4 @@ def test_a_feature_has_the_name_of_what_else_is_in_a_batch(
     rows.to_csv(tmp_path / "rows.csv", index=False)
     assert evaluate_table(predictor, tmp_path / "rows.csv", label="rating>=4").rows == 300
     with pytest.raises(ValueError, match=f"`{argument}` is not for a model with a feature"):
-        evaluate_table(
-            predictor, tmp_path / "rows.csv", label="rating>=4", **{argument: column}
-        )
+        evaluate_table(predictor, tmp_path / "rows.csv", label="rating>=4", **{argument: column})

@@ -132,3 +132,12 @@ def test_cautions_of_a_study(make_study):
     assert ["has learned" in line for line in stored.cautions_of(study)] == [False, True]
     stored.save_results(study, [RESULT])
     assert stored.cautions_of(study) == [small]
+
+
+def test_of_a_part_on_which_nothing_is_measured_only_the_rows_are_told(make_study):
+    study = make_study(supernet=4)
+    measured = Part(rows=100, positives=50, metric="ROC-AUC", chance=0.5, error=0.06)
+    stored.save_parts(study, {"train": Part(rows=800), "validation": measured})
+    parts = stored.summary_of(study)["parts"]
+    assert parts["train"] == {"rows": 800}
+    assert parts["validation"]["error"] == 0.06

@@ -95,7 +95,7 @@ def test_results_of_different_numbers_of_rows_are_not_compared():
 
 def test_bytes_are_those_of_the_sizes():
     assert RESULT.nbytes == 400
-    assert str(RESULT) == "NIS: ROC-AUC 0.7500 ± 0.0707, 400 bytes (100 parameters)"
+    assert str(RESULT) == "NIS: ROC-AUC 0.7500 ± 0.0707 on the test, 400 bytes (100 parameters)"
     allocation = Allocation([TableAllocation("user", 50, 2, (Tier(50, 2, 4),))])
     packed = stored.RetrainResult(
         "nis", "NIS", "ROC-AUC", (0.7,), (0,), 100, allocation=allocation
