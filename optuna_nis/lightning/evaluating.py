@@ -192,8 +192,8 @@ def _check_keys(predictor: Predictor, weight: str | None, group: str | None) -> 
     for argument, key, given in (("weight", WEIGHT, weight), ("group", GROUP, group)):
         if given is not None and key in predictor.features.names:
             raise ValueError(
-                f"`{argument}` is not for a model with a feature {key!r}, which is the key of the "
-                f"{argument}s in a batch, got {given!r}. Train it with another name of that column."
+                f"`{argument}` is not for a model with a feature {key!r}, the key of the "
+                f"{argument}s in a batch, got {given!r}. Train it with another name of the column."
             )
 
 

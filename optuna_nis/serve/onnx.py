@@ -93,8 +93,8 @@ def to_onnx(
         )
     if taken := [name for name in output_names if name in inputs.tensors]:
         raise ValueError(
-            f"`output_names` must be others than those of the inputs, got {taken[0]!r}; the inputs "
-            f"are {[*inputs.tensors]}."
+            "`output_names` must be others than those of the inputs, "
+            f"{[*inputs.tensors]}, got {taken[0]!r}."
         )
     # The order of ids is a constant.
     held = [*program.state_dict.values(), *program.constants.values()]

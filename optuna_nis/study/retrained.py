@@ -124,8 +124,8 @@ class RetrainResult:
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:.4f}"
         return (
-            f"{self.label}: {self.metric} {self.mean:.4f}{spread} on the test, {size(self.nbytes)} "
-            f"({self.num_parameters:,} parameters)"
+            f"{self.label}: {self.metric} {self.mean:.4f}{spread} on the test, "
+            f"{size(self.nbytes)} ({self.num_parameters:,} parameters)"
         )
 
     @property
