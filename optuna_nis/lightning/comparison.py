@@ -134,7 +134,11 @@ def compare(
     ):
         tried = [*finalists.values(), *(sizes.allocation for sizes in (*contenders, full))]
         # The found sizes, uniform ones and the full tables at least go on with other seeds.
-        trainings.left = trainings.num_unknown(tried, seeds[:1]) + 3 * (len(seeds) - 1)
+        once = trainings.num_unknown(tried, seeds[:1])
+        trainings.left = once + 3 * (len(seeds) - 1)
+        if once:
+            others = f", then the best with {len(seeds) - 1} more" if len(seeds) > 1 else ""
+            progress(f"{once} sizes to train from scratch with seed {seeds[0]}{others}.")
 
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]

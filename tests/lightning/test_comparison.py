@@ -212,6 +212,7 @@ def test_a_finalist_that_diverges_is_none(
     lines: list[str] = []
     assert pretended.run(progress=lines.append)[0].allocation == other
     assert "NIS, finalist 1: The training diverged." in lines
+    assert lines[0] == "6 sizes to train from scratch with seed 0, then the best with 2 more."
     again = Pretended(datamodule, monkeypatch, BEST)
     diverging += [again.nis]
     monkeypatch.setattr(trainings, "train", diverge)

@@ -403,13 +403,14 @@ def test_only_trainings_of_the_same_kind_are_used_again(study: optuna.Study, tab
 def test_what_a_training_was_like_is_said(study: optuna.Study, trained: list[int]) -> None:
     lines: list[str] = []
     retrain(study, seeds=[0], max_epochs=2, patience=1, progress=lines.append)
-    assert "NIS, finalist 1, seed 0: " in lines[2]
-    assert "left for 5 trainings" in lines[3]
+    assert lines[2] == "6 sizes to train from scratch with seed 0."
+    assert "NIS, finalist 1, seed 0: " in lines[3]
+    assert "left for 5 trainings" in lines[4]
     nis = results_of(study)[0]
     assert (nis.epochs, nis.steps, nis.decays, nis.stopped) == ((2,), (10,), (0,), (False,))
     assert nis.learning_rate == 5e-3
-    assert f"validation ROC-AUC {nis.val_values[0]:.4f} in epoch " in lines[3]
-    assert " of 2, 10 steps, " in lines[3]
+    assert f"validation ROC-AUC {nis.val_values[0]:.4f} in epoch " in lines[4]
+    assert " of 2, 10 steps, " in lines[4]
     assert "left" not in lines[-1]
     assert set(parts_of(study)) == {"train", "validation", "test"}
     assert parts_of(study)["test"].rows == 40
