@@ -34,7 +34,7 @@ def ids_of_cells(
         Shape ``(rows,)``, or ``(rows, longest bag)``.
 
     Raises:
-        ValueError: If a cell is no value that a vocabulary can hold.
+        TypeError: If a cell cannot be an id.
     """
     vocabulary, lengths = features.vocabularies[name], None
     if name in features.separators:
@@ -45,8 +45,8 @@ def ids_of_cells(
         column = cells.without(column, features.na_values)
     try:
         ids = vocabulary.encode(column)
-    except TypeError as error:
-        raise ValueError(
+    except (TypeError, NotImplementedError) as error:
+        raise TypeError(
             f"The column {name!r} must be of the type seen in training, with values such as "
             f"{vocabulary.values[0]!r}, got {reprlib.repr(_strange(column))}."
         ) from error
@@ -62,7 +62,7 @@ def ids_of_cells(
 
 def _strange(column: pd.Series[Any]) -> object:
     """The first cell that is no value that a vocabulary can hold."""
-    for cell in column:
+    for cell in column[column.notna()]:
         try:
             plain(cell)
         except TypeError:

@@ -58,7 +58,7 @@ class Tally:
         """
         if name in self._kept:
             is_known = is_known & (ids < self._kept[name])
-        there = values.notna().to_numpy(dtype=np.bool_)
+        there = _are_there(values)
         number = int(there.sum())
         rows, filled = len(values), number
         if lengths is not None:
@@ -71,7 +71,7 @@ class Tally:
 
     def without(self, names: Set[str]) -> Tally:
         """The same without some features."""
-        other = Tally(self._kept)
+        other = Tally()
         for counts, own in zip(other._counts(), self._counts()):
             counts.update({name: own[name] for name in own if name not in names})
         return other
@@ -92,3 +92,11 @@ class Tally:
             ]
             lines += [f"{what}: {', '.join(found)}"] if found else []
         return "\n".join(lines)
+
+
+def _are_there(values: pd.Series[Any]) -> NDArray[np.bool_]:
+    if isinstance(values.dtype, pd.ArrowDtype) and values.dtype.kind == "f":
+        # Arrow tells what is no number from what is missing.
+        numbers: NDArray[np.float64] = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        return ~np.isnan(numbers)
+    return values.notna().to_numpy(dtype=np.bool_)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -137,8 +137,8 @@ def compare(
         once = trainings.num_unknown(tried, seeds[:1])
         trainings.left = once + 3 * (len(seeds) - 1)
         if once:
-            others = f", then the best with {len(seeds) - 1} more" if len(seeds) > 1 else ""
-            progress(f"{once} sizes to train from scratch with seed {seeds[0]}{others}.")
+            more = f", then the best with {len(seeds) - 1} more" if len(seeds) > 1 else ""
+            progress(f"{once} sizes to train from scratch with seed {seeds[0]}{more}.")
 
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]
@@ -172,14 +172,17 @@ def compare(
         # What is always reported, in this order, then what may be taken too.
         reported = [found, *([] if uniform is None else [uniform]), full]
         for sizes in contenders:
-            # The same sizes are there once, whatever else they may be called.
-            if sizes in kept and all(sizes.allocation != each.allocation for each in reported):
+            if sizes in kept and _is_new(sizes, reported):
                 reported.append(sizes)
         trainings.left = trainings.num_unknown([s.allocation for s in reported], seeds)
         trained = ending(reported, seeds)
         reported = [*trained]
 
-        rivals = [sizes for sizes in reported if sizes in contenders]
+        # What is the same as the found sizes, or others before, is no rival of them.
+        rivals: list[_Sizes] = []
+        for sizes in reported:
+            if sizes in contenders and _is_new(sizes, rivals):
+                rivals.append(sizes)
         decision = decide(
             [[sign * run.val_metric for run in trained[sizes]] for sizes in rivals],
             [sizes.allocation.nbytes() for sizes in rivals],
@@ -335,6 +338,11 @@ def _uniforms(space: SearchSpace, native: bool) -> list[_Sizes]:
     if refusal is not None and not found:
         raise refusal
     return found
+
+
+def _is_new(sizes: _Sizes, others: Iterable[_Sizes]) -> bool:
+    """Whether none of some others is the same, whatever they are called."""
+    return all(sizes.allocation != other.allocation for other in others)
 
 
 def _mixed(space: SearchSpace) -> list[_Sizes]:

@@ -17,6 +17,7 @@ from optuna_nis.models import EmbeddingModule, RankingModule
 from optuna_nis.models.embeddings import Batch
 from optuna_nis.nn import sized_layers
 from optuna_nis.serve import quantization_report, save, to_onnx, to_torch_export
+from optuna_nis.serve.onnx import free_name
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.serve.quantize import Dtype
 
@@ -45,7 +46,8 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> str:
               than 32 bits are packed in it. An input for
               each feature, of shape ``(batch,)``, or ``(batch, length)`` for bags, and
               ``numeric``, ``(batch, num_numeric)``, if the model takes numbers; the output
-              ``probability``, ``(batch,)``, or for retrieval ``scores``, ``(batch, targets)``.
+              ``probability``, ``(batch,)``, or for retrieval ``scores``, ``(batch, targets)``;
+              beside a feature of that name it ends in ``_``.
             - ``"torch-export"``: ``model.pt2``, the same for :func:`torch.export.load`, called
               with a dictionary.
             - ``"torchrec"``: ``tables.pt``, a
@@ -142,9 +144,8 @@ def _to_fewer_bits(dtype: Dtype, predictor: Predictor, output: Path) -> str:
 
 def _to_onnx(predictor: Predictor, output: Path) -> str:
     bags, model = predictor.features.bags, _serving(predictor)
-    path, batch, name = output / "model.onnx", _random_batch(predictor), model.name
-    while name in batch:
-        name += "_"
+    path, batch = output / "model.onnx", _random_batch(predictor)
+    name = free_name(model.name, batch)
     to_onnx(model, batch, path, bags=bags, output_names=[name])
     return f"ONNX: {path}"
 

@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 from pathlib import Path
+import shutil
 from tempfile import TemporaryDirectory
 from typing import Any
 import warnings
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 
-from optuna_nis._checks import check_file
+from optuna_nis._checks import check_file, check_folder
 from optuna_nis.serve._gathers import Gathers
 from optuna_nis.serve.fused import fused
 from optuna_nis.serve.torch_export import Batch, Inputs, free_axes, to_torch_export
@@ -50,12 +51,13 @@ def to_onnx(
             written beside it.
         bags: As in :func:`to_torch_export`.
         output_names: Names of the outputs; by default ``"output"``, or of several ``"output_0"``,
-            ``"output_1"`` and so on. None may be that of an input.
+            ``"output_1"`` and so on, ``"output_"`` beside an input ``"output"``. None may be
+            that of an input.
 
     Raises:
         ModuleNotFoundError: If onnx, onnxscript or onnxruntime is not installed.
         ValueError: As :func:`to_torch_export`, or if the file cannot be written or outputs have
-            too few names, too many or those of inputs.
+            too few names, too many, those of inputs or an empty one.
         RuntimeError: If ONNX Runtime gives something else than the model.
 
     Example:
@@ -75,8 +77,10 @@ def to_onnx(
                 'pip install "optuna-nis[export]"',
                 name=package,
             ) from error
-    path = Path(path)
+    # Not the link, but what it is to.
+    path = Path(path).resolve()
     check_file("path", path)
+    check_folder("path", path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     model = fused(model)
     with Gathers():
@@ -86,7 +90,8 @@ def to_onnx(
     num_outputs = len(program.graph_signature.user_outputs)
     if output_names is None:
         several = [f"output_{index}" for index in range(num_outputs)]
-        output_names = ["output"] if num_outputs == 1 else several
+        own = ["output"] if num_outputs == 1 else several
+        output_names = [free_name(name, inputs.tensors) for name in own]
     if isinstance(output_names, str) or len(output_names) != num_outputs:
         raise ValueError(
             f"`output_names` must name the {num_outputs} outputs of `model`, got {output_names!r}."
@@ -96,6 +101,9 @@ def to_onnx(
             "`output_names` must be others than those of the inputs, "
             f"{[*inputs.tensors]}, got {taken[0]!r}."
         )
+    names = [*inputs.tensors, *output_names]
+    if "" in names:
+        raise ValueError(f"ONNX has no inputs or outputs without a name, got {names}.")
     # The order of ids is a constant.
     held = [*program.state_dict.values(), *program.constants.values()]
     large = sum(value.nbytes for value in held if isinstance(value, Tensor)) > _MOST_BYTES
@@ -111,12 +119,41 @@ def to_onnx(
             verbose=False,
         )
         assert converted is not None
+    _rename_others(converted.model.graph, names)
     # What is there already stays until the new file is known to work.
     with TemporaryDirectory(dir=path.parent) as folder:
-        converted.save(Path(folder, path.name), external_data=large)
-        _check(program.module(), inputs, Path(folder, path.name))
-        for written in Path(folder).iterdir():
+        new = Path(folder, path.name)
+        converted.save(new, external_data=large)
+        _check(program.module(), inputs, new)
+        if path.exists():
+            shutil.copymode(path, new)
+        # Weights beside the model first: a model without its own is not left.
+        for written in sorted(Path(folder).iterdir(), key=lambda file: file == new):
             written.replace(path.with_name(written.name))
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken.
+
+    Example:
+        >>> free_name("output", ["user", "output"])
+        'output_'
+    """
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _rename_others(graph: Any, names: Sequence[str]) -> None:
+    """Give what is neither input nor output other names than these have."""
+    outside = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    inside = [*graph.initializers.values()]
+    inside += [value for node in graph.all_nodes() for value in node.outputs]
+    taken = {*names, *(value.name for value in inside)}
+    for value in inside:
+        if value.name in names and id(value) not in outside:
+            value.name = free_name(value.name, taken)
+            taken.add(value.name)
 
 
 def _check(program: nn.Module, inputs: Inputs, path: Path) -> None:
@@ -135,20 +172,22 @@ def _check(program: nn.Module, inputs: Inputs, path: Path) -> None:
     except Exception as error:  # Its errors have no class in common.
         raise RuntimeError(f"ONNX Runtime cannot run the model: {error}") from error
     for name, a, b in zip(session.get_outputs(), found, _tensors(expected), strict=True):
-        if not _is_close(np.asarray(a), b):
+        found, wanted = np.asarray(a).astype(np.float64), b.astype(np.float64)
+        if not _is_close(found, wanted, b.dtype):
             raise RuntimeError(
                 f"ONNX Runtime gives another output {name.name!r} than the model: they differ by "
-                f"{np.abs(np.asarray(a) - b).max():g}."
+                f"{np.nanmax(np.abs(found - wanted), initial=0.0):g}."
             )
 
 
-def _is_close(found: NDArray[Any], expected: NDArray[Any]) -> bool:
+def _is_close(found: NDArray[Any], wanted: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether two outputs are as close as numbers of a type can be."""
     rtol, atol = _RTOL, _ATOL
-    if expected.dtype.kind == "f":
-        share = _UNITS * float(np.finfo(expected.dtype).eps)
-        largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+    if dtype.kind == "f" and dtype.itemsize < 4:
+        share = _UNITS * float(np.finfo(dtype).eps)
+        largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
         rtol, atol = max(rtol, share), max(atol, share * float(largest))
-    return np.allclose(found.astype(float), expected.astype(float), rtol, atol, equal_nan=True)
+    return np.allclose(found, wanted, rtol, atol, equal_nan=True)
 
 
 def _tensors(output: Any) -> list[NDArray[Any]]:

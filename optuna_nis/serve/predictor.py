@@ -171,6 +171,7 @@ class Predictor:
             best targets, best first, shape ``(rows, k)``.
 
         Raises:
+            TypeError: If a cell cannot be an id.
             ValueError: If a column is missing or of another type than in training.
         """
         parts = []

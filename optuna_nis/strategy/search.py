@@ -30,6 +30,7 @@ from optuna_nis.strategy.shortlist import Candidate, Shortlist
 from optuna_nis.strategy.training_choices import training_choices
 from optuna_nis.study.keys import SUPERNET, VALIDATED
 from optuna_nis.study.searches import check_search_id, finish, join
+from optuna_nis.study.trials import check_direction
 
 _T = TypeVar("_T")
 
@@ -108,6 +109,7 @@ class SizeSearch:
         self.space = space
         self.study = study
         self.plan = SearchPlan.of(plan or plan_in(study), {})
+        check_direction(study)
         self.updates_done = 0  #: Updates of the controller so far.
         #: Of the group that was scored last: mean reward, and mean share of the budget.
         self.mean_reward = self.mean_memory = math.nan

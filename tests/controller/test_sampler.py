@@ -704,3 +704,10 @@ def test_arguments_of_other_types_are_refused(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(TypeError, match=f"`{name}` must be "):
         NISSampler(**options)
+
+
+def test_names_are_any_text_that_optuna_takes() -> None:
+    # Such as a file name that is no UTF-8 gives.
+    study = optuna.create_study(sampler=NISSampler(seed=0))
+    study.optimize(lambda trial: trial.suggest_categorical("a\udc80", [1, 2, 3]), n_trials=5)
+    assert len(study.get_trials(states=(TrialState.COMPLETE,))) == 5

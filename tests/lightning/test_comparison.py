@@ -312,16 +312,18 @@ def test_a_better_rival_is_taken_and_saved(
     assert key == ran._key(pretended.sizes["uniform_native"], 1)
 
 
-def test_the_same_sizes_are_reported_once(
-    datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["mixed", "uniform_native"])
+def test_the_same_sizes_are_no_rivals(
+    name: str, datamodule: EmbeddingDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretended = Pretended(datamodule, monkeypatch, BEST)
-    # The search may find what a formula gives.
-    pretended.finalists = {0: pretended.sizes.pop("mixed")}
+    # The search may find what a formula gives, or uniform sizes, which are always reported.
+    pretended.finalists = {0: pretended.sizes.pop(name)}
     pretended.sizes["nis"] = pretended.finalists[0]
     results = pretended.run()
     assert [result.name for result in results] == ["nis", "uniform", "full"]
-    assert "Mixed" not in results.verdict
+    assert " are best: " in results.verdict
+    assert ("against" in results.verdict) == (name == "mixed")
 
 
 def test_a_tie_goes_to_the_fewest_bytes(

@@ -166,6 +166,12 @@ def test_groups_with_both_classes_are_counted(tmp_path: Path) -> None:
     found = evaluate_table(_predictor(), tmp_path / "rows.csv", label="rating>=4", group="of")
     assert (found.groups, found.mixed_groups) == (9, 5)
     assert str(found).endswith(", 9 groups, 5 of them with both classes")
+    # Those without a group are none.
+    some = rows.assign(of=rows["user"].where(rows["user"] > 6).astype("Int64"))
+    some.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.warns(UserWarning, match="have no value in the column 'of'"):
+        found = evaluate_table(_predictor(), tmp_path / "rows.csv", label="rating>=4", group="of")
+    assert (found.groups, found.mixed_groups) == (2, 2)
     # Rows of no weight count for nothing.
     rows.assign(trust=(rows["user"] > 5) * 1.0).to_csv(tmp_path / "rows.csv", index=False)
     options: Any = {"label": "rating>=4", "group": "of", "weight": "trust"}

@@ -6,6 +6,7 @@ from pathlib import Path
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from optuna_nis import Allocation, TableAllocation, Tier
 from optuna_nis.models import RankingModule
 from optuna_nis.nn import MultiSizeEmbedding, MultiSizeEmbeddingBag
 from optuna_nis.serve import freeze, quantize, to_dense, to_onnx
+from optuna_nis.serve import onnx as onnx_file
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -72,14 +74,35 @@ def test_layers_of_all_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_half_precision(seed: int, tmp_path: Path) -> None:
-    torch.manual_seed(seed)
+def test_half_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = RankingModule(Allocation([TABLE])).eval().half()
     batch = {TABLE.name: torch.arange(50)}
     to_onnx(model, batch, tmp_path / "half.onnx")
     found = _run(tmp_path / "half.onnx", batch)
     torch.testing.assert_close(found, model(batch).detach(), rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found", "wanted", "is_close"),
+    [
+        ("float32", [1.0, 1e-6], [1.0005, 0.0], True),
+        ("float32", [1.0], [1.002], False),
+        ("float32", [1e6, 0.001], [1e6, 0.0], False),  # What is large elsewhere is no excuse.
+        ("float16", [0.25, 3e-4], [0.25, 0.0], True),
+        ("float16", [0.25, 3e-3], [0.25, 0.0], False),
+        ("float16", [0.25], [np.inf], False),
+        ("float16", [np.inf, np.nan], [np.inf, np.nan], True),
+        ("int64", [3], [3], True),
+        ("int64", [3], [4], False),
+        ("float32", [], [], True),
+    ],
+)
+def test_outputs_are_as_close_as_numbers_of_their_type_can_be(
+    dtype: str, found: Any, wanted: Any, is_close: bool
+) -> None:
+    arrays = np.array(found, dtype=float), np.array(wanted, dtype=float)
+    assert onnx_file._is_close(*arrays, np.dtype(dtype)) == is_close
 
 
 class Noisy(nn.Module):
@@ -93,6 +116,44 @@ def test_another_output_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"gives another output 'output' than the model: they"):
         to_onnx(Noisy(), torch.ones(4, 3, dtype=dtype), tmp_path / "noisy.onnx")
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+def test_the_file_before_stays_until_another_is_checked(tmp_path: Path) -> None:
+    path, link = tmp_path / "model.onnx", tmp_path / "latest.onnx"
+    layer = MultiSizeEmbedding(TABLE)
+    to_onnx(layer, torch.tensor([1, 2]), path)
+    path.chmod(0o640)
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="gives another output"):
+        to_onnx(Noisy(), torch.ones(4, 3), path)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+    link.symlink_to(path.name)
+    to_onnx(to_dense(layer), torch.tensor([1, 2]), link)
+    assert link.is_symlink()
+    assert path.read_bytes() != before
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output_names", [None, ["linear"]])
+def test_names_that_values_inside_have_too(output_names: Any, tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Embedding(60, 8), nn.Linear(8, 2)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            rows = sum(self.layer(ids) for ids in batch.values())
+            return self.head(rows)
+
+    model = Model()
+    batch = {n: torch.randint(0, 60, (5,)) for n in ("embedding", "head.weight", "output", "add")}
+    to_onnx(model, batch, tmp_path / "model.onnx", output_names=output_names)
+    torch.testing.assert_close(_run(tmp_path / "model.onnx", batch), model(batch).detach())
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert [node.name for node in session.get_outputs()] == (output_names or ["output_"])
 
 
 @pytest.mark.slow
@@ -271,6 +332,12 @@ def test_the_reference_models(task: str, tmp_path: Path) -> None:
     to_onnx(model, batch(4, 3), tmp_path / "model.onnx", bags=bags)
     more = batch(17, 6)
     torch.testing.assert_close(_run(tmp_path / "model.onnx", more), model.eval()(more))
+
+
+def test_a_name_is_not_empty(tmp_path: Path) -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, (Tier(5, 2),)))
+    with pytest.raises(ValueError, match="ONNX has no inputs or outputs without a name"):
+        to_onnx(layer, torch.tensor([0, 3]), tmp_path / "model.onnx", output_names=[""])
 
 
 @pytest.mark.parametrize("names", [("a", "b"), (), "output"])

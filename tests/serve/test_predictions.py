@@ -2,17 +2,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 
 from optuna_nis import Allocation, SearchSpace, Tier
 from optuna_nis.data import Features, read_table
 from optuna_nis.data.reading import read_batches
+from optuna_nis.data.tally import Tally
 from optuna_nis.models import reference_model
 from optuna_nis.serve import predictions
 from optuna_nis.serve.predictions import predict_table
@@ -165,7 +168,7 @@ def test_unknown_and_missing_values_are_counted(
     new = pd.DataFrame(
         {
             "user": [0, 1, 59, None, 777],
-            "tags": ["a|new|NA", "", None, "rare|c|b", "NA"],
+            "tags": ["a|new|NA", "", None, "rare|c|b", "NA|NA"],
             "city": ["x", "z", "z", "z", None],
         }
     ).astype({"user": "Int64"})
@@ -210,3 +213,25 @@ def test_values_without_a_row_are_unknown_in_bags_too(shares: bool, tmp_path: Pa
     assert found.tally.unknown["tags"] == len(values) - 2
     kept = set(predictor.features.vocabularies["bag"].values[:2])
     assert found.tally.unknown["bag"] == sum(value not in kept for value in (1, 0, 0, 99))
+
+
+def test_values_that_share_rows_are_known(tmp_path: Path) -> None:
+    features = Features.fit(ROWS[["user", "item"]], task="ranking")
+    full = SearchSpace(features.embedding_specs(4)).full()
+    sizes = Allocation(
+        replace(table, tiers=(Tier(2, 4),), num_shared=2) for table in full.values()
+    )
+    predictor = Predictor(reference_model(features, hidden=[8])(sizes), sizes, features)
+    path = _write(ROWS, tmp_path / "new.parquet")
+    assert not predict_table(predictor, path, tmp_path / "found.csv").tally.unknown.total()
+
+
+def test_no_number_is_a_missing_value_in_arrow_too() -> None:
+    features = Features.fit(pd.DataFrame({"size": [1.0, 2.0] * 5}), task="ranking")
+    full = SearchSpace(features.embedding_specs(4)).full()
+    predictor = Predictor(reference_model(features, hidden=[8])(full), full, features)
+    numbers = pyarrow.array([1.0, math.nan, 9.0, None])
+    for column in (pd.array(numbers, dtype=pd.ArrowDtype(numbers.type)), numbers.to_pandas()):
+        tally = Tally()
+        predictor.predict(pd.DataFrame({"size": column}), tally=tally)
+        assert (tally.missing["size"], tally.values["size"], tally.unknown["size"]) == (2, 2, 1)

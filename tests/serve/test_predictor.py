@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
@@ -449,9 +450,11 @@ def test_a_cell_that_is_no_value_is_told_with_its_column(column: str, cell: Any)
     full = SearchSpace(features.embedding_specs(4)).full()
     predictor = Predictor(reference_model(features)(full), full, features)
     rows = FRAME[:2].copy()
-    rows[column] = pd.Series([cell, cell], dtype=object)
-    message = f"The column '{column}' must be of the type seen in training, with values such as"
-    with pytest.raises(ValueError, match=message):
+    rows[column] = pd.Series([None, cell], dtype=object)
+    value = predictor.features.vocabularies[column].values[0]
+    message = f"The column '{column}' must be of the type seen in training, with values such as "
+    message += f"{value!r}, got {cell if column == 'user' else cell[0]}."
+    with pytest.raises(TypeError, match=re.escape(message)):
         predictor.predict(rows)
 
 

@@ -193,6 +193,8 @@ def test_bad_arguments() -> None:
         search.start(10, choices_per_step=0)
     with pytest.raises(ValueError, match="`search_id` must be a text"):
         SizeSearch(space_of(), search_id="")
+    with pytest.raises(ValueError, match=r"must maximize one reward, got directions \['minimize'"):
+        SizeSearch(space_of(), optuna.create_study(sampler=NISSampler(budget=space_of())))
     other = SizeSearch(space_of(), optuna.create_study(direction="maximize"))
     with pytest.raises(TypeError, match="`study` must be a study of Optuna, got 5"):
         SizeSearch(space_of(), 5)  # type: ignore[arg-type]

@@ -544,3 +544,12 @@ def test_bars_are_as_thick_as_a_row_whatever_was_removed():
     tables += [TableAllocation("gone", 100, 8, ())]
     figure = vis.plot_allocation(Allocation(tables))
     assert all(trace.width == 0.75 for trace in figure.data)
+
+
+@pytest.mark.parametrize("plot", [vis.plot_allocation, vis.plot_feature_budget])
+def test_features_with_long_names_are_told_apart(plot, make_study):
+    names = [f"feature_{'a' * 40}_{number}_{'b' * 30}" for number in (1, 2)]
+    figure = plot(make_study(names, supernet=20, trained=1))
+    shown = {text for _, text in strings(json.loads(figure.to_json())) if "…" in text}
+    assert any(text.endswith(" (1)") for text in shown)
+    assert any(text.endswith(" (2)") for text in shown)
