@@ -9,9 +9,21 @@ from numbers import Real
 import os
 from pathlib import Path
 import tempfile
-from typing import TypeVar
+from typing import Final, TypeVar
 
 Kind = TypeVar("Kind")
+
+#: The largest seed.
+MOST_SEED: Final = 2**63 - 1
+
+
+def check_seed(name: str, value: object) -> None:
+    """Check that an argument is a seed that torch takes and every storage can hold.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    check_integer(name, value, 0, MOST_SEED)
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:

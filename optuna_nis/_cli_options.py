@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from optuna_nis._checks import check_label
+from optuna_nis._checks import MOST_SEED, check_label
 from optuna_nis._cli_values import (
     bags_of,
     budget_of,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Arguments in Python that are called otherwise than their options.
 _ALIASES = {"num_updates": "updates", "name": "dataset", "path": "table", "folder": "model"}
 _ALIASES |= {"names": "columns", "valid_path": "valid", "test_path": "test", "address": "storage"}
+_ALIASES |= {"num_numeric": "numeric", "sequence": "bags"}
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
 Model = Annotated[
@@ -42,7 +43,8 @@ Model = Annotated[
 ]
 SHARD_TABLES_ABOVE = typer.Option(
     None,
-    min=1,
+    # As `models.embeddings.SPARSE_ABOVE`, whose module takes torch to be loaded.
+    min=100_000,
     help="Under torchrun, spread the rows of tables of more ids over the processes.",
     show_default="each process has all rows",
 )
@@ -261,7 +263,7 @@ class SearchOptions:
         help="Updates of the controller.",
         show_default="16",
     )
-    seed: int = typer.Option(0, min=0, help="Seed of the search.")
+    seed: int = typer.Option(0, min=0, max=MOST_SEED, help="Seed of the search.")
     model: str | None = typer.Option(
         None,
         help="For ranking deepfm or dcn (DCN-V2); for retrieval mlp, over bags, or sasrec, over "

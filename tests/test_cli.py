@@ -31,6 +31,7 @@ from optuna_nis._cli_options import StudyOptions
 from optuna_nis._logging import get_logger
 from optuna_nis.cli import app
 from optuna_nis.data.config import DataConfig
+from optuna_nis.models.embeddings import SPARSE_ABOVE
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.study.results import DATA_ATTR, best_allocation, best_trial, space_of
@@ -838,3 +839,16 @@ def test_bars_count_epochs_from_one_and_share_the_console_of_lines(
     )
     trainer.fit(BoringModel(), data)
     assert descriptions == ["Epoch 1/2", "Epoch 2/2"]
+
+
+@pytest.mark.parametrize("command", ["search", "retrain"])
+def test_the_least_number_of_ids_of_tables_to_spread(command: str) -> None:
+    code, output = _run(command, "--shard-tables-above", SPARSE_ABOVE - 1)
+    assert code == 2
+    assert str(SPARSE_ABOVE) in output
+
+
+def test_a_seed_is_what_every_storage_can_hold() -> None:
+    code, output = _run("search", "--dataset", "flights", "--seed", 2**63)
+    assert code == 2
+    assert "--seed" in output

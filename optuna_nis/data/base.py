@@ -430,8 +430,15 @@ class EmbeddingDataModule(LightningDataModule):
         """Shuffled batches of the :attr:`shard`, the same for the same ``shuffle_seed`` and epoch.
 
         A training resumed in mid-epoch goes on there; of a process group each has its share.
+
+        Raises:
+            ValueError: If the shard has no row.
         """
         self.setup("fit")
+        if self._shard[0] >= (rows := self.sizes["train"]):
+            raise ValueError(
+                f"`shard` must have rows to train on, got {self._shard} of {rows:,} training rows."
+            )
         return self._parts["train"].loader(self.batch_size, self.shuffle_seed, self._shard)
 
     def val_dataloader(self) -> DataLoader[Batch] | WindowLoader:

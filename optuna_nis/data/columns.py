@@ -49,7 +49,7 @@ def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Ser
         # Text that spells numbers alone is another column, or was read as another one.
         if any(fits) and ("times" in seen or not all(fits)):
             return found
-    wanted = "no text" if kind == "text" else " or ".join(sorted(seen))
+    wanted = " or ".join(sorted(seen))
     raise ValueError(
         f"The column {name!r} must be of the type seen in training, {wanted} such as "
         f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "

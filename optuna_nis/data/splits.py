@@ -44,8 +44,8 @@ def split_rows(
             rows for the test and the ones before for validation, all rows of one time in one part
             and the parts as near to that as this allows; ``"leave-one-out"`` gives the
             last row of every group to the test, the one before it to validation and all others,
-            among them groups of one row, to training; ``"group"`` draws whole groups, until a part
-            has its share; ``"given"`` does what ``part`` says.
+            among them groups of one row, to training; ``"group"`` draws whole groups, the
+            parts as near to their shares as these allow; ``"given"`` does what ``part`` says.
         seed: Seed of the random split, and of the order of the validation rows, of which any run
             is a fair sample in all splits.
         order: For every row a number that grows with time; by default rows are in order of time.
@@ -155,10 +155,10 @@ def _whole_groups(group: NDArray[Any] | None, rng: np.random.Generator) -> Parts
             f"{len(found)}."
         )
     drawn = rng.permutation(len(found))
-    before = np.cumsum(np.bincount(codes)[drawn]) / len(codes)
-    # Groups are taken whole, and each part has at least one.
-    first = min(max(int(np.searchsorted(before, 0.8)), 1), len(found) - 2)
-    second = min(max(int(np.searchsorted(before, 0.9)), first + 1), len(found) - 1)
+    # The share of the rows in the first group, the first two and so on; each part has a group.
+    shares = np.cumsum(np.bincount(codes)[drawn]) / len(codes)
+    first = 1 + int(np.abs(shares[:-2] - 0.8).argmin())
+    second = first + 1 + int(np.abs(shares[first:-1] - 0.9).argmin())
     part = np.empty(len(found), dtype=np.int64)
     part[drawn] = np.repeat([0, 1, 2], [first, second - first, len(found) - second])
     return Parts(*(np.flatnonzero(part[codes] == index) for index in range(3)))

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from optuna import Study
 
-from optuna_nis._checks import check_folder, check_integer
+from optuna_nis._checks import check_folder, check_seed
 from optuna_nis._format import size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
@@ -41,7 +41,7 @@ def check_options(
     if not seeds:
         raise ValueError("`seeds` must hold at least one seed, got none.")
     for seed in seeds:
-        check_integer("seeds", seed, 0)
+        check_seed("seeds", seed)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must hold each seed once, got {list(seeds)}.")
     check_ending(max_epochs, patience)

@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 import torch
 
-from optuna_nis._checks import check_integer
+from optuna_nis._checks import check_seed
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
@@ -168,7 +168,7 @@ def train(
         True
     """
     check_takes_sizes(build_model)
-    check_integer("seed", seed, 0)
+    check_seed("seed", seed)
     check_ending(max_epochs, patience)
     monitored = Monitored(monitor, mode_by_name(monitor, mode))
     torch.manual_seed(seed)

@@ -49,7 +49,7 @@ def how_scored(study: Study, best: FrozenTrial) -> str:
         return f"{SCORED[fidelity]}; nothing has been trained yet"
     words = "trained, on the validation data"
     if finalists_of(study)[0] == best.number:
-        words = "trained for a while, on the validation data; best of the finalists retrained"
+        words = "trained in the shortlist, on the validation data; best of the finalists retrained"
     if any(search.seconds is None for search in searches_of(study).values()):
         count = sum(map(is_trained, finished_trials(study)))
         words += f"; {count} trained so far, the search has not ended"

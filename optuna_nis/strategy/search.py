@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from optuna import Study, create_study
 
-from optuna_nis._checks import check_integer
+from optuna_nis._checks import check_integer, check_seed
 from optuna_nis._logging import get_logger
 from optuna_nis.controller.policy import Policy
 from optuna_nis.controller.sampler import NISSampler
@@ -101,6 +101,7 @@ class SizeSearch:
         search_id: str | None = None,
         prices: bool = False,
     ) -> None:
+        check_seed("seed", seed)
         check_search_id(search_id)
         if study is None:
             settings = SearchPlan.of(plan, {}).policy

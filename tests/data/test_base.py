@@ -21,6 +21,7 @@ from optuna_nis.data import (
     split_rows,
 )
 from optuna_nis.data.batches import Batches, default_batch_size
+from optuna_nis.data.splits import split_rows
 from optuna_nis.data.splits import thin as thinned
 
 
@@ -408,6 +409,35 @@ def test_shards_are_disjoint_and_know_all_ids() -> None:
     for wrong in ((3, 3), (-1, 3), (0, 0)):
         with pytest.raises(ValueError, match="`shard` must be"):
             data.shard = wrong
+    data.shard = (160, 500)
+    with pytest.raises(
+        ValueError, match=r"`shard` must have rows .* got \(160, 500\) of 160 train"
+    ):
+        data.train_dataloader()
+
+
+@given(st.lists(st.integers(1, 60), min_size=3, max_size=30), st.integers(0, 99))
+def test_parts_of_whole_groups_are_as_near_to_their_shares_as_can_be(
+    sizes: list[int], seed: int
+) -> None:
+    sizes += [1] * max(10 - sum(sizes), 0)
+    group = np.arange(len(sizes)).repeat(sizes)
+    parts = split_rows(len(group), split="group", seed=seed, group=group)
+    assert sorted(np.concatenate(parts)) == list(range(len(group)))
+    owners = [set(group[rows].tolist()) for rows in parts]
+    assert all(owners)
+    assert sum(map(len, owners)) == len(sizes)
+    # As they are drawn, no other number of them would be nearer.
+    drawn = np.random.default_rng(seed).permutation(len(sizes))
+    rows = np.cumsum(np.array(sizes)[drawn])
+    off = [abs(rows[number - 1] / len(group) - 0.8) for number in range(1, len(sizes) - 1)]
+    assert abs(len(parts.train) / len(group) - 0.8) == pytest.approx(min(off))
+
+
+def test_equal_groups_are_divided_exactly() -> None:
+    group = np.arange(1000) // 100
+    parts = split_rows(1000, split="group", seed=0, group=group)
+    assert [len(part) for part in parts] == [800, 100, 100]
 
 
 def test_validation_is_complete_and_stays_in_order() -> None:

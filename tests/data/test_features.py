@@ -193,7 +193,7 @@ def test_batches_of_lists_are_those_of_the_whole_frame() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["Lima"] * 3, "'user' .* no text such as 7, got text such as 'Lima'"),
+        (["Lima"] * 3, "'user' .* numbers such as 7, got text such as 'Lima'"),
         ([date(2024, 1, 1)] * 3, "'user' .* numbers such as 7, got times"),
         ([b"7"] * 3, "'user' .* numbers such as 7, got bytes"),
     ],
@@ -343,7 +343,7 @@ def test_json_round_trip(city: list[str | None], bags: list[list[str]]) -> None:
     ("column", "new", "message"),
     [
         ("city", [12, 13], "'city' must be of the type seen in training, text such as 'Rome', "),
-        ("user", ["7", "8"], "'user' must be of the type seen in training, no text such as 7, "),
+        ("user", ["7", "8"], "'user' must be of the type seen in training, numbers such as 7, "),
     ],
 )
 def test_columns_of_another_type_are_refused(column: str, new: list[object], message: str) -> None:

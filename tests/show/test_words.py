@@ -3,6 +3,7 @@ from __future__ import annotations
 from optuna_nis import Allocation, EmbeddingSpec, SearchSpace, TableAllocation, Tier
 from optuna_nis._format import size
 from optuna_nis.show.words import allocation_rows, how_scored, precisions_of
+from optuna_nis.study.results import finalist_allocations, save_finalist
 from optuna_nis.study.searches import finish, join
 
 
@@ -47,3 +48,8 @@ def test_a_study_says_how_its_best_was_scored(make_study):
     )
     finish(study, search, 1.0)
     assert how_scored(study, study.best_trial) == "trained, on the validation data"
+    finalists = finalist_allocations(study)
+    save_finalist(study, study.best_trial.number, finalists)
+    assert how_scored(study, study.best_trial) == (
+        "trained in the shortlist, on the validation data; best of the finalists retrained"
+    )

@@ -193,6 +193,8 @@ def test_bad_arguments() -> None:
         search.start(10, choices_per_step=0)
     with pytest.raises(ValueError, match="`search_id` must be a text"):
         SizeSearch(space_of(), search_id="")
+    with pytest.raises(ValueError, match="`seed` must be an integer between 0 and"):
+        SizeSearch(space_of(), seed=2**63)
     with pytest.raises(ValueError, match=r"must maximize one reward, got directions \['minimize'"):
         SizeSearch(space_of(), optuna.create_study(sampler=NISSampler(budget=space_of())))
     other = SizeSearch(space_of(), optuna.create_study(direction="maximize"))
