@@ -21,7 +21,6 @@ from optuna_nis.data import (
     split_rows,
 )
 from optuna_nis.data.batches import Batches, default_batch_size
-from optuna_nis.data.splits import split_rows
 from optuna_nis.data.splits import thin as thinned
 
 
