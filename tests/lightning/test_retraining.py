@@ -455,7 +455,7 @@ def test_options_that_a_finished_search_ignores_are_told(
     ("options", "message"),
     [
         ({"seeds": [0, 0]}, r"`seeds` must hold each seed once, got \[0, 0\]"),
-        ({"seeds": [-1]}, "`seeds` must be an integer of at least 0, got -1"),
+        ({"seeds": [-1]}, "`seeds` must be an integer between 0 and "),
         ({"max_epochs": 0}, "`max_epochs` must be an integer of at least 1, got 0"),
         ({"patience": 0}, "`patience` must be an integer of at least 1, got 0"),
         ({"output": __file__}, "`output` must be a folder to write, got the file"),

@@ -193,7 +193,7 @@ def test_a_loss_is_to_be_small_and_an_error_must_be_said() -> None:
     [
         ({"max_epochs": 0}, "`max_epochs` must be an integer of at least 1, got 0"),
         ({"patience": 0}, "`patience` must be an integer of at least 1, got 0"),
-        ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
+        ({"seed": -1}, "`seed` must be an integer between 0 and "),
         ({"mode": "best"}, """`mode` must be "max" or "min", got 'best'"""),
     ],
 )

@@ -55,9 +55,8 @@ def test_they_are_listed_in_order() -> None:
 
 def check_tested(printed: str, metric: str) -> list[tuple[str, str]]:
     """Labels and memory of the results that were printed."""
-    tested = re.findall(
-        rf"^(.+): {metric} 0\.\d{{4}}, ([\d.]+ \w+) \([\d,]+ parameters\)$", printed, re.MULTILINE
-    )
+    line = rf"^(.+): {metric} 0\.\d{{4}} on the test, ([\d.]+ \w+) \([\d,]+ parameters\)$"
+    tested = re.findall(line, printed, re.MULTILINE)
     labels = [re.sub(r" \d+(, projected)?$", "", label) for label, _ in tested]
     assert labels[:3] == ["NIS", "Uniform", "Full size"]
     assert re.search(r"(best|take it|take them): validation \S+ 0\.\d{4} against ", printed)
