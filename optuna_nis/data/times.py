@@ -60,13 +60,15 @@ def _found(column: pd.Series[Any]) -> str:
     texts = values.astype(str)
     odd = next(filter(cells.is_text, texts), texts.iloc[0])
     fitting = [each for each in _TIME_FORMATS if _fits(texts, each)]
-    first = fitting[0] if fitting else _TIME_FORMATS[0]
     several = f" (or is it {' or '.join(fitting[1:])}?)" if len(fitting) > 1 else ""
     missing = f", or `na_values` if {odd!r} means none" if odd in cells.USUAL_MARKERS else ""
+    if fitting:
+        how = f": `time_format={fitting[0]!r}`, on the command line `--time-format '{fitting[0]}'`"
+    else:
+        how = " if they are dates: `time_format`, such as '%d/%m/%Y' for 31/01/2024"
     return (
         f", such as 2024-01-31 or 2024-01-31 18:00:00.5, all with an offset from UTC or all "
-        f"without; got {odd!r}. Say how they are written: `time_format={first!r}`, on the command "
-        f"line `--time-format '{first}'`{several}{missing}."
+        f"without; got {odd!r}. Say how they are written{how}{several}{missing}."
     )
 
 

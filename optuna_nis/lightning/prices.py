@@ -67,11 +67,14 @@ class Prices:
         if not why:
             return found
         if trainer.is_global_zero:
+            hint = (
+                f" A method `{_HOOK}(batch)` of {type(pl_module).__name__}, which returns the "
+                "loss of a validation batch, makes them possible."
+            )
             _logger.warning(
                 "The search goes on without gradients of the loss, which tell what each block of "
-                f"the tables is worth: {why.rstrip('.')}. A method `{_HOOK}(batch)` of "
-                f"{type(pl_module).__name__}, which returns the loss of a validation batch, makes "
-                "them possible."
+                f"the tables is worth: {why.rstrip('.')}."
+                + ("" if hasattr(pl_module, _HOOK) else hint)
             )
         return None
 

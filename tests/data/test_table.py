@@ -645,6 +645,7 @@ def test_times_in_a_format_of_their_own(name: str, tmp_path: Path) -> None:
         (["03/04/2024"], r"got '03/04/2024'. .*'%d/%m/%Y'` \(or is it %m/%d/%Y\?\)"),
         (["03/04/2024", "31/01/2024"], r"`--time-format '%d/%m/%Y'`\."),
         (["03/31/2024 10:00"], r"`--time-format '%m/%d/%Y %H:%M'`\."),
+        (["10:30", "11:45"], r"written if they are dates: `time_format`, such as '%d/%m/%Y' for"),
         (["2024-01-31", "NA"], r"got 'NA'\. .*`na_values` if 'NA' means none"),
         (["2024-01-31 10:00", "2024-01-31 10:00Z"], r"all with an offset from UTC or all without"),
         (["10:30:00"], r"must hold numbers or dates .* got '10:30:00'"),

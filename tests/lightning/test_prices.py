@@ -165,6 +165,7 @@ def test_a_step_that_returns_no_loss(caplog: pytest.LogCaptureFixture) -> None:
 
     with warned(caplog, "`loss` must compute a single number"):
         assert priced(Detached())[0].found is None
+    assert "A method `choice_loss(batch)` of Detached" in caplog.text
 
 
 def test_a_module_that_optimises_by_itself(caplog: pytest.LogCaptureFixture) -> None:
@@ -192,6 +193,8 @@ def test_gradients_that_are_no_numbers(caplog: pytest.LogCaptureFixture) -> None
 
     with warned(caplog, "the gradients of 'ids' are not finite numbers"):
         assert priced(Broken())[0].found is None
+    # It has the method that other modules are told to have.
+    assert "A method" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", [Net, SideBySide])
