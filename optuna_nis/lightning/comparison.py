@@ -137,8 +137,9 @@ def compare(
         once = trainings.num_unknown(tried, seeds[:1])
         trainings.left = once + 3 * (len(seeds) - 1)
         if once:
+            what = "1 size" if once == 1 else f"{once} sizes"
             more = f", then the best with {len(seeds) - 1} more" if len(seeds) > 1 else ""
-            progress(f"{once} sizes to train from scratch with seed {seeds[0]}{more}.")
+            progress(f"{what} to train from scratch with seed {seeds[0]}{more}.")
 
         def runs(sizes: _Sizes, seeds: Sequence[int]) -> list[Run]:
             return [trainings.run(sizes.label, sizes.allocation, seed) for seed in seeds]

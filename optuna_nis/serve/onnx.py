@@ -120,7 +120,8 @@ def to_onnx(
         )
         assert converted is not None
     _rename_others(converted.model.graph, names)
-    # What is there already stays until the new file is known to work.
+    # What is there already stays until the new file is known to work. It has its own name from the
+    # start, by which it finds the weights beside it.
     with TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder, path.name)
         converted.save(new, external_data=large)

@@ -99,21 +99,12 @@ class Predictor:
             if name not in share.values() and not table.num_shared
         }
         owners = {name: share.get(name, name) for name in features.names}
-        without = {
-            n for n, owner in owners.items() if owner in allocation and not allocation[owner].kept
-        }
-        self.features = replace(features.cut(kept), optional=frozenset(without))
+        looked_into = {n: allocation[owner] for n, owner in owners.items() if owner in allocation}
+        without = frozenset(name for name, table in looked_into.items() if not table.kept)
+        self.features = replace(features.cut(kept), optional=without)
+        #: How many ids of a feature, the first ones, have a row, where all others have none.
+        self.num_rows = {n: table.kept for n, table in looked_into.items() if not table.num_shared}
         self.tables = tables
-
-    @property
-    def num_rows(self) -> dict[str, int]:
-        """How many ids of a feature, the first ones, have a row, where all others have none."""
-        share, found = self.model.embeddings.share, {}
-        for name in self.features.names:
-            table = self.allocation.get(share.get(name, name))
-            if table is not None and not table.num_shared:
-                found[name] = table.kept
-        return found
 
     def with_tables(self, tables: Tables) -> Predictor:
         """The same with plain layers of torch, or with quantised or frozen ones.
