@@ -248,7 +248,11 @@ class TableDataModule(EmbeddingDataModule):
         order, part = self._order(store, meaning), self._part(store, meaning)
         for name, values in ((self.time, order), (self.split_column, part)):
             if values is not None and name is not None:
-                kept = left_after(values >= 0, kept, meaning.table, name)
+                present = values >= 0
+                if name == self.time and self.test_path is not None:
+                    # Only the files of which a ninth is for validation are split by time.
+                    present[store.sizes[0] if self.valid_path is None else 0 :] = True
+                kept = left_after(present, kept, meaning.table, name)
         if not kept.any():
             raise ValueError(f"The table {files[0].name!r} has no row left to use.")
         rows = None if kept.all() else np.flatnonzero(kept)

@@ -32,6 +32,12 @@ from optuna_nis.space.allocation import Allocation
 
 _VERSION = 1
 _ALLOCATION, _MODEL = "allocation.json", "model.json"
+# What other forms are in that a model is exported to, and what reads them.
+_EXPORTED = {
+    "model.onnx": "ONNX Runtime",
+    "model.pt2": "`torch.export.load`",
+    "tables.pt": "`optuna_nis.serve.load`",
+}
 _WEIGHTS, _PACKED_WEIGHTS = "weights.pt", "weights.safetensors"
 
 #: What the tables of a model are kept as.
@@ -311,9 +317,11 @@ def _weights(tables: Tables) -> str:
 
 def _check_there(path: Path) -> None:
     if not path.is_file():
+        others = (name for name in _EXPORTED if (path.parent / name).is_file())
+        there = next((f": the folder has {n!r}, which {_EXPORTED[n]} reads" for n in others), "")
         raise FileNotFoundError(
             "`folder` must hold a model written by `optuna-nis retrain`, but "
-            f"{str(path)!r} is not there."
+            f"{str(path)!r} is not there{there}."
         )
 
 

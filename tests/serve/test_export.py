@@ -271,6 +271,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not there"):
         export_model(tmp_path / "nowhere", "dense", tmp_path / "served")
     assert not (tmp_path / "served").exists()
+    served = tmp_path / "onnx"
+    served.mkdir()
+    (served / "model.onnx").touch()
+    with pytest.raises(FileNotFoundError, match=r"has 'model\.onnx', which ONNX Runtime reads"):
+        export_model(served, "dense", tmp_path / "served")
     with pytest.raises(ValueError, match="`tables` must be one of 'multi-size', 'dense'"):
         predictor.with_tables("sparse")  # type: ignore[arg-type]
 
