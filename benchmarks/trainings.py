@@ -23,24 +23,14 @@ import torch
 
 from optuna_nis import Allocation
 
-# Part of every job: raised when trainings go by other rules, or searches alone, or those of them
-# that choose precisions, to run them anew.
+# Part of every job: raised when trainings, or searches alone, go by other rules, to run them anew.
 RULES = 3
-SEARCH_RULES = 9
-PRECISION_RULES = 10
+SEARCH_RULES = 10
 
 
 def rules_of(method: str) -> int:
     """The rules of today that a method of ``search_quality.py`` goes by."""
-    if method == "nis_bits":
-        return PRECISION_RULES
     return SEARCH_RULES if method.startswith("nis_") else RULES
-
-
-def _rules(job: Job) -> int:
-    if job["kind"] != "search":
-        return RULES
-    return PRECISION_RULES if "precisions" in job else SEARCH_RULES
 
 
 class Trainings:
@@ -84,7 +74,7 @@ class Trainings:
 
     def run(self, **job: Any) -> Result:
         """The result of a job, run if it has not been."""
-        job["rules"] = _rules(job)
+        job["rules"] = SEARCH_RULES if job["kind"] == "search" else RULES
         key = _key(job)
         with self._lock:
             if key in self._results:

@@ -38,7 +38,7 @@ _IN_PLAN: dict[str, dict[str, Any]] = {
     "updates": {"num_updates": 1},
     # A plain policy gradient: advantages come from the group's mean alone.
     "critic": {"policy": PolicySettings(learning_rate=0.0, sampled_learning_rate=0.5)},
-    "smaller_budgets": {"budget_shares": (1.0,), "low_precision_shares": ()},
+    "smaller_budgets": {"budget_shares": (1.0,), "further_shares": ()},
     # No gradients of the loss: proposals come from the controller and from formulas.
     "prices": {"price_shares": ()},
     "popularity": {"popularity_powers": ()},

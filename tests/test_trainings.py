@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainings import PRECISION_RULES, RULES, SEARCH_RULES, Trainings
+from trainings import RULES, Trainings
 
 from optuna_nis import Allocation, TableAllocation, Tier
 
@@ -50,17 +50,6 @@ def test_where_code_is_is_no_part_of_a_job(
     (_, data, config, job) = asked[0]
     assert (data, config) == ("insteval", {"rivals_dir": "rivals"})
     assert job == {"kind": "pep", "budget": 0.1, "seed": 0, "rules": RULES}
-    kept.close()
-
-
-def test_searches_of_precisions_go_by_rules_of_their_own(
-    kept: Trainings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(kept._pool, "submit", lambda *args: asked.append(args[3]) or Done())
-    kept.run(kind="search", budget=0.1, seed=0)
-    kept.run(kind="search", budget=0.1, seed=0, precisions=[32, 4])
-    assert [job["rules"] for job in asked] == [SEARCH_RULES, PRECISION_RULES]
     kept.close()
 
 

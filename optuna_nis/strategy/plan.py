@@ -47,9 +47,9 @@ class SearchPlan:
             ever drawn, so it matters only for trials that others enqueued.
         budget_shares: Shares of the budget for each of which there is a candidate at the end, the
             first being 1: across costs only real trainings tell.
-        low_precision_shares: Further ones, where numbers may have fewer than 32 bits and the best
-            sizes may take a part of a part of the budget; as far as they are a thousandth of the
-            full tables or more.
+        further_shares: Further ones for large budgets, of which the best sizes may take a part of
+            a part: as far as they are a 128th of the full tables or, where numbers may have fewer
+            than 32 bits, a 1024th.
         proposals: Choices that the policy proposes for each of them, beside what is worth most by
             its critic.
         proposal_draws: Draws that the proposals are the likeliest of.
@@ -98,7 +98,7 @@ class SearchPlan:
     removal: float = 0.15
     penalty_weight: float = 1.0
     budget_shares: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)
-    low_precision_shares: tuple[float, ...] = (1 / 64, 1 / 256)
+    further_shares: tuple[float, ...] = (1 / 64, 1 / 256)
     proposals: int = 8
     proposal_draws: int = 64
     proposal_use: float = 0.9
@@ -161,7 +161,7 @@ class SearchPlan:
                 f"`near_costs` must be the lowest and the highest, got {self.near_costs!r}."
             )
         self._check_each("budget_shares", 0.0, 1.0, first=1.0)
-        self._check_each("low_precision_shares", 0.0, 1.0)
+        self._check_each("further_shares", 0.0, 1.0)
         self._check_each("popularity_powers", 0.0, math.inf)
         self._check_each("frequent_shares", 0.0, 1.0)
         self._check_each("price_shares", 0.0, 1.0)

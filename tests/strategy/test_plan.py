@@ -45,7 +45,7 @@ def test_fields_take_the_place_of_those_of_a_plan() -> None:
         ("near_costs", (1.05, 0.8), "the lowest and the highest"),
         ("budget_shares", (0.5,), "the first being 1"),
         ("budget_shares", (1.0, 2.0), "numbers from 0 to 1"),
-        ("low_precision_shares", (1.5,), "numbers from 0 to 1"),
+        ("further_shares", (1.5,), "numbers from 0 to 1"),
         ("popularity_powers", ("x",), "numbers from 0 to inf"),
         ("shortlist_epochs", (1, 0), "an integer of at least 1"),
         ("shortlist_epochs", 2, "a tuple"),

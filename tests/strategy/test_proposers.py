@@ -52,20 +52,25 @@ def test_smaller_budgets_than_any_choice_are_left_out() -> None:
     assert [each.budget for each in budgets(space, SearchPlan(budget_shares=(1.0,)))] == [60]
 
 
-def test_in_few_bits_budgets_reach_down_to_a_thousandth_of_the_full_tables() -> None:
-    spec = EmbeddingSpec("user", 10_000, 16, precisions=(32, 4))
-
-    def shares(budget: float, plan: SearchPlan | None = None) -> list[float]:
-        space = SearchSpace([spec], budget=budget)
-        return [each.budget / space.budget for each in budgets(space, plan or SearchPlan())]
-
-    halves = [1, 1 / 2, 1 / 4, 1 / 8, 1 / 16]
-    assert shares(0.3) == pytest.approx([*halves, 1 / 64, 1 / 256], rel=0.01)
-    assert shares(0.1) == pytest.approx([*halves, 1 / 64], rel=0.01)
-    assert shares(0.05) == pytest.approx(halves, rel=0.01)
-    assert shares(0.3, SearchPlan(low_precision_shares=())) == pytest.approx(halves, rel=0.01)
-    spec = EmbeddingSpec("user", 10_000, 16)
-    assert shares(0.3) == pytest.approx(halves, rel=0.01)
+@pytest.mark.parametrize(
+    ("precisions", "budget", "further"),
+    [
+        ((32, 4), 0.3, [1 / 64, 1 / 256]),
+        ((4,), 0.3, [1 / 64, 1 / 256]),
+        ((32, 4), 0.1, [1 / 64]),
+        ((32, 4), 0.05, []),
+        ((32,), 1.0, [1 / 64]),
+        ((32,), 0.5, [1 / 64]),
+        ((32,), 0.3, []),
+    ],
+)
+def test_large_budgets_reach_down_as_far_as_small_ones(
+    precisions: tuple[int, ...], budget: float, further: list[float]
+) -> None:
+    space = SearchSpace([EmbeddingSpec("user", 10_001, 15, precisions=precisions)], budget=budget)
+    found = [each.budget / space.budget for each in budgets(space, SearchPlan())]
+    assert found == pytest.approx([1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, *further], rel=0.01)
+    assert len(budgets(space, SearchPlan(further_shares=()))) == 5
 
 
 def test_sizes_by_popularity_need_counts_and_room() -> None:
