@@ -73,10 +73,24 @@ class Validation:
             if is_overridden(hook, self._module):
                 # Where models look for what they have logged.
                 self._trainer.callback_metrics.update(self.log.values())
-                with _no_value() as unknown:
+                with _no_value() as unknown, self._of_one_dataloader(hook):
                     self._call(hook)
                 if _in_any_process(unknown, self._module.device):
                     self.log.withdraw(hook)
+
+    @contextmanager
+    def _of_one_dataloader(self, hook: str) -> Iterator[None]:
+        """Say of what goes wrong in a hook that other dataloaders have not been gone over."""
+        try:
+            yield
+        except Exception as error:  # Of the module, whatever it is.
+            if self._dataloader_idx is None:
+                raise
+            raise MisconfigurationException(
+                f"`{hook}` of {type(self._module).__name__} failed: {error!r}. Choices are scored "
+                "on one of several dataloaders at a time, here on that of index "
+                f"{self._dataloader_idx}: it must not need what the others give."
+            ) from error
 
     def _step(self, batch: Any, batch_idx: int) -> Any:
         trainer, module = self._trainer, self._module

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+import hashlib
 import inspect
+import json
 from pathlib import Path
 import re
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,7 @@ from optuna_nis.study.results import (
     Results,
     best_allocation,
     finalist_allocations,
+    results_of,
     save_space,
     score_line,
 )
@@ -120,6 +123,7 @@ class FoundSizes:
         max_epochs: int | None = None,
         patience: int = 2,
         output: str | Path | None = None,
+        checkpoint_dir: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
         progress: Callable[[str], None] = lambda text: None,
         **trainer_options: Any,
@@ -141,8 +145,13 @@ class FoundSizes:
             output: Folder for the model of the sizes that the verdict takes, with the best
                 validation, for :class:`Predictor`: of a reference model and a data module of
                 optuna_nis.data.
+            checkpoint_dir: Folder where trained weights wait until all is decided and tested, so
+                that what was interrupted goes on: called again with the same model, data and
+                arguments, on a study in a database, only trainings that had not ended are run.
+                By default all are, and so they are once the results are there.
             callbacks: Further callbacks of the trainers, such as a progress bar. Every training
-                has copies of its own.
+                has copies of its own. With those that cannot be pickled nothing is kept, but for
+                those that only show something.
             progress: Called with a line of text before and after each training.
             **trainer_options: Further arguments of the trainers, in place of those of the search.
 
@@ -155,6 +164,8 @@ class FoundSizes:
                 no such value.
         """
         data_of_test(self._data)
+        if checkpoint_dir is not None:
+            check_folder("checkpoint_dir", checkpoint_dir)
         name = self._monitored.name
         if self._monitored.metric is not None:
             test_monitor = test_monitor or f"{name}_test"
@@ -164,6 +175,7 @@ class FoundSizes:
         # Trainings from scratch need checkpoints, to go back to the best epoch.
         inherited = dict(self._trainer_options)
         inherited.pop("enable_checkpointing", None)
+        options = {**inherited, **trainer_options}
         comparison = Comparison(
             self._build,
             self._data,
@@ -174,9 +186,28 @@ class FoundSizes:
             output=None if output is None else str(output),
             callbacks=callbacks,
             progress=progress,
-            trainer_options={**inherited, **trainer_options},
+            checkpoint_dir=checkpoint_dir,
+            key=None if checkpoint_dir is None else self._key(options, callbacks),
+            trainer_options=options,
         )
         return compare(self.study, comparison, self.space, finalist_allocations(self.study), seeds)
+
+    def _key(
+        self, trainer_options: Mapping[str, Any], callbacks: Sequence[Callback]
+    ) -> list[Any] | None:
+        """What a training is known again by, as far as it shows in the model; see Comparison."""
+        options = options_key(trainer_options, callbacks)
+        if options is None:
+            return None
+        # Which sizes are best may change before it is interrupted.
+        model = looked_at(self._build, self.space.full())
+        shown = [str(model), str(dict(model.hparams)), self._monitored.name, self._monitored.mode]
+        if isinstance(self._data, EmbeddingDataModule):
+            shown.append(self._data.fingerprint())
+        # Nothing is known of trainings that have led to results.
+        study = group_of(trainer_options).study(self.study)
+        known = [result.to_dict() for result in results_of(study)]
+        return [hashlib.sha256(json.dumps([shown, known]).encode()).hexdigest(), *options]
 
 
 def search_sizes(

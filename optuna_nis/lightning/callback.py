@@ -44,6 +44,9 @@ _T = TypeVar("_T")
 
 _logger = get_logger(__name__)
 
+# Callbacks that put other weights into a model when its training ends.
+_AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
+
 
 class NISCallback(Callback):
     """Search for embedding sizes while a supernet trains, in an ordinary ``Trainer.fit``.
@@ -142,8 +145,7 @@ class NISCallback(Callback):
         **settings: Any,
     ) -> None:
         plan = SearchPlan.of(plan or plan_in(study), settings)
-        self._monitor = monitor
-        monitor, dataloader_idx = _of_dataloader(monitor)
+        dataloader_idx = _dataloader_of(monitor)
         self._rewards = Rewards(space, metric=metric, monitor=monitor, mode=mode)
         self._search = SizeSearch(
             space, study, plan=plan, seed=seed, search_id=search_id, prices=True
@@ -194,8 +196,7 @@ class NISCallback(Callback):
             pl_module: A model. If it scores choices itself (:class:`Searchable`), its attribute
                 ``monitor`` names the value that it logs; without one it is ``"val_loss"``.
         """
-        monitored = self._rewards.monitored(pl_module)
-        return replace(monitored, name=self._monitor or monitored.name)
+        return self._rewards.monitored(pl_module)
 
     def train_candidates(
         self,
@@ -272,6 +273,7 @@ class NISCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that model, study and trainer fit together."""
         _check_processes(trainer)
+        self._check_order(trainer)
         self._rewards.check(pl_module)
         found, wanted = set(supernet_layers(pl_module)), {s.name for s in self.space.specs}
         if found != wanted:
@@ -288,6 +290,18 @@ class NISCallback(Callback):
         if trainer.is_global_zero:
             save_space(self.study, self.space)
         self._supernet = pl_module
+
+    def _check_order(self, trainer: Trainer) -> None:
+        """Warn of callbacks that would change the weights when the choices have been scored."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        later = callbacks[callbacks.index(self) + 1 :]
+        for name in _AVERAGING:
+            if trainer.is_global_zero and any(is_a(callback, name) for callback in later):
+                _logger.warning(
+                    f"{name} comes after NISCallback among the callbacks of the trainer: choices "
+                    "are scored by the weights before they are averaged, candidates begin with "
+                    "those after. Put it before NISCallback."
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the policy up to date with the study and plan the updates."""
@@ -415,12 +429,10 @@ class _Processes:
         return shared
 
 
-def _of_dataloader(monitor: str | None) -> tuple[str | None, int | None]:
-    """What Lightning logs for one of several dataloaders: its name and the dataloader's index."""
-    if not isinstance(monitor, str):
-        return monitor, None
-    name, mark, index = monitor.partition("/dataloader_idx_")
-    return (name, int(index)) if mark and index.isdecimal() else (monitor, None)
+def _dataloader_of(monitor: str | None) -> int | None:
+    """The index of the dataloader in the name of what Lightning logs for one of several."""
+    _, mark, index = str(monitor).partition("/dataloader_idx_")
+    return int(index) if mark and index.isdecimal() else None
 
 
 def _check_processes(trainer: Trainer) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import inspect
 import math
+import re
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -30,8 +31,22 @@ from optuna_nis.space.space import SearchSpace
 MonitorMode = Literal["max", "min"]
 
 _DEFAULT_MONITOR = "val_loss"
-# In the names of what should be small, most often.
+# In the names of what should be small, most often, and of what should be large; the short ones are
+# a word of the name.
 _ERRORS = ("error", "mse", "mae", "mape", "nll", "perplexity", "entropy", "bce")
+_LARGE = (
+    "metric",
+    "accuracy",
+    "auc",
+    "auroc",
+    "auprc",
+    "precision",
+    "recall",
+    "ndcg",
+    "mrr",
+    "hit",
+)
+_LARGE_WORDS = frozenset({"acc", "ap", "map", "f1", "hr", "mrr", "r2", "reward", "quality"})
 # More examples at once do not fit the caches of a processor: each takes half as long again.
 _MAX_EXAMPLES = 16_384
 
@@ -50,6 +65,24 @@ class Searchable(Protocol):
         Returns:
             Shape ``(num_choices,)``, larger is better; all NaN where these examples cannot tell.
         """
+
+
+class NotLoggedError(MisconfigurationException):
+    """A validation does not log the value by which choices are scored.
+
+    Args:
+        pl_module: The module.
+        names: What it logs.
+        wanted: The name of the value.
+    """
+
+    def __init__(self, pl_module: LightningModule, names: Sequence[str], wanted: str) -> None:
+        self.names = names
+        super().__init__(
+            f"The validation of {type(pl_module).__name__} logs {[*names]}, not {wanted!r}. Give "
+            "a `monitor` that is logged there, or a `metric` for what is returned, or define "
+            "`choice_quality`."
+        )
 
 
 @dataclass(frozen=True)
@@ -100,13 +133,16 @@ def mode_by_name(monitor: str, mode: MonitorMode | None = None) -> MonitorMode:
         mode: What is said.
 
     Raises:
-        ValueError: If the mode is unknown, or the name is that of an error, of which the smallest
-            value may be best.
+        ValueError: If the mode is unknown, or the name does not say that it is that of a loss, or
+            of something of which the largest value is best, such as an accuracy.
     """
     _check_mode("mode", mode)
     if found := mode or known_mode(monitor):
         return found
-    if any(word in monitor.lower() for word in _ERRORS):
+    name = monitor.lower()
+    words = re.findall(r"[a-z]+\d?", name)
+    is_large = any(part in name for part in _LARGE) or not _LARGE_WORDS.isdisjoint(words)
+    if not is_large or any(part in name for part in _ERRORS):
         raise ValueError(
             f'`mode` must be given for the monitor {monitor!r}: "min" if smaller values are '
             'better, else "max".'
@@ -185,6 +221,11 @@ class Rewards:
         self._evaluation = Evaluation(space)
         self._found_mode = mode
 
+    @property
+    def logged(self) -> str:
+        """The name of the value that counts where a module logs it."""
+        return self.monitor or _DEFAULT_MONITOR
+
     def monitored(self, pl_module: LightningModule) -> Monitored:
         """What models of chosen sizes are compared by: what the choices were scored by.
 
@@ -232,6 +273,7 @@ class Rewards:
             dataloader_idx: As in :meth:`score`.
 
         Raises:
+            NotLoggedError: If it does not log the monitor.
             lightning.pytorch.utilities.exceptions.MisconfigurationException: As in :meth:`score`.
         """
         full = [self.space.full()]
@@ -352,7 +394,7 @@ class Rewards:
         for module in pl_module.modules():
             if isinstance(module, (Metric, MetricCollection)):
                 module.reset()
-        name = self.monitor or _DEFAULT_MONITOR
+        name = self.logged
         num_batches = sum(1 for _ in validation.outputs(batches))
         if num_batches == 0:
             raise MisconfigurationException(
@@ -365,11 +407,7 @@ class Rewards:
         validation.close(entirely=found is None)
         found = validation.log.find(name)
         if found is None:
-            raise MisconfigurationException(
-                f"The validation of {type(pl_module).__name__} logs {validation.log.names}, "
-                f"not {name!r}. Give a `monitor` that is logged there, or a `metric` for what "
-                "is returned, or define `choice_quality`."
-            )
+            raise NotLoggedError(pl_module, validation.log.names, name)
         return self._sign(found.source, name) * found.value, found.weight
 
     def _sign(self, source: Any, name: str) -> float:

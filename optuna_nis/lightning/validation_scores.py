@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from optuna_nis._logging import get_logger
 from optuna_nis.lightning._batch import batch_length, runs, take
-from optuna_nis.lightning.rewards import Rewards
+from optuna_nis.lightning.rewards import NotLoggedError, Rewards
 from optuna_nis.space.allocation import Allocation
 
 _logger = get_logger(__name__)
@@ -106,17 +106,27 @@ class ValidationScores:
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, on a batch of each dataloader, that there is what choices are scored by.
 
-        It leaves no trace: what is scored later is the same as without.
+        Dataloaders for which the monitor is not logged, where it is for others, are left out from
+        now on. Otherwise it leaves no trace: what is scored later is the same as without.
 
         Raises:
             lightning.pytorch.utilities.exceptions.MisconfigurationException: If there is not.
         """
         if self._rewards.side_by_side(pl_module):
             return
+        used: list[int | None] = []
+        names: set[str] = set()
         for index in self._loaders:
             with _untouched(trainer), isolate_rng(include_cuda=False):
                 batches = list(islice(_pass(trainer, index), 1))
-            self._rewards.try_out(trainer, pl_module, batches, dataloader_idx=index)
+            try:
+                self._rewards.try_out(trainer, pl_module, batches, dataloader_idx=index)
+                used.append(index)
+            except NotLoggedError as error:
+                names.update(error.names)
+        if not used:
+            raise NotLoggedError(pl_module, sorted(names), self._rewards.logged)
+        self._loaders = used
 
     def of_some(
         self, trainer: Trainer, pl_module: LightningModule, choices: Sequence[Allocation]

@@ -75,15 +75,16 @@ def mask_gradients(
             for name, layer in layers.items():
                 layer._mask, layer._rounding, layer._sharing = masks[name], None, None
             value = loss()
+            if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                raise ValueError(
+                    "`loss` must compute a single number, as a tensor that depends on the tables "
+                    f"of the model, got {_described(value)}."
+                )
+            # What is computed again on the way back (activation checkpointing) sees the masks.
+            found = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
         finally:
             for name, layer in layers.items():
                 layer._mask, layer._rounding, layer._sharing = before[name]
-        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-            raise ValueError(
-                "`loss` must compute a single number, as a tensor that depends on the tables of "
-                f"the model, got {_described(value)}."
-            )
-        found = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
     if all(gradient is None for gradient in found):
         raise ValueError(
             f"`loss` must depend on a table of the model, it depends on none of {sorted(layers)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 import warnings
 
@@ -309,6 +309,27 @@ def _warn(tables: Sequence[Table], counts: Counts | None, bare: Sequence[str]) -
             "that, or name them in `exclude` if this is right.",
             stacklevel=3,
         )
+    for frozen, trained in _frozen_copies(tables):
+        warnings.warn(
+            f"The table of {frozen!r} is frozen and begins as a copy of that of {trained!r}. If "
+            "it is to follow that, as a momentum or target network does, it no longer can: each "
+            "has sizes and a projection of its own. Search without it, and copy the layer once it "
+            "has its sizes.",
+            stacklevel=3,
+        )
+
+
+def _frozen_copies(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
+    """Names of frozen tables that hold what a trained one does, and of that."""
+    trained = [table for table in tables if table.weight.requires_grad]
+    for table in tables:
+        weight = table.weight
+        if weight.requires_grad or weight.is_meta or not weight.numel():
+            continue
+        for other in trained:
+            if weight.shape == other.weight.shape and torch.equal(weight, other.weight):
+                yield table.name, other.name
+                break
 
 
 def _swap(

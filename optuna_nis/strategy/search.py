@@ -37,6 +37,10 @@ _T = TypeVar("_T")
 _logger = get_logger(__name__)
 
 _NOT_YET = "they are there when the supernet has been trained to its end"
+_INTERRUPTED = (
+    "the supernet is trained, but what is to be scored then has not been: answer what `ask` "
+    "gives, or with a NISCallback call `fit` again"
+)
 
 
 class SizeSearch:
@@ -172,7 +176,8 @@ class SizeSearch:
     def check_done(self) -> None:
         """Raise a RuntimeError if the search is not done."""
         if self._candidates is None:
-            raise RuntimeError(f"The search has no candidates: {self._failed or _NOT_YET}.")
+            why = self._failed or (_INTERRUPTED if self.ended else _NOT_YET)
+            raise RuntimeError(f"The search has no candidates: {why}.")
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed search needs beyond the study's trials."""
@@ -383,8 +388,8 @@ class SizeSearch:
             found: The candidates of the :meth:`shortlist`.
             seconds: The time that the search took; by default since its start.
         """
-        if self._search_id is None or self._candidates is None:
-            raise RuntimeError(f"The search has no candidates: {self._failed or _NOT_YET}.")
+        self.check_done()
+        assert self._search_id is not None
         reward = self.rewarding.reward
         write_found(
             self.study, self.space, self._search_id, found, reward, self._step, self._origins

@@ -391,8 +391,8 @@ def test_a_wrong_name_of_a_value_leaves_the_price_of_memory_as_it_is(
     study = _study(space)
     callback, _ = _fit(datamodule, study, space, shortlist_epochs=(1,))
     build = reference_model(datamodule.features)
-    with pytest.raises(ValueError, match="got 'val_acu'"):
-        callback.train_candidates(build, datamodule, monitor="val_acu")
+    with pytest.raises(ValueError, match="got 'val_aucroc'"):
+        callback.train_candidates(build, datamodule, monitor="val_aucroc")
     for error in ("val_mse", "val_cross_entropy"):
         with pytest.raises(ValueError, match=f"`mode` must be given for the monitor '{error}'"):
             callback.train_candidates(build, datamodule, monitor=error)

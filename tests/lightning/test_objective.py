@@ -110,7 +110,9 @@ def _study_of(values: tuple[float, ...], **options: Any) -> optuna.Study:
         model.values = values
         return model
 
-    run = objective(build, _Data(), space, **({"monitor": "told", "patience": 9} | options))
+    run = objective(
+        build, _Data(), space, **({"monitor": "told", "mode": "max", "patience": 9} | options)
+    )
     study.optimize(run, n_trials=1)
     return study
 

@@ -273,6 +273,38 @@ def test_retraining_goes_by_the_options_of_the_search() -> None:
     assert steps.number == 0
 
 
+def test_a_retraining_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    loaders = (Data().train_dataloader(), Data().val_dataloader(), Data().val_dataloader())
+    trainer = {"limit_train_batches": 3}
+    study = optuna.create_study(direction="maximize")
+    found = search_sizes(
+        WithTest, loaders, "25%", monitor="val_auroc", study=study, trainer_options=trainer, **FAST
+    )
+    options: dict[str, Any] = {"seeds": [0, 1], "max_epochs": 1, "checkpoint_dir": tmp_path / "c"}
+    lines: list[str] = []
+
+    def interrupted(line: str) -> None:
+        lines.append(line)
+        if line.startswith("NIS, finalist 3") and "validation" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        found.retrain(progress=interrupted, **options)
+    with pytest.raises(KeyboardInterrupt):
+        found.retrain(progress=interrupted, **(options | {"max_epochs": 2}))
+    assert not any("finished before" in line for line in lines)
+    lines.clear()
+    results = found.retrain(progress=lines.append, **options)
+    assert sum("finished before" in line for line in lines) == 3
+    assert not any("trained once more" in line for line in lines)
+    assert not (tmp_path / "c").exists()
+    lines.clear()
+    # What has led to results may be asked for again with another model, which need not show.
+    again = found.retrain(progress=lines.append, **options)
+    assert not any("finished before" in line for line in lines)
+    assert [result.values for result in again] == [result.values for result in results]
+
+
 class Fresh(Callback):
     """Has a state that no other training is to begin with."""
 

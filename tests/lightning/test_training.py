@@ -171,6 +171,12 @@ def test_data_without_a_test_part_are_refused_before_anything_is_trained() -> No
         ("mean_loss", "min"),
         ("val_auroc", "max"),
         ("val_metric", "max"),
+        ("validAUC", "max"),
+        ("HR@10", "max"),
+        ("val/acc", "max"),
+        ("recall_at_10", "max"),
+        ("test_f1", "max"),
+        ("map", "max"),
     ],
 )
 def test_the_direction_of_a_monitor_by_its_name(monitor: str, mode: str) -> None:
@@ -186,6 +192,17 @@ def test_a_loss_is_to_be_small_and_an_error_must_be_said() -> None:
     assert _train(model, monitor="val_loss", max_epochs=3).val_metric == pytest.approx(0.2)
     with pytest.raises(ValueError, match="`mode` must be given for the monitor 'val_rmse'"):
         _train(_tiny(val_rmse=0.5), monitor="val_rmse")
+
+
+@pytest.mark.parametrize(
+    "monitor",
+    ["val_msle", "brier_score", "ece", "wer", "val_ce", "mean_rank", "crps", "mape", "distance"]
+    + ["auc_error", "val_kl", "hinge", "deviance", "told"],
+)
+def test_a_name_that_does_not_say_what_is_best(monitor: str) -> None:
+    with pytest.raises(ValueError, match=f"`mode` must be given for the monitor '{monitor}'"):
+        mode_by_name(monitor)
+    assert mode_by_name(monitor, "max") == "max"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 import optuna
 import pytest
 from tiny import MIXED, TRAIN, Net, SideBySide, batches_of
@@ -79,18 +80,74 @@ def test_what_is_missing_is_told_at_the_start(
     assert steps.number == 1
 
 
-def test_in_each_of_several_dataloaders() -> None:
-    steps = _Steps()
+class _OfTheSecond(Net):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        super().validation_step(batch, batch_idx, dataloader_idx)
+        if dataloader_idx == 1:
+            self.log("second", self.auroc, add_dataloader_idx=False)
 
-    class OfTheFirst(Net):
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-            if dataloader_idx == 0:
-                self.log("first", 1.0)
+
+def test_dataloaders_for_which_it_is_not_logged_do_not_count() -> None:
+    seen: set[int] = set()
+
+    class Noting(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            pl_module.note = lambda step: seen.add(step[0])
+
+        def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+            pl_module.note = lambda step: None
 
     loaders = [batches_of(MIXED), batches_of(MIXED)]
-    with pytest.raises(MisconfigurationException, match="not 'first'"):
-        _fit(OfTheFirst(), steps, val=loaders, monitor="first", mode="max")
+    search = _fit(_OfTheSecond(), Noting(), val=loaders, monitor="second")
+    assert seen == {1}
+    search.train_candidates(_OfTheSecond, (batches_of(TRAIN, 8), loaders))
+    assert search.study.best_trial.user_attrs["fidelity"] == "trained"
+
+
+@pytest.mark.parametrize("monitor", ["second", "auroc/dataloader_idx_0"])
+def test_what_is_logged_for_no_dataloader_is_told_at_the_start(monitor: str) -> None:
+    class Others(Net):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            self.log(["a", "auroc"][dataloader_idx], 1.0, add_dataloader_idx=False)
+
+    steps = _Steps()
+    loaders = [batches_of(MIXED), batches_of(MIXED)]
+    logged = r"\['a', 'auroc'\]" if monitor == "second" else r"\['a'\]"
+    with pytest.raises(MisconfigurationException, match=rf"logs {logged}, not '{monitor}'"):
+        _fit(Others(), steps, val=loaders, monitor=monitor, mode="max")
     assert steps.number == 1
+
+
+def test_a_hook_that_needs_all_dataloaders() -> None:
+    class Joined(Net):
+        def on_validation_epoch_start(self) -> None:
+            self.parts: list[list[Tensor]] = [[], []]
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            self.parts[dataloader_idx].append(self(batch[0]))
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("least", min(torch.cat(each).mean() for each in self.parts))
+
+    loaders = [batches_of(MIXED), batches_of(MIXED)]
+    message = "failed: .*empty list.*on one of several dataloaders at a time, here on that of ind"
+    with pytest.raises(MisconfigurationException, match=message):
+        _fit(Joined(), val=loaders, monitor="least", mode="max")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_averages_of_weights_are_made_before_choices_are_scored(
+    first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Net()
+    search = NISCallback(make_searchable(model, budget=0.5), num_updates=2, monitor="auroc")
+    averaging = EMAWeightAveraging(decay=0.9)
+    callbacks = [averaging, search] if first else [search, averaging]
+    trainer = quiet_trainer(max_epochs=1, callbacks=callbacks)
+    trainer.fit(model, batches_of(TRAIN, 8), batches_of(MIXED))
+    told = [each for each in caplog.messages if "comes after NISCallback" in each]
+    assert len(told) == (0 if first else 1)
+    assert all(each.startswith("WeightAveraging") for each in told)
 
 
 def test_a_batch_that_cannot_tell_is_no_error() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis.nn import (
@@ -92,6 +93,19 @@ def test_several_paths_share_a_batch_as_each_would_see_its_run_alone(model: Mode
         (alone,) = mask_gradients(model, [path], loss)
         for name, own in alone.items():
             np.testing.assert_allclose(found[name], own, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_computed_again_on_the_way_back_sees_the_masks(model: Model) -> None:
+    path = Path(LOW, HIGH, 0.3)
+    (expected,) = mask_gradients(model, [path], model.loss)
+
+    def loss() -> Tensor:
+        found: Tensor = checkpoint(model.loss, use_reentrant=False)
+        return found
+
+    (found,) = mask_gradients(model, [path], loss)
+    for name, own in expected.items():
+        np.testing.assert_allclose(found[name], own, rtol=1e-6)
 
 
 def test_nothing_stays_behind(model: Model) -> None:

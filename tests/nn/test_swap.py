@@ -369,6 +369,13 @@ def test_frozen_tables_stay_frozen() -> None:
     assert not [p for p in layer.parameters() if p.requires_grad]
 
 
+def test_a_frozen_copy_of_a_table_cannot_follow_it() -> None:
+    model = nn.ModuleDict({"online": nn.Embedding(60, 8), "other": nn.Embedding(60, 8)})
+    model["target"] = copy.deepcopy(model["online"]).requires_grad_(False)
+    with pytest.warns(UserWarning, match="'target' is frozen and begins as a copy of that of 'on"):
+        make_searchable(model)
+
+
 def test_double_precision() -> None:
     layer = nn.Embedding(60, 8).double()
     before = layer(torch.arange(60))

@@ -185,6 +185,15 @@ def test_a_search_that_has_not_started_says_so() -> None:
         search.shortlist()
 
 
+def test_a_search_whose_end_was_interrupted_says_how_it_goes_on() -> None:
+    search = SizeSearch(space_of(), plan=PLAN)
+    search.start(num_batches=0)
+    search.end_training()
+    assert search.ask() is not None
+    with pytest.raises(RuntimeError, match=r"the supernet is trained, but .* call `fit` again"):
+        _ = search.candidates
+
+
 def test_bad_arguments() -> None:
     search = SizeSearch(space_of(), plan=PLAN)
     with pytest.raises(ValueError, match="`num_batches` must be an integer"):
