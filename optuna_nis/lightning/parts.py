@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.data.batches import Batch
@@ -51,7 +52,9 @@ def ranking_part(labels: Tensor, weights: Tensor | None, metric: str) -> Part:
     """
     positive = labels > 0.5
     error = auc_standard_error(0.5, num_rows(positive, weights), num_rows(~positive, weights))
-    return Part(len(labels), int(positive.sum()), metric, 0.5, error)
+    share = mean(positive.double(), weights)
+    log_loss = functional.binary_cross_entropy(share, share)
+    return Part(len(labels), int(positive.sum()), metric, 0.5, error, float(log_loss))
 
 
 def retrieval_part(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from optuna import Study
 
@@ -11,10 +12,12 @@ from optuna_nis.study.attributes import is_number, naming
 from optuna_nis.study.keys import PARTS_ATTR
 from optuna_nis.study.retrained import RetrainResult
 
-# Sizes under a budget often differ by a hundredth: of a larger standard error they cannot be told
-# apart.
-_LARGE_ERROR = 0.025
+# Sizes under a budget often differ by less than a hundredth: where the standard error is larger,
+# validation cannot tell which is best.
+_LARGE_ERROR = 0.01
 _NUM_ERRORS = 2
+# Under which a model of chosen sizes tells its log loss.
+_LOG_LOSS = "LogLoss"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Part:
         chance: The metric of a model that knows no feature: 0.5 for an AUC, for retrieval that of
             the targets in the order of their frequency.
         error: Standard error of the metric there.
+        log_loss: For ranking, that of the share of positives as the probability of all rows.
     """
 
     rows: int
@@ -35,6 +39,7 @@ class Part:
     metric: str | None = None
     chance: float = 0.0
     error: float = 0.0
+    log_loss: float | None = None
 
     @property
     def is_small(self) -> bool:
@@ -87,7 +92,8 @@ def parts_of(study: Study) -> dict[str, Part]:
         except TypeError as error:
             raise ValueError(str(error)) from error
         for part in parts.values():
-            numbers = (part.rows, part.positives or 0, part.chance, part.error)
+            optional = (part.positives, part.log_loss)
+            numbers = (part.rows, part.chance, part.error, *(each or 0 for each in optional))
             if not all(map(is_number, numbers)) or not isinstance(part.metric, str | None):
                 raise ValueError(f"must hold numbers, got {part}")
         return parts
@@ -115,7 +121,8 @@ def cautions(
     """
     lines = [
         f"The {name} part is small, {_rows(part)}: the standard error of its {part.metric} is "
-        f"{part.error:.2g}, more than sizes usually differ by. More rows would tell more."
+        f"{part.error:.2g}, more than sizes usually differ by, so that it cannot tell well which "
+        "are best. More rows would tell more."
         for name, part in parts.items()
         if part.is_small
     ]
@@ -126,6 +133,15 @@ def cautions(
             values += [best] if best is not None and not results else []
         if failed := [each for each in values if part.is_chance(each[1])]:
             lines.append(_not_learned(name, part, failed))
+    if (base := parts["test"].log_loss if "test" in parts else None) is not None:
+        known = [each for each in results if _LOG_LOSS in each.metrics]
+        losses = {each.label: fmean(each.metrics[_LOG_LOSS]) for each in known}
+        if worse := [f"{who} ({loss:.4f})" for who, loss in losses.items() if loss > base]:
+            lines.append(
+                "As probabilities, predictions are worse than the share of positives for all "
+                f"rows, whose log loss on the test part is {base:.4f}: {', '.join(worse)}. They "
+                "rank, but are not to be taken for probabilities unless they are calibrated."
+            )
     cut = [
         f"{result.label} ({result.stopped.count(False)} of {len(result.stopped)})"
         for result in results

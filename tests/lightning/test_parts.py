@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -13,14 +15,16 @@ from optuna_nis.study.uncertainty import auc_standard_error, share_standard_erro
 
 def test_ranking() -> None:
     part = ranking_part(torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0]), None, "ROC-AUC")
-    assert part == Part(5, 2, "ROC-AUC", 0.5, auc_standard_error(0.5, 2, 3))
+    log_loss = pytest.approx(-0.4 * math.log(0.4) - 0.6 * math.log(0.6))
+    assert part == Part(5, 2, "ROC-AUC", 0.5, auc_standard_error(0.5, 2, 3), log_loss)
 
 
 def test_ranking_with_weights() -> None:
     labels = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0])
     part = ranking_part(labels, torch.tensor([1.0, 2.0, 2.0, 3.0, 0.0]), "ROC-AUC")
     error = pytest.approx(auc_standard_error(0.5, 16 / 10, 2))
-    assert part == Part(5, 2, "ROC-AUC", 0.5, error)
+    # Half of the weight is that of positives.
+    assert part == Part(5, 2, "ROC-AUC", 0.5, error, pytest.approx(math.log(2)))
     with pytest.raises(ValueError, match=r"weights of a part must not all be 0.*: 2 of its 5"):
         ranking_part(labels, 1 - labels, "ROC-AUC")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 import math
 
 import optuna
@@ -39,10 +40,10 @@ def test_nothing_to_mind():
     assert cautions({}, [result(0.3, val=0.3)]) == []
 
 
-@pytest.mark.parametrize(("rows", "small"), [(20, True), (500, True), (600, False)])
+@pytest.mark.parametrize(("rows", "small"), [(20, True), (3_200, True), (3_600, False)])
 def test_a_part_that_is_too_small_to_tell(rows, small):
     part = ranking(rows)
-    assert part.is_small == small == (part.error > 0.025)
+    assert part.is_small == small == (part.error > 0.01)
     lines = cautions({"validation": part})
     assert len(lines) == small
     if rows == 20:
@@ -52,15 +53,25 @@ def test_a_part_that_is_too_small_to_tell(rows, small):
 
 
 def test_a_model_that_has_not_learned():
-    parts = {"validation": ranking(1_000), "test": ranking(1_000)}
-    bound = 0.5 + 2 * auc_standard_error(0.5, 500, 500)
+    parts = {"validation": ranking(4_000), "test": ranking(4_000)}
+    bound = 0.5 + 2 * auc_standard_error(0.5, 2_000, 2_000)
     assert cautions(parts, best=("the best sizes", bound + 0.001)) == []
     (line,) = cautions(parts, best=("the best sizes", bound - 0.001))
     assert "has learned: on the validation part, ROC-AUC is no better than chance" in line
-    assert "0.5000 ± 0.0365 (two standard errors), with the best sizes (0.5355)" in line
+    assert "0.5000 ± 0.0183 (two standard errors), with the best sizes (0.5173)" in line
     lines = cautions(parts, [result(0.27, val=0.4)], best=("the best sizes", 0.3))
     assert ["with NIS (0.4000)" in lines[0], "with NIS (0.2700)" in lines[1]] == [True, True]
     assert "on the test part" in lines[1]
+
+
+def test_probabilities_that_say_less_than_the_share_of_positives():
+    parts = {"test": replace(ranking(10_000), log_loss=0.6931)}
+    good = replace(result(0.7), metrics={"LogLoss": (0.69,)})
+    poor = replace(result(0.7), label="uniform 6", metrics={"LogLoss": (1.7,)})
+    assert cautions(parts, [good, result(0.7)]) == []
+    (line,) = cautions(parts, [good, poor])
+    assert "whose log loss on the test part is 0.6931: uniform 6 (1.7000)." in line
+    assert cautions({"test": ranking(10_000)}, [poor]) == []
 
 
 def test_retrieval_that_is_no_better_than_popularity():
