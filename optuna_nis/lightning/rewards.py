@@ -33,20 +33,11 @@ MonitorMode = Literal["max", "min"]
 _DEFAULT_MONITOR = "val_loss"
 # In the names of what should be small, most often, and of what should be large; the short ones are
 # a word of the name.
-_ERRORS = ("error", "mse", "mae", "mape", "nll", "perplexity", "entropy", "bce")
-_LARGE = (
-    "metric",
-    "accuracy",
-    "auc",
-    "auroc",
-    "auprc",
-    "precision",
-    "recall",
-    "ndcg",
-    "mrr",
-    "hit",
+_ERRORS = ("error", "mse", "mae", "mape", "nll", "perplexity", "entropy", "bce", "inaccuracy")
+_LARGE = ("accuracy", "auc", "auroc", "auprc", "precision", "recall", "ndcg")
+_LARGE_WORDS = frozenset(
+    {"acc", "ap", "f1", "hit", "hits", "hr", "map", "metric", "mrr", "quality", "r2", "reward"}
 )
-_LARGE_WORDS = frozenset({"acc", "ap", "map", "f1", "hr", "mrr", "r2", "reward", "quality"})
 # More examples at once do not fit the caches of a processor: each takes half as long again.
 _MAX_EXAMPLES = 16_384
 

@@ -197,7 +197,7 @@ def test_a_loss_is_to_be_small_and_an_error_must_be_said() -> None:
 @pytest.mark.parametrize(
     "monitor",
     ["val_msle", "brier_score", "ece", "wer", "val_ce", "mean_rank", "crps", "mape", "distance"]
-    + ["auc_error", "val_kl", "hinge", "deviance", "told"],
+    + ["auc_error", "val_kl", "hinge", "deviance", "told", "symmetric_kl", "inaccuracy", "white"],
 )
 def test_a_name_that_does_not_say_what_is_best(monitor: str) -> None:
     with pytest.raises(ValueError, match=f"`mode` must be given for the monitor '{monitor}'"):
