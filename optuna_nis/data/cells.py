@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 import re
 from typing import Any
@@ -194,6 +194,11 @@ def _to_text(value: Any) -> Any:
         return f"{value:f}"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    # In lists they are as others have written them, in columns as pandas has them.
+    if isinstance(value, (np.datetime64, datetime)):
+        value = pd.Timestamp(value)
+    if isinstance(value, (np.timedelta64, timedelta)):
+        value = pd.Timedelta(value)
     if isinstance(value, pd.Timestamp) and value.tz is None and value == value.normalize():
         return str(value.date())
     if isinstance(value, bytes):

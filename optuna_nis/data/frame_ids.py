@@ -78,8 +78,7 @@ def items_of(
         column, features.separators[name], features.max_bag_length, features.bag_keep, name
     )
     column, types = pd.Series(items, dtype=object), features.vocabularies[name].types
-    shared = {*features.share, *features.share.values()}
-    if features.separators[name] is None and name in shared and types == {str}:
-        # As in training: beside texts, numbers in lists are texts.
+    if types == {str} and pd.api.types.infer_dtype(column, skipna=True) != "string":
+        # Numbers in lists are the texts that they have in text files, or had in training.
         column = cells.like(column, types)
     return column, lengths

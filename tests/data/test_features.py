@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import date, time, timedelta
 from decimal import Decimal
 import json
+from typing import Any
 from uuid import UUID
 import warnings
 
@@ -16,6 +17,7 @@ import torch
 
 from optuna_nis import EmbeddingSpec
 from optuna_nis.data import UNSEEN_TARGET, Features, Vocabulary
+from optuna_nis.data.tally import Tally
 from optuna_nis.space.spec import replace_precisions
 
 FRAME = pd.DataFrame(
@@ -75,6 +77,32 @@ def test_bags_of_lists_of_any_type() -> None:
 
     assert features.vocabularies["seen"].values == (2, 1, 3)
     assert features.encode(frame)["seen"].tolist() == [[1, 0], [0, 3], [0, 2], [3, 3], [3, 3]]
+
+
+@pytest.mark.parametrize("separator", ["|", None])
+@pytest.mark.parametrize(
+    ("texts", "lists"),
+    [
+        (["1|2", "2|30|2"], [[1, 2], [2, 30, 2]]),
+        (["1|2", "2|30|2"], [np.array([1.0, 2]), [np.int64(2), np.float32(30), 2]]),
+        (["1.5|2", "2"], [[1.5, 2.0], [Decimal(2)]]),
+        (["2013-01-01|2013-01-02"], [np.array(["2013-01-01", "2013-01-02"], "datetime64[ns]")]),
+    ],
+)
+def test_numbers_and_times_in_lists_are_the_texts_of_bags(
+    separator: str | None, texts: list[str], lists: list[Any]
+) -> None:
+    bags = [text.split("|") if separator is None else text for text in texts]
+    frame = pd.DataFrame({"seen": pd.Series([*bags, None], dtype=object)})
+    features = Features.fit(frame, task="ranking", separators={"seen": separator})
+    new = pd.DataFrame({"seen": pd.Series([*lists, [None]], dtype=object)})
+
+    tally = Tally()
+    (batch,) = features.encode_batches(new, 10, tally=tally)
+
+    assert batch["seen"].tolist() == features.encode(frame)["seen"].tolist()
+    assert tally.unknown["seen"] == 0
+    assert torch.equal(features.encode(new)["seen"], batch["seen"])
 
 
 def test_bags_of_dates_in_arrays() -> None:

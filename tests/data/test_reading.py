@@ -204,6 +204,25 @@ def test_numbers_in_lists_beside_texts_are_texts_in_new_rows_too(tmp_path: Path)
     assert bool((found["history"] < len(features.vocabularies["item"])).all())
 
 
+@pytest.mark.parametrize("kind", [pyarrow.int64(), pyarrow.float32(), pyarrow.string()], ids=str)
+@pytest.mark.parametrize("separator", ["|", None])
+def test_items_of_text_are_found_in_lists_of_any_type(
+    separator: str | None, kind: Any, tmp_path: Path
+) -> None:
+    bags = [["1", "2"], ["30"], ["2", "1", "2"]]
+    cells = bags if separator is None else list(map(separator.join, bags))
+    features = Features.fit(
+        pd.DataFrame({"seen": cells}), task="ranking", separators={"seen": separator}
+    )
+    items = bags if kind == pyarrow.string() else [list(map(int, bag)) for bag in bags]
+    path = tmp_path / "new.parquet"
+    parquet.write_table(pyarrow.table({"seen": pyarrow.array(items, pyarrow.list_(kind))}), path)
+    ((frame, _),) = read_batches(TableFiles(path), features)
+    (batch,) = features.encode_batches(frame, 10, check=False)
+    for same in (pd.DataFrame({"seen": cells}), read_table(path, like=features)):
+        assert torch.equal(batch["seen"], features.encode(same)["seen"])
+
+
 @pytest.mark.parametrize(
     "kind", [pyarrow.list_(ZONED), pyarrow.large_list(ZONED), pyarrow.list_(ZONED, 2)], ids=str
 )
