@@ -178,6 +178,8 @@ def like(column: pd.Series[Any], types: frozenset[type]) -> pd.Series[Any]:
 def _converter(types: frozenset[type]) -> Callable[[Any], Any] | None:
     if types == {str}:
         return _to_text
+    if bool in types and not types & {str, Decimal}:
+        return _to_boolean_or_number
     if bool in types and not types & {int, float, Decimal}:
         return _to_boolean
     if Decimal in types and float not in types:
@@ -211,6 +213,11 @@ def _to_text(value: Any) -> Any:
 
 def _to_boolean(value: Any) -> Any:
     return _YES_OR_NO.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+def _to_boolean_or_number(value: Any) -> Any:
+    found = _to_boolean(value)
+    return _to_number(value) if found is value else found
 
 
 def _to_number(value: Any) -> Any:

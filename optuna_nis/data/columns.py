@@ -49,12 +49,20 @@ def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Ser
         # Text that spells numbers alone is another column, or was read as another one.
         if any(fits) and ("times" in seen or not all(fits)):
             return found
-    wanted = " or ".join(sorted(seen))
+    wanted = "booleans" if vocabulary.types == {bool} else " or ".join(sorted(seen))
     raise ValueError(
         f"The column {name!r} must be of the type seen in training, {wanted} such as "
         f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
         "In Python, `read_table(path, like=features)` reads a file as training rows were read."
     )
+
+
+def types_of_cells(vocabulary: Vocabulary) -> frozenset[type]:
+    """The types that cells are read as: those of a vocabulary, booleans where it is 0 and 1."""
+    types = vocabulary.types
+    if len(vocabulary) <= 2 and types <= {int, float} and {0, 1}.issuperset(vocabulary.values):
+        return types | {bool}
+    return types
 
 
 def converted(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
@@ -65,7 +73,9 @@ def converted(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
 def _in_types(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
     kind = _kind(column)
     exact = kind in {_KIND_OF_TYPE[each] for each in vocabulary.types} and kind != "times"
-    return column if exact or str in vocabulary.types else cells.like(column, vocabulary.types)
+    if exact or str in vocabulary.types:
+        return column
+    return cells.like(column, types_of_cells(vocabulary))
 
 
 def warn_of_rounded(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> None:

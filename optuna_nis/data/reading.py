@@ -10,6 +10,7 @@ import pyarrow
 
 from optuna_nis.data import cells
 from optuna_nis.data.arrow_types import is_list_of_zoned_times
+from optuna_nis.data.columns import types_of_cells
 from optuna_nis.data.features import Features
 from optuna_nis.data.few_digits import warn_of_few_digits
 from optuna_nis.data.files import TableFiles
@@ -198,7 +199,7 @@ def _check_kinds(files: TableFiles, like: Features, rows: int) -> None:
 
 def _known(like: Features) -> tuple[dict[str, frozenset[type]], list[str]]:
     """The types of columns that have some, and the columns that are text."""
-    types = {name: each.types for name, each in like.vocabularies.items()}
+    types = {name: types_of_cells(each) for name, each in like.vocabularies.items()}
     return types, [name for name in like.names if like.separators.get(name) is not None]
 
 

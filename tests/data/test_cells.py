@@ -115,7 +115,9 @@ def test_lists_have_no_markers() -> None:
         ({str}, [pd.Timestamp("2024-01-31"), 2.5], ["2024-01-31", "2.5"]),
         ({int}, ["7", "007", "7.5", "guest", 7], [7, 7, 7.5, "guest", 7]),
         ({int, str}, ["7", "guest"], [7, "guest"]),
-        ({bool}, ["TRUE", "no"], [True, "no"]),
+        ({bool}, ["TRUE", "no", "0", "1.0", Decimal(2)], [True, "no", 0, 1.0, 2]),
+        ({bool, int}, ["false", "7"], [False, 7]),
+        ({bool, str}, ["true", "7"], [True, "7"]),
         ({Decimal}, ["1.10", 2.5, "x"], [Decimal("1.1"), Decimal("2.5"), "x"]),
         (
             {pd.Timestamp},

@@ -87,6 +87,30 @@ def test_rows_that_fit_may_come_late(users: list[Any], tmp_path: Path) -> None:
     assert [each for each in found if each == 11] == [11]
 
 
+@pytest.mark.parametrize("name", ["new.csv", "new.parquet"])
+@pytest.mark.parametrize("new", [[True, False], [1, 0], [1.0, None], [None, False]])
+@pytest.mark.parametrize("seen", [[True, False, True], [1, 0, 1], [1.0, 0.0, 1.0]])
+def test_booleans_are_0_and_1_in_each_format(
+    seen: list[Any], new: list[Any], name: str, tmp_path: Path
+) -> None:
+    features = Features.fit(pd.DataFrame({"flag": seen}), task="ranking")
+    files = _write(pd.DataFrame({"flag": new}), tmp_path, name)
+    ((frame, _),) = read_batches(files, features)
+    ids = [2 if cell is None else int(not cell) for cell in new]
+    assert features.encode(frame)["flag"].tolist() == ids
+    assert features.encode(read_table(files.files[0], like=features))["flag"].tolist() == ids
+
+
+def test_booleans_are_no_ids_among_others(tmp_path: Path) -> None:
+    files = _write(TRAIN.assign(user=["true"] * 4), tmp_path, "new.csv")
+    with pytest.raises(ValueError, match=r"'user' must be .* numbers such as 11, got text"):
+        read_batches(files, FEATURES)
+    features = Features.fit(pd.DataFrame({"user": [True, False]}), task="ranking")
+    files = _write(TRAIN.assign(user=["maybe"] * 4), tmp_path, "new.csv")
+    with pytest.raises(ValueError, match=r"'user' must be .* booleans such as True, got text"):
+        read_batches(files, features)
+
+
 def test_a_column_that_is_all_missing_is_fine(tmp_path: Path) -> None:
     files = _write(TRAIN.assign(user=None), tmp_path, "new.csv")
     assert sum(len(frame) for frame, _ in read_batches(files, FEATURES, rows=2)) == 4
