@@ -110,6 +110,23 @@ def _times(texts: Sequence[str]) -> pd.DatetimeIndex | None:
     return times if times.is_unique else None
 
 
+def integer_of_float(text: str) -> str | None:
+    """The integer that a text spells as a float, or None if it does not.
+
+    Example:
+        >>> [integer_of_float(text) for text in ("5.0", "1e3", "5", "5.5", "05.0")]
+        ['5', '1000', None, None, None]
+    """
+    is_float = _PLAIN.fullmatch(text) and not _INTEGER.fullmatch(text)
+    # A decimal has all digits that are written.
+    return str(int(Decimal(text))) if is_float and float(text).is_integer() else None
+
+
+def are_integers_as_floats(column: pd.Series[Any]) -> bool:
+    """Whether each cell that is there is a text such as 5.0, which pandas writes beside gaps."""
+    return all(isinstance(text, str) and integer_of_float(text) for text in distinct(column)[1])
+
+
 def numbers_but_for(column: pd.Series[Any]) -> list[str]:
     """The usual markers of missing values without which a column of text would be numbers."""
     texts = set(column.dropna().unique())

@@ -78,6 +78,15 @@ def _in_types(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
     return cells.like(column, types_of_cells(vocabulary))
 
 
+def integers_of_floats(column: pd.Series[Any], vocabulary: Vocabulary) -> pd.Series[Any]:
+    """Texts such as 5.0 as 5, if a vocabulary of texts does not have them as they are."""
+    codes, texts = cells.distinct(column)
+    known = vocabulary.knows(vocabulary.encode(pd.Series(texts, dtype=object)))
+    found = [text if own else cells.integer_of_float(text) for text, own in zip(texts, known)]
+    values = pd.Series([*found, None], dtype=object).to_numpy()
+    return pd.Series(values[codes], index=column.index, name=column.name, dtype=object)
+
+
 def warn_of_rounded(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> None:
     """Warn of ids that pandas has made floats of, which cannot hold all of them."""
     if int not in vocabulary.types:

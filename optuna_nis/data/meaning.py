@@ -14,8 +14,10 @@ from pyarrow import compute
 
 from optuna_nis.data import cells
 from optuna_nis.data.coded import CodedColumn, arrow_type, merged, plain_values
+from optuna_nis.data.columns import integers_of_floats
 from optuna_nis.data.few_digits import warn_of_few_digits
 from optuna_nis.data.values import factorize
+from optuna_nis.data.vocabulary import Vocabulary
 
 _HEAD = 1000
 _TEXT: frozenset[type] = frozenset({str})
@@ -124,6 +126,16 @@ def _coded_again(column: CodedColumn, values: pd.Series[Any]) -> CodedColumn:
     codes, found = factorize(values, column.name)
     names, places = merged(found, codes)
     return column.renamed(names, places)
+
+
+def integers_in(column: CodedColumn, vocabulary: Vocabulary) -> CodedColumn:
+    """A column of which all values are texts such as 5.0 as 5, where a vocabulary has texts."""
+    values = pd.Series(plain_values(column.values), dtype=object)
+    # Markers of missing values are still among them.
+    values = values.where(np.isin(np.arange(len(values)), column.cells), None)
+    if vocabulary.types != _TEXT or not cells.are_integers_as_floats(values):
+        return column
+    return _coded_again(column, integers_of_floats(values, vocabulary))
 
 
 def inferred(column: pd.Series[Any], name: str) -> pd.Series[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ import pyarrow
 
 from optuna_nis.data import cells
 from optuna_nis.data.arrow_types import is_list_of_zoned_times
-from optuna_nis.data.columns import types_of_cells
+from optuna_nis.data.columns import integers_of_floats, types_of_cells
 from optuna_nis.data.features import Features
 from optuna_nis.data.few_digits import warn_of_few_digits
 from optuna_nis.data.files import TableFiles
@@ -74,12 +74,15 @@ def read_table(
     frame = _read(files, list(dict.fromkeys(columns)))
     if not len(frame):
         raise ValueError(f"The {files.described} is empty: it has no row.")
+    as_floats = set() if like is None else _integers_as_floats([frame], files, like)
     for name in columns:
         known = name in text or name in known_types
         may_be_numbers = not known and files.kind == "text" and files.is_text(name)
         described = f"{files.name}: the column {name!r}" if may_be_numbers else ""
         types = None if name in text else known_types.get(name)
         frame[name] = _meant(frame[name], types, na_values, described)
+        if like is not None and name in as_floats:
+            frame[name] = integers_of_floats(frame[name], like.vocabularies[name])
     return frame[columns]
 
 
@@ -126,8 +129,13 @@ def _batches(
     start = 0
     # Rows are there even where a model looks at no column.
     columns = list(dict.fromkeys([*like.needed, *more])) or files.names[:1]
+    text = _text_columns(files, like)
+    batches = files.batches(text, rows=rows) if text else iter(())
+    as_floats = _integers_as_floats((_to_pandas(each, len(each)) for each in batches), files, like)
     for batch in files.batches(columns, rows=rows):
         frame = _frame(batch, like, files.name)
+        for name in as_floats:
+            frame[name] = integers_of_floats(frame[name], like.vocabularies[name])
         # Errors tell the row.
         frame.index += start
         start += len(batch)
@@ -195,6 +203,41 @@ def _check_kinds(files: TableFiles, like: Features, rows: int) -> None:
             if error is not None:
                 raise error
             return
+
+
+def _text_columns(files: TableFiles, like: Features) -> list[str]:
+    """The columns of a text file of which training has seen text, of bags as one text a cell."""
+    if files.kind != "text":
+        return []
+    # Where the point may stand between two values it says nothing, as in lists.
+    return [
+        name
+        for name in like.names
+        if name not in like.optional
+        and like.vocabularies[name].types == {str}
+        and (separator := like.separators.get(name, "")) is not None
+        and "." not in separator
+    ]
+
+
+def _integers_as_floats(
+    frames: Iterable[pd.DataFrame], files: TableFiles, like: Features
+) -> set[str]:
+    """The columns that were text in training and are floats in a text file, such as 5.0.
+
+    So pandas writes integers beside missing values. All cells of a column together tell it.
+    """
+    left, found = set(_text_columns(files, like)), set[str]()
+    for frame in frames:
+        for name in left & set(frame.columns):
+            column = cells.without(frame[name], like.na_values)
+            if not cells.are_integers_as_floats(column):
+                left.remove(name)
+            elif column.notna().any():
+                found.add(name)
+        if not left:
+            break
+    return found & left
 
 
 def _known(like: Features) -> tuple[dict[str, frozenset[type]], list[str]]:

@@ -16,7 +16,7 @@ from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.files import TableFiles
 from optuna_nis.data.keys import GROUP, LABEL, NO_GROUP, UNSEEN_TARGET, WEIGHT
 from optuna_nis.data.labels import Label, check_rule
-from optuna_nis.data.meaning import Meaning
+from optuna_nis.data.meaning import Meaning, integers_in
 from optuna_nis.data.pace import Pace, Progress, no_progress
 from optuna_nis.data.paths import Paths
 from optuna_nis.data.reading import read_batches
@@ -218,7 +218,10 @@ def _labels(
         if not (found.target.cells >= 0).any():
             raise ValueError(f"The {files.described} has no label: {rule.column!r} is empty.")
         assert features.targets is not None
-        label = found.target.classes_of_values(features.targets)[found.target.cells]
+        target = found.target
+        if files.kind == "text":
+            target = integers_in(target, features.targets)
+        label = target.classes_of_values(features.targets)[target.cells]
         if (label[kept] == UNSEEN_TARGET).all():
             raise ValueError(
                 f"`label` must be the column of the targets: none of the values of "

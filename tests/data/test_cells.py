@@ -136,3 +136,19 @@ def test_cells_are_read_as_values_of_a_vocabulary(
 
     assert found == [*read, None]
     assert [type(value) for value in found[:-1]] == [type(value) for value in read]
+
+
+@pytest.mark.parametrize(
+    ("text", "integer"),
+    [
+        ("5.0", "5"),
+        ("-0.0", "0"),
+        ("-12.00", "-12"),
+        ("1e+16", "10000000000000000"),
+        ("9007199254740993.0", "9007199254740993"),
+        *[(text, None) for text in ("5", "5.5", "05.0", "inf", "1e99999", "nan", "x", "1.0.0")],
+    ],
+)
+def test_integers_as_floats(text: str, integer: str | None) -> None:
+    assert cells.integer_of_float(text) == integer
+    assert cells.are_integers_as_floats(column("7.0", None, text)) is (integer is not None)

@@ -111,6 +111,51 @@ def test_booleans_are_no_ids_among_others(tmp_path: Path) -> None:
         read_batches(files, features)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize("oov", ["zero", "hash"])
+@pytest.mark.parametrize("name", ["new.csv", "new.parquet"])
+def test_integers_that_have_become_floats_are_the_texts_of_training(
+    name: str, oov: Any, rows: int, tmp_path: Path
+) -> None:
+    train = pd.DataFrame(
+        {
+            "user": ["guest", "5", "7", "5", "-1", *map(str, range(90, 99))],
+            "version": ["2", "2.0", "3", "2", "2.0", *map(str, range(90, 99))],
+            "tags": ["5|7", "guest", "7", "7", "5", *map(str, range(90, 99))],
+        }
+    )
+    features = Features.fit(
+        train, task="ranking", separators={"tags": "|"}, na_values=["?"], oov=oov, min_count=2
+    )
+    new = pd.DataFrame({"user": [5, None, 7, -1, 1234], "version": [2, None, 3, 2, 2]})
+    files = _write(new.assign(tags=[7, None, 5, 5, 1234]), tmp_path, name)
+    as_text = pd.DataFrame({"user": ["5", None, "7", "-1", "1234"]})
+    as_text["tags"] = ["7", None, "5", "5", "1234"]
+    # Which of the two it is the cell says, where there are both.
+    both = ["2.0", None, "3", "2.0", "2.0"] if name == "new.csv" else ["2", None, "3", "2", "2"]
+    found = [frame for frame, _ in read_batches(files, features, rows=rows)]
+    for read in (pd.concat(found), read_table(files.files[0], like=features)):
+        ids = features.encode(read)
+        expected = features.encode(as_text.assign(version=read["version"]))
+        assert all(torch.equal(ids[name], expected[name]) for name in as_text.columns)
+        assert [None if cell is None else cell for cell in read["version"]] == both
+
+
+@pytest.mark.parametrize("last", ["guest", "5.5", "8"])
+def test_text_that_is_not_all_integers_as_floats_stays(last: str, tmp_path: Path) -> None:
+    features = Features.fit(pd.DataFrame({"user": ["guest", "5", "8"]}), task="ranking")
+    files = _write(pd.DataFrame({"user": ["5.0", None, last]}), tmp_path, "new.csv")
+    read = [frame["user"].iloc[0] for frame, _ in read_batches(files, features, rows=1)]
+    assert read[0] == read_table(files.files[0], like=features)["user"].iloc[0] == "5.0"
+    # In lists and between points it says nothing else than it is.
+    features = Features.fit(
+        pd.DataFrame({"user": ["5.8", "8"]}), task="ranking", separators={"user": "."}
+    )
+    files = _write(pd.DataFrame({"user": ["5.0", "8.0"]}), tmp_path, "new.csv")
+    ((frame, _),) = read_batches(files, features)
+    assert frame["user"].tolist() == ["5.0", "8.0"]
+
+
 def test_a_column_that_is_all_missing_is_fine(tmp_path: Path) -> None:
     files = _write(TRAIN.assign(user=None), tmp_path, "new.csv")
     assert sum(len(frame) for frame, _ in read_batches(files, FEATURES, rows=2)) == 4

@@ -124,6 +124,20 @@ def test_rows_without_label_or_weight_are_left_out(tmp_path: Path) -> None:
     assert found == evaluate_table(_predictor(), whole, **options)
 
 
+@pytest.mark.parametrize("marker", [None, "NA"])
+def test_targets_that_have_become_floats_are_the_texts_of_training(
+    marker: str | None, tmp_path: Path
+) -> None:
+    targets = ["guest" if n % 5 == 0 else str(n % 5) for n in range(300)]
+    predictor = _predictor(pd.Series(targets))
+    predictor.features = replace(predictor.features, na_values=("NA",))
+    rows = ROWS.assign(next=[marker if n % 5 == 0 else str(float(n % 5)) for n in range(300)])
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.warns(UserWarning, match="dropped 60 of 300 rows"):
+        found = evaluate_table(predictor, tmp_path / "rows.csv", label="next")
+    assert (found.rows, found.unseen) == (240, 0)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize("task", ["ranking", "retrieval"])
 def test_rows_without_a_group_have_no_part_in_means_over_groups(
