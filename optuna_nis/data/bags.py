@@ -59,9 +59,27 @@ def check_bags(
 
 
 def flatten(
-    column: pd.Series[Any], separator: str | None, limit: int, keep: BagKeep, name: str
+    column: pd.Series[Any],
+    separator: str | None,
+    limit: int,
+    keep: BagKeep,
+    name: str,
+    *,
+    is_new: bool = False,
 ) -> tuple[list[Any], NDArray[np.int64]]:
-    """The values of all bags one after the other, and how many each bag has."""
+    """The values of all bags one after the other, and how many each bag has.
+
+    Args:
+        column: The bags.
+        separator: The text between two values, None if cells are lists.
+        limit: How many values of a longer bag are kept.
+        keep: Which ones.
+        name: Name of the column in errors.
+        is_new: Whether these are new rows for a model, whose separator is that of training.
+
+    Raises:
+        ValueError: If a cell is no list and should be one.
+    """
     kept = slice(-limit, None) if keep == "last" else slice(limit)
     # Texts take long to be split, and many cells may hold the same.
     texts: dict[str, Sequence[Any]] = {}
@@ -69,7 +87,7 @@ def flatten(
     for cell in column.tolist():
         bag = texts.get(cell) if isinstance(cell, str) else None
         if bag is None:
-            bag = _items(cell, separator, name)[kept]
+            bag = _items(cell, separator, name, is_new)[kept]
             if isinstance(cell, str):
                 texts[cell] = bag
         bags.append(bag)
@@ -77,7 +95,7 @@ def flatten(
     return list(chain.from_iterable(bags)), lengths
 
 
-def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
+def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequence[Any]:
     if isinstance(cell, str) and separator is not None:
         return [item for text in cell.split(separator) if (item := text.strip())]
     if isinstance(cell, (list, tuple, np.ndarray)):
@@ -86,6 +104,12 @@ def _items(cell: Any, separator: str | None, name: str) -> Sequence[Any]:
     check_no_struct(cell, name)
     if pd.isna(cell):
         return []
+    if separator is None and is_new:
+        raise ValueError(
+            f"The cells of the bag {name!r} must be lists, as in training, got {cell!r}. Give a "
+            "table that has lists, such as Parquet; in Python, frames have them, such as "
+            f"`frame[{name!r}].str.split('|')` if | stands between two values."
+        )
     if separator is None:
         raise ValueError(
             f"`bags[{name!r}]` must be the text between two values, since not all cells are "

@@ -30,10 +30,19 @@ _KIND_OF_TYPE = {
 _MANY_VALUES = 100
 
 
-def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Series[Any]:
+def as_seen(
+    column: pd.Series[Any], vocabulary: Vocabulary, name: str, *, advice: str = ""
+) -> pd.Series[Any]:
     """Cells in the types of a vocabulary, one by one where kinds mix.
 
-    A whole column of another kind is refused: all of it would be unknown.
+    Args:
+        column: The cells.
+        vocabulary: What training has seen.
+        name: Name of the column in errors.
+        advice: What else to say where the column is refused.
+
+    Raises:
+        ValueError: If the whole column is of another kind: all of it would be unknown.
     """
     column = _plain(column, vocabulary)
     kind, seen = _kind(column), {_KIND_OF_TYPE[each] for each in vocabulary.types}
@@ -52,8 +61,8 @@ def as_seen(column: pd.Series[Any], vocabulary: Vocabulary, name: str) -> pd.Ser
     wanted = "booleans" if vocabulary.types == {bool} else " or ".join(sorted(seen))
     raise ValueError(
         f"The column {name!r} must be of the type seen in training, {wanted} such as "
-        f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}. "
-        "In Python, `read_table(path, like=features)` reads a file as training rows were read."
+        f"{vocabulary.values[0]!r}, got {kind} such as {column.dropna().iloc[0]!r}."
+        f"{advice}"
     )
 
 

@@ -36,6 +36,7 @@ from optuna_nis.space.spec import EmbeddingSpec, Oov
 
 # The oldest version that reads what is written: version 3 has numeric columns and shared tables.
 _JSON_VERSION, _WITH_NUMBERS = 2, 3
+_READ_ALIKE = " `read_table(path, like=features)` reads a file as training rows were read."
 
 
 @dataclass(frozen=True)
@@ -301,19 +302,24 @@ class Features:
                 tally,
             )
 
-    def as_seen(self, column: pd.Series[Any], name: str) -> pd.Series[Any]:
+    def as_seen(self, column: pd.Series[Any], name: str, *, advice: str = "") -> pd.Series[Any]:
         """The column of a feature with cells of the types seen in training, as far as they can be.
+
+        Args:
+            column: The column.
+            name: The feature.
+            advice: What else to say where the column is refused.
 
         Raises:
             TypeError: If a cell cannot be an id.
             ValueError: If all are of another kind than in training.
         """
         if name not in self.separators:
-            return as_seen(column, self.vocabularies[name], name)
+            return as_seen(column, self.vocabularies[name], name, advice=advice)
         if self.separators[name] is None:
             items, _ = items_of(self, column, name)
             warn_of_rounded(items, self.vocabularies[name], name)
-            as_seen(items, self.vocabularies[name], name)
+            as_seen(items, self.vocabularies[name], name, advice=advice)
         return column
 
     def _as_seen(self, frame: pd.DataFrame, check: bool = True) -> dict[str, pd.Series[Any]]:
@@ -333,7 +339,7 @@ class Features:
         if check:
             for name in self.vocabularies.keys() - self.separators.keys():
                 warn_of_rounded(frame[name], self.vocabularies[name], name)
-            return {name: self.as_seen(frame[name], name) for name in self.names}
+            return {n: self.as_seen(frame[n], n, advice=_READ_ALIKE) for n in self.names}
         return {
             name: frame[name] if name in self.separators else converted(frame[name], known)
             for name, known in self.vocabularies.items()

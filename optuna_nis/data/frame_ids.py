@@ -75,7 +75,12 @@ def items_of(
 ) -> tuple[pd.Series[Any], NDArray[np.int64]]:
     """The values of all bags one after the other, and how many each bag has."""
     items, lengths = flatten(
-        column, features.separators[name], features.max_bag_length, features.bag_keep, name
+        column,
+        features.separators[name],
+        features.max_bag_length,
+        features.bag_keep,
+        name,
+        is_new=True,
     )
     column, types = pd.Series(items, dtype=object), features.vocabularies[name].types
     if types == {str} and pd.api.types.infer_dtype(column, skipna=True) != "string":

@@ -375,7 +375,7 @@ def test_json_round_trip(city: list[str | None], bags: list[list[str]]) -> None:
     ],
 )
 def test_columns_of_another_type_are_refused(column: str, new: list[object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"{message}.*`read_table\(path, like=features\)` reads"):
         fitted().encode(FRAME.iloc[:2].assign(**{column: new}))
 
 
@@ -430,6 +430,18 @@ def test_bags_without_separator_must_be_lists() -> None:
         Features.fit(
             pd.DataFrame({"seen": ["a|b", "c"]}), task="ranking", separators={"seen": None}
         )
+
+
+def test_bags_that_were_lists_must_be_lists_in_new_rows() -> None:
+    frame = pd.DataFrame({"seen": [["a", "b"], ["c"]]})
+    features = Features.fit(frame, task="ranking", separators={"seen": None})
+    new = pd.DataFrame({"seen": ["a|b", "c"]})
+    message = r"'seen' must be lists, as in training, got 'a\|b'\..* such as Parquet; in Python"
+    with pytest.raises(ValueError, match=message) as error:
+        features.encode(new)
+    assert "`bags" not in str(error.value)
+    split = new.assign(seen=new["seen"].str.split("|"))
+    assert torch.equal(features.encode(split)["seen"], features.encode(frame)["seen"])
 
 
 CITY = Vocabulary(["a", "b"], [1, 1])
