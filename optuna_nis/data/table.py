@@ -50,7 +50,9 @@ class TableDataModule(EmbeddingDataModule):
         bags: Columns of which a cell holds several values, each with the text between two of
             them, or with :obj:`None` if its cells are lists (Parquet). They are features too,
             whether ``features`` names them or not.
-        time: Column of numbers, dates or ISO 8601 dates as text, for the chronological split.
+        time: Column of numbers, dates or ISO 8601 dates as text, for the splits that go by it:
+            chronological, leave-one-out, and validation beside a ``test_path``. Rows without are
+            dropped with a warning.
         time_format: How dates as text are written if not so, such as ``"%d/%m/%Y"``; the codes
             are those of :meth:`datetime.datetime.strptime`.
         na_values: Texts, such as ``NA``, and numbers written as text that stand for a missing
@@ -142,8 +144,8 @@ class TableDataModule(EmbeddingDataModule):
         for name, given in (("time", time), ("weight", weight), ("group", group)):
             if given is not None and given == label:
                 raise ValueError(f"`{name}` must not be the label too, got {given!r}.")
-        if time is not None and split == "random":
-            raise ValueError(f'`time` is for `split="chronological"`, got {time!r} with "random".')
+        if time is not None:
+            _check_time(time, split, valid_path)
         if time_format is not None and time is None:
             raise ValueError(
                 f"`time_format` says how `time` is written, got {time_format!r} without `time`."
@@ -251,7 +253,7 @@ class TableDataModule(EmbeddingDataModule):
                 present = values >= 0
                 if name == self.time and self.test_path is not None:
                     # Only the files of which a ninth is for validation are split by time.
-                    present[store.sizes[0] if self.valid_path is None else 0 :] = True
+                    present[store.sizes[0] :] = True
                 kept = left_after(present, kept, meaning.table, name)
         if not kept.any():
             raise ValueError(f"The table {files[0].name!r} has no row left to use.")
@@ -362,6 +364,20 @@ def _check_no_input(
                 f"`label` must not be a feature too, got {label!r} with {column!r} in "
                 f"`{argument}`."
             )
+
+
+def _check_time(time: str, split: Split | None, valid_path: Paths | None) -> None:
+    """Raise a ValueError if rows are split by something else, which would be silent about it."""
+    if split in ("random", "group"):
+        raise ValueError(
+            f'`time` is for `split="chronological"` and "leave-one-out", got {time!r} with '
+            f'"{split}".'
+        )
+    if valid_path is not None:
+        raise ValueError(
+            "`time` says which rows are for validation where `valid_path` does not, got both "
+            f"{time!r} and {valid_path!r}."
+        )
 
 
 def _check_split_column(

@@ -807,6 +807,11 @@ def test_parts_are_disjoint(num_rows: int, seed: int, timed: bool, tmp_path: Pat
             "`split_column` is for `split=\"given\"`, got 'part' with 'random'",
         ),
         ({"time": "when", "split": "random"}, '`time` is for `split="chronological"`'),
+        ({"time": "when", "split": "group", "group": "user"}, "'when' with \"group\""),
+        (
+            {"time": "when", "valid_path": "valid.csv", "test_path": "test.csv"},
+            "got both 'when' and 'valid.csv'",
+        ),
         ({"task": "sorting"}, '`task` must be "ranking"'),
         ({"max_bag_length": 0}, "`max_bag_length` must be an integer of at least 1"),
     ],
