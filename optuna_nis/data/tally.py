@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
+
+# Known values that must be expected before something is said, and of which share of them it is.
+_FEWEST, _FEW = 10, 0.05
 
 
 class Tally:
@@ -75,6 +79,41 @@ class Tally:
         for counts, own in zip(other._counts(), self._counts()):
             counts.update({name: own[name] for name in own if name not in names})
         return other
+
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        """For each feature the four numbers by their names, in types that JSON knows.
+
+        Example:
+            >>> tally = Tally()
+            >>> ids = np.array([0, 9])
+            >>> tally.add("user", pd.Series(["ann", None]), ids, ids < 9)
+            >>> tally.to_dict()
+            {'user': {'rows': 2, 'missing': 1, 'values': 1, 'unknown': 0}}
+        """
+        kinds = ("rows", "missing", "values", "unknown")
+        return {
+            name: {kind: each[name] for kind, each in zip(kinds, self._counts())}
+            for name in self.rows
+        }
+
+    def warn(self, expected: Mapping[str, float], examples: Mapping[str, Any]) -> None:
+        """Warn of features of which hardly a value is known, as where ids are written otherwise.
+
+        Args:
+            expected: For features which share of the values is known in rows as in training.
+            examples: For these a value that is known.
+        """
+        for name, share in expected.items():
+            values, unknown = self.values[name], self.unknown[name]
+            wanted = share * values
+            # Fewer may be new ones that have come together.
+            if wanted >= _FEWEST and values - unknown <= _FEW * wanted:
+                warnings.warn(
+                    f"{unknown:,} of {values:,} values of the column {name!r} are unknown to the "
+                    "model. Are its ids those of training, and written as there, such as "
+                    f"{examples[name]!r}?",
+                    stacklevel=3,
+                )
 
     def _counts(self) -> Iterator[Counter[str]]:
         yield from (self.rows, self.missing, self.values, self.unknown)

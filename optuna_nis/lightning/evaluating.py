@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 import math
 from typing import Any
 
@@ -23,6 +23,7 @@ from optuna_nis.data.reading import read_batches
 from optuna_nis.data.row_columns import read_row_columns
 from optuna_nis.data.scaling import Floats
 from optuna_nis.data.store import ColumnStore
+from optuna_nis.data.tally import Tally
 from optuna_nis.lightning.parts import num_rows
 from optuna_nis.lightning.training import evaluated
 from optuna_nis.models.items import ItemsModule
@@ -43,6 +44,8 @@ class TableMetrics:
         unseen: Those with a target that training has never seen, for retrieval.
         groups: Number of groups, if there are some.
         mixed_groups: Those with both classes, of which GAUC is the mean, for ranking.
+        tally: For each feature of which the model has rows, how many values of these rows were
+            unknown, and how many rows had none, as :func:`predict_table` counts them.
     """
 
     metrics: dict[str, float]
@@ -52,11 +55,12 @@ class TableMetrics:
     unseen: int | None = None
     groups: int | None = None
     mixed_groups: int | None = None
+    tally: Tally = field(default_factory=Tally, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """In types that JSON knows: a metric that cannot be computed is None."""
         found = {n: None if math.isnan(each) else each for n, each in self.metrics.items()}
-        return asdict(self) | {"metrics": found}
+        return asdict(self) | {"metrics": found, "tally": self.tally.to_dict()}
 
     def __str__(self) -> str:
         lines = []
@@ -76,7 +80,7 @@ class TableMetrics:
         more += [] if self.groups is None else [f"{self.groups:,} groups"]
         if self.mixed_groups is not None:
             more.append(f"{self.mixed_groups:,} of them with both classes")
-        return "\n".join([*lines, ", ".join(more)])
+        return "\n".join([*lines, ", ".join(more), *str(self.tally).splitlines()])
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,8 @@ def evaluate_table(
 
     Labels, weights and groups mean what they mean in :class:`~optuna_nis.data.TableDataModule`;
     rows without label or weight are left out with a warning, those without group of the means over
-    groups. Metrics are those of the test in :func:`retrain`.
+    groups. Metrics are those of the test in :func:`retrain`. Another warning says of which
+    features hardly a value is known.
 
     Args:
         predictor: The model.
@@ -160,8 +165,8 @@ def evaluate_table(
     columns = [name for name in (rule.column, weight, group) if name is not None]
     files.check_there([*predictor.features.needed, *columns])
     labels = _labels(predictor, files, rule, weight, group, progress)
-    pace = Pace(progress)
-    loader = _batches(predictor, files, labels, pace)
+    pace, tally = Pace(progress), Tally(predictor.num_rows)
+    loader = _batches(predictor, files, labels, pace, tally)
     model = predictor.model
     found = evaluated(model, ((), (), loader), monitor="test_metric", accelerator="cpu")
     logged = {model.metric_name: "test_metric"} | model.more_metrics
@@ -170,12 +175,12 @@ def evaluate_table(
     groups = None
     if labels.group is not None:
         groups = len(np.setdiff1d(labels.group[labels.kept], NO_GROUP))
-    errors = _errors(predictor, metrics, labels)
+    errors, tally = _errors(predictor, metrics, labels), predictor.check_tally(tally)
     if isinstance(model, ItemsModule):
         unseen = int((kept == UNSEEN_TARGET).sum())
-        return TableMetrics(metrics, errors, len(kept), None, unseen, groups)
+        return TableMetrics(metrics, errors, len(kept), None, unseen, groups, tally=tally)
     mixed = None if groups is None else _num_mixed_groups(labels)
-    return TableMetrics(metrics, errors, len(kept), int(kept.sum()), None, groups, mixed)
+    return TableMetrics(metrics, errors, len(kept), int(kept.sum()), None, groups, mixed, tally)
 
 
 def _num_mixed_groups(labels: _Labels) -> int:
@@ -241,14 +246,15 @@ def _labels(
 
 
 def _batches(
-    predictor: Predictor, files: TableFiles, labels: _Labels, pace: Pace
+    predictor: Predictor, files: TableFiles, labels: _Labels, pace: Pace, tally: Tally
 ) -> Iterator[Batch]:
     for frame, _ in read_batches(files, predictor.features, rows=1 << 14):
         kept, batch = labels.of(slice(pace.rows, pace.rows + len(frame)))
         pace.add(len(frame), "Evaluating")
         if kept.any():
             rows = frame[kept]
-            for inputs in predictor.features.encode_batches(rows, len(rows), check=False):
+            encoded = predictor.features.encode_batches(rows, len(rows), check=False, tally=tally)
+            for inputs in encoded:
                 yield inputs | batch
 
 

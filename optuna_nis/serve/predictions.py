@@ -46,7 +46,8 @@ def predict_table(
     r"""Predict for the rows of a table, some at a time, and write them into a file.
 
     The file takes the place of an earlier one when it is whole. The predictions are one column,
-    ``prediction``, for ranking, and the targets ``top_1``, ``top_2`` and so on for retrieval.
+    ``prediction``, for ranking, and the targets ``top_1``, ``top_2`` and so on for retrieval. A
+    warning says of which features hardly a value is known.
 
     Args:
         predictor: The model.
@@ -111,4 +112,4 @@ def predict_table(
                 columns[name] = pyarrow.array(map(str, values) if is_text else values, kind)
             write(pyarrow.table(columns))
             pace.add(len(frame), "Predicting")
-    return TablePredictions(pace.rows, tally.without(predictor.features.optional))
+    return TablePredictions(pace.rows, predictor.check_tally(tally))

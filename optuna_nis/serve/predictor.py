@@ -108,6 +108,7 @@ class Predictor:
         looked_into = {n: allocation[owner] for n, owner in owners.items() if owner in allocation}
         without = frozenset(name for name, table in looked_into.items() if not table.kept)
         self.features = replace(features.cut(kept), optional=without)
+        self._looked_into = looked_into
         #: How many ids of a feature, the first ones, have a row, where all others have none.
         self.num_rows = {n: table.kept for n, table in looked_into.items() if not table.num_shared}
         self.tables = tables
@@ -185,6 +186,33 @@ class Predictor:
         ids, places = np.unique(found, return_inverse=True)
         values = np.array(self.features.targets.decode(ids), dtype=object)
         return np.asarray(values[places.reshape(found.shape)])
+
+    def check_tally(self, tally: Tally) -> Tally:
+        """What was counted of the features that have rows, with a warning if hardly any is known.
+
+        Args:
+            tally: What was counted of all.
+        """
+        tally = tally.without(self.features.optional)
+        found = {name: self.features.vocabularies[name] for name in tally.rows}
+        tally.warn(
+            {name: self._known_share(name) for name in found},
+            {name: each.cut(1).values[0] for name, each in found.items()},
+        )
+        return tally
+
+    def _known_share(self, name: str) -> float:
+        """Of which share of the values of training a feature knows the row, or more."""
+        vocabulary, table = self.features.vocabularies[name], self._looked_into.get(name)
+        if table is None:
+            return 0.0
+        ids = np.arange(vocabulary.num_embeddings)
+        with_row = ids < self.num_rows.get(name, len(ids))
+        counts = vocabulary.id_counts
+        # An id that was forgotten came once at least.
+        forgotten = table.num_embeddings - len(ids)
+        known = counts[vocabulary.knows(ids) & with_row].sum()
+        return float(known / (counts.sum() + max(0, forgotten)))
 
     def save(self, folder: str | Path, *, training: str | None = None) -> None:
         """Write the model, its sizes and its vocabularies into a folder.

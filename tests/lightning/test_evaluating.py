@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -122,6 +123,38 @@ def test_rows_without_label_or_weight_are_left_out(tmp_path: Path) -> None:
         found = evaluate_table(_predictor(), path, **options)
     assert found.rows == 250
     assert found == evaluate_table(_predictor(), whole, **options)
+
+
+@pytest.mark.parametrize("task", ["ranking", "retrieval"])
+def test_unknown_values_of_the_rows_that_count_are_told(task: str, tmp_path: Path) -> None:
+    rows = ROWS.astype({"user": object})
+    rows.loc[:29, "user"] = "new"
+    rows.loc[30:44, "user"] = None
+    label = "next" if task == "retrieval" else "rating"
+    rows.loc[:19, label] = None
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    predictor = _predictor(ROWS["next"] if task == "retrieval" else None)
+    rule = label if task == "retrieval" else "rating>=4"
+    with pytest.warns(UserWarning, match="dropped 20 of 300 rows") as told:
+        found = evaluate_table(predictor, tmp_path / "rows.csv", label=rule)
+    assert not any("are unknown" in str(each.message) for each in told)
+    user = {"rows": 280, "missing": 15, "values": 265, "unknown": 10}
+    item = {"rows": 280, "missing": 0, "values": 280, "unknown": 0}
+    assert json.loads(json.dumps(found.to_dict()))["tally"] == {"user": user, "item": item}
+    lines = ["unknown: user 10 of 265 values (3.8%)", "missing: user 15 of 280 rows (5.4%)"]
+    assert str(found).splitlines()[-2:] == lines
+
+
+@pytest.mark.parametrize("known", [0, 6, 60])
+def test_a_column_of_which_hardly_a_value_is_known_is_told(known: int, tmp_path: Path) -> None:
+    rows = ROWS.assign(user=ROWS["user"] + 1000)
+    rows.loc[: known - 1, "user"] -= 1000
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        evaluate_table(_predictor(), tmp_path / "rows.csv", label="rating>=4")
+    message = f"{300 - known} of 300 values of the column 'user' are unknown to the model. Are its"
+    assert sum(message in str(each.message) for each in told) == (known < 60)
 
 
 @pytest.mark.parametrize("marker", [None, "NA"])

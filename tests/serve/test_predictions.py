@@ -5,6 +5,7 @@ from functools import partial
 import math
 from pathlib import Path
 from typing import Any
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -213,6 +214,39 @@ def test_values_without_a_row_are_unknown_in_bags_too(shares: bool, tmp_path: Pa
     assert found.tally.unknown["tags"] == len(values) - 2
     kept = set(predictor.features.vocabularies["bag"].values[:2])
     assert found.tally.unknown["bag"] == sum(value not in kept for value in (1, 0, 0, 99))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_column_of_which_hardly_a_value_is_known_is_told(loaded: bool, tmp_path: Path) -> None:
+    rows = pd.DataFrame({"user": [f"u{i % 9}" for i in range(300)]})
+    rows = rows.assign(tags=rows["user"], session=[f"s{i}" for i in range(300)])
+    features = Features.fit(rows, task="ranking", separators={"tags": "|"})
+    full = SearchSpace(features.embedding_specs(4)).full()
+    # Of these rows of sessions, hardly one comes again.
+    few = {"session": (Tier(3, 4),)}
+    sizes = Allocation(replace(t, tiers=few.get(n, t.tiers)) for n, t in full.items())
+    predictor = Predictor(reference_model(features, hidden=[8])(sizes), sizes, features)
+    if loaded:
+        predictor.save(tmp_path / "model")
+        predictor = Predictor.load(tmp_path / "model")
+    rows["session"] = [f"t{i}" for i in range(300)]
+    for strange in ([], ["user"], ["tags"], ["user", "tags"]):
+        new = rows.assign(**{name: rows[name].str.upper() for name in strange})
+        path = _write(new, tmp_path / "new.parquet")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            predict_table(predictor, path, tmp_path / "found.csv")
+        messages = [str(each.message) for each in told]
+        start = "300 of 300 values of the column"
+        assert messages == [
+            f"{start} {name!r} are unknown to the model. Are its ids those of training, and "
+            "written as there, such as 'u0'?"
+            for name in strange
+        ]
+        # So few may be new.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            predict_table(predictor, _write(new[:9], path), tmp_path / "found.csv")
 
 
 def test_values_that_share_rows_are_known(tmp_path: Path) -> None:
