@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import operator
 import re
 from typing import Any
@@ -24,6 +24,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+_LIKE_NO = re.compile(r"\s*(?:no|un|false|neg)", re.IGNORECASE)
+_QUOTED = re.compile(r"'.+'|\".+\"")
 _RULE = re.compile(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
 
 
@@ -100,6 +102,7 @@ class Label:
                 f"The label {self} must hold two classes, got only {shown}."
                 if self.operator is None
                 else f"The label {self} must give two classes, got {seen[0]:g} in every row."
+                f"{self._without_quotes(values, used)}"
             )
         return found
 
@@ -114,8 +117,24 @@ class Label:
         compare = _OPERATORS[self.operator]
         labels = []
         for value, there in zip(values, used):
-            labels.append(float(compare(value, self._like(value))) if there else np.nan)
+            try:
+                labels.append(float(compare(value, self._like(value))) if there else np.nan)
+            except ValueError as error:
+                raise ValueError(f"{error}{self._without_quotes(values, used)}") from None
         return labels
+
+    def _without_quotes(self, values: Sequence[Any], used: Any) -> str:
+        """What to say if quotes are what keeps cells from being equal, or compared."""
+        if self.operator not in ("==", "!=") or _QUOTED.fullmatch(self.value) is None:
+            return ""
+        bare = replace(self, value=self.value[1:-1])
+        try:
+            labels = bare._by_rule(values, used)
+        except ValueError:
+            return ""
+        if not {0.0, 1.0}.issubset(labels):
+            return ""
+        return f" Quotes are compared as a part of the value: write `{bare._text()}`."
 
     def _like(self, value: Any) -> Any:
         """What a cell is compared with, in its type."""
@@ -151,7 +170,8 @@ class Label:
 
     def _as_rule(self, values: Sequence[Any]) -> str:
         if len(values) == 2 and all(isinstance(value, str) for value in values):
-            return f" If {values[1]!r} is a yes, say so: `{self.column}=={values[1]}`."
+            yes = min(reversed(values), key=lambda value: _LIKE_NO.match(value) is not None)
+            return f" If {yes!r} is a yes, say so: `{self.column}=={yes}`."
         numbers = sorted(v for v in values if isinstance(v, (int, float)) and v == v)
         if len(numbers) < 2 or len(numbers) < len(values):
             return ""

@@ -61,7 +61,7 @@ def read_row_columns(
     target = label.of(column) if task == "ranking" and present.any() else column
     weights = groups = None
     if weight is not None:
-        weights = np.asarray(store.numbers(weight, meaning.na_values))
+        weights = np.asarray(store.numbers(weight, meaning.na_values, are_weights=True))
         check_weights(weights, weight)
         kept = left_after(~np.isnan(weights), kept, meaning.table, weight)
     if group is not None:

@@ -122,22 +122,23 @@ def _without_markers(numbers: pd.Series[Any], na_values: Sequence[str]) -> pd.Se
     return numbers.mask(known.isin(markers.astype(kind)))
 
 
-def numbers_of(column: pd.Series[Any], name: str, na_values: Sequence[str] = ()) -> Floats:
+def numbers_of(
+    column: pd.Series[Any], name: str, na_values: Sequence[str] = (), *, are_weights: bool = False
+) -> Floats:
     """The numbers of a column, NaN where one is missing.
 
     Args:
         column: Numbers, booleans, or text that spells numbers; missing values or empty text.
         name: Its name in errors.
         na_values: Texts that stand for a missing value.
+        are_weights: Whether they are weights of rows, for errors, and not for a model.
 
     Raises:
         ValueError: If a cell holds something else, or a number is infinite.
     """
+    wanted = f"The column {name!r} must hold numbers to be {'weights' * are_weights or 'numeric'}"
     if column.dtype.kind in "mM":
-        raise ValueError(
-            f"The column {name!r} must hold numbers to be numeric, got times such as "
-            f"{column.dropna().iloc[0]!s}."
-        )
+        raise ValueError(f"{wanted}, got times such as {column.dropna().iloc[0]!s}.")
     if column.dtype.kind not in "iufb":
         column = column.astype(object)
         column = column.mask(column.astype(object) == "")
@@ -153,11 +154,10 @@ def numbers_of(column: pd.Series[Any], name: str, na_values: Sequence[str] = ())
             found[is_odd], odd = spelled.to_numpy(), odd[spelled.isna()]
         # As Arrow reads text that is a number: NaN is one, if missing.
         if (odd := odd[odd.astype(str).str.strip(" +-").str.lower() != "nan"]).size:
+            ids = "" if are_weights else "; if the column holds ids, name it among the features"
             raise ValueError(
-                f"The column {name!r} must hold numbers to be numeric, got {odd.iloc[0]!r}, first "
-                f"in the row of index {odd.index[0]}. If it stands for a missing one, it must be "
-                "among the `na_values` of the search; if the column holds ids, name it among the "
-                "features."
+                f"{wanted}, got {odd.iloc[0]!r}, first in the row of index {odd.index[0]}. If it "
+                f"stands for a missing one, it must be among the `na_values` of the search{ids}."
             )
         column = found
     if column.dtype.kind != "b":

@@ -133,8 +133,15 @@ class ColumnStore:
             )
         return column
 
-    def numbers(self, name: str, na_values: Sequence[str] = ()) -> Floats | FileArray:
+    def numbers(
+        self, name: str, na_values: Sequence[str] = (), *, are_weights: bool = False
+    ) -> Floats | FileArray:
         """The numbers of a column, NaN where one is missing.
+
+        Args:
+            name: Name of the column.
+            na_values: Texts that stand for a missing value.
+            are_weights: Whether they are weights of rows, for errors.
 
         Raises:
             ValueError: If a cell holds something else.
@@ -145,7 +152,7 @@ class ColumnStore:
         parts: list[Floats] = []
         row = 0
         for cells in self._cells(name):
-            parts.append(_numbers(cells, name, na_values, row))
+            parts.append(_numbers(cells, name, na_values, row, are_weights))
             row += len(cells)
         found = np.concatenate(parts) if parts else np.empty(0, np.float32)
         return found if path is None else _kept(path, found)
@@ -358,7 +365,9 @@ def _as_text(cells: pyarrow.Array) -> pyarrow.Array:
     return cells if pyarrow.types.is_large_string(cells.type) else cells.cast(pyarrow.string())
 
 
-def _numbers(cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int) -> Floats:
+def _numbers(
+    cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int, are_weights: bool
+) -> Floats:
     types = pyarrow.types
     if types.is_string(cells.type) or types.is_large_string(cells.type):
         if na_values:
@@ -368,7 +377,7 @@ def _numbers(cells: pyarrow.Array, name: str, na_values: Sequence[str], row: int
             cells = cells.cast(pyarrow.float64())
     column = cells.to_pandas()
     column.index += row
-    return numbers_of(column, name, na_values)
+    return numbers_of(column, name, na_values, are_weights=are_weights)
 
 
 def _kept(path: Path, values: NDArray[Any]) -> FileArray:

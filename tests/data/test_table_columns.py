@@ -319,7 +319,11 @@ def test_bad_weights_are_refused(tmp_path: Path) -> None:
              weight="trust")  # fmt: skip
     _refused("'trust' must hold a weight above 0, got only 0", path, [("trust", 0)],
              weight="trust")  # fmt: skip
-    _refused("'C2' must hold numbers to be numeric, got 'a'|'b'|'c'", path, weight="C2")
+    message = r"'C2' must hold numbers to be weights, got '[abc]', .*`na_values` of the search\.$"
+    _refused(message, path, weight="C2")
+    times = ("trust", pd.Timestamp("2024-01-31"))
+    message = "'trust' must hold numbers to be weights, got times such as 2024-01-31"
+    _refused(message, tmp_path / "t.parquet", [times], weight="trust")
     frame = _clicks()
     frame.loc[3, "trust"] = np.nan
     data = _data(_write(frame, path), weight="trust")
