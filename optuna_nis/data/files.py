@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from filecmp import cmp
 from hashlib import blake2b
 import json
 from pathlib import Path
@@ -149,7 +150,8 @@ class TableFiles:
             separator: As above.
 
         Raises:
-            ValueError: As above, also if they are not of one kind, text or Parquet.
+            ValueError: As above, also if they are not of one kind, text or Parquet, or a file is
+                of two parts, or a copy of one.
         """
         tables = [cls(path, names=names, separator=separator) for path in paths]
         for table in tables:
@@ -168,6 +170,7 @@ class TableFiles:
                     "training would be in the validation or the test."
                 )
             of_others |= own
+        _check_no_copies(tables)
         for table in tables:
             if table.kind == "typed":
                 table._set_types()
@@ -219,6 +222,13 @@ class TableFiles:
         if self.kind == "typed":
             self._check_bytes(wanted)
         return pyarrow.schema([(each, self._types[name]) for each, name in zip(columns, wanted)])
+
+    def _has_rows(self, path: Path) -> bool:
+        """Whether there is a row in one of the files."""
+        place = self.files.index(path)
+        names = list(self._columns[place].values())[:1]
+        with readable(path):
+            return any(map(len, self._read(self._readers[place], names, 1)))
 
     @property
     def described(self) -> str:
@@ -420,6 +430,22 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except UNREADABLE as error:
         raise ValueError(f"The file {str(path)!r} cannot be read: {error}") from error
+
+
+def _check_no_copies(tables: Sequence[TableFiles]) -> None:
+    """Raise a ValueError if a file of one part is a copy of one of another part, and has rows."""
+    alike: dict[str, list[tuple[int, Path]]] = {}
+    for part, table in enumerate(tables):
+        for path, partition in zip(table.files, table._partitions):
+            others = alike.setdefault(f"{path.stat().st_size} {partition}", [])
+            for of_part, other in others:
+                if of_part != part and cmp(other, path, shallow=False) and table._has_rows(path):
+                    raise ValueError(
+                        f"Each part must have rows of its own, got {str(other)!r} in one and "
+                        f"{str(path)!r}, a copy of it, in another: what is measured on rows of "
+                        "the training, or of the validation, says nothing about new ones."
+                    )
+            others.append((part, path))
 
 
 def file_digest(path: Path) -> str:

@@ -367,7 +367,9 @@ def test_parts_that_write_ids_otherwise_are_warned_of(tmp_path: Path) -> None:
     rows = pd.DataFrame({"user": [n % 5 for n in range(100)], "city": [n % 3 for n in range(100)]})
     rows["label"] = [n % 2 for n in range(100)]
     for name in ("train", "valid", "test"):
-        written = rows if name != "test" else rows.assign(user="u" + rows["user"].astype(str))
+        written = rows if name == "train" else rows[::-1]
+        if name == "test":
+            written = rows.assign(user="u" + rows["user"].astype(str))
         written.to_csv(tmp_path / f"{name}.csv", index=False)
     files: Any = {"valid_path": tmp_path / "valid.csv", "test_path": tmp_path / "test.csv"}
     data = TableDataModule(

@@ -248,6 +248,33 @@ def test_a_column_of_the_file_is_not_that_of_its_folder(tmp_path: Path) -> None:
     assert rows_of(table, ["user", "day"]) == [("ann", "3")]
 
 
+@pytest.mark.parametrize("name", ["part.csv", "part.parquet"])
+def test_copies_are_of_no_two_parts(name: str, tmp_path: Path) -> None:
+    train, valid, test = (tmp_path / folder / name for folder in ("train", "valid", "test"))
+    write(train)
+    write(valid, ROWS[:1])
+    write(test, ROWS[::-1])
+    assert len(TableFiles.of_parts([train, valid, test])) == 3
+    for copied in (train, valid):
+        test.write_bytes(copied.read_bytes())
+        with pytest.raises(ValueError, match="Each part must have rows of its own") as error:
+            TableFiles.of_parts([train, valid, test])
+        assert f"{str(copied)!r} in one and {str(test)!r}, a copy" in str(error.value)
+    # Two of one part are no mistake of ours, and two without a row are nothing.
+    write(test, ROWS[::-1])
+    assert len(TableFiles.of_parts([[train, valid], test])) == 2
+    write(valid, ROWS[:0])
+    write(test, ROWS[:0])
+    assert len(TableFiles.of_parts([train, valid, test])) == 3
+
+
+def test_copies_in_folders_of_other_values_are_other_rows(tmp_path: Path) -> None:
+    parts = [tmp_path / part / f"day={day}" for day, part in enumerate(("train", "test"))]
+    for folder in parts:
+        write(folder / "part.csv")
+    assert len(TableFiles.of_parts([tmp_path / "train", tmp_path / "test"])) == 2
+
+
 def test_text_without_a_header(tmp_path: Path) -> None:
     for name in ("train.txt", "part-00000", "train.tsv", "train.data.gz"):
         path = tmp_path / name
@@ -521,7 +548,7 @@ def test_parts_have_the_same_types(tmp_path: Path) -> None:
     text = write(tmp_path / "text.csv")
     with pytest.raises(ValueError, match=r"must be text, or all be Parquet, got .*train.*text.c"):
         TableFiles.of_parts([tmp_path / "train", text])
-    other = write(tmp_path / "other.csv")
+    other = write(tmp_path / "other.csv", ROWS[::-1])
     assert [each.kind for each in TableFiles.of_parts([text, other])] == ["text", "text"]
 
 
