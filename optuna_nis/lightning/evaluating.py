@@ -28,7 +28,7 @@ from optuna_nis.lightning.parts import num_rows
 from optuna_nis.lightning.training import evaluated
 from optuna_nis.models.items import ItemsModule
 from optuna_nis.models.metrics import auc_of_groups
-from optuna_nis.serve.predictor import Predictor
+from optuna_nis.serve.predictor import Predictor, check_predictor
 from optuna_nis.study.uncertainty import auc_standard_error, share_standard_error
 
 
@@ -140,6 +140,7 @@ def evaluate_table(
 
     Raises:
         FileNotFoundError: If there is no such table.
+        TypeError: If there is no predictor, but a folder, say.
         ValueError: If the table cannot be read, a column is missing or holds something else than
             it should, nothing can be measured on its labels, or there are weights or groups for a
             model that has a feature of that name.
@@ -158,6 +159,7 @@ def evaluate_table(
         >>> found.rows, found.positives, list(found.metrics)
         (3, 1, ['ROC-AUC', 'LogLoss'])
     """
+    check_predictor(predictor)
     _check_keys(predictor, weight, group)
     files = TableFiles(path, names=names, separator=separator)
     rule = Label.parse(label, files.names)

@@ -15,7 +15,7 @@ from optuna_nis.data.paths import Paths
 from optuna_nis.data.patterns import select_columns
 from optuna_nis.data.reading import read_batches
 from optuna_nis.data.tally import Tally
-from optuna_nis.serve.predictor import Predictor
+from optuna_nis.serve.predictor import Predictor, check_predictor
 from optuna_nis.serve.writing import writing
 
 
@@ -63,6 +63,7 @@ def predict_table(
 
     Raises:
         FileNotFoundError: If there is no such table.
+        TypeError: If there is no predictor, but a folder, say.
         ValueError: If the table cannot be read, a column is missing or of another type than in
             training, or the output cannot be written.
 
@@ -82,6 +83,7 @@ def predict_table(
         >>> print(found.tally)
         unknown: user 1 of 2 values (50.0%), item 1 of 2 values (50.0%)
     """
+    check_predictor(predictor)
     output = Path(output)
     check_table_file("output", output)
     files = TableFiles(path, names=names, separator=separator)

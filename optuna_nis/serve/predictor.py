@@ -25,9 +25,11 @@ from optuna_nis.data.keeping import FEATURES_FILE, drop_unused, pack_features, u
 from optuna_nis.data.tally import Tally
 from optuna_nis.models import EmbeddingModule, reference_model
 from optuna_nis.models.items import ItemsModule
-from optuna_nis.nn import sized_layers
+from optuna_nis.nn import freeze, sized_layers
 from optuna_nis.nn._stored import stored_tables
-from optuna_nis.serve import allocation_of, freeze, load, quantize, save, to_dense
+from optuna_nis.serve.dense import to_dense
+from optuna_nis.serve.files import allocation_of, load, save
+from optuna_nis.serve.quantize import quantize
 from optuna_nis.space.allocation import Allocation
 
 _VERSION = 1
@@ -357,6 +359,15 @@ def _check_known(tables: str) -> None:
     if tables not in get_args(Tables):
         known = ", ".join(map(repr, get_args(Tables)))
         raise ValueError(f"`tables` must be one of {known}, got {tables!r}.")
+
+
+def check_predictor(predictor: object) -> None:
+    """Raise a TypeError if this is no predictor, such as the folder of one."""
+    if not isinstance(predictor, Predictor):
+        raise TypeError(
+            f"`predictor` must be a Predictor, got {predictor!r:.80}. `Predictor.load(folder)` "
+            "reads the folder that `retrain` wrote, or `Predictor.save`."
+        )
 
 
 def _check_tables(model: EmbeddingModule, allocation: Allocation, tables: Tables) -> None:

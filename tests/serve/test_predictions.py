@@ -13,10 +13,11 @@ import pyarrow
 import pytest
 import torch
 
-from optuna_nis import Allocation, SearchSpace, Tier
+from optuna_nis import Allocation, SearchSpace, Tier, serve
 from optuna_nis.data import Features, read_table
 from optuna_nis.data.reading import read_batches
 from optuna_nis.data.tally import Tally
+from optuna_nis.lightning.evaluating import evaluate_table
 from optuna_nis.models import reference_model
 from optuna_nis.serve import predictions
 from optuna_nis.serve.predictions import predict_table
@@ -214,6 +215,17 @@ def test_values_without_a_row_are_unknown_in_bags_too(shares: bool, tmp_path: Pa
     assert found.tally.unknown["tags"] == len(values) - 2
     kept = set(predictor.features.vocabularies["bag"].values[:2])
     assert found.tally.unknown["bag"] == sum(value not in kept for value in (1, 0, 0, 99))
+
+
+def test_a_folder_is_no_predictor(tmp_path: Path) -> None:
+    folder: Any = tmp_path / "model"
+    for call in (
+        lambda: predict_table(folder, "new.csv", tmp_path / "found.csv"),
+        lambda: evaluate_table(folder, "new.csv", label="y"),
+    ):
+        with pytest.raises(TypeError, match=r"`predictor` must .*model.*Predictor\.load\(folder"):
+            call()
+    assert (serve.Predictor, serve.predict_table) == (Predictor, predict_table)
 
 
 @pytest.mark.parametrize("loaded", [False, True])
