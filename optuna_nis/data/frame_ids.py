@@ -11,7 +11,7 @@ import pandas as pd
 
 from optuna_nis.data import cells
 from optuna_nis.data.bags import flatten
-from optuna_nis.data.columns import converted
+from optuna_nis.data.columns import converted, types_of_cells
 from optuna_nis.data.tally import Tally
 from optuna_nis.data.values import plain
 
@@ -82,8 +82,10 @@ def items_of(
         name,
         is_new=True,
     )
-    column, types = pd.Series(items, dtype=object), features.vocabularies[name].types
-    if types == {str} and pd.api.types.infer_dtype(column, skipna=True) != "string":
-        # Numbers in lists are the texts that they have in text files, or had in training.
-        column = cells.like(column, types)
+    column, vocabulary = pd.Series(items, dtype=object), features.vocabularies[name]
+    is_text = pd.api.types.infer_dtype(column, skipna=True) == "string"
+    # Numbers in lists are the texts that they have in text files, or had in training, and texts
+    # the numbers that they spell; of a mixture each is what it is.
+    if (vocabulary.types == {str} and not is_text) or str not in vocabulary.types:
+        column = cells.like(column, types_of_cells(vocabulary))
     return column, lengths

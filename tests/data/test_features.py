@@ -79,6 +79,22 @@ def test_bags_of_lists_of_any_type() -> None:
     assert features.encode(frame)["seen"].tolist() == [[1, 0], [0, 3], [0, 2], [3, 3], [3, 3]]
 
 
+@pytest.mark.parametrize(
+    ("seen", "new"),
+    [
+        ([[1, 2], [30]], [["1", "2"], ["30"]]),
+        ([[1.5, 2.0], [30.0]], [["1.5", "2"], ["30.0"]]),
+        ([[1, 0], [1]], [["true", "False"], ["1"]]),
+        ([[True, False], [True]], [["1", "0"], ["true"]]),
+    ],
+)
+def test_texts_in_lists_are_the_numbers_that_they_spell(seen: list[Any], new: list[Any]) -> None:
+    frame = pd.DataFrame({"seen": seen})
+    features = Features.fit(frame, task="ranking", separators={"seen": None})
+    found = features.encode(pd.DataFrame({"seen": new}))["seen"]
+    assert torch.equal(found, features.encode(frame)["seen"])
+
+
 @pytest.mark.parametrize("separator", ["|", None])
 @pytest.mark.parametrize(
     ("texts", "lists"),
