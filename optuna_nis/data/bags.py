@@ -106,8 +106,8 @@ def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequenc
         return []
     if separator is None and is_new:
         raise ValueError(
-            f"The cells of the bag {name!r} must be lists, as in training, got {cell!r}. Give a "
-            "table that has lists, such as Parquet; in Python, frames have them, such as "
+            f"The cells of the bag {name!r} must be lists, as in training, got {cell!r:.80}. "
+            "Give a table that has lists, such as Parquet; in Python, frames have them, such as "
             f"`frame[{name!r}].str.split('|')` if | stands between two values."
         )
     if separator is None:

@@ -204,17 +204,19 @@ class Predictor:
         return tally
 
     def _known_share(self, name: str) -> float:
-        """Of which share of the values of training a feature knows the row, or more."""
+        """Of which share of the values of rows as in training a feature knows the row, or more.
+
+        Values that came once in training come again as seldom as new ones come (Good, 1953).
+        """
         vocabulary, table = self.features.vocabularies[name], self._looked_into.get(name)
         if table is None:
             return 0.0
-        ids = np.arange(vocabulary.num_embeddings)
+        ids, counts = np.arange(vocabulary.num_embeddings), vocabulary.id_counts
         with_row = ids < self.num_rows.get(name, len(ids))
-        counts = vocabulary.id_counts
+        again = counts[vocabulary.knows(ids) & with_row & (counts > 1)].sum()
         # An id that was forgotten came once at least.
-        forgotten = table.num_embeddings - len(ids)
-        known = counts[vocabulary.knows(ids) & with_row].sum()
-        return float(known / (counts.sum() + max(0, forgotten)))
+        forgotten = max(0, table.num_embeddings - len(ids))
+        return float(again / (counts.sum() + forgotten))
 
     def save(self, folder: str | Path, *, training: str | None = None) -> None:
         """Write the model, its sizes and its vocabularies into a folder.

@@ -229,14 +229,17 @@ def test_a_folder_is_no_predictor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_column_of_which_hardly_a_value_is_known_is_told(loaded: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [3, 200, 300])
+def test_a_column_of_which_hardly_a_value_is_known_is_told(
+    kept: int, loaded: bool, tmp_path: Path
+) -> None:
     rows = pd.DataFrame({"user": [f"u{i % 9}" for i in range(300)]})
     rows = rows.assign(tags=rows["user"], session=[f"s{i}" for i in range(300)])
     features = Features.fit(rows, task="ranking", separators={"tags": "|"})
     full = SearchSpace(features.embedding_specs(4)).full()
-    # Of these rows of sessions, hardly one comes again.
-    few = {"session": (Tier(3, 4),)}
-    sizes = Allocation(replace(t, tiers=few.get(n, t.tiers)) for n, t in full.items())
+    # Of sessions hardly one comes again.
+    tiers = {"session": (Tier(kept, 4),)}
+    sizes = Allocation(replace(t, tiers=tiers.get(n, t.tiers)) for n, t in full.items())
     predictor = Predictor(reference_model(features, hidden=[8])(sizes), sizes, features)
     if loaded:
         predictor.save(tmp_path / "model")
