@@ -15,6 +15,7 @@ from optuna_nis.data import EmbeddingDataModule, Features
 from optuna_nis.data.config import DataConfig
 from optuna_nis.data.keeping import fingerprint, pack_features, unpack_features
 from optuna_nis.data.keys import LABEL
+from optuna_nis.data.splits import Split
 from optuna_nis.space.spec import Oov
 from optuna_nis.study.attributes import read_text, save_text
 from optuna_nis.study.keys import (
@@ -31,6 +32,14 @@ from optuna_nis.study.keys import (
 from optuna_nis.study.settings import differences, space_of
 
 _logger = get_logger(__name__)
+
+# How parts are drawn where there are other rows than at the search, and what then may leak.
+_ANEW: dict[Split, str] = {
+    "random": ", at random, and rows",
+    "group": ", groups at random, and groups",
+    "chronological": ", by time. Unless what is new is later than all that was there, rows",
+    "leave-one-out": ". Unless what is new of a group is later than what was there of it, rows",
+}
 
 
 def data_of(study: Study) -> DataConfig:
@@ -227,13 +236,13 @@ def _warn_changed(
     text = f"{data.name} has {found}"
     if datamodule.split == "given":
         progress(f"{text}.")
-    elif datamodule.withhold_test or datamodule.split != "random":
+    elif datamodule.withhold_test:
         progress(f"{text}: parts are drawn anew.")
     else:
         _logger.warning(
-            f"{text}: parts are drawn anew, at random, and rows of the test may be among those "
-            "that the search has trained or validated on. Search again under another study name "
-            "for a test of rows that it has not seen."
+            f"{text}: parts are drawn anew{_ANEW[datamodule.split]} of the test may be among "
+            "those that the search has trained or validated on. Search again under another study "
+            "name for a test that it has not seen."
         )
 
 

@@ -22,8 +22,7 @@ from optuna_nis.strategy.reward import Reward
 from optuna_nis.strategy.rewarding import reward_of
 from optuna_nis.study.keys import NBYTES_ATTR, NUM_PARAMETERS_ATTR, TRAINED
 from optuna_nis.study.recording import save_score
-from optuna_nis.study.settings import save_space
-from optuna_nis.study.trials import check_direction
+from optuna_nis.study.settings import check_direction, save_space
 
 _logger = get_logger(__name__)
 

@@ -30,7 +30,7 @@ from optuna_nis.strategy.shortlist import Candidate, Shortlist
 from optuna_nis.strategy.training_choices import training_choices
 from optuna_nis.study.keys import SUPERNET, VALIDATED
 from optuna_nis.study.searches import check_search_id, finish, join
-from optuna_nis.study.trials import check_direction
+from optuna_nis.study.settings import check_direction
 
 _T = TypeVar("_T")
 

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from optuna import Study
+from optuna.study import StudyDirection
 
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.study.attributes import naming, read_text, save_text
@@ -24,6 +25,19 @@ _LONGEST_NAME = 200
 _LONGEST_VALUE = 120
 
 
+def check_direction(study: Study) -> None:
+    """Check that a study maximises a reward.
+
+    Raises:
+        ValueError: If it has another direction or several objectives.
+    """
+    if study.directions != [StudyDirection.MAXIMIZE]:
+        directions = [direction.name.lower() for direction in study.directions]
+        raise ValueError(
+            f"`study` {study.study_name!r} must maximize one reward, got directions {directions}."
+        )
+
+
 def save_space(study: Study, space: SearchSpace) -> None:
     """Write the search space into a study.
 
@@ -32,11 +46,12 @@ def save_space(study: Study, space: SearchSpace) -> None:
         space: Its space.
 
     Raises:
-        ValueError: If the study was searched with another space.
+        ValueError: If the study was searched with another space, or does not maximise.
 
     Example:
         >>> save_space(study, space_of(study))
     """
+    check_direction(study)
     before = read_text(study, SPACE_ATTR)
     if before and (old := SearchSpace.from_json(before)) != space:
         raise ValueError(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import math
 
 from optuna import Study
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_nis.space.space import SearchSpace
@@ -25,7 +24,7 @@ from optuna_nis.study.keys import (
     SPACE_ATTR,
     TRAINED,
 )
-from optuna_nis.study.settings import sign_of, space_of
+from optuna_nis.study.settings import check_direction, sign_of, space_of
 
 
 def finished_trials(study: Study) -> list[FrozenTrial]:
@@ -48,19 +47,6 @@ def finished_trials(study: Study) -> list[FrozenTrial]:
     check_direction(study)
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     return [trial for trial in trials if is_scored(trial)]
-
-
-def check_direction(study: Study) -> None:
-    """Check that a study maximises a reward.
-
-    Raises:
-        ValueError: If it has another direction or several objectives.
-    """
-    if study.directions != [StudyDirection.MAXIMIZE]:
-        directions = [direction.name.lower() for direction in study.directions]
-        raise ValueError(
-            f"`study` {study.study_name!r} must maximize one reward, got directions {directions}."
-        )
 
 
 def is_scored(trial: FrozenTrial) -> bool:

@@ -128,6 +128,7 @@ def test_a_choice_that_gets_worse_in_training_leaves_the_shortlist(
         shortlist_epochs=(2, 1),
         warm_rounds=2,
         monitor="told",
+        mode="max",
     )
     assert found == [
         Candidate(small, pytest.approx(0.8), is_finalist=True),
@@ -173,14 +174,16 @@ def test_choices_whose_trainings_diverge_are_left_out(
     def found(values: list[float]) -> list[Candidate]:
         build = _build_told(datamodule, {large: values, small: [0.6]})
         run = ([large, small], supernet, build, datamodule)
-        return train_shortlist(*run, shortlist_epochs=(1,), shortlist_batches=0.1, monitor="told")
+        return train_shortlist(
+            *run, shortlist_epochs=(1,), shortlist_batches=0.1, monitor="told", mode="max"
+        )
 
     assert found([math.nan]) == [Candidate(small, pytest.approx(0.6))]
     assert "not a finite number for 1 of the 2 choices" in caplog.text
     build = _build_told(datamodule, {large: [math.nan]})
     with pytest.raises(FloatingPointError, match="not a finite number for any of"):
         train_shortlist(
-            [large], supernet, build, datamodule, shortlist_epochs=(1,), monitor="told"
+            [large], supernet, build, datamodule, shortlist_epochs=(1,), monitor="told", mode="max"
         )
     with pytest.raises(ValueError, match="`monitor` must be a value that the model logs in val"):
         train_shortlist([large], supernet, build, datamodule, shortlist_epochs=(1,), monitor="auc")
@@ -197,13 +200,14 @@ def test_what_is_to_be_kept_stays_in_the_shortlist(datamodule: TableDataModule) 
     supernet = reference_model(datamodule.features)(space)
     run = (choices, supernet, build, datamodule)
     rounds: dict[str, Any] = {"shortlist_epochs": (1, 1), "warm_rounds": 2}
-    found = train_shortlist(*run, **rounds, monitor="told")
+    found = train_shortlist(*run, **rounds, monitor="told", mode="max")
     assert found[0] == Candidate(choices[0], pytest.approx(0.7))
     lines: list[str] = []
     found = train_shortlist(
         *run,
         **rounds,
         monitor="told",
+        mode="max",
         keep=[choices[3], space.full()],
         progress=lines.append,
     )

@@ -223,6 +223,30 @@ def test_how_many_rows_to_retrain_on(study: optuna.Study) -> None:
         retrain(study, max_rows=9)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "group", "group": "user"}, "groups at random, and groups of the test may be"),
+        ({"time": "t"}, "by time. Unless what is new is later than all that was there, rows of"),
+        ({"split": "leave-one-out", "group": "user"}, "Unless what is new of a group is later"),
+    ],
+)
+def test_what_a_test_may_share_with_the_search_where_rows_have_come(
+    options: dict[str, Any], message: str, table: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frame = _rows().assign(t=range(400))
+    frame.to_csv(table, index=False)
+    study = optuna.create_study(direction="maximize")
+    data = DataConfig(table=str(table), label="clicked", features=("user", "item"), **options)
+    search(study, data, **FAST)
+    pd.concat([frame, frame[:40]]).to_csv(table, index=False)
+    caplog.clear()
+    retraining.read_data(study, data, withhold_test=False, progress=print)
+    (line,) = [each for each in caplog.messages if "drawn anew" in each]
+    assert message in line
+    assert "of the test may be among those that the search has trained or validated on" in line
+
+
 def test_rows_in_another_order_are_other_parts(
     study: optuna.Study, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -223,7 +223,9 @@ def test_a_folder_is_no_predictor(tmp_path: Path) -> None:
         lambda: predict_table(folder, "new.csv", tmp_path / "found.csv"),
         lambda: evaluate_table(folder, "new.csv", label="y"),
     ):
-        with pytest.raises(TypeError, match=r"`predictor` must .*model.*Predictor\.load\(folder"):
+        with pytest.raises(
+            TypeError, match=r"`predictor` must be a Predictor, got .*`Predictor\.load\(folder"
+        ):
             call()
     assert (serve.Predictor, serve.predict_table) == (Predictor, predict_table)
 

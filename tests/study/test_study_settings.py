@@ -67,14 +67,14 @@ def test_what_is_another_about_a_space_is_told(change, told):
         }
         return SearchSpace(list(specs.values()), budget=budget, mode=mode)
 
-    study = optuna.create_study()
+    study = optuna.create_study(direction="maximize")
     stored.save_space(study, space())
     with pytest.raises(ValueError, match=f"another space: {told}.*\\. Use another study name"):
         stored.save_space(study, space(**change))
 
 
 def test_a_space_without_counts_does_not_take_those_of_the_study():
-    study = optuna.create_study()
+    study = optuna.create_study(direction="maximize")
     counted = SearchSpace([EmbeddingSpec.from_counts("user", range(100), 8)], budget=0.5)
     rows = counted.specs[0].row_blocks
     plain = SearchSpace([EmbeddingSpec("user", 100, 8, row_blocks=rows)], budget=0.5)
@@ -152,3 +152,12 @@ def test_what_others_wrote_in_place_of_a_plan_is_refused(held):
     for use in (plan_of, lambda study: save_plan(study, PLAN)):
         with pytest.raises(ValueError, match="'nis:plan' of 'mine' cannot be read: must be"):
             use(study)
+
+
+def test_a_study_that_minimises_is_refused_before_it_is_searched():
+    study = optuna.create_study(direction="minimize", study_name="mine")
+    with pytest.raises(
+        ValueError, match="`study` 'mine' must maximize one reward, got directions"
+    ):
+        stored.save_space(study, SearchSpace([EmbeddingSpec("x", 10, 4)]))
+    assert not study.user_attrs

@@ -94,7 +94,8 @@ def label(text: object, limit: int = 32) -> str:
     if len(name) > limit:
         tail = limit // 3
         name = f"{name[: limit - tail - 1]}…{name[-tail:]}"
-    return html.escape(name)
+    # Plotly shows the entities of quotes as they stand.
+    return html.escape(name, quote=False)
 
 
 def labels(texts: Iterable[object], limit: int = 32) -> list[str]:

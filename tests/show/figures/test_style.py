@@ -30,7 +30,11 @@ def test_labels_are_short_and_have_no_markup(text):
     label = _style.label(text, 20)
     assert "<" not in label
     assert ">" not in label
-    assert len(label) <= 20 * len("&quot;")
+    assert len(label) <= 20 * len("&amp;")
+
+
+def test_plotly_shows_quotes_as_they_are_written():
+    assert _style.label("say \"hi\" & 'bye' <b>") == "say \"hi\" &amp; 'bye' &lt;b&gt;"
 
 
 def test_long_labels_keep_both_ends():
