@@ -66,7 +66,8 @@ class Ending:
         """
         proposals: dict[str, list[list[Allocation]]] = {}
         if pricer is not None:
-            each = num_batches / len(self._spaces)
+            # Those for few bits take nothing away from the others.
+            each = num_batches / min(len(self._spaces), len(self._plan.budget_shares))
             counts = [math.ceil(share * each) for share in self._plan.price_shares]
             proposals["values"] = yield from pricer.proposals(self._spaces, counts, journal.same)
         space, plan = self._spaces[0], self._plan

@@ -47,9 +47,9 @@ class SearchPlan:
             ever drawn, so it matters only for trials that others enqueued.
         budget_shares: Shares of the budget for each of which there is a candidate at the end, the
             first being 1: across costs only real trainings tell.
-        further_shares: Further ones for large budgets, of which the best sizes may take a part of
-            a part: as far as they are a 128th of the full tables or, where numbers may have fewer
-            than 32 bits, a 1024th.
+        further_shares: Further ones where numbers may have fewer than 32 bits, so that the best
+            sizes may take a part of a part of a large budget: as far as they are a 1024th of the
+            full tables or more.
         proposals: Choices that the policy proposes for each of them, beside what is worth most by
             its critic.
         proposal_draws: Draws that the proposals are the likeliest of.

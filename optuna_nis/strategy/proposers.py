@@ -17,17 +17,17 @@ from optuna_nis.strategy.plan import SearchPlan
 # Formulas know nothing of precisions: they are tried with so many of the lowest ones, whose
 # numbers are worth nearly as much and cost least.
 _LOW_PRECISIONS = 2
-# Least share of the full tables that is proposed for where the budget is large, in float32 and
-# where numbers may have fewer bits.
-_LEAST_OF_FULL, _LEAST_IN_FEWER_BITS = 1 / 128, 1 / 1024
+# Least share of the full tables in float32 that is proposed for where numbers have fewer bits.
+_LEAST_OF_FULL = 1 / 1024
 
 
 def budgets(space: SearchSpace, plan: SearchPlan) -> list[SearchSpace]:
     """The space for its budget and for the shares of it that leave any room."""
-    least = _LEAST_OF_FULL if space.precisions[-1] == 32 else _LEAST_IN_FEWER_BITS
-    # A budget that was given as a share was rounded down.
-    most, least = space.budget + 1, least * space.full_parameters
-    shares = [*plan.budget_shares[1:], *(s for s in plan.further_shares if s * most >= least)]
+    shares = [*plan.budget_shares[1:]]
+    if space.precisions[-1] < 32:
+        # A budget that was given as a share was rounded down.
+        most, least = space.budget + 1, _LEAST_OF_FULL * space.full_parameters
+        shares += [share for share in plan.further_shares if share * most >= least]
     smaller = [int(share * space.budget) for share in shares]
     return [space, *(space.with_budget(b) for b in smaller if b >= space.min_parameters)]
 
