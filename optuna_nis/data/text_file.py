@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import io
 import lzma
 import re
+import threading
 from typing import Any, Final
 
 import pandas as pd
@@ -37,9 +38,14 @@ _LIKE_A_VALUE: Final = re.compile(
 
 
 class _Bytes(io.RawIOBase):
-    """The bytes of a file from its first row on, and perhaps an additional last line."""
+    """The bytes of a file from its first row on, and perhaps an additional last line.
+
+    It may be closed while another thread reads: that ends first, or it would go on to read from
+    whatever file is opened next, which may get the same descriptor.
+    """
 
     def __init__(self, file: TableFile, last_line: str = "") -> None:
+        self._lock = threading.Lock()
         self._source: Any
         if file.compression == "xz":
             self._source = lzma.open(file.path)  # noqa: SIM115
@@ -55,6 +61,10 @@ class _Bytes(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        with self._lock:
+            return 0 if self.closed else self._read_into(buffer)
+
+    def _read_into(self, buffer: Any) -> int:
         data = self._next or self._source.read(len(buffer))
         if data:
             self._ends_line = data[-1:] in b"\r\n"
@@ -66,8 +76,9 @@ class _Bytes(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        self._source.close()
-        super().close()
+        with self._lock:
+            self._source.close()
+            super().close()
 
 
 def is_blank(file: TableFile) -> bool:
