@@ -17,6 +17,8 @@ _PLAIN = re.compile(
     r"\s*-?(?:(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf)\s*"
 )
 _ANY = re.compile(r"\s*[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf)\s*")
+# As pandas writes them; a hash may look like other ways to write a number.
+_INTEGER_AS_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)\.0+|-?[1-9](\.[0-9]+)?e\+[0-9]{2,}")
 _INTEGER = re.compile(r"\s*[+-]?[0-9]+\s*")
 _TIME = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
@@ -114,12 +116,13 @@ def integer_of_float(text: str) -> str | None:
     """The integer that a text spells as a float, or None if it does not.
 
     Example:
-        >>> [integer_of_float(text) for text in ("5.0", "1e3", "5", "5.5", "05.0")]
-        ['5', '1000', None, None, None]
+        >>> [integer_of_float(text) for text in ("5.0", "1e+16", "5", "5.5", "05.0", "1e3")]
+        ['5', '10000000000000000', None, None, None, None]
     """
-    is_float = _PLAIN.fullmatch(text) and not _INTEGER.fullmatch(text)
+    if not _INTEGER_AS_FLOAT.fullmatch(text) or not float(text).is_integer():
+        return None
     # A decimal has all digits that are written.
-    return str(int(Decimal(text))) if is_float and float(text).is_integer() else None
+    return str(int(Decimal(text)))
 
 
 def are_integers_as_floats(column: pd.Series[Any]) -> bool:

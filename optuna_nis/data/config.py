@@ -229,6 +229,9 @@ class DataConfig:
             if "bag_keep" not in data and data["table"] is not None and data["bags"]:
                 # Written when the first values were kept.
                 data["bag_keep"] = "first"
+            if data.get("split") == "group" or data.get("valid"):
+                # Written when it had no effect there, but for rows that lacked one.
+                data |= {"time": None, "time_format": None}
             lists = {name: tuple(data.get(name, ())) for name in _LISTS}
             paths = {
                 name: tuple(data[name])

@@ -65,6 +65,7 @@ def read_table(
     na_values = cells.check_na_values(na_values)
     files = TableFiles(path, names=names, separator=separator)
     known_types: dict[str, frozenset[type]] = {}
+    named = set(text)
     if like is not None:
         known_types, more_text = _known(like)
         na_values, text = (*na_values, *like.na_values), (*text, *more_text)
@@ -74,7 +75,7 @@ def read_table(
     frame = _read(files, list(dict.fromkeys(columns)))
     if not len(frame):
         raise ValueError(f"The {files.described} is empty: it has no row.")
-    as_floats = set() if like is None else _integers_as_floats([frame], files, like)
+    as_floats = set() if like is None else _integers_as_floats([frame], files, like) - named
     for name in columns:
         known = name in text or name in known_types
         may_be_numbers = not known and files.kind == "text" and files.is_text(name)

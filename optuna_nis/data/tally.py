@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 import pandas as pd
 
-# Known values that must be expected before something is said, and of which share of them it is.
+from optuna_nis.data.vocabulary import Vocabulary
+
+# Known values that must be expected, and different ones that training has not seen, before
+# something is said; and of which share of those that are expected it is.
 _FEWEST, _FEW = 10, 0.05
 
 
@@ -41,6 +44,8 @@ class Tally:
         self.missing: Counter[str] = Counter()
         self.values: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
+        # Some that training has not seen, at most so many as it takes.
+        self._foreign: dict[str, set[Any]] = {}
         self._kept = dict(kept or {})
 
     def add(
@@ -60,6 +65,9 @@ class Tally:
             is_known: Whether each is known.
             lengths: Of bags how many values each has.
         """
+        foreign = self._foreign.setdefault(name, set())
+        if len(foreign) < _FEWEST:
+            foreign.update(values[_are_there(values) & ~is_known].unique()[:_FEWEST])
         if name in self._kept:
             is_known = is_known & (ids < self._kept[name])
         there = _are_there(values)
@@ -76,6 +84,7 @@ class Tally:
     def without(self, names: Set[str]) -> Tally:
         """The same without some features."""
         other = Tally()
+        other._foreign = {n: own for n, own in self._foreign.items() if n not in names}
         for counts, own in zip(other._counts(), self._counts()):
             counts.update({name: own[name] for name in own if name not in names})
         return other
@@ -96,22 +105,23 @@ class Tally:
             for name in self.rows
         }
 
-    def warn(self, expected: Mapping[str, float], examples: Mapping[str, Any]) -> None:
+    def warn(self, expected: Mapping[str, float], known: Mapping[str, Vocabulary]) -> None:
         """Warn of features of which hardly a value is known, as where ids are written otherwise.
 
         Args:
             expected: For features which share of the values is known in rows as in training.
-            examples: For these a value that is known.
+            known: For these what training has seen.
         """
         for name, share in expected.items():
             values, unknown = self.values[name], self.unknown[name]
             wanted = share * values
-            # Fewer may be new ones that have come together.
-            if wanted >= _FEWEST and values - unknown <= _FEW * wanted:
+            # Fewer may be new ones that have come together, or what a model keeps no row for.
+            is_foreign = len(self._foreign.get(name, ())) >= min(_FEWEST, len(known[name]))
+            if is_foreign and wanted >= _FEWEST and values - unknown <= _FEW * wanted:
                 warnings.warn(
                     f"{unknown:,} of {values:,} values of the column {name!r} are unknown to the "
                     "model. Are its ids those of training, and written as there, such as "
-                    f"{examples[name]!r}?",
+                    f"{known[name].cut(1).values[0]!r}?",
                     stacklevel=3,
                 )
 

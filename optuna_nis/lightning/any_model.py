@@ -70,6 +70,8 @@ _logger = get_logger(__name__)
 # As a word of its own, in what becomes the name of a value in a test.
 _VALIDATION = re.compile("(?<![A-Za-z])(validation|valid|val)(?![a-z])")
 
+# Of an object that shows as nothing else.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # Counts of ids that differ by less, as a share, may be of the same data.
 _SAME_COUNTS = 0.1
 
@@ -187,13 +189,16 @@ class FoundSizes:
             callbacks=callbacks,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
-            key=None if checkpoint_dir is None else self._key(options, callbacks),
+            key=None if checkpoint_dir is None else self._key(test_monitor, options, callbacks),
             trainer_options=options,
         )
         return compare(self.study, comparison, self.space, finalist_allocations(self.study), seeds)
 
     def _key(
-        self, trainer_options: Mapping[str, Any], callbacks: Sequence[Callback]
+        self,
+        test_monitor: str,
+        trainer_options: Mapping[str, Any],
+        callbacks: Sequence[Callback],
     ) -> list[Any] | None:
         """What a training is known again by, as far as it shows in the model; see Comparison."""
         options = options_key(trainer_options, callbacks)
@@ -201,7 +206,10 @@ class FoundSizes:
             return None
         # Which sizes are best may change before it is interrupted.
         model = looked_at(self._build, self.space.full())
-        shown = [str(model), str(dict(model.hparams)), self._monitored.name, self._monitored.mode]
+        shown = [str(model), str(dict(model.hparams)), self.space.to_json(), test_monitor]
+        shown += [self._monitored.name, self._monitored.mode]
+        # Where something is in memory says nothing of it.
+        shown = [_ADDRESS.sub("", text) for text in shown]
         if isinstance(self._data, EmbeddingDataModule):
             shown.append(self._data.fingerprint())
         # Nothing is known of trainings that have led to results.

@@ -219,8 +219,7 @@ class NISCallback(Callback):
             monitor: Name under which the models log their validation metric; by default what the
                 search went by.
             mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best;
-                by default as in the search, and ``"min"`` for another monitor with "loss" in its
-                name.
+                by default as in the search; for another monitor as in :func:`train_shortlist`.
             progress: Called with a line of text after each training.
             folder: As in :func:`train_shortlist`.
             trainer_options: As in :func:`train_shortlist`.

@@ -82,7 +82,8 @@ def train_shortlist(
         keep: Choices to which trainings from the supernet's weights are unfair, see there.
         monitor: Name under which the models log their validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; by
-            default ``"min"`` for a monitor with "loss" in its name.
+            default ``"min"`` for a monitor with "loss" in its name, ``"max"`` for one such as an
+            accuracy, an AUC or a recall. Others need it.
         progress: Called with a line of text after each training: its round, its score, and about
             how long the others of the round will take.
         folder: Where the trainings are kept, to go on from there if they are interrupted and

@@ -62,7 +62,8 @@ def objective(
         patience: As in :func:`train`.
         monitor: Name under which the model logs its validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; by
-            default ``"min"`` for a monitor with "loss" in its name. The quality of a trial is
+            default ``"min"`` for a monitor with "loss" in its name, ``"max"`` for one such as an
+            accuracy, an AUC or a recall. Others need it. The quality of a trial is
             negated for ``"min"``.
         penalty_weight: Weight of the memory above the budget, see
             :func:`~optuna_nis.penalised_reward`.

@@ -36,7 +36,21 @@ _DEFAULT_MONITOR = "val_loss"
 _ERRORS = ("error", "mse", "mae", "mape", "nll", "perplexity", "entropy", "bce", "inaccuracy")
 _LARGE = ("accuracy", "auc", "auroc", "auprc", "precision", "recall", "ndcg")
 _LARGE_WORDS = frozenset(
-    {"acc", "ap", "f1", "hit", "hits", "hr", "map", "metric", "mrr", "quality", "r2", "reward"}
+    {
+        "acc",
+        "ap",
+        "f1",
+        "hit",
+        "hitrate",
+        "hits",
+        "hr",
+        "map",
+        "metric",
+        "mrr",
+        "quality",
+        "r2",
+        "reward",
+    }
 )
 # More examples at once do not fit the caches of a processor: each takes half as long again.
 _MAX_EXAMPLES = 16_384
@@ -130,8 +144,9 @@ def mode_by_name(monitor: str, mode: MonitorMode | None = None) -> MonitorMode:
     _check_mode("mode", mode)
     if found := mode or known_mode(monitor):
         return found
-    name = monitor.lower()
-    words = re.findall(r"[a-z]+\d?", name)
+    name = re.sub("(?<=[a-z])(?=[A-Z])", "_", monitor).lower()
+    words = re.findall(r"[a-z]+\d*", name)
+    words += [word.rstrip("0123456789") for word in words]
     is_large = any(part in name for part in _LARGE) or not _LARGE_WORDS.isdisjoint(words)
     if not is_large or any(part in name for part in _ERRORS):
         raise ValueError(

@@ -142,7 +142,8 @@ def train(
             after which to stop when it has been.
         monitor: Name under which the model logs its validation metric.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of it is best; by
-            default ``"min"`` for a monitor with "loss" in its name.
+            default ``"min"`` for a monitor with "loss" in its name, ``"max"`` for one such as an
+            accuracy, an AUC or a recall. Others need it.
         callbacks: Further callbacks of the trainer.
         checkpoint_dir: Folder that has room for the best weights while the training goes on; by
             default the system's folder for temporary files, which may be in memory.

@@ -24,6 +24,7 @@ import torch
 
 from optuna_nis import __version__
 from optuna_nis._format import duration, size
+from optuna_nis._logging import get_logger
 from optuna_nis._tensor_files import write
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import free
@@ -41,6 +42,8 @@ from optuna_nis.nn.table import TableLayer
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.keys import TRAINING_KEY
+
+_logger = get_logger(__name__)
 
 # Trainings that ended by other rules are other trainings.
 _RULES = 2
@@ -173,6 +176,8 @@ class Trainings:
         self.left = 0
         self._seconds: list[float] = []
         self._runs: dict[str, Run] = {}
+        # The one whose model is in the output.
+        self._saved: str | None = None
         # By what names people know them.
         self._labels: dict[str, list[str]] = {}
         self._group = how.group
@@ -221,6 +226,7 @@ class Trainings:
             if (known := self._known(key)) is None:
                 self._train(label, allocation, seed)
             else:
+                self._warn_of_own_data()
                 self._runs[key] = known
                 self._seconds.append(known.seconds)
                 self._progress(f"{label}, seed {seed}: finished before, {known}.")
@@ -229,6 +235,16 @@ class Trainings:
         if label not in labels:
             labels.append(label)
         return self._runs[key]
+
+    def _warn_of_own_data(self) -> None:
+        """Say once that nothing tells whether data of one's own have changed meanwhile."""
+        own = not isinstance(self._how.data, EmbeddingDataModule)
+        if own and not self._runs and self._group.is_first:
+            _logger.warning(
+                "Trainings that ended before the retraining was interrupted are taken as they "
+                "are. If the data or how the model is trained have changed since, call it without "
+                "`checkpoint_dir`."
+            )
 
     def num_unknown(self, sizes: Iterable[Allocation], seeds: Iterable[int]) -> int:
         """How many of some trainings are still to be run: of all sizes with all seeds."""
@@ -264,7 +280,9 @@ class Trainings:
         values = [self._runs[self._key(allocation, seed)].val_metric for seed in seeds]
         seed = seeds[max(range(len(seeds)), key=lambda index: sign * values[index])]
         key = self._key(allocation, seed)
-        if self._group.share(Predictor.training_of(output) == key):
+        # By a key that does not say how they were trained, only what is written here is known.
+        known = self._how.key is not None or self._saved == key
+        if self._group.share(known and Predictor.training_of(output) == key):
             return
         model = self._trained(label, allocation, seed)
         assert isinstance(self._how.data, EmbeddingDataModule)
@@ -277,6 +295,7 @@ class Trainings:
             assert isinstance(model, EmbeddingModule)
             predictor = Predictor(model, allocation, self._how.data.features)
             predictor.save(output, training=key)
+        self._saved = key
 
     def _known(self, key: str) -> Run | None:
         key = TRAINING_KEY + key

@@ -126,6 +126,12 @@ class ValidationScores:
                 names.update(error.names)
         if not used:
             raise NotLoggedError(pl_module, sorted(names), self._rewards.logged)
+        if len(used) < len(self._loaders) and trainer.is_global_zero:
+            left_out = [index for index in self._loaders if index not in used]
+            _logger.warning(
+                f"{self._rewards.logged!r} is not logged for the first batch of the validation "
+                f"dataloaders of index {left_out}: choices are scored by the others, {used}."
+            )
         self._loaders = used
 
     def of_some(

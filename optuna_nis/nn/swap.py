@@ -324,10 +324,12 @@ def _frozen_copies(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
     trained = [table for table in tables if table.weight.requires_grad]
     for table in tables:
         weight = table.weight
-        if weight.requires_grad or weight.is_meta or not weight.numel():
+        # Rows that are all alike, such as zeros, are no copy.
+        if weight.requires_grad or weight.is_meta or bool((weight == weight[:1, :1]).all()):
             continue
         for other in trained:
-            if weight.shape == other.weight.shape and torch.equal(weight, other.weight):
+            alike = (weight.shape, weight.device) == (other.weight.shape, other.weight.device)
+            if alike and torch.equal(weight, other.weight):
                 yield table.name, other.name
                 break
 

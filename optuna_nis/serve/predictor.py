@@ -196,11 +196,8 @@ class Predictor:
             tally: What was counted of all.
         """
         tally = tally.without(self.features.optional)
-        found = {name: self.features.vocabularies[name] for name in tally.rows}
-        tally.warn(
-            {name: self._known_share(name) for name in found},
-            {name: each.cut(1).values[0] for name, each in found.items()},
-        )
+        known = {name: self.features.vocabularies[name] for name in tally.rows}
+        tally.warn({name: self._known_share(name) for name in known}, known)
         return tally
 
     def _known_share(self, name: str) -> float:

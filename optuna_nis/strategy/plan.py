@@ -228,6 +228,9 @@ class SearchPlan:
             raise ValueError(f"This is no plan of a search: {str(values)[:80]!r}.")
         try:
             values = {name: each for name, each in values.items() if name not in PLAN_OF_BEFORE}
+            if "budget_shares" in values:
+                # Plans of before have no others.
+                values = {"further_shares": (), **values}
             if "shortlist_epochs" in values and "warm_rounds" not in values:
                 # In plans of before, no training of the shortlist was from scratch.
                 rounds = len(values["shortlist_epochs"])

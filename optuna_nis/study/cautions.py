@@ -16,6 +16,8 @@ from optuna_nis.study.retrained import RetrainResult
 # validation cannot tell which is best.
 _LARGE_ERROR = 0.01
 _NUM_ERRORS = 2
+# Log losses of more than so many times that of the share of positives are worse.
+_WORSE = 1.01
 # Under which a model of chosen sizes tells its log loss.
 _LOG_LOSS = "LogLoss"
 
@@ -136,11 +138,12 @@ def cautions(
     if (base := parts["test"].log_loss if "test" in parts else None) is not None:
         known = [each for each in results if _LOG_LOSS in each.metrics]
         losses = {each.label: fmean(each.metrics[_LOG_LOSS]) for each in known}
-        if worse := [f"{who} ({loss:.4f})" for who, loss in losses.items() if loss > base]:
+        worse = [f"{who} ({loss:.4f})" for who, loss in losses.items() if loss > _WORSE * base]
+        if worse:
             lines.append(
                 "As probabilities, predictions are worse than the share of positives for all "
-                f"rows, whose log loss on the test part is {base:.4f}: {', '.join(worse)}. They "
-                "rank, but are not to be taken for probabilities unless they are calibrated."
+                f"rows, whose log loss on the test part is {base:.4f}: {', '.join(worse)}. Take "
+                "them for scores by which rows are ranked, unless they are calibrated."
             )
     cut = [
         f"{result.label} ({result.stopped.count(False)} of {len(result.stopped)})"

@@ -251,21 +251,23 @@ def test_a_column_of_the_file_is_not_that_of_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["part.csv", "part.parquet"])
 def test_copies_are_of_no_two_parts(name: str, tmp_path: Path) -> None:
     train, valid, test = (tmp_path / folder / name for folder in ("train", "valid", "test"))
-    write(train)
-    write(valid, ROWS[:1])
-    write(test, ROWS[::-1])
+    rows = 100 * ROWS
+    write(train, rows)
+    write(valid, rows[:90])
+    write(test, rows[::-1])
     assert len(TableFiles.of_parts([train, valid, test])) == 3
     for copied in (train, valid):
         test.write_bytes(copied.read_bytes())
         with pytest.raises(ValueError, match="Each part must have rows of its own") as error:
             TableFiles.of_parts([train, valid, test])
         assert f"{str(copied)!r} in one and {str(test)!r}, a copy" in str(error.value)
-    # Two of one part are no mistake of ours, and two without a row are nothing.
-    write(test, ROWS[::-1])
+    # Two of one part are no mistake of ours, and single rows may be the same by chance.
+    write(test, rows[::-1])
     assert len(TableFiles.of_parts([[train, valid], test])) == 2
-    write(valid, ROWS[:0])
-    write(test, ROWS[:0])
-    assert len(TableFiles.of_parts([train, valid, test])) == 3
+    for few in (1, 0) if name.endswith(".csv") else (0,):
+        write(valid, ROWS[:few])
+        write(test, ROWS[:few])
+        assert len(TableFiles.of_parts([train, valid, test])) == 3
 
 
 def test_copies_in_folders_of_other_values_are_other_rows(tmp_path: Path) -> None:

@@ -177,6 +177,10 @@ def test_data_without_a_test_part_are_refused_before_anything_is_trained() -> No
         ("recall_at_10", "max"),
         ("test_f1", "max"),
         ("map", "max"),
+        ("val_acc1", "max"),
+        ("mAP50", "max"),
+        ("HitRate@10", "max"),
+        ("valAcc", "max"),
     ],
 )
 def test_the_direction_of_a_monitor_by_its_name(monitor: str, mode: str) -> None:
