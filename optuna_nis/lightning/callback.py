@@ -97,7 +97,7 @@ class NISCallback(Callback):
             with, if it was.
         metric: See above.
         monitor: See above. ``"val_auc/dataloader_idx_1"`` is that of the second of several
-            dataloaders; otherwise all of them count.
+            dataloaders; otherwise all count for which it is logged.
         mode: Whether the largest (``"max"``) or the smallest (``"min"``) value of the metric or
             monitor is best. By default what the metric says of itself, and ``"min"`` for a
             monitor with "loss" in its name. The quality of trials is negated for ``"min"``.
