@@ -65,7 +65,7 @@ def read_table(
     na_values = cells.check_na_values(na_values)
     files = TableFiles(path, names=names, separator=separator)
     known_types: dict[str, frozenset[type]] = {}
-    named = set(text)
+    named, as_floats = set(text), set[str]()
     if like is not None:
         known_types, more_text = _known(like)
         na_values, text = (*na_values, *like.na_values), (*text, *more_text)
@@ -75,7 +75,9 @@ def read_table(
     frame = _read(files, list(dict.fromkeys(columns)))
     if not len(frame):
         raise ValueError(f"The {files.described} is empty: it has no row.")
-    as_floats = set() if like is None else _integers_as_floats([frame], files, like) - named
+    if like is not None:
+        texts = set(_text_columns(files, like)) - named
+        as_floats = _integers_as_floats([frame], texts, like)
     for name in columns:
         known = name in text or name in known_types
         may_be_numbers = not known and files.kind == "text" and files.is_text(name)
@@ -132,7 +134,7 @@ def _batches(
     columns = list(dict.fromkeys([*like.needed, *more])) or files.names[:1]
     text = _text_columns(files, like)
     batches = files.batches(text, rows=rows) if text else iter(())
-    as_floats = _integers_as_floats((_to_pandas(each, len(each)) for each in batches), files, like)
+    as_floats = _integers_as_floats((_to_pandas(each, len(each)) for each in batches), text, like)
     for batch in files.batches(columns, rows=rows):
         frame = _frame(batch, like, files.name)
         for name in as_floats:
@@ -222,13 +224,13 @@ def _text_columns(files: TableFiles, like: Features) -> list[str]:
 
 
 def _integers_as_floats(
-    frames: Iterable[pd.DataFrame], files: TableFiles, like: Features
+    frames: Iterable[pd.DataFrame], columns: Iterable[str], like: Features
 ) -> set[str]:
-    """The columns that were text in training and are floats in a text file, such as 5.0.
+    """Those of the :func:`_text_columns` that are floats in the file, such as 5.0.
 
     So pandas writes integers beside missing values. All cells of a column together tell it.
     """
-    left, found = set(_text_columns(files, like)), set[str]()
+    left, found = set(columns), set[str]()
     for frame in frames:
         for name in left & set(frame.columns):
             column = cells.without(frame[name], like.na_values)

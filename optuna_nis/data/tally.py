@@ -65,12 +65,12 @@ class Tally:
             is_known: Whether each is known.
             lengths: Of bags how many values each has.
         """
+        there = _are_there(values)
         foreign = self._foreign.setdefault(name, set())
         if len(foreign) < _FEWEST:
-            foreign.update(values[_are_there(values) & ~is_known].unique()[:_FEWEST])
+            foreign.update(values[there & ~is_known].unique()[:_FEWEST])
         if name in self._kept:
             is_known = is_known & (ids < self._kept[name])
-        there = _are_there(values)
         number = int(there.sum())
         rows, filled = len(values), number
         if lengths is not None:

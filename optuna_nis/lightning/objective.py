@@ -22,7 +22,7 @@ from optuna_nis.strategy.reward import Reward
 from optuna_nis.strategy.rewarding import reward_of
 from optuna_nis.study.keys import NBYTES_ATTR, NUM_PARAMETERS_ATTR, TRAINED
 from optuna_nis.study.recording import save_score
-from optuna_nis.study.settings import check_direction, save_space
+from optuna_nis.study.settings import save_space
 
 _logger = get_logger(__name__)
 
@@ -94,7 +94,6 @@ def objective(
         return reward_of(allocation, quality, space, penalty_weight=penalty_weight)
 
     def run(trial: optuna.Trial) -> float:
-        check_direction(trial.study)
         save_space(trial.study, space)
         allocation = space.suggest(trial)
         trial.set_user_attr(NUM_PARAMETERS_ATTR, allocation.num_parameters)
