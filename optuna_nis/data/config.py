@@ -9,17 +9,21 @@ from typing import Any
 
 from optuna_nis._checks import check_integer, check_label
 from optuna_nis._json import read_json
+from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule, Features, TableDataModule, Task, load_dataset
 from optuna_nis.data.bags import BagKeep, check_separators
 from optuna_nis.data.pace import Progress, no_progress
 from optuna_nis.data.splits import MIN_ROWS, Split
 from optuna_nis.space.spec import Oov, check_oov
 
+_logger = get_logger(__name__)
+
 _LISTS = ("features", "na_values", "numeric", "columns")
 _OF_TABLES = (
     *("label", "bags", "time", "time_format", "na_values", "split_column", "valid", "test"),
     *("numeric", "weight", "group", "columns", "separator"),
 )
+_OF_BAGS = ("max_bag_length", "bag_keep")
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ class DataConfig:
             "share": self.share,
             "oov": self.oov,
         }
-        for name in ("max_bag_length", "bag_keep"):
+        for name in _OF_BAGS:
             if (value := getattr(self, name)) is not None:
                 options[name] = value
         data: EmbeddingDataModule
@@ -211,6 +215,9 @@ class DataConfig:
                 **options,
             )
         data.setup("fit")
+        for name in _OF_BAGS:
+            if getattr(self, name) is not None and not data.bags:
+                _logger.warning(f"`{name}` has no effect: no feature is a bag.")
         return data
 
     def to_json(self) -> str:

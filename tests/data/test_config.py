@@ -102,6 +102,28 @@ def test_rare_ids_were_there_at_the_search(
     assert f"not there at the search. They count as unknown: 'user' in {new}" in caplog.text
 
 
+@pytest.mark.parametrize(("bags", "told"), [({"tags": "|"}, False), ({}, True)])
+def test_what_is_of_bags_is_told_where_there_are_none(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    bags: dict[str, str | None],
+    told: bool,
+) -> None:
+    table = tmp_path / "rows.csv"
+    pd.DataFrame({"tags": ["a|b", "b"] * 30, "label": [0, 0, 1] * 20}).to_csv(table, index=False)
+    data = DataConfig(
+        table=str(table),
+        label="label",
+        features=("tags",),
+        bags=bags,
+        max_bag_length=1,
+        bag_keep="first",
+    )
+    data.datamodule(withhold_test=False)
+    for name in ("max_bag_length", "bag_keep"):
+        assert (f"`{name}` has no effect: no feature is a bag." in caplog.text) == told
+
+
 def test_bags_of_an_earlier_study_keep_the_first_values() -> None:
     for bags, keep in (({"b": "|"}, "first"), ({}, None)):
         config = DataConfig(table="a.csv", label="y", features=("a",), bags=bags)
