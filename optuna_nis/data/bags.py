@@ -99,8 +99,9 @@ def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequenc
     if isinstance(cell, str) and separator is not None:
         return [item for text in cell.split(separator) if (item := text.strip())]
     if isinstance(cell, (list, tuple, np.ndarray)):
-        # An empty text is a missing value, and no item.
-        return [item for item in cell if not (isinstance(item, str) and item == "")]
+        if isinstance(cell, np.ndarray) and cell.dtype.kind in "biu":
+            return list(cell)
+        return [item for item in cell if not _is_missing(item)]
     check_no_struct(cell, name)
     if pd.isna(cell):
         return []
@@ -119,3 +120,12 @@ def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequenc
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return [str(cell)]
+
+
+def _is_missing(item: Any) -> bool:
+    """Whether it is no item, as an empty text is none."""
+    if isinstance(item, str):
+        return item == ""
+    if isinstance(item, float | np.floating):
+        return bool(np.isnan(item))
+    return item is None or item is pd.NA or item is pd.NaT

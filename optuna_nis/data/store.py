@@ -122,7 +122,7 @@ class ColumnStore:
                 contains the separator.
         """
         column = self._coded(
-            name, f"filled items {separator}", lambda c: _items(c, separator, name)
+            name, f"present items {separator}", lambda c: _items(c, separator, name)
         )
         assert column.offsets is not None
         if separator is not None and column.lengths().max(initial=0) == 1:
@@ -336,12 +336,16 @@ def _items(
         )
     if separator is not None:
         items = compute.utf8_trim_whitespace(items)
+    # What is missing is no item, an empty text neither.
+    missing = compute.is_null(items, nan_is_null=True)
     if types.is_string(items.type) or types.is_large_string(items.type):
-        # An empty text is a missing value, and no item.
-        filled = compute.not_equal(items, "").fill_null(True).to_numpy(zero_copy_only=False)
+        missing = compute.or_(missing, compute.equal(items, "").fill_null(True))
+    if compute.any(missing).as_py():
+        filled = compute.invert(missing)
         rows = np.repeat(np.arange(len(lengths)), lengths)
-        items = items.filter(pyarrow.array(filled))
-        lengths = np.bincount(rows[filled], minlength=len(lengths))
+        items = items.filter(filled)
+        kept = rows[filled.to_numpy(zero_copy_only=False)]
+        lengths = np.bincount(kept, minlength=len(lengths))
     return items, lengths.astype(np.int64)
 
 

@@ -17,6 +17,7 @@ import torch
 
 from optuna_nis import EmbeddingSpec
 from optuna_nis.data import UNSEEN_TARGET, Features, Vocabulary
+from optuna_nis.data.bags import BagKeep
 from optuna_nis.data.tally import Tally
 from optuna_nis.space.spec import replace_precisions
 
@@ -130,11 +131,28 @@ def test_bags_of_dates_in_arrays() -> None:
     assert features.vocabularies["days"].values[0] == pd.Timestamp("2013-01-01")
 
 
-def test_missing_values_in_a_bag_are_padding() -> None:
-    frame = pd.DataFrame({"seen": [["a", None, "b"], ["a"]]})
-    features = Features.fit(frame, task="ranking", separators={"seen": None})
+@pytest.mark.parametrize(
+    ("items", "missing"),
+    [
+        (["a", "b"], None),
+        (["a", "b"], ""),
+        ([1.5, 2.5], np.float32(np.nan)),
+        ([1, 2], pd.NA),
+        ([pd.Timestamp("2024-01-01"), pd.Timestamp("2024-01-02")], pd.NaT),
+    ],
+)
+@pytest.mark.parametrize("keep", ["last", "first"])
+def test_what_is_missing_in_a_bag_is_no_item(
+    items: list[Any], missing: Any, keep: BagKeep
+) -> None:
+    one, other = items
+    bags = [[missing, one, missing, other, missing], [one], [missing], np.array(items)]
+    frame = pd.DataFrame({"seen": pd.Series(bags, dtype=object)})
+    features = Features.fit(
+        frame, task="ranking", separators={"seen": None}, max_bag_length=2, bag_keep=keep
+    )
 
-    assert features.encode(frame)["seen"].tolist() == [[0, 2, 1], [0, 2, 2]]
+    assert features.encode(frame)["seen"].tolist() == [[0, 1], [0, 2], [2, 2], [0, 1]]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,17 @@ def test_columns(name: str, kept: bool, tmp_path: Path) -> None:
         assert isinstance(user.codes, FileArray) == kept
 
 
-def test_lists(tmp_path: Path) -> None:
-    files = _write(tmp_path, "t.parquet", h=pa.array([[1, 2], None, [], [2, None, 3], [4]]))
+@pytest.mark.parametrize(("one", "empty"), [(1, None), (1.5, math.nan), ("a", ""), ("a", None)])
+def test_lists(tmp_path: Path, one: Any, empty: Any) -> None:
+    lists = [[one, one], None, [], [empty, one, empty, empty], [empty], [one]]
+    files = _write(tmp_path, "t.parquet", h=pa.array(lists))
 
     column = ColumnStore([files], None, ["h"]).bag("h", None)
 
-    assert _values(column) == [1, 2, 2, None, 3, 4]
-    assert column.lengths().tolist() == [2, 0, 0, 3, 1]
+    # As in text, what is missing is no item.
+    assert _values(column) == [one] * 4
+    assert column.lengths().tolist() == [2, 0, 0, 1, 0, 1]
+    assert column.limited(1, "last").lengths().tolist() == [1, 0, 0, 1, 0, 1]
 
 
 def test_what_is_kept_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
