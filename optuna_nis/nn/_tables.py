@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from optuna_nis.nn.swapped import SwappedLayer
 from optuna_nis.nn.table import OfFields, TableLayer
@@ -163,6 +165,21 @@ def no_layer_to(what: str, model: nn.Module) -> str:
     large = [n for n, head in linear_layers(model).items() if head.out_features >= _MIN_ROWS]
     hint = f" Output layers are searched on request: `outputs={large}`." if large else ""
     return f"`model` has no embedding layer to {what}: {kind}.{late_layers(model)}{hint}"
+
+
+def check_not_lazy(model: nn.Module) -> None:
+    """Refuse layers whose shapes are known only when a batch has been through them.
+
+    Raises:
+        ValueError: If the model has any.
+    """
+    for name, layer in model.named_modules():
+        if any(map(is_lazy, chain(layer.parameters(recurse=False), layer.buffers(recurse=False)))):
+            raise ValueError(
+                f"`model` must know the shapes of all its layers, got {type(layer).__name__} "
+                f"{name!r}, which has none before its first batch. Give its size, or run a batch "
+                "through the model where it is built: `model(batch)`."
+            )
 
 
 def late_layers(model: nn.Module) -> str:

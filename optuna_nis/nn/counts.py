@@ -21,6 +21,7 @@ from optuna_nis.nn._modes import modes_kept
 from optuna_nis.nn._snapshot import Snapshot
 from optuna_nis.nn._tables import (
     Plain,
+    check_not_lazy,
     check_patterns,
     fits,
     linear_layers,
@@ -79,7 +80,7 @@ def count_ids(
     Raises:
         ValueError: If a name or an id does not fit the model, no id was seen, a layer was not
             asked for rows but its ``weight`` was read, the training step cannot be run without a
-            trainer, or ``max_batches`` is below 1.
+            trainer or has lazy layers, or ``max_batches`` is below 1.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 1))
@@ -132,6 +133,7 @@ def count_ids(
             for name, found in own.items():
                 add(name, found)
     else:
+        check_not_lazy(model)
         with _counting(model, layers, add) as read:
             _run(model, step, batches, datamodule)
         if unknown := sorted(read - set(counts)):

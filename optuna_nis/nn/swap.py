@@ -26,6 +26,7 @@ from optuna_nis.nn._tables import (
     Table,
     bare_tables,
     check_names,
+    check_not_lazy,
     check_patterns,
     find_tables,
     fits,
@@ -115,9 +116,9 @@ def make_searchable(
         The space. A feature is named after its layer.
 
     Raises:
-        ValueError: If a layer cannot be swapped, a name or pattern fits no layer, counts, fields
-            or budget do not fit, a precision is unknown, the layers were swapped before, or a
-            computation is held that needs a table as it is.
+        ValueError: If a layer cannot be swapped, or has no shape before its first batch, a name
+            or pattern fits no layer, counts, fields or budget do not fit, a precision is unknown,
+            the layers were swapped before, or a computation is held that needs a table as it is.
 
     Example:
         >>> import torch
@@ -130,6 +131,7 @@ def make_searchable(
         >>> torch.equal(model["item"](ids), before)
         True
     """
+    check_not_lazy(model)
     layers = [*plain_layers(model), *swapped_names(model)]
     bare = [] if include is not None else list(bare_tables(model))
     linear = list(linear_layers(model))

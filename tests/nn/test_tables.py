@@ -206,3 +206,18 @@ def test_embeddings_that_are_tied_go_by_either_name(name: str) -> None:
     rest = {"one": "other", "other": "one"}[name]
     with pytest.raises(ValueError, match=f"leaves '{name}' alone, .* the weight of '{rest}'"):
         make_searchable(build(), exclude=[name])
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [(nn.LazyLinear(4), "LazyLinear '1.0'"), (nn.LazyBatchNorm1d(affine=False), "'1.0'")],
+)
+def test_layers_without_a_shape_are_named(layer: Any, name: str) -> None:
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Sequential(layer))
+    batches = [torch.arange(20)]
+    for refused in (make_searchable, lambda model: count_ids(batches, model, progress=False)):
+        with pytest.raises(ValueError, match=f"{name}.* before its first batch") as error:
+            refused(model)
+        assert "`model(batch)`" in str(error.value)
+    model(batches[0])
+    make_searchable(model, counts=count_ids(batches, model, progress=False))
