@@ -8,6 +8,14 @@ from typing import Any
 import torch
 
 
+def read(path: str | os.PathLike[str]) -> Any:
+    """What :func:`write` has written in a folder of one's own, page by page as it is needed.
+
+    Not for files of others: models and optimisers may hold any object, and it is made anew.
+    """
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+
+
 def write(value: Any, path: str | os.PathLike[str]) -> None:
     """As :func:`torch.save`, which says of a full disk that a position is unexpected.
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import hashlib
+from datetime import timedelta
 import json
-import pickle
+from pathlib import PurePath
 from typing import Any
 
 from lightning.pytorch import Callback
+import numpy as np
+
+from optuna_nis.lightning._digest import digest
 
 # Of the trainer: what says where it runs and what it shows, not what it comes to.
 _OF_PLACE = frozenset(
@@ -54,11 +57,51 @@ def options_key(
         Nothing for options and callbacks that change nothing; None where it cannot be told what
         they are.
     """
-    options = {name: value for name, value in trainer_options.items() if name not in _OF_PLACE}
-    at_work = [each for each in callbacks if _ONLY_LOOK.isdisjoint(_class_names(each))]
+    options = _changing(trainer_options)
     try:
-        found = [json.loads(json.dumps(options, sort_keys=True))] if options else []
-        digests = [hashlib.sha256(pickle.dumps(each)).hexdigest()[:32] for each in at_work]
+        found = [json.loads(_json(options))] if options else []
+        digests = [digest(each)[:32] for each in _at_work(callbacks)]
     except Exception:  # Whatever the objects in them raise.
         return None
     return [*found, digests] if digests else found
+
+
+def untold(trainer_options: Mapping[str, Any], callbacks: Sequence[Callback]) -> list[str]:
+    """For which options and callbacks, by their names, :func:`options_key` is None."""
+    found = []
+    for name, value in _changing(trainer_options).items():
+        try:
+            _json(value)
+        except (TypeError, ValueError):
+            found.append(f"`{name}`")
+    for each in _at_work(callbacks):
+        try:
+            digest(each)
+        except Exception:
+            found.append(type(each).__name__)
+    return found
+
+
+def _changing(trainer_options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in trainer_options.items() if name not in _OF_PLACE}
+
+
+def _at_work(callbacks: Sequence[Callback]) -> list[Callback]:
+    return [each for each in callbacks if _ONLY_LOOK.isdisjoint(_class_names(each))]
+
+
+def _json(options: object) -> str:
+    return json.dumps(options, sort_keys=True, default=_plain)
+
+
+def _plain(value: object) -> object:
+    """What JSON has no word for: numbers of NumPy, paths, times.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, PurePath | timedelta):
+        return str(value)
+    raise TypeError(f"{value!r} cannot be told.")

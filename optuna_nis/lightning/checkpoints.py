@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from optuna_nis._tensor_files import write
+from optuna_nis._tensor_files import read, write
 from optuna_nis.data.batches import Epochs
 from optuna_nis.lightning.convergence import Convergence
 from optuna_nis.lightning.processes import Group
@@ -108,9 +108,7 @@ class SearchFolder:
 
     def load_searched(self) -> dict[str, Any]:
         """What :meth:`save_searched` kept."""
-        found: dict[str, Any] = torch.load(
-            self._searched, weights_only=True, map_location="cpu", mmap=True
-        )
+        found: dict[str, Any] = read(self._searched)
         return found
 
     def remove(self) -> None:
@@ -222,7 +220,7 @@ def checkpoint_of_all(path: Path, group: Group) -> Path | None:
         return path if path.exists() else None
     step = None
     if path.exists():
-        step = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["global_step"]
+        step = read(path)["global_step"]
     steps = set(group.all_of(step))
     return path if len(steps) == 1 and steps != {None} else None
 
@@ -280,9 +278,7 @@ class _Direct(CheckpointIO):
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
         if self._is_outside(path):
             return self._otherwise.load_checkpoint(path, *args, **options)
-        # As Lightning before 2.6, which does not say, has it.
-        weights_only = options.get("weights_only", False)
-        found = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+        found = read(path)
         # The weights are copied into the model. What else is taken as it is must not be in the
         # file, which is replaced while it is used.
         return {

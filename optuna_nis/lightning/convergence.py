@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import torch
 
 from optuna_nis._checks import check_integer
-from optuna_nis._tensor_files import write
+from optuna_nis._tensor_files import read, write
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._batch import batch_length
 from optuna_nis.lightning._package import is_a
@@ -322,7 +322,7 @@ class Convergence(Callback):
     def _load(self) -> dict[str, Any]:
         """The best weights, not yet in memory."""
         assert self._file is not None
-        state: dict[str, Any] = torch.load(self._file, weights_only=True, mmap=True)
+        state: dict[str, Any] = read(self._file)
         return state
 
     def _give(self, pl_module: LightningModule, weights: dict[str, Any]) -> None:

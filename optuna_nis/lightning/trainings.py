@@ -25,17 +25,17 @@ import torch
 from optuna_nis import __version__
 from optuna_nis._format import duration, size
 from optuna_nis._logging import get_logger
-from optuna_nis._tensor_files import write
+from optuna_nis._tensor_files import read, write
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import free
 from optuna_nis.lightning._package import is_overridden
-from optuna_nis.lightning._training_key import has_bar
+from optuna_nis.lightning._training_key import has_bar, untold
 from optuna_nis.lightning.building import BuildModel
 from optuna_nis.lightning.logged import warn_of_another
 from optuna_nis.lightning.processes import Group
 from optuna_nis.lightning.progress import RowLines
 from optuna_nis.lightning.rewards import Monitored
-from optuna_nis.lightning.training import Data, copies, evaluated, train
+from optuna_nis.lightning.training import Data, copies, evaluated, listed, train
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.nn._sharded_layers import own_rows, whole_build
 from optuna_nis.nn.table import TableLayer
@@ -197,6 +197,7 @@ class Trainings:
                 # Another comparison is at work there; its weights are not ours to remove.
                 self._temporary = tempfile.TemporaryDirectory(dir=how.checkpoint_dir)
                 self._folder = Path(self._temporary.name)
+            self._warn_of_untold()
 
     def __enter__(self) -> Trainings:
         return self
@@ -235,6 +236,18 @@ class Trainings:
         if label not in labels:
             labels.append(label)
         return self._runs[key]
+
+    def _warn_of_untold(self) -> None:
+        """Say if nothing of an interrupted comparison could be taken for what it is."""
+        if self._how.key is not None or not self._group.is_first:
+            return
+        names = untold(self._how.trainer_options or {}, listed(self._how.callbacks))
+        if names:
+            _logger.warning(
+                "If this is interrupted, it begins anew, in spite of `checkpoint_dir`: trainings "
+                f"are known again by all that changes them, and {' and '.join(names)} cannot be "
+                "told from others (they cannot be pickled)."
+            )
 
     def _warn_of_own_data(self) -> None:
         """Say once that nothing tells whether data of one's own have changed meanwhile."""
@@ -320,8 +333,7 @@ class Trainings:
         self._free()
         torch.manual_seed(seed)
         model = self._how.build(allocation)
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        model.load_state_dict(weights)
+        model.load_state_dict(read(file))
         return model
 
     def _train(self, label: str, allocation: Allocation, seed: int) -> LightningModule:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.fabric.plugins.io import torch_io
 from lightning.pytorch import Callback, Trainer
 import numpy as np
 import optuna
+from ordinary import Data, Ordinary
 import pytest
 from tiny import TRAIN, Net, batches_of
 import torch
@@ -23,6 +25,7 @@ from optuna_nis.lightning import (
     convergence,
     reference_model,
     search,
+    search_sizes,
     train_shortlist,
 )
 from optuna_nis.lightning.checkpoints import SearchFolder, save_checkpoint
@@ -315,3 +318,63 @@ def test_who_writes_checkpoints_in_a_way_of_his_own_keeps_it(tmp_path: Path) -> 
 
     own = Own()
     assert _at_work(tmp_path, plugins=[own]).strategy.checkpoint_io is own
+
+
+@dataclass
+class Settings:
+    rate: Any = np.logspace(-3, -1, 3)[1]
+    folder: Path = Path("here")
+
+
+class Objects(Ordinary):
+    """Whose checkpoints hold more than tensors and plain values."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.rate)
+        self.save_hyperparameters()
+        self.extra = np.arange(3)
+
+    def get_extra_state(self) -> Any:
+        return {"extra": self.extra, "settings": Settings()}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state["extra"]
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.val_auroc.update(self(batch), batch[3])
+        self.log("test_auroc", self.val_auroc)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_all_the_time")
+def test_models_whose_checkpoints_hold_objects_go_on(tmp_path: Path) -> None:
+    loaders = (Data().train_dataloader(), Data().val_dataloader(), Data().val_dataloader())
+    options: dict[str, Any] = {
+        "monitor": "val_auroc",
+        "checkpoint_dir": tmp_path / "c",
+        "epochs": 2,
+        "num_updates": 2,
+        "shortlist_epochs": (1, 2),
+    }
+
+    def build() -> Objects:
+        return Objects(Settings())
+
+    study = optuna.create_study(direction="maximize")
+    options["study"] = study
+    for step in (5, 25):
+        with pytest.raises(KilledError):
+            search_sizes(build, loaders, "25%", callbacks=[KilledAt(step)], **options)
+    with pytest.raises(KilledError):
+        search_sizes(build, loaders, "25%", progress=_killed_at_line("round 2 of 2: 1"), **options)
+    found = search_sizes(build, loaders, "25%", **options)
+    assert len(searches_of(study)) == 1
+    kept: dict[str, Any] = {"seeds": [0], "max_epochs": 2, "checkpoint_dir": tmp_path / "c"}
+    with pytest.raises(KilledError):
+        found.retrain(progress=_killed_at_line("NIS, finalist 3"), **kept)
+    lines: list[str] = []
+    found.retrain(progress=lines.append, **kept)
+    assert sum("finished before" in line for line in lines) > 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import timedelta
+import threading
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -9,15 +11,16 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
     StochasticWeightAveraging,
 )
+import numpy as np
 import pytest
 import pytorch_lightning
 
-from optuna_nis.lightning._training_key import has_bar, options_key
+from optuna_nis.lightning._training_key import has_bar, options_key, untold
 
 
 class _Unknown(Callback):
     def __init__(self) -> None:
-        self.function = lambda: None  # Not to be pickled.
+        self.lock = threading.Lock()  # Not to be pickled.
 
 
 def test_what_only_shows_something_or_says_where_changes_nothing() -> None:
@@ -46,8 +49,18 @@ def test_options_and_callbacks_tell_trainings_apart() -> None:
     assert again == keys[-1]
 
 
+def test_values_that_json_has_not_are_told() -> None:
+    options = {"limit_train_batches": np.int64(3), "max_time": timedelta(hours=1)}
+    assert options_key(options, []) == [{"limit_train_batches": 3, "max_time": "1:00:00"}]
+    assert untold(options, [EarlyStopping("loss")]) == []
+
+
 @pytest.mark.parametrize(
-    ("options", "callbacks"), [({"plugins": object()}, []), ({}, [_Unknown()])]
+    ("options", "callbacks", "names"),
+    [({"plugins": object()}, [], ["`plugins`"]), ({}, [_Unknown()], ["_Unknown"])],
 )
-def test_what_cannot_be_told(options: dict[str, Any], callbacks: list[Callback]) -> None:
+def test_what_cannot_be_told(
+    options: dict[str, Any], callbacks: list[Callback], names: list[str]
+) -> None:
     assert options_key(options, callbacks) is None
+    assert untold(options, callbacks) == names
