@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from glob import has_magic
 import math
-from numbers import Real
+from numbers import Integral, Real
 import os
 from pathlib import Path
 import tempfile
@@ -36,7 +36,10 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
     high = math.inf if most is None else most
     if not (is_whole and least <= value <= high):  # type: ignore[operator]
         limit = f"of at least {least}" if most is None else f"between {least} and {most}"
-        raise ValueError(f"`{name}` must be an integer {limit}, got {value!r}.")
+        # What NumPy counts with can be written into no JSON.
+        is_other = isinstance(value, Integral) and not isinstance(value, int)
+        kind = "an integer of Python" if is_other else "an integer"
+        raise ValueError(f"`{name}` must be {kind} {limit}, got {value!r}.")
 
 
 def check_number(

@@ -21,6 +21,11 @@ def test_check_integer(value: object) -> None:
         check_integer("count", value, 3)
 
 
+def test_integers_of_numpy_are_told_as_that() -> None:
+    with pytest.raises(ValueError, match="must be an integer of Python of at least 1, got "):
+        check_integer("epochs", np.int64(1), 1)
+
+
 @pytest.mark.parametrize("value", [1.0, 1.5, -1e-9, float("nan"), float("inf"), True, "0.5", None])
 def test_check_number(value: object) -> None:
     for fits in (0, 0.5, np.float32(0.5)):

@@ -120,6 +120,7 @@ class FoundSizes:
     def retrain(
         self,
         *,
+        data: Data | None = None,
         seeds: Sequence[int] = (0, 1, 2),
         test_monitor: str | None = None,
         max_epochs: int | None = None,
@@ -127,7 +128,7 @@ class FoundSizes:
         output: str | Path | None = None,
         checkpoint_dir: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
-        progress: Callable[[str], None] = lambda text: None,
+        progress: Callable[[str], None] = _logger.info,
         **trainer_options: Any,
     ) -> Results:
         """Train the sizes from scratch beside those that anyone would try, and test them.
@@ -139,6 +140,7 @@ class FoundSizes:
         goes on, and with the first seed the better of uniform sizes as they are and projected.
 
         Args:
+            data: The data of the search with their test part, where the search had none.
             seeds: Seeds of the trainings.
             test_monitor: Name under which ``test_step`` logs its metric; by default that of the
                 validation with "test" in place of "val", "valid" or "validation".
@@ -154,7 +156,8 @@ class FoundSizes:
             callbacks: Further callbacks of the trainers, such as a progress bar. Every training
                 has copies of its own. With those that cannot be pickled nothing is kept, but for
                 those that only show something.
-            progress: Called with a line of text before and after each training.
+            progress: Called with a line of text before and after each training; by default these
+                lines are logged as those of Optuna are.
             **trainer_options: Further arguments of the trainers, in place of those of the search.
 
         Returns:
@@ -165,7 +168,8 @@ class FoundSizes:
             ValueError: If an argument is out of range, there are no test data, or the model logs
                 no such value.
         """
-        data_of_test(self._data)
+        data = self._data if data is None else data
+        data_of_test(data)
         if checkpoint_dir is not None:
             check_folder("checkpoint_dir", checkpoint_dir)
         name = self._monitored.name
@@ -174,13 +178,10 @@ class FoundSizes:
         elif test_monitor is None:
             reference = isinstance(looked_at(self._build, self.allocation), EmbeddingModule)
             test_monitor = "test_metric" if reference else _VALIDATION.sub("test", name)
-        # Trainings from scratch need checkpoints, to go back to the best epoch.
-        inherited = dict(self._trainer_options)
-        inherited.pop("enable_checkpointing", None)
-        options = {**inherited, **trainer_options}
+        options = {**self._trainer_options, **trainer_options}
         comparison = Comparison(
             self._build,
-            self._data,
+            data,
             self._monitored,
             test_monitor,
             max_epochs=max_epochs,
@@ -189,13 +190,16 @@ class FoundSizes:
             callbacks=callbacks,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
-            key=None if checkpoint_dir is None else self._key(test_monitor, options, callbacks),
+            key=None
+            if checkpoint_dir is None
+            else self._key(data, test_monitor, options, callbacks),
             trainer_options=options,
         )
         return compare(self.study, comparison, self.space, finalist_allocations(self.study), seeds)
 
     def _key(
         self,
+        data: Data,
         test_monitor: str,
         trainer_options: Mapping[str, Any],
         callbacks: Sequence[Callback],
@@ -210,8 +214,8 @@ class FoundSizes:
         shown += [self._monitored.name, self._monitored.mode]
         # Where something is in memory says nothing of it.
         shown = [_ADDRESS.sub("", text) for text in shown]
-        if isinstance(self._data, EmbeddingDataModule):
-            shown.append(self._data.fingerprint())
+        if isinstance(data, EmbeddingDataModule):
+            shown.append(data.fingerprint())
         # Nothing is known of trainings that have led to results.
         study = group_of(trainer_options).study(self.study)
         known = [result.to_dict() for result in results_of(study)]

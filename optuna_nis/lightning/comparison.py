@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+import math
 from statistics import fmean
 
 from optuna import Study
 
 from optuna_nis._checks import check_folder, check_seed
 from optuna_nis._format import size
+from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
 from optuna_nis.lightning.convergence import check_ending
@@ -26,7 +28,13 @@ from optuna_nis.strategy.proposers import of_low_precision
 from optuna_nis.study.keys import PLAIN_SECONDS_ATTR
 from optuna_nis.study.results import save_finalist
 from optuna_nis.study.retrained import Results, RetrainResult, save_results
+from optuna_nis.study.uncertainty import LARGE_ERROR
 from optuna_nis.study.verdict import Contender, verdict
+
+_logger = get_logger(__name__)
+
+# From this share of the trainings on they are said to overfit at once.
+_OVERFITTING = 0.75
 
 
 def check_options(
@@ -38,6 +46,10 @@ def check_options(
         ValueError: If the seeds are not distinct integers from 0, or there is none, a number is
             out of range, or ``output`` cannot be written.
     """
+    if isinstance(seeds, str) or not isinstance(seeds, Sequence):
+        raise ValueError(
+            f"`seeds` must be a list of integers, such as [0, 1, 2], got {seeds!r:.80}."
+        )
     if not seeds:
         raise ValueError("`seeds` must hold at least one seed, got none.")
     for seed in seeds:
@@ -210,6 +222,8 @@ def compare(
         (index for index in range(len(rivals)) if index != decision.taken),
         key=lambda index: -sign * said[rivals[index]].value,
     )
+    if group.is_first:
+        _warn_of_overfitting([run for runs in trained.values() for run in runs])
     data = comparison.data
     rows = data.sizes["train"] if isinstance(data, EmbeddingDataModule) else None
     above = (
@@ -241,6 +255,17 @@ def compare(
     return results
 
 
+def _warn_of_overfitting(runs: Sequence[Run]) -> None:
+    """Say so where most trainings were best when they had hardly begun."""
+    early = sum(run.best_epoch == 1 < run.epochs for run in runs)
+    if early >= _OVERFITTING * len(runs):
+        _logger.warning(
+            f"{early} of {len(runs)} trainings were best after their first epoch and overfit in "
+            "the next: with a lower learning rate, more dropout or l2 all sizes may become "
+            "better, and others may be best."
+        )
+
+
 def _best_of(
     finalists: Mapping[int, Allocation],
     trainings: Trainings,
@@ -269,20 +294,30 @@ def _best_of(
                     raise
                 comparison.progress(f"{labels[number]}: {error}")
 
-    def decided(numbers: Sequence[int]) -> Decision:
-        values = [[comparison.monitored.sign * run.val_metric for run in runs[n]] for n in numbers]
+    def values_of(numbers: Sequence[int]) -> list[list[float]]:
+        return [[comparison.monitored.sign * run.val_metric for run in runs[n]] for n in numbers]
+
+    def error_of(numbers: Sequence[int], values: Sequence[Sequence[float]]) -> float | None:
+        """The standard error of the best with the first seed."""
         best = max(range(len(numbers)), key=lambda index: values[index][0])
-        return decide(
-            values,
-            [finalists[number].nbytes() for number in numbers],
-            error=runs[numbers[best]][0].val_error,
-        )
+        return runs[numbers[best]][0].val_error
+
+    def decided(numbers: Sequence[int]) -> Decision:
+        values = values_of(numbers)
+        costs = [finalists[number].nbytes() for number in numbers]
+        return decide(values, costs, error=error_of(numbers, values))
 
     train([*finalists], seeds[:1])
     numbers = [*runs]
     decision = decided(numbers)
-    if len(decision.tied) > 1 and len(seeds) > 1:
-        numbers = [numbers[index] for index in decision.tied]
+    tied = decision.tied
+    values = values_of(numbers)
+    error = error_of(numbers, values)
+    if error is not None and LARGE_ERROR < error < math.inf:
+        # Of few rows a quarter of the error is less than what seeds differ by.
+        tied = tuple(within_error([value for (value,) in values], error))
+    if len(tied) > 1 and len(seeds) > 1:
+        numbers = [numbers[index] for index in tied]
         comparison.progress(
             f"NIS: {len(numbers)} of {len(finalists)} finalists tie by validation, so they are "
             "trained with the other seeds too."
@@ -295,15 +330,15 @@ def _best_of(
         decision = decided(numbers)
     taken = numbers[decision.taken]
     if len(finalists) > 1:
-        values = {n: fmean(run.val_metric for run in runs[n]) for n in numbers}
+        means = {n: fmean(run.val_metric for run in runs[n]) for n in numbers}
         best = numbers[decision.best]
         why = ""
         if taken != best:
             other = size(finalists[best].nbytes())
-            why = f": the smaller, it ties with {values[best]:.4f} of that of {other}"
+            why = f": the smaller, it ties with {means[best]:.4f} of that of {other}"
         comparison.progress(
             f"NIS: of {len(finalists)} finalists that of {size(finalists[taken].nbytes())} goes "
-            f"on, validation {runs[taken][0].monitor} {values[taken]:.4f}{why}."
+            f"on, validation {runs[taken][0].monitor} {means[taken]:.4f}{why}."
         )
     return taken
 

@@ -46,7 +46,7 @@ def retrain(
     patience: int = 2,
     checkpoint_dir: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = _logger.info,
     cache_dir: str | Path | None = None,
     max_rows: int | Literal["all"] | None = None,
     trainer_options: Mapping[str, Any] | None = None,
@@ -80,7 +80,8 @@ def retrain(
         callbacks: Further callbacks of the trainers, such as a progress bar. Every training has
             copies of its own. With other ones than before all trainings are run again, but for
             those that only show something; so they are with any that cannot be pickled.
-        progress: Called with a line of text before and after each training.
+        progress: Called with a line of text before and after each training; by default these
+            lines are logged as those of Optuna are.
         cache_dir: As in :func:`search`.
         max_rows: Train on about so many rows, or on ``"all"``, after a search with another
             ``max_rows``, whose ids it keeps; by default as many as that. Where a search had

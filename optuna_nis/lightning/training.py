@@ -300,7 +300,10 @@ def data_of_test(data: Data) -> dict[str, Any]:
     """
     if isinstance(data, Sequence):
         if len(data) < 3 or data[2] is None:
-            raise ValueError("`data` must have the dataloader of the test as its third.")
+            raise ValueError(
+                "`data` must have the dataloader of the test as its third. Sizes that were "
+                "searched without are retrained with `data=(training, validation, test)`."
+            )
         return {"dataloaders": data[2]}
     if isinstance(data, EmbeddingDataModule) and data.withhold_test:
         raise ValueError("`data` must have a test part, got one made with `withhold_test=True`.")

@@ -394,7 +394,7 @@ def _note(study: Study, best: Allocation) -> str:
             f"- Budget: **{size(space.budget_nbytes)}**, {percent(space.budget_nbytes / full)} of "
             f"the full tables ({size(full)} in float32, {len(space.specs)} features)"
             f"{f'; {precisions}' if precisions else ''}.",
-            f"- Best sizes: **{size(best.nbytes())}**, {percent(best.nbytes() / full)} of the "
+            f"- Sizes found: **{size(best.nbytes())}**, {percent(best.nbytes() / full)} of the "
             f"full tables ({best.num_parameters:,} parameters); trial {trial.number}, {metric} "
             f"{results.metric_value_of(study, trial):.4f}, {how_scored(study, trial)}.",
             "- Trials scored with shared weights only rank choices; Optuna takes them for pruned. "

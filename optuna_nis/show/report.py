@@ -137,6 +137,7 @@ def _count(number: int, what: str) -> str:
 def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[tuple[str, str]]:
     best = results.best_trial(study)
     metric = results.metric_of(study)
+    taken = results.results_of(study).best
     lines = [("Study", study.study_name), *_data(study)]
     full, used = space.full_nbytes, allocation.nbytes()
     gone = _count(sum(not table.tiers for table in allocation.values()), "feature")
@@ -149,9 +150,15 @@ def _summary(study: Study, space: SearchSpace, allocation: Allocation) -> list[t
         ("Budget", memory(space.budget_nbytes, full)),
         ("Precisions", precisions_of(space)),
         (
-            "Best sizes",
+            "Sizes found",
             f"{memory(used, full)} ({allocation.num_parameters:,} parameters, "
             f"{results.shares_line(study, allocation)}); {gone} removed",
+        ),
+        (
+            "Sizes to take",
+            ""
+            if taken is None or taken.name == "nis"
+            else f"{taken.label}, {memory(taken.nbytes, full)}",
         ),
         (
             "Best trial",
@@ -372,7 +379,7 @@ $summary
 $cautions
 <h2>Retrained</h2>
 $results
-<h2>Best sizes</h2>
+<h2>Sizes found</h2>
 $allocation
 <h2>Figures</h2>
 <noscript><p>The figures need JavaScript; the tables above do not.</p></noscript>

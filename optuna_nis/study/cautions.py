@@ -11,10 +11,8 @@ from optuna import Study
 from optuna_nis.study.attributes import is_number, naming
 from optuna_nis.study.keys import PARTS_ATTR
 from optuna_nis.study.retrained import RetrainResult
+from optuna_nis.study.uncertainty import LARGE_ERROR
 
-# Sizes under a budget often differ by less than a hundredth: where the standard error is larger,
-# validation cannot tell which is best.
-_LARGE_ERROR = 0.01
 _NUM_ERRORS = 2
 # Log losses of more than so many times that of the share of positives are worse.
 _WORSE = 1.01
@@ -46,7 +44,7 @@ class Part:
     @property
     def is_small(self) -> bool:
         """Whether its metric may be off by more than sizes usually differ by."""
-        return self.metric is not None and self.error > _LARGE_ERROR
+        return self.metric is not None and self.error > LARGE_ERROR
 
     def is_chance(self, value: float) -> bool:
         """Whether a value of its metric is no better than chance.

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 from optuna_nis._checks import check_number
 
+#: Sizes under a budget often differ by less than a hundredth: where the standard error is larger,
+#: a training on one part of the data cannot tell which are best.
+LARGE_ERROR = 0.01
+
 # Of the interval in which 95 % of all shares lie (Agresti and Coull, 1998).
 _PSEUDO_ROWS = 4
 

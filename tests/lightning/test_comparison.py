@@ -10,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
 from optuna_nis._format import size
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning import Predictor, comparison, reference_model, trainings
+from optuna_nis.lightning.comparison import check_options
 from optuna_nis.lightning.rewards import Monitored
 from optuna_nis.lightning.training import Training
 from optuna_nis.lightning.trainings import Comparison
@@ -178,6 +180,48 @@ def test_the_best_finalist_goes_on(
     assert results[0].allocation == best
     assert best_allocation(pretended.study) == best
     assert any(f"of 2 finalists that of {size(best.nbytes())} goes on" in line for line in lines)
+
+
+@pytest.mark.parametrize(("error", "seeds"), [(0.02, [0, 1, 2]), (0.01, [0]), (math.inf, [0])])
+def test_a_small_validation_part_trains_the_finalists_with_all_seeds(
+    datamodule: EmbeddingDataModule,
+    monkeypatch: pytest.MonkeyPatch,
+    error: float,
+    seeds: list[int],
+) -> None:
+    # Behind by more than a quarter of the larger error, and less than that.
+    values = BEST | {"other": (0.79, 0.815, 0.83)}
+    pretended = Pretended(datamodule, monkeypatch, values, error=error)
+    other = pretended.add_finalist("other", 0.5)
+    results = pretended.run()
+    assert pretended.trained("other") == seeds
+    assert results[0].allocation == (other if len(seeds) > 1 else pretended.nis)
+
+
+@pytest.mark.parametrize(("best_epoch", "told"), [(1, True), (2, False)])
+def test_trainings_that_overfit_at_once_are_told(
+    datamodule: EmbeddingDataModule,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    best_epoch: int,
+    told: bool,
+) -> None:
+    pretended = Pretended(datamodule, monkeypatch, BEST)
+    train = trainings.train
+    monkeypatch.setattr(
+        trainings,
+        "train",
+        lambda *args, **how: replace(train(*args, **how), best_epoch=best_epoch),
+    )
+    pretended.run(seeds=[0])
+    text = "3 of 3 trainings were best after their first epoch"
+    assert (text in caplog.text) == told
+
+
+@pytest.mark.parametrize("seeds", [3, "012", np.array([0, 1])])
+def test_seeds_are_a_list(seeds: Any) -> None:
+    with pytest.raises(ValueError, match="`seeds` must be a list of integers, such as"):
+        check_options(seeds, None, 2)
 
 
 def test_what_others_have_found_meanwhile_is_no_finalist(

@@ -5,7 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from killing import KilledAt, KilledError
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 import optuna
 from ordinary import ITEMS, TAGS, USERS, Data, Ordinary
 from pairs import NextItem, Pairs
@@ -273,7 +275,9 @@ def test_retraining_goes_by_the_options_of_the_search() -> None:
     assert steps.number == 0
 
 
-def test_a_retraining_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+def test_a_retraining_that_was_interrupted_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     loaders = (Data().train_dataloader(), Data().val_dataloader(), Data().val_dataloader())
     trainer = {"limit_train_batches": 3}
     study = optuna.create_study(direction="maximize")
@@ -283,18 +287,21 @@ def test_a_retraining_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     options: dict[str, Any] = {"seeds": [0, 1], "max_epochs": 1, "checkpoint_dir": tmp_path / "c"}
     lines: list[str] = []
 
+    def kept() -> Callback:
+        return EarlyStopping("val_auroc", mode="max", patience=9)
+
     def interrupted(line: str) -> None:
         lines.append(line)
         if line.startswith("NIS, finalist 3") and "validation" in line:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        found.retrain(progress=interrupted, **options)
+        found.retrain(progress=interrupted, callbacks=[kept()], **options)
     with pytest.raises(KeyboardInterrupt):
         found.retrain(progress=interrupted, **(options | {"max_epochs": 2}))
     assert not any("finished before" in line for line in lines)
     lines.clear()
-    results = found.retrain(progress=lines.append, **options)
+    results = found.retrain(progress=lines.append, callbacks=[kept()], **options)
     assert sum("finished before" in line for line in lines) == 3
     assert not any("trained once more" in line for line in lines)
     assert not (tmp_path / "c").exists()
@@ -303,6 +310,19 @@ def test_a_retraining_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     again = found.retrain(progress=lines.append, **options)
     assert not any("finished before" in line for line in lines)
     assert [result.values for result in again] == [result.values for result in results]
+    assert "begins anew" not in caplog.text
+    with pytest.raises(KilledError):
+        found.retrain(callbacks=[Untold(), KilledAt(0)], **options)
+    assert "begins anew, in spite of `checkpoint_dir`" in caplog.text
+    assert "and Untold cannot be told from others" in caplog.text
+
+
+class Untold(Callback):
+    def __init__(self) -> None:
+        self.lines = (line for line in "ab")
+
+    def __deepcopy__(self, memo: Any) -> Untold:
+        return self
 
 
 class Fresh(Callback):
@@ -327,12 +347,19 @@ class Steps(Callback):
         self.number += 1
 
 
-def test_data_without_a_test_are_refused_before_anything_is_trained() -> None:
+def test_data_without_a_test_are_refused_before_anything_is_trained(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     lines: list[str] = []
     loaders = (Data().train_dataloader(), Data().val_dataloader())
-    found = search_sizes(Ordinary, loaders, "25%", monitor="val_auroc", **FAST)
+    found = search_sizes(WithTest, loaders, "25%", monitor="val_auroc", **FAST)
     with pytest.raises(ValueError, match="dataloader of the test as its third"):
         found.retrain(progress=lines.append)
+    options: dict[str, Any] = {"seeds": [0], "max_epochs": 1, "limit_train_batches": 1}
+    results = found.retrain(data=(*loaders, Data().val_dataloader()), **options)
+    assert [result.name for result in results][:3] == ["nis", "uniform", "full"]
+    # What has begun is logged where nobody asks for the lines.
+    assert "6 sizes to train from scratch with seed 0." in caplog.text
     data = load_dataset("movielens-small", max_rows=1_000, withhold_test=True)
     found = search_sizes(reference_model(data.features), data, "25%", **FAST)
     with pytest.raises(ValueError, match="`data` must have a test part"):

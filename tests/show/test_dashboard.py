@@ -45,7 +45,7 @@ def test_figures_note_and_names(make_study):
     assert study.metric_names == ["reward (ROC-AUC)"]
     note = optuna_dashboard.get_note(study)
     best = results.best_allocation(study)
-    assert f"- Best sizes: **{size(best.nbytes())}**, " in note
+    assert f"- Sizes found: **{size(best.nbytes())}**, " in note
     assert "bits a number" not in note
     for name, table in best.items():
         assert re.search(rf"\| `{name}` \| .* \| {size(table.nbytes())} \|", note)

@@ -20,6 +20,7 @@ from optuna_nis.show.status import render, status_of
 from optuna_nis.study import results as stored
 from optuna_nis.study.cautions import Part, save_parts
 from optuna_nis.study.keys import DATA_ATTR, MONITOR_MODE_ATTR
+from optuna_nis.study.retrained import Results, save_results
 from optuna_nis.study.searches import finish, join
 
 
@@ -92,6 +93,16 @@ def test_the_time_of_several_searches_is_told_as_that(page, make_study):
     )
 
 
+def test_other_sizes_that_are_to_be_taken_are_told(page, make_study):
+    study = make_study(supernet=10, trained=2, results=True)
+    assert "Sizes to take" not in page(study).words
+    known = stored.results_of(study)
+    uniform = next(result for result in known if result.name == "uniform")
+    save_results(study, Results(known, "Uniform is better.", "uniform"))
+    full = stored.space_of(study).full_nbytes
+    assert f"Sizes to take{uniform.label}, {memory(uniform.nbytes, full)}" in page(study).words
+
+
 def test_report_holds_results_sizes_and_figures(page, make_study):
     study = make_study(supernet=10, trained=2, results=True)
     study.set_user_attr(stored.SEARCH_SECONDS_ATTR, 30.0)
@@ -106,7 +117,7 @@ def test_report_holds_results_sizes_and_figures(page, make_study):
         "clicks.csv",
         "ranking",
         f"Budget{memory(space.budget_nbytes, space.full_nbytes)}",
-        f"Best sizes{memory(best.nbytes(), space.full_nbytes)} ({best.num_parameters:,} param",
+        f"Sizes found{memory(best.nbytes(), space.full_nbytes)} ({best.num_parameters:,} param",
         f"number {stored.best_trial(study).number},",
         "Test ROC-AUC",
         "0.7750 ± 0.0071",

@@ -40,6 +40,14 @@ def test_the_error_of_a_tie_is_a_quarter_of_that_of_the_metric():
     assert [tie(unknown) for unknown in (None, math.inf, math.nan, 0.0)] == [0.0] * 4
 
 
+def test_costs_that_are_nearly_the_same_decide_nothing():
+    values = [[0.770, 0.772], [0.774, 0.771], [0.7735, 0.7715]]
+    assert decide(values, [100, 104, 105]).taken == 1
+    assert decide(values, [100, 106, 107]).taken == 0
+    # Beside the cheapest of those that tie, not of all.
+    assert decide([[0.77], [0.77], [0.5]], [104, 100, 10], error=0.1).tied == (0, 1)
+
+
 def test_of_equals_the_better_then_the_first():
     assert decide([[0.7], [0.7]], [10, 10]).taken == 0
     assert decide([[0.7, 0.8], [0.78, 0.74]], [10, 10]).taken == 1

@@ -135,7 +135,7 @@ def test_reading_the_figures(run: Run) -> None:
     found = run("06_reading_the_figures")["found"]
     assert found.allocation == best_allocation(found.study)
     page = Path("report.html").read_text()
-    assert f"Best sizes</dt><dd>{size(found.allocation.nbytes())}, " in page
+    assert f"Sizes found</dt><dd>{size(found.allocation.nbytes())}, " in page
     source = (FOLDER / "06_reading_the_figures.py").read_text()
     assert all(f"{name}(study)" in source for name in visualization.__all__)
 
