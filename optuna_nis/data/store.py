@@ -106,7 +106,7 @@ class ColumnStore:
         """The cells of a column, as they are written.
 
         Raises:
-            TypeError: If they are lists or other things that cannot be ids.
+            TypeError: If they are lists, maps or other things that cannot be ids.
         """
         return self._coded(name, "cells", lambda cells: (_flat(cells, name), None))
 
@@ -118,6 +118,7 @@ class ColumnStore:
             separator: The text between two items, or None if cells are lists.
 
         Raises:
+            TypeError: If they are maps or structs.
             ValueError: If the cells are not lists, or are lists and should not, or no cell
                 contains the separator.
         """
@@ -172,6 +173,7 @@ class ColumnStore:
             return CodedColumn(name, values, FileArray(codes_path, np.dtype(np.int32)), offsets)
         coded, lengths = [], []
         for cells in self._cells(name):
+            _check_no_map(cells, name)
             items, sizes = split(cells)
             coded.append(items.dictionary_encode())
             if sizes is not None:
@@ -347,6 +349,15 @@ def _items(
         kept = rows[filled.to_numpy(zero_copy_only=False)]
         lengths = np.bincount(kept, minlength=len(lengths))
     return items, lengths.astype(np.int64)
+
+
+def _check_no_map(cells: pyarrow.Array, name: str) -> None:
+    """Raise a TypeError if the cells are maps, of which no feature can be made."""
+    if pyarrow.types.is_map(cells.type):
+        raise TypeError(
+            f"The column {name!r} holds maps, of type {cells.type}: make a column of the keys or "
+            "of the values, as lists."
+        )
 
 
 def _check_no_lists(cells: pyarrow.Array, name: str) -> None:

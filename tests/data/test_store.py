@@ -199,6 +199,16 @@ def test_bags_that_are_none(
 
 
 @pytest.mark.parametrize(
+    "read", [lambda s: s.column("x"), lambda s: s.bag("x", None), lambda s: s.bag("x", "|")]
+)
+def test_maps_are_refused(read: Any, tmp_path: Path) -> None:
+    cells = pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64()))
+    store = ColumnStore([_write(tmp_path, "t.parquet", x=cells)], None, ["x"])
+    with pytest.raises(TypeError, match=r"'x' holds maps, of type map<string, int64.*as lists\."):
+        read(store)
+
+
+@pytest.mark.parametrize(
     ("cells", "na_values", "numbers"),
     [
         (["1", "NA", "-1"], ["NA", "-1"], [1, np.nan, np.nan]),
