@@ -100,11 +100,13 @@ def tries(laboratory: ByteLaboratory, method: str, grid: Sequence[float]) -> lis
 def summary(runs: Sequence[Cell]) -> Summary:
     """For each data set the metric of the full tables and the fewest share of each method.
 
+    The metric is that of the most seeds that any method was tried with.
+
     Of a method that has been tried, the smallest share at which it was enough, None if it never
     was.
     """
     found: Summary = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: len(run.get("seeds", ()))):
         if run["rules"] != rules_of(run["method"]):
             continue
         about = found.setdefault(run["data"], {"full": None, "shares": {}})

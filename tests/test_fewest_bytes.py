@@ -105,6 +105,14 @@ def test_the_smallest_that_was_enough_counts() -> None:
     assert summary(runs) == {"flights": {"full": 0.75, "shares": shares}}
 
 
+def test_the_full_tables_are_those_of_the_most_seeds() -> None:
+    runs = [
+        line("mpe", 0.3, False, seeds=[0, 1, 2, 3], full=0.76),
+        line("nis_bits", 0.02, True, seeds=[0, 1, 2]),
+    ]
+    assert summary(runs)["flights"]["full"] == 0.76
+
+
 def test_a_whole_run_ends_with_the_shares(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
