@@ -99,8 +99,8 @@ def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequenc
     if isinstance(cell, str) and separator is not None:
         return [item for text in cell.split(separator) if (item := text.strip())]
     if isinstance(cell, (list, tuple, np.ndarray)):
-        if isinstance(cell, np.ndarray) and cell.dtype.kind in "biu":
-            return list(cell)
+        if isinstance(cell, np.ndarray) and cell.dtype.kind in "biufmM":
+            return list(cell[~pd.isna(cell)])
         return [item for item in cell if not _is_missing(item)]
     check_no_struct(cell, name)
     if pd.isna(cell):
@@ -126,6 +126,5 @@ def _is_missing(item: Any) -> bool:
     """Whether it is no item, as an empty text is none."""
     if isinstance(item, str):
         return item == ""
-    if isinstance(item, float | np.floating):
-        return bool(np.isnan(item))
-    return item is None or item is pd.NA or item is pd.NaT
+    # Of lists within lists it is told elsewhere that they are no items.
+    return bool(pd.api.types.is_scalar(item) and pd.isna(item))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import hashlib
 import io
 import pickle
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ def digest(value: object) -> str:
     """A digest of an object that tells it apart from others, today and in another process.
 
     Pickled as usual, tensors say where they are in memory, sets have any order, and functions
-    within others are refused: here tensors are their numbers, sets are sorted, and functions are
-    what they do.
+    within others are refused: here tensors are their numbers, sets are sorted, and such functions
+    are their code with what it refers to.
 
     Raises:
-        Exception: Whatever an object raises that cannot be pickled.
+        Exception: Whatever an object raises that cannot be pickled, classes within functions
+            among them.
 
     Example:
         >>> digest({"a", "b"}) == digest({"b", "a"}) != digest({"a"})
@@ -37,25 +39,51 @@ def _pickled(value: object) -> bytes:
 
 
 class _Pickler(pickle.Pickler):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Functions that were met, which may refer to themselves, by their addresses.
+        self._met: dict[int, tuple[int, FunctionType]] = {}
+
     def persistent_id(self, value: Any) -> Any:
         """What stands for an object in its place; None for those that are pickled as usual."""
         if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+            if value.is_quantized:
+                raise TypeError("Cannot tell quantized tensors apart.")
             numbers = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
             shape = type(value), str(value.dtype), tuple(value.shape), value.requires_grad
             return *shape, numbers.numpy().tobytes()
-        if isinstance(value, (set, frozenset)):
+        if isinstance(value, torch.UntypedStorage | torch.TypedStorage):
+            raise TypeError("Cannot tell storages apart: they say where they are in memory.")
+        if isinstance(value, set | frozenset):
             return type(value), *sorted(map(_pickled, value))
-        if not isinstance(value, (type, FunctionType)) or "<" not in value.__qualname__:
-            return None
-        # Neither can be found by its name.
-        if isinstance(value, type):
-            return value.__module__, value.__qualname__
+        if isinstance(value, ModuleType):
+            return "module", value.__name__
+        # Others are found by their names.
+        if isinstance(value, FunctionType) and "<" in value.__qualname__:
+            return self._function(value)
+        return None
+
+    def _function(self, value: FunctionType) -> tuple[Any, ...]:
+        if id(value) in self._met:
+            return "function", self._met[id(value)][0]
+        self._met[id(value)] = len(self._met), value
+        code, known = value.__code__, value.__globals__
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        given = value.__defaults__, value.__kwdefaults__
-        return value.__module__, *_code(value.__code__), given, cells
+        given = value.__defaults__, value.__kwdefaults__, value.__dict__
+        names = sorted({name for each in _codes(code) for name in each.co_names if name in known})
+        return value.__module__, _told(code), given, cells, [(n, known[n]) for n in names]
 
 
-def _code(code: CodeType) -> tuple[Any, ...]:
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function and of those within it."""
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _codes(each)
+
+
+def _told(code: CodeType) -> tuple[Any, ...]:
     """What a function does, without where it stands."""
-    inner = (_code(each) if isinstance(each, CodeType) else each for each in code.co_consts)
-    return code.co_name, code.co_code, code.co_names, *inner
+    inner = (_told(each) if isinstance(each, CodeType) else each for each in code.co_consts)
+    kinds = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    return code.co_name, code.co_code, code.co_names, kinds, *inner

@@ -72,12 +72,12 @@ def untold(trainer_options: Mapping[str, Any], callbacks: Sequence[Callback]) ->
     for name, value in _changing(trainer_options).items():
         try:
             _json(value)
-        except (TypeError, ValueError):
+        except Exception:  # As above.
             found.append(f"`{name}`")
     for each in _at_work(callbacks):
         try:
             digest(each)
-        except Exception:
+        except Exception:  # As above.
             found.append(type(each).__name__)
     return found
 

@@ -140,7 +140,8 @@ class FoundSizes:
         goes on, and with the first seed the better of uniform sizes as they are and projected.
 
         Args:
-            data: The data of the search with their test part, where the search had none.
+            data: The data of the search with their test part, where the search had none: the same
+                training and validation rows.
             seeds: Seeds of the trainings.
             test_monitor: Name under which ``test_step`` logs its metric; by default that of the
                 validation with "test" in place of "val", "valid" or "validation".
@@ -165,9 +166,11 @@ class FoundSizes:
             says which sizes to take and why, its ``best`` is their result. The study has them too.
 
         Raises:
-            ValueError: If an argument is out of range, there are no test data, or the model logs
-                no such value.
+            ValueError: If an argument is out of range, there are no test data or they have other
+                ids, or the model logs no such value.
         """
+        if data is not None:
+            _check_same_ids(data, self._data)
         data = self._data if data is None else data
         data_of_test(data)
         if checkpoint_dir is not None:
@@ -216,6 +219,8 @@ class FoundSizes:
         shown = [_ADDRESS.sub("", text) for text in shown]
         if isinstance(data, EmbeddingDataModule):
             shown.append(data.fingerprint())
+        else:
+            shown.append("the data of the search" if data is self._data else "given")
         # Nothing is known of trainings that have led to results.
         study = group_of(trainer_options).study(self.study)
         known = [result.to_dict() for result in results_of(study)]
@@ -324,14 +329,14 @@ def search_sizes(
     plan = SearchPlan.of(plan or plan_in(study), plan_fields)
     if checkpoint_dir is not None:
         check_folder("checkpoint_dir", checkpoint_dir)
-        if study is None:
-            _logger.warning(
-                "`checkpoint_dir` is given without a `study`: if the search is interrupted, "
-                "nothing goes on from there, since its trials are in memory alone."
-            )
     of_trainers = dict(trainer_options or {})
     check_trainer_options(of_trainers)
     group = group_of(of_trainers)
+    if checkpoint_dir is not None and study is None and group.is_first:
+        _logger.warning(
+            "`checkpoint_dir` is given without a `study`: if the search is interrupted, "
+            "nothing goes on from there, since its trials are in memory alone."
+        )
     check_goal(metric, monitor, monitor_mode, "monitor_mode")
     if mode in ("max", "min"):
         raise ValueError(
@@ -439,6 +444,19 @@ def search_sizes(
     # What the first process has found is found by all.
     study = group.study(study)
     return FoundSizes(found, study, space, subject.sized, data, monitored, of_trainers)
+
+
+def _check_same_ids(data: Data, searched: Data) -> None:
+    """Refuse data with other ids than those of the search, as far as it can be told."""
+    if not (isinstance(data, EmbeddingDataModule) and isinstance(searched, EmbeddingDataModule)):
+        return
+    now, before = data.vocabularies, searched.vocabularies
+    others = [name for name in {**before, **now} if now.get(name) != before.get(name)]
+    if others:
+        raise ValueError(
+            "`data` must be those of the search with their test part, got other ids of "
+            f"{', '.join(map(repr, others))}. Sizes of other data are searched anew."
+        )
 
 
 def _warn_of_other_counts(study: Study, space: SearchSpace, data: Data) -> None:

@@ -86,9 +86,9 @@ def compare(
     """Train the best sizes of a study from scratch and what else one would try, decide, and test.
 
     A search trains its finalists for a while only: each of them is trained to its end with the
-    first seed, and those that tie with the best by validation with the other seeds. The best, or
-    the smallest of those that tie with it then (:func:`~optuna_nis.strategy.decision.decide`), is
-    the best sizes.
+    first seed, and those that tie with the best by validation, or on few rows are within one
+    standard error of it, with the other seeds. The best, or the smallest of those that tie with it
+    then (:func:`~optuna_nis.strategy.decision.decide`), is the best sizes.
 
     Contenders are the best sizes, uniform sizes at the same budget, their rows as they are, where
     the model can, and projected to the full width, mixed dimensions by popularity, where it is
@@ -319,8 +319,8 @@ def _best_of(
     if len(tied) > 1 and len(seeds) > 1:
         numbers = [numbers[index] for index in tied]
         comparison.progress(
-            f"NIS: {len(numbers)} of {len(finalists)} finalists tie by validation, so they are "
-            "trained with the other seeds too."
+            f"NIS: validation cannot tell {len(numbers)} of {len(finalists)} finalists apart, so "
+            "they are trained with the other seeds too."
         )
         # Those of one of them are counted already.
         more = trainings.num_unknown([finalists[number] for number in numbers], seeds[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 import math
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import distributed
 
 from optuna_nis._checks import check_integer
+from optuna_nis._logging import get_logger
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._package import is_a
 from optuna_nis.lightning.training import quiet_lightning, quiet_trainer
@@ -24,6 +26,8 @@ from optuna_nis.models import EmbeddingModule, embeddings
 from optuna_nis.models.reference import ReferenceModel
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
+
+_logger = get_logger(__name__)
 
 _T = TypeVar("_T")
 
@@ -140,6 +144,7 @@ def group_of(trainer_options: Mapping[str, Any]) -> Group:
 def group_of_trainer(trainer: Trainer) -> Group:
     """The processes of a trainer; see :func:`group_of`."""
     if trainer.world_size == 1:
+        _warn_of_torchrun()
         return Group()
     if not is_a(trainer.strategy, "DDPStrategy"):
         raise ValueError(
@@ -156,6 +161,19 @@ def group_of_trainer(trainer: Trainer) -> Group:
             "side."
         )
     return Group(distributed.get_rank(), distributed.get_world_size())
+
+
+@cache
+def _warn_of_torchrun() -> None:
+    """Say, once, that processes that were started together do not train together."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and distributed.is_torchelastic_launched() and os.environ.get("RANK") == "0":
+        _logger.warning(
+            f"torchrun has started {size} processes, each of which searches and trains on its "
+            "own. For them to do so together let the program begin with "
+            "`torch.distributed.init_process_group()`, and give "
+            f'`trainer_options={{"strategy": "ddp", "devices": {size}}}`.'
+        )
 
 
 def joined_by_torchrun() -> dict[str, Any] | None:

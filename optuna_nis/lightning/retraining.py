@@ -56,8 +56,8 @@ def retrain(
     """Train the best allocations of a study from scratch, and what else one would try.
 
     The finalists of the search, at most three, are trained to their end with the first seed, and
-    those that tie by validation with the others too. The best, or the smallest of those that tie
-    with it then, goes on as the found sizes:
+    those that validation cannot tell from the best with the others too. The best, or the smallest
+    of those that tie with it then, goes on as the found sizes:
     :func:`~optuna_nis.study.results.best_allocation` tells which. What else one would try is
     uniform sizes and mixed dimensions by popularity at the same budget, and the full tables. Each
     training goes on until validation stops improving and returns to its best

@@ -174,7 +174,8 @@ def check_not_lazy(model: nn.Module) -> None:
         ValueError: If the model has any.
     """
     for name, layer in model.named_modules():
-        if any(map(is_lazy, chain(layer.parameters(recurse=False), layer.buffers(recurse=False)))):
+        # Models may have a `parameters()` of their own.
+        if any(map(is_lazy, chain(layer._parameters.values(), layer._buffers.values()))):
             raise ValueError(
                 f"`model` must know the shapes of all its layers, got {type(layer).__name__} "
                 f"{name!r}, which has none before its first batch. Give its size, or run a batch "

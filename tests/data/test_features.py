@@ -146,7 +146,10 @@ def test_what_is_missing_in_a_bag_is_no_item(
     items: list[Any], missing: Any, keep: BagKeep
 ) -> None:
     one, other = items
-    bags = [[missing, one, missing, other, missing], [one], [missing], np.array(items)]
+    bags: list[Any] = [[missing, one, missing, other, missing], [one], [missing], np.array(items)]
+    if missing is pd.NaT:
+        # As pandas reads lists of times from Parquet.
+        bags[0] = pd.Series(bags[0]).to_numpy("datetime64[ns]")
     frame = pd.DataFrame({"seen": pd.Series(bags, dtype=object)})
     features = Features.fit(
         frame, task="ranking", separators={"seen": None}, max_bag_length=2, bag_keep=keep

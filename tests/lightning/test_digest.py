@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import pickle
 import threading
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from optuna_nis.lightning._digest import digest
+
+RATE = 1.0
 
 
 def _within(number: int) -> Callable[[int], Any]:
@@ -48,6 +51,8 @@ def test_sets_have_no_order() -> None:
         (EMAWeightAveraging(decay=0.99), EMAWeightAveraging(decay=0.98)),
         (_within(2), _within(3)),
         (lambda x=1: x, lambda x=2: x),
+        (lambda x: x, lambda *x: x),
+        (lambda x: _within(x), lambda x: digest(x)),
         (lambda: [y + 1 for y in "a"], lambda: [y + 2 for y in "a"]),
         (torch.zeros(2), torch.zeros(1, 2)),
         (torch.zeros(2), torch.zeros(4, dtype=torch.float16)),
@@ -59,6 +64,51 @@ def test_what_is_another_is_told_apart(one: Any, other: Any) -> None:
     assert digest(one) != digest(other)
 
 
-def test_what_cannot_be_pickled_is_refused() -> None:
-    with pytest.raises(TypeError, match="pickle"):
-        digest({"lock": threading.Lock()})
+def test_what_a_function_refers_to_tells_it_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def known() -> str:
+        return digest(lambda: (lambda: RATE)())
+
+    before = known()
+    assert known() == before
+    monkeypatch.setitem(globals(), "RATE", 2.0)
+    assert known() != before
+    marked = _within(1)
+    before = digest(marked)
+    marked.rate = 2
+    assert digest(marked) != before
+
+
+def test_functions_may_refer_to_each_other() -> None:
+    def ends(number: int) -> bool:
+        return number < 1 or goes_on(number - 1)
+
+    def goes_on(number: int) -> bool:
+        return ends(number)
+
+    together: Any = ends
+    for _ in range(40):
+        together = (lambda one, other: lambda: (one, other))(together, together)
+    assert digest(together) == digest(together) != digest(ends)
+
+
+def _local() -> Any:
+    class Local:
+        pass
+
+    return Local()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        threading.Lock,
+        _local,
+        lambda: torch.ones(2).untyped_storage(),
+        lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_what_cannot_be_told_is_refused(make: Callable[[], Any]) -> None:
+    value = make()
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError), match=r"an't|annot"):
+        digest({"value": value})

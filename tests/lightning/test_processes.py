@@ -14,7 +14,7 @@ from torch import distributed
 
 from optuna_nis import SearchSpace
 from optuna_nis.data.config import DataConfig
-from optuna_nis.lightning import retrain, search
+from optuna_nis.lightning import processes, retrain, search
 from optuna_nis.lightning.processes import (
     Group,
     built,
@@ -71,6 +71,19 @@ def test_other_strategies_are_refused() -> None:
 
     with pytest.raises(ValueError, match="must have the strategy 'ddp', got FSDPStrategy"):
         group_of_trainer(OnGPUs())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_that_train_alone_are_told(
+    rank: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    processes._warn_of_torchrun.cache_clear()
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", rank), ("TORCHELASTIC_RUN_ID", "1")):
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        processes._warn_of_torchrun()
+    processes._warn_of_torchrun.cache_clear()
+    assert caplog.text.count("torchrun has started 2 processes") == (rank == "0")
 
 
 def test_torchrun_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

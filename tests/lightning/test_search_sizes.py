@@ -364,6 +364,11 @@ def test_data_without_a_test_are_refused_before_anything_is_trained(
     found = search_sizes(reference_model(data.features), data, "25%", **FAST)
     with pytest.raises(ValueError, match="`data` must have a test part"):
         found.retrain(progress=lines.append)
+    others = load_dataset("movielens-small", max_rows=900)
+    with pytest.raises(
+        ValueError, match=r"`data` must be those of the search.* other ids of 'user'"
+    ):
+        found.retrain(data=others, progress=lines.append)
     assert lines == []
 
 

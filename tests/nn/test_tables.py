@@ -221,3 +221,21 @@ def test_layers_without_a_shape_are_named(layer: Any, name: str) -> None:
         assert "`model(batch)`" in str(error.value)
     model(batches[0])
     make_searchable(model, counts=count_ids(batches, model, progress=False))
+
+
+class Whole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.user = nn.Embedding(20, 4)
+
+    def parameters(self) -> Any:  # type: ignore[override]
+        return (each for each in super().parameters() if each.requires_grad)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.as_tensor(self.user(ids))
+
+
+def test_models_may_give_their_parameters_in_a_way_of_their_own() -> None:
+    model = Whole()
+    counts = count_ids([torch.arange(20)], model, progress=False)
+    assert [spec.name for spec in make_searchable(model, counts=counts).specs] == ["user"]
