@@ -147,9 +147,9 @@ class FoundSizes:
                 validation with "test" in place of "val", "valid" or "validation".
             max_epochs: As in :func:`train`.
             patience: As in :func:`train`.
-            output: Folder for the model of the sizes that the verdict takes, with the best
-                validation, for :class:`Predictor`: of a reference model and a data module of
-                optuna_nis.data.
+            output: Where the model of the sizes that the verdict takes is written, of the seed
+                with the best validation: a file for :func:`~optuna_nis.serve.load`; of a reference
+                model and a data module of optuna_nis.data, a folder for :class:`Predictor`.
             checkpoint_dir: Folder where trained weights wait until all is decided and tested, so
                 that what was interrupted goes on: called again with the same model, data and
                 arguments, on a study in a database, only trainings that had not ended are run.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import math
 from statistics import fmean
 
+from lightning.pytorch import LightningModule
 from optuna import Study
 
 from optuna_nis._checks import check_folder, check_seed
@@ -20,6 +21,7 @@ from optuna_nis.lightning.processes import group_of, shared_batches
 from optuna_nis.lightning.training import copies
 from optuna_nis.lightning.trainings import Comparison, Run, Trainings
 from optuna_nis.models import EmbeddingModule
+from optuna_nis.serve.files import check_savable
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.space.space import SearchSpace
 from optuna_nis.strategy import baselines
@@ -115,7 +117,7 @@ def compare(
         ValueError: If the seeds or a number are out of range, the output cannot be written, or
             the model logs no such value in a test.
     """
-    check_options(seeds, comparison.max_epochs, comparison.patience, comparison.output)
+    check_options(seeds, comparison.max_epochs, comparison.patience)
     # Told before anything is trained, if they cannot be copied.
     copies(comparison.callbacks)
     group = group_of(comparison.trainer_options or {})
@@ -125,12 +127,9 @@ def compare(
     model = looked_at(comparison.build, next(iter(finalists.values())))
     # Other models want rows of the width that they were made for.
     native = isinstance(model, EmbeddingModule)
+    if comparison.output is not None:
+        _check_output(comparison.output, model)
     if not native:
-        if comparison.output is not None:
-            raise ValueError(
-                "`output` is for reference models on a data module of optuna_nis.data, got "
-                f"{comparison.output!r}. Train a model of your own with `train`, and save it."
-            )
         # Rather than after the first training; of untrained weights, and for the name alone.
         comparison.tested(model, limit_test_batches=1)
     del model
@@ -264,6 +263,14 @@ def _warn_of_overfitting(runs: Sequence[Run]) -> None:
             "the next: with a lower learning rate, more dropout or l2 all sizes may become "
             "better, and others may be best."
         )
+
+
+def _check_output(output: str, model: LightningModule) -> None:
+    """Refuse what the model could not be written to, before anything is trained."""
+    if isinstance(model, EmbeddingModule):
+        check_folder("output", output)
+    else:
+        check_savable(model, output, "output")
 
 
 def _best_of(

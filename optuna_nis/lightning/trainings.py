@@ -39,6 +39,7 @@ from optuna_nis.lightning.training import Data, copies, evaluated, listed, train
 from optuna_nis.models import EmbeddingModule
 from optuna_nis.nn._sharded_layers import own_rows, whole_build
 from optuna_nis.nn.table import TableLayer
+from optuna_nis.serve.files import save as save_in_file
 from optuna_nis.serve.predictor import Predictor
 from optuna_nis.space.allocation import Allocation
 from optuna_nis.study.keys import TRAINING_KEY
@@ -63,7 +64,8 @@ class Comparison:
         callbacks: Further callbacks of the trainers, such as a progress bar. Every training has
             copies of its own.
         progress: Called with a line of text before and after each training.
-        output: Folder for the best model of the sizes that are taken, see :class:`Predictor`;
+        output: Folder for the best model of the sizes that are taken, see :class:`Predictor`, or
+            the file of a model of another kind, see :func:`~optuna_nis.serve.files.save`;
             until that is known it has the first one of the found sizes.
         key: Values for JSON by which a training is known again, and not run again; None runs all.
         trainer_options: Further arguments of the trainers.
@@ -293,22 +295,26 @@ class Trainings:
         values = [self._runs[self._key(allocation, seed)].val_metric for seed in seeds]
         seed = seeds[max(range(len(seeds)), key=lambda index: sign * values[index])]
         key = self._key(allocation, seed)
-        # By a key that does not say how they were trained, only what is written here is known.
-        known = self._how.key is not None or self._saved == key
-        if self._group.share(known and Predictor.training_of(output) == key):
+        if self._saved == key or self._group.share(self._is_written(output, key)):
             return
         model = self._trained(label, allocation, seed)
-        assert isinstance(self._how.data, EmbeddingDataModule)
         # All rows of tables that are spread, in the first process.
         weights = model.state_dict()
         if self._group.is_first:
             if (build := whole_build(self._how.build)) is not self._how.build:
                 model = build(allocation)
                 model.load_state_dict(weights)
-            assert isinstance(model, EmbeddingModule)
-            predictor = Predictor(model, allocation, self._how.data.features)
-            predictor.save(output, training=key)
+            if isinstance(model, EmbeddingModule):
+                assert isinstance(self._how.data, EmbeddingDataModule)
+                predictor = Predictor(model, allocation, self._how.data.features)
+                predictor.save(output, training=key)
+            else:
+                save_in_file(model, output)
         self._saved = key
+
+    def _is_written(self, output: str, key: str) -> bool:
+        """Whether an earlier call has written the model of a training, where keys tell of it."""
+        return self._how.key is not None and Predictor.training_of(output) == key
 
     def _known(self, key: str) -> Run | None:
         key = TRAINING_KEY + key

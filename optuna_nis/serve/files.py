@@ -52,6 +52,29 @@ def allocation_of(model: nn.Module) -> Allocation:
     return Allocation(found)
 
 
+def check_savable(model: nn.Module, path: str | os.PathLike[str], name: str) -> None:
+    """Refuse what :func:`save` could not write, before hours of work are lost.
+
+    Args:
+        model: The model, of any sizes.
+        path: As in :func:`save`.
+        name: What the path is called in errors.
+
+    Raises:
+        ModuleNotFoundError: As in :func:`save`.
+        ValueError: As in :func:`save`.
+    """
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"The state of `model` must be tensors only, got {key!r} of type "
+                f"{type(value).__name__}."
+            )
+    check_file(name, path)
+    if Path(path).suffix == _SAFETENSORS:
+        _safetensors()
+
+
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model's sizes and weights into one file.
 
@@ -79,15 +102,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: As :func:`allocation_of`, or if the state of the model is more than tensors,
             or the file cannot be written.
     """
-    allocation, state = allocation_of(model), model.state_dict()
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"The state of `model` must be tensors only, got {name!r} of type "
-                f"{type(value).__name__}."
-            )
     path = Path(path)
-    check_file("path", path)
+    allocation, state = allocation_of(model), model.state_dict()
+    check_savable(model, path, "path")
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"version": _VERSION, "allocation": allocation.to_json()}
     if is_frozen(model):

@@ -31,7 +31,9 @@ from optuna_nis.lightning import (
     searching,
 )
 from optuna_nis.lightning.training import quiet_trainer
-from optuna_nis.nn import make_searchable
+from optuna_nis.nn import apply_allocation, make_searchable
+from optuna_nis.serve import load
+from optuna_nis.serve.files import allocation_of
 from optuna_nis.study.results import outputs_of
 from optuna_nis.study.settings import metric_of
 
@@ -348,7 +350,7 @@ class Steps(Callback):
 
 
 def test_data_without_a_test_are_refused_before_anything_is_trained(
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines: list[str] = []
     loaders = (Data().train_dataloader(), Data().val_dataloader())
@@ -356,7 +358,21 @@ def test_data_without_a_test_are_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match="dataloader of the test as its third"):
         found.retrain(progress=lines.append)
     options: dict[str, Any] = {"seeds": [0], "max_epochs": 1, "limit_train_batches": 1}
-    results = found.retrain(data=(*loaders, Data().val_dataloader()), **options)
+    with pytest.raises(ValueError, match="`output` must be a file to write"):
+        found.retrain(data=(*loaders, loaders[1]), output=tmp_path, **options)
+    results = found.retrain(
+        data=(*loaders, Data().val_dataloader()), output=tmp_path / "model.pt", **options
+    )
+    assert results.best is not None
+    taken = results.best.allocation
+    assert taken is not None
+    model = load(tmp_path / "model.pt", lambda sizes: apply_allocation(WithTest(), sizes))
+    assert allocation_of(model).nbytes() == taken.nbytes()
+    quality = BinaryAUROC()
+    with torch.no_grad():
+        for batch in loaders[1]:
+            quality.update(model.eval()(batch), batch[3])
+    assert results.best.val_values == (pytest.approx(float(quality.compute())),)
     assert [result.name for result in results][:3] == ["nis", "uniform", "full"]
     # What has begun is logged where nobody asks for the lines.
     assert "6 sizes to train from scratch with seed 0." in caplog.text
@@ -372,11 +388,21 @@ def test_data_without_a_test_are_refused_before_anything_is_trained(
     assert lines == []
 
 
-def test_models_of_your_own_are_kept_by_yourself(tmp_path: Path) -> None:
+class _MoreThanTensors(WithTest):
+    def get_extra_state(self) -> Any:
+        return {"names": ["a"]}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     loaders = (Data().train_dataloader(), Data().val_dataloader(), Data().val_dataloader())
-    found = search_sizes(Ordinary, loaders, "25%", monitor="val_auroc", **FAST)
-    with pytest.raises(ValueError, match="`output` is for reference models"):
-        found.retrain(output=tmp_path / "model")
+    found = search_sizes(_MoreThanTensors, loaders, "25%", monitor="val_auroc", **FAST)
+    lines: list[str] = []
+    with pytest.raises(ValueError, match="must be tensors only, got '_extra_state' of type dict"):
+        found.retrain(output=tmp_path / "model.pt", progress=lines.append)
+    assert lines == []
 
 
 class _ByRmse(Ordinary):
