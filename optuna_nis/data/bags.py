@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from itertools import chain
 from typing import Any, Literal, get_args
 
@@ -99,9 +100,10 @@ def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequenc
     if isinstance(cell, str) and separator is not None:
         return [item for text in cell.split(separator) if (item := text.strip())]
     if isinstance(cell, (list, tuple, np.ndarray)):
-        if isinstance(cell, np.ndarray) and cell.dtype.kind in "biufmM":
-            return list(cell[~pd.isna(cell)])
-        return [item for item in cell if not _is_missing(item)]
+        if isinstance(cell, np.ndarray) and cell.dtype.kind in "biu":
+            return list(cell)
+        # Of whole numbers, which may be many, none needs a closer look.
+        return [item for item in cell if type(item) is int or not _is_missing(item)]
     check_no_struct(cell, name)
     if pd.isna(cell):
         return []
@@ -126,5 +128,7 @@ def _is_missing(item: Any) -> bool:
     """Whether it is no item, as an empty text is none."""
     if isinstance(item, str):
         return item == ""
-    # Of lists within lists it is told elsewhere that they are no items.
-    return bool(pd.api.types.is_scalar(item) and pd.isna(item))
+    if item is None or item is pd.NA or item is pd.NaT:
+        return True
+    # No number and no time of its own kind is another than itself.
+    return isinstance(item, float | np.generic | Decimal) and bool(item != item)

@@ -339,9 +339,10 @@ def _items(
     if separator is not None:
         items = compute.utf8_trim_whitespace(items)
     # What is missing is no item, an empty text neither.
-    missing = compute.is_null(items, nan_is_null=True)
     if types.is_string(items.type) or types.is_large_string(items.type):
-        missing = compute.or_(missing, compute.equal(items, "").fill_null(True))
+        missing = compute.equal(items, "").fill_null(True)
+    else:
+        missing = compute.is_null(items, nan_is_null=True)
     if compute.any(missing).as_py():
         filled = compute.invert(missing)
         rows = np.repeat(np.arange(len(lengths)), lengths)

@@ -57,41 +57,37 @@ def options_key(
         Nothing for options and callbacks that change nothing; None where it cannot be told what
         they are.
     """
-    options = _changing(trainer_options)
-    try:
-        found = [json.loads(_json(options))] if options else []
-        digests = [digest(each)[:32] for each in _at_work(callbacks)]
-    except Exception:  # Whatever the objects in them raise.
+    options, digests, unknown = _told(trainer_options, callbacks)
+    if unknown:
         return None
-    return [*found, digests] if digests else found
+    return [each for each in (options, digests) if each]
 
 
 def untold(trainer_options: Mapping[str, Any], callbacks: Sequence[Callback]) -> list[str]:
     """For which options and callbacks, by their names, :func:`options_key` is None."""
-    found = []
-    for name, value in _changing(trainer_options).items():
-        try:
-            _json(value)
-        except Exception:  # As above.
-            found.append(f"`{name}`")
-    for each in _at_work(callbacks):
-        try:
-            digest(each)
-        except Exception:  # As above.
-            found.append(type(each).__name__)
-    return found
+    return _told(trainer_options, callbacks)[-1]
 
 
-def _changing(trainer_options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in trainer_options.items() if name not in _OF_PLACE}
-
-
-def _at_work(callbacks: Sequence[Callback]) -> list[Callback]:
-    return [each for each in callbacks if _ONLY_LOOK.isdisjoint(_class_names(each))]
-
-
-def _json(options: object) -> str:
-    return json.dumps(options, sort_keys=True, default=_plain)
+def _told(
+    trainer_options: Mapping[str, Any], callbacks: Sequence[Callback]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Options as JSON has them, digests of callbacks, and the names of those that have neither."""
+    options: dict[str, Any] = {}
+    digests: list[str] = []
+    unknown: list[str] = []
+    for name, value in sorted(trainer_options.items()):
+        if name not in _OF_PLACE:
+            try:
+                options[name] = json.loads(json.dumps(value, sort_keys=True, default=_plain))
+            except Exception:  # Whatever the objects in it raise.
+                unknown.append(f"`{name}`")
+    for callback in callbacks:
+        if _ONLY_LOOK.isdisjoint(_class_names(callback)):
+            try:
+                digests.append(digest(callback)[:32])
+            except Exception:  # Likewise.
+                unknown.append(type(callback).__name__)
+    return options, digests, unknown
 
 
 def _plain(value: object) -> object:

@@ -285,6 +285,7 @@ def _best_of(
         FloatingPointError: If the trainings of all of them diverge.
     """
     runs: dict[int, list[Run]] = {}
+    sign = comparison.monitored.sign
     labels = {
         number: f"NIS, finalist {place}" if len(finalists) > 1 else "NIS"
         for place, number in enumerate(finalists, start=1)
@@ -301,28 +302,23 @@ def _best_of(
                     raise
                 comparison.progress(f"{labels[number]}: {error}")
 
-    def values_of(numbers: Sequence[int]) -> list[list[float]]:
-        return [[comparison.monitored.sign * run.val_metric for run in runs[n]] for n in numbers]
-
-    def error_of(numbers: Sequence[int], values: Sequence[Sequence[float]]) -> float | None:
-        """The standard error of the best with the first seed."""
-        best = max(range(len(numbers)), key=lambda index: values[index][0])
-        return runs[numbers[best]][0].val_error
-
     def decided(numbers: Sequence[int]) -> Decision:
-        values = values_of(numbers)
-        costs = [finalists[number].nbytes() for number in numbers]
-        return decide(values, costs, error=error_of(numbers, values))
+        values = [[sign * run.val_metric for run in runs[n]] for n in numbers]
+        best = max(range(len(numbers)), key=lambda index: values[index][0])
+        return decide(
+            values,
+            [finalists[number].nbytes() for number in numbers],
+            error=runs[numbers[best]][0].val_error,
+        )
 
     train([*finalists], seeds[:1])
     numbers = [*runs]
     decision = decided(numbers)
-    tied = decision.tied
-    values = values_of(numbers)
-    error = error_of(numbers, values)
+    tied: Sequence[int] = decision.tied
+    error = runs[numbers[decision.best]][0].val_error
     if error is not None and LARGE_ERROR < error < math.inf:
         # Of few rows a quarter of the error is less than what seeds differ by.
-        tied = tuple(within_error([value for (value,) in values], error))
+        tied = within_error([sign * runs[number][0].val_metric for number in numbers], error)
     if len(tied) > 1 and len(seeds) > 1:
         numbers = [numbers[index] for index in tied]
         comparison.progress(
@@ -337,15 +333,15 @@ def _best_of(
         decision = decided(numbers)
     taken = numbers[decision.taken]
     if len(finalists) > 1:
-        means = {n: fmean(run.val_metric for run in runs[n]) for n in numbers}
+        values = {n: fmean(run.val_metric for run in runs[n]) for n in numbers}
         best = numbers[decision.best]
         why = ""
         if taken != best:
             other = size(finalists[best].nbytes())
-            why = f": the smaller, it ties with {means[best]:.4f} of that of {other}"
+            why = f": the smaller, it ties with {values[best]:.4f} of that of {other}"
         comparison.progress(
             f"NIS: of {len(finalists)} finalists that of {size(finalists[taken].nbytes())} goes "
-            f"on, validation {runs[taken][0].monitor} {means[taken]:.4f}{why}."
+            f"on, validation {runs[taken][0].monitor} {values[taken]:.4f}{why}."
         )
     return taken
 
