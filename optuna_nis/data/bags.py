@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import pandas as pd
 
 from optuna_nis._checks import check_integer
+from optuna_nis.data import cells
 from optuna_nis.data.values import check_no_struct
 
 BagKeep = Literal["last", "first"]
@@ -65,6 +66,7 @@ def flatten(
     limit: int,
     keep: BagKeep,
     name: str,
+    na_values: Sequence[str] = (),
     *,
     is_new: bool = False,
 ) -> tuple[list[Any], NDArray[np.int64]]:
@@ -76,6 +78,7 @@ def flatten(
         limit: How many values of a longer bag are kept.
         keep: Which ones.
         name: Name of the column in errors.
+        na_values: Texts, and numbers written as text, that stand for no value.
         is_new: Whether these are new rows for a model, whose separator is that of training.
 
     Raises:
@@ -88,10 +91,13 @@ def flatten(
     for cell in column.tolist():
         bag = texts.get(cell) if isinstance(cell, str) else None
         if bag is None:
-            bag = _items(cell, separator, name, is_new)[kept]
+            bag = _items(cell, separator, name, is_new)
             if isinstance(cell, str):
                 texts[cell] = bag
         bags.append(bag)
+    if na_values:
+        bags = _without(bags, na_values)
+    bags = [bag[kept] for bag in bags]
     lengths = np.fromiter(map(len, bags), dtype=np.int64, count=len(bags))
     return list(chain.from_iterable(bags)), lengths
 
@@ -122,6 +128,13 @@ def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequenc
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return [str(cell)]
+
+
+def _without(bags: Sequence[Sequence[Any]], na_values: Sequence[str]) -> list[Sequence[Any]]:
+    """Bags without what stands for no value."""
+    items = pd.Series([*chain.from_iterable(bags)], dtype=object)
+    is_there = iter(cells.without(items, na_values).notna().tolist())
+    return [[item for item in bag if next(is_there)] for bag in bags]
 
 
 def _is_missing(item: Any) -> bool:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 import pandas as pd
 import pyarrow
 
-from optuna_nis.data import cells
 from optuna_nis.data.bags import BagKeep, flatten
 from optuna_nis.data.columns import as_seen, check_continuous, converted
 from optuna_nis.data.file_array import FileArray
@@ -199,10 +198,9 @@ def coded_bags(
     na_values: Sequence[str] = (),
 ) -> CodedColumn:
     """Code a column of bags, as :func:`~optuna_nis.data.bags.flatten` reads them."""
-    items, lengths = flatten(column, separator, max_length, keep, name)
+    items, lengths = flatten(column, separator, max_length, keep, name, na_values)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    plain = coded(cells.without(pd.Series(items, dtype=object), na_values), name)
-    return replace(plain, offsets=offsets)
+    return replace(coded(pd.Series(items, dtype=object), name), offsets=offsets)
 
 
 def code_columns(

@@ -40,7 +40,7 @@ def ids_of_cells(
     if name in features.separators:
         items, lengths = items_of(features, column, name)
         column = converted(items, vocabulary)
-    if vocabulary.unknown is not None or tally is not None:
+    elif vocabulary.unknown is not None or tally is not None:
         # Otherwise what stands for a missing value has the id of one anyway.
         column = cells.without(column, features.na_values)
     try:
@@ -80,6 +80,7 @@ def items_of(
         features.max_bag_length,
         features.bag_keep,
         name,
+        features.na_values,
         is_new=True,
     )
     column, vocabulary = pd.Series(items, dtype=object), features.vocabularies[name]

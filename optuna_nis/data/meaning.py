@@ -64,8 +64,8 @@ class Meaning:
     def of_items(self, column: CodedColumn) -> CodedColumn:
         """A column of bags with its items as they are meant: text is always text."""
         if arrow_type(column.values) is str:
-            return self._without_markers(column)
-        found = cells.without(self.series(column), self.na_values)
+            return column
+        found = self.series(column)
         if self.types.get(column.name) == _TEXT:
             found = cells.like(found, _TEXT)
         return _coded_again(column, found)

@@ -26,6 +26,7 @@ import pyarrow
 from pyarrow import compute, parquet
 
 from optuna_nis._files import replacing
+from optuna_nis.data.cells import without
 from optuna_nis.data.coded import CodedColumn
 from optuna_nis.data.digests import Digests
 from optuna_nis.data.file_array import FileArray
@@ -110,21 +111,21 @@ class ColumnStore:
         """
         return self._coded(name, "cells", lambda cells: (_flat(cells, name), None))
 
-    def bag(self, name: str, separator: str | None) -> CodedColumn:
+    def bag(self, name: str, separator: str | None, na_values: Sequence[str] = ()) -> CodedColumn:
         """The items of the cells of a column.
 
         Args:
             name: Name of the column.
             separator: The text between two items, or None if cells are lists.
+            na_values: Texts, and numbers written as text, that stand for no item.
 
         Raises:
             TypeError: If they are maps or structs.
             ValueError: If the cells are not lists, or are lists and should not, or no cell
                 contains the separator.
         """
-        column = self._coded(
-            name, f"present items {separator}", lambda c: _items(c, separator, name)
-        )
+        form = f"present items {separator} {sorted(na_values)}"
+        column = self._coded(name, form, lambda cells: _items(cells, separator, name, na_values))
         assert column.offsets is not None
         if separator is not None and column.lengths().max(initial=0) == 1:
             raise ValueError(
@@ -302,7 +303,7 @@ def _unified(chunks: list[pyarrow.Array]) -> tuple[pyarrow.Array, NDArray[np.int
 
 
 def _items(
-    cells: pyarrow.Array, separator: str | None, name: str
+    cells: pyarrow.Array, separator: str | None, name: str, na_values: Sequence[str] = ()
 ) -> tuple[pyarrow.Array, NDArray[np.int64]]:
     """The items of bags one after the other, and how many each bag has."""
     types = pyarrow.types
@@ -343,6 +344,8 @@ def _items(
         missing = compute.equal(items, "").fill_null(True)
     else:
         missing = compute.is_null(items, nan_is_null=True)
+    if na_values:
+        missing = compute.or_(missing, _are_marked(items, na_values))
     if compute.any(missing).as_py():
         filled = compute.invert(missing)
         rows = np.repeat(np.arange(len(lengths)), lengths)
@@ -350,6 +353,13 @@ def _items(
         kept = rows[filled.to_numpy(zero_copy_only=False)]
         lengths = np.bincount(kept, minlength=len(lengths))
     return items, lengths.astype(np.int64)
+
+
+def _are_marked(items: pyarrow.Array, na_values: Sequence[str]) -> pyarrow.Array:
+    """Which items stand for none; each distinct one is looked at once."""
+    coded = items.dictionary_encode()
+    marked = without(coded.dictionary.to_pandas(), na_values).isna()
+    return pyarrow.array(marked.to_numpy()).take(coded.indices).fill_null(False)
 
 
 def _check_no_map(cells: pyarrow.Array, name: str) -> None:

@@ -337,9 +337,8 @@ class TableDataModule(EmbeddingDataModule):
     def _feature(self, store: ColumnStore, meaning: Meaning, name: str) -> CodedColumn:
         if name not in self._separators:
             return meaning.of(store.column(name))
-        return meaning.of_items(store.bag(name, self._separators[name])).limited(
-            self.max_bag_length, self.bag_keep
-        )
+        bags = store.bag(name, self._separators[name], self._na_values)
+        return meaning.of_items(bags).limited(self.max_bag_length, self.bag_keep)
 
 
 def _of_values(column: CodedColumn, found: NDArray[Any]) -> NDArray[Any]:

@@ -70,11 +70,11 @@ def test_bags_are_padded_with_the_id_of_a_missing_value() -> None:
     assert column.known(vocabulary.knows(ids)).tolist() == [1, 0, 1]
 
 
-def test_markers_in_bags_are_missing() -> None:
+def test_markers_in_bags_are_no_items() -> None:
     column = coded_bags(pd.Series(["a|NA", "NA"]), "x", "|", 9, "last", ["NA"])
 
     assert column.present().tolist() == [1, 0]
-    assert column.lengths().tolist() == [2, 1]
+    assert column.lengths().tolist() == [1, 0]
 
 
 def test_values_that_are_equal_are_one() -> None:

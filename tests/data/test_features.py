@@ -307,7 +307,28 @@ def test_markers_are_no_values_of_bags() -> None:
 
     assert features.vocabularies["a"].values == ("x", "y")
     assert features.vocabularies["b"].values == (1, 2)
-    assert features.encode(frame)["b"].tolist() == [[0, 2], [1, 2], [2, 2]]
+    assert features.encode(frame)["b"].tolist() == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("last", [8, 9]), ("first", [7, 8])])
+def test_bags_are_cut_without_markers(keep: BagKeep, kept: list[int]) -> None:
+    lists = [[-1, 7, -1.0, 8, 9, -1], [-1, 7]]
+    frame = pd.DataFrame({"list": lists, "text": ["NA|7|-1|8|9|NA", "-1|7"]})
+
+    features = Features.fit(
+        frame,
+        task="ranking",
+        separators={"list": None, "text": "|"},
+        max_bag_length=2,
+        bag_keep=keep,
+        na_values=["-1", "NA"],
+    )
+
+    ids = features.encode(frame)
+    for name, kind in (("list", int), ("text", str)):
+        decode = features.vocabularies[name].decode
+        assert decode(ids[name][0].tolist()) == [*map(kind, kept)]
+        assert decode(ids[name][1].tolist()) == [kind(7), None]
 
 
 def test_bags_read_as_numbers_are_text() -> None:

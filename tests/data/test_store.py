@@ -209,6 +209,30 @@ def test_maps_are_refused(read: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cells", "separator", "items"),
+    [
+        (["NA|a|NA|b", "NA", "a"], "|", ["a", "b", "a"]),
+        ([["NA", "a", None, "b"], ["NA"], ["a"]], None, ["a", "b", "a"]),
+        ([[-1, 3, None, 4], [-1], [3]], None, [3, 4, 3]),
+        ([[-1.0, 3.5, np.nan, 4.5], [-1.0], [3.5]], None, [3.5, 4.5, 3.5]),
+    ],
+)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_markers_in_bags_are_no_items(
+    cells: Any, separator: str | None, items: list[Any], on_disk: bool, tmp_path: Path
+) -> None:
+    files = [_write(tmp_path, "t.parquet", x=cells)]
+    store = ColumnStore(files, tmp_path if on_disk else None, ["x"])
+    # Another column, also in what is kept.
+    assert store.bag("x", separator).lengths().tolist() != [2, 0, 1]
+
+    column = store.bag("x", separator, ["NA", "-1"])
+
+    assert _values(column) == items
+    assert column.lengths().tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
     ("cells", "na_values", "numbers"),
     [
         (["1", "NA", "-1"], ["NA", "-1"], [1, np.nan, np.nan]),
