@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 import pandas as pd
 
 from optuna_nis._checks import check_integer
-from optuna_nis.data import cells
 from optuna_nis.data.values import check_no_struct
 
 BagKeep = Literal["last", "first"]
@@ -78,28 +77,47 @@ def flatten(
         limit: How many values of a longer bag are kept.
         keep: Which ones.
         name: Name of the column in errors.
-        na_values: Texts, and numbers written as text, that stand for no value.
+        na_values: Texts that stand for no value. Where there are any bags are not cut: that is
+            left to :func:`without_missing`, since values may be missing.
         is_new: Whether these are new rows for a model, whose separator is that of training.
 
     Raises:
         ValueError: If a cell is no list and should be one.
     """
-    kept = slice(-limit, None) if keep == "last" else slice(limit)
+    kept = slice(None)
+    if not na_values:
+        kept = slice(-limit, None) if keep == "last" else slice(limit)
     # Texts take long to be split, and many cells may hold the same.
-    texts: dict[str, Sequence[Any]] = {}
+    texts: dict[str, Sequence[Any]] = dict.fromkeys(na_values, ())
     bags = []
     for cell in column.tolist():
         bag = texts.get(cell) if isinstance(cell, str) else None
         if bag is None:
-            bag = _items(cell, separator, name, is_new)
+            bag = _items(cell, separator, name, is_new)[kept]
             if isinstance(cell, str):
                 texts[cell] = bag
         bags.append(bag)
-    if na_values:
-        bags = _without(bags, na_values)
-    bags = [bag[kept] for bag in bags]
     lengths = np.fromiter(map(len, bags), dtype=np.int64, count=len(bags))
     return list(chain.from_iterable(bags)), lengths
+
+
+def without_missing(
+    items: pd.Series[Any], lengths: NDArray[np.int64], limit: int, keep: BagKeep
+) -> tuple[pd.Series[Any], NDArray[np.int64]]:
+    """The values of all bags that are not missing, of each no more than there may be.
+
+    Args:
+        items: The values one after the other.
+        lengths: How many each bag has.
+        limit: How many values of a longer bag are kept.
+        keep: Which ones.
+    """
+    is_there = items.notna().to_numpy()
+    bags = np.repeat(np.arange(len(lengths)), lengths)[is_there]
+    lengths = np.bincount(bags, minlength=len(lengths))
+    places = np.arange(len(bags)) - (np.cumsum(lengths) - lengths)[bags]
+    kept = places >= lengths[bags] - limit if keep == "last" else places < limit
+    return items[is_there][kept].reset_index(drop=True), np.minimum(lengths, limit)
 
 
 def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequence[Any]:
@@ -128,13 +146,6 @@ def _items(cell: Any, separator: str | None, name: str, is_new: bool) -> Sequenc
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return [str(cell)]
-
-
-def _without(bags: Sequence[Sequence[Any]], na_values: Sequence[str]) -> list[Sequence[Any]]:
-    """Bags without what stands for no value."""
-    items = pd.Series([*chain.from_iterable(bags)], dtype=object)
-    is_there = iter(cells.without(items, na_values).notna().tolist())
-    return [[item for item in bag if next(is_there)] for bag in bags]
 
 
 def _is_missing(item: Any) -> bool:

@@ -170,7 +170,10 @@ def check_na_values(na_values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_in(value: Any, values: set[Any]) -> bool:
-    return not isinstance(value, bool) and value in values
+    if isinstance(value, bool | np.bool_):
+        return False
+    # A day is the time at which it begins.
+    return (pd.Timestamp(value) if type(value) is date else value) in values
 
 
 def like(column: pd.Series[Any], types: frozenset[type]) -> pd.Series[Any]:

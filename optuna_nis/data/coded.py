@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 import pandas as pd
 import pyarrow
 
-from optuna_nis.data.bags import BagKeep, flatten
+from optuna_nis.data.bags import BagKeep, flatten, without_missing
+from optuna_nis.data.cells import without
 from optuna_nis.data.columns import as_seen, check_continuous, converted
 from optuna_nis.data.file_array import FileArray
 from optuna_nis.data.keys import UNSEEN_TARGET
@@ -198,9 +199,12 @@ def coded_bags(
     na_values: Sequence[str] = (),
 ) -> CodedColumn:
     """Code a column of bags, as :func:`~optuna_nis.data.bags.flatten` reads them."""
-    items, lengths = flatten(column, separator, max_length, keep, name, na_values)
+    found, lengths = flatten(column, separator, max_length, keep, name, na_values)
+    items = pd.Series(found, dtype=object)
+    if na_values:
+        items, lengths = without_missing(without(items, na_values), lengths, max_length, keep)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return replace(coded(pd.Series(items, dtype=object), name), offsets=offsets)
+    return replace(coded(items, name), offsets=offsets)
 
 
 def code_columns(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 import pandas as pd
 
 from optuna_nis.data import cells
-from optuna_nis.data.bags import flatten
+from optuna_nis.data.bags import flatten, without_missing
 from optuna_nis.data.columns import converted, types_of_cells
 from optuna_nis.data.tally import Tally
 from optuna_nis.data.values import plain
@@ -89,4 +89,9 @@ def items_of(
     # the numbers that they spell; of a mixture each is what it is.
     if (vocabulary.types == {str} and not is_text) or str not in vocabulary.types:
         column = cells.like(column, types_of_cells(vocabulary))
+    if features.na_values:
+        column = cells.without(column, features.na_values)
+        column, lengths = without_missing(
+            column, lengths, features.max_bag_length, features.bag_keep
+        )
     return column, lengths

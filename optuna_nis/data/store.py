@@ -127,7 +127,7 @@ class ColumnStore:
         form = f"present items {separator} {sorted(na_values)}"
         column = self._coded(name, form, lambda cells: _items(cells, separator, name, na_values))
         assert column.offsets is not None
-        if separator is not None and column.lengths().max(initial=0) == 1:
+        if separator is not None and not self._separates(name, separator, column):
             raise ValueError(
                 f"`bags[{name!r}]` must be the text between two values, got {separator!r}, which "
                 f"stands between no two; one is {column.first()!r}. Leave the column out of "
@@ -158,6 +158,15 @@ class ColumnStore:
             row += len(cells)
         found = np.concatenate(parts) if parts else np.empty(0, np.float32)
         return found if path is None else _kept(path, found)
+
+    def _separates(self, name: str, separator: str, bags: CodedColumn) -> bool:
+        """Whether a text stands between any two items, of which one may be missing."""
+        if bags.lengths().max(initial=0) != 1:
+            return True
+        return any(
+            compute.any(compute.match_substring(_as_text(cells), separator)).as_py()
+            for cells in self._cells(name)
+        )
 
     def _coded(self, name: str, form: str, split: Any) -> CodedColumn:
         codes_path, offsets_path, values_path = (
@@ -328,7 +337,11 @@ def _items(
     if separator is not None:
         _check_no_lists(cells, name)
     if not is_list:
-        cells = compute.split_pattern(_as_text(cells), separator or "\0")
+        texts = _as_text(cells)
+        if na_values:  # In which the separator may be.
+            marked = compute.is_in(texts, value_set=pyarrow.array(na_values, texts.type))
+            texts = compute.if_else(marked, pyarrow.scalar(None, texts.type), texts)
+        cells = compute.split_pattern(texts, separator or "\0")
     lengths = compute.list_value_length(cells).fill_null(0).to_numpy(zero_copy_only=False)
     items = compute.list_flatten(cells)
     if types.is_nested(items.type):

@@ -331,6 +331,36 @@ def test_bags_are_cut_without_markers(keep: BagKeep, kept: list[int]) -> None:
         assert decode(ids[name][1].tolist()) == [kind(7), None]
 
 
+@pytest.mark.parametrize(
+    ("marker", "cells", "new", "ids"),
+    [
+        # Yes and no are none, as NumPy has them too.
+        ("1", [[True, False], [True]], [np.array([True, False]), [True]], [[0, 1], [0, 2]]),
+        (
+            "2020-01-01",
+            [[date(2021, 1, 1), date(2020, 1, 1)], [date(2022, 1, 1)]],
+            [[date(2021, 1, 1), pd.Timestamp("2020-01-01"), date(2020, 1, 1)]],
+            [[0]],
+        ),
+        # However new rows spell them.
+        ("-1", [[1, -1], [2]], [["2", "-1.0", " -1"], [-1.0]], [[1], [2]]),
+        ("-1", [["5", "-1"], ["7"]], [[7, -1, -1]], [[1]]),
+    ],
+)
+def test_markers_of_every_kind_are_no_items(
+    marker: str, cells: Any, new: Any, ids: list[list[int]]
+) -> None:
+    features = Features.fit(
+        pd.DataFrame({"x": cells}),
+        task="ranking",
+        separators={"x": None},
+        max_bag_length=2,
+        na_values=[marker],
+    )
+
+    assert features.encode(pd.DataFrame({"x": pd.Series(new)}))["x"].tolist() == ids
+
+
 def test_bags_read_as_numbers_are_text() -> None:
     frame = pd.DataFrame({"seen": ["1|2", "2", "3"]})
     features = Features.fit(frame, task="ranking", separators={"seen": "|"})

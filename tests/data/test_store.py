@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import date, datetime
 import json
 import math
 import os
@@ -41,6 +42,9 @@ def _write(folder: Path, name: str, **columns: Any) -> TableFiles:
     else:
         parquet.write_table(table, path)
     return TableFiles(path)
+
+
+_DAYS, _TIME = (date(2020, 1, 1), date(2021, 5, 1)), datetime(2021, 5, 1)
 
 
 def _values(column: CodedColumn) -> list[Any]:
@@ -215,6 +219,9 @@ def test_maps_are_refused(read: Any, tmp_path: Path) -> None:
         ([["NA", "a", None, "b"], ["NA"], ["a"]], None, ["a", "b", "a"]),
         ([[-1, 3, None, 4], [-1], [3]], None, [3, 4, 3]),
         ([[-1.0, 3.5, np.nan, 4.5], [-1.0], [3.5]], None, [3.5, 4.5, 3.5]),
+        ([[_DAYS[0], _DAYS[1], None, _DAYS[1]], [_DAYS[0]], [_DAYS[1]]], None, [_TIME] * 3),
+        # In which the separator is.
+        (["b-1-a", "-1", "a"], "-", ["b", "1", "a", "a"]),
     ],
 )
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -226,10 +233,23 @@ def test_markers_in_bags_are_no_items(
     # Another column, also in what is kept.
     assert store.bag("x", separator).lengths().tolist() != [2, 0, 1]
 
-    column = store.bag("x", separator, ["NA", "-1"])
+    column = store.bag("x", separator, ["NA", "-1", "2020-01-01"])
 
     assert _values(column) == items
-    assert column.lengths().tolist() == [2, 0, 1]
+    assert column.lengths().tolist() == [len(items) - 1, 0, 1]
+
+
+def test_yes_and_no_in_lists_are_no_markers(tmp_path: Path) -> None:
+    cells = [[True, False], [False]]
+    store = ColumnStore([_write(tmp_path, "t.parquet", x=cells)], None, ["x"])
+    assert _values(store.bag("x", None, ["1", "0"])) == [True, False, False]
+
+
+def test_a_separator_may_stand_beside_nothing(tmp_path: Path) -> None:
+    store = ColumnStore([_write(tmp_path, "t.csv", x=["a|NA", "b", "|c"])], None, ["x"])
+    assert _values(store.bag("x", "|", ["NA"])) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="got ';', which stands between no two"):
+        store.bag("x", ";", ["NA"])
 
 
 @pytest.mark.parametrize(
