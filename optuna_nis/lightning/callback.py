@@ -24,6 +24,7 @@ from optuna_nis.lightning.convergence import error_on_validation
 from optuna_nis.lightning.halving import run_shortlist
 from optuna_nis.lightning.prices import Prices
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, Rewards, mode_by_name
+from optuna_nis.lightning.sparse_gradients import reduce_sparse
 from optuna_nis.lightning.training import Data
 from optuna_nis.lightning.validation_scores import ValidationScores
 from optuna_nis.nn import set_choices, supernet_layers
@@ -304,6 +305,7 @@ class NISCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the policy up to date with the study and plan the updates."""
+        reduce_sparse(trainer)
         self._scores.start(trainer)
         self._is_checked = False
         self._batches = TrainingBatches(trainer)

@@ -23,6 +23,7 @@ from optuna_nis.lightning._package import lightning_of
 from optuna_nis.lightning.building import BuildModel, check_takes_sizes
 from optuna_nis.lightning.convergence import Convergence, check_ending, error_on_validation
 from optuna_nis.lightning.rewards import Monitored, MonitorMode, mode_by_name
+from optuna_nis.lightning.sparse_gradients import SparseGradients
 from optuna_nis.nn.multi_size import sized_layers
 from optuna_nis.space.allocation import Allocation
 
@@ -432,4 +433,7 @@ def quiet_trainer(model: LightningModule | None = None, **options: Any) -> Train
         "num_sanity_val_steps": 0,
     }
     kind: type[Trainer] = Trainer if model is None else lightning_of(model).Trainer
-    return kind(**(defaults | options))
+    trainer = kind(**(defaults | options))
+    if trainer.world_size > 1:
+        trainer.callbacks.append(SparseGradients())  # type: ignore[attr-defined]
+    return trainer

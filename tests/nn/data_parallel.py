@@ -19,6 +19,7 @@ from optuna_nis.nn import (
     apply_allocation,
     make_searchable,
 )
+from optuna_nis.nn.data_parallel import sparse_allreduce_hook
 
 IDS = torch.tensor([[3, 17], [0, 40], [9, 19], [1, 57], [2, 20], [4, 4], [59, 8], [3, 3]])
 TIERS = (Tier(4, 8), Tier(15, 4), Tier(30, 2))
@@ -86,6 +87,7 @@ def check(rank: int, folder: str) -> None:
     for name, model in models():
         alone = [copy.deepcopy(model) for _ in range(2)]
         parallel = DistributedDataParallel(model)
+        parallel.register_comm_hook(None, sparse_allreduce_hook)
         for steps in (1, 2):
             # The second time the gradients are added to the first.
             loss(parallel(IDS[rank::2])).backward()
