@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import dis
 import hashlib
 import io
 import pickle
@@ -55,11 +56,14 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, torch.UntypedStorage | torch.TypedStorage):
             raise TypeError("Cannot tell storages apart: they say where they are in memory.")
         if isinstance(value, set | frozenset):
-            return type(value), *sorted(map(_pickled, value))
+            own = getattr(value, "__dict__", None)
+            return type(value), _pickled(own), *sorted(map(_pickled, value))
         if isinstance(value, ModuleType):
             return "module", value.__name__
-        # Others are found by their names.
-        if isinstance(value, FunctionType) and "<" in value.__qualname__:
+        # Others are found by their names, which in a notebook are given anew.
+        if isinstance(value, FunctionType) and (
+            "<" in value.__qualname__ or value.__module__ == "__main__"
+        ):
             return self._function(value)
         return None
 
@@ -70,8 +74,15 @@ class _Pickler(pickle.Pickler):
         code, known = value.__code__, value.__globals__
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         given = value.__defaults__, value.__kwdefaults__, value.__dict__
-        names = sorted({name for each in _codes(code) for name in each.co_names if name in known})
+        names = sorted({name for each in _codes(code) for name in _globals(each) if name in known})
         return value.__module__, _told(code), given, cells, [(n, known[n]) for n in names]
+
+
+def _globals(code: CodeType) -> Iterator[str]:
+    """The names that it looks up in its module, and not those of attributes."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -86,4 +97,7 @@ def _told(code: CodeType) -> tuple[Any, ...]:
     """What a function does, without where it stands."""
     inner = (_told(each) if isinstance(each, CodeType) else each for each in code.co_consts)
     kinds = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
-    return code.co_name, code.co_code, code.co_names, kinds, *inner
+    given = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    # From Python 3.11 on.
+    handlers = getattr(code, "co_exceptiontable", b"")
+    return code.co_name, code.co_code, handlers, code.co_names, kinds, given, *inner

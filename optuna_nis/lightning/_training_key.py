@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 import json
 from pathlib import PurePath
+import re
 from typing import Any
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 import numpy as np
 
 from optuna_nis.lightning._digest import digest
+from optuna_nis.models import EmbeddingModule
 
+#: Of an object that shows as nothing else.
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # Of the trainer: what says where it runs and what it shows, not what it comes to.
 _OF_PLACE = frozenset(
     {
@@ -61,6 +65,25 @@ def options_key(
     if unknown:
         return None
     return [each for each in (options, digests) if each]
+
+
+def shown_options(trainer_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of trainers that change what a training comes to, as far as they can be told."""
+    options, _, unknown = _told(trainer_options, ())
+    return options | ({"untold": unknown} if unknown else {})
+
+
+def model_key(model: LightningModule) -> str:
+    """What a model is known again by: what it was made of, as far as it tells."""
+    made_of = dict(model.hparams)
+    if isinstance(model, EmbeddingModule):
+        # Kept by what makes reference models.
+        made_of |= getattr(model, "options", {})
+    try:
+        return digest(made_of)[:32]
+    except Exception:  # Whatever the objects in it raise.
+        # Where something is in memory says nothing of it.
+        return ADDRESS.sub("", str(made_of))
 
 
 def untold(trainer_options: Mapping[str, Any], callbacks: Sequence[Callback]) -> list[str]:

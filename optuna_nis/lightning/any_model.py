@@ -23,7 +23,12 @@ from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
-from optuna_nis.lightning._training_key import options_key
+from optuna_nis.lightning._training_key import (
+    ADDRESS,
+    model_key,
+    options_key,
+    shown_options,
+)
 from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.comparison import compare
@@ -70,8 +75,6 @@ _logger = get_logger(__name__)
 # As a word of its own, in what becomes the name of a value in a test.
 _VALIDATION = re.compile("(?<![A-Za-z])(validation|valid|val)(?![a-z])")
 
-# Of an object that shows as nothing else.
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # Counts of ids that differ by less, as a share, may be of the same data.
 _SAME_COUNTS = 0.1
 
@@ -213,12 +216,12 @@ class FoundSizes:
             return None
         # Which sizes are best may change before it is interrupted.
         model = looked_at(self._build, self.space.full())
-        shown = [str(model), str(dict(model.hparams)), self.space.to_json(), test_monitor]
+        shown = [str(model), model_key(model), self.space.to_json(), test_monitor]
         shown += [self._monitored.name, self._monitored.mode]
         # Where something is in memory says nothing of it.
-        shown = [_ADDRESS.sub("", text) for text in shown]
+        shown = [ADDRESS.sub("", text) for text in shown]
         if isinstance(data, EmbeddingDataModule):
-            shown.append(data.fingerprint())
+            shown += [data.fingerprint(), str(data.batch_size)]
         else:
             shown.append("the data of the search" if data is self._data else "given")
         # Nothing is known of trainings that have led to results.
@@ -346,6 +349,9 @@ def search_sizes(
     precisions = check_precisions(precisions)
     check_oov(oov)
     fit_data(data)
+    told: dict[str, Any] = {}
+    if isinstance(data, EmbeddingDataModule):
+        told["batch_size"] = data.batch_size
     no_length = isinstance(data, Sequence) and sized_len(data[0]) is None
     whole = plan.shortlist_batches in (None, 1)
     if no_length and not whole and "limit_train_batches" not in of_trainers:
@@ -380,7 +386,7 @@ def search_sizes(
             )
         subject = Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
-        looked_at(build_model, space)
+        told["model"] = model_key(looked_at(build_model, space))
     else:
         if space is not None:
             raise ValueError(
@@ -405,7 +411,7 @@ def search_sizes(
     progress = group.only_first(progress)
     _warn_of_other_counts(study, space, data)
     save_space(study, space)
-    changing = options_key(of_trainers, ())
+    changing = shown_options(of_trainers)
     study.sampler = NISSampler(budget=space, seed=seed, settings=plan.policy)
     found, monitored = run_search(
         study,
@@ -430,7 +436,8 @@ def search_sizes(
             "num_updates": plan.num_updates,
             **({"processes": group.size} if group.size > 1 else {}),
             **_goal(metric, monitor, monitor_mode),
-            **({"trainer_options": changing[0]} if changing else {}),
+            **({"trainer_options": changing} if changing else {}),
+            **told,
             **(settings or {}),
         },
         callbacks=listed(callbacks),

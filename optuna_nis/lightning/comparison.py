@@ -128,7 +128,7 @@ def compare(
     # Other models want rows of the width that they were made for.
     native = isinstance(model, EmbeddingModule)
     if comparison.output is not None:
-        _check_output(comparison.output, model)
+        _check_output(comparison, comparison.output, model)
     if not native:
         # Rather than after the first training; of untrained weights, and for the name alone.
         comparison.tested(model, limit_test_batches=1)
@@ -265,9 +265,9 @@ def _warn_of_overfitting(runs: Sequence[Run]) -> None:
         )
 
 
-def _check_output(output: str, model: LightningModule) -> None:
+def _check_output(comparison: Comparison, output: str, model: LightningModule) -> None:
     """Refuse what the model could not be written to, before anything is trained."""
-    if isinstance(model, EmbeddingModule):
+    if comparison.predicts(model):
         check_folder("output", output)
     else:
         check_savable(model, output, "output")

@@ -27,7 +27,7 @@ from optuna_nis._format import duration, size
 from optuna_nis._logging import get_logger
 from optuna_nis._tensor_files import read, write
 from optuna_nis.data import EmbeddingDataModule
-from optuna_nis.lightning._memory import free
+from optuna_nis.lightning._memory import free, looked_at
 from optuna_nis.lightning._package import is_overridden
 from optuna_nis.lightning._training_key import has_bar, untold
 from optuna_nis.lightning.building import BuildModel
@@ -87,6 +87,10 @@ class Comparison:
     trainer_options: Mapping[str, Any] | None = None
     checkpoint_dir: str | Path | None = None
     group: Group = field(default_factory=Group)
+
+    def predicts(self, model: LightningModule) -> bool:
+        """Whether a model and the data are of this package, and become a predictor."""
+        return isinstance(model, EmbeddingModule) and isinstance(self.data, EmbeddingDataModule)
 
     def tested(self, model: LightningModule, **trainer_options: Any) -> dict[str, float]:
         """What a model logs in a test, the test metric among it.
@@ -229,7 +233,7 @@ class Trainings:
             if (known := self._known(key)) is None:
                 self._train(label, allocation, seed)
             else:
-                self._warn_of_own_data()
+                self._warn_of_own(allocation)
                 self._runs[key] = known
                 self._seconds.append(known.seconds)
                 self._progress(f"{label}, seed {seed}: finished before, {known}.")
@@ -251,10 +255,11 @@ class Trainings:
                 "told from others (they cannot be pickled)."
             )
 
-    def _warn_of_own_data(self) -> None:
-        """Say once that nothing tells whether data of one's own have changed meanwhile."""
-        own = not isinstance(self._how.data, EmbeddingDataModule)
-        if own and not self._runs and self._group.is_first:
+    def _warn_of_own(self, allocation: Allocation) -> None:
+        """Say once that nothing tells whether data or a model of one's own have changed."""
+        if self._runs or not self._group.is_first:
+            return
+        if not self._how.predicts(looked_at(self._how.build, allocation)):
             _logger.warning(
                 "Trainings that ended before the retraining was interrupted are taken as they "
                 "are. If the data or how the model is trained have changed since, call it without "
@@ -304,7 +309,8 @@ class Trainings:
             if (build := whole_build(self._how.build)) is not self._how.build:
                 model = build(allocation)
                 model.load_state_dict(weights)
-            if isinstance(model, EmbeddingModule):
+            if self._how.predicts(model):
+                assert isinstance(model, EmbeddingModule)
                 assert isinstance(self._how.data, EmbeddingDataModule)
                 predictor = Predictor(model, allocation, self._how.data.features)
                 predictor.save(output, training=key)

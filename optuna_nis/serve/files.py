@@ -64,15 +64,36 @@ def check_savable(model: nn.Module, path: str | os.PathLike[str], name: str) -> 
         ModuleNotFoundError: As in :func:`save`.
         ValueError: As in :func:`save`.
     """
-    for key, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
+    state = model.state_dict()
+    for key, value in state.items():
+        if type(value) not in (Tensor, nn.Parameter):
             raise ValueError(
                 f"The state of `model` must be tensors only, got {key!r} of type "
                 f"{type(value).__name__}."
             )
     check_file(name, path)
     if Path(path).suffix == _SAFETENSORS:
-        _safetensors()
+        package = _safetensors().torch
+        for key, value in state.items():
+            _check_format(package, key, value, name, path)
+
+
+def _check_format(package: Any, key: str, value: Tensor, name: str, path: object) -> None:
+    """Refuse a tensor that safetensors cannot write, or could not read into a model."""
+    if value.layout is not torch.strided:
+        problem = f"is of the layout {value.layout}"
+    elif value.untyped_storage().nbytes() != value.numel() * value.element_size():
+        problem = "is a part of a larger tensor, or repeats a smaller one: clone it"
+    else:
+        try:
+            package.save({key: torch.empty(0, dtype=value.dtype)})
+            return
+        except Exception:  # Whatever it raises for types that it does not know.
+            problem = f"is of the type {value.dtype}"
+    raise ValueError(
+        f"`{name}` must be a file of another format than {_SAFETENSORS}, such as .pt, for this "
+        f"model, got {str(path)!r}: {key!r} {problem}."
+    )
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -78,6 +78,62 @@ def test_what_a_function_refers_to_tells_it_apart(monkeypatch: pytest.MonkeyPatc
     assert digest(marked) != before
 
 
+class _Numbers(set[int]):
+    def __init__(self, kind: str) -> None:
+        super().__init__({1})
+        self.kind = kind
+
+
+def _tried(one: Any, two: Any) -> list[Callable[[int], None]]:
+    def both(x: int) -> None:
+        try:
+            one(x)
+            two(x)
+        except ValueError:
+            pass
+
+    first = both
+
+    def both(x: int) -> None:  # type: ignore[no-redef]
+        try:
+            one(x)
+        except ValueError:
+            pass
+        else:
+            two(x)
+
+    return [first, both]
+
+
+def test_what_is_no_code_tells_functions_apart() -> None:
+    one, other = _tried(print, print)
+    assert digest(one) != digest(other)
+    assert digest(lambda lr, wd: lr) != digest(lambda wd, lr: wd)
+    assert digest(_Numbers("a")) == digest(_Numbers("a")) != digest(_Numbers("b"))
+
+
+def test_names_of_attributes_are_no_names_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest(lambda x: x.RATE)
+    monkeypatch.setitem(globals(), "RATE", threading.Lock())
+    assert digest(lambda x: x.RATE) == before
+
+
+def test_functions_of_the_program_are_told_by_what_they_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def scaled(x: float) -> float:
+        return x * RATE
+
+    for function in (scaled, lambda x: scaled(x)):
+        monkeypatch.setattr(scaled, "__module__", "__main__")
+        monkeypatch.setattr(scaled, "__qualname__", "scaled")
+        before = digest(function)
+        with monkeypatch.context() as changed:
+            changed.setitem(globals(), "RATE", 2.0)
+            assert digest(function) != before
+        assert digest(function) == before
+
+
 def test_functions_may_refer_to_each_other() -> None:
     def ends(number: int) -> bool:
         return number < 1 or goes_on(number - 1)

@@ -21,8 +21,9 @@ from torchmetrics.classification import BinaryAUROC
 
 from optuna_nis import EmbeddingSpec, SearchSpace
 from optuna_nis._format import memory
-from optuna_nis.data import load_dataset
+from optuna_nis.data import EmbeddingDataModule, load_dataset
 from optuna_nis.lightning import (
+    FoundSizes,
     NISCallback,
     SearchPlan,
     convergence,
@@ -31,10 +32,12 @@ from optuna_nis.lightning import (
     searching,
 )
 from optuna_nis.lightning.training import quiet_trainer
+from optuna_nis.models import EmbeddingModule
 from optuna_nis.nn import apply_allocation, make_searchable
 from optuna_nis.serve import load
 from optuna_nis.serve.files import allocation_of
 from optuna_nis.study.results import outputs_of
+from optuna_nis.study.searches import searches_of
 from optuna_nis.study.settings import metric_of
 
 FAST: dict[str, Any] = {
@@ -317,6 +320,51 @@ def test_a_retraining_that_was_interrupted_goes_on(
         found.retrain(callbacks=[Untold(), KilledAt(0)], **options)
     assert "begins anew, in spite of `checkpoint_dir`" in caplog.text
     assert "and Untold cannot be told from others" in caplog.text
+
+
+def test_other_batches_and_models_are_other_trainings(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    options: dict[str, Any] = {"epochs": 1, "num_updates": 1, "budget": "25%"}
+
+    def data(batch_size: int) -> EmbeddingDataModule:
+        return load_dataset("flights", "ranking", max_rows=2_000, batch_size=batch_size)
+
+    def found(batch_size: int, **of_model: Any) -> FoundSizes:
+        module = data(batch_size)
+        build = reference_model(module.features, **of_model)
+        return search_sizes(build, module, study=study, **options)
+
+    lines: list[str] = []
+
+    def interrupted(line: str) -> None:
+        lines.append(line)
+        if "validation" in line:
+            raise KeyboardInterrupt
+
+    for sizes in (found(200), found(100), found(100, learning_rate=0.1)):
+        with pytest.raises(KeyboardInterrupt):
+            sizes.retrain(seeds=[0], max_epochs=1, checkpoint_dir=tmp_path, progress=interrupted)
+    assert not any("finished before" in line for line in lines)
+    settings = []
+    for sizes in (200, 100):
+        one = optuna.create_study(direction="maximize")
+        search_sizes(reference_model(data(sizes).features), data(sizes), study=one, **options)
+        ((_, search),) = searches_of(one).items()
+        settings.append(search.settings)
+    assert settings[0] != settings[1]
+
+
+def test_a_reference_model_on_dataloaders_becomes_a_file(tmp_path: Path) -> None:
+    module = load_dataset("flights", "ranking", max_rows=2_000, batch_size=200)
+    module.setup("test")
+    loaders = (module.train_dataloader(), module.val_dataloader(), module.test_dataloader())
+    build = reference_model(module.features)
+    found = search_sizes(build, loaders, "25%", epochs=1, num_updates=1)
+    with pytest.raises(ValueError, match="`output` must be a file"):
+        found.retrain(seeds=[0], max_epochs=1, output=tmp_path)
+    found.retrain(seeds=[0], max_epochs=1, output=tmp_path / "model.pt")
+    again = load(tmp_path / "model.pt", build)
+    assert isinstance(again, EmbeddingModule)
 
 
 class Untold(Callback):

@@ -25,6 +25,7 @@ from optuna_nis.nn import (
     sized_layers,
 )
 from optuna_nis.serve import allocation_of, freeze, load, quantize, save
+from optuna_nis.serve.files import check_savable
 
 
 def _build(kind: type[nn.Module]) -> Callable[[Allocation], nn.Module]:
@@ -208,6 +209,32 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             save(model, tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
+
+
+class _Subclass(Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("ending", "buffer", "message"),
+    [
+        (".safetensors", torch.arange(100)[:8], "is a part of a larger tensor"),
+        (".safetensors", torch.ones(1).expand(5), "repeats a smaller one"),
+        (".safetensors", torch.eye(3).to_sparse(), "is of the layout torch.sparse_coo"),
+        (".safetensors", torch.ones(2, dtype=torch.complex128), "is of the type torch.complex128"),
+        (".pt", torch.ones(2).as_subclass(_Subclass), "got 'x' of type _Subclass"),
+    ],
+)
+def test_buffers_that_a_format_does_not_have(
+    ending: str, buffer: Tensor, message: str, tmp_path: Path
+) -> None:
+    layer = MultiSizeEmbedding(TableAllocation("f", 9, 4, ()))
+    layer.register_buffer("x", buffer)
+    with pytest.raises(ValueError, match=message):
+        check_savable(layer, tmp_path / f"model{ending}", "output")
+    with pytest.raises(ValueError, match=message):
+        save(layer, tmp_path / f"model{ending}")
     assert not list(tmp_path.iterdir())
 
 
