@@ -62,7 +62,7 @@ def errors(
         if isinstance(error, StorageInternalError) or package in _CLIENTS:
             # Optuna says what it was about, the error before it what was wrong.
             why = str(error.__cause__ or error).partition(_STATEMENT)[0]
-            fail(f"The storage cannot be used: {why.partition(_BACKGROUND)[0]}")
+            fail(f"`--storage` cannot be used: {why.partition(_BACKGROUND)[0]}")
         if not isinstance(error, _EXPECTED):
             raise
         if isinstance(error, OSError) and error.errno in _FULL:

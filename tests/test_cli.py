@@ -200,7 +200,7 @@ def test_search_retrain_report_predict(table: Path) -> None:
         (PermissionError(errno.EACCES, "Permission denied", "x"), "[Errno 13] Permission denied"),
         (
             StorageInternalError("An exception is raised during the commit."),
-            "The storage cannot be used: disk is full",
+            "`--storage` cannot be used: disk is full",
         ),
     ],
 )
@@ -241,8 +241,8 @@ def test_what_the_machine_lacks_is_one_clear_line(
         (("--label", "city"), "city"),
         (("--dataset", "flights"), "Either `--dataset` or `--table`"),
         (("--storage", "study.db"), "`--storage` must be a URL"),
-        (("--storage", "sqlite:////nowhere/at/all.db"), "The storage cannot be used"),
-        (("--storage", "redis://127.0.0.1:1"), "The storage cannot be used"),
+        (("--storage", "sqlite:////nowhere/at/all.db"), "`--storage` cannot be used"),
+        (("--storage", "redis://127.0.0.1:1"), "`--storage` cannot be used"),
         (("--storage", "sqlite://study.db"), "`--storage` must be a URL of a database"),
     ],
 )

@@ -148,7 +148,7 @@ class Encoder:
                     f"The column {name!r} must have values known from before (`fitted`), such as "
                     f"{self.features.vocabularies[name].values[0]!r}, got only others in the "
                     f"training part, such as {column.first()!r}. This is another table, or its "
-                    "ids were renamed."
+                    "ids were renamed: search it under another study name."
                 )
         return numbers
 

@@ -231,6 +231,6 @@ def known_targets(fitted: Features, targets: CodedColumn) -> NDArray[np.int64]:
         raise ValueError(
             "The label must have values known from before (`fitted`), got only others in the "
             f"training part, such as {targets.first()!r}. This is another table, or its targets "
-            "were renamed."
+            "were renamed: search it under another study name."
         )
     return kept

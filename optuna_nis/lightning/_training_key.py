@@ -15,8 +15,8 @@ import numpy as np
 from optuna_nis.lightning._digest import digest
 from optuna_nis.models import EmbeddingModule
 
-#: Of an object that shows as nothing else.
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+# Of an object that shows as nothing else.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # Of the trainer: what says where it runs and what it shows, not what it comes to.
 _OF_PLACE = frozenset(
     {
@@ -83,7 +83,13 @@ def model_key(model: LightningModule) -> str:
         return digest(made_of)[:32]
     except Exception:  # Whatever the objects in it raise.
         # Where something is in memory says nothing of it.
-        return ADDRESS.sub("", str(made_of))
+        return _ADDRESS.sub("", str(made_of))
+
+
+def shown_model(model: LightningModule) -> str:
+    """A digest of what a model is made of and how it shows, its layers and their sizes."""
+    # Where something is in memory says nothing of it.
+    return digest([model_key(model), _ADDRESS.sub("", str(model))])[:32]
 
 
 def untold(trainer_options: Mapping[str, Any], callbacks: Sequence[Callback]) -> list[str]:

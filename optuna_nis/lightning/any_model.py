@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 import hashlib
 import inspect
@@ -23,12 +23,7 @@ from optuna_nis._logging import get_logger
 from optuna_nis.controller.sampler import NISSampler
 from optuna_nis.data import EmbeddingDataModule
 from optuna_nis.lightning._memory import looked_at
-from optuna_nis.lightning._training_key import (
-    ADDRESS,
-    model_key,
-    options_key,
-    shown_options,
-)
+from optuna_nis.lightning._training_key import options_key, shown_model, shown_options
 from optuna_nis.lightning.building import BuildModel, takes_sizes
 from optuna_nis.lightning.callback import NISCallback
 from optuna_nis.lightning.comparison import compare
@@ -56,7 +51,7 @@ from optuna_nis.strategy.journal import plan_in
 from optuna_nis.strategy.plan import SearchPlan
 from optuna_nis.strategy.shortlist import Candidate
 from optuna_nis.study.attributes import read_text
-from optuna_nis.study.keys import SPACE_ATTR
+from optuna_nis.study.keys import ROWS, SPACE_ATTR
 from optuna_nis.study.results import (
     Results,
     best_allocation,
@@ -216,10 +211,8 @@ class FoundSizes:
             return None
         # Which sizes are best may change before it is interrupted.
         model = looked_at(self._build, self.space.full())
-        shown = [str(model), model_key(model), self.space.to_json(), test_monitor]
+        shown = [shown_model(model), self.space.to_json(), test_monitor]
         shown += [self._monitored.name, self._monitored.mode]
-        # Where something is in memory says nothing of it.
-        shown = [ADDRESS.sub("", text) for text in shown]
         if isinstance(data, EmbeddingDataModule):
             shown += [data.fingerprint(), str(data.batch_size)]
         else:
@@ -349,9 +342,6 @@ def search_sizes(
     precisions = check_precisions(precisions)
     check_oov(oov)
     fit_data(data)
-    told: dict[str, Any] = {}
-    if isinstance(data, EmbeddingDataModule):
-        told["batch_size"] = data.batch_size
     no_length = isinstance(data, Sequence) and sized_len(data[0]) is None
     whole = plan.shortlist_batches in (None, 1)
     if no_length and not whole and "limit_train_batches" not in of_trainers:
@@ -386,7 +376,7 @@ def search_sizes(
             )
         subject = Subject(space, lambda: build_model(space), build_model)
         # A bad option must be told before anything is written into the study.
-        told["model"] = model_key(looked_at(build_model, space))
+        subject = replace(subject, key=shown_model(looked_at(build_model, space)))
     else:
         if space is not None:
             raise ValueError(
@@ -412,6 +402,7 @@ def search_sizes(
     _warn_of_other_counts(study, space, data)
     save_space(study, space)
     changing = shown_options(of_trainers)
+    exact = not no_length and "max_batches" not in (count_options or {})
     study.sampler = NISSampler(budget=space, seed=seed, settings=plan.policy)
     found, monitored = run_search(
         study,
@@ -437,8 +428,7 @@ def search_sizes(
             **({"processes": group.size} if group.size > 1 else {}),
             **_goal(metric, monitor, monitor_mode),
             **({"trainer_options": changing} if changing else {}),
-            **told,
-            **(settings or {}),
+            **(_told(subject, data, exact) if settings is None else settings),
         },
         callbacks=listed(callbacks),
         progress=progress,
@@ -451,6 +441,17 @@ def search_sizes(
     # What the first process has found is found by all.
     study = group.study(study)
     return FoundSizes(found, study, space, subject.sized, data, monitored, of_trainers)
+
+
+def _told(subject: Subject, data: Data, is_exact: bool) -> dict[str, Any]:
+    """What tells the model and the data of a search from others, as far as it shows."""
+    told: dict[str, Any] = {"model_digest": subject.key}
+    if isinstance(data, EmbeddingDataModule):
+        told |= {"batch_size": data.batch_size, ROWS: data.fingerprint("train", "validation")}
+    elif is_exact:
+        # Of other rows, the ids are others or others are frequent.
+        told[ROWS] = hashlib.sha256(subject.space.to_json().encode()).hexdigest()[:32]
+    return told
 
 
 def _check_same_ids(data: Data, searched: Data) -> None:

@@ -79,6 +79,17 @@ class SearchFolder:
                     return cls(path)
         return None
 
+    @classmethod
+    def is_left(cls, path: Path) -> bool:
+        """Whether there is a folder of a search that no process has taken up."""
+        if not path.is_dir():
+            return False
+        try:
+            cls(path).release()
+        except Timeout:
+            return False
+        return True
+
     @property
     def seconds(self) -> float:
         """The time that the search has taken, but for what was lost when it was killed."""

@@ -135,7 +135,8 @@ def compare(
     del model
     full = _Sizes("full", "Full size", space.full(32))
     uniforms, mixed = _uniforms(space, native), _mixed(space)
-    contenders = [*uniforms, *mixed]
+    known = [*uniforms, *mixed]
+    contenders = [*known]
     if space.fits(full.allocation):
         contenders.append(full)
     sign = comparison.monitored.sign
@@ -241,6 +242,9 @@ def compare(
             [said[rivals[index]] for index in others if index in decision.tied],
             [said[rivals[index]] for index in others if index not in decision.tied],
             said[full] if above else None,
+            next((same.label for same in known if same.allocation == taken.allocation), "")
+            if taken is found
+            else "",
         ),
         "uniform" if taken is uniform else taken.name,
         comparison.monitored.mode,

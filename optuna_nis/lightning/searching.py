@@ -56,7 +56,7 @@ from optuna_nis.study.keys import (
     SEARCH_SECONDS_ATTR,
 )
 from optuna_nis.study.results import cautions_of, save_parts
-from optuna_nis.study.searches import join, new_search_id, other_settings, searches_of
+from optuna_nis.study.searches import Search, join, new_search_id, other_settings, searches_of
 from optuna_nis.study.settings import check_metric, differences, plan_of, save_plan
 from optuna_nis.study.trials import finished_trials, is_trained
 
@@ -77,11 +77,14 @@ class Subject:
         space: Its space.
         supernet: Makes a supernet.
         sized: Makes a model of given sizes.
+        key: A text that is another one for a model that shows as another one; empty if it is not
+            known.
     """
 
     space: SearchSpace
     supernet: Callable[[], LightningModule]
     sized: BuildModel
+    key: str = ""
 
 
 def run_search(
@@ -141,7 +144,8 @@ def run_search(
             mode = study.user_attrs.get(MONITOR_MODE_ATTR, monitored.mode)
             return [], replace(monitored, mode=mode)
         else:
-            _tell_of_others(study, parent, settings, progress)
+            if group.is_first:
+                _tell_of_others(study, parent, settings, progress)
             search_id = group.share(new_search_id())
             folder = SearchFolder(group.own(parent / search_id), search_id)
         stack.callback(folder.release)
@@ -299,9 +303,9 @@ def _train_supernet(
 def _tell_of_others(
     study: Study, parent: Path, settings: Mapping[str, Any], progress: Callable[[str], None]
 ) -> None:
-    """Tell of interrupted searches like this one, but for processes or the rows of the data."""
+    """Tell of interrupted searches that this one does not go on with, and why."""
     for search in searches_of(study).values():
-        if search.seconds is not None or not (parent / search.id).is_dir():
+        if search.seconds is not None or not SearchFolder.is_left(parent / search.id):
             continue
         others = other_settings(search, settings)
         if others == ["processes"]:
@@ -315,14 +319,29 @@ def _tell_of_others(
                 f"The search {search.id} was interrupted. The data has other rows now: this is "
                 "another one."
             )
+        elif others:
+            told = _others(search, settings)
+            progress(
+                f"The search {search.id} was interrupted; started as it was it goes on. This is "
+                f"another one: {told}{' and other rows' * (ROWS in others)}."
+            )
+
+
+def _others(search: Search, settings: Mapping[str, Any]) -> str:
+    """The settings that are others than those of a search, but for the rows."""
+    names = [name for name in other_settings(search, settings) if name != ROWS]
+    before, now = (
+        {name: each[name] for name in names if name in each}
+        for each in (search.settings, settings)
+    )
+    return differences(before, now)
 
 
 def _warn_ignored(study: Study, settings: Mapping[str, Any]) -> None:
     """Say which options a study that has ended does not go by."""
-    ended = [s.settings for s in searches_of(study).values() if s.seconds is not None]
+    ended = [search for search in searches_of(study).values() if search.seconds is not None]
     # Of other rows it has been told where they were read.
-    now = {name: value for name, value in settings.items() if name != ROWS}
-    ignored = [differences({**before, ROWS: None}, {**now, ROWS: None}) for before in ended]
+    ignored = [_others(search, settings) for search in ended]
     if ignored and (least := min(ignored, key=len)):
         _logger.warning(
             f"Options are ignored, since `study` {study.study_name!r} has been searched, with "

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from optuna_nis.data.windows import whole
 from optuna_nis.lightning._package import is_a, lightning_of
+from optuna_nis.lightning._training_key import shown_model
 from optuna_nis.lightning.searching import Subject
 from optuna_nis.lightning.training import Data, training_loader
 from optuna_nis.nn import apply_allocation, count_ids, make_searchable, output_features
@@ -150,5 +151,7 @@ def _swapped(
     def sized(allocation: Allocation) -> LightningModule:
         return apply_allocation(build_model(), allocation, counts=counts)
 
-    space = make_searchable(build_model(), counts=counts, **options)
-    return Subject(space, supernet, sized)
+    model = build_model()
+    key = shown_model(model)
+    space = make_searchable(model, counts=counts, **options)
+    return Subject(space, supernet, sized, key)

@@ -29,6 +29,8 @@ from optuna_nis.study.keys import (
 from optuna_nis.study.trials import finished_trials
 
 _LONGEST_ID = 100
+# Settings that older searches do not have.
+_LATER = (ROWS, "model_digest", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,11 @@ def searches_of(study: Study) -> dict[str, Search]:
 def other_settings(search: Search, settings: Mapping[str, Any]) -> list[str]:
     """Names of the settings that are others than those that a search was started with.
 
-    Searches of before do not say which rows they saw; they are taken to be the same.
+    Searches of before do not say which model and which rows they saw, nor how many at a time;
+    they are taken to be the same.
     """
-    now = {"processes": 1, ROWS: None, **settings}
-    before = {"processes": 1, ROWS: now[ROWS], **search.settings}
+    now = {"processes": 1, **settings}
+    before = {"processes": 1, **{name: now.get(name) for name in _LATER}, **search.settings}
     return [name for name in {**now, **before} if now.get(name) != before.get(name)]
 
 

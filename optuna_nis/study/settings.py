@@ -259,9 +259,11 @@ def _settings(study: Study, key: str) -> dict[str, Any] | None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What is not the same, such as ``epochs 4 (now 8)``."""
+    """What is not the same, such as ``epochs 4 (now 8)``; of models there are digests alone."""
     return ", ".join(
-        f"{name} {_short(name, before)} (now {_short(name, now)})"
+        "another model"
+        if name == "model_digest"
+        else f"{name} {_short(name, before)} (now {_short(name, now)})"
         for name in dict.fromkeys([*before, *now])
         if before.get(name) != now.get(name)
     )

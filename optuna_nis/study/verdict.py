@@ -55,6 +55,7 @@ def verdict(
     tied: Sequence[Contender],
     others: Sequence[Contender],
     reference: Contender | None = None,
+    alike: str = "",
 ) -> str:
     """Say which sizes to take and why.
 
@@ -64,6 +65,7 @@ def verdict(
         tied: Others that cannot be told apart from the best.
         others: Those that are worse, best first.
         reference: The full tables, where they are above the budget but better than what is taken.
+        alike: Label of sizes that anyone would try, where those that are taken are these.
 
     Example:
         >>> nis = Contender("nis", "NIS", 0.7753, 0.12)
@@ -78,6 +80,8 @@ def verdict(
     # Found sizes are held against the best rival, if one is left, a rival against them.
     against = next((c for c in everyone if is_found or c.name == "nis"), None)
     subject = taken.words[0].upper() + taken.words[1:]
+    if alike:
+        subject += f", which are those of {alike[0].lower() + alike[1:]},"
     if against in tied:
         how = f"{taken.are} as good, take {taken.them}"
     else:

@@ -33,11 +33,10 @@ from optuna_nis.lightning import (
 )
 from optuna_nis.lightning.training import quiet_trainer
 from optuna_nis.models import EmbeddingModule
-from optuna_nis.nn import apply_allocation, make_searchable
+from optuna_nis.nn import apply_allocation, count_ids, make_searchable
 from optuna_nis.serve import load
 from optuna_nis.serve.files import allocation_of
 from optuna_nis.study.results import outputs_of
-from optuna_nis.study.searches import searches_of
 from optuna_nis.study.settings import metric_of
 
 FAST: dict[str, Any] = {
@@ -345,13 +344,48 @@ def test_other_batches_and_models_are_other_trainings(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             sizes.retrain(seeds=[0], max_epochs=1, checkpoint_dir=tmp_path, progress=interrupted)
     assert not any("finished before" in line for line in lines)
-    settings = []
-    for sizes in (200, 100):
-        one = optuna.create_study(direction="maximize")
-        search_sizes(reference_model(data(sizes).features), data(sizes), study=one, **options)
-        ((_, search),) = searches_of(one).items()
-        settings.append(search.settings)
-    assert settings[0] != settings[1]
+
+
+def test_a_search_goes_on_with_the_same_model_and_data_alone(tmp_path: Path) -> None:
+    study = optuna.create_study(direction="maximize")
+    lines: list[str] = []
+
+    class Wider(Ordinary):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.Linear(2, 2)
+
+    # Of other rows, ids are more or less frequent.
+    counts = count_ids(Data().train_dataloader(), Ordinary(), progress=False)
+    more = {name: 2 * own for name, own in counts.items()}
+
+    def begun(build: Any = Ordinary, **options: Any) -> None:
+        lines.clear()
+        with pytest.raises(KilledError):
+            search_sizes(
+                build,
+                Data(),
+                "25%",
+                monitor="val_auroc",
+                study=study,
+                checkpoint_dir=tmp_path,
+                callbacks=[KilledAt(3)],
+                progress=lines.append,
+                **(FAST | {"counts": counts} | options),
+            )
+
+    begun()
+    assert not any("interrupted" in line for line in lines)
+    begun()
+    assert lines[0].startswith("Going on with the search ")
+    for told, options in (
+        ("The data has other rows now", {"counts": more}),
+        ("another one: another model.", {"build": Wider}),
+        ("another one: num_updates 2 (now 3).", {"num_updates": 3}),
+    ):
+        begun(**options)
+        assert any(told in line for line in lines), lines
+        assert not any("Going on" in line for line in lines)
 
 
 def test_a_reference_model_on_dataloaders_becomes_a_file(tmp_path: Path) -> None:

@@ -49,3 +49,8 @@ FULL = Contender("full", "Full size", 0.78, 1.0)
 )  # fmt: skip
 def test_a_verdict_in_one_line(taken, tied, others, reference, line):
     assert verdict("ROC-AUC", taken, tied, others, reference) == line
+
+
+def test_found_sizes_that_anyone_would_try_are_told():
+    line = verdict("ROC-AUC", NIS, [], [MIXED], alike="Uniform 5, projected")
+    assert line.startswith("The found sizes, which are those of uniform 5, projected, are best: ")
