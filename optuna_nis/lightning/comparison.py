@@ -127,8 +127,7 @@ def compare(
     model = looked_at(comparison.build, next(iter(finalists.values())))
     # Other models want rows of the width that they were made for.
     native = isinstance(model, EmbeddingModule)
-    if comparison.output is not None:
-        _check_output(comparison, comparison.output, model)
+    _check_output(comparison, model)
     if not native:
         # Rather than after the first training; of untrained weights, and for the name alone.
         comparison.tested(model, limit_test_batches=1)
@@ -269,12 +268,14 @@ def _warn_of_overfitting(runs: Sequence[Run]) -> None:
         )
 
 
-def _check_output(comparison: Comparison, output: str, model: LightningModule) -> None:
+def _check_output(comparison: Comparison, model: LightningModule) -> None:
     """Refuse what the model could not be written to, before anything is trained."""
+    if comparison.output is None:
+        return
     if comparison.predicts(model):
-        check_folder("output", output)
+        check_folder("output", comparison.output)
     else:
-        check_savable(model, output, "output")
+        check_savable(model, comparison.output, "output")
 
 
 def _best_of(
