@@ -257,8 +257,9 @@ def search_sizes(
 
     Several such searches may be at work on one study, on several machines, and learn from each
     other's trials; the best sizes are those of all. One that was interrupted goes on from its
-    checkpoint when the same is called again with the same ``study`` and ``checkpoint_dir``.
-    Without one, nothing is done if another has brought the study to its end.
+    checkpoint when the same is called again with the same ``study`` and ``checkpoint_dir``; with
+    another model, other rows or other options a new one begins, and it is said. Without a
+    checkpoint, nothing is done if another search has brought the study to its end.
 
     Args:
         build_model: A function without arguments that makes the model, a Lightning module with
@@ -428,7 +429,9 @@ def search_sizes(
             **({"processes": group.size} if group.size > 1 else {}),
             **_goal(metric, monitor, monitor_mode),
             **({"trainer_options": changing} if changing else {}),
-            **(_told(subject, data, exact) if settings is None else settings),
+            # Where the rows are told, all else that is known of the data and the model is too.
+            **({} if ROWS in (settings or {}) else _told(subject, data, exact)),
+            **(settings or {}),
         },
         callbacks=listed(callbacks),
         progress=progress,

@@ -259,7 +259,9 @@ class Trainings:
         """Say once that nothing tells whether data or a model of one's own have changed."""
         if self._runs or not self._group.is_first:
             return
-        if not self._how.predicts(looked_at(self._how.build, allocation)):
+        of_package = isinstance(self._how.data, EmbeddingDataModule)
+        # Models of one's own may be large: none is made if the data have told already.
+        if not (of_package and self._how.predicts(looked_at(self._how.build, allocation))):
             _logger.warning(
                 "Trainings that ended before the retraining was interrupted are taken as they "
                 "are. If the data or how the model is trained have changed since, call it without "

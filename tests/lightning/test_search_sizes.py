@@ -386,6 +386,12 @@ def test_a_search_goes_on_with_the_same_model_and_data_alone(tmp_path: Path) -> 
         begun(**options)
         assert any(told in line for line in lines), lines
         assert not any("Going on" in line for line in lines)
+    # What else tells it is beside that, and not in its place.
+    begun(settings={"part": 1})
+    begun(Wider, settings={"part": 1})
+    assert not any("Going on" in line for line in lines)
+    begun(settings={"part": 1})
+    assert lines[0].startswith("Going on with the search ")
 
 
 def test_a_reference_model_on_dataloaders_becomes_a_file(tmp_path: Path) -> None:
